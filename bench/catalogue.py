@@ -1,0 +1,35 @@
+"""What a grid can name: methods with their hyper-parameters, models, data sources, grids."""
+
+from __future__ import annotations
+
+import yaml
+
+from bench.data import sources
+from bench.grid import find_grid, grid_names
+from bench.models import zoo
+from methods import registry
+
+
+def catalogue() -> str:
+    """A plain text for the terminal."""
+    lines = ["methods (hyper-parameters with their defaults):"]
+    for name in registry.names():
+        values = ", ".join(f"{key}={value!r}" for key, value in registry.defaults(name).items())
+        category = registry.build(name).category
+        lines.append(f"  {name:<20} {category:<22} {values}".rstrip())
+    lines += ["", "models:", *_wrapped(zoo.names())]
+    lines += ["", "data sources:", *_wrapped(list(sources.names()))]
+    lines += ["", "grids:"]
+    for name in grid_names():
+        values = yaml.safe_load(find_grid(name).read_text(encoding="utf-8"))
+        lines.append(f"  {name:<20} {' '.join(values['description'].split())}")
+    return "\n".join(lines)
+
+
+def _wrapped(names: list[str], width: int = 96) -> list[str]:
+    lines = [" "]
+    for name in names:
+        if len(lines[-1]) + len(name) + 2 > width:
+            lines.append(" ")
+        lines[-1] += f" {name}"
+    return lines

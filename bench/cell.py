@@ -1,0 +1,151 @@
+"""One cell of a grid: everything that decides its numbers, and the hash of that.
+
+A teacher is a cell like any other (a network trained on labels alone); the cells it teaches name
+it. Paths, devices and machines are not here: they may change how fast a cell runs, not what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Raised when a change of the harness changes the numbers of unchanged cells: old records are then
+# other cells, and nothing mixes.
+NUMERICS = 1
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Spec(BaseModel):
+    """A frozen model that accepts no unknown field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSpec(Spec):
+    """Which images, cut down how, and augmented how.
+
+    Attributes:
+        source: a name of `bench.data.sources`.
+        size: side length in pixels that every image is scaled to once; None leaves them alone.
+        classes: the first n classes, or the named ones; None for all.
+        pad: pixels added on each side before a random crop of the original size.
+        padding: what those pixels hold.
+        flip: mirror half of the images.
+        fraction: part of the training images, stratified; smaller parts lie inside larger ones.
+        labels: part of those whose labels the task loss may see, stratified and nested.
+        resolution: the student sees images reduced by this factor and scaled back.
+        validation: part of the training images held out; accuracy is then measured on them
+            instead of the test set. For choosing hyper-parameters.
+        split_seed: seed of the three splits above: the same for all seeds of a grid.
+    """
+
+    source: str
+    size: Annotated[int, Field(ge=4)] | None = None
+    classes: Annotated[int, Field(ge=2)] | tuple[str, ...] | None = None
+    pad: Annotated[int, Field(ge=0)] = 4
+    padding: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = True
+    fraction: Fraction = 1.0
+    labels: Fraction = 1.0
+    resolution: Annotated[int, Field(ge=1)] = 1
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    split_seed: int = 0
+
+
+class Recipe(Spec):
+    """The training recipe: stochastic gradient descent under a schedule.
+
+    Attributes:
+        epochs: the whole budget of a cell, all stages together (but see `budget`).
+        milestones: parts of a stage's epochs after which the learning rate is multiplied by
+            `decay`; for the multistep schedule.
+        evaluate_every: epochs between two measurements of the test accuracy; the last epoch is
+            always measured.
+        budget: "equal_epochs": every method trains for `epochs`. "addon": initialisation stages
+            come on top, as in most published code.
+    """
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
+    decay: Fraction = 0.1
+    drop_last: bool = True
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    budget: Literal["equal_epochs", "addon"] = "equal_epochs"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0")
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} must rise")
+        return self
+
+
+class Cell(Spec):
+    """One training: a model on data under a recipe, by a method, with a seed.
+
+    Attributes:
+        model: a name of `bench.models.zoo`, or a mapping that it builds from.
+        fingerprint: hash of the decoded images and labels, so that the same name on other files
+            is another cell.
+        hyperparameters: the method's, complete.
+        teacher: the cell whose network teaches; None for a baseline or a teacher.
+        source: the cell whose trunk the weights start from (transfer learning); else None.
+    """
+
+    model: str | dict[str, Any]
+    data: DataSpec
+    fingerprint: str
+    method: str
+    hyperparameters: dict[str, Any]
+    recipe: Recipe
+    seed: int
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    deterministic: bool = True
+    teacher: Cell | None = None
+    source: Cell | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """All fields as JSON-able values; a teacher or source as its model and cell id."""
+        values = self.model_dump(mode="json", exclude={"teacher", "source"})
+        for name, other in (("teacher", self.teacher), ("source", self.source)):
+            values[name] = other and {"cell_id": other.id, "model": other.model_name}
+        return values
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits: the hash of `resolved()` and of `NUMERICS`."""
+        text = json.dumps([NUMERICS, self.resolved()], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in tables."""
+        return model_name(self.model)
+
+    @property
+    def stream(self) -> str:
+        """Equal for cells that may share one stream of batches."""
+        shared = (self.data, self.fingerprint, self.seed, self.recipe.batch_size)
+        more = (self.recipe.drop_last, self.precision, self.deterministic)
+        return json.dumps([*(v.model_dump() if isinstance(v, Spec) else v for v in shared), *more])
+
+    def __str__(self) -> str:
+        """Teacher>student/method/seed, as in MLflow's list of runs."""
+        head = f"{self.teacher.model_name}>" if self.teacher else ""
+        return f"{head}{self.model_name}/{self.method}/{self.seed}"
+
+
+def model_name(model: str | dict[str, Any]) -> str:
+    """A model's name in tables: its own, or the torchvision name that a mapping asks for."""
+    return model if isinstance(model, str) else str(model.get("name") or model.get("torchvision"))

@@ -1,0 +1,327 @@
+"""The command line. The only module that knows all the others; each command imports its own.
+
+Exit code 0: every cell finished. 1: some cell failed, the others ran. 2: a wrong command or grid,
+one line that says what came, what was wanted and the cure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from bench.record import Plan, Record
+    from bench.workdir import WorkDir
+
+DEFAULT_GRID = "digits"
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+class UsageError(ValueError):
+    """A wrong command line or a missing piece; one line with the cure."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, with near matches, and no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError`, so that every wrong call ends in one place."""
+        words = message.split()
+        if message.startswith("unrecognized arguments:"):
+            known = [o for action in self._actions for o in action.option_strings]
+            near = difflib.get_close_matches(words[2].split("=")[0], known, n=1)
+            message = f"unknown option {words[2]}" + (f"; did you mean {near[0]}?" if near else "")
+        raise UsageError(f"{message} (see: run_all.py {self.prog.split()[-1]} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command, options = parse(words)
+        return command(options)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished cells are kept, and the same command goes on with the others",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
+    """The command and its options; without a command it is `run`."""
+    if words[:1] in (["-h"], ["--help"]):
+        top_parser().parse_args(["--help"])
+    if not words or words[0].startswith("-") or "=" in words[0]:
+        words = ["run", *words]
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {words[0]!r}; {hint}")
+    command, add_options, text = COMMANDS[words[0]]
+    parser = Parser(prog=f"run_all.py {words[0]}", description=text)
+    add_options(parser)
+    return command, parser.parse_intermixed_args(words[1:])
+
+
+def top_parser() -> argparse.ArgumentParser:
+    """The overview that `--help` prints."""
+    lines = "\n".join(f"  {name:<8} {text}" for name, (_, _, text) in COMMANDS.items())
+    return argparse.ArgumentParser(
+        prog="run_all.py",
+        usage="run_all.py [command] [options]",
+        description="Trains teacher / student / method / seed grids of knowledge distillation "
+        "under one budget and renders comparison tables.",
+        epilog=f"commands ('run' if none is given):\n{lines}\n\n"
+        "'run_all.py COMMAND --help' lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--grid", default=DEFAULT_GRID, metavar="NAME|FILE",
+        help=f"a grid that comes with the harness, or a YAML file (default: {DEFAULT_GRID})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("results"), metavar="DIR",
+        help="holds data caches, weights, records, MLflow's files and tables (default: results)",
+    )  # fmt: skip
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_grid(parser)
+    add = parser.add_argument
+    add("--methods", type=_names, metavar="A,B", help="only these methods; 'all' for every one")
+    add("--pairs", type=_names, metavar="T:S,...", help="only these teacher:student pairs")
+    add("--seeds", type=_numbers, metavar="0-4", help="only these seeds: 0-4 or 0,2,7")
+    add("--data-root", type=Path, metavar="DIR", help="where your data sets lie, and where "
+        "downloads go (default: inside the work directory)")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--workers", type=int, metavar="N",
+        help="processes (default: one per core on the CPU, one per GPU on CUDA)")  # fmt: skip
+    add("--threads", type=int, default=1, metavar="N",
+        help="torch threads per process on the CPU; results are bit-equal for equal numbers of "
+        "threads (default: 1)")  # fmt: skip
+    add("--retry-failed", action="store_true", help="train failed cells again")
+    add("--dry-run", action="store_true", help="say what would run, and stop")
+    add("overrides", nargs="*", metavar="FIELD=VALUE",
+        help="fields of the grid to replace, such as recipe.epochs=10")  # fmt: skip
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    _add_grid(parser)
+    parser.add_argument("--from", dest="origin", choices=("records", "mlflow"), default="records",
+                        help="where results are read (default: records)")  # fmt: skip
+
+
+def _add_ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work-dir", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--port", type=int, default=5000, help="on loopback (default: 5000)")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0-2,7" -> [0, 1, 2, 7]."""
+    numbers: list[int] = []
+    for part in _names(text):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
+        numbers += range(int(first), int(last or first) + 1)
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"got {text!r}, which names no seed")
+    return numbers
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains a grid and prints its table."""
+    from rich.console import Console
+
+    from bench.data.dataset import DataError, fingerprint
+    from bench.data.sources import load
+    from bench.grid import GridError, expand, load_grid, narrow
+    from bench.launch.coordinator import exit_code, run_grid
+    from bench.launch.job import Setting, provenance
+    from bench.train.device import pick_device
+    from bench.train.stream import check_sizes
+    from bench.workdir import WorkDir
+
+    console = Console(soft_wrap=True)
+    work = WorkDir(options.work_dir)
+    try:
+        grid = load_grid(options.grid, options.overrides)
+        grid = narrow(grid, options.methods, options.pairs, options.seeds)
+        device = pick_device(options.device).type if options.device == "auto" else options.device
+        pick_device(device)
+        console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
+        data = load(
+            grid.data.source, data_root=options.data_root, cache=work.cache,
+            size=grid.data.size, classes=grid.data.classes,
+        )  # fmt: skip
+        expansion = expand(grid, fingerprint(data))
+        check_sizes(expansion.cells.values(), data)
+    except (GridError, DataError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    devices = _devices(device, options.workers)
+    if options.dry_run:
+        from bench.launch.preview import preview
+
+        console.print(preview(expansion, work.store, options.retry_failed), highlight=False)
+        return 0
+    setting = Setting(
+        store=work.store.root, cache=work.cache, data_root=options.data_root, device=devices[0],
+        threads=options.threads, provenance=provenance(CHECKOUT),
+    )  # fmt: skip
+    outcome = run_grid(
+        expansion, work, setting, devices, retry_failed=options.retry_failed, console=console
+    )
+    _print_tables(work, expansion.plan, work.store.read_all(expansion.plan.cell_ids()))
+    _mirror_tables(work, expansion.plan)
+    _say_outcome(console, outcome.trained, outcome.counts, outcome.seconds,
+                 outcome.recording_seconds)  # fmt: skip
+    return exit_code(outcome.counts)
+
+
+def _devices(device: str, workers: int | None) -> list[str]:
+    """One entry for each worker process."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers: got {workers}, wanted 1 or more")
+    if device == "cpu":
+        return ["cpu"] * (workers or len(os.sched_getaffinity(0)))
+    import torch
+
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    count = workers or len(gpus)
+    return [gpus[i % len(gpus)] for i in range(count)]
+
+
+def _print_tables(work: WorkDir, plan: Plan, records: dict[str, Record]) -> None:
+    from bench.report.summary import write_summary
+
+    print(write_summary(plan, records, work.grid(plan.name)))
+
+
+def _mirror_tables(work: WorkDir, plan: Plan) -> None:
+    from bench.tracking import Mirror, TrackingError
+
+    files = [work.grid(plan.name) / name for name in ("summary.md", "summary.csv", "cells.csv")]
+    try:
+        Mirror(work.root, plan.name).send_summary(files)
+    except TrackingError as error:
+        print(f"tables are not in MLflow: {error}", file=sys.stderr)
+
+
+def _say_outcome(
+    console: object, trained: int, counts: dict[str, int], seconds: float, recording: float
+) -> None:
+    states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
+    if trained:
+        print(
+            f"{trained} cells trained in {seconds:.0f} s; the coordinator spent {recording:.1f} s "
+            f"({recording / max(seconds, 1e-9):.1%}) recording to MLflow; in all: {states}"
+        )
+    else:
+        print(f"nothing to train, every cell has a result; in all: {states}")
+
+
+def tables(options: argparse.Namespace) -> int:
+    """Renders a grid's tables again from what is recorded."""
+    work = _work_dir(options)
+    plan, records = _read(work, _grid_name(options.grid), options.origin)
+    _print_tables(work, plan, records)
+    return 0
+
+
+def sync(options: argparse.Namespace) -> int:
+    """Sends to MLflow the records that it lacks."""
+    from bench.tracking import Mirror, TrackingError, mirror_all
+
+    work = _work_dir(options)
+    name = _grid_name(options.grid)
+    plan, _ = _read(work, name, "records")
+    try:
+        sent = mirror_all(Mirror(work.root, name), plan, work.store)
+    except TrackingError as error:
+        raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
+    print(f"{sent} records sent")
+    _mirror_tables(work, plan)
+    return 0
+
+
+def list_all(options: argparse.Namespace) -> int:
+    """Prints what a grid can name."""
+    from bench.catalogue import catalogue
+
+    print(catalogue())
+    return 0
+
+
+def ui(options: argparse.Namespace) -> int:
+    """Serves the MLflow UI on loopback until it is stopped."""
+    from bench.tracking import serve
+
+    return serve(options.work_dir, options.port)
+
+
+def _work_dir(options: argparse.Namespace) -> WorkDir:
+    from bench.workdir import WorkDir
+
+    return WorkDir(options.work_dir)
+
+
+def _grid_name(name_or_path: str) -> str:
+    return Path(name_or_path).stem if name_or_path.endswith((".yaml", ".yml")) else name_or_path
+
+
+def _read(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:
+    """A grid's plan and records, from the work directory or from MLflow alone."""
+    from bench.record import Plan
+
+    if origin == "mlflow":
+        from bench.tracking import Mirror, TrackingError
+
+        try:
+            return Mirror(work.root, grid).fetch()
+        except TrackingError as error:
+            raise UsageError(f"--from mlflow: {error}") from None
+    try:
+        plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
+    return plan, work.store.read_all(plan.cell_ids())
+
+
+def _no_options(parser: argparse.ArgumentParser) -> None:
+    """For commands without options."""
+
+
+COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str]] = {
+    "run": (run, _add_run, "train what is unfinished of a grid, then print its tables"),
+    "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
+    "sync": (sync, _add_grid, "send to MLflow the records that it lacks"),
+    "list": (list_all, _no_options, "methods, models, data sets and grids, with their options"),
+    "ui": (ui, _add_ui, "serve the MLflow UI on loopback"),
+}

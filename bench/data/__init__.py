@@ -1,0 +1,1 @@
+"""Data sets as tensors in memory: sources, cache, splits, augmentation and batches."""

@@ -1,0 +1,138 @@
+"""Random crop and horizontal flip, drawn for each sample, of a whole batch at once.
+
+The draws of an epoch are made together on the CPU from one seed. So they are the same on every
+device, and an image's crop depends on (seed, epoch, its position) alone: not on the batch it is in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PADDINGS = ("zeros", "reflect")
+
+
+class Draws(NamedTuple):
+    """One epoch's augmentation of each of N images.
+
+    Attributes:
+        dy: (N,) int64, first row of the crop in the padded image.
+        dx: (N,) int64, first column.
+        flip: (N,) bool, whether the crop is mirrored left to right.
+    """
+
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+
+    def to(self, device: torch.device | str) -> Draws:
+        """The same draws on a device."""
+        return Draws(*(values.to(device) for values in self))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Pad every side, crop back to the original size at random, mirror with probability 1/2.
+
+    Attributes:
+        pad: pixels added on each side; 0 for no crop.
+        padding: "zeros": black, the uint8 value 0 *before* normalisation (so not 0 after it), as
+            the field's recipes have it; or "reflect": mirrored about the edge pixel.
+        flip: whether images are mirrored at all; wrong for digits and letters.
+    """
+
+    pad: int
+    padding: str = "zeros"
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses a negative pad and an unknown padding."""
+        if self.pad < 0:
+            raise ValueError(f"pad {self.pad} is negative; wanted pixels, 0 for no crop")
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding {self.padding!r} is none of {', '.join(PADDINGS)}")
+
+    def draw(self, count: int, seed: int) -> Draws:
+        """Draws for `count` images, on the CPU.
+
+        Args:
+            count: N.
+            seed: of this epoch's augmentation stream.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        offsets = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        return Draws(offsets[0], offsets[1], mirrored & self.flip)
+
+    def pad_images(self, images: Tensor) -> Tensor:
+        """Pads a whole set once, so that a batch only needs to be cut out of it.
+
+        Args:
+            images: (N, C, H, W) uint8.
+
+        Returns:
+            (N, C, H + 2 pad, W + 2 pad), contiguous; the images themselves if pad is 0.
+
+        Raises:
+            ValueError: "reflect" with a pad that is not below H and W.
+        """
+        if self.pad == 0:
+            return images.contiguous()
+        if self.padding == "zeros":
+            return functional.pad(images, (self.pad,) * 4)
+        height, width = images.shape[2:]
+        if self.pad >= min(height, width):
+            raise ValueError(
+                f"pad {self.pad} reflects more than a {height}x{width} image has; "
+                f"wanted at most {min(height, width) - 1}, or padding 'zeros'"
+            )
+        rows, columns = (_reflected(n, self.pad, images.device) for n in (height, width))
+        return images[:, :, rows][:, :, :, columns]
+
+
+def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
+    """Source positions of a padded axis: pad, ..., 1, 0, 1, ..., size - 1, size - 2, ...
+
+    torch's own reflect padding has no uint8.
+    """
+    positions = torch.arange(-pad, size + pad, device=device).abs()
+    return size - 1 - (size - 1 - positions).abs()
+
+
+def crop_flip(padded: Tensor, index: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
+    """The augmented images of one batch, each with its own crop and flip.
+
+    Rows are copied whole and then cut by a gather that runs backwards where the image is mirrored.
+    For 256 images of 3x32x32 on one CPU thread that took 0.9 ms; fancy indexing of unfolded
+    windows 1.6 to 2.7 ms, one gather over pixels 1.5 ms, a loop over samples 1.8 ms.
+
+    Args:
+        padded: (N, C, H', W') uint8, contiguous, see `Augment.pad_images`.
+        index: (B,) positions in the set.
+        draws: of all N images, on the same device.
+        size: (H, W) of the crop.
+
+    Returns:
+        (B, C, H, W) uint8.
+
+    Example:
+        >>> image = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
+        >>> draws = Draws(torch.tensor([1]), torch.tensor([0]), torch.tensor([True]))
+        >>> crop_flip(image, torch.tensor([0]), draws, (2, 2))[0, 0]
+        tensor([[4, 3],
+                [7, 6]], dtype=torch.uint8)
+    """
+    batch, (height, width) = len(index), size
+    channels, padded_height, padded_width = padded.shape[1:]
+    across, down, along = (torch.arange(n, device=index.device) for n in (channels, height, width))
+    planes = index[:, None] * channels + across
+    rows = planes[:, :, None] * padded_height + (draws.dy[index, None] + down)[:, None, :]
+    lines = padded.view(-1, padded_width).index_select(0, rows.view(-1))
+    columns = draws.dx[index, None] + torch.where(draws.flip[index, None], width - 1 - along, along)
+    columns = columns[:, None, :].expand(-1, channels * height, -1)
+    cut = lines.view(batch, channels * height, padded_width).gather(2, columns)
+    return cut.view(batch, channels, height, width)

@@ -1,0 +1,195 @@
+"""What a data set is once it is in memory: two stacks of uint8 images and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Classes = int | Sequence[str | int]
+"""Which classes to keep: the first n, or some by name or position."""
+
+Part = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) uint8 and labels (N,) int64."""
+
+
+class DataError(ValueError):
+    """The data that was asked for is missing, unreadable or unfit; one line says what to do."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DataSet:
+    """A data set, decoded. Build it with `DataSet.of`, which measures the statistics.
+
+    Attributes:
+        name: the source's name.
+        train_images: (N, C, H, W) uint8.
+        train_labels: (N,) int64, positions in `classes`.
+        test_images: (M, C, H, W) uint8.
+        test_labels: (M,) int64.
+        classes: the class names.
+        mean: per channel, of the training images scaled to [0, 1].
+        std: per channel, likewise; the population's (divided by N, not N - 1).
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> DataSet:
+        """The data set of these images, with the mean and deviation of its training part."""
+        mean, std = channel_statistics(train[0])
+        return cls(
+            name=name,
+            train_images=train[0],
+            train_labels=train[1],
+            test_images=test[0],
+            test_labels=test[1],
+            classes=tuple(classes),
+            mean=mean,
+            std=std,
+        )
+
+    def only(self, classes: Classes) -> DataSet:
+        """The images of some classes, labelled anew from 0 in this set's own class order.
+
+        Args:
+            classes: the first n, or names or positions in any order.
+
+        Raises:
+            DataError: an unknown class, or fewer than two.
+        """
+        kept = choose_classes(self.classes, classes)
+        relabel = torch.full((len(self.classes),), -1)
+        relabel[kept] = torch.arange(len(kept))
+        return DataSet.of(
+            self.name,
+            _relabelled(self.train_images, relabel[self.train_labels]),
+            _relabelled(self.test_images, relabel[self.test_labels]),
+            [self.classes[position] for position in kept],
+        )
+
+    def resized(self, size: int) -> DataSet:
+        """Every image at size x size, see `resize`."""
+        return DataSet.of(
+            self.name,
+            (_resized(self.train_images, size), self.train_labels),
+            (_resized(self.test_images, size), self.test_labels),
+            self.classes,
+        )
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population deviation of each channel, of values scaled to [0, 1].
+
+    Counting the 256 levels makes both exact to float64 and needs no float copy of the images.
+
+    Args:
+        images: (N, C, H, W) uint8.
+
+    Returns:
+        C means and C deviations. A channel that never varies gets 1.0 instead of a deviation of
+        0, so that normalising maps it to 0 and not to NaN.
+
+    Example:
+        >>> half = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
+        >>> channel_statistics(half)
+        ((0.5,), (0.5,))
+    """
+    counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in images.unbind(1)])
+    share = counts.double() / counts.sum(1, keepdim=True)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ levels
+    std = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    return tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist())
+
+
+def choose_classes(names: Sequence[str], classes: Classes) -> list[int]:
+    """Positions in `names` of the classes to keep, ascending.
+
+    Raises:
+        DataError: an unknown name, a position or count out of range, a repetition, fewer than 2.
+
+    Example:
+        >>> choose_classes(("ant", "bee", "cat"), ["cat", 0]), choose_classes(("ant", "bee"), 2)
+        ([0, 2], [0, 1])
+    """
+    if isinstance(classes, int):
+        if not 2 <= classes <= len(names):
+            raise DataError(f"classes: {classes} asked for, wanted 2 to {len(names)} of them")
+        return list(range(classes))
+    if isinstance(classes, str):
+        raise DataError(f"classes: {classes!r} is one name; wanted a list of names or a count")
+    kept = {_position(names, entry) for entry in classes}
+    if len(kept) < 2 or len(kept) != len(classes):
+        raise DataError(f"classes: {list(classes)} asked for, wanted at least two different ones")
+    return sorted(kept)
+
+
+def _position(names: Sequence[str], entry: str | int) -> int:
+    if isinstance(entry, int) and 0 <= entry < len(names):
+        return entry
+    if isinstance(entry, str) and entry in names:
+        return names.index(entry)
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    raise DataError(f"classes: no class {entry!r} among the {len(names)} there are ({shown})")
+
+
+def _relabelled(images: Tensor, labels: Tensor) -> Part:
+    kept = labels >= 0
+    return images[kept], labels[kept]
+
+
+def resize(plane: Image.Image, size: int) -> np.ndarray:
+    """One channel at size x size: area average along an axis that shrinks, bilinear if it grows.
+
+    The aspect ratio is not kept. An area average is what a coarser sensor would have seen;
+    bilinear interpolation alone would alias.
+
+    Args:
+        plane: a grey image.
+        size: pixels of each side.
+
+    Returns:
+        (size, size) uint8.
+
+    Example:
+        >>> resize(Image.fromarray(np.array([[0, 4], [8, 5]], dtype=np.uint8)), 1)
+        array([[4]], dtype=uint8)
+    """
+    width, height = plane.size
+    # In float, to round once and not once an axis.
+    smaller = plane.convert("F").resize((min(width, size), min(height, size)), Image.Resampling.BOX)
+    exact = np.asarray(smaller.resize((size, size), Image.Resampling.BILINEAR))
+    return np.rint(exact).astype(np.uint8)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    planes = images.flatten(0, 1).numpy()
+    out = np.stack([resize(Image.fromarray(plane), size) for plane in planes])
+    return torch.from_numpy(out).view(*images.shape[:2], size, size)
+
+
+def fingerprint(data: DataSet) -> str:
+    """Hash of the decoded images, labels and class names: equal for equal data, wherever it lay.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        digest.update(json.dumps([str(part.dtype), *part.shape]).encode())
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,47 @@
+"""Lower resolution at an unchanged size."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def degrade(images: Tensor, factor: int) -> Tensor:
+    """What a sensor `factor` times coarser would have seen, drawn at the original size.
+
+    Area average over factor x factor pixels, then bilinear interpolation back (pixel centres at
+    half integers), so that networks and the shapes of their features stay as they are. Both steps
+    keep an image's mean, and being linear they commute with normalisation.
+
+    Args:
+        images: (B, C, H, W), floating point.
+        factor: q; 1 returns `images` itself.
+
+    Returns:
+        (B, C, H, W) in the images' unit.
+
+    Raises:
+        TypeError: images that are not floating point.
+        ValueError: images not (B, C, H, W), a factor below 1 or one that does not divide H and W.
+
+    Example:
+        >>> import torch
+        >>> degrade(torch.tensor([[0.0, 4.0], [8.0, 4.0]]).view(1, 1, 2, 2), 2).flatten()
+        tensor([4., 4., 4., 4.])
+    """
+    if images.ndim != 4:
+        raise ValueError(f"degrade: images {tuple(images.shape)}; wanted (B, C, H, W)")
+    if not images.is_floating_point():
+        raise TypeError(f"degrade: images are {images.dtype}; wanted normalised floats")
+    height, width = images.shape[2:]
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(
+            f"degrade: factor {factor} does not divide {height}x{width} images; "
+            "choose a common divisor of both sides"
+        )
+    if factor == 1:
+        return images
+    coarse = functional.avg_pool2d(images, factor)
+    return functional.interpolate(
+        coarse, size=(height, width), mode="bilinear", align_corners=False
+    )

@@ -1,0 +1,209 @@
+"""Where data sets come from. A new source is one entry of `SOURCES`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data.cache import cached
+from bench.data.dataset import Classes, DataError, DataSet, Part
+from bench.data.folders import class_names, list_tree, read_tree
+from bench.data.splits import stratified_order
+from bench.seeds import derive
+
+FOLDER = "folder"
+DIGITS_TEST_PER_CLASS = 50
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that this project knows how to get.
+
+    Attributes:
+        read: (name, folder for downloads) -> the whole data set.
+        classes: how many it has; a folder tree with another number is not this data set.
+        as_tree: whether a class-per-folder tree under the data root stands in for it.
+    """
+
+    read: Callable[[str, Path], DataSet]
+    classes: int
+    as_tree: bool = True
+
+
+def names() -> tuple[str, ...]:
+    """Every source there is, "folder" last; a folder's own name under the data root works too."""
+    return (*sorted(SOURCES), FOLDER)
+
+
+def load(
+    source: str,
+    *,
+    data_root: Path | None,
+    cache: Path,
+    size: int | None = None,
+    classes: Classes | None = None,
+) -> DataSet:
+    """A data set as uint8 tensors, decoded at most once.
+
+    A class-per-folder tree wins over a download: `<data_root>/<source>/{train,test}/<class>/`, or
+    `<data_root>/{train,test}/<class>/` if it has as many classes as the source, or if the data
+    root itself has the source's name. Source "folder" is the tree in the data root, whatever it
+    holds.
+
+    Args:
+        source: one of `names`, or the name of a folder under `data_root`.
+        data_root: where data sets lie; downloads go there too. None for nowhere.
+        cache: folder for decoded data, and for downloads if there is no data root.
+        size: brings every image to size x size, once: area average down, bilinear up.
+        classes: keeps the first n, or some by name or position; labels follow the source's own
+            class order, whatever order they are given in.
+
+    Raises:
+        DataError: nothing of that name, no way to get it, or a fault in it; see `list_tree`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     digits = load("digits", data_root=None, cache=Path(folder), classes=3)
+        >>> digits.test_images.shape, digits.classes
+        (torch.Size([150, 1, 8, 8]), ('0', '1', '2'))
+    """
+    if size is not None and size < 1:
+        raise DataError(f"size {size} of data set {source!r} must be at least 1 pixel")
+    if data_root is not None and not data_root.is_dir():
+        raise DataError(f"data root {data_root} is no folder; give --data-root one that exists")
+    root = _tree_root(source, data_root)
+    asked = {"source": source, "size": size, "classes": _canonical(classes)}
+    if root is not None:
+        tree = list_tree(root, classes)
+        logger.info("data set %s: %d classes from %s", source, len(tree.classes), root)
+        asked["tree"] = str(root.resolve())
+        key = {**asked, "fingerprint": tree.fingerprint()}
+        return cached(_cache_path(cache, asked), key, partial(read_tree, tree, source, size))
+    if source not in SOURCES:
+        raise _unknown(source, data_root)
+    downloads = data_root or cache / "downloads"
+    build = partial(_read_known, source, downloads, size, classes)
+    return cached(_cache_path(cache, asked), asked, build)
+
+
+def _tree_root(source: str, data_root: Path | None) -> Path | None:
+    """The folder that holds the source's train/ and test/, None if it must be got otherwise."""
+    if source == FOLDER:
+        if data_root is None:
+            raise DataError("source 'folder' needs --data-root D with D/{train,test}/<class>/")
+        return data_root
+    known = SOURCES.get(source)
+    if data_root is None or (known and not known.as_tree):
+        return None
+    named = data_root / source
+    if (named / "train").is_dir():
+        return _with_right_classes(named, known)
+    if not ((data_root / "train").is_dir() and (data_root / "test").is_dir()):
+        return None
+    if known is None:
+        return data_root if data_root.resolve().name == source else None
+    # Another set's tree in the data root is no fault: this source is then got elsewhere.
+    return data_root if len(class_names(data_root, "train")) == known.classes else None
+
+
+def _with_right_classes(root: Path, known: Source | None) -> Path:
+    count = len(class_names(root, "train"))
+    if known and count != known.classes:
+        raise DataError(
+            f"{root / 'train'} has {count} class folders, {root.name} has {known.classes}; "
+            "rename the folder to use it as a data set of its own"
+        )
+    return root
+
+
+def _canonical(classes: Classes | None) -> object:
+    """One JSON value for equal selections."""
+    if classes is None or isinstance(classes, (int, str)):
+        return classes
+    return sorted(map(repr, classes))
+
+
+def _cache_path(cache: Path, asked: dict[str, object]) -> Path:
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    label = re.sub(r"[^\w.-]", "_", str(asked["source"]))
+    return cache / f"{label}-{digest[:12]}.safetensors"
+
+
+def _unknown(source: str, data_root: Path | None) -> DataError:
+    near = get_close_matches(source, names(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    where = f"{data_root / source}" if data_root else f"D/{source} with --data-root D"
+    return DataError(
+        f"no data source {source!r}; {hint}known: {', '.join(names())}. "
+        f"A tree of your own would be {where}, holding {{train,test}}/<class>/<image>"
+    )
+
+
+def _read_known(source: str, downloads: Path, size: int | None, classes: Classes | None) -> DataSet:
+    data = SOURCES[source].read(source, downloads)
+    if classes is not None:
+        data = data.only(classes)
+    return data if size is None else data.resized(size)
+
+
+def _read_digits(name: str, downloads: Path) -> DataSet:
+    """scikit-learn's 1,797 grey 8x8 digits; its levels 0..16 become 0..255.
+
+    The set has no official split. Ours takes 50 images of each class for the test (500) by a
+    fixed seed and leaves 1,297 for training, each part in the set's own order.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    tested = torch.zeros(len(labels), dtype=torch.bool)
+    for positions in stratified_order(labels, derive(0, "digits", "split")):
+        tested[positions[:DIGITS_TEST_PER_CLASS]] = True
+    train, test = (images[~tested], labels[~tested]), (images[tested], labels[tested])
+    return DataSet.of(name, train, test, [str(label) for label in bunch.target_names])
+
+
+def _read_torchvision(kind: str, name: str, downloads: Path) -> DataSet:
+    """A torchvision data set, downloaded and verified by torchvision's own class."""
+    from torchvision import datasets
+
+    dataset = getattr(datasets, kind)
+    try:
+        train, test = (dataset(root=downloads, train=part, download=True) for part in (True, False))
+    except (RuntimeError, OSError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"data set {name!r} is not here and could not be downloaded to {downloads} ({reason}); "
+            f"supply it with --data-root D: torchvision's own files in D, or images as "
+            f"D/{name}/{{train,test}}/<class>/<image>"
+        ) from error
+    return DataSet.of(name, _part(train), _part(test), train.classes)
+
+
+def _part(dataset: Any) -> Part:
+    images = torch.as_tensor(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(dataset.targets, dtype=torch.int64)
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_read_digits, 10, as_tree=False),
+    "cifar10": Source(partial(_read_torchvision, "CIFAR10"), 10),
+    "cifar100": Source(partial(_read_torchvision, "CIFAR100"), 100),
+    "fashion_mnist": Source(partial(_read_torchvision, "FashionMNIST"), 10),
+    "mnist": Source(partial(_read_torchvision, "MNIST"), 10),
+}

@@ -1,0 +1,437 @@
+"""Grid files: what is to be run, as data, checked before anything starts.
+
+A grid names a data set, teacher-student pairs, methods and seeds; `expand` turns it into cells
+and the rows of its tables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from bench import record
+from bench.cell import Cell, DataSpec, Fraction, Recipe, Spec
+from bench.models import zoo
+from methods import registry
+
+GRIDS = Path(__file__).parent / "grids"
+RESERVED = {"store", "mlartifacts"}
+
+
+class GridError(ValueError):
+    """A wrong grid: the field, what came, what was wanted; one line."""
+
+
+class TeacherSpec(Spec):
+    """How teachers differ from students: their own share of the data, recipe and seeds."""
+
+    fraction: Fraction = 1.0
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    seed: Literal["per_seed"] | int = "per_seed"
+
+
+class Axes(Spec):
+    """Values of the data axes; the grid is their product."""
+
+    fraction: tuple[Fraction, ...] | None = None
+    labels: tuple[Fraction, ...] | None = None
+    resolution: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+
+
+class PairSpec(Spec):
+    """A teacher and the student it teaches; in a grid file also written `teacher:student`."""
+
+    teacher: str
+    student: str
+
+
+class MethodSpec(Spec):
+    """A method with the hyper-parameters that differ from its defaults."""
+
+    name: str
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The row's name: the method and what differs from its defaults."""
+        changed = ", ".join(f"{k}={_short(v)}" for k, v in self.hyperparameters.items())
+        return f"{self.name} ({changed})" if changed else self.name
+
+
+class Grid(Spec):
+    """A grid file.
+
+    Attributes:
+        models: own names for models that need more than a name (torchvision with taps by path).
+        recipe_for: fields of the recipe that differ for one model, by its name.
+    """
+
+    name: str = ""
+    description: str
+    data: DataSpec
+    axes: Axes = Axes()
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    pairs: tuple[PairSpec, ...] = ()
+    teachers: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
+    methods: tuple[MethodSpec, ...]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+    recipe_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    teacher: TeacherSpec = TeacherSpec()
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    deterministic: bool = True
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _read_pairs(cls, value: Any) -> Any:
+        return [_pair(v) if isinstance(v, str) else v for v in _listed(value)]
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _read_methods(cls, value: Any) -> Any:
+        return [_method(v) for v in _listed(value)]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError(f"got {value}, wanted at least 1 seed")
+            return tuple(range(value))
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Grid:
+        if bool(self.pairs) == bool(self.teachers or self.students):
+            raise ValueError("give either pairs, or teachers and students")
+        if not self.pairs and not (self.teachers and self.students):
+            raise ValueError("teachers and students come together: one of the two is empty")
+        for what, values in (("seeds", self.seeds), ("methods", [m.label for m in self.methods])):
+            if not values:
+                raise ValueError(f"{what} is empty, wanted at least one")
+            if repeated := [v for v in dict.fromkeys(values) if list(values).count(v) > 1]:
+                raise ValueError(f"{what} names {repeated[0]} twice")
+        return self
+
+    @property
+    def all_pairs(self) -> tuple[PairSpec, ...]:
+        """The pairs, written out."""
+        product = itertools.product(self.teachers, self.students)
+        return self.pairs or tuple(PairSpec(teacher=t, student=s) for t, s in product)
+
+    def model(self, name: str) -> str | dict[str, Any]:
+        """The model that `name` stands for in this grid."""
+        return {**self.models[name], "name": name} if name in self.models else name
+
+    def recipe_of(self, model: str, more: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe for one model, with the fields of `recipe_for` and then `more` replaced."""
+        changed = {**self.recipe_for.get(model, {}), **(more or {})}
+        return Recipe(**{**self.recipe.model_dump(), **changed})
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _pair(text: str) -> dict[str, str]:
+    teacher, colon, student = text.partition(":")
+    if not (teacher and colon and student):
+        raise ValueError(f"got {text!r}, wanted teacher:student")
+    return {"teacher": teacher, "student": student}
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, hyperparameters),) = value.items()
+        return {"name": name, "hyperparameters": hyperparameters or {}}
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def grid_names() -> list[str]:
+    """The grids that come with the harness."""
+    return sorted(path.stem for path in GRIDS.glob("*.yaml"))
+
+
+def find_grid(name_or_path: str) -> Path:
+    """The file of a grid named or given by path; GridError with near matches."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise GridError(f"grid: no file {name_or_path}")
+        return path
+    if name_or_path not in grid_names():
+        raise GridError(f"grid: {unknown(name_or_path, grid_names())}, or a path to a .yaml file")
+    return GRIDS / f"{name_or_path}.yaml"
+
+
+def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
+    """Reads and checks a grid.
+
+    Args:
+        name_or_path: a name of `grid_names()`, or a path to a YAML file.
+        overrides: `dotted.field=value` texts laid over the file, the value read as YAML.
+
+    Raises:
+        GridError: one line with the field's path, what came, what was wanted, near matches.
+    """
+    path = find_grid(name_or_path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GridError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
+    for text in overrides:
+        _override(values, text)
+    try:
+        grid = Grid(**{**values, "name": path.stem})
+    except ValidationError as error:
+        raise GridError(f"{path.name}: {_first_fault(error)}") from None
+    try:
+        check_names(grid)
+    except ValueError as error:
+        raise GridError(f"{path.name}: {error}") from None
+    return grid
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    field, equals, value = text.partition("=")
+    *parents, last = field.split(".")
+    if not (equals and last):
+        raise GridError(f"override {text!r}: wanted field=value, such as recipe.epochs=10")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise GridError(f"override {text!r}: {parent} is not a mapping")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise GridError(f"override {text!r}: {value!r} is not YAML") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault, more = error.errors()[0], error.error_count() - 1
+    path = ".".join(str(part) for part in fault["loc"])
+    came = f"got {fault['input']!r}" if fault["type"] != "missing" else "missing"
+    if fault["type"] == "extra_forbidden":
+        text = f"unknown field; {_near(str(fault['loc'][-1]), _fields_at(Grid, fault['loc'][:-1]))}"
+    elif fault["type"] == "value_error":
+        text = str(fault.get("ctx", {}).get("error"))
+    else:
+        text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    if len(text) > 300:
+        text = f"{text[:300]}..."
+    return f"{path}: {text}" * bool(path) + text * (not path) + f" (and {more} more)" * bool(more)
+
+
+def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
+    """Field names of the model reached by `path`, for near matches."""
+    for part in path:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        kinds = [model.model_fields[part].annotation]
+        while kinds:
+            kind = kinds.pop()
+            kinds.extend(get_args(kind))
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+                break
+    return list(model.model_fields)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """The text for a name that is none of `known`: with near matches, or else all of them."""
+    return f"unknown {name!r}; {_near(name, known)}"
+
+
+def check_names(grid: Grid) -> None:
+    """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate.
+
+    Raises:
+        ValueError: one line with the field's path and near matches.
+    """
+    if grid.name in RESERVED:
+        raise GridError(f"name: {grid.name!r} is reserved in the work directory; rename the file")
+    for position, pair in enumerate(grid.all_pairs):
+        for role in ("teacher", "student"):
+            try:
+                zoo.check(grid.model(getattr(pair, role)))
+            except ValueError as error:
+                raise GridError(f"pairs.{position}.{role}: {error}") from None
+    for position, method in enumerate(grid.methods):
+        try:
+            registry.check(method.name, method.hyperparameters)
+        except (ValueError, TypeError) as error:
+            raise GridError(f"methods.{position}: {error}") from None
+    for field, model, more in _recipes(grid):
+        try:
+            grid.recipe_of(model, more)
+        except ValidationError as error:
+            raise GridError(f"{field}.{_first_fault(error)}") from None
+
+
+def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
+    for model in grid.recipe_for:
+        if not any(model in (p.teacher, p.student) for p in grid.all_pairs):
+            used = sorted({m for p in grid.all_pairs for m in (p.teacher, p.student)})
+            raise GridError(f"recipe_for: {unknown(model, used)}")
+        yield f"recipe_for.{model}", model, {}
+    for pair in grid.all_pairs:
+        yield "teacher.recipe", pair.teacher, grid.teacher.recipe
+
+
+# --- narrowing to what was asked ------------------------------------------------------------------
+
+
+def narrow(
+    grid: Grid,
+    methods: Sequence[str] | None = None,
+    pairs: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Grid:
+    """The grid with methods, pairs or seeds replaced by those asked for.
+
+    Args:
+        grid: any grid.
+        methods: names; a name that is in the grid keeps its rows there, with their
+            hyper-parameters; another comes with its defaults; "all" stands for every method.
+        pairs: `teacher:student` texts.
+        seeds: numbers.
+
+    Raises:
+        GridError: an unknown name, with near matches.
+    """
+    changed: dict[str, Any] = {}
+    if methods:
+        names = [n for name in methods for n in (registry.names() if name == "all" else [name])]
+        rows = {n: [m for m in grid.methods if m.name == n] or [MethodSpec(name=n)] for n in names}
+        changed["methods"] = tuple(m for same in rows.values() for m in same)
+    if pairs:
+        try:
+            changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in pairs)
+        except ValueError as error:
+            raise GridError(f"--pairs: {error}") from None
+        changed |= {"teachers": (), "students": ()}
+    if seeds:
+        changed["seeds"] = tuple(dict.fromkeys(seeds))
+    narrowed = grid.model_copy(update=changed)
+    check_names(narrowed)
+    return narrowed
+
+
+# --- expansion -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A grid written out: its plan of table rows, and every cell by id, teachers first."""
+
+    plan: record.Plan
+    cells: dict[str, Cell]
+
+
+def expand(grid: Grid, fingerprint: str) -> Expansion:
+    """All cells of a grid.
+
+    Args:
+        grid: a checked grid.
+        fingerprint: of the decoded data set, part of every cell's id.
+    """
+    rows: dict[tuple[str, ...], record.Row] = {}
+    cells: dict[str, Cell] = {}
+    for data, pair, seed in itertools.product(_data(grid), grid.all_pairs, grid.seeds):
+        for row, cell in _rows(grid, data, pair, seed, fingerprint):
+            cells.setdefault(cell.id, cell)
+            rows[(str(row.axes), row.teacher, row.student, row.label, str(row.seed))] = row
+    ordered = sorted(cells.values(), key=lambda cell: cell.teacher is not None)
+    # Equal teachers for equal (data, seed) appear once; the table asks for them in every pair.
+    plan = record.Plan(
+        name=grid.name,
+        description=" ".join(grid.description.split()),
+        config=grid.model_dump(mode="json"),
+        rows=list(rows.values()),
+    )
+    return Expansion(plan, {cell.id: cell for cell in ordered})
+
+
+def _data(grid: Grid) -> Iterable[DataSpec]:
+    axes = {k: v for k, v in grid.axes.model_dump().items() if v}
+    for values in itertools.product(*axes.values()):
+        yield grid.data.model_copy(update=dict(zip(axes, values, strict=True)))
+
+
+def _rows(
+    grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: str
+) -> Iterable[tuple[record.Row, Cell]]:
+    def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
+        return Cell(
+            model=grid.model(model), data=data, fingerprint=fingerprint, method="student",
+            hyperparameters=registry.resolve("student", {}), recipe=recipe, seed=seed,
+            precision=grid.precision, deterministic=grid.deterministic,
+        )  # fmt: skip
+
+    whole = data.model_copy(
+        update={"fraction": grid.teacher.fraction, "labels": 1.0, "resolution": 1}
+    )
+    teacher_seed = seed if grid.teacher.seed == "per_seed" else int(grid.teacher.seed)
+    teacher_recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
+    teacher = plain(pair.teacher, whole, teacher_seed, teacher_recipe)
+    student = plain(pair.student, data, seed, grid.recipe_of(pair.student))
+
+    def row(role: str, label: str, method: str, category: str, cell: Cell) -> record.Row:
+        return record.Row(
+            role=role, label=label, method=method, category=category, seed=seed,
+            data=data_name(data), axes=axes_of(data), teacher=pair.teacher, student=pair.student,
+            cell_id=cell.id, teacher_id=teacher.id,
+        )  # fmt: skip
+
+    yield row("teacher", "teacher", "student", "baseline", teacher), teacher
+    yield row("student", "student", "student", "baseline", student), student
+    for spec in grid.methods:
+        if spec.name == "student":
+            continue
+        hyperparameters = registry.resolve(spec.name, spec.hyperparameters)
+        method = registry.build(spec.name, **hyperparameters)
+        cell = student.model_copy(
+            update={
+                "method": spec.name,
+                "hyperparameters": hyperparameters,
+                "teacher": teacher if method.needs_teacher else None,
+            }
+        )
+        yield row("method", spec.label, spec.name, method.category, cell), cell
+
+
+def data_name(data: DataSpec) -> str:
+    """The data set's name in tables: source, size and number of classes where they are set."""
+    size = f"@{data.size}" if data.size else ""
+    count = data.classes if isinstance(data.classes, int) else len(data.classes or ())
+    return f"{data.source}{size}" + (f"/{count}" if count else "")
+
+
+def axes_of(data: DataSpec) -> dict[str, float]:
+    """The values of the data axes."""
+    return {"fraction": data.fraction, "labels": data.labels, "resolution": data.resolution}

@@ -1,0 +1,1 @@
+"""Grid files that come with the harness."""

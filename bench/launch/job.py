@@ -1,0 +1,148 @@
+"""A job: the unit that a launcher hands to a worker. A cohort, and all it needs to run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.cell import Cell
+from bench.record import FAILED, FINISHED, Store
+
+Report = Callable[[str, int, int, float | None], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a worker finds and leaves things; nothing here changes a number.
+
+    Attributes:
+        store: folder of the records.
+        cache: folder of decoded data sets.
+        data_root: where the user keeps data sets; None for the work directory's own.
+        device: "cpu", "cuda", "cuda:1".
+        threads: of torch on the CPU. Sums are split by thread, so bits depend on it: it is one
+            unless asked otherwise.
+        provenance: commit and the like, for the records.
+    """
+
+    store: Path
+    cache: Path
+    data_root: Path | None
+    device: str = "cpu"
+    threads: int = 1
+    provenance: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that train side by side, and the finished cell that teaches them, if any."""
+
+    cells: tuple[Cell, ...]
+    teacher: Cell | None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs times students: a rough size."""
+        return sum(cell.recipe.epochs for cell in self.cells)
+
+
+def plan_jobs(cells: Iterable[Cell], workers: int) -> list[Job]:
+    """Cohorts for cells that share no order yet.
+
+    Teachers come first, each a job of its own. Cells with one stream and one teacher form a
+    cohort; a baseline joins any cohort with its stream. If there are fewer cohorts than workers,
+    the largest are split: numbers do not change, only the teacher's forward pass is paid twice.
+
+    Args:
+        cells: those to train, teachers among them.
+        workers: how many jobs can run at once.
+    """
+    cells = list(cells)
+    teaching = {cell.teacher.id for cell in cells if cell.teacher is not None}
+    jobs = [Job((cell,), None) for cell in cells if cell.id in teaching]
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in sorted((c for c in cells if c.id not in teaching), key=lambda c: c.teacher is None):
+        same = [key for key in groups if key[0] == cell.stream]
+        own = (cell.stream, cell.teacher.id if cell.teacher else "")
+        key = same[0] if same and cell.teacher is None else own
+        groups.setdefault(key, []).append(cell)
+    parts = [list(group) for group in groups.values()]
+    while parts and len(parts) < workers and max(map(len, parts)) > 1:
+        largest = parts.pop(parts.index(max(parts, key=len)))
+        parts += [largest[0::2], largest[1::2]]
+    return jobs + [_job(part) for part in parts]
+
+
+def _job(cells: Sequence[Cell]) -> Job:
+    teacher = next((cell.teacher for cell in cells if cell.teacher is not None), None)
+    return Job(tuple(cells), teacher)
+
+
+def run_job(job: Job, setting: Setting, report: Report) -> None:
+    """Trains a job's cells in this process; every one of them has a record afterwards."""
+    import torch
+
+    from bench.data.sources import load
+    from bench.train.cohort import CELL_FAULTS, Cohort, fail, load_teacher
+    from bench.train.device import pick_device, set_numerics
+    from bench.train.stream import open_stream
+
+    torch.set_num_threads(setting.threads)
+    device = pick_device(setting.device)
+    store, cell = Store(setting.store), job.cells[0]
+    set_numerics(cell)
+    data = load(
+        cell.data.source, data_root=setting.data_root, cache=setting.cache,
+        size=cell.data.size, classes=cell.data.classes,
+    )  # fmt: skip
+    try:
+        stream = open_stream(cell, data, device)
+        teacher = load_teacher(job.teacher, store, stream, device) if job.teacher else None
+    except CELL_FAULTS as error:
+        for cell in job.cells:
+            store.write(fail(cell, error, setting.provenance))
+        return
+    Cohort(stream, teacher, store, device, report, dict(setting.provenance)).run(job.cells)
+
+
+def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
+    """The cells that still need training.
+
+    Args:
+        cells: of a grid.
+        store: the records there are.
+        retry_failed: whether failed cells run again; otherwise they keep their record.
+    """
+    waiting = []
+    for cell in cells:
+        found = store.read(cell.id)
+        weights = store.folder(cell.id) / "weights.safetensors"
+        again = found is not None and (
+            (found.status == FAILED and retry_failed)
+            or (found.status == FINISHED and not weights.is_file())
+        )
+        if found is None or again:
+            waiting.append(cell)
+    return waiting
+
+
+def provenance(checkout: Path) -> dict[str, object]:
+    """Commit of the harness and whether files differ from it; empty outside its git checkout.
+
+    Results are left out of the comparison: a run writes them.
+    """
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(checkout), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("rev-parse", "--show-toplevel") != str(checkout.resolve()):
+        return {}
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return {"commit": git("rev-parse", "HEAD") or "none", "dirty": bool(changes)}

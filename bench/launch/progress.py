@@ -1,0 +1,78 @@
+"""What a person sees of a running grid: one live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 15.0
+
+
+class Display:
+    """Cells done, epochs done, the latest accuracy, time left."""
+
+    def __init__(self, names: Mapping[str, str], epochs: int, console: Console) -> None:
+        """Nothing is shown before it is entered.
+
+        Args:
+            names: cell id -> name, of the cells that will train.
+            epochs: of all of them together.
+            console: where to show.
+        """
+        self.names, self.console = names, console
+        self.total_epochs, self.epochs, self.cells = epochs, 0, 0
+        self.latest = ""
+        self._began = self._last_line = time.monotonic()
+        self._live: Progress | None = None
+
+    def __enter__(self) -> Display:
+        """Starts the live display, on a terminal."""
+        if self.console.is_terminal and self.names:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                       TextColumn("epochs, left"), TimeRemainingColumn())  # fmt: skip
+            self._live = Progress(*columns, console=self.console, transient=True)
+            self._task = self._live.add_task("starting", total=self.total_epochs)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops the live display."""
+        if self._live is not None:
+            self._live.stop()
+
+    def epoch(self, cell_id: str, done: int, total: int, accuracy: float | None) -> None:
+        """One epoch of one cell is done."""
+        self.epochs += 1
+        shown = f" {accuracy:.1%}" if accuracy is not None else ""
+        self.latest = f"{self.names.get(cell_id, cell_id)}{shown}"
+        self._show()
+
+    def finished(self, cells: int) -> None:
+        """So many more cells have a record."""
+        self.cells += cells
+        self._show(line=not self.console.is_terminal)
+
+    def _show(self, line: bool = False) -> None:
+        text = f"cells {self.cells}/{len(self.names)}  {self.latest}"
+        if self._live is not None:
+            self._live.update(self._task, completed=self.epochs, description=text)
+            return
+        now = time.monotonic()
+        if self.names and (line or now - self._last_line > PLAIN_LINE_SECONDS):
+            self._last_line = now
+            share = max(self.epochs / max(self.total_epochs, 1), 1e-9)
+            left = (now - self._began) * (1 / share - 1) if self.epochs else float("nan")
+            self.console.print(
+                f"{text}  epochs {self.epochs}/{self.total_epochs}  "
+                f"{now - self._began:.0f} s, about {left:.0f} s left",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip

@@ -1,0 +1,268 @@
+"""What a distillation method is: pure loss functions and a declarative plan of stages.
+
+A method never sees a data set, a device, an optimiser or a network. It is given what both
+networks showed of one batch (a `Pair`), returns a loss, and says in its plan for which share of
+the training that loss counts, and which parts of the student it may move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+PARTS = frozenset({"trunk", "head", "connector"})
+CATEGORIES = ("baseline", "response", "multi-connection", "shared-representation")
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tap name -> shape of one sample's tensor there: (C, H, W), (D,) or (K,)."""
+
+
+class NotApplicable(Exception):
+    """This method cannot serve this pair of networks; the message says why, for the table."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What one network shows of one batch. A teacher's view carries no gradient.
+
+    Attributes:
+        taps: tap name -> (B, C, H, W) or (B, D); "logits" -> (B, K). Holds just what the stage
+            asked for, in float32 whatever the precision of the network.
+    """
+
+    taps: Mapping[str, Tensor]
+
+    def __getitem__(self, tap: str) -> Tensor:
+        """The tensor at `tap`; KeyError naming what there is if the stage did not ask for it."""
+        try:
+            return self.taps[tap]
+        except KeyError:
+            shown = ", ".join(self.taps) or "nothing"
+            raise KeyError(
+                f"tap {tap!r} is not shown in this stage (shown: {shown}); name it in Stage.taps"
+            ) from None
+
+    def __contains__(self, tap: str) -> bool:
+        """Whether `tap` is shown."""
+        return tap in self.taps
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K), before the softmax."""
+        return self["logits"]
+
+
+class Pair(NamedTuple):
+    """Student and teacher on the same batch.
+
+    Attributes:
+        student: the student's view, with gradient.
+        teacher: the teacher's view, without.
+        labels: (B,) class indices.
+        index: (B,) positions in the cell's training set, the same image every epoch.
+    """
+
+    student: View
+    teacher: View
+    labels: Tensor
+    index: Tensor
+
+
+class Selection(NamedTuple):
+    """Which training images a stage uses, and why.
+
+    Attributes:
+        kept: (N,) bool.
+        evidence: JSON-able values written beside the record (energies, thresholds, counts).
+    """
+
+    kept: Tensor
+    evidence: Mapping[str, object]
+
+
+Transfer = Callable[[Pair, nn.Module], Tensor]
+Merge = Callable[[Sequence[Tensor | None], Sequence[Tensor | None], int], Sequence[Tensor | None]]
+Keep = Callable[[View, Tensor], Selection]
+Prepare = Callable[[nn.Module, View], None]
+Watch = Callable[[Pair, nn.Module], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One phase of a method's training.
+
+    Attributes:
+        name: "hint", "init", "distil", "finetune"...: a column of the records.
+        share: part of the cell's epochs, in (0, 1]; a plan's shares sum to 1.
+        transfer: the transfer loss, (B,) if samples are independent, () if it couples the batch;
+            None where the teacher teaches nothing.
+        taps: what `transfer` reads of both networks; "logits" counts as the deepest tap.
+        optional_taps: shown as well where both networks have them.
+        task_weight: weight on the mean cross-entropy with the labels. 0 drops the term: labels
+            and head leave the graph, and the student runs only to its deepest tap.
+        transfer_weight: weight on the mean transfer loss, or a function of the progress through
+            this stage: 0.0 in its first epoch, 1.0 in its last.
+        trains: the parts that move, of "trunk", "head", "connector".
+        lr_factor: multiplies the recipe's learning rate.
+        clip_norm: bound on the global norm of the gradient; None for no bound.
+        clean: the teacher's view is of the image without augmentation, computed once for the
+            whole training set and looked up by index.
+        keep: chooses the training images of this stage, once before it, from the teacher's clean
+            view of all of them and their labels. Needs `clean`.
+        prepare: sets the connector up (statistics it holds as buffers, say), once before the
+            stage, from the teacher's clean view of the whole training set. Needs `clean`.
+        task_on_all: images that `keep` drops lose only their transfer loss, not their task loss.
+        merge: (task gradients, transfer gradients, epoch of the stage, from 0) -> gradients, each
+            with one entry per parameter: a tensor, or None where the loss does not reach it.
+            Takes the place of their sum.
+        watch: named scalars worth a curve (activation agreement, say); run on the last batch of
+            every epoch, outside the graph.
+    """
+
+    name: str
+    share: float
+    transfer: Transfer | None = None
+    taps: tuple[str, ...] = ()
+    optional_taps: tuple[str, ...] = ()
+    task_weight: float = 1.0
+    transfer_weight: float | Callable[[float], float] = 1.0
+    trains: frozenset[str] = PARTS
+    lr_factor: float = 1.0
+    clip_norm: float | None = None
+    clean: bool = False
+    keep: Keep | None = None
+    prepare: Prepare | None = None
+    task_on_all: bool = False
+    merge: Merge | None = None
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a stage that could not be run as written."""
+        for wrong, message in self._faults():
+            if wrong:
+                raise ValueError(f"stage {self.name!r}: {message}")
+
+    def _faults(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (not 0 < self.share <= 1, f"share {self.share} is not in (0, 1]"),
+            (not self.trains or not self.trains <= PARTS,
+             f"trains {sorted(self.trains)} must be some of {sorted(PARTS)}"),
+            (self.task_weight < 0, f"task_weight {self.task_weight} is negative"),
+            (self.transfer is None and self.task_weight == 0,
+             "has neither a transfer loss nor a task loss: nothing would train"),
+            (self.transfer is None and bool(self.taps or self.optional_taps),
+             "names taps but has no transfer loss to read them"),
+            (self.transfer is not None and not self.taps,
+             "has a transfer loss but names no taps for it to read"),
+            (self.merge is not None and (self.transfer is None or self.task_weight == 0),
+             "merge needs both a task loss and a transfer loss"),
+            (self.keep is not None and not self.clean,
+             "keep reads the teacher's clean view: set clean=True"),
+            (self.prepare is not None and not self.clean,
+             "prepare reads the teacher's clean view: set clean=True"),
+            (self.lr_factor <= 0, f"lr_factor {self.lr_factor} must be above 0"),
+            (self.clip_norm is not None and self.clip_norm <= 0,
+             f"clip_norm {self.clip_norm} must be above 0"),
+        )  # fmt: skip
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher's forward pass (or its cached view) is read in this stage."""
+        return self.transfer is not None
+
+    def weight_at(self, progress: float) -> float:
+        """The transfer loss's weight at `progress` in [0, 1] through the stage."""
+        weight = self.transfer_weight
+        return weight(progress) if callable(weight) else weight
+
+
+class NoConnector(nn.Module):
+    """The connector of a method that needs none."""
+
+
+def no_connector(student: Shapes, teacher: Shapes) -> nn.Module:
+    """The default `Method.connect`: no trained parts beside the student's own."""
+    return NoConnector()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A distillation method.
+
+    Attributes:
+        category: one of `CATEGORIES`.
+        source: authors, title, venue, year; then each deviation from it.
+        plan: the stages, in order.
+        connect: builds the trained parts and buffers that live beside the student (regressors,
+            connectors) from the shapes of the taps of both networks; raises `NotApplicable` with
+            the reason if the pair cannot be served.
+        starts_from: "fresh" weights, or those of the cell's "source" training (all but the head).
+        needs_teacher: derived; whether any stage reads a teacher.
+    """
+
+    category: str
+    source: str
+    plan: tuple[Stage, ...]
+    connect: Callable[[Shapes, Shapes], nn.Module] = no_connector
+    starts_from: str = "fresh"
+    needs_teacher: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Refuses an impossible plan."""
+        if self.category not in CATEGORIES:
+            raise ValueError(f"category {self.category!r} is none of {', '.join(CATEGORIES)}")
+        if not self.source.strip():
+            raise ValueError("source is empty: name authors, title, venue and year")
+        total = sum(stage.share for stage in self.plan)
+        if not self.plan or not math.isclose(total, 1.0, abs_tol=1e-9):
+            raise ValueError(f"the plan's shares sum to {total:g}, wanted 1")
+        names = [stage.name for stage in self.plan]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names repeat: {', '.join(names)}")
+        if self.starts_from not in ("fresh", "source"):
+            raise ValueError(f"starts_from {self.starts_from!r} is neither 'fresh' nor 'source'")
+        object.__setattr__(self, "needs_teacher", any(s.needs_teacher for s in self.plan))
+
+
+def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs") -> list[int]:
+    """Whole epochs for each stage of `plan`.
+
+    Args:
+        plan: stages whose shares sum to 1.
+        epochs: the cell's budget E, at least one for each stage.
+        budget: "equal_epochs": the stages together take E, rounded so that the sum is exact.
+            "addon": the last stage takes E and the earlier ones their share of E on top, as most
+            published code does.
+
+    Raises:
+        ValueError: fewer epochs than stages.
+
+    Example:
+        >>> halves = [Stage(name="a", share=0.3), Stage(name="b", share=0.7)]
+        >>> split_epochs(halves, 15), split_epochs(halves, 15, "addon")
+        ([5, 10], [5, 15])
+    """
+    if epochs < len(plan):
+        raise ValueError(f"{epochs} epochs cannot hold {len(plan)} stages; at least one each")
+    # Cumulative rounding keeps the sum exact; the guards give every stage its one epoch.
+    parts, done, share = [], 0, 0.0
+    for position, stage in enumerate(plan):
+        share += stage.share
+        after = len(plan) - 1 - position
+        upto = min(max(math.floor(share * epochs + 0.5), done + 1), epochs - after)
+        parts.append(upto - done)
+        done = upto
+    if budget == "addon":
+        parts[-1] = epochs
+    return parts
+
+
+def in_float32(view: Mapping[str, Tensor]) -> View:
+    """A view in float32: relations lose their small differences in half precision."""
+    return View({tap: x.float() if x.is_floating_point() and x.dtype != torch.float64 else x
+                 for tap, x in view.items()})  # fmt: skip

@@ -1,0 +1,1 @@
+"""Teachers and students; each shows its inside by named taps."""

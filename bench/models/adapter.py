@@ -1,0 +1,218 @@
+"""Any torchvision classifier as a `Network`: taps are places in it, given by path.
+
+A path is a module ("layer1", "features.4") or any operation torchvision's tracer names
+("layer1.1.add": the residual sum before its ReLU). A module's path means its output.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from bench.models.network import Network, tap_shapes
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+    from torchvision.models import ResNet
+
+TAP_NAME = re.compile(r"stem|stage[1-9]\d*(\.entry|\.pre)?|embedding")
+
+
+def build_torchvision(
+    name: str,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    *,
+    taps: Mapping[str, str] | None = None,
+    head: str | None = None,
+) -> Network:
+    """A randomly initialised torchvision classifier that shows its inside by name.
+
+    Args:
+        name: as in `torchvision.models.list_models(module=torchvision.models)`.
+        classes: K.
+        image_shape: (C, H, W).
+        taps: tap name -> path of its tensor, (B, C, H, W) there. "embedding", if not given, is
+            what runs right before the head. None: those of `resnet_taps`, ResNets only.
+        head: path of the last `nn.Linear`, which gives "logits". None: "fc", ResNets only.
+
+    Raises:
+        ValueError: an unknown model, tap or path; no taps for a model without default ones; an
+            image that does not fit the model.
+
+    Example:
+        >>> net = build_torchvision("resnet18", 10, (3, 32, 32))
+        >>> tap_shapes(net, (3, 32, 32))["stage2"]
+        (128, 4, 4)
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(get_close_matches(name, known)) or "none"
+        raise ValueError(f"torchvision has no classifier {name!r}; near: {near}")
+    model = models.get_model(name, weights=None, num_classes=classes)
+    if taps is None and isinstance(model, models.ResNet):
+        taps = resnet_taps(model)
+    if head is None and isinstance(model, models.ResNet):
+        head = "fc"
+    if taps is None or head is None:
+        modules = ", ".join(child for child, _ in model.named_children())
+        raise ValueError(
+            f'torchvision/{name} has no default taps: give {{"torchvision": "{name}", "taps": '
+            f'{{"stage1": <path>, ...}}, "head": <path of the last linear layer>}} with paths '
+            f"inside {modules}"
+        )
+    network = TorchvisionNetwork(model, taps, head)
+    _check_fit(network, f"torchvision/{name}", image_shape)
+    return network
+
+
+def resnet_taps(model: ResNet) -> dict[str, str]:
+    """Taps of torchvision's ResNet, ResNeXt and Wide ResNet.
+
+    "stem" is the max-pooled map that the first stage reads; "stageK.pre" the last block's
+    residual sum before its ReLU.
+    """
+    taps = {"stem": "maxpool", "embedding": "flatten"}
+    for number in (1, 2, 3, 4):
+        stage, layer = f"stage{number}", f"layer{number}"
+        depth = len(model.get_submodule(layer))  # pyright: ignore[reportArgumentType]
+        taps[stage] = layer
+        taps[f"{stage}.pre"] = f"{layer}.{depth - 1}.add"
+        if depth > 1:
+            taps[f"{stage}.entry"] = f"{layer}.0"
+    return taps
+
+
+class TorchvisionNetwork(Network):
+    """A torchvision classifier with taps at given paths.
+
+    `view` runs the traced graph cut off after the deepest wanted tap. The cut graphs share the
+    model's modules and are kept outside the module tree: neither `state_dict` nor `parameters`
+    sees them, and copies and pickles are made without them.
+    """
+
+    def __init__(self, model: nn.Module, taps: Mapping[str, str], head: str) -> None:
+        """Traces `model`, checks every path and orders the taps by when they are computed.
+
+        Raises:
+            ValueError: an unknown tap or path, or a head that is no `nn.Linear`.
+        """
+        super().__init__()
+        self.model = _without_inplace(model)
+        order = _node_names(model)
+        _check_paths(taps, head, order)
+        last = dict(model.named_modules()).get(head)
+        if not isinstance(last, nn.Linear):
+            kind = "no module" if last is None else f"a {type(last).__name__}"
+            raise ValueError(f"head {head!r} is {kind}, wanted the path of the last nn.Linear")
+        before_head = order[max(order.index(head) - 1, 0)]
+        self.paths = {"embedding": before_head, **taps, "logits": head}
+        self.tap_names = tuple(sorted(self.paths, key=lambda tap: _place(self.paths[tap], order)))
+        self._cut: dict[tuple[frozenset[str], bool], GraphModule] = {}
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer; it is registered once, inside the model."""
+        return cast(nn.Linear, self.model.get_submodule(self.paths["logits"]))
+
+    def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
+        """See `Network.view`."""
+        self.check_taps(taps)
+        if not taps:
+            return {}
+        shown = self._cut_after(frozenset(self.paths[tap] for tap in taps))(images)
+        return {tap: shown[self.paths[tap]] for tap in taps}
+
+    def _cut_after(self, paths: frozenset[str]) -> GraphModule:
+        key = (paths, self.training)
+        if key not in self._cut:
+            self._cut[key] = self._trace(paths)
+        return self._cut[key]
+
+    def _trace(self, paths: frozenset[str]) -> GraphModule:
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        modes = [(module, module.training) for module in self.model.modules()]
+        cut = create_feature_extractor(
+            self.model, {path: path for path in sorted(paths)}, suppress_diff_warning=True
+        ).train(self.training)
+        # Tracing visits both modes; frozen parts may be in another mode than the whole.
+        for module, training in modes:
+            module.training = training
+        for node in cut.graph.nodes:
+            if node.kwargs.get("inplace"):
+                node.kwargs = {**node.kwargs, "inplace": False}
+        cut.recompile()
+        return cut
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the cut graphs, which a copy traces again."""
+        return {**self.__dict__, "_cut": {}}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TorchvisionNetwork:
+        # A cut graph holds the tensors that belong to no leaf module (a class token) by itself.
+        self._cut.clear()
+        return super()._apply(fn, recurse)
+
+
+def _without_inplace(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _node_names(model: nn.Module) -> list[str]:
+    """Paths of everything that runs in training and in evaluation, in order."""
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    training = model.training
+    in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
+    model.train(training)
+    both = set(in_training)
+    return [path for path in in_evaluation if path in both]
+
+
+def _place(path: str, order: Sequence[str]) -> int:
+    """When the tensor at `path` is ready: after the last thing inside it ran; -1 if nothing did."""
+    inside = (n for n, node in enumerate(order) if node == path or node.startswith(f"{path}."))
+    return max(inside, default=-1)
+
+
+def _check_paths(taps: Mapping[str, str], head: str, order: Sequence[str]) -> None:
+    for tap in taps:
+        if not TAP_NAME.fullmatch(tap):
+            raise ValueError(
+                f"tap {tap!r}: wanted stem, stageK, stageK.pre, stageK.entry or embedding"
+            )
+    for tap, path in {**taps, "logits": head}.items():
+        if _place(path, order) < 0:
+            parts = [node.split(".") for node in order]
+            known = dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1))
+            near = get_close_matches(path, known) or [top for top in known if "." not in top]
+            raise ValueError(f"tap {tap!r}: nothing runs at {path!r}; near: {', '.join(near)}")
+
+
+def _check_fit(network: TorchvisionNetwork, name: str, image_shape: tuple[int, int, int]) -> None:
+    try:
+        shapes = tap_shapes(network, image_shape)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} cannot take images of {image_shape}: {reason}") from error
+    wanted = (network.head.in_features,)
+    if shapes["embedding"] != wanted:
+        raise ValueError(
+            f"{name}: the embedding at {network.paths['embedding']!r} has shape "
+            f"{shapes['embedding']}, the head reads {wanted}; name its path in taps"
+        )
+    for tap, shape in shapes.items():
+        if tap not in ("embedding", "logits") and len(shape) != 3:
+            raise ValueError(
+                f"{name}: tap {tap!r} at {network.paths[tap]!r} has shape {shape}, wanted (C, H, W)"
+            )

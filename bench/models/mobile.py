@@ -1,0 +1,207 @@
+"""Small networks for phones, in the forms the distillation literature uses at 32x32.
+
+Source:
+    Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2, CVPR 2018.
+    Zhang, Zhou, Lin, Sun: ShuffleNet, CVPR 2018.
+    Ma, Zhang, Zheng, Sun: ShuffleNet V2, ECCV 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions, draw_small_head
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to wide, 3x3 per channel, linear 1x1 to narrow; a shortcut where shapes agree."""
+
+    def __init__(self, inputs: int, width: int, stride: int, expansion: int) -> None:
+        """The 3x3 convolution takes the stride; `expansion` times `inputs` channels go in."""
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = conv_norm(inputs, hidden, 1)
+        self.spatial = conv_norm(hidden, hidden, stride=stride, groups=hidden)
+        self.project = conv_norm(hidden, width, 1)
+        self.residual = inputs == width and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
+        out = self.project(F.relu(self.spatial(F.relu(self.expand(x)))))
+        return x + out if self.residual else out
+
+
+class MobileNetV2(StagedNetwork):
+    """MobileNetV2 at half width, with a stem of stride 2 and ReLU for ReLU6.
+
+    The paper's seven groups of blocks make four stages: 1 and 2, then 3, then 4 and 5, then 6 and
+    7; maps of a 32x32 image: stem 16, stages 16, 8, 4, 2. A block ends linear, with no activation
+    after it, so "stageK.pre" is the very tensor of "stageK": signed, and what the next block reads.
+    """
+
+    # (expansion, width, blocks, stride) of each group, by stage; the published widths halved.
+    STAGES = (
+        ((1, 8, 1, 1), (6, 12, 2, 1)),
+        ((6, 16, 3, 2),),
+        ((6, 32, 4, 2), (6, 48, 3, 1)),
+        ((6, 80, 3, 2), (6, 160, 1, 1)),
+    )
+
+    def __init__(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Builds the network for `classes` classes and images of (C, H, W)."""
+        stem = nn.Sequential(*conv_norm(image_shape[0], 16, stride=2), nn.ReLU())
+        neck = nn.Sequential(*conv_norm(160, 1280, 1), nn.ReLU())
+        super().__init__(stem, self._stages(), 1280, classes, neck)
+        draw_convolutions(self)
+        draw_small_head(self.head)
+
+    def _stages(self) -> Iterator[list[nn.Module]]:
+        inputs = 16
+        for groups in self.STAGES:
+            blocks: list[nn.Module] = []
+            for expansion, width, count, stride in groups:
+                for place in range(count):
+                    step = stride if place == 0 else 1
+                    blocks.append(InvertedResidual(inputs, width, step, expansion))
+                    inputs = width
+            yield blocks
+
+    def activate(self, pre: Tensor) -> Tensor:
+        """Nothing: bottlenecks are linear."""
+        return pre
+
+
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """Deals the channels of `groups` consecutive groups out in turn.
+
+    Args:
+        x: (B, C, H, W), C a multiple of `groups`.
+        groups: how many groups the channels come in.
+
+    Returns:
+        (B, C, H, W).
+
+    Example:
+        >>> shuffle_channels(torch.arange(6).view(1, 6, 1, 1), 2).flatten()
+        tensor([0, 3, 1, 4, 2, 5])
+    """
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNet's bottleneck of grouped 1x1 convolutions; returns the sum before its ReLU.
+
+    At stride 2 the pooled input is concatenated instead of added, so the convolutions only make
+    the channels that are missing.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int, groups: int, *, opens: bool) -> None:
+        """`opens`: the network's first unit, whose narrow input is not worth a grouping."""
+        super().__init__()
+        made = width - inputs if stride == 2 else width
+        hidden = made // 4
+        self.stride, self.groups = stride, 1 if opens else groups
+        self.reduce = conv_norm(inputs, hidden, 1, groups=self.groups)
+        self.spatial = conv_norm(hidden, hidden, stride=stride, groups=hidden)
+        self.expand = conv_norm(hidden, made, 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
+        inner = shuffle_channels(F.relu(self.reduce(x)), self.groups)
+        # The ReLU after the 3x3 is not the paper's; the distillation literature has it.
+        out = self.expand(F.relu(self.spatial(inner)))
+        if self.stride == 1:
+            return out + x
+        return torch.cat((out, F.avg_pool2d(x, 3, stride=2, padding=1)), dim=1)
+
+
+class ShuffleNetV1(StagedNetwork):
+    """ShuffleNet with three groups; a 1x1 stem at full size; every stage halves the maps.
+
+    Convolutions keep torch's default initialisation, as in the distillation literature.
+    """
+
+    GROUPS = 3
+    WIDTHS = (24, 240, 480, 960)
+    DEPTHS = (4, 8, 4)
+
+    def __init__(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Builds the network for `classes` classes and images of (C, H, W)."""
+        stem = nn.Sequential(*conv_norm(image_shape[0], self.WIDTHS[0], 1), nn.ReLU())
+        super().__init__(stem, self._stages(), self.WIDTHS[-1], classes)
+
+    def _stages(self) -> Iterator[list[nn.Module]]:
+        inputs = self.WIDTHS[0]
+        for number, (width, depth) in enumerate(zip(self.WIDTHS[1:], self.DEPTHS, strict=True)):
+            opening = ShuffleUnit(inputs, width, 2, self.GROUPS, opens=number == 0)
+            rest = (ShuffleUnit(width, width, 1, self.GROUPS, opens=False) for _ in range(1, depth))
+            yield [opening, *rest]
+            inputs = width
+
+
+class SplitUnit(nn.Module):
+    """ShuffleNetV2's unit: half the channels pass, half are convolved, then both are shuffled.
+
+    Returns both halves before the last ReLU. The half that passes comes from a ReLU already, so
+    the network's ReLU leaves it, and its gradient, as they were.
+    """
+
+    def __init__(self, width: int) -> None:
+        """(B, width, H, W) to the same."""
+        super().__init__()
+        half = width // 2
+        self.reduce = conv_norm(half, half, 1)
+        self.spatial = conv_norm(half, half, groups=half)
+        self.expand = conv_norm(half, half, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> (B, width, H, W)."""
+        kept, used = x.chunk(2, dim=1)
+        made = self.expand(self.spatial(F.relu(self.reduce(used))))
+        return shuffle_channels(torch.cat((kept, made), dim=1), 2)
+
+
+class DownUnit(nn.Module):
+    """ShuffleNetV2's opening unit: two convolved branches of stride 2, no channel passes."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        """Each branch makes half of `width`."""
+        super().__init__()
+        half = width // 2
+        self.side_spatial = conv_norm(inputs, inputs, stride=2, groups=inputs)
+        self.side_expand = conv_norm(inputs, half, 1)
+        self.reduce = conv_norm(inputs, half, 1)
+        self.spatial = conv_norm(half, half, stride=2, groups=half)
+        self.expand = conv_norm(half, half, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, width, H / 2, W / 2), before the ReLU."""
+        side = self.side_expand(self.side_spatial(x))
+        main = self.expand(self.spatial(F.relu(self.reduce(x))))
+        return shuffle_channels(torch.cat((side, main), dim=1), 2)
+
+
+class ShuffleNetV2(StagedNetwork):
+    """ShuffleNetV2 at width 1; a 1x1 stem at full size; every stage halves the maps.
+
+    Convolutions keep torch's default initialisation, as in the distillation literature.
+    """
+
+    WIDTHS = (24, 116, 232, 464)
+    DEPTHS = (4, 8, 4)
+
+    def __init__(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Builds the network for `classes` classes and images of (C, H, W)."""
+        stem = nn.Sequential(*conv_norm(image_shape[0], self.WIDTHS[0], 1), nn.ReLU())
+        neck = nn.Sequential(*conv_norm(self.WIDTHS[-1], 1024, 1), nn.ReLU())
+        super().__init__(stem, self._stages(), 1024, classes, neck)
+
+    def _stages(self) -> Iterator[list[nn.Module]]:
+        inputs = self.WIDTHS[0]
+        for width, depth in zip(self.WIDTHS[1:], self.DEPTHS, strict=True):
+            yield [DownUnit(inputs, width), *(SplitUnit(width) for _ in range(1, depth))]
+            inputs = width

@@ -1,0 +1,79 @@
+"""What every network of the benchmark offers: taps by name, and a forward that stops early."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import Shapes
+
+
+class Network(nn.Module):
+    """A classifier that shows its inside by name.
+
+    Subclasses set `tap_names` and `head`, and implement `view`.
+
+    Attributes:
+        tap_names: every tap from shallow to deep, "logits" last.
+        head: the classifier that maps the embedding to the logits; the rest is the trunk.
+    """
+
+    tap_names: tuple[str, ...]
+    head: nn.Module
+
+    def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
+        """The named taps of one batch, running no deeper than the deepest of them.
+
+        Args:
+            images: (B, C, H, W), normalised.
+            taps: names out of `tap_names`.
+
+        Returns:
+            tap -> (B, C, H, W) for maps, (B, D) for the embedding, (B, K) for the logits.
+
+        Raises:
+            ValueError: an unknown tap, with those that there are.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, K) logits."""
+        return self.view(images, ("logits",))["logits"]
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The classifier's own parameters."""
+        return self.head.parameters()
+
+    def check_taps(self, taps: Collection[str]) -> None:
+        """Raises ValueError for a tap that this network lacks, TypeError for a bare name."""
+        if isinstance(taps, str):
+            raise TypeError(f"taps is the string {taps!r}, wanted a collection such as ({taps!r},)")
+        for tap in taps:
+            if tap not in self.tap_names:
+                raise ValueError(f"no tap {tap!r}; this network has {', '.join(self.tap_names)}")
+
+
+def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
+    """Shape of one sample's tensor at every tap, from a dry run that leaves no trace.
+
+    Args:
+        network: any network; its mode and buffers are as before afterwards.
+        image_shape: (C, H, W).
+
+    Returns:
+        tap name -> (C, H, W), (D,) or (K,).
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    weight = next(network.parameters())
+    images = torch.zeros(2, *image_shape, dtype=weight.dtype, device=weight.device)
+    network.eval()
+    try:
+        with torch.no_grad():
+            view = network.view(images, network.tap_names)
+    finally:
+        # One by one: a frozen part may be in another mode than the whole.
+        for module, training in modes:
+            module.training = training
+    return {tap: tuple(x.shape[1:]) for tap, x in view.items()}

@@ -1,0 +1,103 @@
+"""ResNets for small images: three stages of basic blocks, and ResNet50 in its CIFAR form.
+
+Source:
+    He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016. As in the
+    distillation literature a shortcut that changes shape is a 1x1 convolution with BatchNorm
+    (option B; the paper's CIFAR nets pad with zeros), and `x4` widens stem and stages to
+    32, 64, 128, 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The way around a block: nothing where shapes agree, else a 1x1 convolution, BatchNorm."""
+    if inputs == outputs and stride == 1:
+        return nn.Identity()
+    return conv_norm(inputs, outputs, 1, stride=stride)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; returns the sum before its ReLU."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        """The first convolution takes the stride."""
+        super().__init__()
+        self.first = conv_norm(inputs, width, stride=stride)
+        self.second = conv_norm(width, width)
+        self.shortcut = shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
+        return self.second(F.relu(self.first(x))) + self.shortcut(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; returns the sum before its ReLU."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        """The 3x3 convolution takes the stride."""
+        super().__init__()
+        outputs = width * self.expansion
+        self.reduce = conv_norm(inputs, width, 1)
+        self.spatial = conv_norm(width, width, stride=stride)
+        self.expand = conv_norm(width, outputs, 1)
+        self.shortcut = shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, 4 width, H / stride, W / stride)."""
+        inner = F.relu(self.spatial(F.relu(self.reduce(x))))
+        return self.expand(inner) + self.shortcut(x)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+class ResNet(StagedNetwork):
+    """A residual network without the ImageNet stem: the first stage keeps the image's size."""
+
+    def __init__(
+        self,
+        classes: int,
+        image_shape: tuple[int, int, int],
+        *,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        block: Block = BasicBlock,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            classes: K.
+            image_shape: (C, H, W).
+            depths: blocks in each stage.
+            widths: the stem's channels, then each stage's (before a bottleneck's expansion).
+            block: the kind of block.
+        """
+        stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
+        stages = _stages(depths, widths, block)
+        super().__init__(stem, stages, widths[-1] * block.expansion, classes)
+        draw_convolutions(self)
+
+
+def _stages(
+    depths: Sequence[int], widths: Sequence[int], block: Block
+) -> Iterator[list[nn.Module]]:
+    inputs = widths[0]
+    for number, (depth, width) in enumerate(zip(depths, widths[1:], strict=True)):
+        blocks: list[nn.Module] = []
+        for place in range(depth):
+            blocks.append(block(inputs, width, stride=2 if number > 0 and place == 0 else 1))
+            inputs = width * block.expansion
+        yield blocks

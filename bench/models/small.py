@@ -1,0 +1,31 @@
+"""Small convolutional networks for small images, such as the 8x8 digits."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions
+
+
+class SmallCnn(StagedNetwork):
+    """A stem and three stages of one 3x3 convolution each, of widths w, 2w and 4w.
+
+    Maps of an 8x8 image: stem 8, stages 8, 4, 2. A stage is one block, so it has no entry tap.
+    """
+
+    def __init__(self, classes: int, image_shape: tuple[int, int, int], *, width: int) -> None:
+        """Builds the network.
+
+        Args:
+            classes: K.
+            image_shape: (C, H, W).
+            width: w, at least 1.
+        """
+        stem = nn.Sequential(*conv_norm(image_shape[0], width), nn.ReLU())
+        stages = (
+            [conv_norm(width, width)],
+            [conv_norm(width, 2 * width, stride=2)],
+            [conv_norm(2 * width, 4 * width, stride=2)],
+        )
+        super().__init__(stem, stages, 4 * width, classes)
+        draw_convolutions(self)

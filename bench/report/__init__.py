@@ -1,0 +1,1 @@
+"""From records to evidence: statistics, tables. Never imports torch."""

@@ -1,0 +1,432 @@
+"""Statistics over seeds, settings and methods: small pure functions of numbers.
+
+Pairing is the point: all methods of one data set, teacher and seed saw the same order of images
+and the same augmentation, so what differs between them is the method. Degenerate input (one
+seed, no spread, nothing in common) is answered by definition or refused, never by nan.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A mean and its confidence interval.
+
+    Attributes:
+        mean: of the n values, in their unit.
+        low: lower bound; None for n = 1, which says nothing about spread.
+        high: upper bound; None for n = 1.
+        n: how many values.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and 0 lies outside of it, its ends counted as inside."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+# --- one sample, and two paired by seed ------------------------------------------------------
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of a mean: mean +- t(level, n - 1) s / sqrt(n).
+
+    Args:
+        values: one a seed, at least one.
+        level: coverage, in (0, 1).
+
+    Raises:
+        ValueError: no value, a value that is not finite, or a level outside of (0, 1).
+
+    Source:
+        Student: The Probable Error of a Mean, Biometrika 6, 1908.
+
+    Example:
+        >>> mean_interval([0.70, 0.72]).mean, mean_interval([0.70])
+        (0.71, Interval(mean=0.7, low=None, high=None, n=1))
+    """
+    _check("mean_interval", values)
+    _check_level("mean_interval", level)
+    # statistics.mean and stdev are exact: equal values have a deviation of exactly 0.
+    mean, n = float(statistics.mean(values)), len(values)
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of a mean: quantiles of the means of seeded resamples.
+
+    Too narrow for a handful of values (with two, its ends are the two points): prefer
+    `mean_interval` below about ten.
+
+    Args:
+        values: one a seed, at least one.
+        level: coverage, in (0, 1).
+        resamples: how many draws with replacement.
+        seed: of the draws; equal seeds give equal intervals.
+
+    Raises:
+        ValueError: as `mean_interval`, or fewer than one resample.
+
+    Source:
+        Efron, Tibshirani: An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    _check("bootstrap_interval", values)
+    _check_level("bootstrap_interval", level)
+    if resamples < 1:
+        raise ValueError(f"bootstrap_interval: {resamples} resamples, wanted at least 1")
+    mean = float(statistics.mean(values))
+    if len(values) == 1:
+        return Interval(mean, None, None, 1)
+    draws = np.random.default_rng(seed).choice(values, (resamples, len(values))).mean(axis=1)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), len(values))
+
+
+def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
+    """a - b at every seed that both have, by seed.
+
+    Example:
+        >>> paired_differences({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 0: 2.0})
+        [1.0, 4.0]
+    """
+    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+
+def paired_gain(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Interval:
+    """Mean of a - b over the seeds that both have, with its t interval.
+
+    Args:
+        a: seed -> value.
+        b: seed -> value of what `a` is compared with.
+        level: coverage, in (0, 1).
+
+    Raises:
+        ValueError: no seed in common.
+
+    Example:
+        >>> paired_gain({0: 3.0, 1: 5.0}, {0: 2.0, 7: 0.0})
+        Interval(mean=1.0, low=None, high=None, n=1)
+    """
+    if not a.keys() & b.keys():
+        raise ValueError(f"paired_gain: seeds {sorted(a)} and {sorted(b)} have none in common")
+    return mean_interval(paired_differences(a, b), level)
+
+
+def paired_t_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the paired t test that the mean difference is 0.
+
+    Args:
+        differences: one a pair, see `paired_differences`; at least two.
+
+    Returns:
+        p in [0, 1]. Without any spread, t is infinite and p is 0, or 1 if all differences are 0.
+
+    Raises:
+        ValueError: fewer than two differences, or one that is not finite.
+
+    Source:
+        Student: The Probable Error of a Mean, Biometrika 6, 1908.
+    """
+    t = effect_size(differences) * math.sqrt(len(differences))
+    return float(2 * stats.t.sf(abs(t), len(differences) - 1))
+
+
+def effect_size(differences: Sequence[float]) -> float:
+    """Cohen's d_z of paired differences: their mean over their standard deviation.
+
+    Args:
+        differences: one a pair, see `paired_differences`; at least two.
+
+    Returns:
+        d_z, without a unit. Without any spread, infinite, or 0 if all differences are 0.
+
+    Raises:
+        ValueError: fewer than two differences, or one that is not finite.
+
+    Source:
+        Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.3.5.
+
+    Example:
+        >>> effect_size([1.0, 2.0, 3.0])
+        2.0
+    """
+    _check("effect_size", differences, least=2)
+    mean, deviation = float(statistics.mean(differences)), statistics.stdev(differences)
+    if deviation == 0:
+        return math.copysign(math.inf, mean) if mean else 0.0
+    return mean / deviation
+
+
+def wilcoxon_attainable_p(n: int) -> float:
+    """The smallest two-sided p that an exact Wilcoxon signed-rank test of n pairs can reach.
+
+    All 2^n patterns of signs are equally likely if nothing differs, and the two most extreme
+    count: 2 / 2^n. Five seeds stop at 0.0625: they can never reach 0.05, whatever the gain.
+
+    Raises:
+        ValueError: n below 1.
+
+    Source:
+        Wilcoxon: Individual Comparisons by Ranking Methods, Biometrics Bulletin 1, 1945.
+
+    Example:
+        >>> wilcoxon_attainable_p(5), wilcoxon_attainable_p(6)
+        (0.0625, 0.03125)
+    """
+    if n < 1:
+        raise ValueError(f"wilcoxon_attainable_p: n is {n}, wanted at least 1 pair")
+    return 2.0 ** (1 - n)
+
+
+# --- many comparisons ------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: the i-th smallest of m times m - i + 1, never decreasing.
+
+    Args:
+        p_values: of m tests, each in [0, 1].
+
+    Returns:
+        Adjusted p in the order given; each at or below alpha is a rejection that keeps the
+        chance of any false one at alpha.
+
+    Raises:
+        ValueError: a value outside of [0, 1].
+
+    Source:
+        Holm: A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Stat. 6, 1979.
+
+    Example:
+        >>> holm([0.01, 0.5, 0.02])
+        [0.03, 0.5, 0.04]
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"holm: p-values {list(p_values)}, wanted each in [0, 1]")
+    adjusted, running, left = [0.0] * len(p_values), 0.0, len(p_values)
+    for position in sorted(range(len(p_values)), key=lambda i: p_values[i]):
+        running = max(running, min(1.0, left * p_values[position]))
+        adjusted[position] = running
+        left -= 1
+    return adjusted
+
+
+# --- many methods over many blocks (a block is a setting, or a setting and a seed) -----------
+
+
+def mean_ranks(matrix: Sequence[Sequence[float]]) -> list[float]:
+    """Each method's rank within a block, averaged over blocks; ties share their mean rank.
+
+    Args:
+        matrix: (blocks, methods), higher is better.
+
+    Returns:
+        One rank a method, in [1, methods]; 1 is best.
+
+    Raises:
+        ValueError: no block, no method, rows of unequal length, or a value that is not finite.
+
+    Example:
+        >>> mean_ranks([[0.9, 0.8, 0.8], [0.7, 0.9, 0.1]])
+        [1.5, 1.75, 2.75]
+    """
+    return [float(rank) for rank in _ranks("mean_ranks", matrix, blocks=1, methods=1).mean(axis=0)]
+
+
+class Friedman(NamedTuple):
+    """What `friedman` found.
+
+    Attributes:
+        statistic: chi-square of `methods - 1` degrees of freedom, corrected for ties.
+        p: its upper tail.
+        mean_ranks: one a method, 1 is best.
+        n: how many blocks.
+    """
+
+    statistic: float
+    p: float
+    mean_ranks: list[float]
+    n: int
+
+
+def friedman(matrix: Sequence[Sequence[float]]) -> Friedman:
+    """Friedman's test that all methods rank alike over the blocks.
+
+    chi2 = 12 N sum_j (R_j - (k + 1) / 2)^2 / (k (k + 1) (1 - T / (N k (k^2 - 1)))), with N
+    blocks, k methods, mean ranks R_j, and T the sum of t^3 - t over all ties of t values.
+
+    Args:
+        matrix: (blocks, methods), higher is better; at least two of each.
+
+    Returns:
+        See `Friedman`. If every block is one tie, the statistic is 0 and p is 1.
+
+    Raises:
+        ValueError: fewer than two blocks or methods, rows of unequal length, or a value that is
+            not finite.
+
+    Source:
+        Friedman, J. Am. Stat. Assoc. 32, 1937; its weakness below about ten blocks: Demšar, JMLR
+        7, 2006, section 3.2.2. The tie correction is that of R's and SciPy's Friedman tests.
+    """
+    ranks = _ranks("friedman", matrix, blocks=2, methods=2)
+    n, k = ranks.shape
+    sizes = [np.unique(row, return_counts=True)[1] for row in ranks]
+    tied = sum(int((size**3 - size).sum()) for size in sizes)
+    untied = 1 - tied / (n * k * (k * k - 1))
+    spread = float(((ranks.mean(axis=0) - (k + 1) / 2) ** 2).sum())
+    statistic = 12 * n * spread / (k * (k + 1) * untied) if untied else 0.0
+    means = [float(rank) for rank in ranks.mean(axis=0)]
+    return Friedman(statistic, float(stats.chi2.sf(statistic, k - 1)), means, n)
+
+
+def nemenyi_critical_difference(methods: int, blocks: int, level: float = 0.95) -> float:
+    """The least difference of two mean ranks that is evidence, over all pairs of methods.
+
+    CD = q sqrt(k (k + 1) / (6 N)), q the studentised range's quantile over sqrt(2).
+
+    Args:
+        methods: k, at least 2.
+        blocks: N, at least 1.
+        level: 1 - alpha, in (0, 1).
+
+    Returns:
+        CD, in ranks.
+
+    Raises:
+        ValueError: too few methods or blocks, or a level outside of (0, 1).
+
+    Source:
+        Nemenyi's thesis, 1963, as in Demšar, JMLR 7, 2006, section 3.2.2.
+    """
+    _check_level("nemenyi_critical_difference", level)
+    if methods < 2 or blocks < 1:
+        raise ValueError(
+            f"nemenyi_critical_difference: {methods} methods and {blocks} blocks, "
+            "wanted at least 2 methods and 1 block"
+        )
+    q = float(stats.studentized_range.ppf(level, methods, math.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
+
+
+class Tally(NamedTuple):
+    """How often a method was better, equal and worse."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
+def wins_ties_losses(differences: Sequence[float], tie: float = 0.0) -> Tally:
+    """Counts the signs of paired differences.
+
+    Args:
+        differences: one a pair, see `paired_differences`.
+        tie: an absolute difference up to this counts as a tie.
+
+    Raises:
+        ValueError: a difference that is not finite, or a negative `tie`.
+
+    Example:
+        >>> wins_ties_losses([0.02, 0.0, -0.01, 0.03])
+        Tally(wins=2, ties=1, losses=1)
+    """
+    _check("wins_ties_losses", differences, least=0)
+    if not tie >= 0:
+        raise ValueError(f"wins_ties_losses: tie is {tie}, wanted at least 0")
+    wins, losses = sum(d > tie for d in differences), sum(d < -tie for d in differences)
+    return Tally(wins, len(differences) - wins - losses, losses)
+
+
+def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
+    """P(X > Y) + P(X = Y) / 2 for X drawn from `a` and Y from `b`, over all pairs.
+
+    Args:
+        a: one value a seed; need not be paired with `b`, nor as many.
+        b: what `a` is compared with.
+
+    Returns:
+        In [0, 1]; 0.5 means no difference. Over several settings, average it.
+
+    Raises:
+        ValueError: an empty sequence, or a value that is not finite.
+
+    Source:
+        Agarwal et al.: Deep Reinforcement Learning at the Edge of the Statistical Precipice,
+        NeurIPS 2021, section 4.3; the Mann-Whitney U over the number of pairs.
+
+    Example:
+        >>> probability_of_improvement([3, 2], [1, 2])
+        0.875
+    """
+    _check("probability_of_improvement", a)
+    _check("probability_of_improvement", b)
+    return sum((x > y) + 0.5 * (x == y) for x in a for y in b) / (len(a) * len(b))
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Positions of the points that no other is as good as in all and better than in some.
+
+    Args:
+        points: (n, objectives), lower is better: give an accuracy as its negative or as error.
+
+    Returns:
+        Positions in the order given; equal points are all kept.
+
+    Raises:
+        ValueError: rows of unequal length, or a value that is not finite.
+
+    Example:
+        >>> pareto_front([(1.0, 0.30), (1.2, 0.25), (1.3, 0.28)])
+        [0, 1]
+    """
+    for point in points:
+        _check("pareto_front", point)
+        if len(point) != len(points[0]):
+            raise ValueError(f"pareto_front: {len(point)} and {len(points[0])} objectives")
+
+    def dominates(p: Sequence[float], q: Sequence[float]) -> bool:
+        return tuple(p) != tuple(q) and all(x <= y for x, y in zip(p, q, strict=True))
+
+    return [i for i, q in enumerate(points) if not any(dominates(p, q) for p in points)]
+
+
+def _check(name: str, values: Sequence[float], least: int = 1) -> None:
+    if len(values) < least:
+        raise ValueError(f"{name}: {len(values)} values, wanted at least {least}")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{name}: {list(values)} are not all finite; leave out what is missing")
+
+
+def _check_level(name: str, level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"{name}: level {level}, wanted one in (0, 1) such as 0.95")
+
+
+def _ranks(name: str, matrix: Sequence[Sequence[float]], blocks: int, methods: int) -> np.ndarray:
+    widths = sorted({len(row) for row in matrix})
+    if len(matrix) < blocks or len(widths) != 1 or widths[0] < methods:
+        raise ValueError(
+            f"{name}: {len(matrix)} blocks of {widths} methods; wanted at least {blocks} "
+            f"blocks, each with the same {methods} or more methods"
+        )
+    for row in matrix:
+        _check(name, row)
+    return stats.rankdata(-np.asarray(matrix, dtype=float), axis=1)

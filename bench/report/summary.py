@@ -1,0 +1,424 @@
+"""The summary of a grid: one table for each data set, teacher and student, and the raw evidence.
+
+Every row of the plan is accounted for: finished, failed with its error, not applicable with the
+reason, or not run. Accuracies are those of the last epoch on the test set; the best epoch's are
+beside them and named as test-selected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row, write_atomically
+from bench.report.statistics import mean_interval, paired_differences
+from bench.report.tables import Column, Entry, Table, one_line, to_csv, to_markdown, to_text
+
+NOT_RUN = "not_run"
+"""The status, in tables only, of a row of the plan whose cell has no record."""
+
+NO_EVIDENCE = "~"
+"""The mark of a gain whose interval contains 0, or that has none."""
+
+PAIR_COLUMNS = (
+    Column(key="data", name="data", align="left"),
+    Column(key="axes", name="axes", align="left"),
+    Column(key="teacher", name="teacher", align="left"),
+    Column(key="student", name="student", align="left"),
+)
+
+COLUMNS = (
+    Column(key="label", name="method", align="left"),
+    Column(key="category", name="category", align="left"),
+    Column(key="n", name="n"),
+    Column(key="last_accuracy", name="last accuracy", unit="%", digits=2, interval=True),
+    Column(
+        key="best_accuracy", name="best accuracy, test-selected", unit="%", digits=2, interval=True
+    ),
+    Column(key="gain", name="gain over student", unit="pp", digits=2, signed=True, interval=True),
+    Column(key="gap_recovered", name="gap recovered", unit="%", digits=1),
+    Column(key="agreement", name="agreement with teacher", unit="%", digits=2, interval=True),
+    Column(key="epochs", name="epochs"),
+    Column(key="status", name="status", align="left"),
+)
+
+ROW_KEYS = ("data", "teacher", "student", "label", "method", "category", "seed", "cell_id")
+MEASURED_KEYS = ("last_accuracy", "best_accuracy", "agreement", "train_seconds")
+COUNTED_KEYS = ("best_epoch", "epochs", "train_images", "parameters")
+CELL_COLUMNS = tuple(
+    Column(key=key, name=key)
+    for key in (
+        "data", "axes", "teacher", "student", "label", "method", "category", "seed", "status",
+        "last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images",
+        "parameters", "train_seconds", "error", "cell_id",
+    )
+)  # fmt: skip
+
+NOTES = (
+    "n: finished cells with an accuracy, one a seed; a number from other than n seeds says so as "
+    "(n=k).",
+    "± is the half-width of the 95 % Student t interval of the mean over n seeds; (n=1) has no "
+    "interval: one seed says nothing about spread.",
+    "Last accuracy: last epoch, test set. Best accuracy: best epoch of each cell, chosen on the "
+    "test set and so too high.",
+    "Gain: method - student, paired by seed, over the seeds at which both finished.",
+    f"{NO_EVIDENCE} the gain's interval contains 0, or there is none (n=1): not enough evidence "
+    "(not enough seeds to tell).",
+    "Gap recovered: (method - student) / (teacher - student), of means over the seeds at which "
+    "all three finished; '-' where the 95 % interval of that gap is not above 0, or n=1.",
+    "Agreement: share of the test set where student and teacher predict the same class.",
+    "Recorded seconds are wall clock of cells trained side by side, not a method's cost: the "
+    "profiler measures that.",
+)
+
+
+class PairKey(NamedTuple):
+    """What one table is about.
+
+    Attributes:
+        data: the data set's name.
+        axes: sorted (axis, value) pairs; 1 is the whole data set at full size.
+        teacher: its model.
+        student: its model.
+    """
+
+    data: str
+    axes: tuple[tuple[str, float], ...]
+    teacher: str
+    student: str
+
+    @property
+    def title(self) -> str:
+        """In one line, without the axes at their neutral 1."""
+        axes = [f"{name} {value:g}" for name, value in self.axes if value != 1]
+        return f"{', '.join([self.data, *axes])}: {self.teacher} -> {self.student}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All tables of a grid.
+
+    Attributes:
+        name: the grid's.
+        description: the grid's.
+        tables: one a pair that has any record, in the plan's order.
+        left_out: how many pairs have no record at all.
+    """
+
+    name: str
+    description: str
+    tables: dict[PairKey, Table]
+    left_out: int
+
+    @property
+    def coverage(self) -> str:
+        """One line that counts the pairs shown and left out."""
+        total = len(self.tables) + self.left_out
+        return (
+            f"{len(self.tables)} of {total} data sets and pairs shown; "
+            f"{self.left_out} without any record left out."
+        )
+
+    def to_markdown(self) -> str:
+        """The whole summary as one Markdown page."""
+        head = [f"# Summary of {one_line(self.name)}", one_line(self.description), self.coverage]
+        parts = [*(f"{line}\n" for line in head if line), *map(to_markdown, self.tables.values())]
+        return "\n".join(parts)
+
+    def to_text(self) -> str:
+        """The whole summary for a terminal; what holds for every table is said once, last."""
+        brief = [replace(table, notes=table.notes[: -len(NOTES)]) for table in self.tables.values()]
+        legend = "\n".join([*(NOTES if brief else ()), self.coverage])
+        return "\n".join([*map(to_text, brief), f"{legend}\n"])
+
+    def to_csv(self) -> str:
+        """All tables as one CSV of raw numbers, in [0, 1], with the pair in its first columns."""
+        rows = tuple(
+            (
+                Entry(key.data),
+                Entry(_axes_text(key.axes)),
+                Entry(key.teacher),
+                Entry(key.student),
+                *row,
+            )
+            for key, table in self.tables.items()
+            for row in table.rows
+        )
+        return to_csv(Table(title=self.name, columns=PAIR_COLUMNS + COLUMNS, rows=rows))
+
+
+def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
+    """The tables of a plan from the records there are.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id; a cell without one is shown as not run.
+
+    Raises:
+        ValueError: two cells answer for one label and seed of a pair.
+    """
+    pairs = group_by_pair(plan)
+    tables = {
+        key: pair_table(key, rows, records)
+        for key, rows in pairs.items()
+        if any(row.cell_id in records for row in rows)
+    }
+    return Summary(plan.name, plan.description, tables, len(pairs) - len(tables))
+
+
+def group_by_pair(plan: Plan) -> dict[PairKey, list[Row]]:
+    """The plan's rows by data set, axes, teacher and student, all in the plan's order."""
+    pairs: dict[PairKey, list[Row]] = {}
+    for row in plan.rows:
+        key = PairKey(row.data, tuple(sorted(row.axes.items())), row.teacher, row.student)
+        pairs.setdefault(key, []).append(row)
+    return pairs
+
+
+def _axes_text(axes: Iterable[tuple[str, float]]) -> str:
+    return ";".join(f"{name}={value:g}" for name, value in axes)
+
+
+def pair_table(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) -> Table:
+    """The table of one pair: teacher, student, then methods in the plan's order."""
+    groups = _groups(key, rows, records)
+    teacher, student = _baseline(groups, "teacher"), _baseline(groups, "student")
+    return Table(
+        title=key.title,
+        columns=COLUMNS,
+        rows=tuple(_row(group, teacher, student) for group in groups),
+        notes=(*(line for group in groups for line in group.failures()), *NOTES),
+    )
+
+
+# --- one row ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Group:
+    """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
+
+    Attributes:
+        role: "teacher", "student" or "method".
+        label: the row's name.
+        category: the method's.
+        cells: seed -> cell id.
+        records: by cell id, of these cells alone.
+    """
+
+    role: str
+    label: str
+    category: str
+    cells: dict[int, str]
+    records: dict[str, Record]
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """Seed -> a number of the finished cells' `Record.final`."""
+        found = ((seed, _final(self.records.get(cell), key)) for seed, cell in self.cells.items())
+        return {seed: value for seed, value in found if value is not None}
+
+    def by_cell(self, key: str) -> list[float]:
+        """The same, each cell once: a teacher shared by all seeds is one observation."""
+        return list({self.cells[seed]: value for seed, value in self.by_seed(key).items()}.values())
+
+    def with_status(self, status: str) -> list[str]:
+        """The cells of one status, each once."""
+        cells = dict.fromkeys(self.cells.values())
+        return [cell for cell in cells if _status(self.records.get(cell)) == status]
+
+    def failures(self) -> list[str]:
+        """One line for every error, with all the seeds that met it."""
+        seeds: dict[str, list[str]] = {}
+        failed = self.with_status(FAILED)
+        for seed, cell in self.cells.items():
+            if cell in failed:
+                seeds.setdefault(self.records[cell].error or "no error text", []).append(str(seed))
+        return [
+            f"Failed: {self.label}, seed{'s' if len(met) > 1 else ''} {', '.join(met)}: {error}"
+            for error, met in seeds.items()
+        ]
+
+
+def _groups(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) -> list[_Group]:
+    groups: dict[tuple[str, str], _Group] = {}
+    for row in rows:
+        group = groups.setdefault(
+            (row.role, row.label), _Group(row.role, row.label, row.category, {}, {})
+        )
+        if group.cells.setdefault(row.seed, row.cell_id) != row.cell_id:
+            raise ValueError(
+                f"summary of {key.title}: cells {group.cells[row.seed]} and {row.cell_id} both "
+                f"answer for {row.label!r}, seed {row.seed}; give the methods different labels"
+            )
+        if row.cell_id in records:
+            group.records[row.cell_id] = records[row.cell_id]
+    order = {"teacher": 0, "student": 1}
+    return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
+
+
+def _baseline(groups: Iterable[_Group], role: str) -> dict[int, float]:
+    found = [group for group in groups if group.role == role]
+    return found[0].by_seed("last_accuracy") if found else {}
+
+
+def _row(
+    group: _Group, teacher: Mapping[int, float], student: Mapping[int, float]
+) -> tuple[Entry, ...]:
+    n = len(group.by_cell("last_accuracy"))
+    own = {} if group.role == "student" else group.by_seed("last_accuracy")
+    gap = {} if group.role == "teacher" else teacher
+    return (
+        Entry(group.label),
+        Entry(group.category),
+        Entry(n),
+        _mean(group.by_cell("last_accuracy"), n, instead=_why_empty(group)),
+        _mean(group.by_cell("best_accuracy"), n),
+        _gain(own, student, n),
+        _share(own, student, gap, n),
+        _mean(group.by_cell("agreement"), n),
+        Entry(_epochs(group.by_cell("epochs"))),
+        Entry(_status_text(group)),
+    )
+
+
+def _mean(values: list[float], n: int, instead: str = "-") -> Entry:
+    if not values:
+        return Entry(None, instead=instead)
+    return Entry(mean_interval(values), mark=_other_n(len(values), n))
+
+
+def _gain(own: Mapping[int, float], student: Mapping[int, float], n: int) -> Entry:
+    differences = paired_differences(own, student)
+    if not differences:
+        return Entry(None)
+    gain = mean_interval(differences)
+    return Entry(gain, mark=_other_n(gain.n, n) + ("" if gain.excludes_zero else f" {NO_EVIDENCE}"))
+
+
+def _share(
+    own: Mapping[int, float], student: Mapping[int, float], teacher: Mapping[int, float], n: int
+) -> Entry:
+    share = gap_recovered(own, student, teacher)
+    if share is None:
+        return Entry(None)
+    return Entry(share, mark=_other_n(len(own.keys() & student.keys() & teacher.keys()), n))
+
+
+def _other_n(seeds: int, n: int) -> str:
+    return "" if seeds in (1, n) else f"(n={seeds})"  # an interval shows its n=1 by itself
+
+
+def gap_recovered(
+    method: Mapping[int, float], student: Mapping[int, float], teacher: Mapping[int, float]
+) -> float | None:
+    """(method - student) / (teacher - student), of means over the seeds that all three have.
+
+    Args:
+        method: seed -> accuracy.
+        student: seed -> accuracy of the baseline.
+        teacher: seed -> accuracy.
+
+    Returns:
+        The share, 1 where the method reaches its teacher; None where the 95 % interval of the
+        gap is not above 0 or there is none (one seed): a share of noise means nothing.
+
+    Example:
+        >>> student, teacher = {0: 0.50, 1: 0.52}, {0: 0.70, 1: 0.721}
+        >>> round(gap_recovered({0: 0.55, 1: 0.57}, student, teacher), 4)
+        0.2494
+    """
+    common = method.keys() & student.keys() & teacher.keys()
+    if not common:
+        return None
+    baseline = {seed: student[seed] for seed in common}
+    gap = mean_interval(paired_differences(teacher, baseline))
+    if gap.low is None or gap.low <= 0:
+        return None
+    return mean_interval(paired_differences(method, baseline)).mean / gap.mean
+
+
+def _why_empty(group: _Group) -> str:
+    for status, text in ((FAILED, "failed"), (NOT_RUN, "not run"), (FINISHED, "not measured")):
+        if group.with_status(status):
+            return text
+    return "not applicable"
+
+
+def _epochs(values: list[float]) -> float | None:
+    return _whole(mean_interval(values).mean) if values else None
+
+
+def _status_text(group: _Group) -> str:
+    finished, refused = group.with_status(FINISHED), group.with_status(NOT_APPLICABLE)
+    counts = {
+        "failed": len(group.with_status(FAILED)),
+        "not run": len(group.with_status(NOT_RUN)),
+        "without an accuracy": len(finished) - len(group.by_cell("last_accuracy")),
+    }
+    parts = [f"{len(finished)} of {len(set(group.cells.values()))} finished"]
+    parts += [f"{count} {text}" for text, count in counts.items() if count]
+    if refused:
+        reasons = dict.fromkeys(group.records[cell].error or "no reason given" for cell in refused)
+        parts.append(f"{len(refused)} not applicable ({'; '.join(reasons)})")
+    return ", ".join(parts)
+
+
+def _status(record: Record | None) -> str:
+    return NOT_RUN if record is None else record.status
+
+
+def _final(record: Record | None, key: str) -> float | None:
+    """A number of a finished cell; None where it was not measured or was not finite."""
+    value = record.final.get(key) if record is not None and record.status == FINISHED else None
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _whole(value: float | None) -> float | None:
+    """Counts as integers, however they were stored: 30 epochs, not 30.0."""
+    return int(value) if value is not None and value == int(value) else value
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
+    """The raw evidence: one line for each row of the plan, with "not_run" where nothing is.
+
+    Numbers are of finished cells alone. A cell that several rows name has several lines with one
+    `cell_id`.
+    """
+    rows = tuple(_cell_entries(row, records.get(row.cell_id)) for row in plan.rows)
+    return to_csv(Table(title=plan.name, columns=CELL_COLUMNS, rows=rows))
+
+
+def _cell_entries(row: Row, record: Record | None) -> tuple[Entry, ...]:
+    values = {
+        "axes": _axes_text(sorted(row.axes.items())),
+        "status": _status(record),
+        "error": record.error if record is not None else "",
+    }
+    values |= {key: getattr(row, key) for key in ROW_KEYS}
+    values |= {key: _final(record, key) for key in MEASURED_KEYS}
+    values |= {key: _whole(_final(record, key)) for key in COUNTED_KEYS}
+    return tuple(Entry(values[column.key]) for column in CELL_COLUMNS)
+
+
+def write_summary(plan: Plan, records: Mapping[str, Record], folder: Path) -> str:
+    """Writes summary.md, summary.csv and cells.csv, each either whole or not at all.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id.
+        folder: made if it is not there.
+
+    Returns:
+        The tables for a terminal: plain text, no markup.
+    """
+    summary = summarise(plan, records)
+    write_atomically(folder / "summary.md", summary.to_markdown())
+    write_atomically(folder / "summary.csv", summary.to_csv())
+    write_atomically(folder / "cells.csv", cells_csv(plan, records))
+    return summary.to_text()

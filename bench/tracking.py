@@ -1,0 +1,317 @@
+"""Records to MLflow, and back. The only module that imports mlflow.
+
+A mirror, not a source: one process (the coordinator) copies finished records, once each, told
+apart by the tag `cell_id`. Losing the mirror loses nothing, and `sync` fills it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.record import FAILED, FINISHED, Plan, Record, Row, Store, dump_json
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
+KIND = "kd_bench.kind"
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used; the records are safe and can be sent later."""
+
+
+def quiet() -> None:
+    """Settings that mlflow reads when it is imported or called: no telemetry, short retries."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Seven retries with backoff would stall a grid for four minutes a call on a dead server.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def tracking_uri(work_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI, or else the sqlite file of the work directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_dir.resolve()}/mlflow.db"
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Every way in which a tracking store can fail, as one error."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(" ".join(str(error).split())[:300]) from error
+
+
+class Mirror:
+    """One grid's experiment in an MLflow store."""
+
+    def __init__(self, work_dir: Path, grid: str) -> None:
+        """Opens the store; the database is made here, by one process, if there is none.
+
+        Raises:
+            TrackingError: the store cannot be opened.
+        """
+        quiet()
+        uri = tracking_uri(work_dir)
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        with _failures():
+            from mlflow.tracking import MlflowClient
+
+            self.client = MlflowClient(tracking_uri=uri)
+            self._experiment = self._find_or_create(f"kd-bench/{grid}", uri, work_dir)
+        self.uri = uri
+        self._cells: dict[str, tuple[str, str]] | None = None
+
+    def _find_or_create(self, name: str, uri: str, work_dir: Path) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        # A server has its own place for artifacts; a bare database would use the current folder.
+        local = not uri.startswith(("http:", "https:", "databricks"))
+        location = (work_dir.resolve() / "mlartifacts").as_uri() if local else None
+        return self.client.create_experiment(name, artifact_location=location)
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def send_plan(self, plan: Plan) -> None:
+        """Describes the experiment and keeps the plan with it; the latest plan wins."""
+        with _failures():
+            self.client.set_experiment_tag(self._experiment, "mlflow.note.content", describe(plan))
+            self.client.set_experiment_tag(
+                self._experiment, "mlflow.experimentKind", "custom_model_development"
+            )
+            run = self._summary_run()
+            with self._text_file("plan.json", plan.to_json()) as path:
+                self.client.log_artifact(run, str(path))
+
+    def send_summary(self, files: Iterable[Path]) -> None:
+        """Puts tables and figures on the experiment's summary run."""
+        with _failures():
+            run = self._summary_run()
+            for path in files:
+                self.client.log_artifact(run, str(path), "summary")
+            self.client.set_terminated(run)
+
+    def _summary_run(self) -> str:
+        runs = self._search(f"tags.`{KIND}` = 'summary'")
+        if runs:
+            return runs[0].info.run_id
+        tags = {KIND: "summary"}
+        return self.client.create_run(self._experiment, run_name="summary", tags=tags).info.run_id
+
+    def send(self, record: Record, row: Row, folder: Path) -> bool:
+        """Copies one record, once.
+
+        Args:
+            record: finished, failed or not applicable.
+            row: a row of the plan that the record answers for: names and tags.
+            folder: the cell's files.
+
+        Returns:
+            False if the store holds this result already.
+
+        Raises:
+            TrackingError: the store failed; nothing is half there that counts as sent.
+        """
+        with _failures():
+            run, status = self._known().get(record.cell_id, ("", ""))
+            if status == record.status:
+                return False
+            if run:  # of an earlier status, or cut off before it was whole
+                self.client.delete_run(run)
+            run = self._copy(record, row, folder)
+        self._known()[record.cell_id] = (run, record.status)
+        return True
+
+    def _known(self) -> dict[str, tuple[str, str]]:
+        """Cell id -> (run, status) of what the store holds; status "" if it is not whole."""
+        if self._cells is None:
+            self._cells = {
+                run.data.tags["cell_id"]: (
+                    run.info.run_id,
+                    "" if run.info.status == "RUNNING" else run.data.tags["status"],
+                )
+                for run in self._search(f"tags.`{KIND}` = 'cell'")
+            }
+        return self._cells
+
+    def _copy(self, record: Record, row: Row, folder: Path) -> str:
+        started = _milliseconds(record)
+        run = self.client.create_run(
+            self._experiment, start_time=started, run_name=run_name(row), tags=_tags(record, row)
+        ).info.run_id
+        self.client.log_batch(run, metrics=_metrics(record, started or 0), params=_params(record))
+        for name in ("record.json", *record.files.values()):
+            self.client.log_artifact(run, str(folder / name))
+        texts = {"config.json": dump_json(record.cell), "traceback.txt": record.traceback}
+        for name, text in texts.items():
+            if text:
+                with self._text_file(name, text) as path:
+                    self.client.log_artifact(run, str(path))
+        self.client.set_terminated(run, status=STATUS.get(record.status, "FINISHED"))
+        return run
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _text_file(name: str, text: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8")
+            yield path
+
+    # --- reading back ---------------------------------------------------------------------------
+
+    def fetch(self) -> tuple[Plan, dict[str, Record]]:
+        """The plan and all its records, from MLflow alone.
+
+        Raises:
+            TrackingError: the experiment holds no plan, or the store cannot be read.
+        """
+        with _failures(), tempfile.TemporaryDirectory() as folder:
+            plan = Plan.from_json(self._download(self._summary_run(), "plan.json", folder))
+            wanted = set(plan.cell_ids())
+            records = {}
+            for run in self._search(f"tags.`{KIND}` = 'cell' AND attributes.status != 'RUNNING'"):
+                if run.data.tags["cell_id"] in wanted:
+                    text = self._download(run.info.run_id, "record.json", folder)
+                    record = Record.from_json(text)
+                    records[record.cell_id] = record
+        return plan, {i: records[i] for i in plan.cell_ids() if i in records}
+
+    def _download(self, run: str, name: str, folder: str) -> str:
+        return Path(self.client.download_artifacts(run, name, folder)).read_text(encoding="utf-8")
+
+    def _search(self, text: str) -> list[Run]:
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self._experiment], text, max_results=1000, page_token=token
+            )
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+
+def mirror_all(mirror: Mirror, plan: Plan, store: Store) -> int:
+    """Sends every record of the plan that the store lacks; returns how many were sent."""
+    mirror.send_plan(plan)
+    rows = first_rows(plan)
+    records = store.read_all(rows)
+    return sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
+
+
+def first_rows(plan: Plan) -> dict[str, Row]:
+    """Cell id -> the first row that it answers for."""
+    rows: dict[str, Row] = {}
+    for row in plan.rows:
+        rows.setdefault(row.cell_id, row)
+    return rows
+
+
+def run_name(row: Row) -> str:
+    """Teacher>student/method/seed; a plain training is named without a teacher.
+
+    A baseline is one cell whoever the teacher beside it: naming one would mislead.
+    """
+    if row.role == "teacher":
+        return f"{row.teacher}/teacher/{row.seed}"
+    if row.role == "student":
+        return f"{row.student}/student/{row.seed}"
+    return f"{row.teacher}>{row.student}/{row.label}/{row.seed}"
+
+
+def describe(plan: Plan) -> str:
+    """The experiment's note: what the grid is, and how to read its runs."""
+    pairs = dict.fromkeys(f"`{row.teacher}` → `{row.student}`" for row in plan.rows)
+    seeds = len({row.seed for row in plan.rows})
+    lines = [
+        f"# Grid `{plan.name}`",
+        plan.description,
+        f"Pairs: {', '.join(pairs)}. Seeds: {seeds}. Cells: {len(plan.cell_ids())}.",
+        "One run per cell, named teacher>student/method/seed. Tags to filter or group by: "
+        "`role`, `pair`, `method`, `category`, `seed`, `status`. Accuracies are in [0, 1]; "
+        "`last_accuracy` is the last epoch's on the test set, `best_accuracy` is selected on the "
+        "test set. Tables are on the run `summary`.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _milliseconds(record: Record) -> int | None:
+    from datetime import datetime
+
+    started = record.conditions.get("started")
+    return int(datetime.fromisoformat(started).timestamp() * 1000) if started else None
+
+
+def _tags(record: Record, row: Row) -> dict[str, str]:
+    paired = row.role == "method"
+    tags = {
+        KIND: "cell", "cell_id": record.cell_id, "status": record.status, "role": row.role,
+        "method": row.method, "label": row.label, "category": record.category,
+        "teacher": row.teacher if paired else "none", "seed": row.seed, "data": row.data,
+        "student": row.teacher if row.role == "teacher" else row.student,
+        "pair": f"{row.teacher}>{row.student}" if paired else "none",
+        "error": record.error,
+    }  # fmt: skip
+    for name in ("commit", "dirty", "torch", "device"):
+        tags[name] = record.conditions.get(name, "")
+    return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
+
+
+def _params(record: Record) -> list[Any]:
+    from mlflow.entities import Param
+
+    flat: dict[str, object] = {}
+    for name, value in record.cell.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
+    flat["category"] = record.category
+    return [Param(name, str(value)[:6000]) for name, value in flat.items()]
+
+
+def _metrics(record: Record, began: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    curves = [
+        Metric(_key(name), value, began, epoch)
+        for name, curve in record.curves.items()
+        for epoch, value in enumerate(curve, start=1)
+        if value is not None
+    ]
+    last = int(record.final.get("epochs", 0))
+    return curves + [Metric(_key(name), v, began, last) for name, v in record.final.items()]
+
+
+def _key(name: str) -> str:
+    """A metric's key as MLflow allows it: letters, digits, _ - . space : /."""
+    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)
+
+
+def serve(work_dir: Path, port: int) -> int:
+    """Serves the MLflow UI on loopback until it is stopped; returns its exit code."""
+    quiet()
+    # The jobs are for generative models; without them the server is two processes, not fifteen.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+               "--workers", "1", "--backend-store-uri", tracking_uri(work_dir)]  # fmt: skip
+    print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
+    return subprocess.run(command, check=False).returncode

@@ -1,0 +1,1 @@
+"""Training: the stage engine, cohorts, teachers, evaluation."""

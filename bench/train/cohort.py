@@ -1,0 +1,284 @@
+"""A cohort: students that share data, teacher and seed, trained side by side.
+
+One stream of batches and one forward pass of the teacher serve all of them. Students do not touch
+each other: each one's numbers are those of its training alone, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bench.cell import Cell
+from bench.method import NotApplicable, Shapes, View
+from bench.models import zoo
+from bench.models.network import Network, tap_shapes
+from bench.record import (
+    FAILED,
+    FINISHED,
+    NOT_APPLICABLE,
+    Record,
+    Store,
+    dump_json,
+    write_atomically,
+)
+from bench.seeds import derive
+from bench.train.device import conditions, set_numerics
+from bench.train.engine import Student, make_student
+from bench.train.evaluate import accuracy, predictions
+from bench.train.stream import EVALUATION_BATCH, Stream
+from bench.train.teacher import Teacher
+from methods import registry
+
+# What a cell's own code (a method, a model, its shapes and sizes) can raise. The cell then fails
+# alone; a full disk or an interrupt is nobody's cell and ends the run.
+CELL_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
+def build_network(cell: Cell, stream: Stream) -> Network:
+    """The cell's network, initialised from its own stream of the cell's seed."""
+    torch.manual_seed(derive(cell.seed, "init", cell.model_name))
+    model = cell.model
+    if isinstance(model, dict):
+        model = {key: value for key, value in model.items() if key != "name"}
+    return zoo.build(model, stream.classes, stream.image_shape)
+
+
+def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
+    """The trained network of a finished cell, as a teacher.
+
+    Raises:
+        ValueError: its weights are missing, damaged or of another network.
+    """
+    path = store.folder(cell.id) / "weights.safetensors"
+    try:
+        weights = safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"teacher {cell}: cannot read {path}: {error}") from None
+    network = build_network(cell, stream)
+    network.load_state_dict(weights)
+    return Teacher(network, cell, device)
+
+
+Attempt = Callable[[list[Student], Callable[[], None]], None]
+
+
+@dataclass
+class Cohort:
+    """Students in training on one stream, under at most one teacher.
+
+    Attributes:
+        report: called after every epoch of a student with (cell id, epochs done, of how many,
+            last test accuracy or None).
+        provenance: commit and the like, put into every record.
+    """
+
+    stream: Stream
+    teacher: Teacher | None
+    store: Store
+    device: torch.device
+    report: Callable[[str, int, int, float | None], None]
+    provenance: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Looks at the teacher once: its taps' shapes, and what it predicts on the test set."""
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._seconds = {"train": 0.0, "evaluation": 0.0}
+        self._shapes: dict[str, Shapes] = {}
+        self._teacher_shapes: Shapes | None = None
+        self._teacher_predictions: Tensor | None = None
+        if self.teacher is not None:
+            self._teacher_shapes = tap_shapes(self.teacher.network, self.stream.image_shape)
+            self._teacher_predictions = predictions(self.teacher.network, self.stream.test)
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Trains the cells; writes a record for every one of them, finished or not."""
+        set_numerics(cells[0])
+        self._size = len(cells)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", message=".*deterministic.*")
+            students = [s for s in map(self._admit, cells) if s is not None]
+            while active := [s for s in students if not s.finished]:
+                failed = self._epoch(active)
+                students = [s for s in students if s not in failed]
+        self.provenance["nondeterministic"] = sorted({str(w.message).split(" ")[0] for w in caught
+                                                      if "determin" in str(w.message)})  # fmt: skip
+        for student in students:
+            self._finish(student)
+
+    # --- admission ------------------------------------------------------------------------------
+
+    def _admit(self, cell: Cell) -> Student | None:
+        try:
+            method = registry.build(cell.method, **cell.hyperparameters)
+            network = build_network(cell, self.stream)
+            shapes = tap_shapes(network, self.stream.image_shape)
+            theirs = self._teacher_shapes if method.needs_teacher else None
+            return make_student(
+                cell, method, network, shapes, theirs, self.device, self.stream.labelled
+            )
+        except NotApplicable as reason:
+            self.store.write(unfinished(cell, NOT_APPLICABLE, one_line(reason), self.provenance))
+        except CELL_FAULTS as error:
+            self._fail(cell, error)
+        return None
+
+    # --- training -------------------------------------------------------------------------------
+
+    def _epoch(self, active: list[Student]) -> list[Student]:
+        """One epoch of every active student; returns those that failed."""
+        failed: list[Student] = []
+
+        def attempt(students: list[Student], action: Callable[[], None]) -> None:
+            going = [student for student in students if student not in failed]
+            if not going:
+                return
+            try:
+                action()
+            except CELL_FAULTS as error:
+                failed.extend(going)
+                for student in going:
+                    self._fail(student.cell, error)
+
+        began = time.perf_counter()
+        for student in active:
+            attempt(
+                [student],
+                lambda s=student: s.begin_epoch(self._clean_view, self.stream.train.labels),
+            )
+        going = [s for s in active if s not in failed]
+        together = [s for s in going if s.subset is None]
+        apart = [[s] for s in going if s.subset is not None]
+        for group in filter(None, [together, *apart]):
+            attempt(group, lambda g=group: self._train_group(g, attempt))
+        self._seconds["train"] += time.perf_counter() - began
+        began = time.perf_counter()
+        for student in going:
+            attempt([student], lambda s=student: self._end_epoch(s))
+        self._seconds["evaluation"] += time.perf_counter() - began
+        return failed
+
+    def _train_group(self, group: list[Student], attempt: Attempt) -> None:
+        """One pass over the images that all students of `group` train on in this epoch."""
+        train, epoch, subset = self.stream.train, group[0].epochs_done, group[0].subset
+        taps = tuple(dict.fromkeys(tap for s in group if s.reads_teacher for tap in s.taps))
+        steps = train.steps(self.stream.train_images if subset is None else len(subset))
+        for step, batch in enumerate(train.epoch(epoch, subset), start=1):
+            view = self._look(batch.images, taps)
+            images = self.stream.student_images(batch.images)
+            seen = (images, batch.labels, batch.index, view, step == steps)
+            for student in group:
+                attempt([student], lambda s=student, seen=seen: s.step(*seen))
+
+    def _look(self, images: Tensor, taps: tuple[str, ...]) -> View | None:
+        if not taps:
+            return None
+        assert self.teacher is not None
+        return self.teacher.view(images, taps)
+
+    def _clean_view(self, taps: Sequence[str]) -> View:
+        assert self.teacher is not None
+        images = (batch.images for batch in self.stream.train.clean(EVALUATION_BATCH))
+        return self.teacher.clean_view(images, taps)
+
+    def _end_epoch(self, student: Student) -> None:
+        student.end_epoch(lambda: accuracy(self._predict(student), self.stream.test.labels))
+        self.report(
+            student.cell.id, student.epochs_done, student.total_epochs,
+            student.curves["test_accuracy"][-1],
+        )  # fmt: skip
+
+    def _predict(self, student: Student) -> Tensor:
+        return predictions(student.network, self.stream.test, self.stream.student_images)
+
+    # --- results --------------------------------------------------------------------------------
+
+    def _finish(self, student: Student) -> None:
+        folder = self.store.folder(student.cell.id)
+        state = student.network.state_dict()
+        weights = {name: x.detach().cpu().contiguous() for name, x in state.items()}
+        write_atomically(folder / "weights.safetensors", safetensors.torch.save(weights))
+        files = {"weights": "weights.safetensors"}
+        for stage, selection in student.selections.items():
+            files[f"selection_{stage}"] = f"selection_{stage}.json"
+            write_atomically(folder / files[f"selection_{stage}"], dump_json(selection.evidence))
+        cell, method = student.cell, student.method
+        self.store.write(
+            Record(
+                cell_id=cell.id,
+                cell=cell.resolved(),
+                category=method.category,
+                source=method.source,
+                status=FINISHED,
+                conditions={
+                    **conditions(self.device),
+                    "precision": cell.precision,
+                    "cohort": self._size,
+                    "started": self._started,
+                    **self.provenance,
+                },
+                stages=[
+                    {"name": stage.name, "epochs": epochs, "taps": list(stage.taps)}
+                    for stage, epochs in zip(method.plan, student.stage_epochs, strict=True)
+                ],
+                curves=student.curves,
+                final=self._final(student),
+                files=files,
+            )
+        )
+
+    def _final(self, student: Student) -> dict[str, float]:
+        curve = enumerate(student.curves["test_accuracy"], start=1)
+        measured = [(accuracy, epoch) for epoch, accuracy in curve if accuracy is not None]
+        best, epoch = max(measured, key=lambda point: (point[0], -point[1]))
+        final = {
+            "last_accuracy": measured[-1][0],
+            "best_accuracy": best,
+            "best_epoch": epoch,
+            "epochs": student.total_epochs,
+            "train_images": self.stream.train_images,
+            "test_images": len(self.stream.test.labels),
+            "parameters": sum(p.numel() for p in student.network.parameters()),
+            "train_seconds": round(self._seconds["train"] / self._size, 3),
+            "evaluation_seconds": round(self._seconds["evaluation"] / self._size, 3),
+        }
+        if self._teacher_predictions is not None and student.method.needs_teacher:
+            final["agreement"] = accuracy(self._predict(student), self._teacher_predictions)
+        return final
+
+    def _fail(self, cell: Cell, error: BaseException) -> None:
+        self.store.write(fail(cell, error, self.provenance))
+
+
+def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:
+    """The record of a cell that raised."""
+    text = "".join(traceback.format_exception(error))
+    return unfinished(cell, FAILED, f"{type(error).__name__}: {one_line(error)}", provenance, text)
+
+
+def unfinished(
+    cell: Cell, status: str, error: str, provenance: Mapping[str, object], text: str = ""
+) -> Record:
+    """The record of a cell that gave no result, with the traceback if there is one."""
+    method = registry.build(cell.method, **cell.hyperparameters)
+    return Record(
+        cell_id=cell.id, cell=cell.resolved(), category=method.category, source=method.source,
+        status=status, error=error, traceback=text, conditions=dict(provenance),
+    )  # fmt: skip
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, cut to a table's width."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -1,0 +1,73 @@
+"""Where and how precisely tensors are computed: devices, determinism, autocast."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from bench.cell import Cell
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name` ("auto", "cpu", "cuda", "cuda:1").
+
+    Raises:
+        ValueError: no such device on this machine, or no device's name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"--device: got {name!r}, but torch sees {count} CUDA devices here")
+    return device
+
+
+def to_device(module: Module, device: torch.device) -> Module:
+    """The module on the device, its convolutions laid out channels last."""
+    return module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def set_numerics(cell: Cell) -> None:
+    """Sets what is global in torch: determinism and the precision of products on CUDA.
+
+    TF32 is given to convolutions only: relations and losses are matrix products and stay exact.
+    """
+    if cell.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # warn_only: an operation without a deterministic form is named in a warning, not refused.
+    torch.use_deterministic_algorithms(cell.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not cell.deterministic
+    torch.backends.cudnn.allow_tf32 = cell.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def autocast(cell: Cell, device: torch.device) -> AbstractContextManager:
+    """The context in which networks (never losses) run: bfloat16 where the cell says so."""
+    if cell.precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def conditions(device: torch.device) -> dict[str, object]:
+    """What a result was obtained with: device, threads, versions."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.machine() or "cpu",
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+    }

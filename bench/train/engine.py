@@ -1,0 +1,409 @@
+"""The stage engine: one student going through its method's stages, an epoch at a time.
+
+The only place where a student's weights change. It owns train and evaluation mode, freezing, a
+fresh optimiser and schedule per stage, the reduction and weighting of losses, and the curves; a
+method owns none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bench.cell import Cell
+from bench.method import (
+    Method,
+    NotApplicable,
+    Pair,
+    Selection,
+    Shapes,
+    Stage,
+    View,
+    in_float32,
+    split_epochs,
+)
+from bench.models.network import Network
+from bench.seeds import derive
+from bench.train.device import autocast, to_device
+from bench.train.optim import learning_rate, optimiser
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a weight is NaN or infinite; the message names where it was first seen."""
+
+
+@dataclass
+class Sums:
+    """Running sums of one epoch, on the device: nothing waits for them before the epoch ends."""
+
+    task: Tensor
+    transfer: Tensor
+    correct: Tensor
+    skipped: Tensor
+    steps: int = 0
+    seen: int = 0
+
+    @classmethod
+    def zero(cls, device: torch.device) -> Sums:
+        """All zero."""
+        task, transfer, correct, skipped = torch.zeros(4, dtype=torch.float64, device=device)
+        return cls(task, transfer, correct, skipped)
+
+
+@dataclass
+class Student:
+    """One student in training.
+
+    Attributes:
+        cell: what is trained.
+        method: its plan.
+        network: the student.
+        connector: the method's trained parts beside it, never saved with it.
+        labelled: (N,) bool, whose labels the task loss may see; None for all.
+        curves: name -> one value per epoch done.
+        selections: stage name -> what its `keep` chose.
+    """
+
+    cell: Cell
+    method: Method
+    network: Network
+    connector: nn.Module
+    device: torch.device
+    optional: Mapping[str, tuple[str, ...]]
+    labelled: Tensor | None = None
+    epochs_done: int = 0
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    selections: dict[str, Selection] = field(default_factory=dict)
+    _stage_epoch: int = 0
+    _position: int = -1
+    _transfer_mask: Tensor | None = None
+    _table: View | None = None
+
+    def __post_init__(self) -> None:
+        """Splits the epochs over the stages."""
+        recipe = self.cell.recipe
+        self.stage_epochs = split_epochs(self.method.plan, recipe.epochs, recipe.budget)
+        self.total_epochs = sum(self.stage_epochs)
+        self.sums = Sums.zero(self.device)
+        self.subset: Tensor | None = None
+        self._stochastic = any(isinstance(m, nn.modules.dropout._DropoutNd)
+                               for m in self.network.modules())  # fmt: skip
+
+    # --- the stage at hand ----------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the epoch under way."""
+        return self.method.plan[self._position]
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What this stage reads of both networks."""
+        return (*self.stage.taps, *self.optional[self.stage.name])
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether this epoch needs the teacher's forward pass over the augmented batches."""
+        return self.stage.needs_teacher and not self.stage.clean
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epochs_done == self.total_epochs
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the stage trains the classifier, so that a test accuracy means something."""
+        return self.stage.task_weight > 0 or "logits" in self.taps
+
+    # --- an epoch -------------------------------------------------------------------------------
+
+    def begin_epoch(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
+        """Enters the next stage when one ended; sets the learning rate.
+
+        Args:
+            clean_view: gives the teacher's view of the whole training set, un-augmented.
+            labels: (N,) of the training set.
+        """
+        if self._position < 0 or self._stage_epoch == self.stage_epochs[self._position]:
+            self._position += 1
+            self._stage_epoch = 0
+            self._enter(clean_view, labels)
+        rate = learning_rate(self.cell.recipe, self._stage_epoch,
+                             self.stage_epochs[self._position], self.stage.lr_factor)  # fmt: skip
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.sums = Sums.zero(self.device)
+
+    def _enter(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
+        stage = self.stage
+        self.subset, self._transfer_mask, self._table = None, None, None
+        if stage.clean:
+            self._table = clean_view(self.taps)
+            if stage.prepare is not None:
+                stage.prepare(self.connector, self._table)
+            if stage.keep is not None:
+                self._select(stage.keep(self._table, labels))
+        if not stage.needs_teacher and self.labelled is not None:
+            self.subset = self.labelled.nonzero().flatten()
+        self._freeze()
+        self.optimiser = optimiser(self._trained(), self.cell.recipe)
+
+    def _select(self, selection: Selection) -> None:
+        self.selections[self.stage.name] = selection
+        kept = selection.kept.to(self.device)
+        if not kept.any():
+            raise ValueError(f"stage {self.stage.name!r}: no training image was kept")
+        if self.stage.task_on_all:
+            self._transfer_mask = kept
+        else:
+            self.subset = kept.nonzero().flatten()
+
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        head = list(self.network.head_parameters())
+        own = {id(parameter) for parameter in head}
+        trunk = [p for p in self.network.parameters() if id(p) not in own]
+        return {"trunk": trunk, "head": head, "connector": list(self.connector.parameters())}
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for part, ps in self._parts().items() if part in self.stage.trains for p in ps]
+
+    def _freeze(self) -> None:
+        for part, parameters in self._parts().items():
+            for parameter in parameters:
+                parameter.requires_grad_(part in self.stage.trains)
+        # Evaluation mode freezes the running statistics of BatchNorm too.
+        self.network.train("trunk" in self.stage.trains)
+        self.network.head.train("head" in self.stage.trains)
+        self.connector.train("connector" in self.stage.trains)
+
+    # --- a step ---------------------------------------------------------------------------------
+
+    def step(
+        self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None, last: bool
+    ) -> None:
+        """One batch: losses, gradient, update.
+
+        Args:
+            images: (B, C, H, W) as the student sees them.
+            labels: (B,).
+            index: (B,) positions in the training set.
+            teacher: the teacher's view of the batch; None if this stage reads none.
+            last: whether it is the epoch's last batch, on which the stage's `watch` runs.
+        """
+        if self._stochastic:
+            # Dropout draws from torch's global generator: its own stream for every step keeps a
+            # student's numbers independent of who else is in the cohort.
+            torch.manual_seed(derive(self.cell.seed, "dropout", self.epochs_done, self.sums.steps))
+        stage = self.stage
+        pair = self._look(images, labels, index, teacher)
+        task = self._task(pair) if stage.task_weight > 0 else None
+        transfer = self._transfer(pair) if stage.transfer is not None else None
+        self._backward(task, transfer)
+        if stage.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._count(pair, task, transfer)
+        if last and stage.watch is not None:
+            self._watch(pair)
+
+    def _look(self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None) -> Pair:
+        wanted = self.taps + (("logits",) if self.stage.task_weight > 0 else ())
+        with autocast(self.cell, self.device):
+            shown = self.network.view(images, tuple(dict.fromkeys(wanted)))
+        if self._table is not None:
+            teacher = View({tap: self._table[tap][index] for tap in self.taps})
+        return Pair(in_float32(shown), teacher or View({}), labels, index)
+
+    def _task(self, pair: Pair) -> Tensor:
+        logits, labels = pair.student.logits, pair.labels
+        if self.labelled is None:
+            return cross_entropy(logits, labels)
+        seen = self.labelled[pair.index].to(logits.dtype)
+        each = cross_entropy(logits, labels, reduction="none")
+        return (each * seen).sum() / seen.sum().clamp(min=1)
+
+    def _transfer(self, pair: Pair) -> Tensor:
+        assert self.stage.transfer is not None
+        pair, skip = _skippable(pair)
+        loss = self.stage.transfer(pair, self.connector)
+        if loss.shape not in ((), pair.labels.shape):
+            raise ValueError(
+                f"{self.cell.method}, stage {self.stage.name!r}: the transfer loss has shape "
+                f"{tuple(loss.shape)}, wanted ({len(pair.labels)},) or ()"
+            )
+        finite = loss.detach().isfinite()
+        skip(finite)
+        self.sums.skipped += (~finite).sum() * (len(pair.labels) if loss.dim() == 0 else 1)
+        loss = torch.where(finite, loss, 0.0)
+        if self._transfer_mask is not None and loss.dim() == 1:
+            kept = self._transfer_mask[pair.index].to(loss.dtype)
+            return (loss * kept).sum() / kept.sum().clamp(min=1)
+        return loss.mean()
+
+    def _backward(self, task: Tensor | None, transfer: Tensor | None) -> None:
+        weighted = []
+        if task is not None:
+            weighted.append(task if self.stage.task_weight == 1 else self.stage.task_weight * task)
+        if transfer is not None:
+            weighted.append(self.stage.weight_at(self.progress) * transfer)
+        if self.stage.merge is None:
+            sum(weighted[1:], start=weighted[0]).backward()
+            return
+        trained = self._trained()
+        task_gradients = torch.autograd.grad(
+            weighted[0], trained, retain_graph=True, allow_unused=True
+        )
+        transfer_gradients = torch.autograd.grad(weighted[1], trained, allow_unused=True)
+        merged = self.stage.merge(task_gradients, transfer_gradients, self._stage_epoch)
+        for parameter, gradient in zip(trained, merged, strict=True):
+            parameter.grad = gradient
+
+    @property
+    def progress(self) -> float:
+        """Through the stage's epochs: 0.0 in the first, 1.0 in the last."""
+        return self._stage_epoch / max(self.stage_epochs[self._position] - 1, 1)
+
+    def _count(self, pair: Pair, task: Tensor | None, transfer: Tensor | None) -> None:
+        sums = self.sums
+        sums.steps += 1
+        sums.seen += len(pair.labels)
+        if task is not None:
+            sums.task += task.detach()
+            sums.correct += (pair.student.logits.detach().argmax(1) == pair.labels).sum()
+        if transfer is not None:
+            sums.transfer += transfer.detach()
+
+    @torch.no_grad()
+    def _watch(self, pair: Pair) -> None:
+        assert self.stage.watch is not None
+        student = View({tap: x.detach() for tap, x in pair.student.taps.items()})
+        for name, value in self.stage.watch(pair._replace(student=student), self.connector).items():
+            curve = self.curves.setdefault(name, [])
+            curve.extend([None] * (self.epochs_done - len(curve)))
+            curve.append(float(value))
+
+    def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
+        """Adds a point to every curve.
+
+        Args:
+            test_accuracy: measures it; called only where the recipe and the stage ask for it.
+
+        Raises:
+            NonFiniteError: a loss or a weight is not finite.
+        """
+        task = self._mean(self.sums.task) if self.stage.task_weight > 0 else None
+        transfer = self._mean(self.sums.transfer) if self.stage.transfer is not None else None
+        self._check_finite(task)
+        last = self.epochs_done + 1 == self.total_epochs
+        due = last or (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0
+        weight = self.stage.weight_at(self.progress)
+        self._point("task_loss", task)
+        self._point("transfer_loss", transfer)
+        self._point("train_loss", self.stage.task_weight * (task or 0) + weight * (transfer or 0))
+        self._point("learning_rate", self.optimiser.param_groups[0]["lr"])
+        correct = self.sums.correct.item() / max(self.sums.seen, 1)
+        self._point("train_accuracy", correct if task is not None else None)
+        self._point("skipped_samples", self.sums.skipped.item() if transfer is not None else None)
+        self._point("test_accuracy", test_accuracy() if last or (due and self.has_head) else None)
+        self.epochs_done += 1
+        self._stage_epoch += 1
+        for curve in self.curves.values():
+            curve.extend([None] * (self.epochs_done - len(curve)))
+
+    def _point(self, name: str, value: float | None) -> None:
+        self.curves.setdefault(name, []).append(value)
+
+    def _mean(self, total: Tensor) -> float:
+        return total.item() / max(self.sums.steps, 1)
+
+    def _check_finite(self, task: float | None) -> None:
+        where = f"in epoch {self.epochs_done + 1} (stage {self.stage.name!r})"
+        if task is not None and not torch.isfinite(torch.tensor(task)):
+            raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
+        if self.stage.transfer is not None and self.sums.skipped >= self.sums.seen:
+            raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
+        weights = chain(self.network.parameters(), self.connector.parameters())
+        total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)
+        if not total.isfinite():
+            raise NonFiniteError(f"a weight is not finite {where}: lower the learning rate")
+
+
+def _skippable(pair: Pair) -> tuple[Pair, Callable[[Tensor], None]]:
+    """The pair for a transfer loss, whose gradient can be cut off sample by sample.
+
+    A loss that is not finite has a gradient that is not finite either, and setting the loss to 0
+    leaves 0 times infinity behind it. So the gradient is cut where it reaches the student.
+
+    Returns:
+        the pair with its student's taps replaced, and a function that takes (B,) or () bool, true
+        for the samples whose gradient may pass.
+    """
+    passes: list[Tensor] = []
+
+    def cut(gradient: Tensor) -> Tensor:
+        mask = passes[0].reshape(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(mask, gradient, 0.0)
+
+    taps = {tap: x.view_as(x) for tap, x in pair.student.taps.items()}
+    for x in taps.values():
+        if x.requires_grad:
+            x.register_hook(cut)
+    return pair._replace(student=View(taps)), passes.append
+
+
+def make_student(
+    cell: Cell,
+    method: Method,
+    network: Network,
+    shapes: Shapes,
+    teacher_shapes: Shapes | None,
+    device: torch.device,
+    labelled: Tensor | None = None,
+) -> Student:
+    """A student ready for its first epoch.
+
+    Args:
+        cell: what is trained.
+        method: built from the cell's hyper-parameters.
+        network: freshly initialised.
+        shapes: its taps' shapes.
+        teacher_shapes: the teacher's; None if the cell has none.
+        device: where the training runs.
+        labelled: see `Student`.
+
+    Raises:
+        NotApplicable: the method cannot serve this pair.
+        ValueError: teacher and student tell different numbers of classes apart.
+    """
+    if method.needs_teacher and teacher_shapes is None:
+        raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
+    theirs: Shapes = teacher_shapes if teacher_shapes is not None else {}
+    if teacher_shapes is not None and theirs["logits"] != shapes["logits"]:
+        raise ValueError(
+            f"the teacher tells {theirs['logits'][0]} classes apart, the student "
+            f"{shapes['logits'][0]}: train both on the same classes"
+        )
+    for name, tap in _taps_of(method):
+        for whose, available in (("student", shapes), ("teacher", theirs)):
+            if tap not in available:
+                raise NotApplicable(f"stage {name!r} reads tap {tap!r}, which the {whose} lacks "
+                                    f"(it has {', '.join(available)})")  # fmt: skip
+    optional = {
+        stage.name: tuple(t for t in stage.optional_taps if t in shapes and t in theirs)
+        for stage in method.plan
+    }
+    torch.manual_seed(derive(cell.seed, "connector", cell.method))
+    connector = to_device(method.connect(shapes, theirs), device)
+    network = to_device(network, device)
+    return Student(cell, method, network, connector, device, optional, labelled)
+
+
+def _taps_of(method: Method) -> Iterator[tuple[str, str]]:
+    return ((stage.name, tap) for stage in method.plan for tap in stage.taps)

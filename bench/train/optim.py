@@ -1,0 +1,50 @@
+"""The optimiser and its schedule: one for every stage, started afresh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from bench.cell import Recipe
+
+
+def optimiser(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+    """Stochastic gradient descent without momentum history.
+
+    Parameters that receive no gradient in a stage (None, not zero) are not moved, nor decayed.
+    """
+    return torch.optim.SGD(
+        list(parameters),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+
+
+def learning_rate(recipe: Recipe, epoch: int, epochs: int, factor: float = 1.0) -> float:
+    """The learning rate of one epoch of a stage.
+
+    Args:
+        recipe: with its schedule. multistep: multiplied by `decay` at each of `milestones`, parts
+            of the stage's epochs. cosine: lr (1 + cos(pi e / E)) / 2. constant: lr.
+        epoch: 0-based, within the stage.
+        epochs: of the stage.
+        factor: the stage's own multiplier.
+
+    Example:
+        >>> recipe = Recipe(epochs=10, batch_size=8, learning_rate=1.0, milestones=(0.5, 0.8))
+        >>> [round(learning_rate(recipe, e, 10), 2) for e in (0, 4, 5, 8)]
+        [1.0, 1.0, 0.1, 0.01]
+    """
+    rate = recipe.learning_rate * factor
+    if recipe.schedule == "cosine":
+        return rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    if recipe.schedule == "multistep":
+        # The same rounding as for the stages, so that 0.3 of 10 epochs is after 3 of them.
+        return rate * recipe.decay ** sum(epoch >= round(m * epochs) for m in recipe.milestones)
+    return rate

@@ -1,0 +1,33 @@
+"""The work directory: where caches, records, MLflow's files and tables lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.record import Store
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """Paths under one root. `store/` is shared by all grids; each grid has a folder of its own."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        """The records of all cells of all grids."""
+        return Store(self.root / "store" / "cells")
+
+    @property
+    def cache(self) -> Path:
+        """Decoded data sets, and downloads."""
+        return self.root / "store" / "data"
+
+    def grid(self, name: str) -> Path:
+        """The folder of a grid's plan, tables and figures."""
+        return self.root / name
+
+    def plan(self, name: str) -> Path:
+        """The plan of the latest run of a grid."""
+        return self.grid(name) / "plan.json"

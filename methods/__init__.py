@@ -1,0 +1,1 @@
+"""Distillation methods: one file each; pieces shared by several start with an underscore."""

@@ -1,0 +1,33 @@
+"""Sensing points: the taps at which a method compares the two networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+STAGE_OUTPUTS = ("stage1", "stage2", "stage3")
+
+
+def sensing_points(
+    method: str, points: str | Sequence[str], named: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """The taps behind `points`: a name out of `named`, or the taps themselves.
+
+    Raises:
+        ValueError: an unknown name, no point at all, or a point twice.
+
+    Example:
+        >>> sensing_points("fitnet", "all", {"all": STAGE_OUTPUTS})
+        ('stage1', 'stage2', 'stage3')
+        >>> sensing_points("fitnet", ["stage2"], {"all": STAGE_OUTPUTS})
+        ('stage2',)
+    """
+    if isinstance(points, str):
+        if points not in named:
+            raise ValueError(
+                f"{method}: points {points!r} is none of {', '.join(named)}; "
+                "or give a list of tap names"
+            )
+        return tuple(named[points])
+    if not points or len(set(points)) != len(points):
+        raise ValueError(f"{method}: points {list(points)} must name at least one tap, each once")
+    return tuple(points)

@@ -1,0 +1,39 @@
+"""Divergence of softened class probabilities, before any factor for the temperature."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods._checks import above_zero, same_shape
+
+
+def soft_target_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """Kullback-Leibler divergence of the student's softened probabilities from the teacher's.
+
+    sum_k q_k (log q_k - log p_k), with q = softmax(teacher / T) and p = softmax(student / T).
+
+    Args:
+        student_logits: (B, K).
+        teacher_logits: (B, K).
+        temperature: T, above 0.
+
+    Returns:
+        (B,), in nats.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+
+    Example:
+        >>> import math, torch
+        >>> teacher = torch.tensor([[2 * math.log(3), 0.0]])   # q = (3/4, 1/4) at T = 2
+        >>> soft_target_divergence(torch.zeros(1, 2), teacher, 2.0)
+        tensor([0.1308])
+    """
+    same_shape("soft_target_divergence", student_logits, teacher_logits)
+    above_zero("soft_target_divergence", temperature=temperature)
+    log_p = F.log_softmax(student_logits / temperature, dim=1)
+    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)

@@ -1,0 +1,162 @@
+"""Activation boundary: the student's neurons switch on where the teacher's do.
+
+Erratum. The survey deck prints minus the gradient of its loss with the wrong sign in the first
+branch: for a neuron that should be active (t > 0) and is not yet past the margin (s < mu) it has
++2 (s - mu), where minus the gradient is -2 (s - mu). Taken literally, descent would push such
+neurons down without bound. The loss is authoritative here and autograd differentiates it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import Method, Pair, Shapes, Stage
+from methods._checks import above_zero, between, same_shape
+from methods._connector import Connectors, connect_points
+from methods._points import STAGE_OUTPUTS, sensing_points
+from methods._two_stages import BELOW_HEAD, SecondStage, finetune
+
+SOURCE = """\
+Heo, Lee, Yun, Choi: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden \
+Neurons, AAAI 2019 (arXiv 1811.03233).
+Deviations: the second stage adds CE and the weight lambda from 4 to 1 (the authors' code: \
+stage2="kd_only"); the teacher stays in evaluation mode; strided and transposed connectors where \
+sizes differ; the survey deck's derivative has a wrong sign in its first branch: the loss counts."""
+
+POINTS = {"all": tuple(f"{stage}.pre" for stage in STAGE_OUTPUTS)}
+
+
+def activation_boundary_loss(
+    student_pre: Tensor, teacher_pre: Tensor, margin: float = 1.0
+) -> Tensor:
+    """Squared hinge that drives each neuron to its teacher's side of zero, past a margin.
+
+    sum_{c,h,w} max(0, mu - y s)^2, y = +1 where the teacher's t > 0, otherwise -1 (t = 0 too).
+    Gradient: 2 (s - mu) where t > 0 and s < mu, 2 (s + mu) where t <= 0 and s > -mu, else 0.
+    Equal networks do not pay 0: neurons with |s| < mu still do.
+
+    Args:
+        student_pre: s, features before the ReLU, after the connector, (B, C, H, W).
+        teacher_pre: t, features before the ReLU, (B, C, H, W); only their signs count.
+        margin: mu, above 0, in the student's units.
+
+    Returns:
+        (B,), in the student's units squared.
+
+    Raises:
+        ValueError: the shapes differ, or the margin is not above 0.
+
+    Source:
+        Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019.
+
+    Example:
+        >>> student = torch.tensor([0.5, -0.5, 2.0, -2.0]).view(1, 4, 1, 1)
+        >>> teacher = torch.tensor([1.0, 1.0, 1.0, -1.0]).view(1, 4, 1, 1)
+        >>> activation_boundary_loss(student, teacher)      # 0.25 + 2.25 + 0 + 0
+        tensor([2.5000])
+    """
+    same_shape("activation_boundary_loss", student_pre, teacher_pre)
+    above_zero("activation_boundary_loss", margin=margin)
+    shortfall = margin + torch.where(teacher_pre > 0, -student_pre, student_pre)
+    return shortfall.relu().square().flatten(1).sum(dim=1)
+
+
+def activation_agreement(student_pre: Tensor, teacher_pre: Tensor) -> Tensor:
+    """Share of neurons on the same side of zero: what the loss stands in for.
+
+    mean_{c,h,w} [ (s > 0) == (t > 0) ].
+
+    Args:
+        student_pre: s, (B, C, H, W), after the connector.
+        teacher_pre: t, (B, C, H, W).
+
+    Returns:
+        (B,), in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student = torch.tensor([0.5, -0.5, 2.0, -2.0]).view(1, 4, 1, 1)
+        >>> activation_agreement(student, torch.ones_like(student))
+        tensor([0.5000])
+    """
+    same_shape("activation_agreement", student_pre, teacher_pre)
+    return ((student_pre > 0) == (teacher_pre > 0)).flatten(1).float().mean(dim=1)
+
+
+def method(
+    *,
+    margin: float = 1.0,
+    weight: float = 0.003,
+    points: Literal["all"] | list[str] = "all",
+    stage2: SecondStage = "ce+kd",
+    temperature: float = 3.0,
+    init_share: float = 0.3,
+    init_lr_factor: float = 1.0,
+) -> Method:
+    """Stage "init": the boundary loss at every point, without labels; then "finetune".
+
+    L_AB = weight sum_l 2^-(L-1-l) l_l: the last of the L points counts whole, those before it half,
+    a quarter... It trains the student up to the last point and the connectors (convolution and
+    BatchNorm, no ReLU). Then L = CE + lambda KD_T, lambda from 4 to 1, without T^2. The curves
+    "activation_agreement.<tap>" show the share of neurons that already agree.
+
+    Args:
+        margin: mu, above 0.
+        weight: of the sum over points, above 0; 3 / 1000 as in the authors' code.
+        points: "all" three stages before their ReLU, or a list of taps, shallow to deep.
+        stage2: "ce+kd"; "ce" for labels alone; "kd_only" for the soft targets alone at weight 1.
+        temperature: T of the second stage's KD, above 0.
+        init_share: part of the epochs for the first stage, in (0, 1).
+        init_lr_factor: the first stage's learning rate as a factor of the recipe's.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Source:
+        Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019. The
+        module's head has the survey deck's erratum.
+
+    Example:
+        >>> method().plan[0].taps
+        ('stage1.pre', 'stage2.pre', 'stage3.pre')
+    """
+    taps = sensing_points("activation_boundary", points, POINTS)
+    above_zero("activation_boundary", margin=margin, weight=weight)
+    between("activation_boundary", 0, 1, init_share=init_share)
+
+    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
+        losses = [
+            activation_boundary_loss(connector(tap, pair.student[tap]), pair.teacher[tap], margin)
+            for tap in taps
+        ]
+        return torch.stack([loss / 2**after for after, loss in enumerate(reversed(losses))]).sum(0)
+
+    def watch(pair: Pair, connector: nn.Module) -> dict[str, Tensor]:
+        return {
+            f"activation_agreement.{tap}": activation_agreement(
+                connector(tap, pair.student[tap]), pair.teacher[tap]
+            ).mean()
+            for tap in taps
+        }
+
+    def connect(student: Shapes, teacher: Shapes) -> Connectors:
+        return connect_points(taps, student, teacher)
+
+    init = Stage(
+        name="init",
+        share=init_share,
+        transfer=transfer,
+        taps=taps,
+        task_weight=0.0,
+        transfer_weight=weight,
+        trains=BELOW_HEAD,
+        lr_factor=init_lr_factor,
+        watch=watch,
+    )
+    second = finetune(stage2, share=1 - init_share, temperature=temperature)
+    return Method(category="multi-connection", source=SOURCE, plan=(init, second), connect=connect)

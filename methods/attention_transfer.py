@@ -1,0 +1,172 @@
+"""Attention transfer: the student looks where its teacher looks."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import Method, Pair, Stage
+from methods._checks import above_zero, between, one_of
+from methods._points import STAGE_OUTPUTS, sensing_points
+from methods._pool import common_size, pool_to
+from methods._precision import full_precision
+from methods._two_stages import finetune
+
+SOURCE = """\
+Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017 (arXiv 1612.03928).
+Deviations: two stages, initialisation by the attention loss and then fine-tuning, as the survey \
+deck has it (the paper's single stage: mode="joint"); the root of the sum of squares as the map \
+(the paper's: kind="sumsq"); the larger map is pooled to the smaller one after its channels are \
+collapsed; samples whose map is zero pay nothing."""
+
+Kind = Literal["l2", "sumsq"]
+Mode = Literal["init_finetune", "joint"]
+POINTS = {"all": STAGE_OUTPUTS}
+SMALLEST_NORM = 1e-8
+
+
+def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
+    """How strongly a feature map responds at each position, before normalising.
+
+    m[b, h, w] = sqrt(sum_c feature[b, c, h, w]^2), without the root for "sumsq".
+
+    Args:
+        feature: (B, C, H, W), any C.
+        kind: "l2", or "sumsq" as in the paper and its code.
+
+    Returns:
+        (B, H, W), in the feature's units, or their square for "sumsq"; never negative.
+
+    Raises:
+        ValueError: not a map, or an unknown kind.
+
+    Source:
+        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, section 3.1.
+
+    Example:
+        >>> feature = torch.tensor([[1.0, 0.0], [2.0, 1.0]]).view(1, 2, 1, 2)
+        >>> attention_map(feature, "sumsq")
+        tensor([[[5., 1.]]])
+    """
+    one_of("attention_map", "kind", kind, get_args(Kind))
+    if feature.dim() != 4:
+        raise ValueError(f"attention_map: {tuple(feature.shape)} is no feature map (B, C, H, W)")
+    # The norm's gradient is 0 at a position without response; that of sqrt(sum) would be NaN.
+    lengths = torch.linalg.vector_norm(full_precision(feature), dim=1)
+    return lengths if kind == "l2" else lengths.square()
+
+
+def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2") -> Tensor:
+    """Mean squared difference of the two networks' normalised attention maps.
+
+    (1 / P) sum_p (q_s[p] - q_t[p])^2, with q = m / ||m||_2 over the P = H W positions. The larger
+    map is average-pooled to the smaller one's size first. A sample of which either map has a norm
+    below 1e-8 pays 0: its direction is rounding noise and its gradient would be huge.
+
+    Args:
+        student: feature map (B, C, H, W).
+        teacher: feature map (B, D, H', W'); any channels and size.
+        kind: see `attention_map`.
+
+    Returns:
+        (B,), without unit, in [0, 2 / P].
+
+    Raises:
+        ValueError: not maps, different batches, or an unknown kind.
+
+    Source:
+        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, eq. 2; squared, as in
+        their code.
+
+    Example:
+        >>> student = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
+        >>> teacher = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+        >>> attention_transfer_loss(student, teacher)       # q_s = (.6, .8), q_t = (1, 0)
+        tensor([0.4000])
+    """
+    here, there = attention_map(student, kind), attention_map(teacher, kind)
+    if len(here) != len(there):
+        raise ValueError(
+            f"attention_transfer_loss: batches of {len(here)} (student) and {len(there)} (teacher)"
+        )
+    size = common_size(here, there)
+    student_map, student_alive = _normalised(pool_to(here, size, "average"))
+    teacher_map, teacher_alive = _normalised(pool_to(there, size, "average"))
+    distance = (student_map - teacher_map).square().mean(dim=1)
+    return torch.where(student_alive & teacher_alive, distance, 0.0)
+
+
+def _normalised(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, P) unit vectors, and (B,) whether each is one."""
+    flat = maps.flatten(1)
+    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return flat / norm.clamp_min(1e-12), ~(norm[:, 0] < SMALLEST_NORM)
+
+
+def method(
+    *,
+    mode: Mode = "init_finetune",
+    kind: Kind = "l2",
+    beta: float = 1000.0,
+    points: Literal["all"] | list[str] = "all",
+    stage2: Literal["ce+kd", "ce"] = "ce+kd",
+    temperature: float = 3.0,
+    init_share: float = 0.3,
+    init_lr_factor: float = 1.0,
+) -> Method:
+    """Stage "init": beta times the sum over points of the attention loss; then "finetune".
+
+    L_AT = sum_l (1 / P) ||q_s - q_t||^2. The first stage reads no labels and trains the student up
+    to the deepest point; then L = CE + lambda KD_T, lambda from 4 to 1, without T^2. mode="joint"
+    is one stage "distil" of L = CE + beta L_AT, which only `kind`, `beta` and `points` concern.
+
+    Args:
+        mode: "init_finetune", or the paper's "joint".
+        kind: "l2", or the paper's "sumsq".
+        beta: weight of L_AT in either mode, above 0.
+        points: "all" three stage outputs, or a list of taps.
+        stage2: "ce+kd", or "ce" for labels alone.
+        temperature: T of the second stage's KD, above 0.
+        init_share: part of the epochs for the first stage, in (0, 1).
+        init_lr_factor: the first stage's learning rate as a factor of the recipe's.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Source:
+        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017.
+
+    Example:
+        >>> [stage.name for stage in method().plan]
+        ['init', 'finetune']
+        >>> [(stage.name, stage.transfer_weight) for stage in method(mode="joint").plan]
+        [('distil', 1000.0)]
+    """
+    taps = sensing_points("attention_transfer", points, POINTS)
+    one_of("attention_transfer", "mode", mode, get_args(Mode))
+    one_of("attention_transfer", "kind", kind, get_args(Kind))
+    above_zero("attention_transfer", beta=beta)
+    between("attention_transfer", 0, 1, init_share=init_share)
+
+    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
+        return torch.stack(
+            [attention_transfer_loss(pair.student[tap], pair.teacher[tap], kind) for tap in taps]
+        ).sum(dim=0)
+
+    if mode == "joint":
+        joint = Stage(name="distil", share=1.0, transfer=transfer, taps=taps, transfer_weight=beta)
+        return Method(category="multi-connection", source=SOURCE, plan=(joint,))
+    init = Stage(
+        name="init",
+        share=init_share,
+        transfer=transfer,
+        taps=taps,
+        task_weight=0.0,
+        transfer_weight=beta,
+        trains=frozenset({"trunk"}),
+        lr_factor=init_lr_factor,
+    )
+    second = finetune(stage2, share=1 - init_share, temperature=temperature)
+    return Method(category="multi-connection", source=SOURCE, plan=(init, second))

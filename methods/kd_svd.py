@@ -1,0 +1,422 @@
+"""KD-SVD: relations between the principal channel directions of consecutive feature maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bench.method import Method, NotApplicable, Pair, Shapes, Stage
+from methods._checks import above_zero, one_of
+from methods._connector import Connectors, connect_widths
+from methods._points import STAGE_OUTPUTS, sensing_points
+from methods._precision import full_precision
+from methods._svd import RightVectors, right_vectors
+
+Clip = Literal["per_tensor", "global", "none"]
+
+SOURCE = """\
+S. H. Lee, D. H. Kim, B. C. Song: Self-supervised Knowledge Distillation Using Singular Value \
+Decomposition, ECCV 2018.
+Deviations: teacher vectors have a canonical sign (their entries sum to at least 0), without which \
+the loss depends on signs that a decomposition leaves open; the sensed maps are the stage outputs; \
+1x1 convolution and BatchNorm on the student's maps where widths differ, which learn from the \
+unclipped transfer gradient; a sample with a singular vector without direction is left out."""
+
+CPU_CHUNK = 1 << 18  # relations formed at a time: 1 MiB for each temporary stays in the cache
+GPU_CHUNK = 1 << 23  # 32 MiB: enough for a launch to be worth it
+
+
+def kd_svd_loss(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    rank: int = 1,
+    extra: int = 3,
+) -> Tensor:
+    """Squared difference of both networks' relations between consecutive maps.
+
+    Each map, as a matrix of positions by channels, is compressed to its first right singular
+    vectors V (C, rank), which then pass through:
+
+    0. every teacher vector takes the sign that makes its entries sum to at least 0;
+    1. it is matched with the one of the student's first rank + extra vectors whose inner product
+       with it is largest in size, turned to its side (an inner product of 0 counts as positive);
+    2. both are weighted by the teacher's s_l / |s_1..rank|.
+
+    With a and b such vectors of the front and the back map of a pair of neighbours,
+    R[i, j, l] = exp(-(a_il - b_jl)^2 / 8), and the loss is the sum over pairs, i, j and l of
+    (R_student - R_teacher)^2. It depends on no sign, scale or order of positions of any map.
+
+    A sample with a vector in use whose direction is undefined (see `right_vectors`) gives 0 and
+    no gradient; `resolved_samples` tells which. A map that is not finite gives NaN.
+
+    Args:
+        student_features: maps from shallow to deep, each (B, C, H, W).
+        teacher_features: as many; channels as the student's, sizes free. Without gradient.
+        rank: vectors compared per map, at most min(C, H * W).
+        extra: further student vectors that may be chosen, where there are as many.
+
+    Returns:
+        (B,), without unit.
+
+    Raises:
+        ValueError: unequal numbers of maps or channels, fewer than two maps, impossible ranks.
+
+    Source:
+        Lee, Kim, Song: Self-supervised Knowledge Distillation Using Singular Value Decomposition,
+        ECCV 2018. Step 0 is ours: the relation depends on the relative sign of the front and the
+        back vector, which a decomposition leaves open.
+
+    Example:
+        >>> first = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
+        >>> student_back = torch.tensor([[0.0, 0.0], [0.0, 3.0]]).view(1, 2, 1, 2)
+        >>> teacher_back = torch.tensor([[3.0, 0.0], [0.0, 0.0]]).view(1, 2, 1, 2)
+        >>> kd_svd_loss([first, student_back], [first, teacher_back], 1, 0)
+        tensor([0.0552])
+        >>> kd_svd_loss([first, student_back], [first, teacher_back], 1, 1)   # a null vector fits
+        tensor([0.])
+    """
+    maps = [_aligned(*two, rank, extra) for two in _matched(student_features, teacher_features)]
+    total = torch.stack([_relation_gap(front, back) for front, back in pairwise(maps)]).sum(0)
+    total = torch.where(_all_resolved(maps), total, 0.0)
+    finite = torch.stack([layer.finite for layer in maps]).all(0)
+    return torch.where(finite, total, torch.nan)
+
+
+@torch.no_grad()
+def resolved_samples(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    rank: int = 1,
+    extra: int = 3,
+) -> Tensor:
+    """Which samples `kd_svd_loss` can use: every vector that it reads has a direction, (B,) bool.
+
+    Arguments and errors are those of `kd_svd_loss`.
+
+    Example:
+        >>> alive = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
+        >>> maps = [torch.cat([alive, alive]), torch.cat([alive, torch.zeros_like(alive)])]
+        >>> resolved_samples(maps, maps, 1, 0)
+        tensor([ True, False])
+    """
+    matched = _matched(student_features, teacher_features)
+    return _all_resolved([_aligned(*two, rank, extra) for two in matched])
+
+
+def kd_svd_loss_reference(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    rank: int = 1,
+    extra: int = 3,
+) -> Tensor:
+    """`kd_svd_loss` by a whole SVD per map and all relations at once: the textbook form.
+
+    Differs where a direction is undefined: it masks nothing, and the gradient is NaN there.
+    """
+    maps = []
+    for student, teacher in _matched(student_features, teacher_features):
+        flat = [full_precision(x).flatten(2).mT for x in (student, teacher.detach())]
+        student_rows = torch.linalg.svd(flat[0], full_matrices=False)[2][:, : rank + extra]
+        _, values, teacher_rows = torch.linalg.svd(flat[1], full_matrices=False)
+        found = _chosen(student_rows.mT, _canonical(teacher_rows[:, :rank].mT))
+        weight = values[:, None, :rank] / values[:, :rank].norm(dim=1)[:, None, None]
+        maps.append((found.student * weight, found.teacher * weight))
+    losses = [
+        (_relation(a, b) - _relation(c, d)).square().sum((1, 2, 3))
+        for (a, c), (b, d) in pairwise(maps)
+    ]
+    return torch.stack(losses).sum(0)
+
+
+def _relation(front: Tensor, back: Tensor) -> Tensor:
+    return torch.exp(-(front[:, :, None] - back[:, None]).square() / 8)
+
+
+def _matched(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    if len(student_features) != len(teacher_features) or len(student_features) < 2:
+        raise ValueError(
+            f"kd_svd: {len(student_features)} student and {len(teacher_features)} teacher maps; "
+            "wanted the same number, at least 2"
+        )
+    pairs = list(zip(student_features, teacher_features, strict=True))
+    for student, teacher in pairs:
+        if student.shape[:2] != teacher.shape[:2]:
+            raise ValueError(
+                f"kd_svd: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} need "
+                "the same batch and channels; connect the student's map to the teacher's width"
+            )
+    return pairs
+
+
+class _Aligned(NamedTuple):
+    """One map's weighted vectors, (B, k, C); and (B,) whether they are defined and finite."""
+
+    student: Tensor
+    teacher: Tensor
+    resolved: Tensor
+    finite: Tensor
+
+
+def _aligned(student: Tensor, teacher: Tensor, rank: int, extra: int) -> _Aligned:
+    candidates = min(rank + extra, student.shape[1], student[0, 0].numel())
+    if extra < 0 or candidates < rank:
+        raise ValueError(
+            f"kd_svd: rank {rank} and extra {extra} for a student's map {tuple(student.shape)}; "
+            "rank must be in 1..min(C, H * W), extra at least 0"
+        )
+    ours = right_vectors(student, candidates)
+    with torch.no_grad():
+        theirs = right_vectors(teacher, rank)
+        weight = _weights(theirs)
+    found = _chosen(ours.vectors, _canonical(theirs.vectors))
+    resolved = ours.resolved.gather(1, found.index) & theirs.resolved
+    return _Aligned(
+        student=(found.student * weight).mT,
+        teacher=(found.teacher * weight).mT,
+        resolved=resolved.all(1),
+        finite=ours.values[:, 0].isfinite() & theirs.values[:, 0].isfinite(),
+    )
+
+
+def _weights(teacher: RightVectors) -> Tensor:
+    """s_l / |s_1..rank|, (B, 1, k)."""
+    share = torch.where(teacher.resolved, teacher.values / teacher.values[:, :1], 0.0)
+    return nn.functional.normalize(share, dim=1)[:, None]
+
+
+def _canonical(vectors: Tensor) -> Tensor:
+    """Columns whose entries sum to at least 0; if they cancel, the largest entry is positive."""
+    total = vectors.sum(1, keepdim=True)
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    decisive = torch.where(total.abs() < 1e-6, largest, total)
+    return torch.where(decisive < 0, -vectors, vectors)
+
+
+class _Chosen(NamedTuple):
+    """For each teacher vector: the student's, (B, C, k), the teacher's, and which (B, k)."""
+
+    student: Tensor
+    teacher: Tensor
+    index: Tensor
+
+
+def _chosen(candidates: Tensor, teacher: Tensor) -> _Chosen:
+    """The student's candidates (B, C, m) that lie along the teacher's vectors (B, C, k)."""
+    products = candidates.detach().mT @ teacher
+    index = products.abs().argmax(1)
+    side = torch.where(products.gather(1, index[:, None]) < 0, -1.0, 1.0).to(teacher.dtype)
+    nearest = candidates.gather(2, index[:, None].expand_as(teacher))
+    return _Chosen(side * nearest, teacher, index)
+
+
+def _all_resolved(maps: Sequence[_Aligned]) -> Tensor:
+    return torch.stack([layer.resolved for layer in maps]).all(0)
+
+
+def _relation_gap(front: _Aligned, back: _Aligned) -> Tensor:
+    vectors = (front.student, back.student, front.teacher, back.teacher)
+    return _RelationGap.apply(*(x.contiguous() for x in vectors))
+
+
+class _RelationGap(torch.autograd.Function):
+    """Sum over i, j, l of (R_student - R_teacher)^2 from vectors (B, k, C) and (B, k, D), (B,).
+
+    A sample's value is one number, so its gradient is known up to a factor as soon as it is, and
+    is formed along with it: (B, k, C) and (B, k, D). The B k C D relations exist only a few
+    samples at a time; none is kept, and none is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, front: Tensor, back: Tensor, teacher_front: Tensor, teacher_back: Tensor
+    ) -> Tensor:
+        chunk = GPU_CHUNK if front.is_cuda else CPU_CHUNK
+        samples = max(1, chunk // (front[0].numel() * back.shape[2]))
+        parts = zip(
+            *(x.split(samples) for x in (front, back, teacher_front, teacher_back)), strict=True
+        )
+        values, *slopes = (torch.cat(x) for x in zip(*(_gap(*x) for x in parts), strict=True))
+        ctx.save_for_backward(*slopes)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
+        front_slope, back_slope = (grad[:, None, None] * slope for slope in ctx.saved_tensors)
+        return front_slope, back_slope, None, None
+
+
+def _gap(
+    front: Tensor, back: Tensor, teacher_front: Tensor, teacher_back: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of `_RelationGap` and its slopes by `front` and `back`."""
+    distance = front[..., None] - back[..., None, :]
+    # R - 1, not R: entries of unit vectors are small, so R is near 1 and would lose their digits.
+    below = torch.expm1(distance.square() / -8)
+    gap = below - torch.expm1((teacher_front[..., None] - teacher_back[..., None, :]).square() / -8)
+    value = gap.square().sum((1, 2, 3))
+    slope = gap.mul_(below.add_(1)).mul_(distance).mul_(-0.5)
+    return value, slope.sum(3), -slope.sum(2)
+
+
+def clipped_merge(
+    task_gradients: Sequence[Tensor | None],
+    transfer_gradients: Sequence[Tensor | None],
+    epoch: int,
+    *,
+    clip: Clip = "per_tensor",
+    ramp: bool = True,
+) -> list[Tensor | None]:
+    """Adds the transfer gradient to the task gradient, never longer than that.
+
+    g = g_task + g_transfer min(1, c / |g_transfer|), c = |g_task| sigmoid(epoch), for every
+    parameter by itself or, with "global", with the norms over all of them. A gradient that one
+    loss does not have (None) leaves the other as it is: a connector has only the transfer loss to
+    learn from. Nothing waits for the device.
+
+    Args:
+        task_gradients: one per parameter.
+        transfer_gradients: one per parameter.
+        epoch: from 0; the first epochs allow 0.5, 0.731, 0.881, ... of the task's norm.
+        clip: "per_tensor", "global", or "none" for the plain sum.
+        ramp: False drops the factor sigmoid(epoch).
+
+    Returns:
+        One gradient per parameter; None where neither loss has one.
+
+    Raises:
+        ValueError: lists of unequal length, or an unknown `clip`.
+
+    Source:
+        The gradient clipping of KD-SVD, see `kd_svd_loss`, per tensor as in the authors' code.
+
+    Example:
+        >>> task, transfer = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])
+        >>> clipped_merge([task, None], [transfer, transfer], 0)
+        [tensor([4.5000, 6.0000]), tensor([6., 8.])]
+        >>> clipped_merge([task], [0.05 * transfer], 0)
+        [tensor([3.3000, 4.4000])]
+    """
+    one_of("clipped_merge", "clip", clip, get_args(Clip))
+    merged: list[Tensor | None] = []
+    both: list[tuple[int, Tensor, Tensor]] = []
+    for task, transfer in zip(task_gradients, transfer_gradients, strict=True):
+        if task is not None and transfer is not None:
+            both.append((len(merged), task, transfer))
+        merged.append(transfer if task is None else task)
+    if both:
+        places, task_part, transfer_part = zip(*both, strict=True)
+        if clip != "none":
+            share = 1 / (1 + math.exp(-epoch)) if ramp else 1.0
+            factors = _clip_factors(task_part, transfer_part, share, clip)
+            transfer_part = [x * factor for x, factor in zip(transfer_part, factors, strict=True)]
+        for place, task, transfer in zip(places, task_part, transfer_part, strict=True):
+            merged[place] = task + transfer
+    return merged
+
+
+def _clip_factors(
+    task: Sequence[Tensor], transfer: Sequence[Tensor], share: float, clip: Clip
+) -> Sequence[Tensor]:
+    """min(1, share |g_task| / |g_transfer|), one per parameter; 0 where |g_transfer| is 0."""
+    task_norms, norms = (
+        torch.stack(torch._foreach_norm(list(x)))  # pyright: ignore[reportPrivateImportUsage]
+        for x in (task, transfer)
+    )
+    if clip == "global":
+        task_norms, norms = (x.norm().expand_as(x) for x in (task_norms, norms))
+    return torch.where(norms > 0, (share * task_norms / norms).clamp(max=1), 0.0).unbind()
+
+
+def method(
+    *,
+    rank: int = 1,
+    extra: int = 3,
+    clip: Clip = "per_tensor",
+    ramp: bool = True,
+    weight: float = 1.0,
+    points: Literal["all"] | list[str] = "all",
+    connectors: bool = True,
+) -> Method:
+    """KD-SVD: one stage of cross-entropy and the relations' loss, merged by clipped gradients.
+
+    Args:
+        rank: singular vectors compared per map.
+        extra: further student vectors that may be chosen.
+        clip: bound on the transfer gradient, see `clipped_merge`.
+        ramp: the bound grows with sigmoid(epoch).
+        weight: on the transfer loss; of little effect where the bound holds.
+        points: taps of the maps, from shallow to deep, each related with the next; "all" three
+            stage outputs.
+        connectors: 1x1 convolution and BatchNorm where widths differ; False refuses such a pair.
+
+    Raises:
+        ValueError: a value out of range, fewer than two points, or an unknown `clip`.
+
+    Source:
+        See `SOURCE`.
+
+    Example:
+        >>> [(stage.name, stage.taps) for stage in method().plan]
+        [('distil', ('stage1', 'stage2', 'stage3'))]
+    """
+    taps = sensing_points("kd_svd", points, {"all": STAGE_OUTPUTS})
+    one_of("kd_svd", "clip", clip, get_args(Clip))
+    above_zero("kd_svd", weight=weight)
+    if rank < 1 or extra < 0 or len(taps) < 2:
+        raise ValueError(
+            f"kd_svd: rank {rank} must be at least 1, extra {extra} at least 0, and points "
+            f"{list(taps)} at least 2"
+        )
+
+    def features(pair: Pair, connector: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        student = [connector(tap, pair.student[tap]) for tap in taps]
+        return student, [pair.teacher[tap] for tap in taps]
+
+    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
+        return kd_svd_loss(*features(pair, connector), rank, extra)
+
+    def watch(pair: Pair, connector: nn.Module) -> dict[str, Tensor]:
+        masked = ~resolved_samples(*features(pair, connector), rank, extra)
+        return {"svd_masked_share": masked.double().mean()}
+
+    def merge(
+        task: Sequence[Tensor | None], transfer: Sequence[Tensor | None], epoch: int
+    ) -> Sequence[Tensor | None]:
+        return clipped_merge(task, transfer, epoch, clip=clip, ramp=ramp)
+
+    def connect(student: Shapes, teacher: Shapes) -> Connectors:
+        layers = connect_widths(taps, student, teacher, allowed=connectors)
+        for tap in taps:
+            for name, (_, height, width) in (("student", student[tap]), ("teacher", teacher[tap])):
+                vectors = min(teacher[tap][0], height * width)
+                if rank > vectors:
+                    raise NotApplicable(
+                        f"rank {rank}, but the {name}'s map at {tap} has {vectors} singular vectors"
+                    )
+        return layers
+
+    return Method(
+        category="shared-representation",
+        source=SOURCE,
+        plan=(
+            Stage(
+                name="distil",
+                share=1.0,
+                transfer=transfer,
+                taps=taps,
+                transfer_weight=weight,
+                merge=merge,
+                watch=watch,
+            ),
+        ),
+        connect=connect,
+    )

@@ -1,0 +1,176 @@
+"""Finds methods by name and checks their hyper-parameters before anything trains.
+
+A method is a public module of this package with a function `method`. The function's signature is
+the schema of its hyper-parameters: keyword-only, each with a type and a default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bench.method import Method
+
+_PACKAGE = Path(__file__).parent
+_DEFINES_METHOD = re.compile(r"^def method\(", re.MULTILINE)
+_LISTS = (list, tuple, Sequence)
+_NO_MATCH = object()
+
+
+def names() -> list[str]:
+    """Every method's name, sorted. Reads the modules' text; imports none of them.
+
+    Example:
+        >>> {"student", "soft_logits", "fitnet"} <= set(names())
+        True
+    """
+    return sorted(path.stem for path in _PACKAGE.glob("*.py") if _is_method(path))
+
+
+def _is_method(path: Path) -> bool:
+    if path.stem.startswith("_") or path == Path(__file__):
+        return False
+    return _DEFINES_METHOD.search(path.read_text(encoding="utf-8")) is not None
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The method's hyper-parameters and their defaults, in the order of its signature.
+
+    Raises:
+        ValueError: an unknown method; names near ones and all there are.
+        TypeError: the method's own fault: a parameter that is positional or has no default.
+
+    Example:
+        >>> defaults("soft_logits")
+        {'temperature': 4.0, 'rho': 0.9, 'scale_by_temperature_squared': True}
+    """
+    parameters = inspect.signature(_maker(name)).parameters
+    for key, parameter in parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            raise TypeError(f"method {name}: {key} must be keyword-only and have a default")
+    return {key: parameter.default for key, parameter in parameters.items()}
+
+
+def resolve(name: str, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Every hyper-parameter of the method: the given values over the defaults, in canonical types.
+
+    An int given for a float becomes a float, so equal settings are equal however they were
+    written. A bool is no number, and NaN and infinity are no values.
+
+    Args:
+        name: the method's name.
+        hparams: some of its hyper-parameters.
+
+    Raises:
+        ValueError: an unknown method or hyper-parameter, or a value of the wrong type.
+
+    Example:
+        >>> resolve("soft_logits", {"temperature": 2})
+        {'temperature': 2.0, 'rho': 0.9, 'scale_by_temperature_squared': True}
+    """
+    known = defaults(name)
+    if unknown := [key for key in hparams if key not in known]:
+        listing = [f"{key}={value!r}" for key, value in known.items()]
+        raise ValueError(_unknown(f"method {name}: hyper-parameter", unknown[0], known, listing))
+    types_wanted = get_type_hints(_maker(name))
+    resolved = {}
+    for key, value in {**known, **hparams}.items():
+        wanted = types_wanted.get(key, type(known[key]))
+        resolved[key] = _canonical(value, wanted)
+        if resolved[key] is _NO_MATCH:
+            raise ValueError(f"method {name}: {key} must be {_words(wanted)}, not {value!r}")
+    return resolved
+
+
+def check(name: str, hparams: Mapping[str, Any]) -> None:
+    """Raises the ValueError that `build` would, if it would.
+
+    Args:
+        name: the method's name.
+        hparams: some of its hyper-parameters.
+    """
+    _maker(name)(**resolve(name, hparams))
+
+
+def build(name: str, /, **hparams: Any) -> Method:
+    """The method `name` with `hparams` over its defaults.
+
+    Raises:
+        ValueError: an unknown method or hyper-parameter, or a value of the wrong type or range.
+
+    Example:
+        >>> build("soft_logits", temperature=2).category
+        'response'
+        >>> build("soft_logits", temprature=2)
+        Traceback (most recent call last):
+        ValueError: method soft_logits: hyper-parameter 'temprature' is unknown, did you mean
+        temperature? Known: temperature=4.0, rho=0.9, scale_by_temperature_squared=True
+    """
+    return _maker(name)(**resolve(name, hparams))
+
+
+def _maker(name: str) -> Callable[..., Method]:
+    known = names()
+    if name not in known:
+        raise ValueError(_unknown("method", name, known, known))
+    return import_module(f"{__package__}.{name}").method
+
+
+def _unknown(what: str, word: object, known: Iterable[str], listing: Iterable[str]) -> str:
+    """One line: what is unknown, what may have been meant, what there is."""
+    near = difflib.get_close_matches(str(word), list(known))
+    meant = f", did you mean {' or '.join(near)}?" if near else "."
+    return f"{what} {word!r} is unknown{meant} Known: {', '.join(listing) or 'none'}"
+
+
+def _canonical(value: Any, wanted: Any) -> Any:
+    """`value` in the type `wanted`, or `_NO_MATCH`."""
+    origin = get_origin(wanted)
+    if origin in (Union, types.UnionType):
+        tries = (_canonical(value, choice) for choice in get_args(wanted))
+        return next((match for match in tries if match is not _NO_MATCH), _NO_MATCH)
+    if origin is Literal:
+        same = (c for c in get_args(wanted) if type(c) is type(value) and c == value)
+        return next(same, _NO_MATCH)
+    if origin in _LISTS:
+        return _canonical_list(value, wanted)
+    if wanted is float:
+        number = type(value) in (int, float) and math.isfinite(value)
+        return float(value) if number else _NO_MATCH
+    # type() and not isinstance(): a bool is an int to the latter.
+    return value if type(value) is wanted else _NO_MATCH
+
+
+def _canonical_list(value: Any, wanted: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return _NO_MATCH
+    items = [_canonical(item, get_args(wanted)[0]) for item in value]
+    if any(item is _NO_MATCH for item in items):
+        return _NO_MATCH
+    return tuple(items) if get_origin(wanted) is tuple else items
+
+
+def _words(wanted: Any) -> str:
+    """A type as a user would say it."""
+    origin = get_origin(wanted)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(choice) for choice in get_args(wanted))
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in get_args(wanted))
+    if origin in _LISTS:
+        return f"a list, each {_words(get_args(wanted)[0])}"
+    plain = {
+        float: "a finite number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a text",
+        types.NoneType: "none",
+    }
+    return plain.get(wanted, str(wanted))

@@ -1,0 +1,316 @@
+"""Relational knowledge distillation: keep the distances and angles within a batch.
+
+Nothing about single embeddings is compared, only how they lie to each other; so the two networks
+may have embeddings of different sizes. Relations across devices are not formed: the batch of one
+device is the set of points.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import huber_loss
+
+from bench.method import Method, Pair, Stage
+from methods._checks import one_of
+from methods._precision import full_precision, no_autocast
+
+Tap = Literal["embedding", "logits"]
+Reduction = Literal["peers", "distinct"]
+
+SOURCE = """\
+W. Park, D. Kim, Y. Lu, M. Cho: Relational Knowledge Distillation, CVPR 2019.
+Deviations: a side of no length gives no angle and no gradient, where public code divides by \
+1e-12; weights 25 and 50 beside cross-entropy, as public classification benchmarks have them."""
+
+COINCIDE = 1e-12  # squared distances up to this share of the largest count as zero
+CPU_CHUNK = 1 << 18  # angles formed at a time: 1 MiB for each temporary stays in the cache
+GPU_CHUNK = 1 << 23  # 32 MiB: enough for a launch to be worth it
+
+
+def rkd_distance_loss(
+    student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
+) -> Tensor:
+    """Huber distance between both networks' relative pairwise distances.
+
+    psi(i, j) = |x_i - x_j| / mu, with mu the mean of |x_i - x_j| over i != j of the same batch;
+    L = mean over (i, j) of huber(psi_student - psi_teacher), delta = 1. mu is part of the graph.
+    Where |x_i - x_j|^2 <= 1e-12 of the batch's largest, the distance and its gradient are 0.
+
+    Args:
+        student: embeddings, (B, D).
+        teacher: embeddings, (B, E); E may differ from D. No gradient flows to them.
+        reduction: "peers": the mean over all B^2 entries, as public code takes it; "distinct":
+            over the B (B - 1) pairs of different samples.
+
+    Returns:
+        (), without unit; 0 for B < 2.
+
+    Raises:
+        ValueError: not matrices of equal B, or an unknown reduction.
+
+    Source:
+        Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, eq. 4-6.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> round(rkd_distance_loss(student, teacher).item(), 7)
+        0.0034812
+    """
+    student, teacher = _points(student, teacher)
+    factor = _mean_factor(len(student), 2, reduction)
+    if factor == 0:
+        return _zero(student)
+    with no_autocast(student):
+        relative = _relative_distances(student), _relative_distances(teacher)
+        return factor * huber_loss(*relative, reduction="sum")
+
+
+def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers") -> Tensor:
+    """Huber distance between the cosines of all angles in the batch.
+
+    psi(i, j, k) = <x_i - x_j, x_k - x_j> / (|x_i - x_j| |x_k - x_j|), the cosine at vertex j;
+    L = mean over (i, j, k) of huber(psi_student - psi_teacher), delta = 1. A cosine with a side
+    of no length (squared, at most 1e-12 of the batch's largest) is 0 and so is its gradient.
+
+    The numerators come from the Gram matrix of the centred points, which holds every difference:
+    O(B^2 D + B^3) operations in place of O(B^3 D). The B^3 cosines exist only a few vertices at a
+    time: a chunk's part of the gradient is taken while the chunk is there.
+
+    Args:
+        student: embeddings, (B, D).
+        teacher: embeddings, (B, E); E may differ from D. No gradient flows to them.
+        reduction: "peers": the mean over all B^3 entries, as public code takes it; "distinct":
+            over the B (B - 1) (B - 2) triples of different samples.
+
+    Returns:
+        (), without unit; 0 for B < 3.
+
+    Raises:
+        ValueError: not matrices of equal B, or an unknown reduction.
+
+    Source:
+        Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, eq. 7-9.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> round(rkd_angle_loss(student, teacher).item(), 8)
+        0.00074448
+    """
+    student, teacher = _points(student, teacher)
+    factor = _mean_factor(len(student), 3, reduction)
+    if factor == 0:
+        return _zero(student)
+    with no_autocast(student):
+        gram = _centred_gram(student)
+        teacher_gram = _centred_gram(teacher)
+        sides = _inverse_lengths(_squared_distances(gram))
+        teacher_sides = _inverse_lengths(_squared_distances(teacher_gram))
+        return factor * _AngleHuber.apply(gram, sides, teacher_gram, teacher_sides)
+
+
+def rkd_distance_loss_reference(
+    student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
+) -> Tensor:
+    """`rkd_distance_loss` from all difference vectors, (B, B, D): the textbook form."""
+    student, teacher = _points(student, teacher)
+    factor = _mean_factor(len(student), 2, reduction)
+    if factor == 0:
+        return _zero(student)
+    relative = []
+    for points in (student, teacher):
+        squared = (points[:, None] - points).square().sum(-1)
+        distances = squared * _inverse_lengths(squared)
+        relative.append(distances * _inverse_or_zero(_mean_distance(distances)))
+    return factor * huber_loss(*relative, reduction="sum")
+
+
+def rkd_angle_loss_reference(
+    student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
+) -> Tensor:
+    """`rkd_angle_loss` from all unit difference vectors, (B, B, D): the textbook form."""
+    student, teacher = _points(student, teacher)
+    factor = _mean_factor(len(student), 3, reduction)
+    if factor == 0:
+        return _zero(student)
+    cosines = []
+    for points in (student, teacher):
+        difference = points - points[:, None]
+        units = difference * _inverse_lengths(difference.square().sum(-1))[..., None]
+        cosines.append(units @ units.mT)
+    return factor * huber_loss(*cosines, reduction="sum")
+
+
+def _points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"rkd: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be "
+            "embeddings (B, D) and (B, E) of the same batch"
+        )
+    return full_precision(student), full_precision(teacher.detach())
+
+
+def _mean_factor(batch: int, size: int, reduction: Reduction) -> float:
+    """1 / the number of tuples of `size` samples; 0 if the batch holds no distinct one."""
+    one_of("rkd", "reduction", reduction, get_args(Reduction))
+    if batch < size:
+        return 0.0
+    return 1 / (batch**size if reduction == "peers" else math.perm(batch, size))
+
+
+def _zero(student: Tensor) -> Tensor:
+    # The sum of nothing is 0 and still part of the student's graph.
+    return student[:0].sum()
+
+
+def _centred_gram(points: Tensor) -> Tensor:
+    # Distances do not change with the origin, but their rounding does: far from it, P_ii and P_ij
+    # are large and nearly equal.
+    centred = points - points.mean(0)
+    return centred @ centred.mT
+
+
+def _squared_distances(gram: Tensor) -> Tensor:
+    norms = gram.diagonal()
+    return (norms[:, None] + norms - 2 * gram).clamp(min=0)
+
+
+def _inverse_lengths(squared: Tensor) -> Tensor:
+    """1 / d from d^2, (B, B); 0 with gradient 0 where the two points coincide."""
+    apart = squared > COINCIDE * squared.detach().max()
+    return torch.where(apart, torch.where(apart, squared, 1.0).rsqrt(), 0.0)
+
+
+def _inverse_or_zero(number: Tensor) -> Tensor:
+    return torch.where(number > 0, 1 / torch.where(number > 0, number, 1.0), 0.0)
+
+
+def _mean_distance(distances: Tensor) -> Tensor:
+    return distances.sum() / (distances.numel() - len(distances))
+
+
+def _relative_distances(points: Tensor) -> Tensor:
+    squared = _squared_distances(_centred_gram(points))
+    distances = squared * _inverse_lengths(squared)
+    return distances * _inverse_or_zero(_mean_distance(distances))
+
+
+class _AngleHuber(torch.autograd.Function):
+    """Sum of huber(cos_student - cos_teacher) over all triples.
+
+    With r_ij = 1 / d_ij, cos[j; i, k] = (P_ik - P_ij - P_jk + P_jj) r_ij r_jk. The value is one
+    number, so its gradient is known up to a factor as soon as it is, and is formed along with it:
+    (B, B) for P and for r. Nothing of size B^3 is kept, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, gram: Tensor, sides: Tensor, teacher_gram: Tensor, teacher_sides: Tensor
+    ) -> Tensor:
+        batch = len(gram)
+        total = gram.new_zeros(())
+        slopes = torch.zeros_like(gram), torch.zeros_like(sides)
+        step = max(1, (GPU_CHUNK if gram.is_cuda else CPU_CHUNK) // batch**2)
+        for start in range(0, batch, step):
+            vertices = slice(start, start + step)
+            products, lengths = _products(gram, vertices), _outer(sides[vertices])
+            gap = products * lengths
+            gap -= _products(teacher_gram, vertices) * _outer(teacher_sides[vertices])
+            total += huber_loss(gap, torch.zeros_like(gap), reduction="sum")
+            if any(ctx.needs_input_grad):
+                slope = gap.clamp_(-1, 1)  # of the Huber distance with delta = 1
+                _add_gram_slope(lengths.mul_(slope), vertices, slopes[0])
+                ends = products.mul_(slope) @ sides[vertices, :, None]
+                slopes[1][vertices] = 2 * ends.squeeze(-1)
+        ctx.save_for_backward(*slopes)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
+        gram_slope, sides_slope = ctx.saved_tensors
+        return grad * gram_slope, grad * sides_slope, None, None
+
+
+def _products(gram: Tensor, vertices: slice) -> Tensor:
+    """<x_i - x_j, x_k - x_j> for the vertices j, (J, B, B)."""
+    rows = gram[vertices]
+    squares = gram.diagonal()[vertices, None]
+    return gram - rows[:, :, None] - (rows - squares)[:, None, :]
+
+
+def _add_gram_slope(slope: Tensor, vertices: slice, gram_slope: Tensor) -> None:
+    """Adds what `_products` hands back for the slope of its result, symmetric in i and k."""
+    gram_slope += slope.sum(0)
+    by_end = slope.sum(2)
+    gram_slope[vertices] -= 2 * by_end
+    gram_slope.diagonal()[vertices] += by_end.sum(1)
+
+
+def _outer(rows: Tensor) -> Tensor:
+    return rows[:, :, None] * rows[:, None, :]
+
+
+def _unit_rows(points: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
+    return points * _inverse_or_zero(lengths)
+
+
+def method(
+    *,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    tap: Tap = "embedding",
+    normalise: bool = False,
+    reduction: Reduction = "peers",
+) -> Method:
+    """Relational KD: one stage of cross-entropy and both relations.
+
+    Args:
+        distance_weight: weight on `rkd_distance_loss`; 0 leaves it out.
+        angle_weight: weight on `rkd_angle_loss`; 0 leaves it out.
+        tap: what is related, "embedding" or "logits".
+        normalise: both networks' vectors are scaled to length 1 first.
+        reduction: see the losses.
+
+    Raises:
+        ValueError: a negative weight, both weights 0, an unknown tap or reduction.
+
+    Source:
+        See `SOURCE`.
+
+    Example:
+        >>> [(stage.name, stage.taps) for stage in method(tap="logits").plan]
+        [('distil', ('logits',))]
+    """
+    if min(distance_weight, angle_weight) < 0 or distance_weight == angle_weight == 0:
+        raise ValueError(
+            f"rkd: distance_weight {distance_weight} and angle_weight {angle_weight} must be at "
+            "least 0, and one of them above"
+        )
+    one_of("rkd", "tap", tap, get_args(Tap))
+    one_of("rkd", "reduction", reduction, get_args(Reduction))
+    weighted = [
+        (weight, loss)
+        for weight, loss in ((distance_weight, rkd_distance_loss), (angle_weight, rkd_angle_loss))
+        if weight > 0
+    ]
+
+    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
+        points = [pair.student[tap], pair.teacher[tap]]
+        if normalise:
+            points = [_unit_rows(x) for x in points]
+        terms = [weight * loss(*points, reduction=reduction) for weight, loss in weighted]
+        return torch.stack(terms).sum()
+
+    return Method(
+        category="shared-representation",
+        source=SOURCE,
+        plan=(Stage(name="distil", share=1.0, transfer=transfer, taps=(tap,)),),
+    )

@@ -1,0 +1,17 @@
+"""The baseline: the student by itself, which every method has to beat."""
+
+from __future__ import annotations
+
+from bench.method import Method, Stage
+
+SOURCE = "Baseline: the student trained on the labels alone by cross-entropy, without a teacher."
+
+
+def method() -> Method:
+    """Plain training: L = CE(z_s, y), one stage, every part.
+
+    Example:
+        >>> [stage.name for stage in method().plan], method().needs_teacher
+        (['train'], False)
+    """
+    return Method(category="baseline", source=SOURCE, plan=(Stage(name="train", share=1.0),))

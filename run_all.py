@@ -1,0 +1,8 @@
+"""The front door: `python run_all.py [command] [options]`; see bench/cli.py."""
+
+import sys
+
+from bench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Small lessons for tests of the engine: a synthetic set, a teacher, a student, real stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.cell import Cell, DataSpec, Recipe
+from bench.data.dataset import DataSet
+from bench.method import Method, View
+from bench.models.network import tap_shapes
+from bench.record import Record, Store
+from bench.train.cohort import Cohort, build_network
+from bench.train.engine import Student, make_student
+from bench.train.stream import Stream, open_stream
+from bench.train.teacher import Teacher
+from methods import registry
+
+CPU = torch.device("cpu")
+
+
+def dataset(classes: int = 4, train: int = 40, test: int = 20) -> DataSet:
+    """Noisy class prototypes, 1x8x8, the same in every test."""
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randint(40, 215, (classes, 1, 8, 8), generator=generator)
+
+    def part(count: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(count) % classes
+        noise = torch.randint(-40, 41, (count, 1, 8, 8), generator=generator)
+        return (prototypes[labels] + noise).clamp(0, 255).to(torch.uint8), labels
+
+    return DataSet.of("synthetic", part(train), part(test), [f"c{i}" for i in range(classes)])
+
+
+def recipe(**changes: object) -> Recipe:
+    values = {"epochs": 4, "batch_size": 10, "learning_rate": 0.05, "weight_decay": 1e-2}
+    return Recipe(**{**values, **changes})
+
+
+def plain_cell(model: str, seed: int = 0, **changes: object) -> Cell:
+    values = {
+        "model": model, "data": DataSpec(source="synthetic", pad=1), "fingerprint": "synthetic",
+        "method": "student", "hyperparameters": {}, "recipe": recipe(), "seed": seed,
+    }  # fmt: skip
+    return Cell(**{**values, **changes})
+
+
+def cell(
+    method: str,
+    student: str = "cnn2",
+    teacher: str = "cnn3",
+    seed: int = 0,
+    hyperparameters: dict[str, object] | None = None,
+    **changes: object,
+) -> Cell:
+    """A cell of `method`; with a teacher if it needs one, with a source if it starts from one."""
+    resolved = registry.resolve(method, hyperparameters or {})
+    built = registry.build(method, **resolved)
+    return plain_cell(
+        student, seed, method=method, hyperparameters=resolved,
+        teacher=plain_cell(teacher, seed) if built.needs_teacher else None, **changes,
+    )  # fmt: skip
+
+
+def teacher_for(cell: Cell, stream: Stream) -> Teacher | None:
+    """An untrained teacher: enough for bookkeeping, and the same for equal cells."""
+    if cell.teacher is None:
+        return None
+    return Teacher(build_network(cell.teacher, stream), cell.teacher, CPU)
+
+
+def run(cells: list[Cell], folder: Path, data: DataSet | None = None) -> dict[str, Record]:
+    """Trains the cells as one cohort; the records by cell id."""
+    stream = open_stream(cells[0], data or dataset(), CPU)
+    teachers = [teacher_for(c, stream) for c in cells]
+    teacher = next((t for t in teachers if t is not None), None)
+    store = Store(folder)
+    Cohort(stream, teacher, store, CPU, lambda *event: None).run(cells)
+    return store.read_all([c.id for c in cells])
+
+
+class Lesson:
+    """One student stepped by hand through its stages."""
+
+    def __init__(
+        self, cell: Cell, data: DataSet | None = None, method: Method | None = None
+    ) -> None:
+        self.stream = open_stream(cell, data or dataset(), CPU)
+        self.teacher = teacher_for(cell, self.stream)
+        shape = self.stream.image_shape
+        network = build_network(cell, self.stream)
+        theirs = tap_shapes(self.teacher.network, shape) if self.teacher else None
+        method = method or registry.build(cell.method, **cell.hyperparameters)
+        self.student: Student = make_student(
+            cell, method, network, tap_shapes(network, shape), theirs, CPU
+        )
+
+    def clean_view(self, taps: tuple[str, ...]) -> View:
+        assert self.teacher is not None
+        images = (batch.images for batch in self.stream.train.clean(16))
+        return self.teacher.clean_view(images, taps)
+
+    def epoch(self) -> None:
+        """One epoch, as a cohort runs it."""
+        student, train = self.student, self.stream.train
+        student.begin_epoch(self.clean_view, train.labels)
+        batches = list(train.epoch(student.epochs_done, student.subset))
+        for batch in batches:
+            view = None
+            if student.reads_teacher and self.teacher is not None:
+                view = self.teacher.view(batch.images, student.taps)
+            student.step(batch.images, batch.labels, batch.index, view, batch is batches[-1])
+        student.end_epoch(lambda: 0.5)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of every parameter and buffer of student and connector."""
+        parts = {"network": self.student.network, "connector": self.student.connector}
+        return {
+            f"{part}.{name}": tensor.clone()
+            for part, module in parts.items()
+            for name, tensor in module.state_dict().items()
+        }

@@ -1,0 +1,221 @@
+"""What every method must keep to. A new method is tested here without an edit."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from lessons import Lesson, cell, run
+from torch import Tensor
+
+from bench.method import Pair, Stage, View
+from bench.models import zoo
+from bench.models.network import tap_shapes
+from methods import registry
+
+METHODS = registry.names()
+TAUGHT = [name for name in METHODS if registry.build(name).needs_teacher]
+B, K = 6, 4
+
+
+def shapes(width: int) -> dict[str, tuple[int, ...]]:
+    return dict(tap_shapes(zoo.build(f"cnn{width}", K, (1, 8, 8)), (1, 8, 8)))
+
+
+def transfer_stages(name: str) -> list[tuple[object, Stage]]:
+    """(method, stage) for each stage that has a transfer loss."""
+    method = registry.build(name)
+    return [(method, stage) for stage in method.plan if stage.transfer is not None]
+
+
+def random_pair(seed: int, scale: float = 1.0) -> Pair:
+    generator = torch.Generator().manual_seed(seed)
+
+    def view(width: int) -> View:
+        return View({tap: scale * torch.randn(B, *shape, generator=generator)
+                     for tap, shape in shapes(width).items()})  # fmt: skip
+
+    labels = torch.randint(K, (B,), generator=generator)
+    return Pair(view(2), view(3), labels, torch.arange(B))
+
+
+def connector_for(method, stage: Stage, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    connector = method.connect(shapes(2), shapes(3))
+    if stage.prepare is not None:
+        many = View({tap: torch.randn(32, *shape) for tap, shape in shapes(3).items()})
+        stage.prepare(connector, many)
+    # Evaluation mode: BatchNorm in a connector would couple the samples of a batch.
+    return connector.eval()
+
+
+def take(pair: Pair, index: Tensor) -> Pair:
+    def part(view: View) -> View:
+        return View({tap: x[index] for tap, x in view.taps.items()})
+
+    return Pair(part(pair.student), part(pair.teacher), pair.labels[index], pair.index[index])
+
+
+def with_gradient(view: View) -> View:
+    return View({tap: x.clone().requires_grad_() for tap, x in view.taps.items()})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hyperparameters_are_keyword_only_with_json_able_defaults(name):
+    for key, default in registry.defaults(name).items():
+        assert json.loads(json.dumps(default)) == default, key
+    signature = inspect.signature(registry.build(name).plan[0].__class__)
+    assert signature.parameters
+    assert registry.resolve(name, {}) == registry.defaults(name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_source_names_a_paper(name):
+    source = registry.build(name).source
+    assert len(source) > 20
+    assert name == "student" or any(str(year) in source for year in range(2013, 2027)), source
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_permuting_the_batch_permutes_the_losses(name):
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
+    for method, stage in transfer_stages(name):
+        connector, pair = connector_for(method, stage), random_pair(1)
+        loss = stage.transfer(pair, connector)
+        moved = stage.transfer(take(pair, order), connector)
+        torch.testing.assert_close(moved, loss[order] if loss.dim() else loss)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_halves_of_a_batch_have_the_losses_of_the_whole(name):
+    for method, stage in transfer_stages(name):
+        connector, pair = connector_for(method, stage), random_pair(2)
+        loss = stage.transfer(pair, connector)
+        if loss.dim() == 0:
+            continue  # couples the batch by definition
+        halves = [stage.transfer(take(pair, half), connector)
+                  for half in (torch.arange(3), torch.arange(3, B))]  # fmt: skip
+        torch.testing.assert_close(torch.cat(halves), loss)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("kind", ["zero", "equal", "huge"])
+def test_extreme_inputs_give_finite_losses_and_gradients(name, kind):
+    for method, stage in transfer_stages(name):
+        pair = random_pair(4, scale={"zero": 0.0, "equal": 1.0, "huge": 1e4}[kind])
+        if kind == "equal":
+            pair = take(pair, torch.zeros(B, dtype=torch.long))
+        pair = pair._replace(student=with_gradient(pair.student))
+        loss = stage.transfer(pair, connector_for(method, stage))
+        assert loss.isfinite().all()
+        loss.sum().backward()
+        for tap, x in pair.student.taps.items():
+            assert x.grad is None or x.grad.isfinite().all(), tap
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_the_transfer_loss_falls_on_one_batch(name):
+    for method, stage in transfer_stages(name):
+        connector, pair = connector_for(method, stage), random_pair(5)
+        pair = pair._replace(student=with_gradient(pair.student))
+        read = [pair.student[tap] for tap in stage.taps]
+        optimiser = torch.optim.Adam([*read, *connector.parameters()], lr=0.01)
+        losses = []
+        for _ in range(30):
+            loss = stage.transfer(pair, connector).mean()
+            losses.append(loss.item())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert losses[-1] < losses[0], stage.name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_named_parts_move_and_the_teacher_stays_bit_equal(name):
+    lesson = Lesson(cell(name))
+    student, teacher = lesson.student, lesson.teacher
+    digest = teacher.digest() if teacher else ""
+    for stage, epochs in zip(student.method.plan, student.stage_epochs, strict=True):
+        before = lesson.state()
+        for _ in range(epochs):
+            lesson.epoch()
+        assert student.stage is stage
+        after = lesson.state()
+        moved = {key for key in before if not torch.equal(before[key], after[key])}
+        head = {k for k in before if k.startswith("network.head.")}
+        trunk = {k for k in before if k.startswith("network.")} - head
+        for part, keys in (("head", head), ("trunk", trunk)):
+            assert bool(moved & keys) <= (part in stage.trains), (stage.name, part)
+        if stage.task_weight > 0:
+            assert moved & head
+        if stage.task_weight == 0 and "logits" not in stage.taps:
+            assert not moved & head, "weight decay must not reach a head outside the graph"
+        if teacher:
+            assert teacher.digest() == digest, stage.name
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_layers_above_the_deepest_tap_stay_bit_equal_without_labels(name):
+    lesson = Lesson(cell(name))
+    first = lesson.student.method.plan[0]
+    if first.task_weight > 0 or "logits" in first.taps:
+        return  # nothing of the student lies above the logits
+    # The same stage, cut down to its shallowest tap where it reads several.
+    before = lesson.state()
+    lesson.epoch()
+    deepest = max(lesson.student.taps, key=lesson.student.network.tap_names.index)
+    beyond = _parameters_beyond(lesson, deepest)
+    after = lesson.state()
+    assert beyond, "at least the head lies beyond"
+    for key in beyond:
+        assert torch.equal(before[f"network.{key}"], after[f"network.{key}"]), key
+
+
+def _parameters_beyond(lesson: Lesson, tap: str) -> set[str]:
+    network = lesson.student.network
+    network.requires_grad_(True)
+    shown = network.view(torch.randn(2, *lesson.stream.image_shape), (tap,))[tap]
+    named = dict(network.named_parameters())
+    gradients = torch.autograd.grad(shown.sum(), list(named.values()), allow_unused=True)
+    return {name for name, g in zip(named, gradients, strict=True) if g is None}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_same_seed_same_bits_other_seed_other_bits(name, tmp_path):
+    first, again, other = cell(name), cell(name), cell(name, seed=1)
+    results = [run([c], tmp_path / f"{i}")[c.id] for i, c in enumerate((first, again, other))]
+    weights = [load(tmp_path / f"{i}", c.id) for i, c in enumerate((first, again, other))]
+    assert results[0].curves == results[1].curves
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_trained_side_by_side_equals_trained_alone_bit_for_bit(tmp_path):
+    cells = [cell(name) for name in METHODS]
+    cells.append(cell("soft_logits", student="cnn3"))
+    together = run(cells, tmp_path / "together")
+    for one in cells:
+        alone = run([one], tmp_path / one.id)[one.id]
+        assert together[one.id].status == alone.status == "finished", together[one.id].error
+        assert together[one.id].curves == alone.curves, one
+        assert load(tmp_path / "together", one.id) == load(tmp_path / one.id, one.id), one
+
+
+def load(folder, cell_id: str) -> bytes:
+    path = folder / cell_id / "weights.safetensors"
+    assert safetensors.torch.load(path.read_bytes())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_is_the_student_alone(name, tmp_path):
+    one = cell(name)
+    record = run([one], tmp_path)[one.id]
+    saved = safetensors.torch.load((tmp_path / one.id / "weights.safetensors").read_bytes())
+    assert set(saved) == set(zoo.build("cnn2", 4, (1, 8, 8)).state_dict())
+    assert record.final["parameters"] == sum(
+        p.numel() for p in zoo.build("cnn2", 4, (1, 8, 8)).parameters()
+    )

@@ -1,0 +1,255 @@
+"""The command line on the smoke grid, in real processes: table, records, MLflow, faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.cli import main
+from bench.grid import load_grid
+from bench.record import Plan, Store
+from bench.tracking import Mirror, mirror_all
+from bench.workdir import WorkDir
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ["--grid", "smoke"]
+# mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
+quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def kd_bench(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, capture_output=True,
+        text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A work directory in which two processes ran the smoke grid."""
+    work = tmp_path_factory.mktemp("finished")
+    done = kd_bench(*SMOKE, "--work-dir", str(work), "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    return work, done
+
+
+@pytest.fixture
+def work(finished, tmp_path) -> Path:
+    """A copy of that directory, free to be damaged. Its MLflow artifacts stay where they are."""
+    copy = tmp_path / "work"
+    shutil.copytree(finished[0], copy)
+    return copy
+
+
+def plan_of(work: Path) -> Plan:
+    return Plan.from_json(WorkDir(work).plan("smoke").read_text())
+
+
+def results(work: Path) -> dict[str, object]:
+    """Everything that must be equal between two runs of one grid."""
+    store = WorkDir(work).store
+    records = store.read_all(plan_of(work).cell_ids())
+    timeless = {i: {k: v for k, v in r.final.items() if not k.endswith("seconds")}
+                for i, r in records.items()}  # fmt: skip
+    weights = {i: (store.folder(i) / "weights.safetensors").read_bytes() for i in records}
+    return {"final": timeless, "curves": {i: r.curves for i, r in records.items()}, "w": weights}
+
+
+def test_the_grid_ends_in_a_table_and_its_files(finished):
+    work, done = finished
+    for word in ("teacher", "student", "soft_logits", "fitnet", "attention_transfer"):
+        assert word in done.stdout
+    assert "10 cells trained" in done.stdout
+    written = {path.name for path in (work / "smoke").iterdir()}
+    assert written == {"plan.json", "summary.md", "summary.csv", "cells.csv"}
+
+
+def test_a_second_start_trains_nothing_and_says_so(work):
+    before = results(work)
+    done = kd_bench(*SMOKE, "--work-dir", str(work))
+    assert done.returncode == 0
+    assert "nothing to train" in done.stdout
+    assert results(work) == before
+
+
+def test_the_same_grid_again_gives_the_same_bits_however_many_processes(finished, tmp_path):
+    done = kd_bench(*SMOKE, "--work-dir", str(tmp_path), "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path) == results(finished[0])
+
+
+def test_an_interrupted_grid_goes_on_with_what_is_unfinished(work):
+    before = results(work)
+    method = next(row for row in plan_of(work).rows if row.method == "fitnet")
+    WorkDir(work).store.discard(method.cell_id)
+    done = kd_bench(*SMOKE, "--work-dir", str(work), "--workers", "1")
+    assert "1 cells trained" in done.stdout
+    assert results(work) == before
+
+
+def test_a_teacher_that_lost_its_weights_is_trained_again(work):
+    before = results(work)
+    teacher = next(row for row in plan_of(work).rows if row.role == "teacher")
+    (WorkDir(work).store.folder(teacher.cell_id) / "weights.safetensors").unlink()
+    assert "1 cells trained" in kd_bench(*SMOKE, "--work-dir", str(work)).stdout
+    assert results(work) == before
+
+
+def test_tables_come_out_byte_equal_from_records_and_from_mlflow_without_torch(work):
+    folder = work / "smoke"
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "plan.json"}
+    code = (
+        "import sys; from bench.cli import main; code = main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    for origin in ("records", "mlflow"):
+        for name in files:
+            (folder / name).unlink()
+        if origin == "mlflow":  # from MLflow alone
+            shutil.rmtree(work / "store")
+        words = ["tables", *SMOKE, "--work-dir", str(work), "--from", origin]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert {name: (folder / name).read_bytes() for name in files} == files, origin
+
+
+@quiet_mlflow
+def test_mlflow_holds_every_cell_once_and_whole(finished):
+    work, _ = finished
+    mirror = Mirror(work, "smoke")
+    plan, records = mirror.fetch()
+    assert plan == plan_of(work)
+    store = WorkDir(work).store
+    assert records == store.read_all(plan.cell_ids())
+    runs = mirror.client.search_runs(
+        [mirror.client.get_experiment_by_name("kd-bench/smoke").experiment_id],
+        "tags.`kd_bench.kind` = 'cell'",
+    )
+    assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(plan.cell_ids())
+    run = next(r for r in runs if r.info.run_name == "cnn8>cnn4/fitnet/0")
+    record = records[run.data.tags["cell_id"]]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method"] == "fitnet"
+    assert run.data.params["recipe.epochs"] == "4"
+    assert run.data.tags["category"] == "multi-connection"
+    assert run.data.tags["torch"] == record.conditions["torch"]
+    assert run.data.metrics["last_accuracy"] == record.final["last_accuracy"]
+    curve = mirror.client.get_metric_history(run.info.run_id, "test_accuracy")
+    measured = [a for a in record.curves["test_accuracy"] if a is not None]
+    assert [point.value for point in curve] == measured
+    files = {f.path for f in mirror.client.list_artifacts(run.info.run_id)}
+    assert files == {"record.json", "weights.safetensors", "config.json"}
+
+
+@quiet_mlflow
+def test_sync_sends_each_record_once(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    store, plan = WorkDir(work).store, plan_of(work)
+    assert mirror_all(Mirror(work, "smoke"), plan, store) == 10
+    assert mirror_all(Mirror(work, "smoke"), plan, store) == 0
+    lost = store.read(plan.rows[-1].cell_id)
+    run = Mirror(work, "smoke").client.search_runs(["1"], f"tags.cell_id = '{lost.cell_id}'")[0]
+    Mirror(work, "smoke").client.update_run(run.info.run_id, "RUNNING")  # as if cut off
+    assert mirror_all(Mirror(work, "smoke"), plan, store) == 1
+    assert Mirror(work, "smoke").fetch()[1] == store.read_all(plan.cell_ids())
+
+
+def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path):
+    done = kd_bench(*SMOKE, "--work-dir", str(tmp_path), "--workers", "1", "--seeds", "0",
+                    "--methods", "soft_logits", "recipe.epochs=1",
+                    MLFLOW_TRACKING_URI="http://127.0.0.1:9")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "run_all.py sync" in " ".join(done.stdout.split())
+    assert "3 cells trained" in done.stdout
+
+
+def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(tmp_path):
+    grid = yaml.safe_load((ROOT / "bench/grids/smoke.yaml").read_text())
+    grid |= {"seeds": 1, "pairs": ["cnn8:cnn4", "cnn8:cnn3"], "methods": ["soft_logits"]}
+    grid["recipe_for"] = {"cnn4": {"learning_rate": 1e30}}
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    done = kd_bench("--grid", str(path), "--work-dir", str(tmp_path / "work"), "--workers", "1")
+    assert done.returncode == 1, done.stderr
+    assert "NonFiniteError" in done.stdout
+    assert "2 failed" in done.stdout
+    assert "3 finished" in done.stdout
+    retried = kd_bench("--grid", str(path), "--work-dir", str(tmp_path / "work"),
+                       "--workers", "1", "--retry-failed")  # fmt: skip
+    assert "2 cells trained" in retried.stdout
+
+
+def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
+    assert main([*SMOKE, "--work-dir", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "cells: 10, done already: 0, to train: 10 (40 epochs in all)" in said
+    assert not (tmp_path / "smoke").exists()
+    assert not list(tmp_path.glob("mlflow.db"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--grid", "smok"], ["'smok'", "smoke"]),
+        (["--gird", "smoke"], ["--gird", "--grid"]),
+        (["trian"], ["'trian'", "tables"]),
+        ([*SMOKE, "--methods", "fitnett"], ["fitnett", "fitnet"]),
+        ([*SMOKE, "--pairs", "cnn8"], ["--pairs", "teacher:student"]),
+        ([*SMOKE, "--seeds", "a"], ["'a'", "0-4"]),
+        ([*SMOKE, "--device", "cuda:99"], ["cuda:99", "CUDA devices"]),
+        ([*SMOKE, "--workers", "0"], ["--workers", "1 or more"]),
+        ([*SMOKE, "recipe.batch_size=4096"], ["4096", "training images"]),
+        ([*SMOKE, "recipe.epochs=none"], ["recipe.epochs", "none"]),
+        (["tables", "--grid", "smoke"], ["no results", "run_all.py --grid smoke"]),
+        (["sync", "--grid", "smoke"], ["no results"]),
+        (["tables", "--grid", "smoke", "--from", "mlflow"], ["mlflow"]),
+        ([*SMOKE, "data.source=folder"], ["--data-root"]),
+    ],
+)
+@quiet_mlflow
+def test_bad_input_gives_one_line_and_code_2(tmp_path, capsys, words, said):
+    if words[0] != "trian":
+        words = [*words, "--work-dir", str(tmp_path)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    for word in said:
+        assert word in error
+
+
+def test_list_names_what_a_grid_can_name(capsys):
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    for word in ("temperature=4.0", "resnet32x4", "wrn_40_2", "cifar100", "digits", "smoke"):
+        assert word in said
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    for word in ("tables", "sync", "list", "ui"):
+        assert word in said
+
+
+def test_a_damaged_record_counts_as_not_run(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "abc" / "record.json").write_text("{")
+    assert store.read("abc") is None
+
+
+def test_the_cifar_grid_holds_the_published_pairs():
+    assert {p.teacher for p in load_grid("cifar100").all_pairs} >= {"resnet32x4", "wrn_40_2"}
+    assert len(load_grid("cifar100").all_pairs) == 13

@@ -1,0 +1,343 @@
+"""The stage engine and the cohort: bookkeeping that no method may rely on doing itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from lessons import CPU, Lesson, cell, dataset, plain_cell, recipe, run
+
+from bench.cell import DataSpec, Recipe
+from bench.data.resolution import degrade
+from bench.method import Method, NotApplicable, Selection, Stage, View, split_epochs
+from bench.record import Store
+from bench.train.cohort import Cohort, load_teacher
+from bench.train.evaluate import accuracy, predictions
+from bench.train.optim import learning_rate
+from bench.train.stream import check_sizes, open_stream
+
+
+def squared_gap(pair, connector):
+    return (pair.student.logits - pair.teacher.logits).square().mean(1)
+
+
+def method(*stages: Stage, **changes: object) -> Method:
+    return Method(category="response", source="nobody, 2026", plan=stages, **changes)
+
+
+def lesson_of(*stages: Stage, **changes: object) -> Lesson:
+    return Lesson(cell("soft_logits", **changes), method=method(*stages))
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"share": 0.0}, "share"),
+        ({"share": 1.0, "task_weight": 0.0}, "nothing would train"),
+        ({"share": 1.0, "taps": ("logits",)}, "no transfer loss"),
+        ({"share": 1.0, "transfer": squared_gap}, "names no taps"),
+        ({"share": 1.0, "merge": lambda a, b, e: list(a)}, "merge needs"),
+        ({"share": 1.0, "keep": lambda v, y: None}, "clean"),
+        ({"share": 1.0, "trains": frozenset({"body"})}, "trains"),
+        ({"share": 1.0, "lr_factor": 0.0}, "lr_factor"),
+    ],
+)
+def test_an_impossible_stage_cannot_be_built(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        Stage(name="x", **wrong)
+
+
+def test_an_impossible_plan_cannot_be_built():
+    with pytest.raises(ValueError, match=r"sum to 0\.5"):
+        method(Stage(name="a", share=0.5))
+    with pytest.raises(ValueError, match="repeat"):
+        method(Stage(name="a", share=0.5), Stage(name="a", share=0.5))
+    with pytest.raises(ValueError, match="category"):
+        Method(category="magic", source="x", plan=(Stage(name="a", share=1.0),))
+
+
+@pytest.mark.parametrize("epochs", range(3, 40))
+def test_stages_share_the_epochs_exactly(epochs):
+    stages = [Stage(name=n, share=s) for n, s in (("a", 0.01), ("b", 0.3), ("c", 0.69))]
+    parts = split_epochs(stages, epochs)
+    assert sum(parts) == epochs
+    assert min(parts) >= 1
+    assert split_epochs(stages, epochs, "addon")[-1] == epochs
+
+
+def test_too_few_epochs_for_the_stages():
+    with pytest.raises(ValueError, match="1 epochs cannot hold 2 stages"):
+        split_epochs([Stage(name="a", share=0.5), Stage(name="b", share=0.5)], 1)
+
+
+# --- schedule and optimiser -----------------------------------------------------------------------
+
+
+def test_the_published_schedule():
+    # RepDistiller: 240 epochs, 0.05, times 0.1 after epochs 150, 180 and 210.
+    published = Recipe(epochs=240, batch_size=64, learning_rate=0.05)
+    rates = {e: learning_rate(published, e, 240) for e in (0, 149, 150, 179, 180, 209, 210, 239)}
+    wanted = [0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5]
+    assert list(rates.values()) == pytest.approx(wanted)
+
+
+def test_cosine_falls_from_the_rate_towards_zero():
+    cosine = recipe(schedule="cosine", learning_rate=1.0)
+    rates = [learning_rate(cosine, e, 10) for e in range(10)]
+    assert rates[0] == 1.0
+    assert rates[5] == pytest.approx(0.5)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx((1 + math.cos(0.9 * math.pi)) / 2)
+
+
+def test_every_stage_starts_with_a_fresh_optimiser_and_its_own_schedule():
+    stages = (Stage(name="a", share=0.5), Stage(name="b", share=0.5, lr_factor=0.1))
+    lesson = lesson_of(*stages, recipe=recipe(milestones=(0.5,)))
+    student, optimisers = lesson.student, []
+    for _ in range(4):
+        lesson.epoch()
+        optimisers.append(student.optimiser)
+    assert optimisers[0] is optimisers[1] is not optimisers[2] is optimisers[3]
+    assert student.curves["learning_rate"] == pytest.approx([0.05, 0.005, 0.005, 0.0005])
+    fresh = lesson_of(*stages)
+    fresh.epoch(), fresh.epoch()
+    fresh.student.begin_epoch(fresh.clean_view, fresh.stream.train.labels)
+    assert not fresh.student.optimiser.state
+
+
+def test_the_transfer_weight_follows_the_stage():
+    seen = []
+    stage = Stage(
+        name="a", share=1.0, transfer=squared_gap, taps=("logits",),
+        transfer_weight=lambda progress: seen.append(progress) or 4 - 3 * progress,
+    )  # fmt: skip
+    lesson = lesson_of(stage)
+    for _ in range(4):
+        lesson.epoch()
+    assert sorted(set(seen)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_frozen_parts_keep_their_batch_statistics_too():
+    lesson = lesson_of(Stage(name="head", share=1.0, trains=frozenset({"head"})))
+    before = lesson.state()
+    lesson.epoch()
+    after = lesson.state()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"network.head.weight", "network.head.bias"}
+
+
+def test_a_baseline_step_is_plain_stochastic_gradient_descent():
+    lesson = Lesson(plain_cell("cnn2", recipe=recipe(weight_decay=0.0, momentum=0.0)))
+    student = lesson.student
+    student.begin_epoch(lesson.clean_view, lesson.stream.train.labels)
+    batch = next(iter(lesson.stream.train.epoch(0)))
+    twin = Lesson(plain_cell("cnn2")).student.network.train()
+    loss = torch.nn.functional.cross_entropy(twin(batch.images), batch.labels)
+    loss.backward()
+    student.step(batch.images, batch.labels, batch.index, None, False)
+    for mine, theirs in zip(student.network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
+
+
+def test_merge_takes_the_place_of_the_sum():
+    def only_task(task, transfer, epoch):
+        assert len(task) == len(transfer)
+        return list(task)
+
+    merged = lesson_of(Stage(name="a", share=1.0, transfer=squared_gap, taps=("logits",),
+                             merge=only_task))  # fmt: skip
+    plain = lesson_of(Stage(name="a", share=1.0))
+    merged.epoch(), plain.epoch()
+    for key, tensor in plain.state().items():
+        assert torch.equal(tensor, merged.state()[key]), key
+
+
+# --- selection, clean views, labels ---------------------------------------------------------------
+
+
+def keep_first_half(view: View, labels: torch.Tensor) -> Selection:
+    kept = torch.arange(len(labels)) < len(labels) // 2
+    return Selection(kept, {"kept": int(kept.sum())})
+
+
+def test_a_selection_limits_the_stage_to_what_it_kept():
+    seen = []
+
+    def watch_index(pair, connector):
+        seen.append(pair.index)
+        return squared_gap(pair, connector)
+
+    lesson = lesson_of(Stage(name="a", share=1.0, transfer=watch_index, taps=("logits",),
+                             clean=True, keep=keep_first_half))  # fmt: skip
+    lesson.epoch()
+    assert sorted(torch.cat(seen).tolist()) == list(range(20))
+    assert lesson.student.selections["a"].evidence == {"kept": 20}
+
+
+def test_dropped_images_can_keep_their_task_loss():
+    indices = []
+
+    def transfer(pair, connector):
+        indices.append(pair.index)
+        return squared_gap(pair, connector)
+
+    lesson = lesson_of(Stage(name="a", share=1.0, transfer=transfer, taps=("logits",), clean=True,
+                             keep=keep_first_half, task_on_all=True))  # fmt: skip
+    lesson.epoch()
+    assert sorted(torch.cat(indices).tolist()) == list(range(40))
+
+
+def test_the_clean_view_is_of_the_image_without_augmentation():
+    shown = {}
+
+    def transfer(pair, connector):
+        shown.update(zip(pair.index.tolist(), pair.teacher.logits, strict=True))
+        return squared_gap(pair, connector)
+
+    lesson = lesson_of(Stage(name="a", share=1.0, transfer=transfer, taps=("logits",), clean=True))
+    lesson.epoch()
+    images = lesson.stream.train.images_at(torch.arange(40))
+    wanted = lesson.teacher.view(images, ("logits",)).logits
+    torch.testing.assert_close(torch.stack([shown[i] for i in range(40)]), wanted)
+
+
+def test_the_student_alone_sees_low_resolution():
+    data = DataSpec(source="synthetic", pad=0, flip=False, resolution=2)
+    stream = open_stream(plain_cell("cnn2", data=data), dataset(), CPU)
+    batch = next(iter(stream.train.epoch(0)))
+    low = stream.student_images(batch.images)
+    assert low.shape == batch.images.shape
+    assert not torch.equal(low, batch.images)
+    torch.testing.assert_close(low, degrade(batch.images, 2), rtol=0, atol=0)
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def test_the_last_epoch_is_measured_and_the_best_is_the_first_of_equals(tmp_path):
+    one = cell("soft_logits", recipe=recipe(epochs=5, evaluate_every=2))
+    record = run([one], tmp_path)[one.id]
+    measured = [a is not None for a in record.curves["test_accuracy"]]
+    assert measured == [False, True, False, True, True]
+    found = [(a, e) for e, a in enumerate(record.curves["test_accuracy"], 1) if a is not None]
+    assert record.final["last_accuracy"] == found[-1][0]
+    assert record.final["best_accuracy"] == max(a for a, _ in found)
+    assert record.final["best_epoch"] == min(e for a, e in found if a == max(found)[0])
+    assert {len(curve) for curve in record.curves.values()} == {5}
+
+
+def test_agreement_counts_equal_predictions(tmp_path):
+    one = cell("soft_logits")
+    record = run([one], tmp_path)[one.id]
+    stream = open_stream(one, dataset(), CPU)
+    lesson = Lesson(one)
+    weights = safetensors.torch.load((tmp_path / one.id / "weights.safetensors").read_bytes())
+    lesson.student.network.load_state_dict(weights)
+    mine = predictions(lesson.student.network, stream.test)
+    theirs = predictions(lesson.teacher.network, stream.test)
+    assert record.final["agreement"] == accuracy(mine, theirs)
+    assert record.final["last_accuracy"] == accuracy(mine, stream.test.labels)
+
+
+def test_the_test_set_is_the_held_out_part_where_asked():
+    data = DataSpec(source="synthetic", validation=0.2)
+    stream = open_stream(plain_cell("cnn2", data=data), dataset(), CPU)
+    assert (stream.train_images, len(stream.test.labels)) == (32, 8)
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_fails_the_cell_alone(tmp_path):
+    bad = cell("soft_logits", recipe=recipe(learning_rate=1e30))
+    good = cell("soft_logits")
+    records = run([bad, good], tmp_path)
+    assert records[good.id].status == "finished"
+    assert records[bad.id].status == "failed"
+    assert "not finite" in records[bad.id].error or "is nan" in records[bad.id].error
+    assert "epoch 1" in records[bad.id].error
+    assert "Traceback" in records[bad.id].traceback
+    assert not (tmp_path / bad.id / "weights.safetensors").exists()
+
+
+def test_samples_without_a_finite_transfer_loss_are_skipped_and_counted():
+    def transfer(pair, connector):
+        gap = pair.student["embedding"] - pair.teacher["embedding"]
+        # Infinite loss, and an infinite gradient behind it, for one image.
+        return gap.square().mean(1) / (pair.index != 3)
+
+    lesson = Lesson(
+        cell("soft_logits", teacher="cnn2", seed=1),
+        method=method(Stage(name="a", share=1.0, transfer=transfer, taps=("embedding",))),
+    )
+    lesson.epoch()
+    assert lesson.student.curves["skipped_samples"] == [1]
+    assert math.isfinite(lesson.student.curves["transfer_loss"][0])
+    assert all(p.isfinite().all() for p in lesson.student.network.parameters())
+
+
+def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
+    one = cell("fsp", hyperparameters={"connectors": False})
+    record = run([one], tmp_path)[one.id]
+    assert record.status == "not_applicable"
+    assert record.error
+    assert record.traceback == ""
+    with pytest.raises(NotApplicable, match="stage9"):
+        lesson_of(Stage(name="a", share=1.0, transfer=squared_gap, taps=("stage9",)))
+
+
+def test_teacher_and_student_must_tell_the_same_classes_apart():
+    from bench.models.network import tap_shapes
+    from bench.train.engine import make_student
+
+    lesson = Lesson(cell("soft_logits"))
+    network, shape = lesson.student.network, lesson.stream.image_shape
+    mine = dict(tap_shapes(network, shape))
+    theirs = {**mine, "logits": (7,)}
+    with pytest.raises(ValueError, match="7 classes apart, the student 4"):
+        make_student(lesson.student.cell, lesson.student.method, network, mine, theirs, CPU)
+
+
+def test_a_transfer_loss_of_the_wrong_shape_is_named(tmp_path):
+    lesson = lesson_of(Stage(name="a", share=1.0, taps=("logits",),
+                             transfer=lambda pair, connector: pair.student.logits))  # fmt: skip
+    with pytest.raises(ValueError, match=r"shape \(10, 4\), wanted \(10,\) or \(\)"):
+        lesson.epoch()
+
+
+def test_a_tap_that_was_not_asked_for_is_named():
+    with pytest.raises(KeyError, match=r"stage1.*Stage\.taps"):
+        View({"logits": torch.zeros(1)})["stage1"]
+
+
+def test_a_batch_larger_than_the_set_is_refused_before_anything_trains():
+    with pytest.raises(ValueError, match=r"batch_size 64 is larger than its 40 training images"):
+        check_sizes([plain_cell("cnn2", recipe=recipe(batch_size=64))], dataset())
+
+
+def test_a_teacher_is_loaded_from_what_its_cell_saved(tmp_path):
+    one = plain_cell("cnn3")
+    run([one], tmp_path)
+    stream = open_stream(one, dataset(), CPU)
+    teacher = load_teacher(one, Store(tmp_path), stream, CPU)
+    found = accuracy(predictions(teacher.network, stream.test), stream.test.labels)
+    assert found == Store(tmp_path).read(one.id).final["last_accuracy"]
+    path = tmp_path / one.id / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot read"):
+        load_teacher(one, Store(tmp_path), stream, CPU)
+
+
+def test_every_epoch_is_reported(tmp_path):
+    events = []
+    one = plain_cell("cnn2")
+    stream = open_stream(one, dataset(), CPU)
+    Cohort(stream, None, Store(tmp_path), CPU, lambda *event: events.append(event)).run([one])
+    assert [(i, done, total) for i, done, total, _ in events] == [
+        (one.id, e, 4) for e in range(1, 5)
+    ]

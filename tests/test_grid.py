@@ -1,0 +1,188 @@
+"""Grid files: what is accepted, what is refused and how, and what they expand to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.grid import GridError, expand, find_grid, grid_names, load_grid, narrow
+
+SMALL = {
+    "description": "two nets, two seeds",
+    "data": {"source": "digits", "fraction": 0.2},
+    "pairs": ["cnn8:cnn4"],
+    "methods": ["soft_logits"],
+    "seeds": 2,
+    "recipe": {"epochs": 3, "batch_size": 16, "learning_rate": 0.1},
+}
+
+
+def write(folder: Path, **changes: object) -> str:
+    values = {k: v for k, v in {**SMALL, **changes}.items() if v is not None}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def load(folder: Path, **changes: object):
+    return load_grid(write(folder, **changes))
+
+
+@pytest.mark.parametrize("name", grid_names())
+def test_every_shipped_grid_loads_and_expands(name):
+    grid = load_grid(name)
+    expansion = expand(grid, "data")
+    assert expansion.plan.name == name
+    assert {row.cell_id for row in expansion.plan.rows} == set(expansion.cells)
+
+
+def test_a_grid_expands_to_teachers_students_and_methods(tmp_path):
+    expansion = expand(
+        load(tmp_path, teachers=["cnn8", "cnn6"], students=["cnn4"], pairs=None), "d"
+    )
+    rows = expansion.plan.rows
+    # 2 pairs x 2 seeds x (teacher, student, soft_logits)
+    assert [r.role for r in rows].count("method") == 4
+    assert len(rows) == 12
+    # The plain student is the same cell whoever the teacher beside it: 4 + 2 + 4 cells.
+    assert len(expansion.cells) == 10
+    assert len({r.cell_id for r in rows if r.role == "student"}) == 2
+
+
+def test_teachers_come_before_those_they_teach(tmp_path):
+    cells = list(expand(load(tmp_path), "d").cells.values())
+    for position, cell in enumerate(cells):
+        if cell.teacher is not None:
+            assert cell.teacher.id in {c.id for c in cells[:position]}
+
+
+def test_teachers_see_their_own_share_of_the_data_at_full_resolution(tmp_path):
+    grid = load(tmp_path, axes={"resolution": [1, 2]}, teacher={"fraction": 1.0})
+    teachers = {c.id: c for c in expand(grid, "d").cells.values() if c.model == "cnn8"}
+    assert len(teachers) == 2  # one a seed, whatever the student's resolution
+    assert all(c.data.fraction == 1.0 and c.data.resolution == 1 for c in teachers.values())
+
+
+def test_one_teacher_for_all_seeds_where_the_grid_says_so(tmp_path):
+    cells = expand(load(tmp_path, teacher={"seed": 0}), "d").cells.values()
+    assert [c.seed for c in cells if c.model == "cnn8"] == [0]
+
+
+def test_recipe_for_a_model_and_for_teachers(tmp_path):
+    grid = load(tmp_path, recipe_for={"cnn4": {"learning_rate": 0.01}},
+                teacher={"recipe": {"epochs": 7}})  # fmt: skip
+    for cell in expand(grid, "d").cells.values():
+        wanted = (0.01, 3) if cell.model == "cnn4" else (0.1, 7)
+        assert (cell.recipe.learning_rate, cell.recipe.epochs) == wanted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": {**SMALL["recipe"], "epochs": 4}},
+        {"data": {"source": "digits", "fraction": 0.3}},
+        {"methods": [{"soft_logits": {"temperature": 5}}]},
+        {"precision": "bf16"},
+    ],
+)
+def test_whatever_changes_the_numbers_changes_the_cell(tmp_path, changes):
+    before = {r.cell_id for r in expand(load(tmp_path), "d").plan.rows if r.role == "method"}
+    after = {r.cell_id for r in expand(load(tmp_path, **changes), "d").plan.rows
+             if r.role == "method"}  # fmt: skip
+    assert not before & after
+
+
+def test_other_data_under_the_same_name_is_another_cell(tmp_path):
+    grid = load(tmp_path)
+    assert not set(expand(grid, "one").cells) & set(expand(grid, "two").cells)
+
+
+def test_names_and_descriptions_do_not_change_a_cell(tmp_path):
+    renamed = load(tmp_path, description="other words")
+    assert set(expand(renamed, "d").cells) == set(expand(load(tmp_path), "d").cells)
+
+
+def test_an_int_written_for_a_float_is_the_same_cell(tmp_path):
+    one = load(tmp_path, methods=[{"soft_logits": {"temperature": 4}}])
+    assert set(expand(one, "d").cells) == set(expand(load(tmp_path), "d").cells)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": {**SMALL["recipe"], "epochs": 0}}, ["recipe.epochs", "got 0"]),
+        ({"recipe": {**SMALL["recipe"], "epoch": 3}}, ["recipe.epoch", "epochs"]),
+        ({"recipe": {"epochs": 3, "batch_size": 16}}, ["recipe.learning_rate", "missing"]),
+        ({"metods": ["fitnet"]}, ["metods", "did you mean methods"]),
+        ({"methods": ["fitnett"]}, ["methods.0", "fitnet"]),
+        ({"methods": [{"soft_logits": {"temprature": 3}}]}, ["methods.0", "temperature"]),
+        ({"methods": [{"soft_logits": {"temperature": "hot"}}]}, ["methods.0", "hot"]),
+        ({"methods": []}, ["methods"]),
+        ({"methods": ["fitnet", "fitnet"]}, ["fitnet", "twice"]),
+        ({"pairs": ["cnn8:resnet9"]}, ["pairs.0.student", "resnet8"]),
+        ({"pairs": ["cnn8"]}, ["pairs", "teacher:student"]),
+        ({"pairs": None}, ["pairs"]),
+        ({"pairs": None, "teachers": ["cnn8"]}, ["teachers", "students"]),
+        ({"seeds": 0}, ["seeds", "at least 1"]),
+        ({"seeds": [1, 1]}, ["seeds", "twice"]),
+        ({"data": {"source": "digits", "fraction": 1.5}}, ["data.fraction", "1.5"]),
+        ({"data": {"source": "digits", "fractoin": 0.5}}, ["data.fractoin", "fraction"]),
+        ({"recipe_for": {"cnn5": {}}}, ["recipe_for", "cnn4"]),
+        ({"recipe_for": {"cnn4": {"epochs": -1}}}, ["recipe_for.cnn4", "epochs"]),
+        ({"teacher": {"recipe": {"lr": 1}}}, ["teacher.recipe", "lr"]),
+    ],
+)
+def test_a_wrong_grid_gives_one_line_that_names_the_field(tmp_path, changes, words):
+    with pytest.raises(GridError) as caught:
+        load(tmp_path, **changes)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("mine.yaml: ")
+    for word in words:
+        assert word in text
+
+
+def test_an_unknown_grid_lists_near_names():
+    with pytest.raises(GridError, match="cifar100"):
+        find_grid("cifar10")
+    with pytest.raises(GridError, match="no file"):
+        find_grid("nowhere/mine.yaml")
+
+
+def test_text_that_is_not_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(GridError, match="not YAML"):
+        load_grid(str(path))
+    path.write_text("just words")
+    with pytest.raises(GridError, match="wanted a mapping"):
+        load_grid(str(path))
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("description: !!python/object/apply:os.system ['true']")
+    with pytest.raises(GridError, match="not YAML"):
+        load_grid(str(path))
+
+
+def test_overrides_replace_fields(tmp_path):
+    grid = load_grid(write(tmp_path), ["recipe.epochs=9", "data.fraction=0.5", "recipe.decay=1e-3"])
+    assert (grid.recipe.epochs, grid.data.fraction, grid.recipe.decay) == (9, 0.5, 1e-3)
+    with pytest.raises(GridError, match="wanted field=value"):
+        load_grid(write(tmp_path), ["recipe.epochs"])
+
+
+def test_narrowing_keeps_the_rows_of_the_grid(tmp_path):
+    grid = load(tmp_path, methods=["soft_logits", {"soft_logits": {"temperature": 2}}, "fitnet"])
+    assert [m.label for m in narrow(grid, ["soft_logits"]).methods] == [
+        "soft_logits", "soft_logits (temperature=2)"]  # fmt: skip
+    assert narrow(grid, ["attention_transfer"]).methods[0].hyperparameters == {}
+    assert narrow(grid, pairs=["cnn6:cnn4"]).all_pairs[0].teacher == "cnn6"
+    assert narrow(grid, seeds=[3, 3]).seeds == (3,)
+    with pytest.raises(GridError, match="fitnet"):
+        narrow(grid, ["fitnets"])
+    with pytest.raises(GridError, match="teacher:student"):
+        narrow(grid, pairs=["cnn6"])

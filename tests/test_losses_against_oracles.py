@@ -1,0 +1,101 @@
+"""Every loss equals the plain sum that defines it, whatever the layout, batch or precision."""
+
+import numpy as np
+import pytest
+import torch
+from loss_table import Loss, each_loss, each_rkd_loss
+from torch import Tensor
+
+
+def assert_equals_oracle(loss: Loss, student, teacher, rtol: float) -> None:
+    expected = torch.as_tensor(np.asarray(loss.oracle(student, teacher)), dtype=torch.float64)
+    value = loss.compute(student, teacher)
+    assert value.dtype == student[0].dtype
+    torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=1e-15)
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+
+
+@each_loss
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_equals_the_sum_written_out(loss: Loss, batch: int):
+    assert_equals_oracle(loss, *loss.inputs(batch, seed=batch), rtol=loss.rtol)
+
+
+@each_loss
+@pytest.mark.parametrize("layout", [channels_last, sliced], ids=lambda layout: layout.__name__)
+def test_does_not_mind_how_the_maps_lie_in_memory(loss: Loss, layout):
+    student, teacher = loss.inputs(3)
+    laid = [[layout(tensor) for tensor in tensors] for tensors in (student, teacher)]
+    assert_equals_oracle(loss, *laid, rtol=loss.rtol)
+    torch.testing.assert_close(
+        loss.value_and_gradients(*laid),
+        loss.value_and_gradients(student, teacher),
+        rtol=loss.rtol,
+        atol=1e-15,
+    )
+
+
+@each_loss
+def test_single_precision_costs_at_most_1e_5(loss: Loss):
+    student, teacher = loss.inputs(4, dtype=torch.float32)
+    assert_equals_oracle(loss, student, teacher, rtol=1e-5)
+
+
+@each_loss
+def test_gives_one_value_per_sample_or_one_for_a_coupled_batch(loss: Loss):
+    value = loss.compute(*loss.inputs(3))
+    assert value.shape == (() if loss.coupled else (3,))
+
+
+@each_loss
+def test_leaves_its_inputs_as_they_were(loss: Loss):
+    student, teacher = loss.inputs(3)
+    before = [tensor.clone() for tensor in (*student, *teacher)]
+    loss.value_and_gradients(student, teacher)
+    for tensor, was in zip((*student, *teacher), before, strict=True):
+        assert torch.equal(tensor, was)
+
+
+@each_loss
+def test_has_the_same_value_with_and_without_a_graph(loss: Loss):
+    student, teacher = loss.inputs(3)
+    with torch.no_grad():
+        without = loss.compute(student, teacher)
+    assert torch.equal(without, loss.value_and_gradients(student, teacher)[0])
+
+
+@each_loss
+def test_refuses_a_teacher_with_another_batch_size_instead_of_broadcasting(loss: Loss):
+    student, teacher = loss.inputs(3)
+    for lone in ([tensor[:1] for tensor in teacher], [tensor[:2] for tensor in teacher]):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            loss.compute(student, lone)
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_autocast_changes_neither_value_nor_gradient(loss: Loss, dtype: torch.dtype):
+    student, teacher = loss.inputs(4, dtype=dtype)
+    plain = loss.value_and_gradients(student, teacher)
+    cast = loss.value_and_gradients(student, teacher, autocast=True)
+    # 1e-3 would be tolerable, but bfloat16's 8 bits can hide below it by luck.
+    torch.testing.assert_close(cast, plain, rtol=1e-5, atol=1e-9)
+
+
+@each_rkd_loss
+def test_relations_survive_a_common_offset_in_single_precision(loss: Loss):
+    # Distances from a Gram matrix of uncentred points lose 4e-3 here.
+    student, teacher = loss.inputs(6, dtype=torch.float32)
+    student, teacher = [x + 100 for x in student], [x - 100 for x in teacher]
+    assert_equals_oracle(loss, student, teacher, rtol=1e-5)

@@ -1,0 +1,198 @@
+"""Gradients are the loss's own, and finite wherever the loss is asked."""
+
+from collections.abc import Callable
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from loss_table import (
+    LOSSES,
+    Loss,
+    each_loss,
+    each_loss_per_sample,
+    each_loss_zero_at_equal,
+    each_rkd_loss,
+)
+from torch import Tensor
+
+from methods.attention_transfer import Kind, attention_map
+
+
+@each_loss
+def test_gradient_is_the_slope_of_the_loss(loss: Loss):
+    student, teacher = loss.inputs(3, seed=1)
+    leaves = [tensor.requires_grad_() for tensor in student]
+    assert torch.autograd.gradcheck(lambda *tensors: loss.compute(tensors, teacher), leaves)
+
+
+@each_loss_zero_at_equal
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_student_equal_to_its_teacher_pays_nothing_and_is_not_moved(loss: Loss, dtype):
+    value, gradients = loss.value_and_gradients(*loss.inputs(4, dtype=dtype, equal=True))
+    assert value.abs().max() <= 1e-6
+    assert max(gradient.abs().max() for gradient in gradients) <= 1e-6
+
+
+def zero(tensor: Tensor) -> Tensor:
+    return tensor * 0
+
+
+def first_sample_zero(tensor: Tensor) -> Tensor:
+    return torch.cat([zero(tensor[:1]), tensor[1:]])
+
+
+def dead_channels(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor[:, :1], zero(tensor[:, 1:])], dim=1)
+
+
+def dead_positions(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor[..., :1], zero(tensor[..., 1:])], dim=-1)
+
+
+def all_samples_equal(tensor: Tensor) -> Tensor:
+    return tensor[:1].expand_as(tensor)
+
+
+def two_samples_equal(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor[:1], tensor[:1], tensor[2:]])
+
+
+def all_channels_equal(tensor: Tensor) -> Tensor:
+    return tensor[:, :1].expand_as(tensor)
+
+
+def constant(tensor: Tensor) -> Tensor:
+    return torch.ones_like(tensor)
+
+
+def huge(tensor: Tensor) -> Tensor:
+    return tensor * 1e4
+
+
+def tiny(tensor: Tensor) -> Tensor:
+    return tensor * 1e-4
+
+
+def one_sample(tensor: Tensor) -> Tensor:
+    return tensor[:1]
+
+
+def two_samples(tensor: Tensor) -> Tensor:
+    return tensor[:2]
+
+
+def no_change(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+SINGLE_NETWORK = (
+    zero,
+    first_sample_zero,
+    dead_channels,
+    dead_positions,
+    all_samples_equal,
+    two_samples_equal,
+    all_channels_equal,
+    constant,
+    huge,
+    tiny,
+)
+DEGENERATE = (
+    *((change, no_change) for change in SINGLE_NETWORK),
+    *((no_change, change) for change in SINGLE_NETWORK),
+    *((change, change) for change in (*SINGLE_NETWORK, one_sample, two_samples)),
+)
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"), DEGENERATE, ids=lambda change: change.__name__
+)
+def test_value_and_gradient_stay_finite(
+    loss: Loss,
+    dtype: torch.dtype,
+    of_student: Callable[[Tensor], Tensor],
+    of_teacher: Callable[[Tensor], Tensor],
+):
+    student, teacher = loss.inputs(4, seed=2, dtype=dtype)
+    value, gradients = loss.value_and_gradients(
+        [of_student(tensor) for tensor in student], [of_teacher(tensor) for tensor in teacher]
+    )
+    assert value.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    if huge not in (of_student, of_teacher) and of_student is not tiny:
+        # A finite but giant gradient, 1 / eps of some normalisation, ruins a step as surely.
+        assert max(gradient.abs().max() for gradient in gradients) < 1e3
+
+
+@each_loss_per_sample
+def test_a_dead_sample_does_not_touch_the_others(loss: Loss):
+    student, teacher = loss.inputs(4)
+    dead = [first_sample_zero(tensor) for tensor in student]
+    value, gradients = loss.value_and_gradients(dead, teacher)
+    rest, rest_gradients = loss.value_and_gradients(student, teacher)
+    torch.testing.assert_close(value[1:], rest[1:], rtol=1e-12, atol=1e-15)
+    for gradient, alone in zip(gradients, rest_gradients, strict=True):
+        torch.testing.assert_close(gradient[1:], alone[1:], rtol=1e-9, atol=1e-12)
+
+
+def relations(loss: Loss, points: Tensor) -> np.ndarray:
+    """What the loss compares: relative distances (N, N), or cosines (N, N, N)."""
+    n = len(points)
+    if loss.name.startswith("rkd_distance"):
+        apart = oracles.distances(points.numpy())
+        return apart / (apart.sum() / (n * (n - 1)))
+    triples = np.ndindex(n, n, n)
+    return np.array([oracles.angle_cosine(points.numpy(), i, j, k, 0) for i, j, k in triples])
+
+
+@each_rkd_loss
+def test_gradient_is_the_slope_where_relations_differ_by_more_than_one(loss: Loss):
+    # There the Huber distance is linear. Student: a far sample beside a cluster, turned round.
+    student = torch.tensor([[0, 0], [1, 0.2], [0.3, 1], [0.8, 0.9], [0.1, 30]]).double()
+    teacher = torch.tensor([[0, 0], [-1, 0.1], [0.9, 0.2], [-0.2, 1], [0.5, -1]]).double()
+    assert abs(relations(loss, student) - relations(loss, teacher)).max() > 1
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda points: loss.compute([points], [teacher]), (student,))
+
+
+@pytest.mark.parametrize("kind", ["l2", "sumsq"])
+def test_attention_of_a_map_below_1e_8_is_left_out_and_above_it_is_not(kind: Kind):
+    (loss,) = (loss for loss in LOSSES if loss.name == f"attention_transfer, {kind}")
+    (student,), teacher = loss.inputs(3)
+    reference, _ = loss.value_and_gradients([student], teacher)
+    power = 1 if kind == "l2" else 2
+    norms = attention_map(student, kind).flatten(1).norm(dim=1)
+    sizes = torch.tensor([1, 0.5e-8, 2e-8], dtype=torch.float64)  # of the three samples' maps
+    scaled = student * (sizes / norms).pow(1 / power).view(3, 1, 1, 1)
+    value, (gradient,) = loss.value_and_gradients([scaled], teacher)
+    torch.testing.assert_close(value[[0, 2]], reference[[0, 2]], rtol=1e-9, atol=0)
+    assert value[1] == 0
+    assert gradient[1].abs().max() == 0
+
+
+@each_rkd_loss
+@pytest.mark.parametrize(("gap", "counts"), [(3e-7, False), (1e-4, True)])
+def test_two_samples_count_as_one_up_to_a_millionth_of_the_largest_distance(
+    loss: Loss, gap: float, counts: bool
+):
+    (student,), (teacher,) = loss.inputs(5, seed=4)
+    student[1] = student[0] + gap * torch.nn.functional.normalize(student[2], dim=0)
+    expected = float(loss.oracle([student], [teacher]))
+    value, (gradient,) = loss.value_and_gradients([student], [teacher])
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+    if not counts:  # the pair pulls neither of the two
+        student[1] = student[0]
+        _, (merged,) = loss.value_and_gradients([student], [teacher])
+        torch.testing.assert_close(gradient, merged, rtol=1e-4, atol=1e-6)
+
+
+def test_coinciding_students_of_a_spread_teacher_meet_no_giant_gradient():
+    # A normalisation with eps = 1e-12 gives a gradient of norm 2.9e10 on such a batch.
+    (angle,) = (loss for loss in LOSSES if loss.name == "rkd_angle, peers")
+    student = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 2, 0], [0, 1, 3]], dtype=torch.float64)
+    _, (teacher,) = angle.inputs(4, seed=3)
+    _, (gradient,) = angle.value_and_gradients([student], [teacher])
+    assert gradient.norm() < 1

@@ -1,0 +1,558 @@
+"""The zoo: published sizes, named taps, forwards that really stop, no trace left behind."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.models import zoo
+from bench.models.adapter import TorchvisionNetwork
+from bench.models.network import Network, tap_shapes
+
+# Parameters in millions and multiply-adds in millions, 100 classes, 32x32 colour images, as
+# measured on the networks of the field's most used public benchmark, to the digits printed there.
+PUBLISHED_SIZES = {
+    "resnet20": ("0.278", "40.8"),
+    "resnet32": ("0.473", "69.1"),
+    "resnet56": ("0.862", "125.8"),
+    "resnet110": ("1.737", "253"),
+    "resnet8x4": ("1.234", "177"),
+    "resnet32x4": ("7.434", "1083"),
+    "wrn_16_2": ("0.703", "101"),
+    "wrn_40_1": ("0.570", "83.3"),
+    "wrn_40_2": ("2.255", "328"),
+    "vgg8": ("3.965", "96.2"),
+    "vgg13": ("9.462", "285"),
+    "MobileNetV2": ("0.813", "6.5"),
+    "ShuffleV1": ("0.949", "38.7"),
+    "ShuffleV2": ("1.356", "44.5"),
+    "ResNet50": ("23.7", "1298"),
+}
+CIFAR_NAMES = [
+    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    *("resnet8x4", "resnet32x4"),
+    *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "wrn_16_4", "wrn_40_4"),
+    *("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    *("MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"),
+]
+FAMILIES = ["resnet8", "resnet14", "wrn_16_1", "vgg8", "vgg13", "MobileNetV2", "ShuffleV1"]
+FAMILIES += ["ShuffleV2", "cnn4", "torchvision/resnet18"]
+POST_ACTIVATION = ["resnet8", "resnet14", "vgg8", "vgg13", "ShuffleV1", "ShuffleV2", "ResNet50"]
+POST_ACTIVATION += ["cnn4", "torchvision/resnet18"]
+DENSENET = {
+    "torchvision": "densenet121",
+    "taps": {"stage1": "features.denseblock1", "stage2": "features"},
+    "head": "classifier",
+}
+
+
+def make(model="resnet8", classes=10, image_shape=(3, 32, 32), seed=0) -> Network:
+    torch.manual_seed(seed)
+    return zoo.build(model, classes, image_shape)
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def as_printed(value: float, printed: str) -> str:
+    return f"{value:.{len(printed.partition('.')[2])}f}"
+
+
+# --- sizes and names ------------------------------------------------------------------------
+
+
+def test_every_name_of_the_field_is_there():
+    assert set(CIFAR_NAMES) <= set(zoo.names())
+    assert [n for n in zoo.names() if n not in CIFAR_NAMES] == ["cnn4", "cnn8", "cnn16", "cnn32"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_size_is_the_published_one(name):
+    parameters, multiply_adds = PUBLISHED_SIZES[name]
+    network = make(name, classes=100).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    counted = sum(p.numel() for p in network.parameters()) / 1e6
+    assert as_printed(counted, parameters) == parameters
+    assert as_printed(counter.get_total_flops() / 2e6, multiply_adds) == multiply_adds
+
+
+def test_wide_resnet_40_4_has_the_papers_8_9_million_parameters():
+    counted = sum(p.numel() for p in make("wrn_40_4", classes=10).parameters())
+    assert as_printed(counted / 1e6, "8.9") == "8.9"
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 32])
+def test_small_net_of_any_width(width):
+    shapes = tap_shapes(make(f"cnn{width}", image_shape=(1, 8, 8)), (1, 8, 8))
+    assert [shapes[f"stage{k}"] for k in (1, 2, 3)] == [
+        (width, 8, 8),
+        (2 * width, 4, 4),
+        (4 * width, 2, 2),
+    ]
+
+
+# --- taps -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*CIFAR_NAMES, "cnn4", "torchvision/resnet18"])
+def test_taps_every_method_needs_are_there(name):
+    network = make(name)
+    shapes = tap_shapes(network, (3, 32, 32))
+    assert tuple(shapes) == network.tap_names
+    for stage in ("stage1", "stage2", "stage3"):
+        assert len(shapes[stage]) == 3
+        assert shapes[f"{stage}.pre"] == shapes[stage]
+        if f"{stage}.entry" in shapes:
+            assert shapes[f"{stage}.entry"][1:] == shapes[stage][1:]
+    assert len(shapes["stem"]) == 3
+    assert shapes["embedding"] == (network.head.in_features,)
+    assert shapes["logits"] == (10,)
+    assert network.tap_names[-1] == "logits"
+    assert not any(getattr(module, "inplace", False) for module in network.modules())
+
+
+SHAPES_OF_PAIRS = {
+    "resnet32x4": {
+        "stem": (32, 32, 32),
+        "stage1.entry": (64, 32, 32),
+        "stage1": (64, 32, 32),
+        "stage2": (128, 16, 16),
+        "stage3.pre": (256, 8, 8),
+        "stage3": (256, 8, 8),
+        "embedding": (256,),
+    },
+    "resnet8x4": {
+        "stem": (32, 32, 32),
+        "stage1": (64, 32, 32),
+        "stage2": (128, 16, 16),
+        "stage3": (256, 8, 8),
+        "embedding": (256,),
+        "logits": (100,),
+    },
+    "wrn_40_2": {
+        "stem": (16, 32, 32),
+        "stage1": (32, 32, 32),
+        "stage2.entry": (64, 16, 16),
+        "stage2": (64, 16, 16),
+        "stage3": (128, 8, 8),
+        "embedding": (128,),
+    },
+    "wrn_16_2": {"stage1": (32, 32, 32), "stage2": (64, 16, 16), "stage3": (128, 8, 8)},
+    "vgg13": {
+        "stem": (64, 32, 32),
+        "stage1": (128, 16, 16),
+        "stage2": (256, 8, 8),
+        "stage3": (512, 4, 4),
+        "stage4.entry": (512, 4, 4),
+        "stage4": (512, 4, 4),
+        "embedding": (512,),
+    },
+    "vgg8": {"stage1": (128, 16, 16), "stage2": (256, 8, 8), "stage3": (512, 4, 4)},
+    "MobileNetV2": {
+        "stem": (16, 16, 16),
+        "stage1": (12, 16, 16),
+        "stage2": (16, 8, 8),
+        "stage3": (48, 4, 4),
+        "stage4": (160, 2, 2),
+        "embedding": (1280,),
+    },
+    "ShuffleV1": {"stage1": (240, 16, 16), "stage2": (480, 8, 8), "stage3": (960, 4, 4)},
+    "ShuffleV2": {
+        "stem": (24, 32, 32),
+        "stage1": (116, 16, 16),
+        "stage2": (232, 8, 8),
+        "stage3": (464, 4, 4),
+        "embedding": (1024,),
+    },
+    "ResNet50": {
+        "stage1": (256, 32, 32),
+        "stage2": (512, 16, 16),
+        "stage3": (1024, 8, 8),
+        "stage4": (2048, 4, 4),
+        "embedding": (2048,),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHAPES_OF_PAIRS)
+def test_shapes_are_those_of_the_published_pairs(name):
+    shapes = tap_shapes(make(name, classes=100), (3, 32, 32))
+    assert {tap: shapes[tap] for tap in SHAPES_OF_PAIRS[name]} == SHAPES_OF_PAIRS[name]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "vgg8", "cnn4"])
+def test_stage_of_one_block_has_no_entry(name):
+    assert not any(tap.endswith(".entry") for tap in make(name).tap_names)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_entry_is_the_first_blocks_output(name):
+    taps = make(name).tap_names
+    deep = {tap.removesuffix(".entry") for tap in taps if tap.endswith(".entry")}
+    assert deep <= set(taps)
+    if name in ("resnet14", "wrn_16_1", "vgg13", "ShuffleV1", "ShuffleV2"):
+        assert {"stage1", "stage2", "stage3"} <= deep
+
+
+@pytest.mark.parametrize("name", POST_ACTIVATION)
+def test_stage_is_the_relu_of_its_pre(name):
+    network = make(name).eval()
+    view = network.view(images(2, 3, 32, 32), network.tap_names)
+    for tap in network.tap_names:
+        if tap.endswith(".pre"):
+            assert (view[tap] < 0).any()
+            torch.testing.assert_close(
+                view[tap.removesuffix(".pre")], F.relu(view[tap]), rtol=0, atol=0
+            )
+
+
+def test_wide_resnet_shows_raw_sums_and_their_batch_norm():
+    network = make("wrn_16_1").eval()
+    view = network.view(images(2, 3, 32, 32), network.tap_names)
+    norm = network.stages[2][-1].after
+    assert (view["stage3"] < 0).any()
+    torch.testing.assert_close(view["stage3.pre"], norm(view["stage3"]), rtol=0, atol=0)
+    pooled = F.relu(view["stage3.pre"]).mean((2, 3))
+    torch.testing.assert_close(view["embedding"], pooled, rtol=0, atol=0)
+
+
+def test_mobilenet_pre_is_the_linear_bottleneck_itself():
+    view = make("MobileNetV2").view(images(2, 3, 32, 32), ("stage2", "stage2.pre"))
+    assert view["stage2"] is view["stage2.pre"]
+    assert (view["stage2"] < 0).any()
+
+
+def test_shuffle_v2_passes_half_the_channels_untouched():
+    network = make("ShuffleV2").eval()
+    unit = network.stages[0][1]
+    x = F.relu(images(2, 116, 4, 4))
+    out = F.relu(unit(x))
+    torch.testing.assert_close(out[:, 0::2], x[:, :58], rtol=0, atol=0)
+
+
+def test_vgg_pools_a_fourth_time_for_images_of_64():
+    shapes = tap_shapes(make("vgg8", image_shape=(3, 64, 64)), (3, 64, 64))
+    assert [shapes[f"stage{k}"][1] for k in (1, 2, 3, 4)] == [32, 16, 8, 4]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV2"])
+def test_runs_on_digits(name):
+    network = make(name, image_shape=(1, 8, 8))
+    assert network(images(4, 1, 8, 8)).shape == (4, 10)
+
+
+# --- a view stops where it was asked to -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "ResNet50"])
+def test_nothing_deeper_than_the_tap_is_called(name):
+    network = make(name).train()
+    calls: Counter[nn.Module] = Counter()
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, *_: calls.update([module]))
+    x, before = images(4, 3, 16, 16), set()
+    for tap in network.tap_names:
+        calls.clear()
+        network.view(x, (tap,))
+        assert set(calls) >= before, f"{tap} is listed after a deeper tap"
+        assert (network.head in calls) == (tap == "logits")
+        before = set(calls)
+    assert set(calls) == {m for m in network.modules() if not list(m.children())}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batch_norm_is_updated_once_per_forward_and_only_where_it_ran(name):
+    network = make(name).train()
+    x, deepest = images(4, 3, 16, 16), -1
+    for n, tap in enumerate(network.tap_names):
+        for norm in batch_norms(network):
+            norm.reset_running_stats()
+        network.view(x, network.tap_names[: n + 1])
+        counts = [int(norm.num_batches_tracked) for norm in batch_norms(network)]
+        still = [norm for norm in batch_norms(network) if not norm.num_batches_tracked]
+        assert set(counts) <= {0, 1}, tap
+        assert all(bool((norm.running_mean == 0).all()) for norm in still)
+        assert sum(counts) >= deepest
+        deepest = sum(counts)
+    assert deepest == len(batch_norms(network))
+
+
+def test_wide_resnet_pre_takes_exactly_one_batch_norm_more_than_its_sum():
+    for taps, ran in ((("stage1",), 4), (("stage1.pre",), 5), (("stage1", "stage1.pre"), 5)):
+        network = make("wrn_16_1").train()
+        network.view(images(4, 3, 16, 16), taps)
+        # The stem's, two blocks with one inside each, and the one between them.
+        assert sum(int(norm.num_batches_tracked) for norm in batch_norms(network)) == ran
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deeper_parameters_get_no_gradient(name):
+    network = make(name).train()
+    network.view(images(4, 3, 16, 16), ("stage2",))["stage2"].sum().backward()
+    assert all(p.grad is None for p in network.head_parameters())
+    without = [key for key, p in network.named_parameters() if p.grad is None]
+    assert 2 < len(without) < len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("model", [*FAMILIES, DENSENET], ids=str)
+def test_running_deeper_does_not_alter_a_view(model):
+    network = make(model).eval()
+    x = images(2, 3, 32, 32)
+    with torch.no_grad():
+        together = network.view(x, network.tap_names)
+        for tap in network.tap_names:
+            alone = network.view(x, (tap,))[tap]
+            torch.testing.assert_close(together[tap], alone, rtol=0, atol=0)
+    torch.testing.assert_close(network(x), together["logits"].requires_grad_(), rtol=0, atol=0)
+
+
+def test_view_without_taps_runs_nothing():
+    network = make("resnet8").train()
+    assert network.view(images(2, 3, 32, 32), ()) == {}
+    assert not any(int(norm.num_batches_tracked) for norm in batch_norms(network))
+
+
+# --- state ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_state_dict_round_trip(name):
+    first, second = make(name, seed=0).eval(), make(name, seed=1).eval()
+    x = images(2, 3, 32, 32)
+    assert not torch.equal(first(x), second(x))
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(first(x), second(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_same_seed_gives_the_same_bits(name):
+    first, again, other = (make(name, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_channels_last_gives_the_same_view(name):
+    network = make(name).eval().double()
+    x = images(2, 3, 32, 32).double()
+    with torch.no_grad():
+        plain = network.view(x, network.tap_names)
+        last = network.to(memory_format=torch.channels_last)
+        moved = last.view(x.to(memory_format=torch.channels_last), network.tap_names)
+    for tap in network.tap_names:
+        torch.testing.assert_close(moved[tap], plain[tap], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deep_copy_is_independent(name):
+    network = make(name).eval()
+    x = images(2, 3, 32, 32)
+    before = network(x)
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(network(x), before, rtol=0, atol=0)
+    assert not twin(x).any()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "torchvision/resnet18"])
+def test_tap_shapes_leaves_no_trace(name):
+    network = make(name).train()
+    batch_norms(network)[0].eval()
+    modes = [module.training for module in network.modules()]
+    state = copy.deepcopy(network.state_dict())
+    generator = torch.get_rng_state()
+    tap_shapes(network, (3, 32, 32))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+# --- torchvision ----------------------------------------------------------------------------
+
+
+def test_torchvision_logits_are_the_models_own_in_both_modes():
+    network = make("torchvision/resnet18")
+    x = images(4, 3, 16, 16)
+    for mode in (True, False):
+        network.train(mode)
+        expected = copy.deepcopy(network.model)(x)
+        torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
+
+
+def test_torchvision_taps_add_nothing_to_the_state():
+    from torchvision.models import resnet18
+
+    network = make("torchvision/resnet18")
+    network.view(images(2, 3, 32, 32), ("stage2", "stage3.pre"))
+    keys = [f"model.{key}" for key in resnet18(num_classes=10).state_dict()]
+    assert list(network.state_dict()) == keys
+    assert len({id(p) for p in network.parameters()}) == len(list(network.parameters()))
+
+
+def test_torchvision_taps_given_by_path():
+    model = {
+        "torchvision": "mobilenet_v3_small",
+        "taps": {"stem": "features.0", "stage1": "features.1", "stage2": "features.3"},
+        "head": "classifier.3",
+    }
+    network = make(model)
+    shapes = tap_shapes(network, (3, 32, 32))
+    assert network.tap_names == ("stem", "stage1", "stage2", "embedding", "logits")
+    assert shapes["stage1"] == (16, 8, 8)
+    assert shapes["embedding"] == (1024,)
+    assert network.head is network.model.classifier[3]
+
+
+def test_two_taps_may_show_the_same_place():
+    taps = {"stage1": "layer1", "stage1.pre": "layer1"}
+    network = make({"torchvision": "resnet18", "taps": taps})
+    view = network.view(images(2, 3, 32, 32), ("stage1", "stage1.pre"))
+    assert view["stage1"] is view["stage1.pre"]
+
+
+def test_frozen_batch_norm_of_a_torchvision_net_stays_frozen():
+    network = make("torchvision/resnet18").train()
+    network.model.bn1.eval()
+    network.view(images(4, 3, 16, 16), ("stage1",))
+    assert not network.model.bn1.training
+    assert int(network.model.bn1.num_batches_tracked) == 0
+    assert int(network.model.layer1[0].bn1.num_batches_tracked) == 1
+
+
+class Shifted(nn.Module):
+    """A buffer that no leaf module owns, as the tables of window attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc((x + self.shift).mean((2, 3)))
+
+
+def test_moving_a_torchvision_net_moves_what_its_views_read():
+    network = TorchvisionNetwork(Shifted(), {"stem": "add"}, "fc")
+    zeros = torch.zeros(1, 3, 4, 4)
+    network.view(zeros, ("stem",))
+    network.double().model.shift.fill_(5.0)
+    shown = network.view(zeros.double(), ("stem",))["stem"]
+    torch.testing.assert_close(shown, zeros.double() + 5, rtol=0, atol=0)
+
+
+def test_torchvision_net_survives_pickling():
+    network = make("torchvision/resnet18").eval()
+    x, size = images(2, 3, 16, 16), len(pickle.dumps(network))
+    logits = network(x)
+    assert len(pickle.dumps(network)) == size, "what views keep must not travel"
+    twin = pickle.loads(pickle.dumps(network))
+    torch.testing.assert_close(twin(x), logits, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not twin(x).any()
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "image_shape", "message"),
+    [
+        (
+            "resnet21",
+            (3, 32, 32),
+            r"no model 'resnet21'; near: .*resnet20.*; there are .*vgg13.*cnn<w>",
+        ),
+        ("mobilenetv2", (3, 32, 32), r"near: MobileNetV2"),
+        ("cnn0", (1, 8, 8), r"no model 'cnn0'; near: cnn"),
+        ("vgg8", (1, 4, 4), r"images of 4x4, wanted 8x8 up"),
+        ("resnet8", (32, 32), r"image_shape is \(32, 32\), wanted \(C, H, W\)"),
+        ("torchvision/resnet19", (3, 32, 32), r"no classifier 'resnet19'; near: resnet1"),
+        ("torchvision/mobilenet_v2", (3, 32, 32), r"no default taps: give .* features, classifier"),
+        ("torchvision/resnet18", (1, 8, 8), r"cannot take images of \(1, 8, 8\)"),
+        (DENSENET, (3, 8, 8), r"densenet121 cannot take images of \(3, 8, 8\): .*too small"),
+        ({"taps": {}}, (3, 32, 32), r"keys taps; wanted 'torchvision'"),
+        ({"torchvision": "resnet18", "tap": {}}, (3, 32, 32), r"keys torchvision, tap; wanted"),
+        (
+            {"torchvision": "resnet18", "taps": {"stage1": "layr1"}},
+            (3, 32, 32),
+            r"tap 'stage1': nothing runs at 'layr1'; near: layer1",
+        ),
+        (
+            {"torchvision": "resnet18", "taps": {"stgae1": "layer1"}},
+            (3, 32, 32),
+            r"tap 'stgae1': wanted stem, stageK",
+        ),
+        (
+            {"torchvision": "resnet18", "head": "layer4"},
+            (3, 32, 32),
+            r"head 'layer4' is a Sequential, wanted .* nn.Linear",
+        ),
+        (
+            {"torchvision": "resnet18", "head": "flatten"},
+            (3, 32, 32),
+            r"head 'flatten' is no module",
+        ),
+        (
+            {"torchvision": "resnet18", "taps": {"stage1": "flatten"}},
+            (3, 32, 32),
+            r"tap 'stage1' at 'flatten' has shape \(512,\), wanted \(C, H, W\)",
+        ),
+        (
+            {"torchvision": "resnet18", "taps": {"embedding": "layer3"}},
+            (3, 32, 32),
+            r"embedding at 'layer3' has shape .*, the head reads \(512,\)",
+        ),
+    ],
+)
+def test_bad_model_is_refused_with_the_cure(model, image_shape, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        zoo.build(model, 10, image_shape)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        3,
+        {"torchvision": 18},
+        {"torchvision": "resnet18", "taps": ["layer1"]},
+        {"torchvision": "resnet18", "taps": {"stage1": 1}},
+        {"torchvision": "resnet18", "head": 1},
+    ],
+    ids=str,
+)
+def test_model_of_a_wrong_type_is_a_type_error(model):
+    with pytest.raises(TypeError, match="wanted"):
+        zoo.build(model, 10, (3, 32, 32))
+
+
+def test_one_class_is_too_few():
+    with pytest.raises(ValueError, match="classes is 1, wanted at least 2"):
+        make(classes=1)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision/resnet18"])
+def test_unknown_tap_is_refused_with_those_there_are(name):
+    network = make(name)
+    with pytest.raises(ValueError, match="no tap 'stage9'; this network has stem, "):
+        network.view(images(2, 3, 32, 32), ("stage9",))
+    with pytest.raises(TypeError, match=r"wanted a collection such as \('logits',\)"):
+        network.view(images(2, 3, 32, 32), "logits")

@@ -1,0 +1,303 @@
+"""Each statistic against SciPy, a published worked example, or its definition written out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from bench.report.statistics import (
+    Interval,
+    bootstrap_interval,
+    effect_size,
+    friedman,
+    holm,
+    mean_interval,
+    mean_ranks,
+    nemenyi_critical_difference,
+    paired_differences,
+    paired_gain,
+    paired_t_p,
+    pareto_front,
+    probability_of_improvement,
+    wilcoxon_attainable_p,
+    wins_ties_losses,
+)
+
+# Hours of sleep gained with two drugs, ten patients: Student, The Probable Error of a Mean,
+# Biometrika 6 (1908). R's t.test(extra ~ group, sleep, paired = TRUE) prints t = -4.0621, df = 9,
+# p-value = 0.002833, 95 percent confidence interval -2.4598858 -0.7001142, mean -1.58.
+FIRST_DRUG = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SECOND_DRUG = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+SLEEP = [a - b for a, b in zip(FIRST_DRUG, SECOND_DRUG, strict=True)]
+
+# Seconds to round first base, 22 players, three ways: Hollander and Wolfe, Nonparametric
+# Statistical Methods (1973), p. 140. R's ?friedman.test prints Friedman chi-squared = 11.143,
+# df = 2, p-value = 0.003805.
+ROUNDING_TIMES = [
+    [5.40, 5.50, 5.55], [5.85, 5.70, 5.75], [5.20, 5.60, 5.50], [5.55, 5.50, 5.40],
+    [5.90, 5.85, 5.70], [5.45, 5.55, 5.60], [5.40, 5.40, 5.35], [5.45, 5.50, 5.35],
+    [5.25, 5.15, 5.00], [5.85, 5.80, 5.70], [5.25, 5.20, 5.10], [5.65, 5.55, 5.45],
+    [5.60, 5.35, 5.45], [5.05, 5.00, 4.95], [5.50, 5.50, 5.40], [5.45, 5.55, 5.50],
+    [5.55, 5.55, 5.35], [5.45, 5.50, 5.55], [5.50, 5.45, 5.25], [5.65, 5.60, 5.40],
+    [5.70, 5.65, 5.55], [6.30, 6.30, 6.25],
+]  # fmt: skip
+
+# Ranks of four variants of C4.5 on 14 data sets: Demšar, JMLR 7 (2006), table 6, which prints the
+# average ranks 3.143, 2.000, 2.893, 1.964; section 3.2.2 prints chi2_F = 9.28 without a correction
+# for ties, and CD = 1.25.
+DEMSAR_RANKS = [
+    [4, 3, 2, 1], [1, 2, 3, 4], [4, 1, 2, 3], [4, 1, 3, 2], [4, 2, 3, 1], [1, 2.5, 4, 2.5],
+    [3, 2, 4, 1], [2.5, 2.5, 4, 1], [4, 3, 2, 1], [2.5, 2.5, 2.5, 2.5], [4, 2.5, 1, 2.5],
+    [3, 2, 4, 1], [4, 1, 2, 3], [3, 1, 4, 2],
+]  # fmt: skip
+
+
+# --- one sample ------------------------------------------------------------------------------
+
+
+def test_mean_interval_is_students_of_1908() -> None:
+    interval = mean_interval(SLEEP)
+    assert interval == pytest.approx((-1.58, -2.4598858, -0.7001142, 10), abs=5e-8)
+    assert interval.excludes_zero
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_mean_interval_is_scipys(n: int, level: float) -> None:
+    values = list(np.random.default_rng(n).normal(0.7, 0.01, n))
+    expected = stats.t.interval(level, n - 1, np.mean(values), stats.sem(values))
+    interval = mean_interval(values, level)
+    assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-12)
+
+
+def test_two_values_have_the_closed_form_of_one_degree_of_freedom() -> None:
+    # Student's t with 1 degree of freedom is Cauchy, with quantile tan(0.475 pi): the half-width
+    # is that times |a - b| / 2.
+    half = math.tan(0.475 * math.pi) * 0.01
+    assert mean_interval([0.70, 0.72]) == pytest.approx((0.71, 0.71 - half, 0.71 + half, 2))
+
+
+def test_one_value_has_no_interval_and_so_no_evidence() -> None:
+    for interval in (mean_interval([0.7]), bootstrap_interval([0.7])):
+        assert interval == Interval(0.7, None, None, 1)
+        assert not interval.excludes_zero
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    assert mean_interval([0.1] * 3) == Interval(0.1, 0.1, 0.1, 3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excludes"),
+    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 0.2, False)],
+)
+def test_an_interval_that_touches_zero_does_not_exclude_it(
+    low: float, high: float, excludes: bool
+) -> None:
+    assert Interval(0.1, low, high, 3).excludes_zero is excludes
+
+
+def test_bootstrap_interval_is_near_that_of_all_resamples() -> None:
+    values = [0.70, 0.71, 0.73, 0.76, 0.80]
+    means = [sum(draw) / 5 for draw in itertools.product(values, repeat=5)]
+    interval = bootstrap_interval(values, level=0.9)
+    expected = tuple(np.quantile(means, [0.05, 0.95]))
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=0.003)
+
+
+def test_bootstrap_interval_is_seeded() -> None:
+    first, again, other = (bootstrap_interval(SLEEP, resamples=99, seed=s) for s in (3, 3, 4))
+    assert first == again != other
+
+
+def test_bootstrap_interval_of_two_values_is_the_two_values() -> None:
+    # A quarter of the resamples are (a, a) and a quarter (b, b): both tails are reached.
+    assert bootstrap_interval([0.5, 0.75]) == Interval(0.625, 0.5, 0.75, 2)
+
+
+# --- two samples, paired by seed -------------------------------------------------------------
+
+
+def test_gain_is_over_common_seeds_alone() -> None:
+    method, student = {0: 0.74, 1: 0.78, 5: 0.1}, {1: 0.75, 0: 0.70, 7: 0.9}
+    assert paired_differences(method, student) == pytest.approx([0.04, 0.03])
+    assert paired_gain(method, student) == pytest.approx(mean_interval([0.04, 0.03]))
+
+
+def test_gain_is_paired_and_not_of_two_samples() -> None:
+    # The seeds differ by 0.1, the methods by 0.01 at every seed: pairing removes the former.
+    student = {seed: 0.5 + 0.125 * seed for seed in range(5)}
+    method = {seed: value + 0.0625 for seed, value in student.items()}
+    assert paired_gain(method, student) == Interval(0.0625, 0.0625, 0.0625, 5)
+
+
+def test_gain_without_a_common_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"paired_gain: seeds \[0\] and \[1\] have none in common"):
+        paired_gain({0: 0.7}, {1: 0.7})
+
+
+def test_paired_t_is_students_of_1908() -> None:
+    assert paired_t_p(SLEEP) == pytest.approx(0.002833, abs=5e-7)
+    assert paired_t_p(SLEEP) == pytest.approx(
+        stats.ttest_rel(FIRST_DRUG, SECOND_DRUG).pvalue, rel=1e-12
+    )
+
+
+def test_effect_size_is_t_over_the_root_of_n() -> None:
+    assert effect_size(SLEEP) == pytest.approx(-4.0621 / math.sqrt(10), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("differences", "d", "p"),
+    [([0.5, 0.5], math.inf, 0.0), ([-0.5, -0.5], -math.inf, 0.0), ([0.0, 0.0], 0.0, 1.0)],
+)
+def test_differences_without_spread_have_a_defined_answer(
+    differences: list[float], d: float, p: float
+) -> None:
+    assert (effect_size(differences), paired_t_p(differences)) == (d, p)
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 10])
+def test_attainable_wilcoxon_p_is_what_scipy_reaches_when_all_gains_agree(n: int) -> None:
+    _, p = stats.wilcoxon(np.arange(1.0, n + 1), method="exact")
+    assert wilcoxon_attainable_p(n) == p
+
+
+def test_five_seeds_cannot_reach_five_percent_by_wilcoxon() -> None:
+    assert wilcoxon_attainable_p(5) > 0.05 > wilcoxon_attainable_p(6)
+
+
+def test_wins_ties_and_losses_are_counted() -> None:
+    assert wins_ties_losses([]) == (0, 0, 0)
+    assert wins_ties_losses([0.02, 0.001, -0.001, -0.02], tie=0.001) == (1, 2, 1)
+
+
+def test_probability_of_improvement_is_mann_whitneys_u_over_the_pairs() -> None:
+    u = stats.mannwhitneyu(FIRST_DRUG, SECOND_DRUG).statistic
+    assert probability_of_improvement(FIRST_DRUG, SECOND_DRUG) == pytest.approx(u / 100, rel=1e-12)
+
+
+# --- many comparisons and many methods -------------------------------------------------------
+
+
+def test_holm_on_the_textbook_example() -> None:
+    # The worked example of Wikipedia's "Holm-Bonferroni method": at 0.05 the first and the last
+    # are rejected, since 0.005 < 0.05 / 4 and 0.01 < 0.05 / 3 but 0.03 > 0.05 / 2.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], rel=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), max_size=6))
+def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
+    # Independent oracle: reject i if Bonferroni rejects every set of hypotheses that holds i.
+    places = range(len(p_values))
+    sets = [s for size in places for s in itertools.combinations(places, size + 1)]
+    expected = [
+        max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s) for i in places
+    ]
+    assert holm(p_values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mean_ranks_are_those_of_demsar() -> None:
+    scores = [[-rank for rank in row] for row in DEMSAR_RANKS]
+    assert mean_ranks(scores) == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
+
+
+def test_friedman_is_that_of_demsar_but_for_his_ties() -> None:
+    result = friedman([[-rank for rank in row] for row in DEMSAR_RANKS])
+    # Ties of two in three blocks and one of four: T = 3 * 6 + 60, N k (k^2 - 1) = 14 * 60.
+    assert result.statistic * (1 - 78 / 840) == pytest.approx(9.28, abs=5e-3)
+
+
+def test_friedman_is_that_of_r() -> None:
+    result = friedman(ROUNDING_TIMES)
+    assert result.statistic == pytest.approx(11.143, abs=5e-4)
+    assert result.p == pytest.approx(0.003805, abs=5e-7)
+    assert result.n == 22
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_friedman_is_scipys(seed: int) -> None:
+    matrix = np.random.default_rng(seed).integers(0, 5, (9, 4)).astype(float)
+    expected = stats.friedmanchisquare(*matrix.T)
+    assert friedman(matrix.tolist())[:2] == pytest.approx(tuple(expected), rel=1e-10)
+
+
+def test_friedman_of_nothing_but_ties_finds_nothing() -> None:
+    assert friedman([[0.5, 0.5], [0.7, 0.7]]) == (0.0, 1.0, [1.5, 1.5], 2)
+
+
+def test_nemenyi_critical_values_are_those_of_demsar() -> None:
+    # Table 5 (a), alpha 0.05, from 2 to 10 classifiers. It prints 2.343 and 2.949 for 3 and 7,
+    # a unit of the last digit off the quantile.
+    table = [1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164]
+    found = [
+        nemenyi_critical_difference(k, 1) / math.sqrt(k * (k + 1) / 6)
+        for k in range(2, 2 + len(table))
+    ]
+    assert found == pytest.approx(table, abs=1.1e-3)
+
+
+def test_nemenyi_critical_difference_is_that_of_demsar() -> None:
+    assert nemenyi_critical_difference(4, 14) == pytest.approx(1.25, abs=5e-3)
+    assert nemenyi_critical_difference(4, 14, level=0.90) == pytest.approx(1.12, abs=5e-3)
+
+
+def test_pareto_front_keeps_equals_and_drops_the_dominated() -> None:
+    points = [(1, 5), (2, 3), (2, 3), (3, 3), (5, 1), (5, 2)]
+    assert pareto_front(points) == [0, 1, 2, 4]
+    assert pareto_front([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_every_point_off_the_front_is_dominated_by_one_on_it(
+    points: list[tuple[int, int, int]],
+) -> None:
+    front = pareto_front(points)
+    for i, point in enumerate(points):
+        better = [
+            points[j]
+            for j in front
+            if points[j] != point and all(a <= b for a, b in zip(points[j], point, strict=True))
+        ]
+        assert bool(better) is (i not in front)
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([]), "mean_interval: 0 values, wanted at least 1"),
+        (lambda: mean_interval([0.7, math.nan]), "not all finite; leave out what is missing"),
+        (lambda: mean_interval([0.7], level=95), "level 95, wanted one in"),
+        (lambda: bootstrap_interval([0.7], level=0), "bootstrap_interval: level 0"),
+        (lambda: bootstrap_interval([0.7], resamples=0), "0 resamples, wanted at least 1"),
+        (lambda: effect_size([0.1]), "effect_size: 1 values, wanted at least 2"),
+        (lambda: paired_t_p([0.1]), "1 values, wanted at least 2"),
+        (lambda: wilcoxon_attainable_p(0), "n is 0"),
+        (lambda: holm([0.1, 1.1]), "wanted each in"),
+        (lambda: holm([math.nan]), "wanted each in"),
+        (lambda: mean_ranks([]), "mean_ranks: 0 blocks"),
+        (lambda: mean_ranks([[1, 2], [1]]), "each with the same"),
+        (lambda: mean_ranks([[1, math.nan]]), "not all finite"),
+        (lambda: friedman([[1, 2]]), "friedman: 1 blocks"),
+        (lambda: friedman([[1], [2]]), "the same 2 or more methods"),
+        (lambda: nemenyi_critical_difference(1, 5), "1 methods and 5 blocks"),
+        (lambda: nemenyi_critical_difference(3, 5, level=1), "level 1, wanted one in"),
+        (lambda: wins_ties_losses([0.1], tie=-1), "tie is -1"),
+        (lambda: probability_of_improvement([], [1]), "0 values"),
+        (lambda: pareto_front([(1, 2), (1,)]), "1 and 2 objectives"),
+        (lambda: pareto_front([(math.nan, 1)]), "not all finite"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

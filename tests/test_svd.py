@@ -1,0 +1,166 @@
+"""Truncated SVD with its own gradient, and what KD-SVD builds on it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods._svd import right_vectors
+from methods.kd_svd import kd_svd_loss, resolved_samples
+
+TALL, WIDE = (3, 4, 2, 4), (3, 7, 2, 2)  # fewer channels than positions, and more
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def projections(feature: Tensor, count: int) -> Tensor:
+    """v v^T of every vector: the same for either sign."""
+    vectors = right_vectors(feature, count).vectors
+    return torch.einsum("bck,bdk->bkcd", vectors, vectors)
+
+
+def projections_by_torch(feature: Tensor, count: int) -> Tensor:
+    rows = torch.linalg.svd(feature.flatten(2).mT, full_matrices=False)[2][:, :count]
+    return torch.einsum("bkc,bkd->bkcd", rows, rows)
+
+
+def with_spectrum(values: list[float], channels: int, positions: int) -> Tensor:
+    """One map (1, C, 1, P) with the given singular values."""
+    left = torch.linalg.qr(drawn(channels, channels))[0][:, : len(values)]
+    right = torch.linalg.qr(drawn(positions, positions, seed=1))[0][: len(values)]
+    return (left * torch.tensor(values, dtype=torch.float64) @ right)[None, :, None]
+
+
+# The decomposition ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("count", [1, 3])
+def test_vectors_and_their_gradient_are_those_of_a_whole_svd(shape, count):
+    feature, slope = drawn(*shape).requires_grad_(), drawn(shape[0], count, shape[1], shape[1])
+    found, wanted = projections(feature, count), projections_by_torch(feature, count)
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
+    gradients = [torch.autograd.grad((x * slope).sum(), feature)[0] for x in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_gradient_is_the_slope(shape, count):
+    feature = drawn(*shape).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: projections(x, count), feature)
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_values_are_the_singular_values(shape):
+    feature = drawn(*shape)
+    wanted = torch.linalg.svdvals(feature.flatten(2))[:, :3]
+    torch.testing.assert_close(right_vectors(feature, 3).values, wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_scale_changes_neither_vectors_nor_range(scale):
+    feature = drawn(*TALL).float()
+    small = feature.clone().requires_grad_()
+    scaled = projections(small * scale, 2)
+    torch.testing.assert_close(scaled, projections(feature, 2), rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(scaled[..., 0].sum(), small)
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 8, 8), (2, 64, 4, 4)])
+def test_float32_agrees_with_float64_on_relu_maps(shape):
+    feature = drawn(*shape).relu()
+    for single, double in zip(
+        right_vectors(feature.float(), 1).vectors.unbind(),
+        right_vectors(feature, 1).vectors.unbind(),
+        strict=True,
+    ):
+        assert 1 - abs((single.double() * double).sum()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("feature", "resolved"),
+    [
+        (torch.zeros(1, 3, 2, 2), [False, False]),
+        (with_spectrum([3, 3, 1], 3, 5), [False, False]),
+        (with_spectrum([3, 1, 1], 3, 5), [True, False]),
+        (with_spectrum([3, 2, 1], 3, 5), [True, True]),
+        (with_spectrum([3], 3, 5), [True, False]),  # two null directions, any mix of which fits
+        (with_spectrum([3, 2], 3, 5), [True, True]),  # and the third is the only null direction
+        (with_spectrum([3], 5, 3), [True, False]),
+        (with_spectrum([3, 2, 0], 5, 3), [True, True]),
+        (with_spectrum([3, 1e-5], 5, 3), [True, False]),  # no further from 0 than from rounding
+        (torch.full((1, 3, 2, 2), math.nan), [False, False]),
+        (torch.full((1, 3, 2, 2), math.inf), [False, False]),
+    ],
+)
+def test_says_which_vectors_have_a_direction(feature, resolved):
+    feature = feature.double().requires_grad_()
+    found = right_vectors(feature, 2)
+    assert found.resolved.tolist() == [resolved]
+    (gradient,) = torch.autograd.grad(found.vectors.sum(), feature)
+    assert gradient.isfinite().all()
+
+
+def test_two_dead_channels_do_not_disturb_the_gradient():
+    # Whole decompositions divide by the gap between the two zero values, which is zero.
+    feature = drawn(1, 5, 2, 4)
+    feature[:, :2] = 0
+    alive = feature[:, 2:].clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(projections_by_torch(alive, 2).square()[..., 0].sum(), alive)
+    feature.requires_grad_()
+    found = projections(feature, 2)[:, :, 2:, 2:].square()[..., 0].sum()
+    (gradient,) = torch.autograd.grad(found, feature)
+    torch.testing.assert_close(gradient[:, 2:], wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [((2, 3, 2, 2), 4), ((2, 9, 2, 2), 5), ((2, 3, 2, 2), 0)]
+)
+def test_refuses_vectors_that_a_map_does_not_have(shape, count):
+    with pytest.raises(ValueError, match=f"not {count}"):
+        right_vectors(torch.ones(shape), count)
+
+
+def test_refuses_what_is_no_map():
+    with pytest.raises(ValueError, match=r"wanted a map \(B, C, H, W\), got \(2, 3\)"):
+        right_vectors(torch.ones(2, 3), 1)
+
+
+# The loss ---------------------------------------------------------------------------------------
+
+
+def network_maps(seed: int, dtype: torch.dtype) -> list[Tensor]:
+    shapes = ((4, 8, 6, 6), (4, 12, 4, 4), (4, 20, 3, 3))
+    return [drawn(*shape, seed=seed + i).relu().to(dtype) for i, shape in enumerate(shapes)]
+
+
+def test_a_sample_without_direction_is_masked_and_one_that_is_not_finite_shows():
+    student, teacher = network_maps(0, torch.float64), network_maps(9, torch.float64)
+    whole = kd_svd_loss(student, teacher)
+    student[1][0] = 0
+    teacher[2][1] = 1
+    teacher[2][1, :, 0, 0] = 0  # a constant map has one vector, and needs no other
+    student[0][2] = math.nan
+    leaves = [x.requires_grad_() for x in student]
+    value = kd_svd_loss(leaves, teacher)
+    assert value[0] == 0
+    assert value[1] > 0
+    assert value[2].isnan()
+    assert torch.equal(value[3], whole[3].detach())
+    assert resolved_samples(student, teacher).tolist() == [False, True, False, True]
+    for gradient in torch.autograd.grad(value[value.isfinite()].sum(), leaves):
+        assert not gradient[0].any()
+        assert gradient.isfinite().all()
+
+
+def test_autocast_changes_nothing():
+    student, teacher = network_maps(0, torch.float32), network_maps(9, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = kd_svd_loss(student, teacher)
+    assert torch.equal(inside, kd_svd_loss(student, teacher))

@@ -1,0 +1,373 @@
+"""The table model, its five renderers, and the summary against files worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import summary_grid as grid
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.record import FAILED, NOT_APPLICABLE, Plan
+from bench.report.statistics import Interval
+from bench.report.summary import (
+    NOTES,
+    cells_csv,
+    gap_recovered,
+    summarise,
+    write_summary,
+)
+from bench.report.tables import (
+    Column,
+    Entry,
+    Table,
+    one_line,
+    show,
+    to_csv,
+    to_html,
+    to_latex,
+    to_markdown,
+    to_text,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "summary"
+PERCENT = Column(key="a", name="accuracy", unit="%", digits=2, interval=True)
+POINTS = Column(key="g", name="gain", unit="pp", digits=2, signed=True, interval=True)
+PLAIN = Column(key="x", name="x")
+LABEL = Column(key="label", name="method", align="left")
+
+SMALL = Table(
+    title="A & B",
+    columns=(LABEL, POINTS),
+    rows=(
+        (Entry("soft_logits"), Entry(Interval(0.01, 0.005, 0.015, 3), mark="~")),
+        (Entry("a|b <i>"), Entry(None, instead="not run")),
+    ),
+    notes=("~ is 5 % of $x_1$",),
+)
+
+
+def one(value, **entry) -> Table:
+    column = replace(LABEL, interval=isinstance(value, Interval))
+    return Table(title="t", columns=(column,), rows=((Entry(value, **entry),),))
+
+
+# --- one entry -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "entry", "expected"),
+    [
+        (PERCENT, Entry(Interval(0.7123, 0.7, 0.7246, 3)), "71.23 ± 1.23"),
+        (PERCENT, Entry(Interval(0.7123, None, None, 1)), "71.23 (n=1)"),
+        (PERCENT, Entry(Interval(0.7, 0.6, 0.75, 9)), "70.00 [60.00, 75.00]"),
+        (PERCENT, Entry(None), "-"),
+        (POINTS, Entry(Interval(0.01, -0.01, 0.03, 2), mark="~"), "+1.00 ± 2.00 ~"),
+        (POINTS, Entry(Interval(-0.01, -0.02, 0.0, 2)), "-1.00 ± 1.00"),
+        (POINTS, Entry(Interval(-0.00001, None, None, 1)), "0.00 (n=1)"),
+        (POINTS, Entry(0.0), "0.00"),
+        (PLAIN, Entry(30), "30"),
+        (PLAIN, Entry(30.0), "30"),
+        (PLAIN, Entry(12.5), "12.5"),
+        (LABEL, Entry("two\nlines\t\x1b[31m"), "two lines [31m"),
+    ],
+)
+def test_an_entry_is_shown_as_people_read_it(column: Column, entry: Entry, expected: str) -> None:
+    assert show(column, entry) == expected
+
+
+def test_headings_carry_their_unit() -> None:
+    assert (PERCENT.heading, PLAIN.heading) == ("accuracy (%)", "x")
+
+
+def test_a_table_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row of 1 entries for 2 columns"):
+        Table(title="t", columns=(LABEL, PLAIN), rows=((Entry("a"),),))
+    with pytest.raises(ValueError, match=r"column 'x'; declare the column with interval=True"):
+        Table(title="t", columns=(PLAIN,), rows=((Entry(Interval(1, None, None, 1)),),))
+    with pytest.raises(ValueError, match="align 'centre', wanted 'left' or 'right'"):
+        Column(key="x", name="x", align="centre")
+
+
+# --- renderers -------------------------------------------------------------------------------
+
+
+def test_markdown_is_escaped_and_aligned() -> None:
+    assert to_markdown(SMALL, level=3) == (
+        "### A & B\n\n"
+        "| method      |      gain (pp) |\n"
+        "| ----------- | -------------: |\n"
+        "| soft_logits | +1.00 ± 0.50 ~ |\n"
+        "| a\\|b \\<i>   |        not run |\n\n"
+        "- ~ is 5 % of \\$x_1\\$\n"
+    )
+
+
+def test_text_is_aligned_with_headings_over_several_lines() -> None:
+    gain = replace(POINTS, name="gain over student")
+    assert to_text(replace(SMALL, columns=(LABEL, gain))) == (
+        "A & B\n\n"
+        "                  gain over\n"
+        "method         student (pp)\n"
+        "-----------  --------------\n"
+        "soft_logits  +1.00 ± 0.50 ~\n"
+        "a|b <i>             not run\n"
+        "  ~ is 5 % of $x_1$\n"
+    )
+
+
+def test_latex_is_escaped_booktabs() -> None:
+    assert to_latex(SMALL) == (
+        "\\begin{table}\n\\centering\n\\caption{A \\& B}\n\\begin{tabular}{lr}\n\\toprule\n"
+        "method & gain (pp) \\\\\n\\midrule\n"
+        "soft\\_logits & +1.00 $\\pm$ 0.50 \\textasciitilde{} \\\\\n"
+        "a\\textbar{}b \\textless{}i\\textgreater{} & not run \\\\\n"
+        "\\bottomrule\n\\end{tabular}\n\\par\\raggedright\\footnotesize\n"
+        "\\textasciitilde{} is 5 \\% of \\$x\\_1\\$\\\\\n\\end{table}\n"
+    )
+
+
+def test_latex_writes_a_minus_and_not_a_hyphen() -> None:
+    assert "\n$-$1.00 (n=1) \\\\\n" in to_latex(
+        Table(title="t", columns=(POINTS,), rows=((Entry(Interval(-0.01, None, None, 1)),),))
+    )
+    assert "seeds 0-4 \\\\" in to_latex(one("seeds 0-4"))
+
+
+def test_latex_row_cannot_begin_with_an_argument_of_the_line_break() -> None:
+    assert "\n{[}1pt] \\\\\n" in to_latex(one("[1pt]"))
+    assert "\n{*} \\\\\n" in to_latex(one("*"))
+
+
+def test_html_is_escaped_and_sortable() -> None:
+    page = to_html(SMALL)
+    assert "<caption>A &amp; B</caption>" in page
+    assert '<th style="text-align:right">gain (pp)</th>' in page
+    assert '<td style="text-align:right" data-value="0.01">+1.00 ± 0.50 ~</td>' in page
+    assert '<td style="text-align:left">a|b &lt;i&gt;</td>' in page
+    assert "<li>~ is 5 % of $x_1$</li>" in page
+
+
+def test_csv_holds_raw_numbers_in_full_precision() -> None:
+    assert to_csv(SMALL) == (
+        "label,g,g_low,g_high,g_n\nsoft_logits,0.01,0.005,0.015,3\na|b <i>,,,,\n"
+    )
+    third = Table(title="t", columns=(replace(PERCENT, interval=False),), rows=((Entry(1 / 3),),))
+    assert to_csv(third) == "a\n0.3333333333333333\n"
+
+
+def test_numpy_numbers_are_written_as_numbers() -> None:
+    table = Table(title="t", columns=(PLAIN,), rows=((Entry(np.float64(0.5)),),))
+    assert to_csv(table) == "x\n0.5\n"
+    assert 'data-value="0.5"' in to_html(table)
+
+
+@pytest.mark.parametrize("render", [to_markdown, to_text, to_latex, to_html, to_csv])
+def test_a_table_without_rows_or_notes_renders(render) -> None:
+    assert render(Table(title="t", columns=(LABEL,), rows=())).endswith("\n")
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_stays_in_its_markdown_cell(text: str) -> None:
+    row = to_markdown(one(text)).split("\n")[4]
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 2
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_comes_back_from_the_csv_in_one_line(text: str) -> None:
+    rows = list(csv.reader(io.StringIO(to_csv(one(text)), newline="")))
+    assert "".join(rows[1] if len(rows) > 1 and rows[1] else []) == one_line(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("attention_transfer", "attention_transfer"),
+        ("_x_ *y* `z`", "\\_x\\_ \\*y\\* \\`z\\`"),
+        ("1.00 ~", "1.00 ~"),
+        ("~~no~~", "\\~\\~no\\~\\~"),
+        ("[a](b) &lt; <i> $x$", "\\[a](b) \\&lt; \\<i> \\$x\\$"),
+    ],
+)
+def test_markdown_escapes_only_what_would_be_markup(text: str, escaped: str) -> None:
+    assert f"| {escaped} |" in re.sub(r" +", " ", to_markdown(one(text)))
+
+
+# --- the summary -----------------------------------------------------------------------------
+
+
+def golden(name: str) -> str:
+    return (GOLDEN / name).read_text(encoding="utf-8")
+
+
+def test_markdown_equals_the_one_worked_out_by_hand() -> None:
+    assert summarise(grid.plan(), grid.records()).to_markdown() == golden("summary.md")
+
+
+def test_csv_equals_the_one_worked_out_by_hand() -> None:
+    found = list(csv.reader(io.StringIO(summarise(grid.plan(), grid.records()).to_csv())))
+    expected = list(csv.reader(io.StringIO(golden("summary.csv"))))
+    assert [list(map(number_or_text, row)) for row in found] == [
+        [pytest.approx(x, abs=1e-11) if isinstance(x, float) else x for x in row]
+        for row in (list(map(number_or_text, row)) for row in expected)
+    ]
+
+
+def number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_cells_equal_those_written_by_hand() -> None:
+    assert cells_csv(grid.plan(), grid.records()) == golden("cells.csv")
+
+
+def test_the_summary_is_written_whole_and_twice_the_same(tmp_path: Path) -> None:
+    texts = [write_summary(grid.plan(), grid.records(), tmp_path / name) for name in "ab"]
+    assert texts[0] == texts[1]
+    for name in ("summary.md", "summary.csv", "cells.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "summary.md").read_text(encoding="utf-8") == golden("summary.md")
+    assert len(list((tmp_path / "a").iterdir())) == 3
+
+
+def test_terminal_text_says_what_holds_for_every_table_once() -> None:
+    text = summarise(grid.plan(), grid.records()).to_text()
+    assert all(text.count(note) == 1 for note in NOTES)
+    assert "Failed: fitnet, seed 1: FloatingPointError" in text
+    assert text.endswith("1 of 2 data sets and pairs shown; 1 without any record left out.\n")
+
+
+def test_no_records_at_all_is_a_summary_that_says_so() -> None:
+    summary = summarise(grid.plan(), {})
+    assert summary.coverage == "0 of 2 data sets and pairs shown; 2 without any record left out."
+    assert len(summary.to_csv().splitlines()) == 1
+    assert summary.to_text() == f"{summary.coverage}\n"
+
+
+def test_the_same_records_in_another_order_give_the_same_bytes() -> None:
+    turned = dict(reversed(grid.records().items()))
+    assert summarise(grid.plan(), turned) == summarise(grid.plan(), grid.records())
+
+
+def test_pandas_reads_the_csv_back() -> None:
+    text = summarise(grid.plan(), grid.records()).to_csv()
+    frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
+    shares = dict(zip(frame["label"], frame["gap_recovered"], strict=True))
+    assert shares["soft_logits"] == pytest.approx(0.425)
+
+
+def shown(rows, records, label: str) -> dict[str, str]:
+    """The entries of one label as shown, by the key of their column."""
+    plan = Plan(name="p", description="", config={}, rows=rows)
+    (table,) = summarise(plan, {one.cell_id: one for one in records}).tables.values()
+    row = next(row for row in table.pairs() if row[0][1].value == label)
+    return {column.key: show(column, entry) for column, entry in row}
+
+
+def seeds(label: str, *accuracies: float | None):
+    rows = [grid.row(label, seed) for seed in range(len(accuracies))]
+    pairs = zip(rows, accuracies, strict=True)
+    return rows, [grid.finished(row, a, a, None) for row, a in pairs if a is not None]
+
+
+def test_a_gain_from_fewer_seeds_than_the_accuracy_says_how_many() -> None:
+    rows, records = seeds("soft_logits", 0.75, 0.75, 0.75)
+    for label, accuracy in (("student", 0.5), ("teacher", 1.0)):
+        more_rows, more_records = seeds(label, accuracy, accuracy, None)
+        rows, records = rows + more_rows, records + more_records
+    cells = shown(rows, records, "soft_logits")
+    assert cells["last_accuracy"] == "75.00 ± 0.00"
+    assert cells["gain"] == "+25.00 ± 0.00 (n=2)"
+    assert cells["gap_recovered"] == "50.0 (n=2)"
+
+
+def test_a_teacher_shared_by_all_seeds_is_one_observation() -> None:
+    rows, records = seeds("student", 0.50, 0.52)
+    shared = [replace(grid.row("teacher", seed), cell_id="one") for seed in (0, 1)]
+    records.append(grid.finished(shared[0], 0.75, 0.75, None))
+    cells = shown(rows + shared, records, "teacher")
+    assert (cells["n"], cells["status"]) == ("1", "1 of 1 finished")
+    assert cells["last_accuracy"] == "75.00 (n=1)"
+    # Its lead still has two observations, the students': 0.25 and 0.23, half-width 0.01 t = 0.1271.
+    assert cells["gain"] == "+24.00 ± 12.71 (n=2)"
+
+
+def test_a_gap_within_noise_has_no_share() -> None:
+    method, student = {0: 0.6, 1: 0.6}, {0: 0.5, 1: 0.5}
+    assert gap_recovered(method, student, {0: 0.75, 1: 0.75}) == pytest.approx(0.4)
+    assert gap_recovered(method, student, {0: 0.9, 1: 0.51}) is None  # interval contains 0
+    assert gap_recovered(method, student, {0: 0.4, 1: 0.4}) is None  # a teacher that is worse
+    assert gap_recovered(method, student, {0: 0.75}) is None  # one common seed: no interval
+    assert gap_recovered(method, student, {7: 0.75}) is None  # none
+
+
+def test_a_share_uses_the_same_seeds_for_all_three() -> None:
+    # At the common seeds 0 and 1 the method recovers half; the others' 0.0 must not count.
+    method, student = {0: 0.6, 1: 0.6, 2: 0.0}, {0: 0.5, 1: 0.5, 3: 0.0}
+    assert gap_recovered(method, student, {0: 0.7, 1: 0.7, 4: 0.0}) == pytest.approx(0.5)
+
+
+def test_equal_failures_are_told_once_with_all_their_seeds() -> None:
+    rows = [grid.row("fitnet", seed) for seed in range(3)]
+    errors = ["out of\nmemory", "boom", "out of\nmemory"]
+    records = [grid.record(row, FAILED, e) for row, e in zip(rows, errors, strict=True)]
+    plan = Plan(name="p", description="", config={}, rows=rows)
+    page = summarise(plan, {one.cell_id: one for one in records}).to_markdown()
+    assert "- Failed: fitnet, seeds 0, 2: out of memory\n- Failed: fitnet, seed 1: boom\n" in page
+    assert shown(rows, records, "fitnet")["last_accuracy"] == "failed"
+
+
+def test_status_accounts_for_every_planned_cell() -> None:
+    rows = [grid.row("fsp", seed) for seed in range(5)]
+    records = [
+        grid.finished(rows[0], 0.7, 0.7, None),
+        grid.record(rows[1], FAILED, "boom"),
+        grid.record(rows[2], NOT_APPLICABLE, "widths"),
+        grid.record(rows[3], agreement=0.9),
+    ]
+    cells = shown(rows, records, "fsp")
+    assert cells["n"] == "1"
+    assert cells["status"] == (
+        "2 of 5 finished, 1 failed, 1 not run, 1 without an accuracy, 1 not applicable (widths)"
+    )
+
+
+def test_numbers_that_are_not_finite_are_not_measured() -> None:
+    row = grid.row("rkd", 0)
+    cells = shown([row], [grid.record(row, last_accuracy=float("nan"))], "rkd")
+    assert cells["last_accuracy"] == "not measured"
+
+
+def test_baselines_come_first_and_methods_in_the_order_of_the_plan() -> None:
+    labels = ["rkd", "student", "fitnet", "teacher"]
+    rows = [grid.row(label, 0) for label in labels]
+    plan = Plan(name="p", description="", config={}, rows=rows)
+    one = grid.finished(rows[0], 0.7, 0.7, None)
+    (table,) = summarise(plan, {one.cell_id: one}).tables.values()
+    assert [row[0].value for row in table.rows] == ["teacher", "student", "rkd", "fitnet"]
+
+
+def test_two_cells_for_one_label_and_seed_are_refused() -> None:
+    row = grid.row("rkd", 0)
+    other = replace(row, cell_id="other")
+    plan = Plan(name="p", description="", config={}, rows=[row, other])
+    with pytest.raises(ValueError, match="both answer for 'rkd', seed 0"):
+        summarise(plan, {other.cell_id: grid.finished(other, 0.7, 0.7, None)})
+
+
+def test_tables_need_no_torch() -> None:
+    code = "import sys, bench.report.summary; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
