@@ -45,7 +45,7 @@ class DataSpec(Spec):
 
     source: str
     size: Annotated[int, Field(ge=4)] | None = None
-    classes: Annotated[int, Field(ge=2)] | tuple[str, ...] | None = None
+    classes: Annotated[int, Field(ge=2)] | tuple[str | int, ...] | None = None
     pad: Annotated[int, Field(ge=0)] = 4
     padding: Literal["zeros", "reflect"] = "zeros"
     flip: bool = True
@@ -137,8 +137,14 @@ class Cell(Spec):
     def stream(self) -> str:
         """Equal for cells that may share one stream of batches."""
         shared = (self.data, self.fingerprint, self.seed, self.recipe.batch_size)
-        more = (self.recipe.drop_last, self.precision, self.deterministic)
+        source = self.source.id if self.source else ""
+        more = (self.recipe.drop_last, self.precision, self.deterministic, source)
         return json.dumps([*(v.model_dump() if isinstance(v, Spec) else v for v in shared), *more])
+
+    @property
+    def needs(self) -> list[Cell]:
+        """The cells that must be finished before this one can train."""
+        return [cell for cell in (self.teacher, self.source) if cell is not None]
 
     def __str__(self) -> str:
         """Teacher>student/method/seed, as in MLflow's list of runs."""

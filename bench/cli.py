@@ -11,10 +11,16 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.grid import Expansion, Grid
+    from bench.launch.coordinator import Outcome
+    from bench.launch.job import Library
     from bench.record import Plan, Record
     from bench.workdir import WorkDir
 
@@ -127,6 +133,15 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
                         help="where results are read (default: records)")  # fmt: skip
 
 
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    add = parser.add_argument
+    add("--trials", type=int, default=8, help="settings tried for each row (default: 8)")
+    add("--tuning-seeds", type=int, default=1, help="seeds for each setting (default: 1)")
+    add("--validation", type=float, default=0.2,
+        help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
+
+
 def _add_ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--port", type=int, default=5000, help="on loopback (default: 5000)")
@@ -152,52 +167,105 @@ def _numbers(text: str) -> list[int]:
 # --- commands ------------------------------------------------------------------------------------
 
 
-def run(options: argparse.Namespace) -> int:
-    """Trains a grid and prints its table."""
+@dataclass(frozen=True)
+class Prepared:
+    """A checked grid and its data, ready to be expanded."""
+
+    grid: Grid
+    library: Library
+    work: WorkDir
+    device: str
+    console: Console
+
+
+def _prepare(options: argparse.Namespace) -> Prepared:
+    """Reads and checks all that a training command needs, before anything starts."""
     from rich.console import Console
 
-    from bench.data.dataset import DataError, fingerprint
-    from bench.data.sources import load
-    from bench.grid import GridError, expand, load_grid, narrow
-    from bench.launch.coordinator import exit_code, run_grid
-    from bench.launch.job import Setting, provenance
+    from bench.grid import load_grid, narrow
+    from bench.launch.job import Library
     from bench.train.device import pick_device
-    from bench.train.stream import check_sizes
     from bench.workdir import WorkDir
 
-    console = Console(soft_wrap=True)
-    work = WorkDir(options.work_dir)
+    work, console = WorkDir(options.work_dir), Console(soft_wrap=True)
     try:
         grid = load_grid(options.grid, options.overrides)
         grid = narrow(grid, options.methods, options.pairs, options.seeds)
         device = pick_device(options.device).type if options.device == "auto" else options.device
         pick_device(device)
         console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
-        data = load(
-            grid.data.source, data_root=options.data_root, cache=work.cache,
-            size=grid.data.size, classes=grid.data.classes,
-        )  # fmt: skip
-        expansion = expand(grid, fingerprint(data))
-        check_sizes(expansion.cells.values(), data)
-    except (GridError, DataError, ValueError) as error:
+        library = Library(options.data_root, work.cache)
+        library.read(grid.data)
+    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
         raise UsageError(str(error)) from None
-    devices = _devices(device, options.workers)
-    if options.dry_run:
-        from bench.launch.preview import preview
+    return Prepared(grid, library, work, device, console)
 
-        console.print(preview(expansion, work.store, options.retry_failed), highlight=False)
-        return 0
+
+def _expand(prepared: Prepared, grid: Grid) -> Expansion:
+    from bench.grid import expand
+    from bench.train.stream import check_sizes, check_sources
+
+    try:
+        expansion = expand(grid, prepared.library.fingerprint)
+        check_sizes(expansion.cells.values(), prepared.library.read)
+        check_sources(expansion.cells.values(), prepared.library.read)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return expansion
+
+
+def _train(
+    options: argparse.Namespace, prepared: Prepared, grid: Grid
+) -> tuple[Outcome, Expansion]:
+    from bench.launch.coordinator import run_grid
+    from bench.launch.job import Setting, provenance
+
+    expansion, work = _expand(prepared, grid), prepared.work
+    devices = _devices(prepared.device, options.workers)
     setting = Setting(
         store=work.store.root, cache=work.cache, data_root=options.data_root, device=devices[0],
         threads=options.threads, provenance=provenance(CHECKOUT),
     )  # fmt: skip
-    outcome = run_grid(
-        expansion, work, setting, devices, retry_failed=options.retry_failed, console=console
-    )
-    _print_tables(work, expansion.plan, work.store.read_all(expansion.plan.cell_ids()))
-    _mirror_tables(work, expansion.plan)
-    _say_outcome(console, outcome.trained, outcome.counts, outcome.seconds,
-                 outcome.recording_seconds)  # fmt: skip
+    retry, console = options.retry_failed, prepared.console
+    outcome = run_grid(expansion, work, setting, devices, retry_failed=retry, console=console)
+    return outcome, expansion
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains a grid and prints its table."""
+    prepared = _prepare(options)
+    work = prepared.work
+    if options.dry_run:
+        from bench.launch.preview import preview
+
+        expansion = _expand(prepared, prepared.grid)
+        print(preview(expansion, work.store, options.retry_failed))
+        return 0
+    outcome, expansion = _train(options, prepared, prepared.grid)
+    plan = expansion.plan
+    _print_tables(work, plan, work.store.read_all(plan.cell_ids()))
+    _mirror_tables(work, plan)
+    _say_outcome(outcome)
+    return exit_code(outcome.counts)
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Searches hyper-parameters with an equal budget per row, on held-out training images."""
+    from bench.launch import tune as tuning
+    from bench.record import write_atomically
+
+    if options.trials < 1 or options.tuning_seeds < 1 or not 0 < options.validation < 1:
+        raise UsageError("wanted --trials and --tuning-seeds of at least 1, 0 < --validation < 1")
+    prepared = _prepare(options)
+    trials = tuning.trials_of(prepared.grid, options.trials)
+    grid = tuning.tuning_grid(prepared.grid, trials, options.tuning_seeds, options.validation)
+    outcome, expansion = _train(options, prepared, grid)
+    records = prepared.work.store.read_all(expansion.plan.cell_ids())
+    results = tuning.collect(trials, expansion.plan, records)
+    chosen, folder = tuning.best(results), prepared.work.grid(prepared.grid.name)
+    write_atomically(folder / "tuning.csv", tuning.to_csv(results))
+    print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
+    print(tuning.to_yaml(chosen))
     return exit_code(outcome.counts)
 
 
@@ -230,17 +298,23 @@ def _mirror_tables(work: WorkDir, plan: Plan) -> None:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 
 
-def _say_outcome(
-    console: object, trained: int, counts: dict[str, int], seconds: float, recording: float
-) -> None:
-    states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
-    if trained:
-        print(
-            f"{trained} cells trained in {seconds:.0f} s; the coordinator spent {recording:.1f} s "
-            f"({recording / max(seconds, 1e-9):.1%}) recording to MLflow; in all: {states}"
-        )
-    else:
+def _say_outcome(outcome: Outcome) -> None:
+    counts = outcome.counts.items()
+    states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts)
+    if not outcome.trained:
         print(f"nothing to train, every cell has a result; in all: {states}")
+        return
+    recording = outcome.recording_seconds
+    print(
+        f"{outcome.trained} cells trained in {outcome.seconds:.0f} s; the coordinator spent "
+        f"{recording:.1f} s ({recording / max(outcome.seconds, 1e-9):.1%}) recording to MLflow; "
+        f"in all: {states}"
+    )
+
+
+def exit_code(counts: dict[str, int]) -> int:
+    """0 if no cell failed and none is missing, else 1."""
+    return 1 if counts.get("failed", 0) or counts.get("not run", 0) else 0
 
 
 def tables(options: argparse.Namespace) -> int:
@@ -320,6 +394,7 @@ def _no_options(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str]] = {
     "run": (run, _add_run, "train what is unfinished of a grid, then print its tables"),
+    "tune": (tune, _add_tune, "choose hyper-parameters on held-out training images"),
     "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
     "sync": (sync, _add_grid, "send to MLflow the records that it lacks"),
     "list": (list_all, _no_options, "methods, models, data sets and grids, with their options"),

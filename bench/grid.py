@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -37,6 +37,20 @@ class TeacherSpec(Spec):
     seed: Literal["per_seed"] | int = "per_seed"
 
 
+class SourceSpec(Spec):
+    """What transfer learning starts from: other data, learned by the same architecture.
+
+    Attributes:
+        data: fields of the grid's data that differ, such as other classes.
+        recipe: fields of the student's recipe that differ.
+        model: only the student's own; named for the error it gives otherwise.
+    """
+
+    data: dict[str, Any]
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+
+
 class Axes(Spec):
     """Values of the data axes; the grid is their product."""
 
@@ -61,8 +75,10 @@ class MethodSpec(Spec):
     @property
     def label(self) -> str:
         """The row's name: the method and what differs from its defaults."""
-        changed = ", ".join(f"{k}={_short(v)}" for k, v in self.hyperparameters.items())
-        return f"{self.name} ({changed})" if changed else self.name
+        own = {k: v for k, v in self.hyperparameters.items() if k != registry.JOINT}
+        changed = ", ".join(f"{k}={_short(v)}" for k, v in own.items())
+        joint = " + soft_logits" if self.hyperparameters.get(registry.JOINT) else ""
+        return self.name + joint + (f" ({changed})" if changed else "")
 
 
 class Grid(Spec):
@@ -71,6 +87,8 @@ class Grid(Spec):
     Attributes:
         models: own names for models that need more than a name (torchvision with taps by path).
         recipe_for: fields of the recipe that differ for one model, by its name.
+        tuned: hyper-parameters for this grid, by the row's label, as `tune` chose them; a row's
+            own hyper-parameters come on top, and its label does not change.
     """
 
     name: str = ""
@@ -85,7 +103,9 @@ class Grid(Spec):
     seeds: tuple[int, ...]
     recipe: Recipe
     recipe_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tuned: dict[str, dict[str, Any]] = Field(default_factory=dict)
     teacher: TeacherSpec = TeacherSpec()
+    source: SourceSpec | None = None
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = True
 
@@ -120,6 +140,18 @@ class Grid(Spec):
             if repeated := [v for v in dict.fromkeys(values) if list(values).count(v) > 1]:
                 raise ValueError(f"{what} names {repeated[0]} twice")
         return self
+
+    @model_validator(mode="after")
+    def _tuned_rows(self) -> Grid:
+        labels = [method.label for method in self.methods]
+        for label in self.tuned:
+            if label not in labels:
+                raise ValueError(f"tuned: {unknown(label, labels)}")
+        return self
+
+    def hyperparameters(self, method: MethodSpec) -> dict[str, Any]:
+        """A row's own hyper-parameters over those tuned for it."""
+        return {**self.tuned.get(method.label, {}), **method.hyperparameters}
 
     @property
     def all_pairs(self) -> tuple[PairSpec, ...]:
@@ -283,14 +315,34 @@ def check_names(grid: Grid) -> None:
                 raise GridError(f"pairs.{position}.{role}: {error}") from None
     for position, method in enumerate(grid.methods):
         try:
-            registry.check(method.name, method.hyperparameters)
+            registry.check(method.name, grid.hyperparameters(method))
         except (ValueError, TypeError) as error:
             raise GridError(f"methods.{position}: {error}") from None
+    if grid.source is not None:
+        _check_source(grid, grid.source)
     for field, model, more in _recipes(grid):
         try:
             grid.recipe_of(model, more)
         except ValidationError as error:
             raise GridError(f"{field}.{_first_fault(error)}") from None
+
+
+def _check_source(grid: Grid, source: SourceSpec) -> None:
+    students = {pair.student for pair in grid.all_pairs}
+    if source.model is not None and students != {source.model}:
+        raise GridError(
+            f"source.model: transfer moves parameters, so it needs the student's own architecture; "
+            f"got {source.model} for {', '.join(sorted(students))}"
+        )
+    try:
+        source_data(grid.data, source)
+    except ValidationError as error:
+        raise GridError(f"source.data.{_first_fault(error)}") from None
+
+
+def source_data(data: DataSpec, source: SourceSpec) -> DataSpec:
+    """The source's data: the target's with the named fields replaced; whole unless it says so."""
+    return DataSpec(**{**data.model_dump(), "fraction": 1.0, "labels": 1.0, **source.data})
 
 
 def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
@@ -301,6 +353,8 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
         yield f"recipe_for.{model}", model, {}
     for pair in grid.all_pairs:
         yield "teacher.recipe", pair.teacher, grid.teacher.recipe
+        if grid.source is not None:
+            yield "source.recipe", pair.student, grid.source.recipe
 
 
 # --- narrowing to what was asked ------------------------------------------------------------------
@@ -353,12 +407,15 @@ class Expansion:
     cells: dict[str, Cell]
 
 
-def expand(grid: Grid, fingerprint: str) -> Expansion:
+Fingerprint = Callable[[DataSpec], str]
+
+
+def expand(grid: Grid, fingerprint: Fingerprint) -> Expansion:
     """All cells of a grid.
 
     Args:
         grid: a checked grid.
-        fingerprint: of the decoded data set, part of every cell's id.
+        fingerprint: of the decoded data set of a cell, part of its id.
     """
     rows: dict[tuple[str, ...], record.Row] = {}
     cells: dict[str, Cell] = {}
@@ -366,8 +423,9 @@ def expand(grid: Grid, fingerprint: str) -> Expansion:
         for row, cell in _rows(grid, data, pair, seed, fingerprint):
             cells.setdefault(cell.id, cell)
             rows[(str(row.axes), row.teacher, row.student, row.label, str(row.seed))] = row
-    ordered = sorted(cells.values(), key=lambda cell: cell.teacher is not None)
-    # Equal teachers for equal (data, seed) appear once; the table asks for them in every pair.
+    for need in [need for cell in cells.values() for need in cell.needs]:
+        cells.setdefault(need.id, need)  # a source has no row of its own
+    ordered = sorted(cells.values(), key=lambda cell: bool(cell.needs))
     plan = record.Plan(
         name=grid.name,
         description=" ".join(grid.description.split()),
@@ -384,11 +442,11 @@ def _data(grid: Grid) -> Iterable[DataSpec]:
 
 
 def _rows(
-    grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: str
+    grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: Fingerprint
 ) -> Iterable[tuple[record.Row, Cell]]:
     def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
         return Cell(
-            model=grid.model(model), data=data, fingerprint=fingerprint, method="student",
+            model=grid.model(model), data=data, fingerprint=fingerprint(data), method="student",
             hyperparameters=registry.resolve("student", {}), recipe=recipe, seed=seed,
             precision=grid.precision, deterministic=grid.deterministic,
         )  # fmt: skip
@@ -400,6 +458,11 @@ def _rows(
     teacher_recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
     teacher = plain(pair.teacher, whole, teacher_seed, teacher_recipe)
     student = plain(pair.student, data, seed, grid.recipe_of(pair.student))
+
+    source = None
+    if grid.source is not None:
+        recipe = grid.recipe_of(pair.student, grid.source.recipe)
+        source = plain(pair.student, source_data(data, grid.source), seed, recipe)
 
     def row(role: str, label: str, method: str, category: str, cell: Cell) -> record.Row:
         return record.Row(
@@ -413,13 +476,14 @@ def _rows(
     for spec in grid.methods:
         if spec.name == "student":
             continue
-        hyperparameters = registry.resolve(spec.name, spec.hyperparameters)
+        hyperparameters = registry.resolve(spec.name, grid.hyperparameters(spec))
         method = registry.build(spec.name, **hyperparameters)
         cell = student.model_copy(
             update={
                 "method": spec.name,
                 "hyperparameters": hyperparameters,
                 "teacher": teacher if method.needs_teacher else None,
+                "source": source if method.starts_from == "source" else None,
             }
         )
         yield row("method", spec.label, spec.name, method.category, cell), cell

@@ -108,7 +108,11 @@ class Stage:
         transfer_weight: weight on the mean transfer loss, or a function of the progress through
             this stage: 0.0 in its first epoch, 1.0 in its last.
         trains: the parts that move, of "trunk", "head", "connector".
+        beside: a second transfer loss that counts with the task loss: `merge` sees the two as one.
+            Reads "logits" of both networks.
+        beside_weight: its weight.
         lr_factor: multiplies the recipe's learning rate.
+        head_lr_factor: the same for the head; None for `lr_factor`.
         clip_norm: bound on the global norm of the gradient; None for no bound.
         clean: the teacher's view is of the image without augmentation, computed once for the
             whole training set and looked up by index.
@@ -132,7 +136,10 @@ class Stage:
     task_weight: float = 1.0
     transfer_weight: float | Callable[[float], float] = 1.0
     trains: frozenset[str] = PARTS
+    beside: Transfer | None = None
+    beside_weight: float = 1.0
     lr_factor: float = 1.0
+    head_lr_factor: float | None = None
     clip_norm: float | None = None
     clean: bool = False
     keep: Keep | None = None
@@ -165,7 +172,11 @@ class Stage:
              "keep reads the teacher's clean view: set clean=True"),
             (self.prepare is not None and not self.clean,
              "prepare reads the teacher's clean view: set clean=True"),
+            (self.beside is not None and self.task_weight == 0,
+             "beside counts with the task loss: it needs one"),
             (self.lr_factor <= 0, f"lr_factor {self.lr_factor} must be above 0"),
+            (self.head_lr_factor is not None and self.head_lr_factor <= 0,
+             f"head_lr_factor {self.head_lr_factor} must be above 0"),
             (self.clip_norm is not None and self.clip_norm <= 0,
              f"clip_norm {self.clip_norm} must be above 0"),
         )  # fmt: skip
@@ -173,7 +184,13 @@ class Stage:
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher's forward pass (or its cached view) is read in this stage."""
-        return self.transfer is not None
+        return self.transfer is not None or self.beside is not None
+
+    @property
+    def all_taps(self) -> tuple[str, ...]:
+        """What this stage surely reads of both networks."""
+        more = () if self.beside is None or "logits" in self.taps else ("logits",)
+        return (*self.taps, *more)
 
     def weight_at(self, progress: float) -> float:
         """The transfer loss's weight at `progress` in [0, 1] through the stage."""

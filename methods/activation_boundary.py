@@ -88,6 +88,10 @@ def activation_agreement(student_pre: Tensor, teacher_pre: Tensor) -> Tensor:
     return ((student_pre > 0) == (teacher_pre > 0)).flatten(1).float().mean(dim=1)
 
 
+SEARCH = {"weight": [3e-4, 3e-3, 3e-2], "init_lr_factor": [0.1, 0.3, 1.0], "init_share": [0.1, 0.3]}
+"""What tuning tries."""
+
+
 def method(
     *,
     margin: float = 1.0,

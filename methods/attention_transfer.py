@@ -105,6 +105,14 @@ def _normalised(maps: Tensor) -> tuple[Tensor, Tensor]:
     return flat / norm.clamp_min(1e-12), ~(norm[:, 0] < SMALLEST_NORM)
 
 
+SEARCH = {
+    "beta": [1.0, 10.0, 100.0, 1000.0],
+    "init_lr_factor": [0.1, 1.0],
+    "init_share": [0.1, 0.3],
+}
+"""What tuning tries."""
+
+
 def method(
     *,
     mode: Mode = "init_finetune",

@@ -57,6 +57,10 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "
     return 0.5 * (squares.mean(dim=1) if scale == "mean" else squares.sum(dim=1))
 
 
+SEARCH = {"init_lr_factor": [0.1, 0.3, 1.0], "init_share": [0.1, 0.3], "temperature": [3.0, 5.0]}
+"""What tuning tries."""
+
+
 def method(
     *,
     points: Literal["all", "paper"] | list[str] = "all",

@@ -128,6 +128,10 @@ def fsp_loss(
     return squares.sum(dim=1) if scale == "sum" else squares.mean(dim=1)
 
 
+SEARCH = {"scale": ["sum", "mean"], "init_lr_factor": [0.01, 0.1, 1.0], "init_share": [0.1, 0.3]}
+"""What tuning tries."""
+
+
 def method(
     *,
     points: Points = "stage_outputs",

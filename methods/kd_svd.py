@@ -336,6 +336,10 @@ def _clip_factors(
     return torch.where(norms > 0, (share * task_norms / norms).clamp(max=1), 0.0).unbind()
 
 
+SEARCH = {"rank": [1, 2], "weight": [0.1, 1.0, 10.0], "ramp": [True, False]}
+"""What tuning tries."""
+
+
 def method(
     *,
     rank: int = 1,

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.method import Method
+from methods._joint import with_soft_logits
 
 _PACKAGE = Path(__file__).parent
 _DEFINES_METHOD = re.compile(r"^def method\(", re.MULTILINE)
 _LISTS = (list, tuple, Sequence)
 _NO_MATCH = object()
+JOINT = "with_soft_logits"
+"""A switch that every method has beside its own hyper-parameters; see `methods._joint`."""
 
 
 def names() -> list[str]:
@@ -75,6 +78,10 @@ def resolve(name: str, hparams: Mapping[str, Any]) -> dict[str, Any]:
         >>> resolve("soft_logits", {"temperature": 2})
         {'temperature': 2.0, 'rho': 0.9, 'scale_by_temperature_squared': True}
     """
+    hparams = dict(hparams)
+    joint = hparams.pop(JOINT, False)
+    if not isinstance(joint, bool):
+        raise ValueError(f"method {name}: {JOINT} is {joint!r}, wanted true or false")
     known = defaults(name)
     if unknown := [key for key in hparams if key not in known]:
         listing = [f"{key}={value!r}" for key, value in known.items()]
@@ -86,7 +93,8 @@ def resolve(name: str, hparams: Mapping[str, Any]) -> dict[str, Any]:
         resolved[key] = _canonical(value, wanted)
         if resolved[key] is _NO_MATCH:
             raise ValueError(f"method {name}: {key} must be {_words(wanted)}, not {value!r}")
-    return resolved
+    # Absent unless set: a cell's id does not depend on a switch that is off.
+    return {**resolved, JOINT: True} if joint else resolved
 
 
 def check(name: str, hparams: Mapping[str, Any]) -> None:
@@ -96,7 +104,28 @@ def check(name: str, hparams: Mapping[str, Any]) -> None:
         name: the method's name.
         hparams: some of its hyper-parameters.
     """
-    _maker(name)(**resolve(name, hparams))
+    build(name, **hparams)
+
+
+def search_space(name: str) -> dict[str, list[Any]]:
+    """What tuning tries: hyper-parameter -> values, from the module's `SEARCH`; {} without one.
+
+    Raises:
+        ValueError: an unknown method, or a value that the method would refuse.
+        TypeError: the method's own fault: `SEARCH` names no hyper-parameter of it.
+
+    Example:
+        >>> sorted(search_space("soft_logits"))
+        ['rho', 'temperature']
+    """
+    known = defaults(name)
+    space = getattr(import_module(f"{__package__}.{name}"), "SEARCH", {})
+    for key, values in space.items():
+        if key not in known:
+            raise TypeError(f"method {name}: SEARCH names {key!r}, which is no hyper-parameter")
+        for value in values:
+            check(name, {key: value})
+    return {key: list(values) for key, values in space.items()}
 
 
 def build(name: str, /, **hparams: Any) -> Method:
@@ -113,7 +142,10 @@ def build(name: str, /, **hparams: Any) -> Method:
         ValueError: method soft_logits: hyper-parameter 'temprature' is unknown, did you mean
         temperature? Known: temperature=4.0, rho=0.9, scale_by_temperature_squared=True
     """
-    return _maker(name)(**resolve(name, hparams))
+    resolved = resolve(name, hparams)
+    joint = resolved.pop(JOINT, False)
+    method = _maker(name)(**resolved)
+    return with_soft_logits(method) if joint else method
 
 
 def _maker(name: str) -> Callable[..., Method]:

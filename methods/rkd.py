@@ -262,6 +262,10 @@ def _unit_rows(points: Tensor) -> Tensor:
     return points * _inverse_or_zero(lengths)
 
 
+SEARCH = {"distance_weight": [1.0, 5.0, 25.0], "angle_weight": [2.0, 10.0, 50.0]}
+"""What tuning tries."""
+
+
 def method(
     *,
     distance_weight: float = 25.0,

@@ -8,7 +8,7 @@ the clean high-resolution image beside the classification.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -34,6 +34,7 @@ from methods._graph_cut import (
     split_by_class,
     with_floor,
 )
+from methods._selection_evidence import evidence_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -60,9 +61,13 @@ class GraphCut:
         tau: cost of dropping an image.
         keep_cost: (N,) float64, U1: 0 for a perfectly embedded image, 1 on the border to the
             nearest wrong class ("ratio").
-        energy: E of what the cut kept.
+        energy: E of what the cut kept, the lowest there is.
         added_back: indices that the cut dropped and the floor of their class took back.
         kept_per_class: label -> (kept, all).
+        points: (N, D) float64, the embeddings as they were compared.
+        labels: (N,) class of each.
+        edges: between near classmates.
+        pairwise: lambda, on the edges' weight.
     """
 
     kept: Tensor
@@ -71,25 +76,36 @@ class GraphCut:
     energy: float
     added_back: tuple[int, ...]
     kept_per_class: Mapping[int, tuple[int, int]]
+    points: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    edges: Edges = field(repr=False)
+    pairwise: float
 
     @property
     def indices(self) -> list[int]:
         """The kept images, ascending."""
         return self.kept.nonzero().flatten().tolist()
 
-    def evidence(self) -> dict[str, object]:
-        """JSON-able: threshold, energy, counts, the costs' histogram, kept indices."""
-        counts, borders = np.histogram(self.keep_cost.clamp(max=2.0).numpy(), bins=40, range=(0, 2))
+    def energy_of(self, kept: Tensor) -> float:
+        """E of any choice, (N,) bool: at least `energy`, save for the rounding of its costs."""
+        return energy(kept.numpy(), self.keep_cost.numpy(), self.tau, self.edges, self.pairwise)
+
+    def evidence(self, kept: Tensor | None = None) -> dict[str, object]:
+        """JSON-able: threshold, energies, and all that `evidence_of` says of what was kept.
+
+        Args:
+            kept: (N,) bool, another choice, to be seen beside the cut's; None for the cut's own,
+                with what the floor of a class took back.
+        """
+        own = kept is None
+        kept = self.kept if own else kept
+        images = (x.numpy() for x in (kept, self.keep_cost, self.points, self.labels))
         return {
             "tau": self.tau,
             "energy": self.energy,
-            "images": len(self.kept),
-            "kept": int(self.kept.sum()),
-            "kept_fraction": float(self.kept.double().mean()),
-            "kept_per_class": {str(k): list(v) for k, v in self.kept_per_class.items()},
-            "added_back": list(self.added_back),
-            "keep_cost_histogram": {"counts": counts.tolist(), "borders": borders.tolist()},
-            "indices": self.indices,
+            "energy_of_kept": self.energy_of(kept),
+            "added_back": list(self.added_back) if own else [],
+            **evidence_of(*images),
         }
 
 
@@ -160,6 +176,10 @@ def select_by_graph_cut(
         energy=energy(cut, costs, threshold, edges, pairwise),
         added_back=tuple(np.flatnonzero(kept & ~cut).tolist()),
         kept_per_class=per_class,
+        points=torch.from_numpy(points),
+        labels=labels.cpu(),
+        edges=edges,
+        pairwise=pairwise,
     )
 
 
@@ -375,6 +395,10 @@ def regression_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted - target).square().mean(1)
 
 
+SEARCH = {"lam_r": [0.01, 0.1, 1.0], "train_share": [0.3, 0.6], "finetune_lr_factor": [0.1, 0.5]}
+"""What tuning tries."""
+
+
 def method(
     *,
     keep: float = 0.9,
@@ -439,11 +463,10 @@ def method(
             pairwise=pairwise,
             normalise=normalise,
         )
-        evidence = {"selection": selection, **found.evidence()}
         if selection == "graph_cut":
-            return Selection(found.kept, evidence)
+            return Selection(found.kept, {"selection": selection, **found.evidence()})
         kept = select_at_random(found, labels, selection_seed)
-        return Selection(kept, {**evidence, "indices": kept.nonzero().flatten().tolist()})
+        return Selection(kept, {"selection": selection, **found.evidence(kept)})
 
     def connect(student: Shapes, teacher: Shapes) -> EmbeddingRegressor:
         return EmbeddingRegressor(*student["embedding"], *teacher["embedding"], normalise=normalise)

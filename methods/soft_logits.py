@@ -44,6 +44,10 @@ def soft_logits_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     return temperature**2 * soft_target_divergence(student_logits, teacher_logits, temperature)
 
 
+SEARCH = {"temperature": [2.0, 4.0, 8.0], "rho": [0.5, 0.7, 0.9]}
+"""What tuning tries."""
+
+
 def method(
     *,
     temperature: float = 4.0,

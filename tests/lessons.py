@@ -58,6 +58,9 @@ def cell(
     """A cell of `method`; with a teacher if it needs one, with a source if it starts from one."""
     resolved = registry.resolve(method, hyperparameters or {})
     built = registry.build(method, **resolved)
+    if built.starts_from == "source":
+        other = DataSpec(source="synthetic", pad=1, classes=4)
+        changes = {"source": plain_cell(student, seed, data=other), **changes}
     return plain_cell(
         student, seed, method=method, hyperparameters=resolved,
         teacher=plain_cell(teacher, seed) if built.needs_teacher else None, **changes,
@@ -77,6 +80,9 @@ def run(cells: list[Cell], folder: Path, data: DataSet | None = None) -> dict[st
     teachers = [teacher_for(c, stream) for c in cells]
     teacher = next((t for t in teachers if t is not None), None)
     store = Store(folder)
+    for source in [c.source for c in cells if c.source is not None]:
+        if store.read(source.id) is None:
+            run([source], folder, data)
     Cohort(stream, teacher, store, CPU, lambda *event: None).run(cells)
     return store.read_all([c.id for c in cells])
 
@@ -94,7 +100,7 @@ class Lesson:
         theirs = tap_shapes(self.teacher.network, shape) if self.teacher else None
         method = method or registry.build(cell.method, **cell.hyperparameters)
         self.student: Student = make_student(
-            cell, method, network, tap_shapes(network, shape), theirs, CPU
+            cell, method, network, tap_shapes(network, shape), theirs, CPU, self.stream.labelled
         )
 
     def clean_view(self, taps: tuple[str, ...]) -> View:

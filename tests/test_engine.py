@@ -10,13 +10,14 @@ import torch
 from lessons import CPU, Lesson, cell, dataset, plain_cell, recipe, run
 
 from bench.cell import DataSpec, Recipe
+from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.method import Method, NotApplicable, Selection, Stage, View, split_epochs
 from bench.record import Store
-from bench.train.cohort import Cohort, load_teacher
+from bench.train.cohort import Cohort, build_network, load_teacher, start_from_source
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
-from bench.train.stream import check_sizes, open_stream
+from bench.train.stream import check_sizes, check_sources, open_stream
 
 
 def squared_gap(pair, connector):
@@ -317,7 +318,7 @@ def test_a_tap_that_was_not_asked_for_is_named():
 
 def test_a_batch_larger_than_the_set_is_refused_before_anything_trains():
     with pytest.raises(ValueError, match=r"batch_size 64 is larger than its 40 training images"):
-        check_sizes([plain_cell("cnn2", recipe=recipe(batch_size=64))], dataset())
+        check_sizes([plain_cell("cnn2", recipe=recipe(batch_size=64))], lambda spec: dataset())
 
 
 def test_a_teacher_is_loaded_from_what_its_cell_saved(tmp_path):
@@ -341,3 +342,143 @@ def test_every_epoch_is_reported(tmp_path):
     assert [(i, done, total) for i, done, total, _ in events] == [
         (one.id, e, 4) for e in range(1, 5)
     ]
+
+
+# --- labels, joint forms, transfer ----------------------------------------------------------------
+
+HALF = DataSpec(source="synthetic", pad=1, labels=0.5)
+
+
+def test_a_transfer_loss_never_sees_a_hidden_label():
+    seen = {}
+
+    def transfer(pair, connector):
+        seen.update(zip(pair.index.tolist(), pair.labels.tolist(), strict=True))
+        return squared_gap(pair, connector)
+
+    lesson = lesson_of(Stage(name="a", share=1.0, transfer=transfer, taps=("logits",)), data=HALF)
+    lesson.epoch()
+    known = lesson.stream.labelled
+    assert len(seen) == 40
+    assert known.sum() == 20
+    for index, label in seen.items():
+        assert label == (lesson.stream.train.labels[index] if known[index] else -1)
+
+
+def test_hidden_labels_do_not_move_the_student():
+    def weights(labels):
+        lesson = lesson_of(
+            Stage(name="a", share=1.0, transfer=squared_gap, taps=("logits",)), data=HALF
+        )
+        lesson.stream.train.labels.copy_(labels(lesson))
+        lesson.epoch()
+        return lesson.state()
+
+    plain = weights(lambda lesson: lesson.stream.train.labels.clone())
+    shuffled = weights(
+        lambda lesson: torch.where(
+            lesson.stream.labelled, lesson.stream.train.labels, 3 - lesson.stream.train.labels
+        )
+    )
+    assert all(torch.equal(plain[key], shuffled[key]) for key in plain)
+
+
+def test_a_stage_of_labels_alone_takes_as_many_steps_on_the_labelled_images():
+    lesson = lesson_of(Stage(name="a", share=1.0), data=HALF)
+    lesson.epoch()
+    assert lesson.student.sums.steps == 4
+    assert set(lesson.student.subset.tolist()) == set(
+        lesson.stream.labelled.nonzero().flatten().tolist()
+    )
+
+
+def test_a_selection_by_labels_is_not_applicable_where_some_are_hidden(tmp_path):
+    one = cell("selective", data=HALF)
+    assert run([one], tmp_path)[one.id].status == "not_applicable"
+
+
+def test_soft_logits_beside_a_method_are_the_sum_written_out():
+    from methods import registry
+
+    lesson = Lesson(cell("rkd", hyperparameters={"with_soft_logits": True}))
+    student = lesson.student
+    stage = student.method.plan[0]
+    assert stage.task_weight == pytest.approx(0.1)
+    student.begin_epoch(lesson.clean_view, lesson.stream.train.labels)
+    batch = next(iter(lesson.stream.train.epoch(0)))
+    view = lesson.teacher.view(batch.images, student.taps)
+    twin = Lesson(cell("rkd")).student
+    shown = View(twin.network.train().view(batch.images, ("embedding", "logits")))
+    from bench.method import Pair
+
+    pair = Pair(shown, view, batch.labels, batch.index)
+    soft = registry.build("soft_logits").plan[0].transfer(pair, twin.connector).mean()
+    relation = registry.build("rkd").plan[0].transfer(pair, twin.connector)
+    task = torch.nn.functional.cross_entropy(shown.logits, batch.labels)
+    (0.1 * task + 0.9 * soft + relation).backward()
+    student.optimiser.param_groups[0] |= {"momentum": 0.0, "weight_decay": 0.0}
+    student.step(batch.images, batch.labels, batch.index, view, False)
+    for mine, theirs in zip(student.network.parameters(), twin.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
+
+
+def source_cell(**changes):
+    return cell("transfer", **changes)
+
+
+def test_transfer_starts_from_the_trunk_of_its_source(tmp_path):
+    one = source_cell()
+    run([one.source], tmp_path)
+    weights = safetensors.torch.load(
+        (tmp_path / one.source.id / "weights.safetensors").read_bytes()
+    )
+    stream = open_stream(one, dataset(), CPU)
+    network = build_network(one, stream)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    start_from_source(one, network, Store(tmp_path))
+    for name, tensor in network.state_dict().items():
+        wanted = fresh[name] if name.startswith("head.") else weights[name]
+        assert torch.equal(tensor, wanted), name
+    assert run([one], tmp_path)[one.id].status == "finished"
+
+
+def test_transfer_from_an_untrained_source_is_training_from_scratch(tmp_path):
+    one = source_cell(hyperparameters={"trunk_lr_factor": 1.0})
+    untrained = build_network(one.source, open_stream(one, dataset(), CPU))
+    folder = tmp_path / one.source.id
+    scratch = plain_cell("cnn2", data=one.data)
+    run([one.source], tmp_path)
+    (folder / "weights.safetensors").write_bytes(safetensors.torch.save(untrained.state_dict()))
+    records = run([one, scratch], tmp_path)
+    assert records[one.id].curves == records[scratch.id].curves
+
+
+def test_transfer_refuses_another_architecture_and_does_without_a_source(tmp_path):
+    crossed = cell("transfer", source=plain_cell("cnn3"))
+    record = run([crossed], tmp_path)[crossed.id]
+    assert record.status == "failed"
+    assert "one architecture; got cnn3 for cnn2" in record.error
+    alone = cell("transfer", source=None)
+    assert run([alone], tmp_path)[alone.id].status == "not_applicable"
+
+
+def test_the_copied_layers_learn_more_slowly_than_the_new_classifier():
+    lesson = Lesson(cell("transfer"))
+    lesson.epoch()
+    rates = {group["factor"]: group["lr"] for group in lesson.student.optimiser.param_groups}
+    assert rates == pytest.approx({0.1: 0.005, 1.0: 0.05})
+
+
+def test_a_source_must_not_hold_test_images_of_its_target():
+    one = source_cell()
+    with pytest.raises(ValueError, match="20 test images are among the training images"):
+        check_sources([one], lambda spec: overlapping(spec))
+    check_sources([one], lambda spec: dataset())
+
+
+def overlapping(spec):
+    whole = dataset()
+    if spec.classes is None:
+        return whole
+    part = (whole.test_images, whole.test_labels)
+    return DataSet.of("source", part, part, whole.classes)

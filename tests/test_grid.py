@@ -26,6 +26,11 @@ def write(folder: Path, **changes: object) -> str:
     return str(path)
 
 
+def named(fingerprint: str):
+    """A library in which every data set has this fingerprint."""
+    return lambda data: fingerprint
+
+
 def load(folder: Path, **changes: object):
     return load_grid(write(folder, **changes))
 
@@ -33,15 +38,14 @@ def load(folder: Path, **changes: object):
 @pytest.mark.parametrize("name", grid_names())
 def test_every_shipped_grid_loads_and_expands(name):
     grid = load_grid(name)
-    expansion = expand(grid, "data")
+    expansion = expand(grid, named("data"))
     assert expansion.plan.name == name
     assert {row.cell_id for row in expansion.plan.rows} == set(expansion.cells)
 
 
 def test_a_grid_expands_to_teachers_students_and_methods(tmp_path):
-    expansion = expand(
-        load(tmp_path, teachers=["cnn8", "cnn6"], students=["cnn4"], pairs=None), "d"
-    )
+    grid = load(tmp_path, teachers=["cnn8", "cnn6"], students=["cnn4"], pairs=None)
+    expansion = expand(grid, named("d"))
     rows = expansion.plan.rows
     # 2 pairs x 2 seeds x (teacher, student, soft_logits)
     assert [r.role for r in rows].count("method") == 4
@@ -52,7 +56,7 @@ def test_a_grid_expands_to_teachers_students_and_methods(tmp_path):
 
 
 def test_teachers_come_before_those_they_teach(tmp_path):
-    cells = list(expand(load(tmp_path), "d").cells.values())
+    cells = list(expand(load(tmp_path), named("d")).cells.values())
     for position, cell in enumerate(cells):
         if cell.teacher is not None:
             assert cell.teacher.id in {c.id for c in cells[:position]}
@@ -60,20 +64,20 @@ def test_teachers_come_before_those_they_teach(tmp_path):
 
 def test_teachers_see_their_own_share_of_the_data_at_full_resolution(tmp_path):
     grid = load(tmp_path, axes={"resolution": [1, 2]}, teacher={"fraction": 1.0})
-    teachers = {c.id: c for c in expand(grid, "d").cells.values() if c.model == "cnn8"}
+    teachers = {c.id: c for c in expand(grid, named("d")).cells.values() if c.model == "cnn8"}
     assert len(teachers) == 2  # one a seed, whatever the student's resolution
     assert all(c.data.fraction == 1.0 and c.data.resolution == 1 for c in teachers.values())
 
 
 def test_one_teacher_for_all_seeds_where_the_grid_says_so(tmp_path):
-    cells = expand(load(tmp_path, teacher={"seed": 0}), "d").cells.values()
+    cells = expand(load(tmp_path, teacher={"seed": 0}), named("d")).cells.values()
     assert [c.seed for c in cells if c.model == "cnn8"] == [0]
 
 
 def test_recipe_for_a_model_and_for_teachers(tmp_path):
     grid = load(tmp_path, recipe_for={"cnn4": {"learning_rate": 0.01}},
                 teacher={"recipe": {"epochs": 7}})  # fmt: skip
-    for cell in expand(grid, "d").cells.values():
+    for cell in expand(grid, named("d")).cells.values():
         wanted = (0.01, 3) if cell.model == "cnn4" else (0.1, 7)
         assert (cell.recipe.learning_rate, cell.recipe.epochs) == wanted
 
@@ -88,25 +92,25 @@ def test_recipe_for_a_model_and_for_teachers(tmp_path):
     ],
 )
 def test_whatever_changes_the_numbers_changes_the_cell(tmp_path, changes):
-    before = {r.cell_id for r in expand(load(tmp_path), "d").plan.rows if r.role == "method"}
-    after = {r.cell_id for r in expand(load(tmp_path, **changes), "d").plan.rows
+    before = {r.cell_id for r in expand(load(tmp_path), named("d")).plan.rows if r.role == "method"}
+    after = {r.cell_id for r in expand(load(tmp_path, **changes), named("d")).plan.rows
              if r.role == "method"}  # fmt: skip
     assert not before & after
 
 
 def test_other_data_under_the_same_name_is_another_cell(tmp_path):
     grid = load(tmp_path)
-    assert not set(expand(grid, "one").cells) & set(expand(grid, "two").cells)
+    assert not set(expand(grid, named("one")).cells) & set(expand(grid, named("two")).cells)
 
 
 def test_names_and_descriptions_do_not_change_a_cell(tmp_path):
     renamed = load(tmp_path, description="other words")
-    assert set(expand(renamed, "d").cells) == set(expand(load(tmp_path), "d").cells)
+    assert set(expand(renamed, named("d")).cells) == set(expand(load(tmp_path), named("d")).cells)
 
 
 def test_an_int_written_for_a_float_is_the_same_cell(tmp_path):
     one = load(tmp_path, methods=[{"soft_logits": {"temperature": 4}}])
-    assert set(expand(one, "d").cells) == set(expand(load(tmp_path), "d").cells)
+    assert set(expand(one, named("d")).cells) == set(expand(load(tmp_path), named("d")).cells)
 
 
 @pytest.mark.parametrize(
@@ -186,3 +190,56 @@ def test_narrowing_keeps_the_rows_of_the_grid(tmp_path):
         narrow(grid, ["fitnets"])
     with pytest.raises(GridError, match="teacher:student"):
         narrow(grid, pairs=["cnn6"])
+
+
+# --- transfer, joint forms, tuned values ---------------------------------------------------------
+
+SOURCE = {"data": {"source": "digits", "classes": 5},
+          "source": {"data": {"classes": [5, 6, 7, 8, 9]}, "recipe": {"epochs": 9}},
+          "methods": ["transfer", "soft_logits"]}  # fmt: skip
+
+
+def test_a_source_is_trained_by_the_students_own_architecture(tmp_path):
+    cells = expand(load(tmp_path, **SOURCE), lambda data: str(data.classes)).cells.values()
+    transfer = [c for c in cells if c.method == "transfer"]
+    assert len(transfer) == 2
+    for cell in transfer:
+        assert cell.teacher is None
+        assert cell.source.model == cell.model == "cnn4"
+        assert cell.source.data.classes == (5, 6, 7, 8, 9)
+        assert cell.source.recipe.epochs == 9
+        assert cell.source.id in {c.id for c in cells}
+    assert all(c.source is None for c in cells if c.method != "transfer")
+
+
+def test_a_source_of_another_architecture_is_refused(tmp_path):
+    crossed = {**SOURCE, "source": {**SOURCE["source"], "model": "cnn8"}}
+    with pytest.raises(GridError, match="own architecture; got cnn8 for cnn4"):
+        load(tmp_path, **crossed)
+
+
+def test_any_feature_method_takes_soft_logits_beside_it(tmp_path):
+    joint = {"fitnet": {"with_soft_logits": True, "stage2": "ce"}}
+    grid = load(tmp_path, methods=[joint, {"fitnet": {"stage2": "ce"}}])
+    labels = [m.label for m in grid.methods]
+    assert labels == ["fitnet + soft_logits (stage2=ce)", "fitnet (stage2=ce)"]
+    methods = [r for r in expand(grid, named("d")).plan.rows if r.role == "method"]
+    assert len({r.cell_id for r in methods}) == 4
+    for refused in ("soft_logits", "student"):
+        with pytest.raises(GridError, match="with_soft_logits"):
+            load(tmp_path, methods=[{refused: {"with_soft_logits": True}}])
+
+
+def test_tuned_values_change_the_cell_but_not_the_label(tmp_path):
+    plain = load(tmp_path)
+    tuned = load(tmp_path, tuned={"soft_logits": {"temperature": 2}})
+    assert [m.label for m in tuned.methods] == [m.label for m in plain.methods]
+    ids = [{r.cell_id for r in expand(g, named("d")).plan.rows if r.role == "method"}
+           for g in (plain, tuned)]  # fmt: skip
+    assert not ids[0] & ids[1]
+    for wrong, word in (
+        ({"soft_logit": {}}, "soft_logits"),
+        ({"soft_logits": {"t": 1}}, "methods.0"),
+    ):
+        with pytest.raises(GridError, match=word):
+            load(tmp_path, tuned=wrong)

@@ -16,7 +16,7 @@ from bench.grid import Expansion
 from bench.launch.job import Job, Report, Setting, plan_jobs, unfinished
 from bench.launch.local import run_here, run_processes
 from bench.launch.progress import Display
-from bench.record import FAILED, Store, write_atomically
+from bench.record import Store, write_atomically
 from bench.tracking import Mirror, TrackingError, first_rows, mirror_all
 from bench.workdir import WorkDir
 
@@ -138,8 +138,3 @@ class _Mirroring:
     def finish(self) -> None:
         """Sends what is left: records of cells that came to one without training."""
         self._timed(self._send_all)
-
-
-def exit_code(counts: dict[str, int]) -> int:
-    """0 if no cell failed and none is missing, else 1."""
-    return 1 if counts.get(FAILED, 0) or counts.get("not run", 0) else 0

@@ -6,9 +6,13 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.cell import Cell
+from bench.cell import Cell, DataSpec
 from bench.record import FAILED, FINISHED, Store
+
+if TYPE_CHECKING:
+    from bench.data.dataset import DataSet
 
 Report = Callable[[str, int, int, float | None], None]
 
@@ -35,6 +39,46 @@ class Setting:
     provenance: dict[str, object] = field(default_factory=dict)
 
 
+class Library:
+    """Data sets by what cells ask for, each decoded and hashed once per process."""
+
+    def __init__(self, data_root: Path | None, cache: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            data_root: where the user keeps data sets; None for nowhere.
+            cache: folder of decoded data sets.
+        """
+        self.data_root, self.cache = data_root, cache
+        self._sets: dict[str, DataSet] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def read(self, spec: DataSpec) -> DataSet:
+        """The decoded data set; `DataError` if it is missing or at fault."""
+        from bench.data.sources import load
+
+        key = self._key(spec)
+        if key not in self._sets:
+            self._sets[key] = load(
+                spec.source, data_root=self.data_root, cache=self.cache, size=spec.size,
+                classes=spec.classes,
+            )  # fmt: skip
+        return self._sets[key]
+
+    def fingerprint(self, spec: DataSpec) -> str:
+        """The hash of its content."""
+        from bench.data.dataset import fingerprint
+
+        key = self._key(spec)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = fingerprint(self.read(spec))
+        return self._fingerprints[key]
+
+    @staticmethod
+    def _key(spec: DataSpec) -> str:
+        return repr((spec.source, spec.size, spec.classes))
+
+
 @dataclass(frozen=True)
 class Job:
     """Cells that train side by side, and the finished cell that teaches them, if any."""
@@ -43,9 +87,9 @@ class Job:
     teacher: Cell | None
 
     @property
-    def epochs(self) -> int:
-        """Epochs times students: a rough size."""
-        return sum(cell.recipe.epochs for cell in self.cells)
+    def needs(self) -> list[Cell]:
+        """The cells that must be finished before: the teacher, sources; each once."""
+        return list({need.id: need for cell in self.cells for need in cell.needs}.values())
 
 
 def plan_jobs(cells: Iterable[Cell], workers: int) -> list[Job]:
@@ -60,7 +104,7 @@ def plan_jobs(cells: Iterable[Cell], workers: int) -> list[Job]:
         workers: how many jobs can run at once.
     """
     cells = list(cells)
-    teaching = {cell.teacher.id for cell in cells if cell.teacher is not None}
+    teaching = {need.id for cell in cells for need in cell.needs}
     jobs = [Job((cell,), None) for cell in cells if cell.id in teaching]
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted((c for c in cells if c.id not in teaching), key=lambda c: c.teacher is None):
@@ -84,7 +128,6 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     """Trains a job's cells in this process; every one of them has a record afterwards."""
     import torch
 
-    from bench.data.sources import load
     from bench.train.cohort import CELL_FAULTS, Cohort, fail, load_teacher
     from bench.train.device import pick_device, set_numerics
     from bench.train.stream import open_stream
@@ -93,12 +136,10 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     device = pick_device(setting.device)
     store, cell = Store(setting.store), job.cells[0]
     set_numerics(cell)
-    data = load(
-        cell.data.source, data_root=setting.data_root, cache=setting.cache,
-        size=cell.data.size, classes=cell.data.classes,
-    )  # fmt: skip
     try:
-        stream = open_stream(cell, data, device)
+        library = Library(setting.data_root, setting.cache)
+        statistics = library.read(cell.source.data) if cell.source else None
+        stream = open_stream(cell, library.read(cell.data), device, statistics)
         teacher = load_teacher(job.teacher, store, stream, device) if job.teacher else None
     except CELL_FAULTS as error:
         for cell in job.cells:

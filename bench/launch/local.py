@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.queues import Queue
 
+from bench.cell import Cell
 from bench.launch.job import Job, Report, Setting, run_job
 from bench.record import FAILED, FINISHED, Store
 from bench.train.cohort import unfinished
@@ -27,7 +28,7 @@ def run_here(jobs: Sequence[Job], setting: Setting, report: Report) -> Iterator[
     """
     store = Store(setting.store)
     for planned in jobs:
-        for job in without_lost_teacher(planned, store, setting):
+        for job in without_lost_needs(planned, store, setting):
             if job.cells:
                 run_job(job, setting, report)
         yield planned
@@ -80,7 +81,7 @@ class _Crew:
                 if len(self.running) == len(self.devices):
                     break
                 waiting.remove(job)
-                for part in without_lost_teacher(job, self.store, self.setting):
+                for part in without_lost_needs(job, self.store, self.setting):
                     if part.cells:
                         self.running[self.pool.submit(_work, part)] = part
                     else:
@@ -96,7 +97,7 @@ class _Crew:
                 waiting[:0] = self._after_death()
 
     def _ready(self, job: Job) -> bool:
-        return job.teacher is None or self.store.read(job.teacher.id) is not None
+        return all(self.store.read(need.id) is not None for need in job.needs)
 
     def _after_death(self) -> list[Job]:
         """Opens a new pool; gives back the jobs that were under way, those left to try."""
@@ -130,22 +131,28 @@ class _Crew:
         self.events.close()
 
 
-def without_lost_teacher(job: Job, store: Store, setting: Setting) -> list[Job]:
-    """The job, or what is left of it if its teacher failed: cells that need none.
+def without_lost_needs(job: Job, store: Store, setting: Setting) -> list[Job]:
+    """The job, or what is left of it if a teacher or source failed: cells that do not need it.
 
-    The others are recorded as failed here, naming the teacher.
+    The others are recorded as failed here, naming what they needed.
     """
-    if job.teacher is None:
-        return [job]
-    found = store.read(job.teacher.id)
-    if found is not None and found.status == FINISHED:
-        return [job]
-    reason = found.error if found is not None else "it has no record"
+    lost = {need.id: need for need in job.needs if not _finished(need, store)}
+    kept = [cell for cell in job.cells if not any(need.id in lost for need in cell.needs)]
     for cell in job.cells:
-        if cell.teacher is not None:
-            error = f"TeacherFailed: teacher {job.teacher} did not finish: {reason}"
+        for need in (need for need in cell.needs if need.id in lost):
+            found = store.read(need.id)
+            reason = found.error if found is not None else "it has no record"
+            error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
             store.write(unfinished(cell, FAILED, error, setting.provenance))
-    return [Job(tuple(cell for cell in job.cells if cell.teacher is None), None)]
+            break
+    if not lost:
+        return [job]
+    return [Job(tuple(kept), job.teacher if any(cell.teacher for cell in kept) else None)]
+
+
+def _finished(cell: Cell, store: Store) -> bool:
+    found = store.read(cell.id)
+    return found is not None and found.status == FINISHED
 
 
 # --- inside a worker -----------------------------------------------------------------------------

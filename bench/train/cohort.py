@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from bench.cell import Cell
-from bench.method import NotApplicable, Shapes, View
+from bench.method import NotApplicable, Selection, Shapes, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
 from bench.record import (
@@ -34,6 +35,7 @@ from bench.seeds import derive
 from bench.train.device import conditions, set_numerics
 from bench.train.engine import Student, make_student
 from bench.train.evaluate import accuracy, predictions
+from bench.train.evidence import example_images
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
 from methods import registry
@@ -61,14 +63,43 @@ def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device)
     Raises:
         ValueError: its weights are missing, damaged or of another network.
     """
+    network = build_network(cell, stream)
+    network.load_state_dict(read_weights(cell, store))
+    return Teacher(network, cell, device)
+
+
+def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
+    """What a finished cell saved.
+
+    Raises:
+        ValueError: the weights are missing or damaged.
+    """
     path = store.folder(cell.id) / "weights.safetensors"
     try:
-        weights = safetensors.torch.load(path.read_bytes())
+        return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"teacher {cell}: cannot read {path}: {error}") from None
-    network = build_network(cell, stream)
-    network.load_state_dict(weights)
-    return Teacher(network, cell, device)
+        raise ValueError(f"{cell}: cannot read {path}: {error}") from None
+
+
+def start_from_source(cell: Cell, network: Network, store: Store) -> None:
+    """Copies all parameters and buffers of the source's network but for the head.
+
+    Raises:
+        NotApplicable: the cell names no source.
+        ValueError: the source is of another architecture: parameters cannot move.
+    """
+    if cell.source is None:
+        raise NotApplicable("the grid names no source to start from; add `source:` to it")
+    if cell.source.model != cell.model:
+        raise ValueError(
+            f"transfer moves parameters, so source and target must be of one architecture; "
+            f"got {cell.source.model_name} for {cell.model_name}"
+        )
+    head = {f"head.{name}" for name in network.head.state_dict()}
+    weights = {k: v for k, v in read_weights(cell.source, store).items() if k not in head}
+    missing = network.load_state_dict(weights, strict=False)
+    if missing.unexpected_keys or set(missing.missing_keys) - head:
+        raise ValueError(f"{cell.source}: its weights are of another network than {cell}")
 
 
 Attempt = Callable[[list[Student], Callable[[], None]], None]
@@ -123,6 +154,8 @@ class Cohort:
         try:
             method = registry.build(cell.method, **cell.hyperparameters)
             network = build_network(cell, self.stream)
+            if method.starts_from == "source":
+                start_from_source(cell, network, self.store)
             shapes = tap_shapes(network, self.stream.image_shape)
             theirs = self._teacher_shapes if method.needs_teacher else None
             return make_student(
@@ -211,8 +244,7 @@ class Cohort:
         write_atomically(folder / "weights.safetensors", safetensors.torch.save(weights))
         files = {"weights": "weights.safetensors"}
         for stage, selection in student.selections.items():
-            files[f"selection_{stage}"] = f"selection_{stage}.json"
-            write_atomically(folder / files[f"selection_{stage}"], dump_json(selection.evidence))
+            files |= self._write_selection(folder, f"selection_{stage}", selection)
         cell, method = student.cell, student.method
         self.store.write(
             Record(
@@ -237,6 +269,16 @@ class Cohort:
                 files=files,
             )
         )
+
+    def _write_selection(self, folder: Path, name: str, selection: Selection) -> dict[str, str]:
+        """Writes what a selection was made by, and examples; returns the record's files."""
+        files = {name: f"{name}.json"}
+        write_atomically(folder / files[name], dump_json(selection.evidence))
+        train = self.stream.train
+        if images := example_images(selection, train.labels, train.raw_at):
+            files[f"{name}_images"] = f"{name}_images.safetensors"
+            write_atomically(folder / files[f"{name}_images"], safetensors.torch.save(images))
+        return files
 
     def _final(self, student: Student) -> dict[str, float]:
         curve = enumerate(student.curves["test_accuracy"], start=1)

@@ -23,6 +23,7 @@ from bench.method import (
     Selection,
     Shapes,
     Stage,
+    Transfer,
     View,
     in_float32,
     split_epochs,
@@ -42,6 +43,7 @@ class Sums:
     """Running sums of one epoch, on the device: nothing waits for them before the epoch ends."""
 
     task: Tensor
+    beside: Tensor
     transfer: Tensor
     correct: Tensor
     skipped: Tensor
@@ -51,8 +53,10 @@ class Sums:
     @classmethod
     def zero(cls, device: torch.device) -> Sums:
         """All zero."""
-        task, transfer, correct, skipped = torch.zeros(4, dtype=torch.float64, device=device)
-        return cls(task, transfer, correct, skipped)
+        task, beside, transfer, correct, skipped = torch.zeros(
+            5, dtype=torch.float64, device=device
+        )
+        return cls(task, beside, transfer, correct, skipped)
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Student:
     @property
     def taps(self) -> tuple[str, ...]:
         """What this stage reads of both networks."""
-        return (*self.stage.taps, *self.optional[self.stage.name])
+        return (*self.stage.all_taps, *self.optional[self.stage.name])
 
     @property
     def reads_teacher(self) -> bool:
@@ -134,10 +138,9 @@ class Student:
             self._position += 1
             self._stage_epoch = 0
             self._enter(clean_view, labels)
-        rate = learning_rate(self.cell.recipe, self._stage_epoch,
-                             self.stage_epochs[self._position], self.stage.lr_factor)  # fmt: skip
+        rate = learning_rate(self.cell.recipe, self._stage_epoch, self.stage_epochs[self._position])
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.sums = Sums.zero(self.device)
 
     def _enter(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
@@ -150,9 +153,17 @@ class Student:
             if stage.keep is not None:
                 self._select(stage.keep(self._table, labels))
         if not stage.needs_teacher and self.labelled is not None:
-            self.subset = self.labelled.nonzero().flatten()
+            # As many steps as with all images: the labelled ones come round more often.
+            known = self.labelled.nonzero().flatten()
+            self.subset = known.repeat(-(-len(labels) // len(known)))[: len(labels)]
         self._freeze()
-        self.optimiser = optimiser(self._trained(), self.cell.recipe)
+        parts = self._parts()
+        head_factor = stage.lr_factor if stage.head_lr_factor is None else stage.head_lr_factor
+        groups: dict[float, list[nn.Parameter]] = {}
+        for part in (part for part in parts if part in stage.trains):
+            factor = head_factor if part == "head" else stage.lr_factor
+            groups.setdefault(factor, []).extend(parts[part])
+        self.optimiser = optimiser(groups, self.cell.recipe)
 
     def _select(self, selection: Selection) -> None:
         self.selections[self.stage.name] = selection
@@ -203,13 +214,15 @@ class Student:
         stage = self.stage
         pair = self._look(images, labels, index, teacher)
         task = self._task(pair) if stage.task_weight > 0 else None
-        transfer = self._transfer(pair) if stage.transfer is not None else None
-        self._backward(task, transfer)
+        taught = self._hide_labels(pair)
+        beside = self._reduce(stage.beside, taught) if stage.beside is not None else None
+        transfer = self._reduce(stage.transfer, taught) if stage.transfer is not None else None
+        self._backward(task, beside, transfer)
         if stage.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._count(pair, task, transfer)
+        self._count(pair, task, beside, transfer)
         if last and stage.watch is not None:
             self._watch(pair)
 
@@ -229,10 +242,16 @@ class Student:
         each = cross_entropy(logits, labels, reduction="none")
         return (each * seen).sum() / seen.sum().clamp(min=1)
 
-    def _transfer(self, pair: Pair) -> Tensor:
-        assert self.stage.transfer is not None
+    def _hide_labels(self, pair: Pair) -> Pair:
+        """The pair as methods see it: -1 for a label that only the teacher could tell."""
+        if self.labelled is None:
+            return pair
+        return pair._replace(labels=pair.labels.where(self.labelled[pair.index], -1))
+
+    def _reduce(self, transfer: Transfer, pair: Pair) -> Tensor:
+        """A transfer loss of one batch as one number; samples without a finite one skipped."""
         pair, skip = _skippable(pair)
-        loss = self.stage.transfer(pair, self.connector)
+        loss = transfer(pair, self.connector)
         if loss.shape not in ((), pair.labels.shape):
             raise ValueError(
                 f"{self.cell.method}, stage {self.stage.name!r}: the transfer loss has shape "
@@ -247,10 +266,14 @@ class Student:
             return (loss * kept).sum() / kept.sum().clamp(min=1)
         return loss.mean()
 
-    def _backward(self, task: Tensor | None, transfer: Tensor | None) -> None:
+    def _backward(
+        self, task: Tensor | None, beside: Tensor | None, transfer: Tensor | None
+    ) -> None:
         weighted = []
         if task is not None:
             weighted.append(task if self.stage.task_weight == 1 else self.stage.task_weight * task)
+        if beside is not None:
+            weighted[0] = weighted[0] + self.stage.beside_weight * beside
         if transfer is not None:
             weighted.append(self.stage.weight_at(self.progress) * transfer)
         if self.stage.merge is None:
@@ -270,13 +293,17 @@ class Student:
         """Through the stage's epochs: 0.0 in the first, 1.0 in the last."""
         return self._stage_epoch / max(self.stage_epochs[self._position] - 1, 1)
 
-    def _count(self, pair: Pair, task: Tensor | None, transfer: Tensor | None) -> None:
+    def _count(
+        self, pair: Pair, task: Tensor | None, beside: Tensor | None, transfer: Tensor | None
+    ) -> None:
         sums = self.sums
         sums.steps += 1
         sums.seen += len(pair.labels)
         if task is not None:
             sums.task += task.detach()
             sums.correct += (pair.student.logits.detach().argmax(1) == pair.labels).sum()
+        if beside is not None:
+            sums.beside += beside.detach()
         if transfer is not None:
             sums.transfer += transfer.detach()
 
@@ -299,14 +326,18 @@ class Student:
             NonFiniteError: a loss or a weight is not finite.
         """
         task = self._mean(self.sums.task) if self.stage.task_weight > 0 else None
+        beside = self._mean(self.sums.beside) if self.stage.beside is not None else None
         transfer = self._mean(self.sums.transfer) if self.stage.transfer is not None else None
         self._check_finite(task)
         last = self.epochs_done + 1 == self.total_epochs
         due = last or (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0
-        weight = self.stage.weight_at(self.progress)
+        total = self.stage.task_weight * (task or 0) + self.stage.beside_weight * (beside or 0)
+        total += self.stage.weight_at(self.progress) * (transfer or 0)
         self._point("task_loss", task)
         self._point("transfer_loss", transfer)
-        self._point("train_loss", self.stage.task_weight * (task or 0) + weight * (transfer or 0))
+        self._point("train_loss", total)
+        if any(stage.beside is not None for stage in self.method.plan):
+            self._point("beside_loss", beside)
         self._point("learning_rate", self.optimiser.param_groups[0]["lr"])
         correct = self.sums.correct.item() / max(self.sums.seen, 1)
         self._point("train_accuracy", correct if task is not None else None)
@@ -384,6 +415,8 @@ def make_student(
     """
     if method.needs_teacher and teacher_shapes is None:
         raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
+    if labelled is not None and any(stage.keep is not None for stage in method.plan):
+        raise NotApplicable("the selection reads every label, and this grid shows only a part")
     theirs: Shapes = teacher_shapes if teacher_shapes is not None else {}
     if teacher_shapes is not None and theirs["logits"] != shapes["logits"]:
         raise ValueError(
@@ -406,4 +439,4 @@ def make_student(
 
 
 def _taps_of(method: Method) -> Iterator[tuple[str, str]]:
-    return ((stage.name, tap) for stage in method.plan for tap in stage.taps)
+    return ((stage.name, tap) for stage in method.plan for tap in stage.all_taps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,13 +11,21 @@ from torch import nn
 from bench.cell import Recipe
 
 
-def optimiser(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+def optimiser(
+    parameters: Mapping[float, Iterable[nn.Parameter]], recipe: Recipe
+) -> torch.optim.SGD:
     """Stochastic gradient descent without momentum history.
 
     Parameters that receive no gradient in a stage (None, not zero) are not moved, nor decayed.
+
+    Args:
+        parameters: factor of the learning rate -> the parameters that it holds for. The factor is
+            kept in the group's "factor".
+        recipe: momentum and weight decay.
     """
+    groups = [{"params": list(ps), "factor": f} for f, ps in parameters.items()]
     return torch.optim.SGD(
-        list(parameters),
+        groups,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -26,7 +34,7 @@ def optimiser(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim
     )
 
 
-def learning_rate(recipe: Recipe, epoch: int, epochs: int, factor: float = 1.0) -> float:
+def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     """The learning rate of one epoch of a stage.
 
     Args:
@@ -34,14 +42,13 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int, factor: float = 1.0) 
             of the stage's epochs. cosine: lr (1 + cos(pi e / E)) / 2. constant: lr.
         epoch: 0-based, within the stage.
         epochs: of the stage.
-        factor: the stage's own multiplier.
 
     Example:
         >>> recipe = Recipe(epochs=10, batch_size=8, learning_rate=1.0, milestones=(0.5, 0.8))
         >>> [round(learning_rate(recipe, e, 10), 2) for e in (0, 4, 5, 8)]
         [1.0, 1.0, 0.1, 0.01]
     """
-    rate = recipe.learning_rate * factor
+    rate = recipe.learning_rate
     if recipe.schedule == "cosine":
         return rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     if recipe.schedule == "multistep":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -62,13 +63,17 @@ def training_positions(spec: DataSpec, labels: Tensor) -> tuple[Tensor, Tensor |
     return kept[take_fraction(labels[kept], spec.fraction, spec.split_seed)], held
 
 
-def open_stream(cell: Cell, data: DataSet, device: torch.device) -> Stream:
+def open_stream(
+    cell: Cell, data: DataSet, device: torch.device, statistics: DataSet | None = None
+) -> Stream:
     """The batches and the test set of a cell and of all that share its stream.
 
     Args:
         cell: any of them.
         data: its data set, decoded.
         device: where the images are kept.
+        statistics: the set whose mean and deviation normalise the images; None for `data`. A
+            network that starts from a source's weights expects the source's.
 
     Raises:
         ValueError: a batch larger than the training set, or impossible fractions.
@@ -82,9 +87,12 @@ def open_stream(cell: Cell, data: DataSet, device: torch.device) -> Stream:
     plain = Augment(pad=0, padding="zeros", flip=False)
     # Channels last: 1.1 to 1.4 times faster steps of the small nets on a CPU core.
     shared = {
-        "mean": data.mean, "std": data.std, "seed": cell.seed, "device": device,
+        "mean": (statistics or data).mean,
+        "std": (statistics or data).std,
+        "seed": cell.seed,
+        "device": device,
         "channels_last": True,
-    }  # fmt: skip
+    }
     testing = Batches(*test, augment=plain, batch_size=EVALUATION_BATCH, drop_last=False, **shared)
     channels, height, width = images.shape[1:]
     return Stream(
@@ -101,7 +109,7 @@ def open_stream(cell: Cell, data: DataSet, device: torch.device) -> Stream:
     )  # fmt: skip
 
 
-def check_sizes(cells: Iterable[Cell], data: DataSet) -> None:
+def check_sizes(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> None:
     """Refuses a batch larger than its training set, before anything trains.
 
     Raises:
@@ -110,10 +118,35 @@ def check_sizes(cells: Iterable[Cell], data: DataSet) -> None:
     counts: dict[DataSpec, int] = {}
     for cell in cells:
         if cell.data not in counts:
-            counts[cell.data] = len(training_positions(cell.data, data.train_labels)[0])
+            labels = read(cell.data).train_labels
+            counts[cell.data] = len(training_positions(cell.data, labels)[0])
         batch, count = cell.recipe.batch_size, counts[cell.data]
         if cell.recipe.drop_last and batch > count:
             raise ValueError(
                 f"cell {cell}: recipe.batch_size {batch} is larger than its {count} training "
                 "images; choose a smaller batch, or recipe.drop_last=false"
             )
+
+
+def check_sources(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> None:
+    """Refuses a source whose training images hold test images of its target.
+
+    Raises:
+        ValueError: naming the cell and how many images both hold.
+    """
+    checked: set[tuple[DataSpec, DataSpec]] = set()
+    for cell in cells:
+        if cell.source is None or (cell.source.data, cell.data) in checked:
+            continue
+        checked.add((cell.source.data, cell.data))
+        seen = _hashes(read(cell.source.data).train_images)
+        shared = len(seen & _hashes(read(cell.data).test_images))
+        if shared:
+            raise ValueError(
+                f"cell {cell}: {shared} test images are among the training images of its source; "
+                "choose other classes or another set for source.data"
+            )
+
+
+def _hashes(images: Tensor) -> set[bytes]:
+    return {hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images}

@@ -1,0 +1,140 @@
+"""Choosing hyper-parameters: the same number of trials for every row, on held-out training images.
+
+The test set is never looked at: a part of the training images is held out, teachers and students
+train on the rest, and accuracy is measured on the held-out part. Seeds are others than a grid's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from bench.grid import Grid, MethodSpec
+from bench.record import FINISHED, Plan, Record
+from bench.seeds import derive
+from methods import registry
+
+FIRST_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one row.
+
+    Attributes:
+        row: the row's label in the grid.
+        chosen: the hyper-parameters that this trial sets, beyond the row's own.
+        spec: the method as it trains.
+    """
+
+    row: str
+    chosen: dict[str, Any]
+    spec: MethodSpec
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial came to: mean accuracy on the held-out images over its n cells."""
+
+    trial: Trial
+    accuracy: float | None
+    n: int
+    planned: int
+
+
+def trials_of(grid: Grid, count: int) -> list[Trial]:
+    """At most `count` trials for each row: its defaults, then draws from its search space.
+
+    The draws are without repetition and the same in every run. A space with fewer points than
+    `count` is searched whole.
+
+    Args:
+        grid: its rows; a row whose method has no search space has one trial.
+        count: the budget, equal for all rows.
+    """
+    found = []
+    for row in grid.methods:
+        space = registry.search_space(row.name)
+        free = {key: values for key, values in space.items() if key not in row.hyperparameters}
+        points = [dict(zip(free, v, strict=True)) for v in itertools.product(*free.values())]
+        defaults = registry.defaults(row.name)
+        others = [p for p in points if any(p[key] != defaults[key] for key in p)]
+        random.Random(derive(0, "trials", row.label)).shuffle(others)
+        for chosen in [{}, *others[: count - 1]]:
+            spec = MethodSpec(name=row.name, hyperparameters={**row.hyperparameters, **chosen})
+            found.append(Trial(row.label, chosen, spec))
+    return found
+
+
+def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: float) -> Grid:
+    """The grid whose cells are the trials.
+
+    A student's share of the images grows so that it trains on as many as in `grid`.
+
+    Args:
+        grid: what is tuned for.
+        trials: from `trials_of`.
+        seeds: how many, from `FIRST_SEED`.
+        validation: part of the training images held out.
+    """
+    share = min(1.0, grid.data.fraction / (1 - validation))
+    data = grid.data.model_copy(update={"validation": validation, "fraction": share})
+    unique = {trial.spec.label: trial.spec for trial in trials}
+    return grid.model_copy(
+        update={
+            "name": f"{grid.name}-tuning",
+            "description": f"Hyper-parameters for {grid.name}, on {validation:.0%} held out.",
+            "data": data,
+            "methods": tuple(unique.values()),
+            "seeds": tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+            "tuned": {},
+        }
+    )
+
+
+def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) -> list[Result]:
+    """Each trial's mean accuracy over pairs and seeds; None if any of its cells failed."""
+    results = []
+    for trial in trials:
+        cells = [row.cell_id for row in plan.rows if row.label == trial.spec.label]
+        done = [records[i] for i in cells if i in records and records[i].status == FINISHED]
+        whole = bool(cells) and len(done) == len(cells)
+        mean = sum(r.final["last_accuracy"] for r in done) / len(done) if whole else None
+        results.append(Result(trial, mean, len(done), len(cells)))
+    return results
+
+
+def best(results: Sequence[Result]) -> dict[str, Result]:
+    """Row -> its best trial; among equals the first, so that the defaults win a tie."""
+    chosen: dict[str, Result] = {}
+    for result in results:
+        held = chosen.get(result.trial.row)
+        if (result.accuracy or 0.0) > (held.accuracy or 0.0 if held else 0.0):
+            chosen[result.trial.row] = result
+    return chosen
+
+
+def to_yaml(chosen: Mapping[str, Result]) -> str:
+    """The grid's `tuned` field: what differs from the defaults, by row."""
+    values = {row: result.trial.chosen for row, result in chosen.items() if result.trial.chosen}
+    return yaml.safe_dump({"tuned": values}, sort_keys=False, allow_unicode=True)
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """Every trial, as evidence: row, what it set, accuracy in [0, 1], n cells."""
+    winners = {id(result) for result in best(results).values()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "chosen", "validation_accuracy", "n", "planned", "best"])
+    for result in results:
+        chosen = "; ".join(f"{k}={v}" for k, v in result.trial.chosen.items()) or "defaults"
+        mark = "yes" if id(result) in winners else "no"
+        writer.writerow([result.trial.row, chosen, result.accuracy, result.n, result.planned, mark])
+    return text.getvalue()

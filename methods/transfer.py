@@ -1,0 +1,50 @@
+"""Transfer learning: the same architecture, trained on a source first. No teacher."""
+
+from __future__ import annotations
+
+from bench.method import PARTS, Method, Stage
+from methods._checks import above_zero
+
+SOURCE = """\
+Baseline: parameter transfer as in Yosinski, Clune, Bengio, Lipson: How transferable are features \
+in deep neural networks?, NIPS 2014.
+Deviations: all layers but the classifier move; the learning rate of what moved is a tenth of the \
+recipe's by default."""
+
+SEARCH = {"trunk_lr_factor": [0.01, 0.1, 0.3, 1.0]}
+"""What tuning tries."""
+
+
+def method(*, trunk_lr_factor: float = 0.1, freeze_trunk: bool = False) -> Method:
+    """Starts from the weights of the cell's source training, then trains on the target's labels.
+
+    All parameters and buffers but the classifier's are copied; L = CE(z_s, y), one stage, a fresh
+    optimiser. Parameters move only between equal architectures, so another one is refused.
+
+    Args:
+        trunk_lr_factor: of the recipe's learning rate for the copied layers; the new classifier
+            has the recipe's own.
+        freeze_trunk: trains the classifier alone (linear probe).
+
+    Raises:
+        ValueError: a factor not above 0.
+
+    Source:
+        Yosinski, Clune, Bengio, Lipson: How transferable are features in deep neural networks?,
+        NIPS 2014.
+
+    Example:
+        >>> method(freeze_trunk=True).plan[0].trains
+        frozenset({'head'})
+        >>> method().starts_from, method().needs_teacher
+        ('source', False)
+    """
+    above_zero("transfer", trunk_lr_factor=trunk_lr_factor)
+    stage = Stage(
+        name="finetune",
+        share=1.0,
+        trains=frozenset({"head"}) if freeze_trunk else PARTS,
+        lr_factor=trunk_lr_factor,
+        head_lr_factor=1.0,
+    )
+    return Method(category="baseline", source=SOURCE, plan=(stage,), starts_from="source")
