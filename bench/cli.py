@@ -243,8 +243,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     outcome, expansion = _train(options, prepared, prepared.grid)
     plan = expansion.plan
-    _print_tables(work, plan, work.store.read_all(plan.cell_ids()))
-    _mirror_tables(work, plan)
+    files = _render(work, plan, work.store.read_all(plan.cell_ids()))
+    _mirror_tables(work, plan, files)
     _say_outcome(outcome)
     return exit_code(outcome.counts)
 
@@ -282,16 +282,22 @@ def _devices(device: str, workers: int | None) -> list[str]:
     return [gpus[i % len(gpus)] for i in range(count)]
 
 
-def _print_tables(work: WorkDir, plan: Plan, records: dict[str, Record]) -> None:
+def _render(work: WorkDir, plan: Plan, records: dict[str, Record]) -> list[Path]:
+    """Writes and prints the tables, draws the figures; returns what was written."""
+    from bench.report.selection import write_selection_figures
     from bench.report.summary import write_summary
 
-    print(write_summary(plan, records, work.grid(plan.name)))
+    folder = work.grid(plan.name)
+    print(write_summary(plan, records, folder))
+    figures = write_selection_figures(plan, records, work.store.root, folder / "figures")
+    if figures:
+        print(f"figures: {folder / 'figures'}")
+    return [folder / "summary.md", folder / "summary.csv", folder / "cells.csv", *figures]
 
 
-def _mirror_tables(work: WorkDir, plan: Plan) -> None:
+def _mirror_tables(work: WorkDir, plan: Plan, files: list[Path]) -> None:
     from bench.tracking import Mirror, TrackingError
 
-    files = [work.grid(plan.name) / name for name in ("summary.md", "summary.csv", "cells.csv")]
     try:
         Mirror(work.root, plan.name).send_summary(files)
     except TrackingError as error:
@@ -321,7 +327,7 @@ def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
     work = _work_dir(options)
     plan, records = _read(work, _grid_name(options.grid), options.origin)
-    _print_tables(work, plan, records)
+    _render(work, plan, records)
     return 0
 
 
@@ -331,13 +337,13 @@ def sync(options: argparse.Namespace) -> int:
 
     work = _work_dir(options)
     name = _grid_name(options.grid)
-    plan, _ = _read(work, name, "records")
+    plan, records = _read(work, name, "records")
     try:
         sent = mirror_all(Mirror(work.root, name), plan, work.store)
     except TrackingError as error:
         raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
+    _mirror_tables(work, plan, _render(work, plan, records))
     print(f"{sent} records sent")
-    _mirror_tables(work, plan)
     return 0
 
 

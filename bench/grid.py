@@ -423,8 +423,6 @@ def expand(grid: Grid, fingerprint: Fingerprint) -> Expansion:
         for row, cell in _rows(grid, data, pair, seed, fingerprint):
             cells.setdefault(cell.id, cell)
             rows[(str(row.axes), row.teacher, row.student, row.label, str(row.seed))] = row
-    for need in [need for cell in cells.values() for need in cell.needs]:
-        cells.setdefault(need.id, need)  # a source has no row of its own
     ordered = sorted(cells.values(), key=lambda cell: bool(cell.needs))
     plan = record.Plan(
         name=grid.name,
@@ -473,6 +471,8 @@ def _rows(
 
     yield row("teacher", "teacher", "student", "baseline", teacher), teacher
     yield row("student", "student", "student", "baseline", student), student
+    if source is not None:
+        yield row("source", "source", "student", "baseline", source), source
     for spec in grid.methods:
         if spec.name == "student":
             continue

@@ -78,7 +78,8 @@ class Row:
     Several rows may name one cell: the plain student is the same whoever the teacher would be.
 
     Attributes:
-        role: "teacher", "student" (the baseline) or "method".
+        role: "teacher", "student" (the baseline), "method", or "source" (what transfer learning
+            starts from; it has no row in a table).
         label: the row's name in tables: the method, with hyper-parameters that differ from its
             defaults.
         method: the method's name; "student" for baselines and teachers.

@@ -232,8 +232,8 @@ def run_name(row: Row) -> str:
     """
     if row.role == "teacher":
         return f"{row.teacher}/teacher/{row.seed}"
-    if row.role == "student":
-        return f"{row.student}/student/{row.seed}"
+    if row.role in ("student", "source"):
+        return f"{row.student}/{row.role}/{row.seed}"
     return f"{row.teacher}>{row.student}/{row.label}/{row.seed}"
 
 

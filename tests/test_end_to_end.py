@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -253,3 +254,20 @@ def test_a_damaged_record_counts_as_not_run(tmp_path):
 def test_the_cifar_grid_holds_the_published_pairs():
     assert {p.teacher for p in load_grid("cifar100").all_pairs} >= {"resnet32x4", "wrn_40_2"}
     assert len(load_grid("cifar100").all_pairs) == 13
+
+
+def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
+    words = [*SMOKE, "--work-dir", str(tmp_path), "--workers", "2", "recipe.epochs=100000"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+    ) as coordinator:  # fmt: skip
+        assert coordinator.stdout is not None
+        while "epochs" not in (line := coordinator.stdout.readline()):
+            assert line, "it ended before its workers reported an epoch"
+        workers = [p for p in psutil.Process(coordinator.pid).children() if "spawn_main" in
+                   " ".join(p.cmdline())]  # fmt: skip
+        assert len(workers) == 2
+        coordinator.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -163,8 +165,17 @@ _send: Callable[..., None] = print
 
 def _start_worker(setting: Setting, free: Queue, events: Queue) -> None:
     global _setting, _send
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _setting = replace(setting, device=free.get())
     _send = lambda *event: events.put(event)  # noqa: E731
+
+
+def _end_with_parent() -> None:
+    """A coordinator that is killed cannot stop its workers: each watches for its end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: Job) -> None:

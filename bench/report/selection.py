@@ -69,7 +69,7 @@ def draw_selection(evidence: Evidence, images: Images | None, title: str) -> Fig
         )
     images = images or {}
     labels = [k for k in evidence["shown_classes"] if {f"{k}.kept", f"{k}.dropped"} & {*images}]
-    heights = [4.7, *([0.4 + 0.82 * len(labels)] if labels else [])]
+    heights = [4.9, *([0.4 + 0.82 * len(labels)] if labels else [])]
     with rc_context(STYLE):
         figure = Figure(figsize=(13, sum(heights) + 0.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -103,33 +103,21 @@ def _draw_maps(before: Axes, after: Axes, evidence: Evidence) -> None:
     plane = evidence["map"]
     x, y, labels = (np.array(plane[key]) for key in ("x", "y", "labels"))
     kept = np.isin(plane["images"], evidence["indices"])
+    # Fewer, larger marks; many, smaller ones that do not hide each other.
     size = float(np.clip(9000 / max(len(x), 1), 5, 26))
-    bitmap = len(x) > VECTORS
-    crosses: dict[str, Any] = {
-        "marker": "X",
-        "edgecolors": INK,
-        "linewidths": 0.7,
-        "s": 2 * size + 14,
-    }
+    large = float(np.clip(5000 / max((~kept).sum(), 1), 12, 50))
+    shared: dict[str, Any] = {"rasterized": len(x) > VECTORS, "alpha": 0.8}
+    crosses: dict[str, Any] = {"marker": "X", "edgecolors": INK, "linewidths": large**0.5 / 10}
     for label, colour, form in zip(evidence["shown_classes"], COLOURS, FORMS, strict=False):
         own = labels == label
-        points: dict[str, Any] = {
-            "color": colour,
-            "marker": form,
-            "s": size,
-            "linewidths": 0,
-            "alpha": 0.75,
-        }
+        points: dict[str, Any] = {"color": colour, "marker": form, "s": size, "linewidths": 0}
         for axes in (before, after):
-            axes.scatter(
-                x[own & kept], y[own & kept], label=f"class {label}", **points, rasterized=bitmap
-            )
-        before.scatter(
-            x[own & ~kept], y[own & ~kept], color=colour, zorder=3, **crosses, rasterized=bitmap
-        )
-    before.scatter([], [], color="none", label="dropped", **{**crosses, "s": 40})
-    sample = "" if len(x) == plane["of"] else f" (sample: {len(x):,} of {plane['of']:,})"
-    before.set_title(f"Teacher's embedding{sample}, × dropped", loc="left")
+            axes.scatter(x[own & kept], y[own & kept], label=f"class {label}", **points, **shared)
+        gone = x[own & ~kept], y[own & ~kept]
+        before.scatter(*gone, color=colour, zorder=3, s=large, **crosses, **shared)
+    before.scatter([], [], color="none", label="dropped", s=40, **crosses)
+    of = "" if len(x) == plane["of"] else f" (a sample, {len(x):,} of {plane['of']:,})"
+    before.set_title(f"Teacher's embedding{of}", loc="left")
     after.set_title("The same, kept images alone", loc="left")
     for axes in (before, after):
         _frame(axes, x, y, plane["variance"])
@@ -174,6 +162,7 @@ def _draw_costs(axes: Axes, evidence: Evidence) -> None:
     beyond = f"; the last bin holds all above {borders[-2]:g}" if kept[-1] + dropped[-1] else ""
     axes.set(xlim=(borders[0], right), ylim=(0, 1.05 * tallest),
              xlabel=f"cost of keeping, U1{beyond}", ylabel="images")  # fmt: skip
+    axes.set_box_aspect(1)
     axes.set_title("Cost of keeping an image, all classes", loc="left")
     axes.legend(fontsize=8, frameon=False)
 
@@ -227,7 +216,7 @@ class _Drawing(NamedTuple):
 def write_selection_figures(
     plan: Plan, records: Mapping[str, Record], store_root: Path, folder: Path
 ) -> list[Path]:
-    """Draws the selections of every pair and row, each at its first seed that has one.
+    """Draws the selections of every teacher and row, each at the first pair and seed with one.
 
     A cell whose files are not in the store (results read from MLflow alone, say) and evidence
     without what a figure needs (`NEEDED`) have no figure.
@@ -258,14 +247,16 @@ def write_selection_figures(
 
 
 def _drawings(plan: Plan, records: Mapping[str, Record], root: Path) -> Iterator[_Drawing]:
+    done: set[tuple[str, str, str, str]] = set()
     for key, rows in group_by_pair(plan).items():
-        done: set[str] = set()
         for row in rows:
             record = records.get(row.cell_id)
-            if row.label in done or record is None or record.status != FINISHED:
+            # What is dropped depends on the teacher alone: its other students drop the same.
+            drawn = (row.data, str(row.axes), row.teacher, row.label)
+            if drawn in done or record is None or record.status != FINISHED:
                 continue
             for drawing in _of_cell(key, row, record, root / row.cell_id):
-                done.add(row.label)
+                done.add(drawn)
                 yield drawing
 
 

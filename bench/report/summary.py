@@ -150,6 +150,12 @@ class Summary:
         return to_csv(Table(title=self.name, columns=PAIR_COLUMNS + COLUMNS, rows=rows))
 
 
+SOURCE_NOTE = (
+    "Transfer starts from a network trained on a source, whose epochs and images come on top of "
+    'the epochs shown; its own accuracy, on its own test set, is in cells.csv as "source".'
+)
+
+
 def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
     """The tables of a plan from the records there are.
 
@@ -184,13 +190,18 @@ def _axes_text(axes: Iterable[tuple[str, float]]) -> str:
 
 def pair_table(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) -> Table:
     """The table of one pair: teacher, student, then methods in the plan's order."""
-    groups = _groups(key, rows, records)
+    rows = list(rows)
+    groups = _groups(key, [row for row in rows if row.role != "source"], records)
     teacher, student = _baseline(groups, "teacher"), _baseline(groups, "student")
     return Table(
         title=key.title,
         columns=COLUMNS,
         rows=tuple(_row(group, teacher, student) for group in groups),
-        notes=(*(line for group in groups for line in group.failures()), *NOTES),
+        notes=(
+            *(line for group in groups for line in group.failures()),
+            *([SOURCE_NOTE] if any(row.role == "source" for row in rows) else []),
+            *NOTES,
+        ),
     )
 
 

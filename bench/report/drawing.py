@@ -1,0 +1,34 @@
+"""Figures that come out byte-equal for equal numbers: no global state, no date, no random ids.
+
+Text in an SVG stays text: a fifth of the size, and it can be searched.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from bench.record import write_atomically
+
+DPI = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches, which lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Writes `<stem>.svg` and `<stem>.png`; returns both paths."""
+    paths = []
+    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        content = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "kd-bench", "svg.fonttype": "none"}):
+            figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+        path = stem.with_name(f"{stem.name}.{kind}")
+        write_atomically(path, content.getvalue())
+        paths.append(path)
+    return paths

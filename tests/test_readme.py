@@ -1,0 +1,58 @@
+"""What README shows is what works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from lessons import Lesson, cell
+
+from bench.cli import COMMANDS
+from bench.grid import Grid, check_names, grid_names
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_method_of_the_readme_trains():
+    (code,) = blocks("python")
+    namespace: dict[str, object] = {}
+    exec(compile(code, "logit_matching.py", "exec"), namespace)
+    loss = namespace["logit_matching_loss"]
+    found = loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
+    assert found.tolist() == [2.5]  # (1 + 4) / 2
+    lesson = Lesson(cell("soft_logits"), method=namespace["method"](weight=0.5))
+    for _ in range(4):
+        lesson.epoch()
+    losses = lesson.student.curves["transfer_loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_the_grid_of_the_readme_is_valid():
+    (text,) = blocks("yaml")
+    check_names(Grid(**yaml.safe_load(text), name="mine"))
+
+
+def test_the_readme_names_commands_and_grids_that_exist():
+    for command in re.findall(r"run_all\.py (\w+)", README):
+        assert command in COMMANDS, command
+    rows = re.findall(r"^\| (`[\w-]+`(?:, `[\w-]+`)*) \| ", README, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+    assert set(grid_names()) <= named
+
+
+def test_the_table_of_the_readme_is_the_committed_one():
+    summary = (ROOT / "results/digits/summary.md").read_text(encoding="utf-8")
+    section = summary[summary.index("cnn32 -> cnn8") :]
+    for line in README.splitlines():
+        if "±" in line and line.startswith("| "):
+            name, _, *numbers = (part.strip() for part in line.strip("|").split("|"))
+            row = next(r for r in section.splitlines() if r.startswith(f"| {name} "))
+            for number in numbers:
+                assert f" {number} " in row, (name, number)
