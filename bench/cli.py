@@ -398,9 +398,23 @@ def _no_options(parser: argparse.ArgumentParser) -> None:
     """For commands without options."""
 
 
+def profile(options: argparse.Namespace) -> int:
+    """Measures what each method's loss and step cost, each method by itself."""
+    from bench.cost import command
+
+    return command.run(options)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    from bench.cost import command
+
+    command.add_options(parser)
+
+
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str]] = {
     "run": (run, _add_run, "train what is unfinished of a grid, then print its tables"),
     "tune": (tune, _add_tune, "choose hyper-parameters on held-out training images"),
+    "profile": (profile, _add_profile, "measure what each method costs, by itself"),
     "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
     "sync": (sync, _add_grid, "send to MLflow the records that it lacks"),
     "list": (list_all, _no_options, "methods, models, data sets and grids, with their options"),

@@ -284,7 +284,8 @@ def _params(record: Record) -> list[Any]:
             flat |= {f"{name}.{inner}": v for inner, v in value.items()}
         else:
             flat[name] = value
-    flat["category"] = record.category
+    flat |= {"category": record.category, "student": flat.get("model")}
+    flat["teacher"] = flat.get("teacher.model", "none")
     return [Param(name, str(value)[:6000]) for name, value in flat.items()]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+from functools import cache
+from importlib import import_module
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import safetensors.torch
@@ -219,3 +222,67 @@ def test_what_is_saved_is_the_student_alone(name, tmp_path):
     assert record.final["parameters"] == sum(
         p.numel() for p in zoo.build("cnn2", 4, (1, 8, 8)).parameters()
     )
+
+
+# --- every hyper-parameter does something ---------------------------------------------------------
+
+# Hyper-parameters that count only beside another one's value.
+BESIDE = {
+    ("selective", "selection_seed"): {"selection": "random"},
+    ("selective", "unary"): {"keep": 0.5},
+    ("selective", "neighbours"): {"keep": 0.75},
+    ("selective", "pairwise"): {"keep": 0.75},
+    ("fitnet", "regressor_relu"): {"regressor": "conv"},
+}
+# Inner points exist only in networks whose stages have several blocks.
+NETWORKS = {("fsp", "points"): "resnet14"}
+
+
+def alternatives(name: str, key: str) -> list[object]:
+    """Other values of a hyper-parameter, from its default and its annotation."""
+    default = registry.defaults(name)[key]
+    if isinstance(default, bool):
+        return [not default]
+    if isinstance(default, int):
+        return [default + 1, max(default // 3, 1)]
+    if isinstance(default, float):
+        return [default * factor for factor in (0.01, 0.5, 2.0, 30.0)]
+    wanted = get_type_hints(import_module(f"methods.{name}").method)[key]
+    kinds = (wanted, *get_args(wanted))
+    options = [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
+    options += [True, False] * (bool in kinds)
+    if key == "points":
+        options += [["stage1"], ["stage1.pre"], ["stage1", "stage2"]]
+    return [v for v in options if v != default] or [0.3]
+
+
+@cache
+def trained(name: str, network: str, changes: str) -> bytes:
+    """The student's weights after its whole plan, for hyper-parameters given as JSON."""
+    lesson = Lesson(cell(name, network, network, hyperparameters=json.loads(changes)))
+    while not lesson.student.finished:
+        lesson.epoch()
+    state = lesson.student.network.state_dict()
+    return b"".join(state[key].numpy().tobytes() for key in sorted(state))
+
+
+# "connectors" off makes a pair of unequal widths not applicable: tested with the engine.
+HYPERPARAMETERS = [
+    (name, key) for name in METHODS for key in registry.defaults(name) if key != "connectors"
+]
+
+
+@pytest.mark.parametrize(("name", "key"), HYPERPARAMETERS)
+def test_every_hyper_parameter_changes_what_is_trained(name, key):
+    beside, network = BESIDE.get((name, key), {}), NETWORKS.get((name, key), "cnn2")
+    before, tried = trained(name, network, json.dumps(beside)), []
+    for value in alternatives(name, key):
+        changed = {**beside, key: value}
+        try:
+            registry.check(name, changed)
+        except ValueError:
+            continue  # out of its range
+        tried.append(value)
+        if trained(name, network, json.dumps(changed)) != before:
+            return
+    pytest.fail(f"{key}: none of {tried} changed a bit of the student")

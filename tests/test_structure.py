@@ -30,7 +30,16 @@ ALLOWED = {
         "bench.train", "bench.data", "bench.models", "bench.method", "bench.cell",
         "bench.record", "bench.seeds", "methods.registry",
     },
-    "bench.report": {"bench.report", "bench.record"},
+    "bench.report": {"bench.report", "bench.record", "bench.cost.record"},
+    "bench.cost": {
+        "bench.cost", "bench.train", "bench.models", "bench.method", "bench.cell",
+        "bench.record", "bench.seeds", "methods.registry",
+    },
+    "bench.cost.record": {"bench.record"},
+    "bench.cost.command": {
+        "bench.cost", "bench.data.sources", "bench.grid", "bench.launch.job", "bench.record",
+        "bench.report.cost", "bench.train.device", "bench.workdir",
+    },
     "methods": {"bench.method", "methods"},
 }  # fmt: skip
 FORBIDDEN_ABOVE = {"bench.cli", "bench.launch"}

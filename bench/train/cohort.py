@@ -143,10 +143,19 @@ class Cohort:
             while active := [s for s in students if not s.finished]:
                 failed = self._epoch(active)
                 students = [s for s in students if s not in failed]
-        self.provenance["nondeterministic"] = sorted({str(w.message).split(" ")[0] for w in caught
-                                                      if "determin" in str(w.message)})  # fmt: skip
+        self._sort_out(caught)
         for student in students:
             self._finish(student)
+
+    def _sort_out(self, caught: Sequence[warnings.WarningMessage]) -> None:
+        """Notes which operations had no deterministic form; passes other warnings on."""
+        texts = {str(w.message) for w in caught if "determin" in str(w.message)}
+        self.provenance["nondeterministic"] = sorted(text.split(" ")[0] for text in texts)
+        for warning in caught:
+            if str(warning.message) not in texts:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
 
     # --- admission ------------------------------------------------------------------------------
 

@@ -47,16 +47,17 @@ class Sums:
     transfer: Tensor
     correct: Tensor
     skipped: Tensor
+    clipped: Tensor
     steps: int = 0
     seen: int = 0
 
     @classmethod
     def zero(cls, device: torch.device) -> Sums:
         """All zero."""
-        task, beside, transfer, correct, skipped = torch.zeros(
-            5, dtype=torch.float64, device=device
+        task, beside, transfer, correct, skipped, clipped = torch.zeros(
+            6, dtype=torch.float64, device=device
         )
-        return cls(task, beside, transfer, correct, skipped)
+        return cls(task, beside, transfer, correct, skipped, clipped)
 
 
 @dataclass
@@ -219,7 +220,8 @@ class Student:
         transfer = self._reduce(stage.transfer, taught) if stage.transfer is not None else None
         self._backward(task, beside, transfer)
         if stage.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
+            norm = nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
+            self.sums.clipped += norm > stage.clip_norm
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self._count(pair, task, beside, transfer)
@@ -338,6 +340,9 @@ class Student:
         self._point("train_loss", total)
         if any(stage.beside is not None for stage in self.method.plan):
             self._point("beside_loss", beside)
+        if any(stage.clip_norm is not None for stage in self.method.plan):
+            clipped = self.sums.clipped.item() if self.stage.clip_norm is not None else None
+            self._point("clipped_steps", clipped)
         self._point("learning_rate", self.optimiser.param_groups[0]["lr"])
         correct = self.sums.correct.item() / max(self.sums.seen, 1)
         self._point("train_accuracy", correct if task is not None else None)

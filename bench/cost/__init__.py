@@ -1,0 +1,1 @@
+"""What methods cost: one method by itself, timed, counted and recorded."""

@@ -1,0 +1,177 @@
+"""Operations, bytes and memory of whatever runs inside a `with`, seen operator by operator.
+
+Nothing is estimated from the code of a loss: torch's dispatcher names every operator that runs,
+forward and backward, with its tensors.
+
+| kind | which operators | FLOP |
+|---|---|---|
+| matmul | products and convolutions | torch's own formulas; 1 multiply-add = 2 |
+| decomposition | eigh, svd | by formula, per m x n matrix with m >= n: 9 n^3; 14 m n^2 + 8 n^3 |
+| elementwise | all others that compute | 1 per element, times `PASSES` for those of several |
+| - | views, copies, lookups, random draws | 0 |
+
+An element is one of the largest tensor that the operator reads or writes; an exponential counts 1
+like an addition. Bytes are those of all tensors read and written, views apart: what would have to
+move if nothing were fused and nothing stayed in a cache, so an upper bound.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from bench.cost.record import Count
+
+_MOVES = """
+    arange cat clone constant_pad_nd copy_ diagonal_backward embedding empty empty_like
+    empty_strided fill_ flip full full_like gather index index_put index_put_ index_select
+    lift_fresh masked_fill masked_fill_ new_empty new_empty_strided new_full new_ones new_zeros
+    normal_ ones ones_like pixel_shuffle rand randn repeat roll scalar_tensor scatter
+    select_backward select_scatter set_ slice_backward slice_scatter split_with_sizes_copy stack
+    unbind_copy unfold_backward uniform_ zero_ zeros zeros_like _foreach_copy_ _foreach_zero_
+    _record_function_enter_new _record_function_exit _to_copy _unsafe_view
+"""
+MOVES = frozenset(_MOVES.split())
+"""Operators that compute nothing."""
+
+PASSES = {
+    "_softmax": 5,  # maximum, difference, exponential, sum, quotient
+    "_log_softmax": 5,
+    "_softmax_backward_data": 4,
+    "_log_softmax_backward_data": 4,
+    "native_batch_norm": 8,  # mean 1, variance 3, two to normalise, two to scale and shift
+    "cudnn_batch_norm": 8,
+    "native_batch_norm_backward": 11,
+    "cudnn_batch_norm_backward": 11,
+    "var": 3,
+    "var_mean": 4,
+    "std": 3,
+    "std_mean": 4,
+    "linalg_vector_norm": 2,
+    "mse_loss": 2,
+    "mse_loss_backward": 3,
+    "huber_loss": 5,
+    "huber_loss_backward": 4,
+    "addcmul": 3,
+    "_foreach_norm": 2,
+}
+"""Operations per element of operators that do several."""
+
+
+class CountingMode(TorchDispatchMode):
+    """Counts what runs inside it.
+
+    Example:
+        >>> with CountingMode() as counter:
+        ...     product = torch.ones(2, 3) @ torch.ones(3, 4)
+        >>> counter.count.matmul, counter.count.moved_bytes      # after filling 18 elements
+        (48, 176)
+    """
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        super().__init__()
+        self.count = Count()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs one operator and counts it."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and name != "_unsafe_view":
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+            flops = _flops(func, name, args, kwargs or {}, out, [*tensors, *results])
+            moved = sum(x.numel() * x.element_size() for x in (*tensors, *results))
+            self.count = Count(*map(sum, zip(self.count, (*flops, moved), strict=True)))
+        return out
+
+
+def _flops(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any,
+    tensors: list[Tensor],
+) -> tuple[int, int, int]:  # fmt: skip
+    """(matmul, elementwise, decomposition) of one operator."""
+    if func.overloadpacket in flop_registry:
+        return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)), 0, 0
+    if name in ("_linalg_eigh", "_linalg_svd"):
+        return 0, 0, _decomposition(name, args[0])
+    if name in MOVES or not tensors:
+        return 0, 0, 0
+    if name.startswith("_foreach"):
+        elements = sum(x.numel() for x in args[0])
+    else:
+        elements = max(x.numel() for x in tensors)
+    return 0, PASSES.get(name, 1) * elements, 0
+
+
+def _decomposition(name: str, matrices: Tensor) -> int:
+    long, short = max(matrices.shape[-2:]), min(matrices.shape[-2:])
+    each = 9 * short**3 if name == "_linalg_eigh" else 14 * long * short**2 + 8 * short**3
+    return each * (matrices.numel() // (long * short))
+
+
+class AllocationMode(TorchDispatchMode):
+    """Follows the tensors that operators make inside it, until they are freed.
+
+    Deterministic, and the same on every machine; an operator's own workspace is not seen.
+
+    Attributes:
+        live_bytes: of tensors made inside and still alive.
+        peak_bytes: the most that were alive at a time.
+
+    Example:
+        >>> with AllocationMode() as memory:
+        ...     for _ in range(3):
+        ...         kept = torch.ones(1000)               # the old one lives until the new is there
+        >>> memory.peak_bytes, memory.live_bytes
+        (8000, 4000)
+    """
+
+    def __init__(self) -> None:
+        """Nothing allocated yet."""
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._followed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs one operator and follows what it made."""
+        out = func(*args, **(kwargs or {}))
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            place, size = storage.data_ptr(), storage.nbytes()
+            if size and place not in given and place not in self._followed:
+                self._followed[place] = weakref.ref(storage, self._forget(place, size))
+                self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        return out
+
+    def _forget(self, place: int, size: int) -> Callable[[object], None]:
+        def freed(_: object) -> None:
+            del self._followed[place]
+            self.live_bytes -= size
+
+        return freed
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
