@@ -167,7 +167,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class Store:
-    """The folder of all cells' records: `<root>/<cell_id>/record.json` and the files beside it."""
+    """The folder of all cells: `<root>/<cell_id>/record.json` and the files beside it.
+
+    Beside it lie config.json (the resolved cell), weights.safetensors, and traceback.txt of a
+    failure.
+    """
 
     def __init__(self, root: Path) -> None:
         """Nothing is created before the first write."""
@@ -186,11 +190,16 @@ class Store:
 
     def write(self, record: Record) -> None:
         """Writes the record last, after its files: a record that is there is complete."""
-        write_atomically(self.folder(record.cell_id) / "record.json", record.to_json())
+        folder = self.folder(record.cell_id)
+        write_atomically(folder / "config.json", dump_json(record.cell))
+        if record.traceback:
+            write_atomically(folder / "traceback.txt", record.traceback)
+        write_atomically(folder / "record.json", record.to_json())
 
     def discard(self, cell_id: str) -> None:
         """Forgets a cell's record, so that it counts as not run."""
-        (self.folder(cell_id) / "record.json").unlink(missing_ok=True)
+        for name in ("record.json", "traceback.txt"):
+            (self.folder(cell_id) / name).unlink(missing_ok=True)
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
         """The records there are, by cell id, in the order asked."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.record import FAILED, FINISHED, Plan, Record, Row, Store, dump_json
+from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -96,8 +96,7 @@ class Mirror:
                 self._experiment, "mlflow.experimentKind", "custom_model_development"
             )
             run = self._summary_run()
-            with self._text_file("plan.json", plan.to_json()) as path:
-                self.client.log_artifact(run, str(path))
+            self.client.log_text(run, plan.to_json(), "plan.json")
 
     def send_summary(self, files: Iterable[Path]) -> None:
         """Puts tables and figures on the experiment's summary run."""
@@ -156,23 +155,9 @@ class Mirror:
             self._experiment, start_time=started, run_name=run_name(row), tags=_tags(record, row)
         ).info.run_id
         self.client.log_batch(run, metrics=_metrics(record, started or 0), params=_params(record))
-        for name in ("record.json", *record.files.values()):
-            self.client.log_artifact(run, str(folder / name))
-        texts = {"config.json": dump_json(record.cell), "traceback.txt": record.traceback}
-        for name, text in texts.items():
-            if text:
-                with self._text_file(name, text) as path:
-                    self.client.log_artifact(run, str(path))
+        self.client.log_artifacts(run, str(folder))  # in one call: each asks the store again
         self.client.set_terminated(run, status=STATUS.get(record.status, "FINISHED"))
         return run
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _text_file(name: str, text: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_text(text, encoding="utf-8")
-            yield path
 
     # --- reading back ---------------------------------------------------------------------------
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -271,3 +276,25 @@ def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
         coordinator.kill()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
+
+
+@pytest.mark.slow
+def test_the_ui_serves_the_experiment_on_loopback(work):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["ui", "--work-dir", str(work), "--port", str(port)]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            said = iter(server.stdout.readline, "")
+            assert any("startup complete" in line for line in said)
+            address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name"
+            query = urllib.parse.urlencode({"experiment_name": "kd-bench/smoke"})
+            with urllib.request.urlopen(f"{address}?{query}", timeout=30) as answer:
+                assert json.load(answer)["experiment"]["name"] == "kd-bench/smoke"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
