@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 # Raised when a change of the harness changes the numbers of unchanged cells: old records are then
 # other cells, and nothing mixes.
@@ -22,7 +22,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 class Spec(BaseModel):
     """A frozen model that accepts no unknown field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSpec(Spec):
@@ -45,7 +45,9 @@ class DataSpec(Spec):
 
     source: str
     size: Annotated[int, Field(ge=4)] | None = None
-    classes: Annotated[int, Field(ge=2)] | tuple[str | int, ...] | None = None
+    classes: Annotated[int, Field(ge=2, strict=True)] | tuple[StrictStr | StrictInt, ...] | None = (
+        None
+    )
     pad: Annotated[int, Field(ge=0)] = 4
     padding: Literal["zeros", "reflect"] = "zeros"
     flip: bool = True
@@ -98,6 +100,7 @@ class Cell(Spec):
         model: a name of `bench.models.zoo`, or a mapping that it builds from.
         fingerprint: hash of the decoded images and labels, so that the same name on other files
             is another cell.
+        code: digest of the method's code: edited, it is another method.
         hyperparameters: the method's, complete.
         teacher: the cell whose network teaches; None for a baseline or a teacher.
         source: the cell whose trunk the weights start from (transfer learning); else None.
@@ -107,6 +110,7 @@ class Cell(Spec):
     data: DataSpec
     fingerprint: str
     method: str
+    code: str
     hyperparameters: dict[str, Any]
     recipe: Recipe
     seed: int

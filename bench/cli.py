@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command, options = parse(words)
         return command(options)
-    except UsageError as error:
+    except (UsageError, OSError) as error:
+        # A full disk or a folder that cannot be written: finished cells have their records.
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -156,7 +157,7 @@ def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in _names(text):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
         numbers += range(int(first), int(last or first) + 1)
     if not numbers:
@@ -182,7 +183,7 @@ def _prepare(options: argparse.Namespace) -> Prepared:
     """Reads and checks all that a training command needs, before anything starts."""
     from rich.console import Console
 
-    from bench.grid import load_grid, narrow
+    from bench.grid import load_grid, name_part, narrow
     from bench.launch.job import Library
     from bench.train.device import pick_device
     from bench.workdir import WorkDir
@@ -191,11 +192,14 @@ def _prepare(options: argparse.Namespace) -> Prepared:
     try:
         grid = load_grid(options.grid, options.overrides)
         grid = narrow(grid, options.methods, options.pairs, options.seeds)
+        grid = name_part(grid, load_grid(options.grid))
         device = pick_device(options.device).type if options.device == "auto" else options.device
         pick_device(device)
         console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
         library = Library(options.data_root, work.cache)
         library.read(grid.data)
+        if options.threads < 1 or options.threads > 1024:
+            raise ValueError(f"--threads: got {options.threads}, wanted 1 to 1024")
     except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
         raise UsageError(str(error)) from None
     return Prepared(grid, library, work, device, console)
@@ -203,12 +207,14 @@ def _prepare(options: argparse.Namespace) -> Prepared:
 
 def _expand(prepared: Prepared, grid: Grid) -> Expansion:
     from bench.grid import expand
+    from bench.train.cohort import check_fit
     from bench.train.stream import check_sizes, check_sources
 
     try:
         expansion = expand(grid, prepared.library.fingerprint)
         check_sizes(expansion.cells.values(), prepared.library.read)
         check_sources(expansion.cells.values(), prepared.library.read)
+        check_fit(expansion.cells.values(), prepared.library.read)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return expansion
@@ -219,6 +225,7 @@ def _train(
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
     from bench.launch.job import Setting, provenance
+    from bench.workdir import BusyError
 
     expansion, work = _expand(prepared, grid), prepared.work
     devices = _devices(prepared.device, options.workers)
@@ -227,8 +234,23 @@ def _train(
         threads=options.threads, provenance=provenance(CHECKOUT),
     )  # fmt: skip
     retry, console = options.retry_failed, prepared.console
-    outcome = run_grid(expansion, work, setting, devices, retry_failed=retry, console=console)
+    try:
+        with work.held():
+            outcome = run_grid(
+                expansion, work, setting, devices, retry_failed=retry, console=console
+            )
+    except BusyError as error:
+        raise UsageError(str(error)) from None
     return outcome, expansion
+
+
+def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
+    from bench.launch.preview import preview
+
+    _devices(prepared.device, options.workers)
+    expansion = _expand(prepared, grid)
+    print(preview(expansion, prepared.work.store, options.retry_failed))
+    return 0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -236,11 +258,7 @@ def run(options: argparse.Namespace) -> int:
     prepared = _prepare(options)
     work = prepared.work
     if options.dry_run:
-        from bench.launch.preview import preview
-
-        expansion = _expand(prepared, prepared.grid)
-        print(preview(expansion, work.store, options.retry_failed))
-        return 0
+        return _preview(options, prepared, prepared.grid)
     outcome, expansion = _train(options, prepared, prepared.grid)
     plan = expansion.plan
     files = _render(work, plan, work.store.read_all(plan.cell_ids()))
@@ -259,6 +277,8 @@ def tune(options: argparse.Namespace) -> int:
     prepared = _prepare(options)
     trials = tuning.trials_of(prepared.grid, options.trials)
     grid = tuning.tuning_grid(prepared.grid, trials, options.tuning_seeds, options.validation)
+    if options.dry_run:
+        return _preview(options, prepared, grid)
     outcome, expansion = _train(options, prepared, grid)
     records = prepared.work.store.read_all(expansion.plan.cell_ids())
     results = tuning.collect(trials, expansion.plan, records)
@@ -266,6 +286,8 @@ def tune(options: argparse.Namespace) -> int:
     write_atomically(folder / "tuning.csv", tuning.to_csv(results))
     print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
     print(tuning.to_yaml(chosen))
+    for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
+        print(f"no trial of {row} finished")
     return exit_code(outcome.counts)
 
 
@@ -310,11 +332,10 @@ def _say_outcome(outcome: Outcome) -> None:
     if not outcome.trained:
         print(f"nothing to train, every cell has a result; in all: {states}")
         return
-    recording = outcome.recording_seconds
+    share = outcome.recording_seconds / outcome.seconds
     print(
         f"{outcome.trained} cells trained in {outcome.seconds:.0f} s; the coordinator spent "
-        f"{recording:.1f} s ({recording / max(outcome.seconds, 1e-9):.1%}) recording to MLflow; "
-        f"in all: {states}"
+        f"{outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; in all: {states}"
     )
 
 
@@ -385,11 +406,11 @@ def _read(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record
             raise UsageError(f"--from mlflow: {error}") from None
     try:
         plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
         ) from None
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
     return plan, work.store.read_all(plan.cell_ids())
 

@@ -7,6 +7,7 @@ and the rows of its tables.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,11 @@ class SourceSpec(Spec):
 class Axes(Spec):
     """Values of the data axes; the grid is their product."""
 
-    fraction: tuple[Fraction, ...] | None = None
-    labels: tuple[Fraction, ...] | None = None
-    resolution: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    fraction: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None
+    labels: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None
+    resolution: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = (
+        None
+    )
 
 
 class PairSpec(Spec):
@@ -230,12 +233,14 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
         raise GridError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise GridError(f"{path.name}: field {odd[0]!r} is no name")
     for text in overrides:
         _override(values, text)
     try:
         grid = Grid(**{**values, "name": path.stem})
     except ValidationError as error:
-        raise GridError(f"{path.name}: {_first_fault(error)}") from None
+        raise GridError(f"{path.name}: {_first_fault(error, Grid)}") from None
     try:
         check_names(grid)
     except ValueError as error:
@@ -259,12 +264,13 @@ def _override(values: dict[str, Any], text: str) -> None:
         raise GridError(f"override {text!r}: {value!r} is not YAML") from None
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     fault, more = error.errors()[0], error.error_count() - 1
     path = ".".join(str(part) for part in fault["loc"])
     came = f"got {fault['input']!r}" if fault["type"] != "missing" else "missing"
     if fault["type"] == "extra_forbidden":
-        text = f"unknown field; {_near(str(fault['loc'][-1]), _fields_at(Grid, fault['loc'][:-1]))}"
+        known = _fields_at(model, fault["loc"][:-1])
+        text = f"unknown field; {_near(str(fault['loc'][-1]), known)}"
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))
     else:
@@ -324,7 +330,7 @@ def check_names(grid: Grid) -> None:
         try:
             grid.recipe_of(model, more)
         except ValidationError as error:
-            raise GridError(f"{field}.{_first_fault(error)}") from None
+            raise GridError(f"{field}.{_first_fault(error, Recipe)}") from None
 
 
 def _check_source(grid: Grid, source: SourceSpec) -> None:
@@ -337,7 +343,7 @@ def _check_source(grid: Grid, source: SourceSpec) -> None:
     try:
         source_data(grid.data, source)
     except ValidationError as error:
-        raise GridError(f"source.data.{_first_fault(error)}") from None
+        raise GridError(f"source.data.{_first_fault(error, DataSpec)}") from None
 
 
 def source_data(data: DataSpec, source: SourceSpec) -> DataSpec:
@@ -396,6 +402,17 @@ def narrow(
     return narrowed
 
 
+def name_part(grid: Grid, whole: Grid) -> Grid:
+    """The grid under a name of its own if it is not the whole one that its file describes.
+
+    Its tables then do not take the place of the whole grid's; its cells are shared.
+    """
+    if grid.model_dump() == whole.model_dump():
+        return grid
+    digest = hashlib.sha256(grid.model_dump_json().encode()).hexdigest()[:6]
+    return grid.model_copy(update={"name": f"{grid.name}-{digest}"})
+
+
 # --- expansion -----------------------------------------------------------------------------------
 
 
@@ -422,7 +439,8 @@ def expand(grid: Grid, fingerprint: Fingerprint) -> Expansion:
     for data, pair, seed in itertools.product(_data(grid), grid.all_pairs, grid.seeds):
         for row, cell in _rows(grid, data, pair, seed, fingerprint):
             cells.setdefault(cell.id, cell)
-            rows[(str(row.axes), row.teacher, row.student, row.label, str(row.seed))] = row
+            key = (str(row.axes), row.teacher, row.student, row.role, row.label, str(row.seed))
+            rows[key] = row
     ordered = sorted(cells.values(), key=lambda cell: bool(cell.needs))
     plan = record.Plan(
         name=grid.name,
@@ -445,7 +463,8 @@ def _rows(
     def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
         return Cell(
             model=grid.model(model), data=data, fingerprint=fingerprint(data), method="student",
-            hyperparameters=registry.resolve("student", {}), recipe=recipe, seed=seed,
+            code=registry.code_digest("student"), recipe=recipe, seed=seed,
+            hyperparameters=registry.resolve("student", {}),
             precision=grid.precision, deterministic=grid.deterministic,
         )  # fmt: skip
 
@@ -481,6 +500,7 @@ def _rows(
         cell = student.model_copy(
             update={
                 "method": spec.name,
+                "code": registry.code_digest(spec.name),
                 "hyperparameters": hyperparameters,
                 "teacher": teacher if method.needs_teacher else None,
                 "source": source if method.starts_from == "source" else None,

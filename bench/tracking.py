@@ -47,12 +47,15 @@ def tracking_uri(work_dir: Path) -> str:
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
     """Every way in which a tracking store can fail, as one error."""
+    from alembic.util.exc import CommandError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (
+        MlflowException, SQLAlchemyError, CommandError, OSError, ImportError, ValueError
+    ) as error:  # fmt: skip
         raise TrackingError(" ".join(str(error).split())[:300]) from error
 
 
@@ -67,9 +70,9 @@ class Mirror:
         """
         quiet()
         uri = tracking_uri(work_dir)
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         with _failures():
+            if uri.startswith("sqlite:///"):
+                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             from mlflow.tracking import MlflowClient
 
             self.client = MlflowClient(tracking_uri=uri)
@@ -295,6 +298,10 @@ def _key(name: str) -> str:
 def serve(work_dir: Path, port: int) -> int:
     """Serves the MLflow UI on loopback until it is stopped; returns its exit code."""
     quiet()
+    if tracking_uri(work_dir).startswith(("http:", "https:")):
+        print(f"error: MLFLOW_TRACKING_URI is a server; its UI is at {tracking_uri(work_dir)}",
+              file=sys.stderr)  # fmt: skip
+        return 2
     # The jobs are for generative models; without them the server is two processes, not fifteen.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),

@@ -6,7 +6,9 @@ the schema of its hyper-parameters: keyword-only, each with a type and a default
 
 from __future__ import annotations
 
+import ast
 import difflib
+import hashlib
 import inspect
 import math
 import re
@@ -23,6 +25,12 @@ _PACKAGE = Path(__file__).parent
 _DEFINES_METHOD = re.compile(r"^def method\(", re.MULTILINE)
 _LISTS = (list, tuple, Sequence)
 _NO_MATCH = object()
+LOAD_FAULTS = (
+    ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    SyntaxError, TypeError,
+)  # fmt: skip
+RESERVED = {"registry", "teacher", "source"}
+"""Names that are no method's: this module, and rows of every table."""
 JOINT = "with_soft_logits"
 """A switch that every method has beside its own hyper-parameters; see `methods._joint`."""
 
@@ -38,7 +46,7 @@ def names() -> list[str]:
 
 
 def _is_method(path: Path) -> bool:
-    if path.stem.startswith("_") or path == Path(__file__):
+    if path.stem.startswith("_") or path.stem in RESERVED:
         return False
     return _DEFINES_METHOD.search(path.read_text(encoding="utf-8")) is not None
 
@@ -128,6 +136,42 @@ def search_space(name: str) -> dict[str, list[Any]]:
     return {key: list(values) for key, values in space.items()}
 
 
+def code_digest(name: str) -> str:
+    """Hash of what the method's code does: of its module and every private piece it imports.
+
+    Comments, docstrings and layout do not count. An edited method is another method: results of
+    the old one are not taken for its own.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    _maker(name)
+    waiting, seen = [name], {}
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        tree = ast.parse((_PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        seen[module] = ast.dump(_without_docstrings(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("methods._"):
+                waiting.append(str(node.module).removeprefix("methods."))
+    text = "\n".join(f"{module}: {seen[module]}" for module in sorted(seen))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # pyright: ignore[reportAttributeAccessIssue]
+                part
+                for part in body
+                if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+    return tree
+
+
 def build(name: str, /, **hparams: Any) -> Method:
     """The method `name` with `hparams` over its defaults.
 
@@ -145,6 +189,8 @@ def build(name: str, /, **hparams: Any) -> Method:
     resolved = resolve(name, hparams)
     joint = resolved.pop(JOINT, False)
     method = _maker(name)(**resolved)
+    if not isinstance(method, Method):
+        raise ValueError(f"method {name}: method() gave {method!r}, wanted a Method")
     return with_soft_logits(method) if joint else method
 
 
@@ -152,7 +198,13 @@ def _maker(name: str) -> Callable[..., Method]:
     known = names()
     if name not in known:
         raise ValueError(_unknown("method", name, known, known))
-    return import_module(f"{__package__}.{name}").method
+    try:
+        return import_module(f"{__package__}.{name}").method
+    except LOAD_FAULTS as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"method {name}: methods/{name}.py cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _unknown(what: str, word: object, known: Iterable[str], listing: Iterable[str]) -> str:

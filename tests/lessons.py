@@ -42,7 +42,7 @@ def recipe(**changes: object) -> Recipe:
 def plain_cell(model: str, seed: int = 0, **changes: object) -> Cell:
     values = {
         "model": model, "data": DataSpec(source="synthetic", pad=1), "fingerprint": "synthetic",
-        "method": "student", "hyperparameters": {}, "recipe": recipe(), "seed": seed,
+        "method": "student", "code": "", "hyperparameters": {}, "recipe": recipe(), "seed": seed,
     }  # fmt: skip
     return Cell(**{**values, **changes})
 
@@ -71,7 +71,9 @@ def teacher_for(cell: Cell, stream: Stream) -> Teacher | None:
     """An untrained teacher: enough for bookkeeping, and the same for equal cells."""
     if cell.teacher is None:
         return None
-    return Teacher(build_network(cell.teacher, stream), cell.teacher, CPU)
+    return Teacher(
+        build_network(cell.teacher, stream.classes, stream.image_shape), cell.teacher, CPU
+    )
 
 
 def run(cells: list[Cell], folder: Path, data: DataSet | None = None) -> dict[str, Record]:
@@ -96,7 +98,7 @@ class Lesson:
         self.stream = open_stream(cell, data or dataset(), CPU)
         self.teacher = teacher_for(cell, self.stream)
         shape = self.stream.image_shape
-        network = build_network(cell, self.stream)
+        network = build_network(cell, self.stream.classes, shape)
         theirs = tap_shapes(self.teacher.network, shape) if self.teacher else None
         method = method or registry.build(cell.method, **cell.hyperparameters)
         self.student: Student = make_student(

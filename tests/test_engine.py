@@ -434,7 +434,7 @@ def test_transfer_starts_from_the_trunk_of_its_source(tmp_path):
         (tmp_path / one.source.id / "weights.safetensors").read_bytes()
     )
     stream = open_stream(one, dataset(), CPU)
-    network = build_network(one, stream)
+    network = build_network(one, stream.classes, stream.image_shape)
     fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     start_from_source(one, network, Store(tmp_path))
     for name, tensor in network.state_dict().items():
@@ -445,7 +445,7 @@ def test_transfer_starts_from_the_trunk_of_its_source(tmp_path):
 
 def test_transfer_from_an_untrained_source_is_training_from_scratch(tmp_path):
     one = source_cell(hyperparameters={"trunk_lr_factor": 1.0})
-    untrained = build_network(one.source, open_stream(one, dataset(), CPU))
+    untrained = build_network(one.source, 4, (1, 8, 8))
     folder = tmp_path / one.source.id
     scratch = plain_cell("cnn2", data=one.data)
     run([one.source], tmp_path)
@@ -483,3 +483,63 @@ def overlapping(spec):
         return whole
     part = (whole.test_images, whole.test_labels)
     return DataSet.of("source", part, part, whole.classes)
+
+
+def test_the_head_stays_behind_wherever_it_sits_in_the_network():
+    from bench.models import zoo
+    from bench.train.cohort import head_keys
+
+    assert head_keys(zoo.build("cnn2", 4, (1, 8, 8))) == {"head.weight", "head.bias"}
+    network = zoo.build("torchvision/resnet18", 4, (3, 32, 32))
+    assert head_keys(network) == {"model.fc.weight", "model.fc.bias"}
+
+
+def test_a_stage_sees_no_tap_that_others_of_the_cohort_asked_for():
+    def transfer(pair, connector):
+        assert set(pair.teacher.taps) == {"logits"}
+        return squared_gap(pair, connector)
+
+    lesson = lesson_of(Stage(name="a", share=1.0, transfer=transfer, taps=("logits",)))
+    student, train = lesson.student, lesson.stream.train
+    student.begin_epoch(lesson.clean_view, train.labels)
+    batch = next(iter(train.epoch(0)))
+    union = lesson.teacher.view(batch.images, ("stage1", "logits"))
+    student.step(batch.images, batch.labels, batch.index, union, False)
+
+
+def test_random_losses_do_not_depend_on_who_is_beside(tmp_path):
+    def transfer(pair, connector):
+        return squared_gap(pair, connector) * torch.rand(())
+
+    curves = []
+    for disturbed in (False, True):
+        lesson = lesson_of(Stage(name="a", share=1.0, transfer=transfer, taps=("logits",)))
+        if disturbed:
+            torch.rand(7)
+        lesson.epoch()
+        curves.append(lesson.student.curves)
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": DataSpec(source="synthetic", resolution=3)}, "3"),
+        ({"data": DataSpec(source="synthetic", pad=8, padding="reflect")}, "data.pad 8"),
+        ({"model": "torchvision/resnet18"}, "cell"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_trains(changes, words):
+    from bench.train.cohort import check_fit
+
+    one = plain_cell("cnn2").model_copy(update=changes)
+    with pytest.raises(ValueError, match=words):
+        check_fit([one], lambda spec: dataset())
+    check_fit([plain_cell("cnn2")], lambda spec: dataset())
+
+
+def test_fewer_epochs_than_stages_are_refused_before_anything_trains():
+    from bench.train.cohort import check_fit
+
+    with pytest.raises(ValueError, match="1 epochs cannot hold 2 stages"):
+        check_fit([cell("fitnet", recipe=recipe(epochs=1))], lambda spec: dataset())

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bench.grid import GridError, expand, find_grid, grid_names, load_grid, narrow
+from bench.grid import (
+    GridError,
+    MethodSpec,
+    expand,
+    find_grid,
+    grid_names,
+    load_grid,
+    name_part,
+    narrow,
+)
+from bench.launch.tune import Result, Trial, best, to_csv, to_yaml, trials_of, tuning_grid
+from methods import registry
 
 SMALL = {
     "description": "two nets, two seeds",
@@ -243,3 +255,58 @@ def test_tuned_values_change_the_cell_but_not_the_label(tmp_path):
     ):
         with pytest.raises(GridError, match=word):
             load(tmp_path, tuned=wrong)
+
+
+def test_a_part_of_a_grid_has_a_name_and_so_tables_of_its_own(tmp_path):
+    whole = load(tmp_path)
+    assert name_part(whole, whole).name == "mine"
+    part = name_part(narrow(whole, seeds=[0]), whole)
+    assert part.name.startswith("mine-")
+    assert name_part(narrow(whole, seeds=[1]), whole).name != part.name
+    kept = set(expand(part, named("d")).cells)
+    assert kept < set(expand(whole, named("d")).cells)
+
+
+def test_a_method_whose_code_changed_is_another_cell(tmp_path, monkeypatch):
+    before = expand(load(tmp_path), named("d")).cells
+    real = registry.code_digest
+    monkeypatch.setattr(registry, "code_digest", lambda n: "x" if n == "soft_logits" else real(n))
+    after = expand(load(tmp_path), named("d")).cells
+    changed = {cell.method for cell in after.values() if cell.id not in before}
+    assert changed == {"soft_logits"}
+
+
+def test_the_digest_of_code_ignores_words_and_layout():
+    def digest(text):
+        return ast.dump(registry._without_docstrings(ast.parse(text)))
+
+    plain = digest("def f(x):\n    return x + 1\n")
+    assert (
+        digest('def f(x):\n    """Adds."""\n    # one\n    return (x +\n            1)\n') == plain
+    )
+    assert digest("def f(x):\n    return x - 1\n") != plain
+
+
+def test_tuning_holds_out_images_and_keeps_the_number_of_a_students(tmp_path):
+    grid = load(tmp_path, axes={"fraction": [0.2, 0.4]})
+    trials = trials_of(grid, 3)
+    assert trials[0].chosen == {}
+    assert len(trials) == 3
+    held = tuning_grid(grid, trials, seeds=1, validation=0.2)
+    assert held.data.validation == 0.2
+    assert held.axes.fraction == pytest.approx((0.25, 0.5))
+    assert min(held.seeds) >= 1000
+    # Teachers do not see the held-out images either.
+    assert all(c.data.validation == 0.2 for c in expand(held, named("d")).cells.values())
+
+
+def test_the_best_trial_is_chosen_per_row_and_the_defaults_win_a_tie():
+    def result(row, chosen, accuracy):
+        return Result(Trial(row, chosen, MethodSpec(name="rkd")), accuracy, 1, 1)
+
+    results = [result("a", {}, 0.5), result("a", {"k": 1}, 0.5), result("b", {}, None),
+               result("b", {"k": 2}, 0.4)]  # fmt: skip
+    chosen = best(results)
+    assert (chosen["a"].trial.chosen, chosen["b"].trial.chosen) == ({}, {"k": 2})
+    assert yaml.safe_load(to_yaml(chosen)) == {"tuned": {"b": {"k": 2}}}
+    assert to_csv(results).splitlines()[1] == "a,defaults,0.5,1,1,yes"

@@ -65,6 +65,7 @@ class Setting:
             data=DataSpec(source="random"),
             fingerprint="random",
             method=method,
+            code="",
             hyperparameters={},
             recipe=self.recipe.model_copy(update={"learning_rate": 1e-12}),
             seed=0,

@@ -6,15 +6,15 @@ Records come first. Everything else here is made from them and may fail without 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from bench.cell import Cell
 from bench.grid import Expansion
-from bench.launch.job import Job, Report, Setting, plan_jobs, unfinished
-from bench.launch.local import run_here, run_processes
+from bench.launch.job import Setting, plan_jobs, total_epochs, unfinished
+from bench.launch.local import run_processes
 from bench.launch.progress import Display
 from bench.record import Store, write_atomically
 from bench.tracking import Mirror, TrackingError, first_rows, mirror_all
@@ -28,8 +28,9 @@ class Outcome:
     Attributes:
         trained: cells that trained in this run.
         counts: status -> cells of the whole plan; "not run" among them.
-        seconds: of the training, wall clock.
-        recording_seconds: of mirroring, inside or beside those.
+        seconds: of all of it, wall clock.
+        recording_seconds: that the coordinator spent on mirroring, most of them while workers
+            were training.
     """
 
     trained: int
@@ -53,7 +54,7 @@ def run_grid(
         expansion: the grid, written out.
         work: the work directory.
         setting: for the workers.
-        devices: one entry per worker; a single one runs in this process.
+        devices: one entry per worker process.
         retry_failed: whether failed cells run again.
         console: for progress and warnings.
     """
@@ -62,26 +63,18 @@ def run_grid(
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
     for cell in waiting:
         work.store.discard(cell.id)
-    mirroring = _Mirroring(work, expansion, console)
     began = time.monotonic()
+    mirroring = _Mirroring(work, expansion, console)
     names = {cell.id: str(cell) for cell in waiting}
-    epochs = sum(cell.recipe.epochs for cell in waiting)
+    epochs = sum(map(total_epochs, waiting))
     with Display(names, epochs, console) as display:
         jobs = plan_jobs(waiting, len(devices))
-        for job in _run(jobs, setting, devices, display.epoch):
+        for job in run_processes(jobs, setting, devices, display.epoch):
             display.finished(len(job.cells))
             mirroring.send(job.cells)
-    seconds = time.monotonic() - began
     mirroring.finish()
+    seconds = time.monotonic() - began
     return Outcome(len(waiting), count(expansion, work.store), seconds, mirroring.seconds)
-
-
-def _run(
-    jobs: Sequence[Job], setting: Setting, devices: Sequence[str], report: Report
-) -> Iterator[Job]:
-    if len(devices) == 1:
-        return run_here(jobs, setting, report)
-    return run_processes(jobs, setting, devices, report)
 
 
 def count(expansion: Expansion, store: Store) -> dict[str, int]:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cell import Cell, DataSpec
-from bench.record import FAILED, FINISHED, Store
+from bench.record import FINISHED, Store
 
 if TYPE_CHECKING:
+    import torch
+
     from bench.data.dataset import DataSet
+    from bench.train.stream import Stream
+    from bench.train.teacher import Teacher
 
 Report = Callable[[str, int, int, float | None], None]
 
@@ -128,7 +132,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     """Trains a job's cells in this process; every one of them has a record afterwards."""
     import torch
 
-    from bench.train.cohort import CELL_FAULTS, Cohort, fail, load_teacher
+    from bench.train.cohort import CELL_FAULTS, Cohort, fail
     from bench.train.device import pick_device, set_numerics
     from bench.train.stream import open_stream
 
@@ -140,12 +144,39 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
         library = Library(setting.data_root, setting.cache)
         statistics = library.read(cell.source.data) if cell.source else None
         stream = open_stream(cell, library.read(cell.data), device, statistics)
-        teacher = load_teacher(job.teacher, store, stream, device) if job.teacher else None
+        cells, teacher = _with_teacher(job, store, stream, device, setting)
     except CELL_FAULTS as error:
         for cell in job.cells:
             store.write(fail(cell, error, setting.provenance))
         return
-    Cohort(stream, teacher, store, device, report, dict(setting.provenance)).run(job.cells)
+    if cells:
+        Cohort(stream, teacher, store, device, report, dict(setting.provenance)).run(cells)
+
+
+def _with_teacher(
+    job: Job, store: Store, stream: Stream, device: torch.device, setting: Setting
+) -> tuple[list[Cell], Teacher | None]:
+    """The job's teacher and the cells to train; without it, those that need none."""
+    from bench.train.cohort import fail, load_teacher
+
+    if job.teacher is None:
+        return list(job.cells), None
+    try:
+        return list(job.cells), load_teacher(job.teacher, store, stream, device)
+    except ValueError as error:
+        for cell in job.cells:
+            if cell.teacher is not None:
+                store.write(fail(cell, error, setting.provenance))
+        return [cell for cell in job.cells if cell.teacher is None], None
+
+
+def total_epochs(cell: Cell) -> int:
+    """Epochs of all stages together."""
+    from bench.method import split_epochs
+    from methods import registry
+
+    plan = registry.build(cell.method, **cell.hyperparameters).plan
+    return sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
 
 
 def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
@@ -154,19 +185,30 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
     Args:
         cells: of a grid.
         store: the records there are.
-        retry_failed: whether failed cells run again; otherwise they keep their record.
+        retry_failed: whether failed and not applicable cells run again; otherwise they keep their
+            record.
     """
     waiting = []
     for cell in cells:
         found = store.read(cell.id)
-        weights = store.folder(cell.id) / "weights.safetensors"
-        again = found is not None and (
-            (found.status == FAILED and retry_failed)
-            or (found.status == FINISHED and not weights.is_file())
-        )
-        if found is None or again:
+        if (
+            found is None
+            or (found.status != FINISHED and retry_failed)
+            or (found.status == FINISHED and not _opens(store.folder(cell.id)))
+        ):
             waiting.append(cell)
     return waiting
+
+
+def _opens(folder: Path) -> bool:
+    """Whether the weights are there and whole: their header tells the file's length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "weights.safetensors", framework="numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def provenance(checkout: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""This machine: jobs in this process, or in several processes, one per core or GPU."""
+"""This machine: jobs in worker processes, one per core or GPU."""
 
 from __future__ import annotations
 
@@ -15,25 +15,9 @@ from multiprocessing.queues import Queue
 from bench.cell import Cell
 from bench.launch.job import Job, Report, Setting, run_job
 from bench.record import FAILED, FINISHED, Store
-from bench.train.cohort import unfinished
+from bench.train.cohort import fail, unfinished
 
 POLL_SECONDS = 0.2
-
-
-def run_here(jobs: Sequence[Job], setting: Setting, report: Report) -> Iterator[Job]:
-    """Runs the jobs one after another in this process; gives each back when it is done.
-
-    Args:
-        jobs: teachers before their students.
-        setting: where things are.
-        report: called after every epoch.
-    """
-    store = Store(setting.store)
-    for planned in jobs:
-        for job in without_lost_needs(planned, store, setting):
-            if job.cells:
-                run_job(job, setting, report)
-        yield planned
 
 
 def run_processes(
@@ -41,11 +25,12 @@ def run_processes(
 ) -> Iterator[Job]:
     """Runs the jobs in one process per entry of `devices`; gives each back when it is done.
 
-    A job whose process dies (killed, out of memory) is tried once more; then its cells are
-    recorded as failed, and the other jobs go on.
+    A job that raises, or whose process dies (killed, out of memory), is taken apart: each of its
+    cells is tried once more, by itself and with nothing beside it. The cell that does it again is
+    recorded as failed; all others are as if nothing had happened.
 
     Args:
-        jobs: teachers before their students.
+        jobs: in any order; a job waits for the teachers and sources that it needs.
         setting: where things are; its device is replaced by each worker's own.
         devices: the workers' devices, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
         report: called after every epoch, in this process.
@@ -65,7 +50,7 @@ class _Crew:
         self.store = Store(setting.store)
         self.context = multiprocessing.get_context("spawn")
         self.events: Queue = self.context.Queue()
-        self.deaths: dict[str, int] = {}
+        self.suspects: list[Job] = []
         self.running: dict[Future[None], Job] = {}
         self._open()
 
@@ -78,45 +63,64 @@ class _Crew:
         )
 
     def run(self, waiting: list[Job]) -> Iterator[Job]:
-        while waiting or self.running:
-            for job in [j for j in waiting if self._ready(j)]:
-                if len(self.running) == len(self.devices):
-                    break
-                waiting.remove(job)
-                for part in without_lost_needs(job, self.store, self.setting):
-                    if part.cells:
-                        self.running[self.pool.submit(_work, part)] = part
-                    else:
-                        yield job
+        while waiting or self.running or self.suspects:
+            yield from self._start(waiting)
             finished, _ = wait(self.running, POLL_SECONDS, FIRST_COMPLETED)
             self._drain()
-            broken = [f for f in finished if isinstance(f.exception(), BrokenProcessPool)]
-            for future in [f for f in finished if f not in broken]:
+            errors = {future: future.exception() for future in finished}
+            if any(isinstance(error, BrokenProcessPool) for error in errors.values()):
+                yield from self._after_death()
+                continue
+            for future, error in errors.items():
                 job = self.running.pop(future)
-                future.result()
-                yield job
-            if broken:
-                waiting[:0] = self._after_death()
+                if error is None:
+                    yield job
+                else:
+                    yield from self._take_apart(job, error)
+
+    def _start(self, waiting: list[Job]) -> Iterator[Job]:
+        """Starts what can start; gives back jobs that lost what they need."""
+        if self.suspects:
+            # Alone, so that a process that dies tells which cell it was.
+            if not self.running:
+                self._submit(self.suspects.pop())
+            return
+        for job in [job for job in waiting if self._ready(job)]:
+            if len(self.running) == len(self.devices):
+                return
+            waiting.remove(job)
+            for part in without_lost_needs(job, self.store, self.setting):
+                if part.cells:
+                    self._submit(part)
+                else:
+                    yield job
+
+    def _submit(self, job: Job) -> None:
+        self.running[self.pool.submit(_work, job)] = job
 
     def _ready(self, job: Job) -> bool:
         return all(self.store.read(need.id) is not None for need in job.needs)
 
-    def _after_death(self) -> list[Job]:
-        """Opens a new pool; gives back the jobs that were under way, those left to try."""
+    def _after_death(self) -> Iterator[Job]:
+        """Opens a new pool; every job that was under way is a suspect."""
         self.pool.shutdown(wait=True)
-        again = []
-        for job in self.running.values():
-            cells = tuple(c for c in job.cells if self.store.read(c.id) is None)
-            key = cells[0].id if cells else ""
-            self.deaths[key] = self.deaths.get(key, 0) + 1
-            if self.deaths[key] > 1:
-                error = "WorkerDied: its process was killed twice (out of memory?)"
-                for cell in cells:
-                    self.store.write(unfinished(cell, FAILED, error, self.setting.provenance))
-            again.append(replace(job, cells=cells if self.deaths[key] == 1 else ()))
+        jobs = list(self.running.values())
         self.running.clear()
         self._open()
-        return again
+        error = RuntimeError("its process died, twice: killed, or out of memory")
+        for job in jobs:
+            yield from self._take_apart(job, error, sure=len(jobs) == 1)
+
+    def _take_apart(self, job: Job, error: BaseException, sure: bool = True) -> Iterator[Job]:
+        """Makes suspects of a job's cells without a record, or fails the one that did it."""
+        left = [cell for cell in job.cells if self.store.read(cell.id) is None]
+        if len(job.cells) == 1 and left and sure:
+            self.store.write(fail(left[0], error, self.setting.provenance))
+            left = []
+        self.suspects += [Job((cell,), cell.teacher) for cell in left]
+        done = tuple(cell for cell in job.cells if cell not in left)
+        if done:
+            yield Job(done, job.teacher)
 
     def _drain(self) -> None:
         while True:
@@ -126,6 +130,7 @@ class _Crew:
                 return
 
     def stop(self) -> None:
+        """Ends the workers; at once if jobs are under way."""
         for process in list((getattr(self.pool, "_processes", None) or {}).values()):
             if self.running:
                 process.terminate()
@@ -139,17 +144,17 @@ def without_lost_needs(job: Job, store: Store, setting: Setting) -> list[Job]:
     The others are recorded as failed here, naming what they needed.
     """
     lost = {need.id: need for need in job.needs if not _finished(need, store)}
-    kept = [cell for cell in job.cells if not any(need.id in lost for need in cell.needs)]
+    if not lost:
+        return [job]
     for cell in job.cells:
-        for need in (need for need in cell.needs if need.id in lost):
+        need = next((need for need in cell.needs if need.id in lost), None)
+        if need is not None:
             found = store.read(need.id)
             reason = found.error if found is not None else "it has no record"
             error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
             store.write(unfinished(cell, FAILED, error, setting.provenance))
-            break
-    if not lost:
-        return [job]
-    return [Job(tuple(kept), job.teacher if any(cell.teacher for cell in kept) else None)]
+    kept = tuple(c for c in job.cells if not any(need.id in lost for need in c.needs))
+    return [Job(kept, next((cell.teacher for cell in kept if cell.teacher), None))]
 
 
 def _finished(cell: Cell, store: Store) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.grid import Expansion
-from bench.launch.job import unfinished
+from bench.launch.job import total_epochs, unfinished
 from bench.record import Store
 
 
@@ -24,7 +24,7 @@ def preview(expansion: Expansion, store: Store, retry_failed: bool) -> str:
         labels = dict.fromkeys(row.label for row in rows)
         seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
         lines.append(f"  {data}: {teacher} > {student}: {', '.join(labels)}; seeds {seeds}")
-    epochs = sum(cell.recipe.epochs for cell in waiting.values())
+    epochs = sum(map(total_epochs, waiting.values()))
     total = len(expansion.cells)
     lines.append(
         f"cells: {total}, done already: {total - len(waiting)}, to train: {len(waiting)} "

@@ -76,7 +76,8 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
 def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: float) -> Grid:
     """The grid whose cells are the trials.
 
-    A student's share of the images grows so that it trains on as many as in `grid`.
+    A student's share of the images grows so that it trains on as many as in `grid`, or on all
+    that are left.
 
     Args:
         grid: what is tuned for.
@@ -84,14 +85,20 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
         seeds: how many, from `FIRST_SEED`.
         validation: part of the training images held out.
     """
-    share = min(1.0, grid.data.fraction / (1 - validation))
+
+    def grown(fraction: float) -> float:
+        return min(1.0, fraction / (1 - validation))
+
+    share = grown(grid.data.fraction)
     data = grid.data.model_copy(update={"validation": validation, "fraction": share})
+    fractions = tuple(dict.fromkeys(map(grown, grid.axes.fraction or ()))) or None
     unique = {trial.spec.label: trial.spec for trial in trials}
     return grid.model_copy(
         update={
             "name": f"{grid.name}-tuning",
             "description": f"Hyper-parameters for {grid.name}, on {validation:.0%} held out.",
             "data": data,
+            "axes": grid.axes.model_copy(update={"fraction": fractions}),
             "methods": tuple(unique.values()),
             "seeds": tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
             "tuned": {},

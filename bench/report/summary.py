@@ -106,12 +106,14 @@ class Summary:
         description: the grid's.
         tables: one a pair that has any record, in the plan's order.
         left_out: how many pairs have no record at all.
+        notes: what stands under every table.
     """
 
     name: str
     description: str
     tables: dict[PairKey, Table]
     left_out: int
+    notes: tuple[str, ...] = NOTES
 
     @property
     def coverage(self) -> str:
@@ -130,8 +132,10 @@ class Summary:
 
     def to_text(self) -> str:
         """The whole summary for a terminal; what holds for every table is said once, last."""
-        brief = [replace(table, notes=table.notes[: -len(NOTES)]) for table in self.tables.values()]
-        legend = "\n".join([*(NOTES if brief else ()), self.coverage])
+        brief = [
+            replace(table, notes=table.notes[: -len(self.notes)]) for table in self.tables.values()
+        ]
+        legend = "\n".join([*(self.notes if brief else ()), self.coverage])
         return "\n".join([*map(to_text, brief), f"{legend}\n"])
 
     def to_csv(self) -> str:
@@ -168,11 +172,12 @@ def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
     """
     pairs = group_by_pair(plan)
     tables = {
-        key: pair_table(key, rows, records)
+        key: pair_table(key, rows, records, notes_of(plan))
         for key, rows in pairs.items()
         if any(row.cell_id in records for row in rows)
     }
-    return Summary(plan.name, plan.description, tables, len(pairs) - len(tables))
+    left_out = len(pairs) - len(tables)
+    return Summary(plan.name, plan.description, tables, left_out, notes_of(plan))
 
 
 def group_by_pair(plan: Plan) -> dict[PairKey, list[Row]]:
@@ -188,7 +193,19 @@ def _axes_text(axes: Iterable[tuple[str, float]]) -> str:
     return ";".join(f"{name}={value:g}" for name, value in axes)
 
 
-def pair_table(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) -> Table:
+def notes_of(plan: Plan) -> tuple[str, ...]:
+    """The notes under each table: where images were held out, they are what was measured on."""
+    if not plan.config.get("data", {}).get("validation"):
+        return NOTES
+    return tuple(note.replace("test set", "held-out training images") for note in NOTES)
+
+
+def pair_table(
+    key: PairKey,
+    rows: Iterable[Row],
+    records: Mapping[str, Record],
+    notes: tuple[str, ...] = NOTES,
+) -> Table:
     """The table of one pair: teacher, student, then methods in the plan's order."""
     rows = list(rows)
     groups = _groups(key, [row for row in rows if row.role != "source"], records)
@@ -200,7 +217,7 @@ def pair_table(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record])
         notes=(
             *(line for group in groups for line in group.failures()),
             *([SOURCE_NOTE] if any(row.role == "source" for row in rows) else []),
-            *NOTES,
+            *notes,
         ),
     )
 

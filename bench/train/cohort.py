@@ -6,10 +6,11 @@ each other: each one's numbers are those of its training alone, bit for bit on t
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bench.cell import Cell
-from bench.method import NotApplicable, Selection, Shapes, View
+from bench.cell import Cell, DataSpec
+from bench.data.dataset import DataSet
+from bench.data.resolution import degrade
+from bench.method import NotApplicable, Selection, Shapes, View, split_epochs
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
 from bench.record import (
@@ -43,18 +46,18 @@ from methods import registry
 # What a cell's own code (a method, a model, its shapes and sizes) can raise. The cell then fails
 # alone; a full disk or an interrupt is nobody's cell and ends the run.
 CELL_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError,
-    TypeError, ValueError,
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
+    RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
-def build_network(cell: Cell, stream: Stream) -> Network:
+def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -> Network:
     """The cell's network, initialised from its own stream of the cell's seed."""
     torch.manual_seed(derive(cell.seed, "init", cell.model_name))
     model = cell.model
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key != "name"}
-    return zoo.build(model, stream.classes, stream.image_shape)
+    return zoo.build(model, classes, image_shape)
 
 
 def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
@@ -63,7 +66,7 @@ def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device)
     Raises:
         ValueError: its weights are missing, damaged or of another network.
     """
-    network = build_network(cell, stream)
+    network = build_network(cell, stream.classes, stream.image_shape)
     network.load_state_dict(read_weights(cell, store))
     return Teacher(network, cell, device)
 
@@ -81,6 +84,13 @@ def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
         raise ValueError(f"{cell}: cannot read {path}: {error}") from None
 
 
+def head_keys(network: Network) -> set[str]:
+    """The classifier's entries of the network's state, wherever it sits in the network."""
+    inside = {id(module) for module in network.head.modules()}
+    owners = {name for name, module in network.named_modules() if id(module) in inside}
+    return {key for key in network.state_dict() if key.rpartition(".")[0] in owners}
+
+
 def start_from_source(cell: Cell, network: Network, store: Store) -> None:
     """Copies all parameters and buffers of the source's network but for the head.
 
@@ -95,8 +105,11 @@ def start_from_source(cell: Cell, network: Network, store: Store) -> None:
             f"transfer moves parameters, so source and target must be of one architecture; "
             f"got {cell.source.model_name} for {cell.model_name}"
         )
-    head = {f"head.{name}" for name in network.head.state_dict()}
+    head = head_keys(network)
     weights = {k: v for k, v in read_weights(cell.source, store).items() if k not in head}
+    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    if any(shapes.get(key) != tensor.shape for key, tensor in weights.items()):
+        raise ValueError(f"{cell.source}: its weights are of another network than {cell}")
     missing = network.load_state_dict(weights, strict=False)
     if missing.unexpected_keys or set(missing.missing_keys) - head:
         raise ValueError(f"{cell.source}: its weights are of another network than {cell}")
@@ -162,7 +175,7 @@ class Cohort:
     def _admit(self, cell: Cell) -> Student | None:
         try:
             method = registry.build(cell.method, **cell.hyperparameters)
-            network = build_network(cell, self.stream)
+            network = build_network(cell, self.stream.classes, self.stream.image_shape)
             if method.starts_from == "source":
                 start_from_source(cell, network, self.store)
             shapes = tap_shapes(network, self.stream.image_shape)
@@ -192,6 +205,12 @@ class Cohort:
                 failed.extend(going)
                 for student in going:
                     self._fail(student.cell, error)
+            except NotApplicable as reason:
+                failed.extend(going)
+                for student in going:
+                    self.store.write(
+                        unfinished(student.cell, NOT_APPLICABLE, one_line(reason), self.provenance)
+                    )
 
         began = time.perf_counter()
         for student in active:
@@ -333,3 +352,31 @@ def one_line(error: BaseException) -> str:
     """An error's message without line breaks, cut to a table's width."""
     text = " ".join(str(error).split()) or "no message"
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def check_fit(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> None:
+    """Builds every network once and tries every plan, before anything trains.
+
+    Raises:
+        ValueError: naming the cell: images that do not fit its network, its resolution or its
+            padding, or fewer epochs than its method has stages.
+    """
+    built: set[tuple[str, DataSpec]] = set()
+    for cell in cells:
+        try:
+            data, method = read(cell.data), registry.build(cell.method, **cell.hyperparameters)
+            split_epochs(method.plan, cell.recipe.epochs, cell.recipe.budget)
+            key = (json.dumps(cell.model), cell.data)
+            if key in built:
+                continue
+            built.add(key)
+            channels, height, width = data.train_images.shape[1:]
+            network = build_network(cell, len(data.classes), (channels, height, width))
+            tap_shapes(network, (channels, height, width))
+            degrade(torch.zeros(1, channels, height, width), cell.data.resolution)
+            if cell.data.padding == "reflect" and cell.data.pad >= min(height, width):
+                raise ValueError(
+                    f"data.pad {cell.data.pad} reflects more than the image, {height}x{width}"
+                )
+        except CELL_FAULTS as error:
+            raise ValueError(f"cell {cell}: {one_line(error)}") from None

@@ -47,6 +47,7 @@ class Sums:
     transfer: Tensor
     correct: Tensor
     skipped: Tensor
+    beside_skipped: Tensor
     clipped: Tensor
     steps: int = 0
     seen: int = 0
@@ -54,10 +55,10 @@ class Sums:
     @classmethod
     def zero(cls, device: torch.device) -> Sums:
         """All zero."""
-        task, beside, transfer, correct, skipped, clipped = torch.zeros(
-            6, dtype=torch.float64, device=device
+        task, beside, transfer, correct, skipped, beside_skipped, clipped = torch.zeros(
+            7, dtype=torch.float64, device=device
         )
-        return cls(task, beside, transfer, correct, skipped, clipped)
+        return cls(task, beside, transfer, correct, skipped, beside_skipped, clipped)
 
 
 @dataclass
@@ -96,8 +97,6 @@ class Student:
         self.total_epochs = sum(self.stage_epochs)
         self.sums = Sums.zero(self.device)
         self.subset: Tensor | None = None
-        self._stochastic = any(isinstance(m, nn.modules.dropout._DropoutNd)
-                               for m in self.network.modules())  # fmt: skip
 
     # --- the stage at hand ----------------------------------------------------------------------
 
@@ -208,16 +207,20 @@ class Student:
             teacher: the teacher's view of the batch; None if this stage reads none.
             last: whether it is the epoch's last batch, on which the stage's `watch` runs.
         """
-        if self._stochastic:
-            # Dropout draws from torch's global generator: its own stream for every step keeps a
-            # student's numbers independent of who else is in the cohort.
-            torch.manual_seed(derive(self.cell.seed, "dropout", self.epochs_done, self.sums.steps))
+        # Dropout and the like draw from torch's global generator: its own stream for every step
+        # keeps a student's numbers independent of who else is in the cohort.
+        torch.manual_seed(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps))
         stage = self.stage
         pair = self._look(images, labels, index, teacher)
         task = self._task(pair) if stage.task_weight > 0 else None
         taught = self._hide_labels(pair)
-        beside = self._reduce(stage.beside, taught) if stage.beside is not None else None
-        transfer = self._reduce(stage.transfer, taught) if stage.transfer is not None else None
+        beside = transfer = None
+        if stage.beside is not None:
+            beside, skipped = self._reduce(stage.beside, taught)
+            self.sums.beside_skipped += skipped
+        if stage.transfer is not None:
+            transfer, skipped = self._reduce(stage.transfer, taught)
+            self.sums.skipped += skipped
         self._backward(task, beside, transfer)
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
@@ -226,7 +229,7 @@ class Student:
         self.optimiser.zero_grad(set_to_none=True)
         self._count(pair, task, beside, transfer)
         if last and stage.watch is not None:
-            self._watch(pair)
+            self._watch(taught)
 
     def _look(self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None) -> Pair:
         wanted = self.taps + (("logits",) if self.stage.task_weight > 0 else ())
@@ -234,6 +237,9 @@ class Student:
             shown = self.network.view(images, tuple(dict.fromkeys(wanted)))
         if self._table is not None:
             teacher = View({tap: self._table[tap][index] for tap in self.taps})
+        elif teacher is not None:
+            # Others of the cohort may have asked for more: this stage sees what it named.
+            teacher = View({tap: teacher[tap] for tap in self.taps})
         return Pair(in_float32(shown), teacher or View({}), labels, index)
 
     def _task(self, pair: Pair) -> Tensor:
@@ -250,10 +256,15 @@ class Student:
             return pair
         return pair._replace(labels=pair.labels.where(self.labelled[pair.index], -1))
 
-    def _reduce(self, transfer: Transfer, pair: Pair) -> Tensor:
-        """A transfer loss of one batch as one number; samples without a finite one skipped."""
+    def _reduce(self, transfer: Transfer, pair: Pair) -> tuple[Tensor, Tensor]:
+        """A transfer loss of one batch as one number, and how many samples were not finite."""
         pair, skip = _skippable(pair)
         loss = transfer(pair, self.connector)
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"{self.cell.method}, stage {self.stage.name!r}: the transfer loss is a "
+                f"{type(loss).__name__}, wanted a tensor"
+            )
         if loss.shape not in ((), pair.labels.shape):
             raise ValueError(
                 f"{self.cell.method}, stage {self.stage.name!r}: the transfer loss has shape "
@@ -261,12 +272,12 @@ class Student:
             )
         finite = loss.detach().isfinite()
         skip(finite)
-        self.sums.skipped += (~finite).sum() * (len(pair.labels) if loss.dim() == 0 else 1)
+        skipped = (~finite).sum() * (len(pair.labels) if loss.dim() == 0 else 1)
         loss = torch.where(finite, loss, 0.0)
         if self._transfer_mask is not None and loss.dim() == 1:
             kept = self._transfer_mask[pair.index].to(loss.dtype)
-            return (loss * kept).sum() / kept.sum().clamp(min=1)
-        return loss.mean()
+            return (loss * kept).sum() / kept.sum().clamp(min=1), skipped
+        return loss.mean(), skipped
 
     def _backward(
         self, task: Tensor | None, beside: Tensor | None, transfer: Tensor | None
@@ -363,7 +374,8 @@ class Student:
         where = f"in epoch {self.epochs_done + 1} (stage {self.stage.name!r})"
         if task is not None and not torch.isfinite(torch.tensor(task)):
             raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
-        if self.stage.transfer is not None and self.sums.skipped >= self.sums.seen:
+        skipped = max(self.sums.skipped.item(), self.sums.beside_skipped.item())
+        if self.stage.needs_teacher and skipped >= self.sums.seen:
             raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
         weights = chain(self.network.parameters(), self.connector.parameters())
         total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)
