@@ -14,6 +14,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -136,6 +137,7 @@ def search_space(name: str) -> dict[str, list[Any]]:
     return {key: list(values) for key, values in space.items()}
 
 
+@cache
 def code_digest(name: str) -> str:
     """Hash of what the method's code does: of its module and every private piece it imports.
 
