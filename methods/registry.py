@@ -43,7 +43,13 @@ def names() -> list[str]:
         >>> {"student", "soft_logits", "fitnet"} <= set(names())
         True
     """
-    return sorted(path.stem for path in _PACKAGE.glob("*.py") if _is_method(path))
+    return list(_names())
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    # Once: every build asks, and a grid builds thousands.
+    return tuple(sorted(path.stem for path in _PACKAGE.glob("*.py") if _is_method(path)))
 
 
 def _is_method(path: Path) -> bool:

@@ -139,7 +139,6 @@ class Cohort:
         """Looks at the teacher once: its taps' shapes, and what it predicts on the test set."""
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._seconds = {"train": 0.0, "evaluation": 0.0}
-        self._shapes: dict[str, Shapes] = {}
         self._teacher_shapes: Shapes | None = None
         self._teacher_predictions: Tensor | None = None
         if self.teacher is not None:
@@ -183,9 +182,7 @@ class Cohort:
             return make_student(
                 cell, method, network, shapes, theirs, self.device, self.stream.labelled
             )
-        except NotApplicable as reason:
-            self.store.write(unfinished(cell, NOT_APPLICABLE, one_line(reason), self.provenance))
-        except CELL_FAULTS as error:
+        except (NotApplicable, *CELL_FAULTS) as error:
             self._fail(cell, error)
         return None
 
@@ -201,16 +198,10 @@ class Cohort:
                 return
             try:
                 action()
-            except CELL_FAULTS as error:
+            except (NotApplicable, *CELL_FAULTS) as error:
                 failed.extend(going)
                 for student in going:
                     self._fail(student.cell, error)
-            except NotApplicable as reason:
-                failed.extend(going)
-                for student in going:
-                    self.store.write(
-                        unfinished(student.cell, NOT_APPLICABLE, one_line(reason), self.provenance)
-                    )
 
         began = time.perf_counter()
         for student in active:
@@ -332,7 +323,9 @@ class Cohort:
 
 
 def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:
-    """The record of a cell that raised."""
+    """The record of a cell that raised; a verdict on its pair is no failure."""
+    if isinstance(error, NotApplicable):
+        return unfinished(cell, NOT_APPLICABLE, one_line(error), provenance)
     text = "".join(traceback.format_exception(error))
     return unfinished(cell, FAILED, f"{type(error).__name__}: {one_line(error)}", provenance, text)
 
