@@ -111,6 +111,11 @@ SEARCH = {
     "init_share": [0.1, 0.3],
 }
 """What tuning tries."""
+READ_WHEN = {
+    "init_lr_factor": {"mode": "init_finetune"},
+    "init_share": {"mode": "init_finetune"},
+}
+"""Settings without which nothing reads a hyper-parameter."""
 
 
 def method(

@@ -59,6 +59,8 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "
 
 SEARCH = {"init_lr_factor": [0.1, 0.3, 1.0], "init_share": [0.1, 0.3], "temperature": [3.0, 5.0]}
 """What tuning tries."""
+READ_WHEN = {"temperature": {"stage2": "ce+kd"}}
+"""Settings without which nothing reads a hyper-parameter."""
 
 
 def method(

@@ -122,25 +122,43 @@ def check(name: str, hparams: Mapping[str, Any]) -> None:
     build(name, **hparams)
 
 
-def search_space(name: str) -> dict[str, list[Any]]:
+def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[str, list[Any]]:
     """What tuning tries: hyper-parameter -> values, from the module's `SEARCH`; {} without one.
+
+    A hyper-parameter that is set already is left out, and so is one that a setting makes unread:
+    the module's `READ_WHEN` names, for a hyper-parameter, the settings under which it is read.
+
+    Args:
+        name: the method's name.
+        hparams: what is set already.
 
     Raises:
         ValueError: an unknown method, or a value that the method would refuse.
-        TypeError: the method's own fault: `SEARCH` names no hyper-parameter of it.
+        TypeError: the method's own fault: `SEARCH` or `READ_WHEN` names no hyper-parameter of it.
 
     Example:
         >>> sorted(search_space("soft_logits"))
         ['rho', 'temperature']
+        >>> sorted(search_space("attention_transfer", {"mode": "joint"}))
+        ['beta']
     """
-    known = defaults(name)
-    space = getattr(import_module(f"{__package__}.{name}"), "SEARCH", {})
+    known, given = defaults(name), dict(hparams or {})
+    module = import_module(f"{__package__}.{name}")
+    space, conditions = getattr(module, "SEARCH", {}), getattr(module, "READ_WHEN", {})
+    for label, keys in (("SEARCH", space), ("READ_WHEN", conditions)):
+        if wrong := [key for key in keys if key not in known]:
+            raise TypeError(
+                f"method {name}: {label} names {wrong[0]!r}, which is no hyper-parameter"
+            )
+    settings = {**known, **given}
+    free = {}
     for key, values in space.items():
-        if key not in known:
-            raise TypeError(f"method {name}: SEARCH names {key!r}, which is no hyper-parameter")
         for value in values:
             check(name, {key: value})
-    return {key: list(values) for key, values in space.items()}
+        read = all(settings[other] == wanted for other, wanted in conditions.get(key, {}).items())
+        if read and key not in given:
+            free[key] = list(values)
+    return free
 
 
 @cache

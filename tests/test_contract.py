@@ -286,3 +286,27 @@ def test_every_hyper_parameter_changes_what_is_trained(name, key):
         if trained(name, network, json.dumps(changed)) != before:
             return
     pytest.fail(f"{key}: none of {tried} changed a bit of the student")
+
+
+UNREAD = [
+    (name, key)
+    for name in METHODS
+    for key in getattr(import_module(f"methods.{name}"), "READ_WHEN", {})
+]
+
+
+@pytest.mark.parametrize(("name", "key"), UNREAD)
+def test_what_read_when_rules_out_changes_nothing(name, key):
+    ((other, wanted),) = import_module(f"methods.{name}").READ_WHEN[key].items()
+    off = next(v for v in alternatives(name, other) if v != wanted)
+    for value in alternatives(name, key):
+        changed = {other: off, key: value}
+        try:
+            registry.check(name, changed)
+        except ValueError:
+            continue  # out of its range
+        assert trained(name, "cnn2", json.dumps(changed)) == trained(
+            name, "cnn2", json.dumps({other: off})
+        )
+    assert key not in registry.search_space(name, {other: off})
+    assert key in registry.search_space(name, {})

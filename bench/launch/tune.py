@@ -61,8 +61,7 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
     """
     found = []
     for row in grid.methods:
-        space = registry.search_space(row.name)
-        free = {key: values for key, values in space.items() if key not in row.hyperparameters}
+        free = registry.search_space(row.name, row.hyperparameters)
         points = [dict(zip(free, v, strict=True)) for v in itertools.product(*free.values())]
         defaults = registry.defaults(row.name)
         others = [p for p in points if any(p[key] != defaults[key] for key in p)]
