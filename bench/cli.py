@@ -321,7 +321,7 @@ def _mirror_tables(work: WorkDir, plan: Plan, files: list[Path]) -> None:
     from bench.tracking import Mirror, TrackingError
 
     try:
-        Mirror(work.root, plan.name).send_summary(files)
+        Mirror(work.root, plan.name).send_summary(work.grid(plan.name), files)
     except TrackingError as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 

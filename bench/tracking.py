@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 KIND = "kd_bench.kind"
+SUMMARY = PurePosixPath("summary")  # where the summary run keeps tables and figures
 
 
 class TrackingError(RuntimeError):
@@ -101,20 +102,30 @@ class Mirror:
             run = self._summary_run()
             self.client.log_text(run, plan.to_json(), "plan.json")
 
-    def send_summary(self, files: Iterable[Path]) -> None:
-        """Puts tables and figures on the experiment's summary run."""
+    def send_summary(self, folder: Path, files: Iterable[Path]) -> None:
+        """Puts tables and figures on the experiment's summary run; the latest ones win.
+
+        Args:
+            folder: the grid's; files keep their places below it.
+            files: inside `folder`.
+        """
         with _failures():
             run = self._summary_run()
             for path in files:
-                self.client.log_artifact(run, str(path), "summary")
+                place = path.relative_to(folder).parent
+                self.client.log_artifact(run, str(path), (SUMMARY / place).as_posix())
             self.client.set_terminated(run)
 
     def _summary_run(self) -> str:
-        runs = self._search(f"tags.`{KIND}` = 'summary'")
-        if runs:
-            return runs[0].info.run_id
+        found = self._find_summary_run()
+        if found is not None:
+            return found
         tags = {KIND: "summary"}
         return self.client.create_run(self._experiment, run_name="summary", tags=tags).info.run_id
+
+    def _find_summary_run(self) -> str | None:
+        runs = self._search(f"tags.`{KIND}` = 'summary'")
+        return runs[0].info.run_id if runs else None
 
     def send(self, record: Record, row: Row, folder: Path) -> bool:
         """Copies one record, once.
@@ -180,6 +191,28 @@ class Mirror:
                     record = Record.from_json(text)
                     records[record.cell_id] = record
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
+
+    def read_summary_file(self, name: str) -> str | None:
+        """The text of a file of the summary run, as `send_summary` put it there.
+
+        Args:
+            name: its place below the grid's folder, such as "cost.json".
+
+        Returns:
+            None if the experiment has no such file.
+
+        Raises:
+            TrackingError: the store cannot be read.
+        """
+        path = SUMMARY / name
+        with _failures(), tempfile.TemporaryDirectory() as folder:
+            run = self._find_summary_run()
+            if run is None:
+                return None
+            there = self.client.list_artifacts(run, path.parent.as_posix())
+            if path.as_posix() not in {file.path for file in there if not file.is_dir}:
+                return None
+            return self._download(run, path.as_posix(), folder)
 
     def _download(self, run: str, name: str, folder: str) -> str:
         return Path(self.client.download_artifacts(run, name, folder)).read_text(encoding="utf-8")
