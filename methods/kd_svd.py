@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from bench.method import Method, NotApplicable, Pair, Shapes, Stage
 from methods._checks import above_zero, one_of
 from methods._connector import Connectors, connect_widths
+from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
 from methods._precision import full_precision
 from methods._svd import RightVectors, right_vectors
@@ -32,6 +33,7 @@ CPU_CHUNK = 1 << 18  # relations formed at a time: 1 MiB for each temporary stay
 GPU_CHUNK = 1 << 23  # 32 MiB: enough for a launch to be worth it
 
 
+@has_reference
 def kd_svd_loss(
     student_features: Sequence[Tensor],
     teacher_features: Sequence[Tensor],

@@ -20,7 +20,20 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.method import Method
+from methods._forms import Forms, in_reference_form, two_forms
 from methods._joint import with_soft_logits
+
+__all__ = [
+    "build",
+    "check",
+    "code_digest",
+    "defaults",
+    "in_reference_form",
+    "loss_forms",
+    "names",
+    "resolve",
+    "search_space",
+]
 
 _PACKAGE = Path(__file__).parent
 _DEFINES_METHOD = re.compile(r"^def method\(", re.MULTILINE)
@@ -159,6 +172,22 @@ def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[st
         if read and key not in given:
             free[key] = list(values)
     return free
+
+
+def loss_forms(name: str) -> dict[str, Forms]:
+    """The method's losses that come in two forms; {} where a second would differ in nothing.
+
+    `in_reference_form(build(name))` is the method with the textbook form of all of them.
+
+    Raises:
+        ValueError: an unknown method.
+
+    Example:
+        >>> sorted(loss_forms("rkd")), loss_forms("fitnet")
+        (['rkd_angle_loss', 'rkd_distance_loss'], {})
+    """
+    _maker(name)
+    return two_forms(import_module(f"{__package__}.{name}"))
 
 
 @cache

@@ -17,6 +17,7 @@ from torch.nn.functional import huber_loss
 
 from bench.method import Method, Pair, Stage
 from methods._checks import one_of
+from methods._forms import has_reference
 from methods._precision import full_precision, no_autocast
 
 Tap = Literal["embedding", "logits"]
@@ -32,6 +33,7 @@ CPU_CHUNK = 1 << 18  # angles formed at a time: 1 MiB for each temporary stays i
 GPU_CHUNK = 1 << 23  # 32 MiB: enough for a launch to be worth it
 
 
+@has_reference
 def rkd_distance_loss(
     student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
 ) -> Tensor:
@@ -71,6 +73,7 @@ def rkd_distance_loss(
         return factor * huber_loss(*relative, reduction="sum")
 
 
+@has_reference
 def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers") -> Tensor:
     """Huber distance between the cosines of all angles in the batch.
 

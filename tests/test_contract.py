@@ -21,6 +21,7 @@ from methods import registry
 
 METHODS = registry.names()
 TAUGHT = [name for name in METHODS if registry.build(name).needs_teacher]
+TWO_FORMS = [name for name in METHODS if registry.loss_forms(name)]
 B, K = 6, 4
 
 
@@ -73,6 +74,22 @@ def test_hyperparameters_are_keyword_only_with_json_able_defaults(name):
     signature = inspect.signature(registry.build(name).plan[0].__class__)
     assert signature.parameters
     assert registry.resolve(name, {}) == registry.defaults(name)
+
+
+@pytest.mark.parametrize("name", TWO_FORMS)
+def test_the_textbook_form_of_a_method_is_the_method(name):
+    # At random tensors; that textbook forms run at all is in tests/test_losses_fast_forms.py.
+    for method, stage in transfer_stages(name):
+        textbook = registry.in_reference_form(method).plan[method.plan.index(stage)]
+        connector, pair = connector_for(method, stage), random_pair(1)
+        expected = textbook.transfer(pair, connector)
+        torch.testing.assert_close(stage.transfer(pair, connector), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", TWO_FORMS)
+def test_two_forms_of_a_loss_are_called_alike(name):
+    for fast, reference in registry.loss_forms(name).values():
+        assert inspect.signature(fast) == inspect.signature(reference)
 
 
 @pytest.mark.parametrize("name", METHODS)

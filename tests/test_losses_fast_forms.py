@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods import kd_svd, rkd
+from bench.method import Pair, View
+from methods import kd_svd, registry, rkd
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -33,6 +34,28 @@ RKD_FORMS = [
     (rkd.rkd_distance_loss, rkd.rkd_distance_loss_reference),
     (rkd.rkd_angle_loss, rkd.rkd_angle_loss_reference),
 ]
+
+
+def test_a_method_in_reference_form_runs_every_textbook_form_and_no_fast_one(monkeypatch):
+    def marked(name: str):
+        def loss(*args, **kwargs):
+            called.append(name)
+            return torch.zeros((), requires_grad=True)
+
+        return loss
+
+    called: list[str] = []
+    for name in registry.loss_forms("rkd"):
+        monkeypatch.setattr(rkd, f"{name}_reference", marked(name))
+    method = registry.build("rkd")
+    views = [View({"embedding": drawn(4, 3, seed=s, dtype=torch.float32)}) for s in (0, 1)]
+    pair = Pair(*views, torch.zeros(4), torch.arange(4))
+    method.plan[0].transfer(pair, nn.Identity())
+    assert called == []
+    registry.in_reference_form(method).plan[0].transfer(pair, nn.Identity())
+    assert sorted(called) == ["rkd_angle_loss", "rkd_distance_loss"]
+    method.plan[0].transfer(pair, nn.Identity())
+    assert len(called) == 2
 
 
 @each_dtype
