@@ -82,7 +82,7 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
 
 def top_parser() -> argparse.ArgumentParser:
     """The overview that `--help` prints."""
-    lines = "\n".join(f"  {name:<8} {text}" for name, (_, _, text) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<9} {text}" for name, (_, _, text) in COMMANDS.items())
     return argparse.ArgumentParser(
         prog="run_all.py",
         usage="run_all.py [command] [options]",
@@ -132,6 +132,24 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
     parser.add_argument("--from", dest="origin", choices=("records", "mlflow"), default="records",
                         help="where results are read (default: records)")  # fmt: skip
+
+
+def _add_recommend(parser: argparse.ArgumentParser) -> None:
+    _add_tables(parser)
+    add = parser.add_argument
+    add("--pair", metavar="T:S", help="only this teacher:student pair (default: every one)")
+    add("--max-cost", type=float, metavar="X",
+        help="whole training at most X times the plain student's, such as 1.3")  # fmt: skip
+    add("--max-memory-mib", type=float, metavar="X",
+        help="a step's peak memory at most X MiB above the plain student's")  # fmt: skip
+    add("--min-gain", type=float, metavar="X",
+        help="better than the plain student by more than X beyond doubt; an accuracy: 0.01 is one "
+        "percentage point")  # fmt: skip
+    add("--category", metavar="C", help="only methods of this category, and plain students")
+    add("--no-extra-parameters", action="store_true",
+        help="no parameters trained beside the student")  # fmt: skip
+    add("--data-fraction", type=float, metavar="F",
+        help="only where students see this part of the training images")  # fmt: skip
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
@@ -352,6 +370,27 @@ def tables(options: argparse.Namespace) -> int:
     return 0
 
 
+def recommend(options: argparse.Namespace) -> int:
+    """Says which row to choose for each pair, and why; 2 if the evidence answers for none."""
+    from bench.cost.record import read_costs
+    from bench.report.recommend import Question, answer
+    from bench.report.recommend import recommend as choose
+
+    work, name = _work_dir(options), _grid_name(options.grid)
+    try:
+        question = Question(
+            pair=options.pair, max_cost=options.max_cost, max_memory_mib=options.max_memory_mib,
+            min_gain=options.min_gain, category=options.category,
+            extra_parameters=not options.no_extra_parameters, fraction=options.data_fraction,
+        )  # fmt: skip
+        plan, records = _read(work, name, options.origin)
+        costs = read_costs(work.grid(name) / "cost.json")
+        print(answer(choose(plan, records, costs, question)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
     from bench.tracking import Mirror, TrackingError, mirror_all
@@ -437,6 +476,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "tune": (tune, _add_tune, "choose hyper-parameters on held-out training images"),
     "profile": (profile, _add_profile, "measure what each method costs, by itself"),
     "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
+    "recommend": (recommend, _add_recommend, "which row to choose for each pair, and why"),
     "sync": (sync, _add_grid, "send to MLflow the records that it lacks"),
     "list": (list_all, _no_options, "methods, models, data sets and grids, with their options"),
     "ui": (ui, _add_ui, "serve the MLflow UI on loopback"),

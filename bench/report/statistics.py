@@ -195,6 +195,47 @@ def wilcoxon_attainable_p(n: int) -> float:
     return 2.0 ** (1 - n)
 
 
+def seeds_needed(
+    differences: Sequence[float], level: float = 0.95, power: float = 0.8, most: int = 1000
+) -> int | None:
+    """How many seeds would tell such a difference from 0, if it is what these differences show.
+
+    The least n whose two-sided paired t test at 1 - level rejects with probability `power` when
+    the true effect size is the observed one: T'(n - 1, |d_z| sqrt(n)) above t(level, n - 1), T'
+    the noncentral t. The observed effect is itself uncertain: a plan, not a promise.
+
+    Args:
+        differences: one a pair, see `paired_differences`; at least two.
+        level: 1 - alpha of the test, in (0, 1).
+        power: in (0, 1).
+        most: the largest n looked at.
+
+    Returns:
+        n, at least 2; None if more than `most` are needed.
+
+    Raises:
+        ValueError: fewer than two differences, one that is not finite, a level or power outside
+            of (0, 1), or `most` below 2.
+
+    Source:
+        Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4.
+
+    Example:
+        >>> seeds_needed([1.0, 2.0, 3.0]), seeds_needed([1.0, -1.0])
+        (5, None)
+    """
+    _check_level("seeds_needed", level)
+    if not 0 < power < 1 or most < 2:
+        raise ValueError(f"seeds_needed: power {power} and most {most}, wanted (0, 1) and 2 up")
+    size = min(abs(effect_size(differences)), 10.0)  # beyond it two or three seeds do
+    if size == 0:
+        return None
+    n = np.arange(2, most + 1)
+    critical = stats.t.ppf((1 + level) / 2, n - 1)
+    enough = np.flatnonzero(stats.nct.sf(critical, n - 1, size * np.sqrt(n)) >= power)
+    return int(n[enough[0]]) if len(enough) else None
+
+
 # --- many comparisons ------------------------------------------------------------------------
 
 

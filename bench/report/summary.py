@@ -208,7 +208,7 @@ def pair_table(
 ) -> Table:
     """The table of one pair: teacher, student, then methods in the plan's order."""
     rows = list(rows)
-    groups = _groups(key, [row for row in rows if row.role != "source"], records)
+    groups = group_by_label(key, rows, records)
     teacher, student = _baseline(groups, "teacher"), _baseline(groups, "student")
     return Table(
         title=key.title,
@@ -226,7 +226,7 @@ def pair_table(
 
 
 @dataclass
-class _Group:
+class Group:
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
 
     Attributes:
@@ -270,11 +270,23 @@ class _Group:
         ]
 
 
-def _groups(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) -> list[_Group]:
-    groups: dict[tuple[str, str], _Group] = {}
+def group_by_label(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) -> list[Group]:
+    """The rows of one pair by role and label, with their records: teacher, student, then methods.
+
+    Args:
+        key: the pair, named in errors.
+        rows: of the plan, all of this pair; a transfer's source is left out.
+        records: by cell id; those of other cells are ignored.
+
+    Raises:
+        ValueError: two cells answer for one label and seed.
+    """
+    groups: dict[tuple[str, str], Group] = {}
     for row in rows:
+        if row.role == "source":
+            continue
         group = groups.setdefault(
-            (row.role, row.label), _Group(row.role, row.label, row.category, {}, {})
+            (row.role, row.label), Group(row.role, row.label, row.category, {}, {})
         )
         if group.cells.setdefault(row.seed, row.cell_id) != row.cell_id:
             raise ValueError(
@@ -287,13 +299,13 @@ def _groups(key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]) ->
     return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
 
 
-def _baseline(groups: Iterable[_Group], role: str) -> dict[int, float]:
+def _baseline(groups: Iterable[Group], role: str) -> dict[int, float]:
     found = [group for group in groups if group.role == role]
     return found[0].by_seed("last_accuracy") if found else {}
 
 
 def _row(
-    group: _Group, teacher: Mapping[int, float], student: Mapping[int, float]
+    group: Group, teacher: Mapping[int, float], student: Mapping[int, float]
 ) -> tuple[Entry, ...]:
     n = len(group.by_cell("last_accuracy"))
     own = {} if group.role == "student" else group.by_seed("last_accuracy")
@@ -368,7 +380,7 @@ def gap_recovered(
     return mean_interval(paired_differences(method, baseline)).mean / gap.mean
 
 
-def _why_empty(group: _Group) -> str:
+def _why_empty(group: Group) -> str:
     for status, text in ((FAILED, "failed"), (NOT_RUN, "not run"), (FINISHED, "not measured")):
         if group.with_status(status):
             return text
@@ -379,7 +391,7 @@ def _epochs(values: list[float]) -> float | None:
     return _whole(mean_interval(values).mean) if values else None
 
 
-def _status_text(group: _Group) -> str:
+def _status_text(group: Group) -> str:
     finished, refused = group.with_status(FINISHED), group.with_status(NOT_APPLICABLE)
     counts = {
         "failed": len(group.with_status(FAILED)),

@@ -1,0 +1,203 @@
+"""The rows of one pair as candidates for a choice: accuracy, gain, cost, what rules them out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bench.cost.record import CostRecord, Costs, Quartiles
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
+from bench.report.comparison import Compared, Series, compare
+from bench.report.statistics import Interval, mean_interval
+from bench.report.summary import NOT_RUN, Group, PairKey, group_by_label
+
+STUDENT = "student"
+MIB = 2**20
+LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
+"""The label of the plain student trained longer, see the grid's `epochs_factor`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a candidate must not exceed, must be, and must gain.
+
+    Attributes:
+        max_cost: whole training over the plain student's.
+        max_memory_mib: peak memory of a step above the plain student's.
+        min_gain: accuracy over the plain student, in [0, 1].
+        category: the methods' only category; plain students stay as what they are compared with.
+        extra_parameters: whether parameters may be trained beside the student.
+    """
+
+    max_cost: float | None = None
+    max_memory_mib: float | None = None
+    min_gain: float | None = None
+    category: str | None = None
+    extra_parameters: bool = True
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether any limit is on what only the profiler knows."""
+        limits = (self.max_cost, self.max_memory_mib)
+        return any(limit is not None for limit in limits) or not self.extra_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One row that could be chosen.
+
+    Attributes:
+        label: the row's.
+        category: the method's.
+        accuracy: seed -> accuracy of the last epoch, in [0, 1].
+        planned: how many seeds the grid asks for.
+        gained: against the plain student, tested against the least gain asked for; None for the
+            plain student itself.
+        cost: whole training over the plain student's; None where not measured.
+        extra_mib: peak memory of a step above the plain student's; None where not measured.
+        extra_parameters: trained beside the student; None where not measured.
+        excluded: why it may not be chosen; empty if it may.
+    """
+
+    label: str
+    category: str
+    accuracy: Series = field(default_factory=dict)
+    planned: int = 0
+    gained: Compared | None = None
+    cost: Quartiles | None = None
+    extra_mib: float | None = None
+    extra_parameters: int | None = None
+    excluded: str = ""
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is plain training, of whatever length."""
+        return self.label == STUDENT or self.factor is not None
+
+    @property
+    def factor(self) -> float | None:
+        """How much longer than the others it trained; None if it is no longer-trained student."""
+        found = LONGER.fullmatch(self.label)
+        return float(found["factor"]) if found else None
+
+    @property
+    def mean(self) -> Interval | None:
+        """Its accuracy with the 95 % t interval."""
+        return mean_interval(list(self.accuracy.values())) if self.accuracy else None
+
+    @property
+    def gain(self) -> float:
+        """Mean over the seeds that the plain student has too; 0 for that student itself."""
+        return self.gained.gain.mean if self.gained and self.gained.gain else 0.0
+
+
+def candidates_of(
+    key: PairKey,
+    rows: Iterable[Row],
+    records: Mapping[str, Record],
+    costs: Sequence[CostRecord],
+    limits: Limits,
+) -> list[Candidate]:
+    """The plain student, then all methods in the plan's order, those ruled out with the reason.
+
+    Args:
+        key: the pair.
+        rows: of the plan, all of this pair.
+        records: by cell id.
+        costs: of this pair, see `costs_of`.
+        limits: what rules a row out. The correction for many tests is over all rows, whatever
+            the limits, so that a verdict does not depend on the question.
+    """
+    groups = [g for g in group_by_label(key, rows, records) if g.role != "teacher"]
+    measured = {group.label: group.by_seed("last_accuracy") for group in groups}
+    methods = {label: series for label, series in measured.items() if label != STUDENT}
+    gained = compare(methods, measured.get(STUDENT, {}), margin=limits.min_gain or 0.0)
+    known = {record.label: record for record in costs}
+    found = []
+    for group in groups:
+        candidate = Candidate(
+            label=group.label, category=group.category, accuracy=measured[group.label],
+            planned=len(group.cells), gained=gained.get(group.label),
+        )  # fmt: skip
+        candidate = _with_cost(candidate, known.get(group.label))
+        reason = _why_not(group, candidate) or _beyond(candidate, limits, known.get(group.label))
+        found.append(replace(candidate, excluded=reason))
+    return found
+
+
+def _with_cost(candidate: Candidate, cost: CostRecord | None) -> Candidate:
+    if candidate.is_student:
+        factor = candidate.factor or 1.0  # by definition: the same step, more or fewer of them
+        exact = Quartiles(factor, factor, factor, 1)
+        return replace(candidate, cost=exact, extra_mib=0.0, extra_parameters=0)
+    if cost is None or cost.status != FINISHED:
+        return candidate
+    return replace(
+        candidate,
+        cost=cost.training_cost_ratio,
+        extra_mib=cost.extra_peak_bytes / MIB,
+        extra_parameters=cost.extra_parameters,
+    )
+
+
+def _why_not(group: Group, candidate: Candidate) -> str:
+    """Why there is too little to judge the row by; empty if there is enough."""
+    if not candidate.accuracy:
+        for status, text in ((FAILED, "failed"), (NOT_APPLICABLE, "not applicable")):
+            if cells := group.with_status(status):
+                return f"{text}: {group.records[cells[0]].error or 'no reason given'}"
+        return "not run" if group.with_status(NOT_RUN) else "no accuracy measured"
+    if candidate.gained is not None and candidate.gained.n < 2:
+        seeds = f"{candidate.gained.n} seed{'s' * (candidate.gained.n != 1)}"
+        return f"not enough seeds: {seeds} in common with the student, 2 are the least"
+    return ""
+
+
+def _beyond(candidate: Candidate, limits: Limits, cost: CostRecord | None) -> str:
+    """Which limit the row exceeds; empty if none."""
+    if limits.category and not candidate.is_student and candidate.category != limits.category:
+        return f"category {candidate.category}"
+    if limits.needs_costs and candidate.cost is None:
+        why = f" ({cost.status.replace('_', ' ')}: {cost.error})" if cost is not None else ""
+        return f"cost not measured{why}"
+    if limits.max_cost is not None and candidate.cost and candidate.cost.median > limits.max_cost:
+        return f"cost x{candidate.cost.median:.2f} above x{limits.max_cost:g}"
+    memory, most = candidate.extra_mib, limits.max_memory_mib
+    if most is not None and memory is not None and memory > most:
+        return f"memory {memory:.1f} MiB above the plain step's, limit {most:g} MiB"
+    if not limits.extra_parameters and candidate.extra_parameters:
+        return f"{candidate.extra_parameters:,} extra parameters"
+    return ""
+
+
+# --- costs -----------------------------------------------------------------------------------
+
+
+def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
+    """What was profiled of a pair, under one set of conditions, and those conditions in words.
+
+    Ratios measured on another device do not compare. Where there are several sets, the one with
+    most rows measured counts, then the one measured last.
+
+    Args:
+        costs: of the grid; None for none.
+        key: the pair; its axes do not matter to a cost.
+
+    Returns:
+        The records, by row; empty, with no words, if the pair was not profiled.
+    """
+    sets: dict[tuple[str, ...], list[CostRecord]] = {}
+    for record in costs.records if costs is not None else ():
+        data, teacher, student, _, *conditions = record.key
+        if (data, teacher, student) == (key.data, key.teacher, key.student):
+            sets.setdefault(tuple(conditions), []).append(record)
+    if not sets:
+        return [], ""
+
+    def measured(conditions: tuple[str, ...]) -> int:
+        return sum(record.status == FINISHED for record in sets[conditions])
+
+    best = max(reversed(list(sets)), key=measured)
+    device, precision, batch = best
+    return sets[best], f"on {device}, {precision}, batch {batch}"
