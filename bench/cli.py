@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.cost.record import Costs
     from bench.grid import Expansion, Grid
     from bench.launch.coordinator import Outcome
     from bench.launch.job import Library
@@ -279,7 +280,8 @@ def run(options: argparse.Namespace) -> int:
         return _preview(options, prepared, prepared.grid)
     outcome, expansion = _train(options, prepared, prepared.grid)
     plan = expansion.plan
-    files = _render(work, plan, work.store.read_all(plan.cell_ids()))
+    records = work.store.read_all(plan.cell_ids())
+    files = _render(work, plan, records, _read_costs(work, plan.name, "records"))
     _mirror_tables(work, plan, files)
     _say_outcome(outcome)
     return exit_code(outcome.counts)
@@ -322,17 +324,39 @@ def _devices(device: str, workers: int | None) -> list[str]:
     return [gpus[i % len(gpus)] for i in range(count)]
 
 
-def _render(work: WorkDir, plan: Plan, records: dict[str, Record]) -> list[Path]:
-    """Writes and prints the tables, draws the figures; returns what was written."""
-    from bench.report.selection import write_selection_figures
-    from bench.report.summary import write_summary
+def _render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
+    """Prints the summary, writes tables, figures and the report; returns what to mirror."""
+    from bench.cost.command import FILE
+    from bench.report.build import build
+    from bench.report.summary import summarise
 
     folder = work.grid(plan.name)
-    print(write_summary(plan, records, folder))
-    figures = write_selection_figures(plan, records, work.store.root, folder / "figures")
-    if figures:
-        print(f"figures: {folder / 'figures'}")
-    return [folder / "summary.md", folder / "summary.csv", folder / "cells.csv", *figures]
+    try:
+        print(summarise(plan, records).to_text())
+        files = build(plan, records, costs, work.store.root, folder)
+    except ValueError as error:  # something that lies beside the records is damaged
+        raise UsageError(str(error)) from None
+    print(f"tables and figures: {folder}")
+    return [*files, *([folder / FILE] if (folder / FILE).is_file() else [])]
+
+
+def _read_costs(work: WorkDir, grid: str, origin: str) -> Costs:
+    """What the profiler measured of a grid, empty if it did not run."""
+    from bench.cost.command import FILE
+    from bench.cost.record import Costs, read_costs
+
+    try:
+        if origin == "records":
+            return read_costs(work.grid(grid) / FILE)
+        from bench.tracking import Mirror, TrackingError
+
+        try:
+            text = Mirror(work.root, grid).read_summary_file(FILE)
+        except TrackingError as error:
+            raise UsageError(f"--from mlflow: {error}") from None
+        return Costs() if text is None else Costs.from_json(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _mirror_tables(work: WorkDir, plan: Plan, files: list[Path]) -> None:
@@ -365,8 +389,9 @@ def exit_code(counts: dict[str, int]) -> int:
 def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
     work = _work_dir(options)
-    plan, records = _read(work, _grid_name(options.grid), options.origin)
-    _render(work, plan, records)
+    name = _grid_name(options.grid)
+    plan, records = _read(work, name, options.origin)
+    _render(work, plan, records, _read_costs(work, name, options.origin))
     return 0
 
 
@@ -402,7 +427,8 @@ def sync(options: argparse.Namespace) -> int:
         sent = mirror_all(Mirror(work.root, name), plan, work.store)
     except TrackingError as error:
         raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
-    _mirror_tables(work, plan, _render(work, plan, records))
+    costs = _read_costs(work, name, "records")
+    _mirror_tables(work, plan, _render(work, plan, records, costs))
     print(f"{sent} records sent")
     return 0
 

@@ -324,7 +324,7 @@ def test_files_are_the_same_bytes_every_time(tmp_path):
         write_costs(COSTS, tmp_path / folder)
     written = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")}
     assert {path.name for path in written} == {
-        "cost.md", "cost.csv", "cost_stages.csv", "cost_scaling.csv",
+        "cost.md", "cost.tex", "cost.csv", "cost_stages.csv", "cost_scaling.csv",
         *(f"cost_{kind}.{end}" for end in ("svg", "png")
           for kind in ("step_big-small", "loss_big-small", "memory_big-small", "scaling")),
     }  # fmt: skip

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bench.cost.record import read_costs
-    from bench.report.cost import write_costs
+    from bench.report.cost import costs_to_text, write_costs
     from bench.workdir import WorkDir
 
     try:
@@ -77,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(write_costs(costs, folder))
+    write_costs(costs, folder)
+    print(costs_to_text(costs))
     return 0
 
 

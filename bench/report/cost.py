@@ -19,7 +19,7 @@ from bench.report.cost_figures import (
 )
 from bench.report.drawing import save_figure
 from bench.report.statistics import Interval
-from bench.report.tables import Column, Entry, Table, to_csv, to_markdown, to_text
+from bench.report.tables import Column, Entry, Table, to_csv, to_latex, to_markdown, to_text
 
 MEGA = 1e6
 
@@ -217,29 +217,43 @@ def scaling_table(scaling: Sequence[Scaling]) -> Table:
 # --- files -----------------------------------------------------------------------------------
 
 
-def write_costs(costs: Costs, folder: Path) -> str:
-    """Writes cost.md, cost.csv, cost_stages.csv, cost_scaling.csv and figures/cost_*.
+def costs_to_text(costs: Costs) -> str:
+    """The tables of methods for a terminal."""
+    return "\n".join(to_text(method_table(r)) for r in group_records(costs.records).values())
+
+
+def cost_tables(costs: Costs) -> tuple[Table, ...]:
+    """For each pair and set of conditions its methods and their stages; then the losses alone."""
+    groups = group_records(costs.records).values()
+    pairs = (make(records) for records in groups for make in (method_table, stage_table))
+    return (*pairs, *([scaling_table(costs.scaling)] if costs.scaling else []))
+
+
+def write_costs(costs: Costs, folder: Path) -> list[Path]:
+    """Writes cost.md and .tex, cost.csv, cost_stages.csv, cost_scaling.csv and figures/cost_*.
 
     Args:
         costs: all that was profiled of a grid.
         folder: the grid's; made if it is not there.
 
     Returns:
-        The tables of methods for a terminal.
+        The files.
     """
     groups = group_records(costs.records)
     methods = {key: method_table(records) for key, records in groups.items()}
     stages = {key: stage_table(records) for key, records in groups.items()}
-    parts = [to_markdown(table) for key in groups for table in (methods[key], stages[key])]
+    tables = cost_tables(costs)
+    contents = {
+        "cost.md": "\n".join(["# What methods cost\n", *map(to_markdown, tables)]),
+        "cost.tex": "\n".join(map(to_latex, tables)),
+        "cost.csv": to_csv(_with_pairs(methods)),
+        "cost_stages.csv": to_csv(_with_pairs(stages)),
+    }
     if costs.scaling:
-        table = scaling_table(costs.scaling)
-        parts.append(to_markdown(table))
-        write_atomically(folder / "cost_scaling.csv", to_csv(table))
-    write_atomically(folder / "cost.md", "\n".join(["# What methods cost\n", *parts]))
-    write_atomically(folder / "cost.csv", to_csv(_with_pairs(methods)))
-    write_atomically(folder / "cost_stages.csv", to_csv(_with_pairs(stages)))
-    write_figures(costs, folder / "figures")
-    return "\n".join(map(to_text, methods.values()))
+        contents["cost_scaling.csv"] = to_csv(scaling_table(costs.scaling))
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [*(folder / name for name in contents), *write_figures(costs, folder / "figures")]
 
 
 def _with_pairs(tables: dict[tuple[str, ...], Table]) -> Table:

@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row, write_atomically
 from bench.report.statistics import mean_interval, paired_differences
-from bench.report.tables import Column, Entry, Table, one_line, to_csv, to_markdown, to_text
+from bench.report.tables import (
+    Column,
+    Entry,
+    Table,
+    one_line,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_text,
+)
 
 NOT_RUN = "not_run"
 """The status, in tables only, of a row of the plan whose cell has no record."""
@@ -132,11 +141,17 @@ class Summary:
 
     def to_text(self) -> str:
         """The whole summary for a terminal; what holds for every table is said once, last."""
-        brief = [
-            replace(table, notes=table.notes[: -len(self.notes)]) for table in self.tables.values()
-        ]
+        brief = list(map(self._without_notes, self.tables.values()))
         legend = "\n".join([*(self.notes if brief else ()), self.coverage])
         return "\n".join([*map(to_text, brief), f"{legend}\n"])
+
+    def to_latex(self) -> str:
+        """All tables; what holds for every one is said under the last one alone."""
+        tables = list(self.tables.values())
+        return "\n".join(map(to_latex, [*map(self._without_notes, tables[:-1]), *tables[-1:]]))
+
+    def _without_notes(self, table: Table) -> Table:
+        return replace(table, notes=table.notes[: -len(self.notes)])
 
     def to_csv(self) -> str:
         """All tables as one CSV of raw numbers, in [0, 1], with the pair in its first columns."""
@@ -446,8 +461,8 @@ def _cell_entries(row: Row, record: Record | None) -> tuple[Entry, ...]:
     return tuple(Entry(values[column.key]) for column in CELL_COLUMNS)
 
 
-def write_summary(plan: Plan, records: Mapping[str, Record], folder: Path) -> str:
-    """Writes summary.md, summary.csv and cells.csv, each either whole or not at all.
+def write_summary(plan: Plan, records: Mapping[str, Record], folder: Path) -> list[Path]:
+    """Writes summary.md, .csv and .tex and cells.csv, each either whole or not at all.
 
     Args:
         plan: what was asked for.
@@ -455,10 +470,15 @@ def write_summary(plan: Plan, records: Mapping[str, Record], folder: Path) -> st
         folder: made if it is not there.
 
     Returns:
-        The tables for a terminal: plain text, no markup.
+        The files.
     """
     summary = summarise(plan, records)
-    write_atomically(folder / "summary.md", summary.to_markdown())
-    write_atomically(folder / "summary.csv", summary.to_csv())
-    write_atomically(folder / "cells.csv", cells_csv(plan, records))
-    return summary.to_text()
+    contents = {
+        "summary.md": summary.to_markdown(),
+        "summary.csv": summary.to_csv(),
+        "summary.tex": summary.to_latex(),
+        "cells.csv": cells_csv(plan, records),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]

@@ -14,7 +14,9 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from bench.record import write_atomically
 from bench.report.statistics import Interval
 
 PERCENT_UNITS = ("%", "pp")
@@ -320,3 +322,58 @@ _LATEX = {
 def _escape_latex(text: str) -> str:
     escaped = "".join(_LATEX.get(c, c) for c in text)
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus sign, not a hyphen
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Tables that belong together and share their files.
+
+    Attributes:
+        name: of the files, without an ending.
+        title: one line.
+        tables: in order.
+        text: one line said above them; empty for none.
+    """
+
+    name: str
+    title: str
+    tables: tuple[Table, ...]
+    text: str = ""
+
+
+def write_section(section: Section, folder: Path) -> list[Path]:
+    """Writes `<name>.md`, `<name>.tex` and `<name>.csv`; returns their paths.
+
+    The CSV holds the tables' titles in a first column "table". Tables of other columns than the
+    first one's are in files of their own, `<name>_2.csv` and so on.
+    """
+    head = [f"# {_escape_markdown(one_line(section.title))}\n"]
+    head += [f"{_escape_markdown(one_line(section.text))}\n"] if section.text else []
+    contents = {
+        f"{section.name}.md": "\n".join([*head, *map(to_markdown, section.tables)]),
+        f"{section.name}.tex": "\n".join(map(to_latex, section.tables)),
+    }
+    for place, tables in enumerate(_by_columns(section.tables), start=1):
+        name = section.name if place == 1 else f"{section.name}_{place}"
+        contents[f"{name}.csv"] = to_csv(_titled(tables))
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _by_columns(tables: Sequence[Table]) -> list[list[Table]]:
+    groups: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables:
+        names = (name for column in table.columns for name in _csv_names(column))
+        groups.setdefault(tuple(names), []).append(table)
+    return list(groups.values())
+
+
+def _titled(tables: Sequence[Table]) -> Table:
+    """Tables of equal columns as one, their titles in its first column."""
+    rows = tuple((Entry(table.title), *row) for table in tables for row in table.rows)
+    columns = (Column(key="table", name="table", align="left"), *tables[0].columns)
+    return Table(title="", columns=columns, rows=rows)
