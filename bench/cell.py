@@ -104,6 +104,8 @@ class Cell(Spec):
         hyperparameters: the method's, complete.
         teacher: the cell whose network teaches; None for a baseline or a teacher.
         source: the cell whose trunk the weights start from (transfer learning); else None.
+        diagnostics: whether `bench.train.diagnostics` measures beside the training, which changes
+            no number of it; a record without those measurements is that of another cell.
     """
 
     model: str | dict[str, Any]
@@ -118,10 +120,14 @@ class Cell(Spec):
     deterministic: bool = True
     teacher: Cell | None = None
     source: Cell | None = None
+    diagnostics: bool = False
 
     def resolved(self) -> dict[str, Any]:
         """All fields as JSON-able values; a teacher or source as its model and cell id."""
         values = self.model_dump(mode="json", exclude={"teacher", "source"})
+        if not self.diagnostics:
+            # Absent unless on: a cell's id does not depend on a switch that is off.
+            del values["diagnostics"]
         for name, other in (("teacher", self.teacher), ("source", self.source)):
             values[name] = other and {"cell_id": other.id, "model": other.model_name}
         return values

@@ -92,6 +92,8 @@ class Grid(Spec):
         recipe_for: fields of the recipe that differ for one model, by its name.
         tuned: hyper-parameters for this grid, by the row's label, as `tune` chose them; a row's
             own hyper-parameters come on top, and its label does not change.
+        diagnostics: whether students are examined beside their training, for the table of claims;
+            see `bench.train.diagnostics`. Their accuracies are the same bits either way.
     """
 
     name: str = ""
@@ -111,6 +113,7 @@ class Grid(Spec):
     source: SourceSpec | None = None
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = True
+    diagnostics: bool = False
 
     @field_validator("pairs", mode="before")
     @classmethod
@@ -475,6 +478,8 @@ def _rows(
     teacher_recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
     teacher = plain(pair.teacher, whole, teacher_seed, teacher_recipe)
     student = plain(pair.student, data, seed, grid.recipe_of(pair.student))
+    if grid.diagnostics:
+        student = student.model_copy(update={"diagnostics": True})
 
     source = None
     if grid.source is not None:

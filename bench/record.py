@@ -35,10 +35,11 @@ class Record:
         stages: per stage {"name", "epochs", "taps"}.
         curves: name -> one value per epoch, None where not measured. "train_loss", "task_loss",
             "transfer_loss", "learning_rate", "test_accuracy" (in [0, 1]), and what a stage watches.
-        final: "last_accuracy", "best_accuracy", "best_epoch" (1-based), "train_accuracy",
+        final: "last_accuracy", "best_accuracy", "best_epoch" (1-based),
             "agreement" (share of the test set where student and teacher predict the same class),
             "epochs", "train_images", "parameters", "train_seconds", "evaluation_seconds".
-            Seconds are shared-machine wall clock and never a method's cost.
+            Seconds are shared-machine wall clock and never a method's cost. A cell with
+            diagnostics has more curves and numbers, see `bench.train.diagnostics`.
         conditions: device, precision, threads, torch, python, commit, dirty, started.
         files: name -> path relative to the cell's folder.
     """

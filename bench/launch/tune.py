@@ -101,6 +101,7 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
             "methods": tuple(unique.values()),
             "seeds": tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
             "tuned": {},
+            "diagnostics": False,
         }
     )
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -36,8 +37,9 @@ from bench.record import (
 )
 from bench.seeds import derive
 from bench.train.device import conditions, set_numerics
+from bench.train.diagnostics import EXAMINED, Knowledge, own_taps, smoothness_taps
 from bench.train.engine import Student, make_student
-from bench.train.evaluate import accuracy, predictions
+from bench.train.evaluate import TestSet, accuracy, predictions
 from bench.train.evidence import example_images
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
@@ -316,7 +318,30 @@ class Cohort:
         }
         if self._teacher_predictions is not None and student.method.needs_teacher:
             final["agreement"] = accuracy(self._predict(student), self._teacher_predictions)
-        return final
+        return final | (self._examine(student) if student.cell.diagnostics else {})
+
+    def _examine(self, student: Student) -> dict[str, float]:
+        """What `bench.train.diagnostics` measures of a trained student and its teacher."""
+        train = self.stream.train
+        seen = TestSet(lambda: train.clean(EVALUATION_BATCH), train.labels)
+        right = predictions(student.network, seen, self.stream.student_images) == train.labels
+        if self.stream.labelled is not None:
+            right = right[self.stream.labelled]
+        found = {"train_accuracy": right.double().mean().item()}
+        if self._teacher_shapes is not None and student.method.needs_teacher:
+            if taps := own_taps(student.method, student.optional):
+                found |= self._knowledge.size(taps)
+            found |= self._knowledge.smoothness(smoothness_taps(self._teacher_shapes))
+        return found
+
+    @cached_property
+    def _knowledge(self) -> Knowledge:
+        def view(taps: Sequence[str]) -> View:
+            assert self.teacher is not None
+            return self.teacher.view(images, taps)
+
+        images = next(self.stream.test.batches()).images[:EXAMINED]
+        return Knowledge(view)
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         self.store.write(fail(cell, error, self.provenance))

@@ -31,6 +31,7 @@ from bench.method import (
 from bench.models.network import Network
 from bench.seeds import derive
 from bench.train.device import autocast, to_device
+from bench.train.diagnostics import constrained_directions, gradient_cosine, unchanged
 from bench.train.optim import learning_rate, optimiser
 
 
@@ -207,11 +208,11 @@ class Student:
             teacher: the teacher's view of the batch; None if this stage reads none.
             last: whether it is the epoch's last batch, on which the stage's `watch` runs.
         """
-        # Dropout and the like draw from torch's global generator: its own stream for every step
-        # keeps a student's numbers independent of who else is in the cohort.
-        torch.manual_seed(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps))
         stage = self.stage
-        pair = self._look(images, labels, index, teacher)
+        if self.cell.diagnostics and self.sums.steps == 0 and stage.transfer is not None:
+            self._diagnose(stage.transfer, images, labels, index, teacher)
+        self._seed_step()
+        pair = self._look(images, labels, index, teacher, stage.task_weight > 0)
         task = self._task(pair) if stage.task_weight > 0 else None
         taught = self._hide_labels(pair)
         beside = transfer = None
@@ -231,8 +232,15 @@ class Student:
         if last and stage.watch is not None:
             self._watch(taught)
 
-    def _look(self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None) -> Pair:
-        wanted = self.taps + (("logits",) if self.stage.task_weight > 0 else ())
+    def _seed_step(self) -> None:
+        # Dropout and the like draw from torch's global generator: its own stream for every step
+        # keeps a student's numbers independent of who else is in the cohort.
+        torch.manual_seed(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps))
+
+    def _look(
+        self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None, logits: bool
+    ) -> Pair:
+        wanted = self.taps + (("logits",) if logits else ())
         with autocast(self.cell, self.device):
             shown = self.network.view(images, tuple(dict.fromkeys(wanted)))
         if self._table is not None:
@@ -241,6 +249,37 @@ class Student:
             # Others of the cohort may have asked for more: this stage sees what it named.
             teacher = View({tap: teacher[tap] for tap in self.taps})
         return Pair(in_float32(shown), teacher or View({}), labels, index)
+
+    def _diagnose(
+        self,
+        transfer: Transfer,
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        teacher: View | None,
+    ) -> None:
+        """Points of the diagnostic curves, by a forward pass of their own that leaves no trace.
+
+        On the first batch of an epoch, which is never a short one, with the weights and random
+        numbers of the step to come. A stage without labels has a task gradient here all the same.
+        """
+        with unchanged(self.network, self.connector):
+            self._seed_step()
+            pair = self._look(images, labels, index, teacher, logits=True)
+            taught = self._hide_labels(pair)
+            loss, _ = self._reduce(transfer, taught)
+            trunk = self._parts()["trunk"]
+            self._note("gradient_cosine", gradient_cosine(self._task(pair), loss, trunk))
+        if self._stage_epoch + 1 == self.stage_epochs[self._position]:
+            shown = View({tap: taught.student[tap] for tap in self.taps})
+            bound = constrained_directions(transfer, taught._replace(student=shown), self.connector)
+            self._note("constrained_directions", bound)
+
+    def _note(self, name: str, value: float | None) -> None:
+        """A point of a curve that not every epoch has."""
+        curve = self.curves.setdefault(name, [])
+        curve.extend([None] * (self.epochs_done - len(curve)))
+        curve.append(value)
 
     def _task(self, pair: Pair) -> Tensor:
         logits, labels = pair.student.logits, pair.labels
@@ -325,9 +364,7 @@ class Student:
         assert self.stage.watch is not None
         student = View({tap: x.detach() for tap, x in pair.student.taps.items()})
         for name, value in self.stage.watch(pair._replace(student=student), self.connector).items():
-            curve = self.curves.setdefault(name, [])
-            curve.extend([None] * (self.epochs_done - len(curve)))
-            curve.append(float(value))
+            self._note(name, float(value))
 
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
         """Adds a point to every curve.

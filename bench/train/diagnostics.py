@@ -1,0 +1,361 @@
+"""Optional measurements beside a training: how large, how smooth and how binding knowledge is.
+
+Nothing here trains, and nothing that trains is altered: weights, BatchNorm statistics and random
+streams are the same with diagnostics on and off. Off, nothing here runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import Method, Pair, Transfer, View
+
+EXAMINED = 256
+"""Test images at most on which a teacher's tensors are examined: the first of the test set."""
+
+DRAWS = 8
+"""Random directions along which the curvature of a transfer loss is probed."""
+
+STEP = 1e-3
+"""Length of such a probe, in root mean squares of the tap."""
+
+LEAST_SIDE = 4
+"""A map smaller than this has no frequencies to tell apart."""
+
+
+# --- while training ---------------------------------------------------------------------------
+
+
+@contextmanager
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Puts the modules' buffers (BatchNorm's statistics) back afterwards.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> with unchanged(norm):
+        ...     _ = norm(torch.ones(4, 1))
+        >>> norm.running_mean, norm.num_batches_tracked
+        (tensor([0.]), tensor(0))
+    """
+    buffers = list(chain.from_iterable(module.buffers() for module in modules))
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]) -> float | None:
+    """Cosine of the angle between two losses' gradients, over the parameters that both reach.
+
+    cos = <g_task, g_transfer> / (|g_task| |g_transfer|). Positive weights cancel out; below 0
+    the two losses conflict: a small step that lowers one raises the other.
+
+    Args:
+        task: (), the mean cross-entropy with the labels.
+        transfer: (), of the same forward pass.
+        parameters: what both may move, such as the student's trunk; frozen ones are left out.
+
+    Returns:
+        In [-1, 1]; None where a gradient is zero or not finite, or there is nothing to move.
+
+    Source:
+        Yu, Kumar, Gupta, Levine, Hausman, Finn: Gradient Surgery for Multi-Task Learning,
+        NeurIPS 2020, definition 1.
+
+    Example:
+        >>> x = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> gradient_cosine((x * torch.tensor([1.0, 0.0])).sum(), -x.sum(), [x])
+        -0.7071067811865475
+    """
+    moving = [parameter for parameter in parameters if parameter.requires_grad]
+    if not (moving and task.requires_grad and transfer.requires_grad):
+        return None
+    pairs = zip(
+        torch.autograd.grad(task, moving, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(transfer, moving, allow_unused=True),
+        strict=True,
+    )
+    shared = [(a.flatten(), b.flatten()) for a, b in pairs if a is not None and b is not None]
+    if not shared:
+        return None
+    first, second = (torch.cat(parts).double() for parts in zip(*shared, strict=True))
+    scale = first.norm() * second.norm()
+    if not (scale.isfinite() and scale > 0):
+        return None
+    return min(1.0, max(-1.0, (first @ second / scale).item()))
+
+
+def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module) -> float | None:
+    """In how many directions of the student's tensors, per sample, a transfer loss is curved.
+
+    The participation ratio of the squared eigenvalues of the loss's Hessian H in the student's
+    taps, each measured in units of its root mean square, over the B samples:
+    (tr H^2)^2 / tr H^4 / B. If n directions a sample are held equally hard and the others are
+    free, it is n: C H W for a hint at a map, K - 1 for logits that may shift, fewer for a relation
+    that leaves single samples free. A weight on the loss cancels out.
+
+    The traces are means over `DRAWS` random sign vectors v of |H v|^2 and |H H v|^2, with H v a
+    central difference of the gradient in float64 (an exact one for a quadratic loss).
+
+    Args:
+        transfer: a stage's loss.
+        pair: one batch.
+        connector: copied; the original is not touched.
+
+    Returns:
+        Directions a sample; None where the loss is not curved at all or not finite.
+
+    Source:
+        Stochastic traces: Hutchinson, Commun. Stat. Simul. Comput. 18, 1989. Participation ratio:
+        Bell, Dean: Atomic vibrations in vitreous silica, Discuss. Faraday Soc. 50, 1970.
+    """
+    connector = copy.deepcopy(connector).double().requires_grad_(False)
+    student = {tap: x.detach().double() for tap, x in pair.student.taps.items()}
+    scales = {tap: _size(x) for tap, x in student.items()}
+    pair = pair._replace(teacher=View({tap: x.double() for tap, x in pair.teacher.taps.items()}))
+
+    def gradient(move: Mapping[str, Tensor], length: float) -> dict[str, Tensor]:
+        taps = {
+            tap: (x + length * scales[tap] * move[tap]).requires_grad_()
+            for tap, x in student.items()
+        }
+        loss = transfer(pair._replace(student=View(taps)), connector).mean()
+        found = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
+        return {
+            tap: torch.zeros_like(student[tap]) if g is None else g * scales[tap]
+            for tap, g in zip(taps, found, strict=True)
+        }
+
+    def curve(move: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ahead, behind = gradient(move, STEP), gradient(move, -STEP)
+        return {tap: (ahead[tap] - behind[tap]) / (2 * STEP) for tap in move}
+
+    generator = torch.Generator().manual_seed(0)
+    once, twice = 0.0, 0.0
+    for _ in range(DRAWS):
+        signs = {tap: _signs(x, generator) for tap, x in student.items()}
+        bent = curve(signs)
+        energy = _energy(bent)
+        if not (energy > 0 and energy < float("inf")):
+            return None
+        # The second product is linear in the first, so it is probed at the length of the signs.
+        shrink = (_energy(signs) / energy) ** 0.5
+        again = curve({tap: shrink * x for tap, x in bent.items()})
+        once += energy
+        twice += _energy(again) / shrink**2
+    directions = once**2 / (DRAWS * twice) / len(pair.labels) if twice > 0 else float("nan")
+    return directions if 0 < directions < float("inf") else None
+
+
+def _size(x: Tensor) -> Tensor:
+    size = x.square().mean().sqrt()
+    return torch.where(size > 0, size, 1.0)
+
+
+def _signs(x: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU, so that every device probes the same directions.
+    drawn = torch.randint(0, 2, x.shape, generator=generator)
+    return (2 * drawn - 1).to(device=x.device, dtype=x.dtype)
+
+
+def _energy(parts: Mapping[str, Tensor]) -> float:
+    return sum(part.square().sum().item() for part in parts.values())
+
+
+# --- the teacher's tensors ----------------------------------------------------------------------
+
+
+def own_taps(method: Method, optional: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What a method's own knowledge is made of: the taps of its first stage with a transfer loss.
+
+    A later stage that reads soft logits beside the labels is not the method's own knowledge, and
+    neither are the soft logits of a joint form.
+
+    Args:
+        method: any.
+        optional: stage name -> those of its optional taps that both networks have.
+    """
+    for stage in method.plan:
+        if stage.transfer is not None:
+            return (*stage.taps, *optional[stage.name])
+    return ()
+
+
+class Knowledge:
+    """What a teacher's tensors are like on fixed images, each tap examined once."""
+
+    def __init__(self, view: Callable[[Sequence[str]], View]) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            view: gives the teacher's view of the images examined.
+        """
+        self._view = view
+        self._grams: dict[str, tuple[int, Tensor]] = {}
+        self._smoothness: dict[str, tuple[float, float]] = {}
+
+    def size(self, taps: Sequence[str]) -> dict[str, float]:
+        """How much the taps hold: numbers for a record's `final`.
+
+        "knowledge_scalars": elements of the teacher's tensors, per sample. "knowledge_rank":
+        their effective rank over the "knowledge_images" images.
+        """
+        scalars, grams = zip(*(self._gram(tap) for tap in taps), strict=True)
+        return {
+            "knowledge_scalars": sum(scalars),
+            "knowledge_rank": effective_rank(grams),
+            "knowledge_images": len(grams[0]),
+        }
+
+    def _gram(self, tap: str) -> tuple[int, Tensor]:
+        if tap not in self._grams:
+            rows = self._view((tap,))[tap].flatten(1).double()
+            rows = rows - rows.mean(0)
+            self._grams[tap] = rows.shape[1], (rows @ rows.T).cpu()
+        return self._grams[tap]
+
+    def smoothness(self, taps: Sequence[str]) -> dict[str, float]:
+        """How rough attention maps are, as a share of how rough their features are, per tap.
+
+        "attention_variation_<tap>" by total variation, "attention_high_frequency_<tap>" by the
+        energy in high frequencies; see `attention_smoothness`.
+        """
+        found: dict[str, float] = {}
+        for tap in taps:
+            if tap not in self._smoothness:
+                self._smoothness[tap] = attention_smoothness(self._view((tap,))[tap])
+            variation, frequency = self._smoothness[tap]
+            found[f"attention_variation_{tap}"] = variation
+            found[f"attention_high_frequency_{tap}"] = frequency
+        return {name: ratio for name, ratio in found.items() if math.isfinite(ratio)}
+
+
+def smoothness_taps(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The outputs of stages whose maps are large enough to be rough or smooth.
+
+    Example:
+        >>> smoothness_taps({"stage1": (8, 8, 8), "stage1.pre": (8, 8, 8), "stage3": (32, 2, 2)})
+        ['stage1']
+    """
+    return [
+        tap
+        for tap, shape in shapes.items()
+        if re.fullmatch(r"stage\d+", tap) and len(shape) == 3 and min(shape[1:]) >= LEAST_SIDE
+    ]
+
+
+def effective_rank(grams: Sequence[Tensor]) -> float:
+    """Effective rank of the samples' tensors: how many directions they spread over.
+
+    exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j, with s_i the singular values of the (M, D)
+    matrix of M samples, its mean over samples taken away, the columns of each tap divided by that
+    tap's Frobenius norm so that a tap's unit does not count.
+
+    Args:
+        grams: one (M, M) matrix X X^T a tap, X (M, D) without its mean.
+
+    Returns:
+        In [1, min(M - 1, D)]; 0 if nothing varies.
+
+    Source:
+        Roy, Vetterli: The Effective Rank, EUSIPCO 2007, definition 1. Deviations: the mean is
+        taken away, and taps are scaled, as above.
+
+    Example:
+        >>> round(effective_rank([torch.diag(torch.tensor([4.0, 4.0, 4.0, 0.0]))]), 6)
+        3.0
+    """
+    scaled = [gram / gram.trace() for gram in grams if gram.trace() > 0]
+    if not scaled:
+        return 0.0
+    values = torch.linalg.eigvalsh(torch.stack(scaled).sum(0).double()).clamp(min=0).sqrt()
+    # The root of rounding noise is not small: what lies below it is no direction.
+    values = values[values > 1e-6 * values.max()]
+    shares = values / values.sum()
+    return torch.exp(-(shares * shares.log()).sum()).item()
+
+
+def attention_smoothness(feature: Tensor) -> tuple[float, float]:
+    """Roughness of attention maps over that of the channels they come from, in two measures.
+
+    Numerator: the mean over images of the roughness of the map sqrt(sum_c A_c^2). Denominator:
+    the mean over images and channels of the roughness of A_c, channels that are zero (or, for
+    frequencies, constant) left out. Below 1, attention maps are smoother.
+
+    Args:
+        feature: (B, C, H, W).
+
+    Returns:
+        the ratio by `total_variation`, the ratio by `high_frequency_share`; nan where nothing
+        is left to compare.
+    """
+    attention = torch.linalg.vector_norm(feature, dim=1)
+    ratios = [
+        (_mean(measure(attention)) / _mean(measure(feature.flatten(0, 1)))).item()
+        for measure in (total_variation, high_frequency_share)
+    ]
+    return ratios[0], ratios[1]
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values[~values.isnan()].double().mean()
+
+
+def total_variation(maps: Tensor) -> Tensor:
+    """Total variation of maps scaled to length 1: sum of |differences| of neighbours.
+
+    Args:
+        maps: (B, H, W).
+
+    Returns:
+        (B,), without unit; nan for a map that is zero.
+
+    Source:
+        Rudin, Osher, Fatemi: Nonlinear total variation based noise removal algorithms, Physica D
+        60, 1992; the anisotropic form, which sums both axes.
+
+    Example:
+        >>> total_variation(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))     # .6 + .8 and .2 + 0
+        tensor([1.6000])
+    """
+    # nan and not 0: a dead channel is no smooth one.
+    maps = maps / torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
+    return maps.diff(dim=1).abs().sum((1, 2)) + maps.diff(dim=2).abs().sum((1, 2))
+
+
+def high_frequency_share(maps: Tensor) -> Tensor:
+    """Share of a map's variance at spatial frequencies above a quarter cycle a pixel.
+
+    sum of |DFT|^2 over frequencies with max(|f_y|, |f_x|) > 1/4, half the highest there is, over
+    that sum over all frequencies but 0.
+
+    Args:
+        maps: (B, H, W).
+
+    Returns:
+        (B,), in [0, 1]; nan for a constant map.
+
+    Example:
+        >>> board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)[None]
+        >>> slope = torch.cos(torch.arange(8) * torch.pi / 4).expand(1, 8, 8)
+        >>> high_frequency_share(board), high_frequency_share(slope).abs() < 1e-6
+        (tensor([1.]), tensor([True]))
+    """
+    varying = maps - maps.mean(dim=(1, 2), keepdim=True)
+    energy = torch.fft.fft2(varying).abs().square()
+    down, across = (torch.fft.fftfreq(side, device=maps.device).abs() for side in maps.shape[1:])
+    high = torch.maximum(down[:, None], across[None, :]) > 0.25
+    share = (energy * high).sum((1, 2)) / energy.sum((1, 2))
+    # What rounding leaves of a constant map is no variance.
+    varies = varying.square().sum((1, 2)) > 1e-12 * maps.square().sum((1, 2))
+    return torch.where(varies, share, torch.nan)

@@ -1,0 +1,331 @@
+"""Diagnostics: measured to their definitions, and without a trace in what trains."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from lessons import Lesson, cell, plain_cell, recipe, run
+from torch import nn
+
+from bench.cell import DataSpec
+from bench.grid import expand, load_grid
+from bench.launch.tune import trials_of, tuning_grid
+from bench.method import Method, NoConnector, Pair, Stage, View
+from bench.record import FINISHED, Store
+from bench.train import diagnostics, engine
+from bench.train.cohort import build_network
+from bench.train.diagnostics import (
+    Knowledge,
+    attention_smoothness,
+    constrained_directions,
+    effective_rank,
+    gradient_cosine,
+    high_frequency_share,
+    own_taps,
+    smoothness_taps,
+    total_variation,
+)
+from methods import registry
+from methods.attention_transfer import attention_transfer_loss
+
+CURVES = ("gradient_cosine", "constrained_directions")
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- leaving no trace -------------------------------------------------------------------------
+
+
+def trained(folder, cells):
+    """Record and weights of every cell, from one cohort."""
+    records = run(cells, folder)
+    store = Store(folder)
+    weights = [(store.folder(c.id) / "weights.safetensors").read_bytes() for c in cells]
+    return [records[c.id] for c in cells], weights
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_training_is_bit_equal_with_diagnostics_on_and_off(name, tmp_path):
+    plain = cell(name, recipe=recipe(epochs=2))
+    examined = plain.model_copy(update={"diagnostics": True})
+    (alone,), (weights,) = trained(tmp_path / "off", [plain])
+    # Examined first in the cohort: whatever it disturbed would reach the plain one.
+    (with_it, beside), both = trained(tmp_path / "on", [examined, plain])
+    assert alone.status == with_it.status == beside.status == FINISHED
+    assert both == [weights, weights]
+    assert beside.curves == alone.curves
+    assert {k: v for k, v in with_it.curves.items() if k not in CURVES} == alone.curves
+
+
+def test_random_layers_and_statistics_are_left_as_they_were():
+    states = []
+    for examined in (False, True):
+        lesson = Lesson(cell("fitnet").model_copy(update={"diagnostics": examined}))
+        lesson.student.network.stem.append(nn.Dropout(0.5))
+        for _ in range(4):
+            lesson.epoch()
+        states.append(lesson.state())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_off_nothing_of_it_runs(monkeypatch, tmp_path):
+    def refuse(*arguments, **more):
+        raise AssertionError("diagnostics ran")
+
+    for name in ("gradient_cosine", "constrained_directions", "unchanged"):
+        monkeypatch.setattr(engine, name, refuse)
+    monkeypatch.setattr(diagnostics.Knowledge, "__init__", refuse)
+    (record,), _ = trained(tmp_path, [cell("fitnet")])
+    assert record.status == FINISHED
+    assert not set(CURVES) & set(record.curves)
+    assert not {"knowledge_rank", "train_accuracy"} & set(record.final)
+
+
+# --- the switch -------------------------------------------------------------------------------
+
+
+def test_ids_of_cells_without_diagnostics_are_those_from_before_there_was_the_switch():
+    # From the commit before the field was added: changed, every finished cell would train again.
+    assert plain_cell("cnn2").id == "e97da271b104dd17"
+
+
+def test_a_cell_with_diagnostics_is_another_one_with_the_same_teacher_and_batches():
+    plain = cell("fitnet")
+    examined = plain.model_copy(update={"diagnostics": True})
+    assert examined.id != plain.id
+    assert examined.stream == plain.stream
+    assert "diagnostics" not in plain.resolved()
+    assert examined.resolved() == {**plain.resolved(), "diagnostics": True}
+
+
+def test_a_grid_examines_students_and_leaves_teachers_alone():
+    off, on = load_grid("digits-transfer"), load_grid("digits-transfer", ["diagnostics=true"])
+    rows = zip(
+        expand(off, lambda d: "x").plan.rows, expand(on, lambda d: "x").plan.rows, strict=True
+    )
+    for before, after in rows:
+        assert (before.cell_id == after.cell_id) == (before.role in ("teacher", "source"))
+        assert before.teacher_id == after.teacher_id
+
+
+def test_tuning_examines_nothing():
+    grid = load_grid("smoke", ["diagnostics=true"])
+    assert not tuning_grid(grid, trials_of(grid, 2), seeds=1, validation=0.2).diagnostics
+
+
+# --- what a record holds ----------------------------------------------------------------------
+
+
+def test_a_two_stage_method_is_measured_in_both_stages(tmp_path):
+    (record,), _ = trained(tmp_path, [cell("fitnet").model_copy(update={"diagnostics": True})])
+    epochs = [stage["epochs"] for stage in record.stages]
+    assert epochs == [1, 3]
+    assert all(-1 <= cosine <= 1 for cosine in record.curves["gradient_cosine"])
+    bound = record.curves["constrained_directions"]
+    assert [value is None for value in bound] == [False, True, True, False]
+    # K = 4 logits that may shift together are at most 3 directions a sample, give or take draws.
+    assert 0 < bound[3] < 3.5
+    # cnn3 on 8x8: 3 x 8 x 8, 6 x 4 x 4 and 12 x 2 x 2.
+    assert record.final["knowledge_scalars"] == 192 + 96 + 48
+    assert record.final["knowledge_images"] == 20
+    assert 1 < record.final["knowledge_rank"] <= 19
+    assert 0 <= record.final["train_accuracy"] <= 1
+    assert {name for name in record.final if name.startswith("attention")} == {
+        "attention_variation_stage1", "attention_variation_stage2",
+        "attention_high_frequency_stage1", "attention_high_frequency_stage2",
+    }  # fmt: skip
+
+
+def test_epochs_without_a_teacher_have_no_point(tmp_path):
+    hyperparameters = {"stage2": "ce"}
+    (record,), _ = trained(
+        tmp_path, [cell("fitnet", hyperparameters=hyperparameters, diagnostics=True)]
+    )
+    assert [value is None for value in record.curves["gradient_cosine"]] == [False, *[True] * 3]
+    assert len(record.curves["constrained_directions"]) == 4
+
+
+def test_a_baseline_has_a_train_accuracy_and_nothing_else(tmp_path):
+    (record,), _ = trained(tmp_path, [plain_cell("cnn2", diagnostics=True)])
+    assert not set(CURVES) & set(record.curves)
+    assert "train_accuracy" in record.final
+    assert not any(name.startswith(("knowledge", "attention")) for name in record.final)
+
+
+def test_train_accuracy_is_on_clean_images_whose_labels_were_seen(tmp_path):
+    shown = plain_cell("cnn2", data=DataSpec(source="synthetic", pad=1, labels=0.25))
+    shown = shown.model_copy(update={"diagnostics": True})
+    (record,), (weights,) = trained(tmp_path, [shown])
+    stream = Lesson(shown).stream
+    network = build_network(shown, stream.classes, stream.image_shape).eval()
+    network.load_state_dict(safetensors.torch.load(weights))
+    batch = next(stream.train.clean(40))
+    right = (network(batch.images).argmax(1) == batch.labels)[stream.labelled]
+    assert len(right) < 40
+    assert record.final["train_accuracy"] == right.double().mean().item()
+
+
+def test_own_knowledge_is_what_the_first_teaching_stage_reads():
+    optional = {"hint": (), "finetune": (), "train": ()}
+    assert own_taps(registry.build("fitnet"), optional) == ("stage1", "stage2", "stage3")
+    assert own_taps(registry.build("selective"), optional) == ("embedding",)
+    assert own_taps(registry.build("student"), {}) == ()
+
+
+# --- gradient cosine --------------------------------------------------------------------------
+
+
+def test_the_first_step_is_measured_with_the_weights_it_starts_from():
+    cosines = []
+    for sign in (1.0, -1.0):
+
+        def toward(pair: Pair, connector: nn.Module, sign: float = sign) -> torch.Tensor:
+            return sign * nn.functional.cross_entropy(pair.student.logits, pair.labels)
+
+        stage = Stage(name="a", share=1.0, transfer=toward, taps=("logits",), task_weight=0.0)
+        method = Method(category="response", source="by hand", plan=(stage,))
+        lesson = Lesson(cell("soft_logits").model_copy(update={"diagnostics": True}), method=method)
+        lesson.epoch()
+        cosines.append(lesson.student.curves["gradient_cosine"])
+    assert cosines == [[pytest.approx(1.0)], [pytest.approx(-1.0)]]
+
+
+def test_a_cosine_is_over_the_parameters_that_both_reach():
+    shared = torch.tensor([1.0, 2.0], requires_grad=True)
+    one, other, frozen = (torch.ones(1, requires_grad=r) for r in (True, True, False))
+    first = shared[0] * 3 + one.sum() * 100 + frozen.sum()
+    second = (shared * torch.tensor([4.0, 4.0])).sum() + other.sum() * 100
+    found = gradient_cosine(first, second, [shared, one, other, frozen])
+    assert found == pytest.approx(1 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("scale", [0.0, math.inf])
+def test_a_cosine_without_a_direction_is_none(scale):
+    x = torch.ones(2, requires_grad=True)
+    assert gradient_cosine(x.sum(), scale * x.sum(), [x]) is None
+    assert gradient_cosine(x.sum(), x.sum(), [x.detach()]) is None
+    assert gradient_cosine(x.sum(), torch.zeros(()), [x]) is None
+
+
+# --- constrained directions -------------------------------------------------------------------
+
+
+def directions(loss, student: torch.Tensor, teacher: torch.Tensor) -> float | None:
+    pair = Pair(
+        View({"tap": student}), View({"tap": teacher}),
+        torch.zeros(len(student), dtype=torch.long), torch.arange(len(student)),
+    )  # fmt: skip
+    return constrained_directions(
+        lambda p, c: loss(p.student["tap"], p.teacher["tap"]), pair, NoConnector()
+    )
+
+
+def test_a_regression_binds_every_element_equally():
+    loss = lambda s, t: (s - t).square().sum((1, 2, 3))  # noqa: E731
+    assert directions(loss, rand(5, 3, 4, 4), rand(5, 3, 4, 4, seed=1)) == pytest.approx(48)
+
+
+def test_a_weight_does_not_count_and_free_elements_do_not_either():
+    loss = lambda s, t: 1e-4 * (s[:, :7] - t[:, :7]).square().sum(1)  # noqa: E731
+    assert directions(loss, rand(5, 12), rand(5, 12, seed=1)) == pytest.approx(7)
+
+
+def test_unequal_curvature_has_the_participation_ratio():
+    # Rotated, so that random signs no longer hit it exactly: eigenvalues 2 and 1, 16 of each.
+    rotation = torch.linalg.qr(rand(32, 32).double()).Q
+    weights = torch.tensor([2.0, 1.0]).repeat_interleave(16).double()
+    loss = lambda s, t: 0.5 * ((s - t) @ rotation).square().mul(weights).sum(1)  # noqa: E731
+    student = rand(64, 32).sign()  # one root mean square everywhere
+    exact = (16 * 4 + 16 * 1) ** 2 / (16 * 16 + 16 * 1)
+    assert directions(loss, student, rand(64, 32, seed=1)) == pytest.approx(exact, rel=0.05)
+
+
+def test_an_attention_map_binds_fewer_directions_than_the_features_under_it():
+    student, teacher = rand(8, 6, 4, 4), rand(8, 6, 4, 4, seed=1)
+    bound = directions(attention_transfer_loss, student, teacher)
+    assert bound is not None
+    assert bound < 6 * 16 / 2
+
+
+def test_a_relation_within_the_batch_binds_less_than_its_samples():
+    # Only the batch's mean is held: D directions for all B samples together.
+    loss = lambda s, t: (s.mean(0) - t.mean(0)).square().sum()  # noqa: E731
+    bound = directions(loss, rand(64, 8), rand(64, 8, seed=1))
+    assert bound == pytest.approx(8 / 64, rel=0.5)
+
+
+def test_a_loss_without_curvature_binds_nothing():
+    assert directions(lambda s, t: (s * t).sum(1), rand(4, 3), rand(4, 3)) is None
+    assert directions(lambda s, t: (s - t).sum(1) / 0.0, rand(4, 3), rand(4, 3)) is None
+
+
+# --- the teacher's tensors --------------------------------------------------------------------
+
+
+def test_effective_rank_is_the_entropy_of_the_singular_values_written_out():
+    rows = rand(20, 6).double()
+    centred = rows - rows.mean(0)
+    shares = torch.linalg.svdvals(centred)
+    shares = shares / shares.sum()
+    expected = math.exp(-sum(p * math.log(p) for p in shares.tolist()))
+    assert effective_rank([centred @ centred.T]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_knowledge_of_several_taps_does_not_depend_on_their_units():
+    first, second = rand(20, 3, 2, 2), rand(20, 5, seed=1)
+    sizes = [
+        Knowledge(lambda taps, k=k: View({"a": first, "b": k * second})).size(("a", "b"))
+        for k in (1.0, 1000.0)
+    ]
+    assert sizes[0]["knowledge_scalars"] == 17
+    assert sizes[0]["knowledge_rank"] == pytest.approx(sizes[1]["knowledge_rank"])
+    assert 10 < sizes[0]["knowledge_rank"] <= 17
+    assert effective_rank([torch.zeros(4, 4)]) == 0
+
+
+def test_a_tap_is_looked_at_once():
+    seen = []
+
+    def view(taps):
+        seen.extend(taps)
+        return View({tap: rand(6, 4) for tap in taps})
+
+    knowledge = Knowledge(view)
+    assert knowledge.size(("a", "b")) == knowledge.size(("a", "b"))
+    assert seen == ["a", "b"]
+
+
+def test_total_variation_by_hand():
+    # |(3, 0), (4, 0)| = 5: down .2 and 0, across .6 and .8.
+    assert total_variation(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]])).item() == pytest.approx(1.6)
+    assert total_variation(torch.zeros(1, 4, 4)).isnan().all()
+
+
+def test_frequency_shares_by_hand():
+    # A checkerboard and a wave of one period over 8 pixels, of equal energy, added: one half.
+    board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)
+    wave = math.sqrt(2) * torch.cos(torch.arange(8) * math.pi / 4).expand(8, 8)
+    assert high_frequency_share((board + wave)[None]).item() == pytest.approx(0.5)
+    assert high_frequency_share(torch.full((1, 8, 8), 0.3)).isnan().all()
+
+
+def test_attention_of_independent_channels_is_smoother_than_they_are():
+    feature = rand(4, 64, 8, 8).relu()
+    feature[:, 0] = 0  # a dead channel counts as neither rough nor smooth
+    variation, frequency = attention_smoothness(feature)
+    assert variation < 0.5
+    # Noise stays noise: its spectrum is flat in the map as well.
+    assert frequency == pytest.approx(1.0, abs=0.1)
+    one = attention_smoothness(feature[:, 1:2])
+    assert one == pytest.approx((1.0, 1.0))  # of one channel that is not negative: itself
+
+
+def test_only_stage_outputs_with_room_for_frequencies_are_compared():
+    shapes = {"stem": (4, 8, 8), "stage1": (4, 8, 8), "stage2": (8, 2, 2), "embedding": (8,)}
+    assert smoothness_taps(shapes) == ["stage1"]
