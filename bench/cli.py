@@ -162,6 +162,21 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
         help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_grid(parser)
+    add = parser.add_argument
+    add("cell", metavar="CELL", help="a cell id or its beginning (cells.csv has them), or "
+        "teacher>student/method/seed; quote it")  # fmt: skip
+    add(
+        "--format",
+        choices=("safetensors", "onnx", "torch.export"),
+        default="safetensors",
+        help="weights alone, or a graph that runs without this package (default: safetensors)",
+    )
+    add("--output", type=Path, metavar="FILE",
+        help="where to (default: DIR/GRID/students/<name> with the format's suffix)")  # fmt: skip
+
+
 def _add_ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--port", type=int, default=5000, help="on loopback (default: 5000)")
@@ -433,6 +448,31 @@ def sync(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    """Writes one trained network with its preprocessing, after comparing it with the original."""
+    from bench.export import ExportError, ParityError, file_name, find_row, load_trained, pack
+    from bench.record import write_atomically
+
+    work = _work_dir(options)
+    plan, _ = _read(work, _grid_name(options.grid), "records")
+    try:
+        trained = load_trained(find_row(plan, options.cell), work)
+        content, parity = pack(trained, options.format)
+    except ExportError as error:
+        raise UsageError(str(error)) from None
+    except ParityError as error:
+        print(f"error: nothing is written: {error}", file=sys.stderr)
+        return 1
+    card = trained.card
+    path = options.output or work.grid(plan.name) / "students" / file_name(card, options.format)
+    write_atomically(path, content)
+    print(f"{card.name} ({card.cell_id}), {card.parameters} parameters: {path}")
+    print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")
+    print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
+    print(f"classes, in the order of the logits: {', '.join(card.classes)}")
+    return 0
+
+
 def list_all(options: argparse.Namespace) -> int:
     """Prints what a grid can name."""
     from bench.catalogue import catalogue
@@ -504,6 +544,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
     "recommend": (recommend, _add_recommend, "which row to choose for each pair, and why"),
     "sync": (sync, _add_grid, "send to MLflow the records that it lacks"),
+    "export": (export, _add_export, "write a trained student as a file to use elsewhere"),
     "list": (list_all, _no_options, "methods, models, data sets and grids, with their options"),
     "ui": (ui, _add_ui, "serve the MLflow UI on loopback"),
 }

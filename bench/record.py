@@ -99,6 +99,18 @@ class Row:
     cell_id: str
     teacher_id: str = ""
 
+    @property
+    def name(self) -> str:
+        """Teacher>student/label/seed, as in MLflow; a plain training is named without a teacher.
+
+        A baseline is one cell whoever the teacher beside it: naming one would mislead.
+        """
+        if self.role == "teacher":
+            return f"{self.teacher}/teacher/{self.seed}"
+        if self.role in ("student", "source"):
+            return f"{self.student}/{self.role}/{self.seed}"
+        return f"{self.teacher}>{self.student}/{self.label}/{self.seed}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

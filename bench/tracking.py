@@ -166,7 +166,7 @@ class Mirror:
     def _copy(self, record: Record, row: Row, folder: Path) -> str:
         started = _milliseconds(record)
         run = self.client.create_run(
-            self._experiment, start_time=started, run_name=run_name(row), tags=_tags(record, row)
+            self._experiment, start_time=started, run_name=row.name, tags=_tags(record, row)
         ).info.run_id
         self.client.log_batch(run, metrics=_metrics(record, started or 0), params=_params(record))
         self.client.log_artifacts(run, str(folder))  # in one call: each asks the store again
@@ -244,18 +244,6 @@ def first_rows(plan: Plan) -> dict[str, Row]:
     for row in plan.rows:
         rows.setdefault(row.cell_id, row)
     return rows
-
-
-def run_name(row: Row) -> str:
-    """Teacher>student/method/seed; a plain training is named without a teacher.
-
-    A baseline is one cell whoever the teacher beside it: naming one would mislead.
-    """
-    if row.role == "teacher":
-        return f"{row.teacher}/teacher/{row.seed}"
-    if row.role in ("student", "source"):
-        return f"{row.student}/{row.role}/{row.seed}"
-    return f"{row.teacher}>{row.student}/{row.label}/{row.seed}"
 
 
 def describe(plan: Plan) -> str:

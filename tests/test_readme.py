@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 import yaml
 from lessons import Lesson, cell
+from students import random_student
 
 from bench.cli import COMMANDS
+from bench.export import Student, pack
 from bench.grid import Grid, check_names, grid_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_method_of_the_readme_trains():
-    (code,) = blocks("python")
+    _, code = blocks("python")
     namespace: dict[str, object] = {}
     exec(compile(code, "logit_matching.py", "exec"), namespace)
     loss = namespace["logit_matching_loss"]
@@ -32,6 +34,19 @@ def test_the_method_of_the_readme_trains():
         lesson.epoch()
     losses = lesson.student.curves["transfer_loss"]
     assert losses[-1] < losses[0]
+
+
+def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypatch, capsys):
+    code, _ = blocks("python")
+    assert "bench" not in code
+    trained = random_student("cnn4", side=8)
+    (tmp_path / "student.pt2").write_bytes(pack(trained, "torch.export")[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "take_home.py", "exec"), {})
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with torch.no_grad():
+        predicted = Student(trained.network, trained.card)(images).argmax(1)
+    assert capsys.readouterr().out == f"{[trained.data.classes[i] for i in predicted]}\n"
 
 
 def test_the_grid_of_the_readme_is_valid():

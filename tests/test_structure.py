@@ -24,6 +24,10 @@ ALLOWED = {
     "bench.seeds": set(),
     "bench.workdir": {"bench.record"},
     "bench.tracking": {"bench.record"},
+    "bench.export": {
+        "bench.cell", "bench.data", "bench.models", "bench.record", "bench.train.device",
+        "bench.workdir",
+    },
     "bench.data": {"bench.data", "bench.seeds", "bench.record"},
     "bench.models": {"bench.models", "bench.method"},
     "bench.train": {

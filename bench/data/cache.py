@@ -71,30 +71,38 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _read(path: Path, wanted: Mapping[str, object]) -> DataSet | None:
     """The stored data set; None if there is none, it is damaged, or it is of another key."""
-    if not path.exists():
+    found = open_cached(path) if path.exists() else None
+    if found is None:
         return None
+    data, key = found
+    if key != wanted:
+        logger.info("data cache %s is of other data than now asked for; building it anew", path)
+        return None
+    return data
+
+
+def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:
+    """What a cache file holds, and the key it was stored under; None if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in TENSORS}
     except (SafetensorError, OSError) as error:
-        logger.warning("data cache %s is damaged (%s); building it anew", path, error)
+        logger.warning("data cache %s is damaged (%s)", path, error)
         return None
     about = metadata.get("about", "")
     if metadata.get("sha256") != _digest(tensors, about):
-        logger.warning("data cache %s is damaged (checksum differs); building it anew", path)
+        logger.warning("data cache %s is damaged (checksum differs)", path)
         return None
     values = json.loads(about)
-    if values.pop("key") != wanted:
-        logger.info("data cache %s is of other data than now asked for; building it anew", path)
-        return None
-    return DataSet(
+    data = DataSet(
         name=values["name"],
         classes=tuple(values["classes"]),
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
         **tensors,
     )
+    return data, values["key"]
 
 
 def _write(path: Path, data: DataSet, key: Mapping[str, object]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from bench.data.cache import cached
-from bench.data.dataset import Classes, DataError, DataSet, Part
+from bench.data.cache import cached, open_cached
+from bench.data.dataset import Classes, DataError, DataSet, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
 from bench.data.splits import stratified_order
 from bench.seeds import derive
@@ -99,6 +99,21 @@ def load(
     return cached(_cache_path(cache, asked), asked, build)
 
 
+def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
+    """The data set of this content, if it was ever decoded here; reads no original.
+
+    Args:
+        source: the name it was asked for by.
+        content: its `fingerprint`.
+        cache: folder of decoded data.
+    """
+    for path in sorted(cache.glob(f"{_label(source)}-*.safetensors")):
+        found = open_cached(path)
+        if found is not None and fingerprint(found[0]) == content:
+            return found[0]
+    return None
+
+
 def _tree_root(source: str, data_root: Path | None) -> Path | None:
     """The folder that holds the source's train/ and test/, None if it must be got otherwise."""
     if source == FOLDER:
@@ -138,8 +153,11 @@ def _canonical(classes: Classes | None) -> object:
 
 def _cache_path(cache: Path, asked: dict[str, object]) -> Path:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    label = re.sub(r"[^\w.-]", "_", str(asked["source"]))
-    return cache / f"{label}-{digest[:12]}.safetensors"
+    return cache / f"{_label(str(asked['source']))}-{digest[:12]}.safetensors"
+
+
+def _label(source: str) -> str:
+    return re.sub(r"[^\w.-]", "_", source)
 
 
 def _unknown(source: str, data_root: Path | None) -> DataError:

@@ -1,0 +1,217 @@
+"""The student to take home: what a file holds, that it computes the same, and when it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import cell, dataset, plain_cell
+from lessons import run as train
+from safetensors import safe_open
+from students import random_student
+
+from bench import export
+from bench.cell import Cell, DataSpec
+from bench.cli import main
+from bench.data.cache import cached
+from bench.data.dataset import DataSet, fingerprint
+from bench.export import (
+    CARD,
+    FORMATS,
+    Card,
+    ExportError,
+    ParityError,
+    file_name,
+    find_row,
+    load_trained,
+    pack,
+)
+from bench.models import zoo
+from bench.record import Plan, Row, write_atomically
+from bench.workdir import WorkDir
+
+FINE, COARSE = DataSpec(source="synthetic", pad=1), DataSpec(source="synthetic", resolution=2)
+GRAPHS = ("onnx", "torch.export")
+
+
+def row(cell: Cell, label: str) -> Row:
+    return Row(
+        role="method" if cell.teacher else "student", data="synthetic",
+        axes={"resolution": cell.data.resolution}, category="response", label=label,
+        method=cell.method, teacher="cnn3", student="cnn2", seed=cell.seed, cell_id=cell.id,
+    )  # fmt: skip
+
+
+def cells() -> dict[str, Cell]:
+    content = fingerprint(dataset())
+    taught = cell("soft_logits", fingerprint=content)
+    coarse = cell("soft_logits", fingerprint=content, data=COARSE)
+    other = cell("transfer", fingerprint=content)
+    source = plain_cell("cnn2", fingerprint=fingerprint(brighter()), data=FINE)
+    return {
+        "soft_logits": taught, "coarse": coarse, "student": plain_cell("cnn2", 1),
+        "transfer": Cell(**{**vars(other), "source": source}),
+    }  # fmt: skip
+
+
+def brighter() -> DataSet:
+    data = dataset()
+    return DataSet.of(
+        "synthetic", (data.train_images // 2 + 100, data.train_labels),
+        (data.test_images // 2 + 100, data.test_labels), data.classes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> WorkDir:
+    """A grid of four trained cells, one with blurred images and one from a source."""
+    folder = WorkDir(tmp_path_factory.mktemp("export"))
+    for name, data in (("a", dataset()), ("b", brighter())):
+        cached(folder.cache / f"synthetic-{name}.safetensors", {"name": name}, lambda d=data: d)
+    made = cells()
+    for one in made.values():
+        train([one], folder.store.root)
+    labels = {"coarse": "soft_logits"}
+    plan = Plan(
+        name="taught", description="", config={},
+        rows=[row(one, labels.get(name, name)) for name, one in made.items()],
+    )  # fmt: skip
+    write_atomically(folder.plan(plan.name), plan.to_json())
+    return folder
+
+
+def plan_of(work: WorkDir) -> Plan:
+    return Plan.from_json(work.plan("taught").read_text())
+
+
+@pytest.mark.parametrize("name", ["soft_logits", "coarse"])
+def test_a_graph_maps_raw_pixels_to_the_logits_of_the_trained_network(work, tmp_path, name):
+    made, file = cells()[name], tmp_path / "student.pt2"
+    words = ["export", made.id[:10], "--grid", "taught", "--work-dir", str(work.root)]
+    assert main([*words, "--format", "torch.export", "--output", str(file)]) == 0
+    about = {CARD: ""}
+    program = torch.export.load(file, extra_files=about).module()
+    data = dataset()
+    # The evaluation written out: scale to [0, 1], normalise, coarsen, network.
+    network = zoo.build("cnn2", 4, (1, 8, 8)).eval()
+    with safe_open(work.store.folder(made.id) / "weights.safetensors", "pt") as weights:
+        network.load_state_dict({key: weights.get_tensor(key) for key in weights.keys()})  # noqa: SIM118
+    images = (data.test_images.double() / 255 - data.mean[0]) / data.std[0]
+    if made.data.resolution == 2:
+        coarse = torch.nn.functional.avg_pool2d(images, 2)
+        images = torch.nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear")
+    with torch.no_grad():
+        wanted = network.double()(images)
+    for count in (1, 7, 20):  # any batch size
+        found = program(data.test_images[:count]).double()
+        torch.testing.assert_close(found, wanted[:count], rtol=1e-4, atol=1e-5)
+    card = Card.from_json(about[CARD])
+    assert card.classes == ("c0", "c1", "c2", "c3")
+    assert card.mean == data.mean
+    assert card.cell_id == made.id
+
+
+def test_weights_travel_with_what_is_needed_to_use_them(work):
+    made = cells()["soft_logits"]
+    content, parity = pack(load_trained(find_row(plan_of(work), made.id), work), "safetensors")
+    assert parity.difference <= parity.allowed
+    assert parity.images == 20
+    record = work.store.read(made.id)
+    assert record is not None
+    assert parity.accuracy == record.final["last_accuracy"]
+    length = int.from_bytes(content[:8], "little")
+    card = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][CARD])
+    assert card["name"] == "cnn3>cnn2/soft_logits/0"
+    assert card["image_shape"] == [1, 8, 8]
+    assert card["channels"] == "grey"
+
+
+def test_a_network_that_started_from_a_source_is_normalised_as_the_source(work):
+    trained = load_trained(find_row(plan_of(work), cells()["transfer"].id), work)
+    assert trained.card.mean == brighter().mean
+    assert trained.data.mean == dataset().mean
+
+
+def test_blurring_is_stated(work):
+    trained = load_trained(find_row(plan_of(work), cells()["coarse"].id), work)
+    assert "average over 2x2 pixels" in trained.card.preprocessing[-1]
+
+
+def test_an_export_that_computes_something_else_is_not_written(work, tmp_path, monkeypatch, capsys):
+    def shifted(content: bytes) -> export.Logits:
+        program = torch.export.load(io.BytesIO(content)).module()
+        return lambda images: program(images) + 0.01
+
+    form = FORMATS["torch.export"]
+    wrong = export.Format(form.suffix, form.pack, shifted)
+    monkeypatch.setitem(FORMATS, "torch.export", wrong)
+    file = tmp_path / "student.pt2"
+    words = ["export", cells()["soft_logits"].id, "--grid", "taught", "--output", str(file)]
+    assert main([*words, "--format", "torch.export", "--work-dir", str(work.root)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "nothing is written" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_a_number_is_no_parity(work, monkeypatch):
+    trained = load_trained(find_row(plan_of(work), cells()["soft_logits"].id), work)
+    form = export.Format("", FORMATS["safetensors"].pack,
+                         lambda content: lambda x: torch.full((len(x), 4), torch.nan))  # fmt: skip
+    monkeypatch.setitem(FORMATS, "safetensors", form)
+    with pytest.raises(ParityError, match="nan"):
+        pack(trained, "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("cnn3>cnn2/soft_logit/0", "did you mean cnn3>cnn2/soft_logits/0"),
+        ("cnn3>cnn2/soft_logits/0", "names 2 cells of taught; give a whole id"),
+        ("", "has no cell ''"),
+        ("student", "did you mean cnn2/student/1"),
+    ],
+)
+def test_a_cell_that_is_none_or_several_is_refused_with_the_near_ones(work, asked, said):
+    with pytest.raises(ExportError, match=said):
+        find_row(plan_of(work), asked)
+
+
+def test_images_that_are_not_here_any_more_are_asked_for(work):
+    with pytest.raises(ExportError, match="start the grid again"):
+        load_trained(find_row(plan_of(work), "cnn2/student/1"), work)
+
+
+def test_a_missing_package_is_one_line_with_the_cure(work, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    words = ["export", cells()["coarse"].id, "--grid", "taught", "--format", "onnx"]
+    assert main([*words, "--work-dir", str(work.root)]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "error: --format onnx needs onnx, which is not installed; "
+        "install it with: pip install 'kd-bench[onnx]'\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", GRAPHS)
+@pytest.mark.parametrize("model", [
+    "cnn4", "resnet8", "resnet110", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1",
+    "ShuffleV2", "ResNet50", "torchvision/resnet18",
+])  # fmt: skip
+def test_every_family_of_networks_can_be_taken_home(model, form):
+    if form == "onnx":
+        pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    _, parity = pack(random_student(model, 32), form)
+    assert parity.difference <= parity.allowed
+
+
+def test_files_are_named_after_the_cell(work):
+    card = load_trained(find_row(plan_of(work), cells()["soft_logits"].id), work).card
+    assert file_name(card, "onnx") == "cnn3-to-cnn2_soft_logits_0.onnx"
+    assert Path(file_name(card, "torch.export")).suffix == ".pt2"
