@@ -37,7 +37,7 @@ from bench.record import (
 )
 from bench.seeds import derive
 from bench.train.device import conditions, set_numerics
-from bench.train.diagnostics import EXAMINED, Knowledge, own_taps, smoothness_taps
+from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student, make_student
 from bench.train.evaluate import TestSet, accuracy, predictions
 from bench.train.evidence import example_images
@@ -328,20 +328,21 @@ class Cohort:
         if self.stream.labelled is not None:
             right = right[self.stream.labelled]
         found = {"train_accuracy": right.double().mean().item()}
-        if self._teacher_shapes is not None and student.method.needs_teacher:
-            if taps := own_taps(student.method, student.optional):
-                found |= self._knowledge.size(taps)
-            found |= self._knowledge.smoothness(smoothness_taps(self._teacher_shapes))
+        if student.method.needs_teacher:
+            stage = own_stage(student.method)
+            optional = student.optional[stage.name] if stage is not None else ()
+            batch = student.cell.recipe.batch_size
+            found |= self._knowledge.facts(student.method, optional, batch)
         return found
 
     @cached_property
     def _knowledge(self) -> Knowledge:
-        def view(taps: Sequence[str]) -> View:
-            assert self.teacher is not None
-            return self.teacher.view(images, taps)
-
-        images = next(self.stream.test.batches()).images[:EXAMINED]
-        return Knowledge(view)
+        teacher, shapes = self.teacher, self._teacher_shapes
+        assert teacher is not None
+        assert shapes is not None
+        batch = next(self.stream.test.batches())
+        images, labels = batch.images[:EXAMINED], batch.labels[:EXAMINED]
+        return Knowledge(lambda taps: teacher.view(images, taps), shapes, labels)
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         self.store.write(fail(cell, error, self.provenance))

@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from bench.method import Method, Pair, Transfer, View
+from bench.method import Method, Pair, Shapes, Stage, Transfer, View
 
 EXAMINED = 256
 """Test images at most on which a teacher's tensors are examined: the first of the test set."""
@@ -101,8 +101,11 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
     The participation ratio of the squared eigenvalues of the loss's Hessian H in the student's
     taps, each measured in units of its root mean square, over the B samples:
     (tr H^2)^2 / tr H^4 / B. If n directions a sample are held equally hard and the others are
-    free, it is n: C H W for a hint at a map, K - 1 for logits that may shift, fewer for a relation
-    that leaves single samples free. A weight on the loss cancels out.
+    free, it is n: C H W for a hint at a map, at most H W for an attention map, fewer for a
+    relation that leaves single samples free. A weight on the loss cancels out.
+
+    Where teacher and student show the same, the loss is at its minimum and its curvature is what
+    the knowledge holds fast; elsewhere the distance still to go bends it as well.
 
     The traces are means over `DRAWS` random sign vectors v of |H v|^2 and |H H v|^2, with H v a
     central difference of the gradient in float64 (an exact one for a quadratic loss).
@@ -175,47 +178,70 @@ def _energy(parts: Mapping[str, Tensor]) -> float:
 # --- the teacher's tensors ----------------------------------------------------------------------
 
 
-def own_taps(method: Method, optional: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What a method's own knowledge is made of: the taps of its first stage with a transfer loss.
+def own_stage(method: Method) -> Stage | None:
+    """The stage of a method's own knowledge: its first one with a transfer loss.
 
     A later stage that reads soft logits beside the labels is not the method's own knowledge, and
     neither are the soft logits of a joint form.
-
-    Args:
-        method: any.
-        optional: stage name -> those of its optional taps that both networks have.
     """
-    for stage in method.plan:
-        if stage.transfer is not None:
-            return (*stage.taps, *optional[stage.name])
-    return ()
+    return next((stage for stage in method.plan if stage.transfer is not None), None)
 
 
 class Knowledge:
-    """What a teacher's tensors are like on fixed images, each tap examined once."""
+    """What a teacher's tensors are like on fixed images, each tap examined once.
 
-    def __init__(self, view: Callable[[Sequence[str]], View]) -> None:
-        """Looks at nothing yet.
+    Args:
+        view: gives the teacher's view of the images.
+        shapes: of one sample's tensor at every tap of the teacher.
+        labels: (M,) of the images.
+    """
 
-        Args:
-            view: gives the teacher's view of the images examined.
-        """
-        self._view = view
+    def __init__(
+        self, view: Callable[[Sequence[str]], View], shapes: Shapes, labels: Tensor
+    ) -> None:
+        """Looks at nothing yet."""
+        self._view, self._shapes, self._labels = view, shapes, labels
         self._grams: dict[str, tuple[int, Tensor]] = {}
         self._smoothness: dict[str, tuple[float, float]] = {}
 
-    def size(self, taps: Sequence[str]) -> dict[str, float]:
-        """How much the taps hold: numbers for a record's `final`.
+    def facts(self, method: Method, optional: Sequence[str], batch: int) -> dict[str, float]:
+        """Numbers for a record's `final`: of the method's own knowledge, see `own_stage`.
 
-        "knowledge_scalars": elements of the teacher's tensors, per sample. "knowledge_rank":
-        their effective rank over the "knowledge_images" images.
+        "knowledge_scalars": elements of the teacher's tensors that its stage reads, per sample.
+        "knowledge_rank": their `effective_rank` over the "knowledge_images" images.
+        "knowledge_directions": `constrained_directions` of its transfer loss on the first `batch`
+        images, the teacher in the student's place too: what the loss holds fast once it is met.
+        And `smoothness`, whatever the method reads.
+
+        Args:
+            method: with a transfer loss, or there is only `smoothness`.
+            optional: those of its stage's optional taps that both networks have.
+            batch: B.
         """
+        found = self.smoothness(smoothness_taps(self._shapes))
+        if (stage := own_stage(method)) is None:
+            return found
+        taps = (*stage.taps, *optional)
         scalars, grams = zip(*(self._gram(tap) for tap in taps), strict=True)
-        return {
-            "knowledge_scalars": sum(scalars),
-            "knowledge_rank": effective_rank(grams),
-            "knowledge_images": len(grams[0]),
-        }
+        found["knowledge_scalars"] = sum(scalars)
+        found["knowledge_rank"] = effective_rank(grams)
+        found["knowledge_images"] = len(grams[0])
+        directions = self._directions(method, stage, taps, batch)
+        return found if directions is None else {**found, "knowledge_directions": directions}
+
+    def _directions(
+        self, method: Method, stage: Stage, taps: Sequence[str], batch: int
+    ) -> float | None:
+        assert stage.transfer is not None
+        whole = self._view(taps)
+        torch.manual_seed(0)
+        connector = method.connect(self._shapes, self._shapes).to(self._labels.device)
+        if stage.prepare is not None:
+            stage.prepare(connector, whole)
+        view = View({tap: whole[tap][:batch] for tap in taps})
+        labels = self._labels[:batch]
+        index = torch.arange(len(labels), device=labels.device)
+        return constrained_directions(stage.transfer, Pair(view, view, labels, index), connector)
 
     def _gram(self, tap: str) -> tuple[int, Tensor]:
         if tap not in self._grams:
@@ -240,7 +266,7 @@ class Knowledge:
         return {name: ratio for name, ratio in found.items() if math.isfinite(ratio)}
 
 
-def smoothness_taps(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def smoothness_taps(shapes: Shapes) -> list[str]:
     """The outputs of stages whose maps are large enough to be rough or smooth.
 
     Example:

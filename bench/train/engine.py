@@ -31,7 +31,7 @@ from bench.method import (
 from bench.models.network import Network
 from bench.seeds import derive
 from bench.train.device import autocast, to_device
-from bench.train.diagnostics import constrained_directions, gradient_cosine, unchanged
+from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.optim import learning_rate, optimiser
 
 
@@ -258,7 +258,7 @@ class Student:
         index: Tensor,
         teacher: View | None,
     ) -> None:
-        """Points of the diagnostic curves, by a forward pass of their own that leaves no trace.
+        """A point of "gradient_cosine", by a forward pass of its own that leaves no trace.
 
         On the first batch of an epoch, which is never a short one, with the weights and random
         numbers of the step to come. A stage without labels has a task gradient here all the same.
@@ -270,10 +270,6 @@ class Student:
             loss, _ = self._reduce(transfer, taught)
             trunk = self._parts()["trunk"]
             self._note("gradient_cosine", gradient_cosine(self._task(pair), loss, trunk))
-        if self._stage_epoch + 1 == self.stage_epochs[self._position]:
-            shown = View({tap: taught.student[tap] for tap in self.taps})
-            bound = constrained_directions(transfer, taught._replace(student=shown), self.connector)
-            self._note("constrained_directions", bound)
 
     def _note(self, name: str, value: float | None) -> None:
         """A point of a curve that not every epoch has."""
