@@ -123,6 +123,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, metavar="N",
         help="torch threads per process on the CPU; results are bit-equal for equal numbers of "
         "threads (default: 1)")  # fmt: skip
+    add("--checkpoint-seconds", type=float, default=60.0, metavar="S",
+        help="at least so long between two checkpoints of a training; 0 for one after every epoch "
+        "(default: 60)")  # fmt: skip
     add("--retry-failed", action="store_true", help="train failed cells again")
     add("--dry-run", action="store_true", help="say what would run, and stop")
     add("overrides", nargs="*", metavar="FIELD=VALUE",
@@ -265,7 +268,8 @@ def _train(
     devices = _devices(prepared.device, options.workers)
     setting = Setting(
         store=work.store.root, cache=work.cache, data_root=options.data_root, device=devices[0],
-        threads=options.threads, provenance=provenance(CHECKOUT),
+        threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
+        checkpoint_seconds=options.checkpoint_seconds,
     )  # fmt: skip
     retry, console = options.retry_failed, prepared.console
     try:

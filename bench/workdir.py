@@ -27,6 +27,11 @@ class WorkDir:
         return Store(self.root / "store" / "cells")
 
     @property
+    def checkpoints(self) -> Path:
+        """What unfinished cells go on from."""
+        return self.root / "store" / "checkpoints"
+
+    @property
     def cache(self) -> Path:
         """Decoded data sets, and downloads."""
         return self.root / "store" / "data"

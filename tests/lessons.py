@@ -9,9 +9,11 @@ from torch import Tensor
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.data.dataset import DataSet
+from bench.launch.job import Report
 from bench.method import Method, View
 from bench.models.network import tap_shapes
 from bench.record import Record, Store
+from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort, build_network
 from bench.train.engine import Student, make_student
 from bench.train.stream import Stream, open_stream
@@ -76,7 +78,13 @@ def teacher_for(cell: Cell, stream: Stream) -> Teacher | None:
     )
 
 
-def run(cells: list[Cell], folder: Path, data: DataSet | None = None) -> dict[str, Record]:
+def run(
+    cells: list[Cell],
+    folder: Path,
+    data: DataSet | None = None,
+    checkpoints: Checkpoints | None = None,
+    report: Report = lambda *event: None,
+) -> dict[str, Record]:
     """Trains the cells as one cohort; the records by cell id."""
     stream = open_stream(cells[0], data or dataset(), CPU)
     teachers = [teacher_for(c, stream) for c in cells]
@@ -85,7 +93,7 @@ def run(cells: list[Cell], folder: Path, data: DataSet | None = None) -> dict[st
     for source in [c.source for c in cells if c.source is not None]:
         if store.read(source.id) is None:
             run([source], folder, data)
-    Cohort(stream, teacher, store, CPU, lambda *event: None).run(cells)
+    Cohort(stream, teacher, store, CPU, report, {}, checkpoints).run(cells)
     return store.read_all([c.id for c in cells])
 
 

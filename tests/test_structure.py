@@ -21,6 +21,7 @@ ALLOWED = {
     "bench.cell": set(),
     "bench.method": set(),
     "bench.record": set(),
+    "bench.checked": set(),
     "bench.seeds": set(),
     "bench.workdir": {"bench.record"},
     "bench.tracking": {"bench.record"},
@@ -28,11 +29,11 @@ ALLOWED = {
         "bench.cell", "bench.data", "bench.models", "bench.record", "bench.train.device",
         "bench.workdir",
     },
-    "bench.data": {"bench.data", "bench.seeds", "bench.record"},
+    "bench.data": {"bench.data", "bench.seeds", "bench.record", "bench.checked"},
     "bench.models": {"bench.models", "bench.method"},
     "bench.train": {
         "bench.train", "bench.data", "bench.models", "bench.method", "bench.cell",
-        "bench.record", "bench.seeds", "methods.registry",
+        "bench.record", "bench.seeds", "bench.checked", "methods.registry",
     },
     "bench.report": {"bench.report", "bench.record", "bench.cost.record"},
     "bench.cost": {

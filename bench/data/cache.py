@@ -7,17 +7,13 @@ CIFAR-100), so a damaged cache is decoded anew and never trained on.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
+from bench.checked import DamagedError, pack, unpack
 from bench.data.dataset import DataError, DataSet
 from bench.record import write_atomically
 
@@ -84,15 +80,9 @@ def _read(path: Path, wanted: Mapping[str, object]) -> DataSet | None:
 def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:
     """What a cache file holds, and the key it was stored under; None if it is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in TENSORS}
-    except (SafetensorError, OSError) as error:
+        tensors, about = unpack(path)
+    except (FileNotFoundError, DamagedError) as error:
         logger.warning("data cache %s is damaged (%s)", path, error)
-        return None
-    about = metadata.get("about", "")
-    if metadata.get("sha256") != _digest(tensors, about):
-        logger.warning("data cache %s is damaged (checksum differs)", path)
         return None
     values = json.loads(about)
     data = DataSet(
@@ -109,22 +99,11 @@ def _write(path: Path, data: DataSet, key: Mapping[str, object]) -> None:
     about = json.dumps(
         {"key": key, "name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std}
     )
-    tensors = {name: getattr(data, name).contiguous() for name in TENSORS}
-    content = save(tensors, {"about": about, "sha256": _digest(tensors, about)})
+    tensors = {name: getattr(data, name) for name in TENSORS}
     try:
-        write_atomically(path, content)
+        write_atomically(path, pack(tensors, about))
     except OSError as error:
         raise _unwritable(path, error) from error
-
-
-def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
-    """Hex SHA-256 over the description and each tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(about.encode())
-    for name in TENSORS:
-        tensor = tensors[name]
-        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:

@@ -33,6 +33,8 @@ class Setting:
         threads: of torch on the CPU. Sums are split by thread, so bits depend on it: it is one
             unless asked otherwise.
         provenance: commit and the like, for the records.
+        checkpoints: folder of the checkpoints; None for none.
+        checkpoint_seconds: at least so long between two of them; see `bench.train.checkpoint`.
     """
 
     store: Path
@@ -41,6 +43,8 @@ class Setting:
     device: str = "cpu"
     threads: int = 1
     provenance: dict[str, object] = field(default_factory=dict)
+    checkpoints: Path | None = None
+    checkpoint_seconds: float = 60.0
 
 
 class Library:
@@ -132,6 +136,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     """Trains a job's cells in this process; every one of them has a record afterwards."""
     import torch
 
+    from bench.train.checkpoint import Checkpoints
     from bench.train.cohort import CELL_FAULTS, Cohort, fail
     from bench.train.device import pick_device, set_numerics
     from bench.train.stream import open_stream
@@ -149,8 +154,12 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
         for cell in job.cells:
             store.write(fail(cell, error, setting.provenance))
         return
-    if cells:
-        Cohort(stream, teacher, store, device, report, dict(setting.provenance)).run(cells)
+    if not cells:
+        return
+    kept = None
+    if setting.checkpoints is not None:
+        kept = Checkpoints(setting.checkpoints, setting.checkpoint_seconds)
+    Cohort(stream, teacher, store, device, report, dict(setting.provenance), kept).run(cells)
 
 
 def _with_teacher(

@@ -26,6 +26,8 @@ class Display:
         self.names, self.console = names, console
         self.total_epochs, self.epochs, self.cells = epochs, 0, 0
         self.latest = ""
+        self._done: dict[str, int] = {}
+        self._resumed = 0
         self._began = self._last_line = time.monotonic()
         self._live: Progress | None = None
 
@@ -50,8 +52,10 @@ class Display:
             self._live.stop()
 
     def epoch(self, cell_id: str, done: int, total: int, accuracy: float | None) -> None:
-        """One epoch of one cell is done."""
-        self.epochs += 1
+        """A cell is so far: an epoch on, at its checkpoint, or back there after a fault."""
+        self.epochs += done - self._done.get(cell_id, 0)
+        self._resumed += done - 1 if cell_id not in self._done else 0
+        self._done[cell_id] = done
         shown = f" {accuracy:.1%}" if accuracy is not None else ""
         self.latest = f"{self.names.get(cell_id, cell_id)}{shown}"
         self._show()
@@ -69,8 +73,9 @@ class Display:
         now = time.monotonic()
         if self.names and (line or now - self._last_line > PLAIN_LINE_SECONDS):
             self._last_line = now
-            share = max(self.epochs / max(self.total_epochs, 1), 1e-9)
-            left = (now - self._began) * (1 / share - 1) if self.epochs else float("nan")
+            trained = self.epochs - self._resumed
+            each = (now - self._began) / trained if trained > 0 else float("nan")
+            left = each * (self.total_epochs - self.epochs)
             self.console.print(
                 f"{text}  epochs {self.epochs}/{self.total_epochs}  "
                 f"{now - self._began:.0f} s, about {left:.0f} s left",

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from bench.record import (
     write_atomically,
 )
 from bench.seeds import derive
+from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, set_numerics
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student, make_student
@@ -51,6 +52,9 @@ CELL_FAULTS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+
+
+SECONDS = ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
 
 def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -> Network:
@@ -128,6 +132,7 @@ class Cohort:
         report: called after every epoch of a student with (cell id, epochs done, of how many,
             last test accuracy or None).
         provenance: commit and the like, put into every record.
+        checkpoints: where unfinished cells are kept and found; None for nowhere.
     """
 
     stream: Stream
@@ -136,40 +141,51 @@ class Cohort:
     device: torch.device
     report: Callable[[str, int, int, float | None], None]
     provenance: dict[str, object] = field(default_factory=dict)
+    checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
         """Looks at the teacher once: its taps' shapes, and what it predicts on the test set."""
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._seconds = {"train": 0.0, "evaluation": 0.0}
+        self._histories: dict[str, History] = {}
+        self._caught: Sequence[warnings.WarningMessage] = ()
         self._teacher_shapes: Shapes | None = None
         self._teacher_predictions: Tensor | None = None
         if self.teacher is not None:
             self._teacher_shapes = tap_shapes(self.teacher.network, self.stream.image_shape)
             self._teacher_predictions = predictions(self.teacher.network, self.stream.test)
+        kept = self.teacher is not None and self.checkpoints is not None
+        self._teacher_digest = self.teacher.digest() if self.teacher and kept else ""
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Trains the cells; writes a record for every one of them, finished or not."""
+        """Trains the cells; writes each one's record as soon as it is finished or failed.
+
+        Students that go on from checkpoints of different epochs catch up with each other: those
+        with the fewest epochs done train until they are as far as the next.
+        """
         set_numerics(cells[0])
         self._size = len(cells)
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as self._caught:
             warnings.filterwarnings("always", message=".*deterministic.*")
             students = [s for s in map(self._admit, cells) if s is not None]
-            while active := [s for s in students if not s.finished]:
-                failed = self._epoch(active)
+            while students:
+                behind = min(s.epochs_done for s in students)
+                failed = self._epoch([s for s in students if s.epochs_done == behind])
                 students = [s for s in students if s not in failed]
-        self._sort_out(caught)
-        for student in students:
-            self._finish(student)
-
-    def _sort_out(self, caught: Sequence[warnings.WarningMessage]) -> None:
-        """Notes which operations had no deterministic form; passes other warnings on."""
-        texts = {str(w.message) for w in caught if "determin" in str(w.message)}
-        self.provenance["nondeterministic"] = sorted(text.split(" ")[0] for text in texts)
-        for warning in caught:
-            if str(warning.message) not in texts:
+                for student in (s for s in students if s.finished):
+                    self._finish(student)
+                students = [s for s in students if not s.finished]
+                self._save(students)
+        for warning in self._caught:
+            if "determin" not in str(warning.message):
                 warnings.warn_explicit(
                     warning.message, warning.category, warning.filename, warning.lineno
                 )
+
+    def _nondeterministic(self, history: History) -> list[str]:
+        """Operations without a deterministic form that ran so far."""
+        texts = (str(w.message) for w in self._caught)
+        named = {text.split(" ")[0] for text in texts if "determin" in text}
+        return sorted(named | set(history.nondeterministic))
 
     # --- admission ------------------------------------------------------------------------------
 
@@ -181,12 +197,66 @@ class Cohort:
                 start_from_source(cell, network, self.store)
             shapes = tap_shapes(network, self.stream.image_shape)
             theirs = self._teacher_shapes if method.needs_teacher else None
-            return make_student(
+            student = make_student(
                 cell, method, network, shapes, theirs, self.device, self.stream.labelled
             )
+            self._resume(student)
         except (NotApplicable, *CELL_FAULTS) as error:
             self._fail(cell, error)
-        return None
+            return None
+        return student
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def _resume(self, student: Student) -> None:
+        """Brings a student to its latest checkpoint, if it has one."""
+        cell_id = student.cell.id
+        self._histories[cell_id] = History(self._started)
+        if self.checkpoints is None:
+            return
+        began = time.perf_counter()
+        found = self.checkpoints.read(cell_id, self._key(student))
+        if found is None:
+            return
+        history, state = found
+        try:
+            student.restore(state, self._clean_view, self.stream.train.labels)
+        except ValueError as error:  # by an older form of the harness; nothing is restored yet
+            self.checkpoints.reject(cell_id, str(error))
+            return
+        seconds = time.perf_counter() - began
+        history = replace(history, resumed=history.resumed + 1).plus(checkpoint_seconds=seconds)
+        self._histories[cell_id] = history
+        self._report(student)
+
+    def _key(self, student: Student) -> dict[str, object]:
+        """What a student's state depends on beside its cell: the bits of its teacher."""
+        return {"teacher": self._teacher_digest if student.method.needs_teacher else ""}
+
+    def _save(self, students: Sequence[Student]) -> None:
+        """Writes the checkpoints of all students, if it is time."""
+        if self.checkpoints is None or not students or not self.checkpoints.due():
+            return
+        all_began = time.perf_counter()
+        for student in students:
+            began, cell_id = time.perf_counter(), student.cell.id
+            history = self._histories[cell_id]
+            self.checkpoints.write(
+                cell_id, student.epochs_done, self._key(student),
+                replace(
+                    history,
+                    conditions=[*history.conditions, self._conditions()],
+                    nondeterministic=self._nondeterministic(history),
+                ),
+                student.state(),
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            self._histories[cell_id] = history.plus(checkpoint_seconds=seconds)
+        self.checkpoints.saved(time.perf_counter() - all_began)
+
+    def _conditions(self) -> dict[str, object]:
+        """What this process trains with."""
+        return {**conditions(self.device), **self.provenance}
 
     # --- training -------------------------------------------------------------------------------
 
@@ -216,12 +286,19 @@ class Cohort:
         apart = [[s] for s in going if s.subset is not None]
         for group in filter(None, [together, *apart]):
             attempt(group, lambda g=group: self._train_group(g, attempt))
-        self._seconds["train"] += time.perf_counter() - began
+        self._share(active, train_seconds=time.perf_counter() - began)
         began = time.perf_counter()
         for student in going:
             attempt([student], lambda s=student: self._end_epoch(s))
-        self._seconds["evaluation"] += time.perf_counter() - began
+        self._share(active, evaluation_seconds=time.perf_counter() - began)
         return failed
+
+    def _share(self, students: Sequence[Student], **seconds: float) -> None:
+        """Divides wall clock among the students that trained in it."""
+        each = {name: s / len(students) for name, s in seconds.items()}
+        for student in students:
+            history = self._histories[student.cell.id]
+            self._histories[student.cell.id] = history.plus(**each)
 
     def _train_group(self, group: list[Student], attempt: Attempt) -> None:
         """One pass over the images that all students of `group` train on in this epoch."""
@@ -248,6 +325,9 @@ class Cohort:
 
     def _end_epoch(self, student: Student) -> None:
         student.end_epoch(lambda: accuracy(self._predict(student), self.stream.test.labels))
+        self._report(student)
+
+    def _report(self, student: Student) -> None:
         self.report(
             student.cell.id, student.epochs_done, student.total_epochs,
             student.curves["test_accuracy"][-1],
@@ -267,6 +347,7 @@ class Cohort:
         for stage, selection in student.selections.items():
             files |= self._write_selection(folder, f"selection_{stage}", selection)
         cell, method = student.cell, student.method
+        history = self._histories[cell.id]
         self.store.write(
             Record(
                 cell_id=cell.id,
@@ -275,11 +356,13 @@ class Cohort:
                 source=method.source,
                 status=FINISHED,
                 conditions={
-                    **conditions(self.device),
+                    **self._conditions(),
                     "precision": cell.precision,
                     "cohort": self._size,
-                    "started": self._started,
-                    **self.provenance,
+                    "started": history.started,
+                    "nondeterministic": self._nondeterministic(history),
+                    "resumed": history.resumed,
+                    **({"earlier": history.conditions} if history.conditions else {}),
                 },
                 stages=[
                     {"name": stage.name, "epochs": epochs, "taps": list(stage.taps)}
@@ -290,6 +373,8 @@ class Cohort:
                 files=files,
             )
         )
+        if self.checkpoints is not None:
+            self.checkpoints.discard(cell.id)
 
     def _write_selection(self, folder: Path, name: str, selection: Selection) -> dict[str, str]:
         """Writes what a selection was made by, and examples; returns the record's files."""
@@ -304,6 +389,7 @@ class Cohort:
     def _final(self, student: Student) -> dict[str, float]:
         curve = enumerate(student.curves["test_accuracy"], start=1)
         measured = [(accuracy, epoch) for epoch, accuracy in curve if accuracy is not None]
+        history = self._histories[student.cell.id]
         best, epoch = max(measured, key=lambda point: (point[0], -point[1]))
         final = {
             "last_accuracy": measured[-1][0],
@@ -313,8 +399,7 @@ class Cohort:
             "train_images": self.stream.train_images,
             "test_images": len(self.stream.test.labels),
             "parameters": sum(p.numel() for p in student.network.parameters()),
-            "train_seconds": round(self._seconds["train"] / self._size, 3),
-            "evaluation_seconds": round(self._seconds["evaluation"] / self._size, 3),
+            **{name: round(getattr(history, name), 3) for name in SECONDS},
         }
         if self._teacher_predictions is not None and student.method.needs_teacher:
             final["agreement"] = accuracy(self._predict(student), self._teacher_predictions)

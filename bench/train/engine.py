@@ -30,6 +30,7 @@ from bench.method import (
 )
 from bench.models.network import Network
 from bench.seeds import derive
+from bench.train.checkpoint import State
 from bench.train.device import autocast, to_device
 from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.optim import learning_rate, optimiser
@@ -138,21 +139,28 @@ class Student:
         if self._position < 0 or self._stage_epoch == self.stage_epochs[self._position]:
             self._position += 1
             self._stage_epoch = 0
-            self._enter(clean_view, labels)
+            # What a stage's own preparation draws must not depend on what was drawn before it.
+            torch.manual_seed(derive(self.cell.seed, "stage", self._position))
+            self._enter(clean_view, labels, self._prepare)
         rate = learning_rate(self.cell.recipe, self._stage_epoch, self.stage_epochs[self._position])
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         self.sums = Sums.zero(self.device)
 
-    def _enter(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
+    def _enter(
+        self,
+        clean_view: Callable[[Sequence[str]], View],
+        labels: Tensor,
+        prepare: Callable[[View, Tensor], None] | None = None,
+    ) -> None:
         stage = self.stage
         self.subset, self._transfer_mask, self._table = None, None, None
         if stage.clean:
             self._table = clean_view(self.taps)
-            if stage.prepare is not None:
-                stage.prepare(self.connector, self._table)
-            if stage.keep is not None:
-                self._select(stage.keep(self._table, labels))
+            if prepare is not None:
+                prepare(self._table, labels)
+        if stage.name in self.selections:
+            self._use(self.selections[stage.name].kept.to(self.device))
         if not stage.needs_teacher and self.labelled is not None:
             # As many steps as with all images: the labelled ones come round more often.
             known = self.labelled.nonzero().flatten()
@@ -166,9 +174,15 @@ class Student:
             groups.setdefault(factor, []).extend(parts[part])
         self.optimiser = optimiser(groups, self.cell.recipe)
 
-    def _select(self, selection: Selection) -> None:
-        self.selections[self.stage.name] = selection
-        kept = selection.kept.to(self.device)
+    def _prepare(self, table: View, labels: Tensor) -> None:
+        """What a stage does once, before its first epoch."""
+        stage = self.stage
+        if stage.prepare is not None:
+            stage.prepare(self.connector, table)
+        if stage.keep is not None:
+            self.selections[stage.name] = stage.keep(table, labels)
+
+    def _use(self, kept: Tensor) -> None:
         if not kept.any():
             raise ValueError(f"stage {self.stage.name!r}: no training image was kept")
         if self.stage.task_on_all:
@@ -396,6 +410,91 @@ class Student:
         self._stage_epoch += 1
         for curve in self.curves.values():
             curve.extend([None] * (self.epochs_done - len(curve)))
+
+    # --- between epochs -------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """All that `restore` needs, after an epoch's end.
+
+        Nothing random is in it: order, augmentation and every step's draws are made anew from the
+        seed, the epoch and the step.
+        """
+        tensors = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
+        strides: dict[str, list[int]] = {}
+        numbers: dict[str, dict[str, float]] = {}
+        for position, parameter in enumerate(self._optimised()):
+            for name, value in self.optimiser.state[parameter].items():
+                key = f"{position}.{name}"
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser.{key}"] = value
+                    strides[key] = list(value.stride())
+                elif value is not None:
+                    numbers[key] = value
+        tensors |= {f"kept.{name}": chosen.kept for name, chosen in self.selections.items()}
+        return State(
+            tensors,
+            {
+                "epochs_done": self.epochs_done,
+                "position": self._position,
+                "stage_epoch": self._stage_epoch,
+                "curves": self.curves,
+                "evidence": {name: chosen.evidence for name, chosen in self.selections.items()},
+                "strides": strides,
+                "numbers": numbers,
+            },
+        )
+
+    @torch.no_grad()
+    def restore(
+        self, state: State, clean_view: Callable[[Sequence[str]], View], labels: Tensor
+    ) -> None:
+        """Brings a student that has not begun to where `state` was taken.
+
+        Args:
+            state: of this cell.
+            clean_view: see `begin_epoch`.
+            labels: (N,) of the training set.
+
+        Raises:
+            ValueError: it is of another network or method.
+        """
+        tensors, values = state
+        here = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
+        saved = {name for name in tensors if name.startswith(("network.", "connector."))}
+        if {n: x.shape for n, x in here.items()} != {n: tensors[n].shape for n in saved}:
+            raise ValueError("it is of another network or connector")
+        for name, tensor in here.items():
+            tensor.copy_(tensors[name])
+        self.epochs_done, self._position = values["epochs_done"], values["position"]
+        self._stage_epoch, self.curves = values["stage_epoch"], values["curves"]
+        self.selections = {
+            name: Selection(tensors[f"kept.{name}"].to(self.device), evidence)
+            for name, evidence in values["evidence"].items()
+        }
+        self._enter(clean_view, labels)
+        self._restore_optimiser(state)
+
+    def _restore_optimiser(self, state: State) -> None:
+        parameters = self._optimised()
+        for name, stride in state.values["strides"].items():
+            position, _, key = name.partition(".")
+            saved = state.tensors[f"optimiser.{name}"]
+            # In the layout it had: vectorised sums over another one may round differently.
+            tensor = torch.empty_strided(
+                saved.shape, stride, dtype=saved.dtype, device=self.device
+            ).copy_(saved)
+            self.optimiser.state[parameters[int(position)]][key] = tensor
+        for name, number in state.values["numbers"].items():
+            position, _, key = name.partition(".")
+            self.optimiser.state[parameters[int(position)]][key] = number
+
+    def _named_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        for part, module in (("network", self.network), ("connector", self.connector)):
+            for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+                yield part, name, tensor
+
+    def _optimised(self) -> list[nn.Parameter]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def _point(self, name: str, value: float | None) -> None:
         self.curves.setdefault(name, []).append(value)

@@ -1,0 +1,69 @@
+"""Tensors in one file that tells when it is damaged: safetensors with a SHA-256 over its content.
+
+Nothing is unpickled: a file from elsewhere can be wrong, but it cannot run anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+class DamagedError(ValueError):
+    """A file that was cut off or changed since it was written; the message says how it shows."""
+
+
+def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
+    """A file's content: the tensors, a text beside them, and the checksum of both.
+
+    Args:
+        tensors: name -> tensor, on any device, in any layout; stored contiguous.
+        about: what they are, such as JSON.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "file"
+        ...     _ = path.write_bytes(pack({"x": torch.arange(3)}, "counted"))
+        ...     unpack(path)
+        ({'x': tensor([0, 1, 2])}, 'counted')
+    """
+    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    return save(plain, {"about": about, "sha256": _digest(plain, about)})
+
+
+def unpack(path: Path) -> tuple[dict[str, Tensor], str]:
+    """What `pack` was given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedError: it is not whole, or not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(str(error)) from error
+    about = metadata.get("about", "")
+    if metadata.get("sha256") != _digest(tensors, about):
+        raise DamagedError("checksum differs")
+    return tensors, about
+
+
+def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
+    """Hex SHA-256 over the text and each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        # As bytes: numpy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""Checkpoints: whoever goes on from one ends with the bits of whoever was never interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import cell, plain_cell, recipe, run
+
+from bench.checked import DamagedError, pack, unpack
+from bench.record import Record, Store
+from bench.train import checkpoint
+from bench.train.checkpoint import Checkpoints, History, State
+from methods import registry
+
+EPOCHS = 4
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the training catches it."""
+
+
+def all_cells() -> list:
+    """Every method, under one teacher, with a plain student beside."""
+    short = recipe(epochs=EPOCHS)
+    plain = [n for n in registry.names() if registry.build(n).starts_from == "fresh"]
+    return [cell(name, recipe=short) for name in plain]
+
+
+def until(events: int):
+    """A report that is killed at the given epoch's end, counted over all students."""
+    seen = []
+
+    def report(*event: object) -> None:
+        seen.append(event)
+        if len(seen) == events:
+            raise Killed
+
+    return report
+
+
+def killed(cells, folder: Path, events: int, every: float = 0.0) -> None:
+    with pytest.raises(Killed):
+        run(cells, folder, checkpoints=Checkpoints(folder / "kept", every), report=until(events))
+
+
+def resumed(cells, folder: Path) -> dict[str, Record]:
+    return run(cells, folder, checkpoints=Checkpoints(folder / "kept", 0))
+
+
+def results(records: dict[str, Record], folder: Path) -> dict[str, object]:
+    """All that must be equal: curves, numbers without seconds, weights and other files."""
+    found = {}
+    for cell_id, record in records.items():
+        assert record.status == "finished", record.error
+        timeless = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
+        files = {n: (folder / cell_id / f).read_bytes() for n, f in record.files.items()}
+        found[cell_id] = (record.curves, timeless, record.stages, files)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return results(run(all_cells(), folder), folder)
+
+
+def only(cells, everything: dict[str, object]) -> dict[str, object]:
+    return {c.id: everything[c.id] for c in cells}
+
+
+@pytest.mark.parametrize("events", [15, 32])
+def test_every_method_resumes_to_the_same_bits(tmp_path, undisturbed, events):
+    cells = all_cells()
+    killed(cells, tmp_path, events)
+    records = resumed(cells, tmp_path)
+    assert results(records, tmp_path) == undisturbed
+    # The epoch under way had no checkpoint yet: a kill in the first one starts anew.
+    times = [r.conditions["resumed"] for r in records.values()]
+    assert times == [1 if events > len(cells) else 0] * len(cells)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_student_goes_on_from_its_own_epoch_whoever_is_beside_it(tmp_path, undisturbed):
+    cells = all_cells()[2:7]
+    killed(cells, tmp_path, 2 * len(cells) + 1)
+    some = cells[1:4]
+    killed(some, tmp_path, 2 * len(some) + 1)  # each reports once when it resumes
+    epochs = {c.id: sorted(p.stem for p in (tmp_path / "kept" / c.id).iterdir()) for c in cells}
+    assert {tuple(epochs[c.id]) for c in some} == {("000002", "000003")}
+    assert {tuple(epochs[c.id]) for c in cells if c not in some} == {("000001", "000002")}
+    records = resumed(cells, tmp_path)
+    assert results(records, tmp_path) == only(cells, undisturbed)
+    assert [records[c.id].conditions["resumed"] for c in some] == [2, 2, 2]
+    assert len(records[some[0].id].conditions["earlier"]) == 2
+
+
+def test_a_record_is_written_when_its_cell_is_finished_not_when_its_cohort_is(tmp_path):
+    short = plain_cell("cnn2", recipe=recipe(epochs=1))
+    long = plain_cell("cnn3", recipe=recipe(epochs=3))
+    killed([short, long], tmp_path, 3)
+    assert Store(tmp_path).read(short.id) is not None
+    assert Store(tmp_path).read(long.id) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path, undisturbed, caplog, damage
+):
+    cells = all_cells()[3:5]
+    killed(cells, tmp_path, 4 * len(cells))
+    victim, other = cells
+    for path in [
+        tmp_path / "kept" / victim.id / "000003.safetensors",
+        *(tmp_path / "kept" / other.id).iterdir(),
+    ]:
+        hurt(path, damage)
+    records = resumed(cells, tmp_path)
+    assert results(records, tmp_path) == only(cells, undisturbed)
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 3
+    assert f"{victim.id}/000003.safetensors cannot be used" in "\n".join(lines)
+    assert records[victim.id].conditions["resumed"] == 1
+    assert records[other.id].conditions["resumed"] == 0
+
+
+def hurt(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        content[-5] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    whole = pack({"x": torch.arange(5.0), "n": torch.tensor(3)}, json.dumps({"a": 1}))
+    path = tmp_path / "file"
+    for position in range(0, 8 * len(whole), 11):
+        content = bytearray(whole)
+        content[position // 8] ^= 1 << (position % 8)
+        path.write_bytes(content)
+        with pytest.raises(DamagedError):
+            unpack(path)
+
+
+def test_a_checkpoint_under_another_teacher_or_of_another_form_is_not_used(tmp_path, caplog):
+    kept = Checkpoints(tmp_path, 0)
+    state = State({"x": torch.ones(2)}, {})
+    kept.write("abc", 1, {"teacher": "t"}, History("now"), state)
+    kept.write("abc", 2, {"teacher": "u"}, History("now"), state)
+    history, found = kept.read("abc", {"teacher": "t"})
+    assert "of another training" in caplog.text
+    assert history == History("now")
+    assert found.tensors["x"].tolist() == [1, 1]
+    one = plain_cell("cnn2")
+    Checkpoints(tmp_path / "kept", 0).write(one.id, 1, {"teacher": ""}, History("now"), state)
+    assert resumed([one], tmp_path)[one.id].conditions["resumed"] == 0
+    assert "of another network" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_and_training_goes_on(tmp_path, caplog):
+    one = plain_cell("cnn2")
+    (tmp_path / "kept").write_text("not a folder")
+    record = resumed([one], tmp_path)[one.id]
+    assert record.status == "finished"
+    assert "cannot be written (Not a directory)" in caplog.text
+
+
+def test_saves_are_as_rare_as_asked_and_cost_at_most_their_share(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    kept = Checkpoints(tmp_path, every=60)
+
+    def due_at(seconds: float) -> bool:
+        now[0] = seconds
+        return kept.due()
+
+    assert not due_at(59)
+    assert due_at(60)
+    kept.saved(seconds=3)  # 3 s are 2 % of 150 s
+    assert not due_at(60 + 149)
+    assert due_at(60 + 150)
+    kept.saved(seconds=0.1)
+    assert not due_at(210 + 59)
+    assert due_at(210 + 60)
+    always = Checkpoints(tmp_path, every=0)
+    always.saved(seconds=100)
+    assert always.due()
+
+
+def test_short_trainings_write_no_checkpoint(tmp_path):
+    one = plain_cell("cnn2")
+    run([one], tmp_path, checkpoints=Checkpoints(tmp_path / "kept"))
+    assert not (tmp_path / "kept").exists()
+
+
+def test_checkpoints_of_cells_that_nobody_wants_are_swept(tmp_path):
+    kept = Checkpoints(tmp_path, 0)
+    for name in ("old", "new"):
+        kept.write(name, 1, {}, History("now"), State({"x": torch.ones(1)}, {}))
+    kept.sweep({"new"})
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
