@@ -37,10 +37,13 @@ class Record:
             "transfer_loss", "learning_rate", "test_accuracy" (in [0, 1]), and what a stage watches.
         final: "last_accuracy", "best_accuracy", "best_epoch" (1-based),
             "agreement" (share of the test set where student and teacher predict the same class),
-            "epochs", "train_images", "parameters", "train_seconds", "evaluation_seconds".
+            "epochs", "train_images", "parameters", "train_seconds", "evaluation_seconds",
+            "checkpoint_seconds".
             Seconds are shared-machine wall clock and never a method's cost. A cell with
             diagnostics has more curves and numbers, see `bench.train.diagnostics`.
-        conditions: device, precision, threads, torch, python, commit, dirty, started.
+        conditions: device, precision, threads, torch, python, commit, dirty, started; "resumed":
+            how often the training went on from a checkpoint, and "earlier": what each of those
+            processes had as conditions.
         files: name -> path relative to the cell's folder.
     """
 
