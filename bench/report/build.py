@@ -8,6 +8,9 @@ from pathlib import Path
 from bench.cost.record import Costs
 from bench.record import Plan, Record
 from bench.report.cost import write_costs
+from bench.report.grid_figures import write_grid_figures
+from bench.report.overview import AXES, axis_tables, overview_tables
+from bench.report.published import published_tables
 from bench.report.selection import write_selection_figures
 from bench.report.summary import write_summary
 from bench.report.tables import Section, write_section
@@ -37,6 +40,8 @@ def build(
         paths += write_section(section, folder)
     if costs is not None and (costs.records or costs.scaling):
         paths += write_costs(costs, folder)
+    for picture in write_grid_figures(plan, records, costs, figures):
+        paths += picture.paths
     paths += write_selection_figures(plan, records, store, figures)
     return paths
 
@@ -46,5 +51,20 @@ def sections(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
 
     Each becomes `<name>.md`, `.csv` and `.tex`, and a part of the report.
     """
-    made: list[Section] = []
+    made = [
+        Section(
+            name="overview",
+            title="Accuracy and gain over all pairs",
+            tables=overview_tables(plan, records),
+        ),
+        *(
+            Section(name=axis, title=f"By {AXES[axis]}", tables=tables)
+            for axis, tables in axis_tables(plan, records).items()
+        ),
+        Section(
+            name="published",
+            title="Published numbers beside ours",
+            tables=published_tables(plan, records),
+        ),
+    ]
     return [section for section in made if section.tables]

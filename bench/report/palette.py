@@ -17,13 +17,21 @@ class Style(NamedTuple):
         colour: "#rrggbb".
         marker: of matplotlib, for lines and points.
         hatch: of matplotlib, for areas; empty for none.
+        dash: of matplotlib, for lines.
+        filled: whether markers are; hollow ones are variants.
     """
 
     colour: str
     marker: str = "o"
     hatch: str = ""
+    dash: str = "-"
+    filled: bool = True
 
 
+DASHES = ("-", "--", ":", "-.")
+"""A method's own line, then those of its variants; a fifth begins again."""
+
+TEACHER = Style("#000000", ".", dash="--")
 METHODS: Mapping[str, Style] = {
     "student": Style("#555555", "x"),
     "transfer": Style("#999999", "+"),
@@ -62,6 +70,28 @@ def method_style(name: str) -> Style:
         ('#117733', True)
     """
     return METHODS.get(name, OTHER_METHOD)
+
+
+def row_styles(rows: Mapping[str, str]) -> dict[str, Style]:
+    """The styles of a grid's rows: a method's colour and marker, and a dash for each variant.
+
+    Args:
+        rows: label -> method's name, in the grid's order; the label "teacher" is the teacher's.
+
+    Example:
+        >>> styles = row_styles({"rkd": "rkd", "fsp": "fsp", "rkd (tap=logits)": "rkd"})
+        >>> [(style.colour, style.dash, style.filled) for style in styles.values()]
+        [('#999933', '-', True), ('#117733', '-', True), ('#999933', '--', False)]
+    """
+    styles, seen = {}, dict[str, int]()
+    for label, method in rows.items():
+        if label == "teacher":
+            styles[label] = TEACHER
+            continue
+        variant = seen[method] = seen.get(method, -1) + 1
+        dash = DASHES[variant % len(DASHES)]
+        styles[label] = method_style(method)._replace(dash=dash, filled=not variant)
+    return styles
 
 
 def category_style(name: str) -> Style:

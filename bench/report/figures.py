@@ -1,0 +1,382 @@
+"""What a grid found, as figures: learning curves, gain against cost, ranks, gains by category."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from bench.report.drawing import new_figure
+from bench.report.palette import CATEGORIES, Style, category_style
+from bench.report.statistics import (
+    Interval,
+    friedman,
+    mean_interval,
+    nemenyi_critical_difference,
+    pareto_front,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bench.cost.record import Quartiles
+
+WIDTH = 7.1
+"""Inches: the text of a two-column page, so that 7 points stay 7 points in print."""
+
+SMALL, TEXT = 7, 8
+PERCENT = 100
+INCHES_A_LETTER = 0.058
+"""Of the font in size `SMALL`, rather more than less."""
+
+LAST_PART = 0.25
+"""Part of the epochs that the inset shows."""
+
+
+class Line(NamedTuple):
+    """One row's learning curve.
+
+    Attributes:
+        label: the row's.
+        epochs: 1-based, where it was measured.
+        values: accuracy in [0, 1], means over seeds, one an epoch.
+        last: the last epoch's, with its interval over seeds.
+        style: how it looks.
+    """
+
+    label: str
+    epochs: Sequence[int]
+    values: Sequence[float]
+    last: Interval
+    style: Style
+
+
+def _tidy(axes: Axes) -> None:
+    axes.tick_params(labelsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _marker(style: Style, size: float = 4.5) -> dict:
+    filled = style.filled or style.marker in "x+."
+    return {
+        "marker": style.marker, "markersize": size, "markeredgecolor": style.colour,
+        "markerfacecolor": style.colour if filled else "white", "markeredgewidth": 0.9,
+    }  # fmt: skip
+
+
+# --- learning curves -------------------------------------------------------------------------
+
+
+def draw_curves(lines: Sequence[Line], title: str, measured_on: str) -> Figure:
+    """Accuracy over epochs, an inset of the last part beside it, and the last epoch's intervals.
+
+    The inset lies outside of the curves: inside it would hide what rises late.
+
+    Args:
+        lines: at least one; teacher and student among them where they ran.
+        title: over all.
+        measured_on: what the accuracy is of, such as "test set".
+    """
+    figure = new_figure(WIDTH, max(3.2, 1.0 + 0.17 * len(lines)))
+    left, inset, right = figure.subplots(1, 3, width_ratios=[2.2, 1.1, 1.1])
+    figure.suptitle(title, fontsize=TEXT + 1)
+    for line in lines:
+        _curve(left, line, every=max(1, len(line.epochs) // 6))
+    for axes in (left, inset):
+        _tidy(axes)
+        axes.set_xlabel("epoch", fontsize=TEXT)
+        axes.margins(x=0.02)
+    left.set_ylabel(f"accuracy on the {measured_on} (%)", fontsize=TEXT)
+    left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _inset(left, inset, lines)
+    _last_epochs(right, lines)
+    return figure
+
+
+def _curve(axes: Axes, line: Line, every: int, width: float = 1.1) -> None:
+    style = line.style
+    axes.plot(
+        line.epochs, [PERCENT * x for x in line.values], color=style.colour, linestyle=style.dash,
+        linewidth=width, markevery=every, **_marker(style, 3.5),
+    )  # fmt: skip
+
+
+def _inset(axes: Axes, inset: Axes, lines: Sequence[Line]) -> None:
+    """The last part of the curves, on the scale of where the students end."""
+    end = max(line.epochs[-1] for line in lines)
+    start = end - LAST_PART * (end - 1)
+    for line in lines:
+        _curve(inset, line, every=1)
+    ends = [
+        PERCENT * line.values[-1] for line in lines if line.label != "teacher" or len(lines) < 2
+    ]
+    spread = max(ends) - min(ends) or 1.0
+    axes.set_ylim(*axes.get_ylim())
+    inset.set_xlim(start, end + 0.01 * end)
+    inset.set_ylim(min(ends) - 0.25 * spread, max(ends) + 0.15 * spread)
+    inset.set_title(f"last {LAST_PART:.0%} of the epochs", fontsize=SMALL)
+    inset.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    inset.yaxis.set_major_locator(MaxNLocator(6))
+    axes.indicate_inset_zoom(inset, edgecolor="#555555", linewidth=0.6)
+
+
+def _last_epochs(axes: Axes, lines: Sequence[Line]) -> None:
+    """Every row's last epoch with its interval, best on top: the legend of the curves as well."""
+    ordered = sorted(lines, key=lambda line: -line.last.mean)
+    for place, line in enumerate(ordered):
+        _whisker(axes, place, line.last, line.style)
+    axes.set_yticks(range(len(ordered)), [line.label for line in ordered], fontsize=SMALL)
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    axes.yaxis.tick_right()
+    _tidy(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("last epoch, 95 % interval", fontsize=SMALL)
+    axes.set_xlabel("accuracy (%)", fontsize=TEXT)
+
+
+def _whisker(axes: Axes, place: float, value: Interval, style: Style) -> None:
+    mean = PERCENT * value.mean
+    if value.low is not None and value.high is not None:
+        axes.plot(
+            [PERCENT * value.low, PERCENT * value.high], [place, place], color=style.colour,
+            linestyle=style.dash, linewidth=1.1,
+        )  # fmt: skip
+    axes.plot([mean], [place], color=style.colour, linestyle="none", **_marker(style))
+
+
+# --- gain against cost -------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """One row's gain and cost.
+
+    Attributes:
+        label: the row's.
+        cost: whole training over the plain student's, with quartiles.
+        gain: accuracy over the plain student's, with its interval.
+        style: how it looks.
+    """
+
+    label: str
+    cost: Quartiles
+    gain: Interval
+    style: Style
+
+
+def draw_gain_against_cost(points: Sequence[Point], title: str) -> Figure:
+    """Gain over cost, and the front of rows that none beats in both.
+
+    Args:
+        points: at least one; the plain student (cost 1, gain 0) among them.
+        title: over all.
+    """
+    figure = new_figure(WIDTH, max(3.2, 1.0 + 0.17 * len(points)))
+    axes = figure.subplots()
+    front = [points[i] for i in pareto_front([(p.cost.median, -p.gain.mean) for p in points])]
+    _front(axes, front)
+    for point in points:
+        _point(axes, point, point in front)
+    axes.axhline(0, color="#555555", linewidth=0.7)
+    axes.set_title(title, fontsize=TEXT + 1)
+    axes.set_xlabel("whole training, time over the plain student's (median, quartiles)",
+                    fontsize=TEXT)  # fmt: skip
+    axes.set_ylabel("gain over the student (pp), 95 % t interval", fontsize=TEXT)
+    _tidy(axes)
+    axes.legend(
+        fontsize=SMALL, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
+        title="bold in the plot: on the front", title_fontsize=SMALL,
+    )  # fmt: skip
+    return figure
+
+
+def _front(axes: Axes, front: Sequence[Point]) -> None:
+    ordered = sorted(front, key=lambda p: p.cost.median)
+    costs = [p.cost.median for p in ordered]
+    gains = [PERCENT * p.gain.mean for p in ordered]
+    axes.plot(costs, gains, drawstyle="steps-post", color="#BBBBBB", linewidth=2.5, zorder=1)
+
+
+def _point(axes: Axes, point: Point, on_front: bool) -> None:
+    x, y = point.cost.median, PERCENT * point.gain.mean
+    line = {"color": point.style.colour, "linewidth": 0.7, "alpha": 0.6}
+    axes.plot([point.cost.q1, point.cost.q3], [y, y], **line)
+    if point.gain.low is not None and point.gain.high is not None:
+        axes.plot([x, x], [PERCENT * point.gain.low, PERCENT * point.gain.high], **line)
+    size = 7.0 if on_front else 5.0
+    axes.plot([x], [y], color=point.style.colour, linestyle="none", label=point.label,
+              **_marker(point.style, size))  # fmt: skip
+    if on_front:
+        axes.annotate(point.label, (x, y), xytext=(5, 5), textcoords="offset points",
+                      fontsize=SMALL, fontweight="bold")  # fmt: skip
+
+
+# --- critical difference -----------------------------------------------------------------------
+
+
+def draw_critical_difference(
+    labels: Sequence[str], matrix: Sequence[Sequence[float]], styles: Mapping[str, Style]
+) -> Figure:
+    """Mean ranks on one axis; a bar joins rows that Nemenyi's test cannot tell apart.
+
+    Args:
+        labels: of the rows, k of them, at least 2.
+        matrix: accuracies, (N pairs, k), N at least 2.
+        styles: of the labels.
+
+    Source:
+        Demšar: Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006.
+    """
+    found = friedman(matrix)
+    k, n = len(labels), len(matrix)
+    difference = nemenyi_critical_difference(k, n)
+    ranked = sorted(zip(found.mean_ranks, labels, strict=True))
+    groups = indistinct([rank for rank, _ in ranked], difference)
+    half = math.ceil(k / 2)
+    depth = 0.6 + 0.35 * len(groups)
+    bottom = depth + 0.55 * half
+    figure = new_figure(WIDTH, 1.1 + 0.3 * bottom)
+    axes = figure.subplots()
+    beside = 0.5 + INCHES_A_LETTER * max(map(len, labels))
+    margin = (k - 1) * beside / (WIDTH - 2 * beside)
+    axes.set_xlim(1 - margin, k + margin)
+    axes.set_ylim(bottom, -2.2)
+    axes.axis("off")
+    _rank_axis(axes, k)
+    _difference_bar(axes, difference, k)
+    for place, (first, last) in enumerate(groups):
+        y = 0.45 + 0.35 * place
+        axes.plot([ranked[first][0] - 0.06, ranked[last][0] + 0.06], [y, y], color="black",
+                  linewidth=2.5, solid_capstyle="round")  # fmt: skip
+    for place, (rank, label) in enumerate(ranked):
+        on_left = place < half
+        y = depth + 0.55 * (place if on_left else k - 1 - place)
+        _ranked(axes, rank, y, label, styles[label], on_left, k)
+    axes.set_title(
+        f"Mean ranks of {k} rows over {n} pairs, 1 is best; Friedman p = {found.p:.2g}\n"
+        "bars join rows that differ by less than the critical difference (Nemenyi, 5 %)",
+        fontsize=TEXT,
+    )
+    return figure
+
+
+def indistinct(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
+    """The longest runs of rows that lie within a critical difference.
+
+    Args:
+        ranks: rising mean ranks.
+        difference: the critical one.
+
+    Returns:
+        First and last position of each run of two or more that no other run holds.
+
+    Example:
+        >>> indistinct([1.0, 1.5, 2.5, 4.0], 1.5)
+        [(0, 2), (2, 3)]
+    """
+    runs: list[tuple[int, int]] = []
+    for first, rank in enumerate(ranks):
+        last = max(i for i, other in enumerate(ranks) if other - rank <= difference)
+        if last > first and (not runs or last > runs[-1][1]):
+            runs.append((first, last))
+    return runs
+
+
+def _difference_bar(axes: Axes, difference: float, k: int) -> None:
+    shown = min(difference, k - 1)
+    beyond = ", more than the whole scale" if difference > k - 1 else ""
+    axes.plot([1, 1 + shown], [-1.4, -1.4], color="black", linewidth=1.5)
+    axes.text(1, -1.6, f"critical difference {difference:.2f} ranks{beyond}", fontsize=SMALL)
+
+
+def _rank_axis(axes: Axes, k: int) -> None:
+    axes.plot([1, k], [0, 0], color="black", linewidth=0.8)
+    for rank in range(1, k + 1):
+        axes.plot([rank, rank], [0, -0.15], color="black", linewidth=0.8)
+        axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=SMALL)
+
+
+def _ranked(
+    axes: Axes, rank: float, y: float, label: str, style: Style, on_left: bool, k: int
+) -> None:
+    margin, gap = 0.03 * (k - 1), 0.008 * (k - 1)
+    end = 1 - margin if on_left else k + margin
+    axes.plot([rank, rank, end], [0, y, y], color=style.colour, linewidth=0.9, zorder=1)
+    axes.plot([rank], [0], color=style.colour, clip_on=False, **_marker(style))
+    text = f"{label}  {rank:.2f}" if on_left else f"{rank:.2f}  {label}"
+    axes.text(end - gap if on_left else end + gap, y, text, fontsize=SMALL, va="center",
+              ha="right" if on_left else "left")  # fmt: skip
+
+
+# --- gains by category -------------------------------------------------------------------------
+
+
+class Gain(NamedTuple):
+    """One row's gain at one pair and seed.
+
+    Attributes:
+        category: the method's.
+        label: the row's.
+        gain: accuracy - the student's, of the same seed.
+        style: how the row looks.
+    """
+
+    category: str
+    label: str
+    gain: float
+    style: Style
+
+
+def draw_gains_by_category(gains: Sequence[Gain], title: str) -> Figure:
+    """A box a category over all rows, pairs and seeds; each row's mean and range beside it.
+
+    Args:
+        gains: at least one.
+        title: over all.
+    """
+    known = list(CATEGORIES)
+    found = sorted({g.category for g in gains},
+                   key=lambda c: (known.index(c) if c in known else len(known), c))  # fmt: skip
+    labels = list(dict.fromkeys(g.label for g in gains))
+    figure = new_figure(WIDTH, max(3.4, 1.0 + 0.19 * len(labels)))
+    axes = figure.subplots()
+    for place, category in enumerate(found):
+        _box(axes, place, category, [PERCENT * g.gain for g in gains if g.category == category])
+        _rows(axes, place, [g for g in gains if g.category == category])
+    axes.axhline(0, color="#555555", linewidth=0.8)
+    counts = [sum(g.category == c for g in gains) for c in found]
+    axes.set_xticks(
+        range(len(found)), [f"{c}\nn = {n}" for c, n in zip(found, counts, strict=True)],
+        fontsize=TEXT,
+    )  # fmt: skip
+    axes.set_ylabel("gain over the student (pp)", fontsize=TEXT)
+    axes.set_title(title, fontsize=TEXT + 1)
+    _tidy(axes)
+    axes.grid(axis="x", visible=False)
+    axes.legend(fontsize=SMALL, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
+                title="a row's mean", title_fontsize=SMALL)  # fmt: skip
+    return figure
+
+
+def _box(axes: Axes, place: int, category: str, values: Sequence[float]) -> None:
+    style = category_style(category)
+    box = axes.boxplot(
+        [values], positions=[place - 0.2], widths=0.3, patch_artist=True, showmeans=False,
+        medianprops={"color": "black"}, flierprops={"markersize": 2.5}, manage_ticks=False,
+    )  # fmt: skip
+    box["boxes"][0].set(facecolor=style.colour, alpha=0.45, edgecolor="black", linewidth=0.8)
+
+
+def _rows(axes: Axes, place: int, gains: Sequence[Gain]) -> None:
+    """Each row's mean over pairs and seeds, side by side to the right of the box."""
+    labels = list(dict.fromkeys(g.label for g in gains))
+    for label, x in zip(labels, np.linspace(place + 0.05, place + 0.4, len(labels)), strict=True):
+        own = [g for g in gains if g.label == label]
+        mean = PERCENT * mean_interval([g.gain for g in own]).mean
+        axes.plot([x], [mean], color=own[0].style.colour, linestyle="none", label=label,
+                  **_marker(own[0].style, 5))  # fmt: skip

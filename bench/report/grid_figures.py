@@ -1,0 +1,208 @@
+"""The figures of a grid: what each is drawn from, its file and its caption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.cost.record import Costs
+from bench.record import FINISHED, Plan, Record
+from bench.report.candidates import costs_of
+from bench.report.drawing import save_figure
+from bench.report.figures import (
+    Gain,
+    Line,
+    Point,
+    draw_critical_difference,
+    draw_curves,
+    draw_gain_against_cost,
+    draw_gains_by_category,
+)
+from bench.report.palette import Style, row_styles
+from bench.report.selection import file_name
+from bench.report.statistics import Interval, mean_interval, paired_differences
+from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
+
+Pairs = Mapping[PairKey, Sequence[Group]]
+
+
+class Picture(NamedTuple):
+    """A figure that was written.
+
+    Attributes:
+        svg: the file; beside it lies the same as .png.
+        caption: what it shows, one or two sentences.
+    """
+
+    svg: Path
+    caption: str
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """Both files."""
+        return self.svg, self.svg.with_suffix(".png")
+
+
+def write_grid_figures(
+    plan: Plan, records: Mapping[str, Record], costs: Costs | None, folder: Path
+) -> list[Picture]:
+    """Draws whatever the records hold enough for; equal records give equal bytes.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id.
+        costs: of the grid; None for none.
+        folder: made if there is anything to write.
+
+    Returns:
+        For each pair `curves_<pair>` and, where it was profiled, `gain_cost_<pair>`; then
+        `critical_difference` (two pairs or more) and `gains_by_category`.
+    """
+    pairs = {
+        key: group_by_label(key, rows, records)
+        for key, rows in group_by_pair(plan).items()
+        if any(row.cell_id in records for row in rows)
+    }
+    styles = grid_styles(plan)
+    pictures = []
+    for key, groups in pairs.items():
+        pictures += _curves(plan, key, groups, styles, folder)
+        pictures += _gain_cost(key, groups, costs, styles, folder)
+    pictures += _ranks(pairs, styles, folder)
+    pictures += _categories(pairs, styles, folder)
+    return pictures
+
+
+def grid_styles(plan: Plan) -> dict[str, Style]:
+    """The style of every row of the plan: the same in all its figures."""
+    return row_styles({row.label: row.method for row in plan.rows if row.role != "source"})
+
+
+def _saved(figure, stem: Path, caption: str) -> list[Picture]:
+    return [Picture(save_figure(figure, stem)[0], caption)]
+
+
+# --- learning curves -------------------------------------------------------------------------
+
+
+def _curves(
+    plan: Plan, key: PairKey, groups: Iterable[Group], styles: Mapping[str, Style], folder: Path
+) -> list[Picture]:
+    lines = [line for group in groups if (line := _line(group, styles[group.label])) is not None]
+    if not lines:
+        return []
+    held_out = plan.config.get("data", {}).get("validation")
+    measured_on = "held-out training images" if held_out else "test set"
+    caption = (
+        f"{key.title}: accuracy on the {measured_on} over epochs, mean over seeds, with an inset "
+        "of the last part; on the right the last epoch with its 95 % t interval."
+    )
+    figure = draw_curves(lines, key.title, measured_on)
+    return _saved(figure, folder / f"curves_{file_name(key.title)}", caption)
+
+
+def _line(group: Group, style: Style) -> Line | None:
+    """Means over the finished cells, at the epochs that all of them measured."""
+    finished = [r for r in group.records.values() if r.status == FINISHED]
+    measured = [_measured(record) for record in finished]
+    last = group.by_cell("last_accuracy")
+    common = sorted(set.intersection(*(set(m) for m in measured))) if measured else []
+    if not common or not last:
+        return None
+    values = [mean_interval([m[epoch] for m in measured]).mean for epoch in common]
+    return Line(group.label, common, values, mean_interval(last), style)
+
+
+def _measured(record: Record) -> dict[int, float]:
+    """Epoch, from 1, -> accuracy, where it was measured."""
+    curve = record.curves.get("test_accuracy", [])
+    return {i: x for i, x in enumerate(curve, start=1) if x is not None and math.isfinite(x)}
+
+
+# --- gain against cost -------------------------------------------------------------------------
+
+
+def _gain_cost(
+    key: PairKey,
+    groups: Sequence[Group],
+    costs: Costs | None,
+    styles: Mapping[str, Style],
+    folder: Path,
+) -> list[Picture]:
+    measured, conditions = costs_of(costs, key)
+    known = {r.label: r.training_cost_ratio for r in measured if r.training_cost_ratio is not None}
+    student = _student(groups)
+    points = []
+    for group in groups:
+        differences = paired_differences(group.by_seed("last_accuracy"), student)
+        if group.role != "teacher" and group.label in known and differences:
+            gain = mean_interval(differences)
+            if group.label == "student":
+                gain = Interval(0.0, None, None, gain.n)  # itself: nothing to tell
+            points.append(Point(group.label, known[group.label], gain, styles[group.label]))
+    if len(points) < 2:
+        return []
+    caption = (
+        f"{key.title}: gain over the student against the cost of the whole training, measured "
+        f"{conditions}; the grey line is the Pareto front, which no row beats in both."
+    )
+    figure = draw_gain_against_cost(points, key.title)
+    return _saved(figure, folder / f"gain_cost_{file_name(key.title)}", caption)
+
+
+def _student(groups: Iterable[Group]) -> dict[int, float]:
+    found = [g for g in groups if g.role == "student"]
+    return found[0].by_seed("last_accuracy") if found else {}
+
+
+# --- over pairs --------------------------------------------------------------------------------
+
+
+def rank_blocks(pairs: Pairs) -> tuple[list[str], list[list[float]]]:
+    """What is ranked over pairs: the rows that every pair measured, and their mean accuracies.
+
+    Args:
+        pairs: with any record.
+
+    Returns:
+        k labels without the teacher, in the plan's order; (pairs, k) means over seeds.
+    """
+    means = []
+    for groups in pairs.values():
+        found = ((g.label, g.by_cell("last_accuracy")) for g in groups if g.role != "teacher")
+        means.append({label: mean_interval(x).mean for label, x in found if x})
+    labels = [label for label in (means[0] if means else {}) if all(label in m for m in means)]
+    return labels, [[m[label] for label in labels] for m in means]
+
+
+def _ranks(pairs: Pairs, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
+    labels, matrix = rank_blocks(pairs)
+    if len(labels) < 2 or len(matrix) < 2:
+        return []
+    caption = (
+        f"Mean ranks over {len(matrix)} pairs of the rows that every pair measured; rows joined "
+        "by a bar differ by less than Nemenyi's critical difference at 5 %. Few pairs make it wide."
+    )
+    figure = draw_critical_difference(labels, matrix, styles)
+    return _saved(figure, folder / "critical_difference", caption)
+
+
+def _categories(pairs: Pairs, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
+    gains = [
+        Gain(group.category, group.label, difference, styles[group.label])
+        for groups in pairs.values()
+        for group in groups
+        if group.role == "method"
+        for difference in paired_differences(group.by_seed("last_accuracy"), _student(groups))
+    ]
+    if not gains:
+        return []
+    caption = (
+        "Gain over the student by category: boxes hold every row, pair and seed (quartiles; "
+        "whiskers reach to 1.5 times their distance), symbols are means of single rows."
+    )
+    title = f"Gain over the student by category, {len(pairs)} pair{'s' * (len(pairs) > 1)}"
+    figure = draw_gains_by_category(gains, title)
+    return _saved(figure, folder / "gains_by_category", caption)

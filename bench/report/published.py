@@ -1,0 +1,178 @@
+"""Published accuracies beside ours, where pair and recipe are the same; nowhere else.
+
+The numbers and what they hold for are data: `published/<name>.yaml`. A cell is compared only if
+every field of its data, recipe, precision and hyper-parameters equals the published setting, and
+its teacher's as well. What is not known to be equal is not shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.record import FINISHED, Plan, Record, Row
+from bench.report.statistics import Interval, mean_interval
+from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
+from bench.report.tables import Column, Entry, Table
+
+FOLDER = Path(__file__).parent / "published"
+MEASURES = {"last_accuracy": "last epoch", "best_accuracy": "best epoch, test-selected"}
+
+COLUMNS = (
+    Column(key="published_method", name="published as", align="left"),
+    Column(key="label", name="our row", align="left"),
+    Column(key="measure", name="measured at", align="left"),
+    Column(key="published", name="published", unit="%", digits=2),
+    Column(key="ours", name="ours", unit="%", digits=2, interval=True),
+    Column(key="deviation", name="our standard deviation", unit="pp", digits=2),
+    Column(key="n", name="our n"),
+    Column(
+        key="difference", name="ours - published", unit="pp", digits=2, signed=True, interval=True
+    ),
+)
+
+NOTES = (
+    "Shown are the rows whose data, recipe, hyper-parameters and precision equal the published "
+    "ones field by field, the teacher's too.",
+    "± is the half-width of the 95 % Student t interval over our seeds; the published number is "
+    "taken as it stands, for its own deviation is not known.",
+    f"{NO_EVIDENCE} the interval of the difference contains 0, or there is none (n=1).",
+)
+
+
+@functools.cache
+def load_published() -> tuple[Mapping[str, Any], ...]:
+    """All published settings and numbers that come with the harness, by file name.
+
+    Returns:
+        One mapping a source: name, title, runs, remarks, data, recipe, recipe_for, precision,
+        ignored, methods, and accuracy: measure -> "teacher:student" -> method -> percent.
+    """
+    texts = (path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.yaml")))
+    return tuple(yaml.safe_load(text) for text in texts)
+
+
+def published_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, ...]:
+    """A table for each pair and source that has any row under the same conditions.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id.
+
+    Returns:
+        In the plan's order; empty where nothing can be compared.
+    """
+    made = (
+        _pair_table(source, key, rows, records)
+        for key, rows in group_by_pair(plan).items()
+        for source in load_published()
+    )
+    return tuple(table for table in made if table is not None)
+
+
+def _pair_table(
+    source: Mapping[str, Any], key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]
+) -> Table | None:
+    same = [row for row in rows if row.role != "source" and _finished(records, row.cell_id)]
+    by_method = {
+        name: [row for row in same if _equals(source, name, row, records)]
+        for name in source["methods"]
+    }
+    lines = []
+    for measure, pairs in source["accuracy"].items():
+        for name, percent in pairs.get(f"{key.teacher}:{key.student}", {}).items():
+            lines += _lines(name, measure, percent / 100, by_method[name], records)
+    if not lines:
+        return None
+    return Table(
+        title=f"{key.title}: published and ours",
+        columns=COLUMNS,
+        rows=tuple(lines),
+        notes=(*_about(source, key), *NOTES),
+    )
+
+
+def _about(source: Mapping[str, Any], key: PairKey) -> Iterable[str]:
+    """Where the numbers are from, and which of them are not compared for what reason."""
+    runs = f"means of {source['runs']} runs" if source["runs"] else "number of runs not stated"
+    yield f"Published: {source['title']} ({runs})."
+    yield from source["remarks"]
+    pair = f"{key.teacher}:{key.student}"
+    shown = {name for pairs in source["accuracy"].values() for name in pairs.get(pair, {})}
+    for name, method in source["methods"].items():
+        if name in shown and "differs" in method:
+            yield f"Published as well, and not compared: {name} ({method['differs']})."
+
+
+def _lines(
+    name: str, measure: str, published: float, rows: Iterable[Row], records: Mapping[str, Record]
+) -> Iterable[tuple[Entry, ...]]:
+    labels: dict[str, dict[str, float]] = {}
+    for row in rows:
+        value = records[row.cell_id].final.get(measure)
+        if value is not None:
+            labels.setdefault(row.label, {})[row.cell_id] = value  # a shared teacher counts once
+    for label, cells in labels.items():
+        values = list(cells.values())
+        ours = mean_interval(values)
+        yield (
+            Entry(name), Entry(label), Entry(MEASURES[measure]), Entry(published), Entry(ours),
+            Entry(statistics.stdev(values) if len(values) > 1 else None),
+            Entry(len(values)), _difference(ours, published),
+        )  # fmt: skip
+
+
+def _difference(ours: Interval, published: float) -> Entry:
+    low, high = (None if end is None else end - published for end in (ours.low, ours.high))
+    difference = Interval(ours.mean - published, low, high, ours.n)
+    return Entry(difference, mark="" if difference.excludes_zero else NO_EVIDENCE)
+
+
+# --- whether a cell is what was published ------------------------------------------------------
+
+
+def _finished(records: Mapping[str, Record], cell_id: str) -> bool:
+    return cell_id in records and records[cell_id].status == FINISHED
+
+
+def _equals(source: Mapping[str, Any], name: str, row: Row, records: Mapping[str, Record]) -> bool:
+    """Whether the row's cell, and its teacher's, are the published setting of that method."""
+    method = source["methods"][name]
+    cell = records[row.cell_id].cell
+    if row.role in ("teacher", "student"):
+        model = row.teacher if row.role == "teacher" else row.student
+        return method.get("role") == row.role and _same_setting(source, cell, model)
+    if method.get("method") != row.method or not _same_setting(source, cell, row.student):
+        return False
+    teacher = records.get(row.teacher_id)
+    return (
+        teacher is not None
+        and _same_setting(source, teacher.cell, row.teacher)
+        and _same(cell.get("hyperparameters"), method["hyperparameters"], method.get("ignored", ()))
+    )
+
+
+def _same_setting(source: Mapping[str, Any], cell: Mapping[str, Any], model: str) -> bool:
+    recipe = {**source["recipe"], **source["recipe_for"].get(model, {})}
+    ignored = source["ignored"]
+    return (
+        cell.get("model") == model  # one of the grid's own models is a mapping: never equal
+        and cell.get("source") is None
+        and cell.get("precision") == source["precision"]
+        and _same(cell.get("data"), source["data"], ignored["data"])
+        and _same(cell.get("recipe"), recipe, ignored["recipe"])
+    )
+
+
+def _same(found: Any, wanted: Mapping[str, Any], ignored: Iterable[str]) -> bool:
+    """Whether all fields but the ignored ones are there and equal, and no other is."""
+    if not isinstance(found, Mapping):
+        return False
+    return {k: v for k, v in found.items() if k not in ignored} == {
+        k: v for k, v in wanted.items() if k not in ignored
+    }

@@ -1,0 +1,152 @@
+"""Figures of a grid: what they are drawn from, and that equal records give equal bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import summary_grid as grid
+
+from bench.cost.record import CostRecord, Costs, Quartiles
+from bench.record import Plan
+from bench.report.figures import draw_critical_difference, draw_gain_against_cost, indistinct
+from bench.report.grid_figures import rank_blocks, write_grid_figures
+from bench.report.palette import METHODS, TEACHER, row_styles
+from bench.report.summary import group_by_label, group_by_pair
+
+LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
+
+
+def evidence(pairs: int = 2) -> tuple[Plan, dict]:
+    """Two seeds of five rows for each pair, curves of four epochs, two of them measured."""
+    rows, records = [], {}
+    for pair in range(pairs):
+        for place, label in enumerate(LABELS):
+            for seed in (0, 1):
+                row = grid.row(label, seed, f"big{pair}", f"small{pair}")
+                last = 0.9 - 0.1 * place + 0.01 * seed
+                curve = {"test_accuracy": [None, last / 2, None, last]}
+                rows.append(row)
+                records[row.cell_id] = replace(grid.finished(row, last, last, None), curves=curve)
+    return Plan(name="p", description="", config={}, rows=rows), records
+
+
+def costs() -> Costs:
+    ratios = {"student": 1.0, "soft_logits": 1.2, "fitnet": 1.1, "rkd": 1.5}
+    return Costs([
+        CostRecord(
+            data="digits", teacher="big0", student="small0", label=label, method=label,
+            category="response", training_cost_ratio=Quartiles(x, x - 0.01, x + 0.01, 5),
+            conditions={"device": "cpu", "precision": "fp32", "batch": 50},
+        )
+        for label, x in ratios.items()
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("figures")
+    write_grid_figures(*evidence(), costs(), folder)
+    return folder
+
+
+def test_every_figure_that_the_records_hold_enough_for(drawn):
+    assert sorted(path.name for path in drawn.glob("*.svg")) == [
+        "critical_difference.svg",
+        "curves_digits-fraction-0.5-big0-to-small0.svg",
+        "curves_digits-fraction-0.5-big1-to-small1.svg",
+        "gain_cost_digits-fraction-0.5-big0-to-small0.svg",
+        "gains_by_category.svg",
+    ]
+    assert len(list(drawn.glob("*.png"))) == 5
+
+
+def test_records_in_another_order_give_the_same_bytes(drawn, tmp_path):
+    plan, records = evidence()
+    write_grid_figures(plan, dict(reversed(records.items())), costs(), tmp_path)
+    for path in drawn.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_text_in_an_svg_is_text_and_names_rows_units_and_what_was_measured(drawn):
+    svg = (drawn / "curves_digits-fraction-0.5-big0-to-small0.svg").read_text()
+    for text in (*LABELS, "epoch", "accuracy on the test set (%)"):
+        assert f">{text}</text>" in svg
+    assert "Verdana, sans-serif" in svg
+    assert METHODS["rkd"].colour.lower() in svg.lower()
+
+
+def test_little_evidence_draws_little(tmp_path):
+    plan, records = evidence(pairs=1)
+    bare = {cell: replace(record, curves={}) for cell, record in records.items()}
+    pictures = write_grid_figures(plan, bare, None, tmp_path)
+    assert [picture.svg.name for picture in pictures] == ["gains_by_category.svg"]
+    assert write_grid_figures(plan, {}, None, tmp_path) == []
+
+
+def test_held_out_images_are_not_called_the_test_set(tmp_path):
+    plan, records = evidence(pairs=1)
+    plan = replace(plan, config={"data": {"validation": 0.2}})
+    pictures = write_grid_figures(plan, records, None, tmp_path)
+    assert "accuracy on the held-out training images" in pictures[0].caption
+    assert "test set" not in pictures[0].svg.read_text()
+
+
+def test_only_rows_that_every_pair_measured_are_ranked():
+    plan, records = evidence()
+    for seed in (0, 1):
+        del records[grid.row("rkd", seed, "big1", "small1").cell_id]
+    pairs = {k: group_by_label(k, rows, records) for k, rows in group_by_pair(plan).items()}
+    labels, matrix = rank_blocks(pairs)
+    assert labels == ["student", "soft_logits", "fitnet"]
+    assert [[round(x, 6) for x in block] for block in matrix] == [[0.805, 0.705, 0.605]] * 2
+
+
+def test_runs_of_rows_that_cannot_be_told_apart():
+    assert indistinct([1.0, 2.0, 3.0], 0.5) == []
+    assert indistinct([1.0, 1.2, 1.4, 3.0], 0.4) == [(0, 2)]
+    assert indistinct([1.0, 1.3, 1.6, 1.9], 0.5) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_the_ranks_of_demsar_s_example_are_joined_as_there():
+    # Demšar 2006, section 3.2.2: four forms of C4.5 over 14 data sets. At 5 % the critical
+    # difference is 1.25 and tells none apart; at 10 % it is 1.12, the last one is worse than the
+    # first two, and the third belongs to either group.
+    ranks = [1.964, 2.000, 2.893, 3.143]
+    assert indistinct(ranks, 1.25) == [(0, 3)]
+    assert indistinct(ranks, 1.12) == [(0, 2), (2, 3)]
+
+
+def test_a_variant_has_its_method_s_colour_and_a_line_of_its_own():
+    styles = row_styles({"teacher": "student", "student": "student", "rkd": "rkd", "x": "rkd"})
+    assert styles["teacher"] == TEACHER
+    assert styles["student"] == METHODS["student"]
+    assert styles["rkd"].colour == styles["x"].colour
+    assert styles["rkd"].dash != styles["x"].dash
+
+
+def test_the_front_is_what_none_beats_in_cost_and_gain():
+    from bench.report.figures import Point
+    from bench.report.statistics import Interval
+
+    styles = row_styles({label: label for label in ("student", "fitnet", "rkd")})
+    values = {"student": (1.0, 0.0), "fitnet": (1.1, 0.02), "rkd": (1.5, 0.01)}
+    points = [
+        Point(label, Quartiles(x, x, x, 3), Interval(y, y - 0.01, y + 0.01, 3), styles[label])
+        for label, (x, y) in values.items()
+    ]
+    figure = draw_gain_against_cost(points, "t")
+    bold = [text.get_text() for text in figure.axes[0].texts]
+    assert bold == ["student", "fitnet"]
+
+
+def test_a_critical_difference_beyond_the_scale_says_so():
+    labels = ["student", "fitnet", "rkd"]
+    figure = draw_critical_difference(
+        labels, [[3, 2, 1], [3, 2, 1]], row_styles({x: x for x in labels})
+    )
+    texts = " ".join(text.get_text() for text in figure.axes[0].texts)
+    # k = 3, N = 2: q 2.343 sqrt(3 * 4 / 12) = 2.34, and the scale has 2.
+    assert re.search(r"critical difference 2\.34 ranks, more than the whole scale", texts)

@@ -1,0 +1,97 @@
+"""Accuracies and gains side by side, over pairs and over the axes of the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import summary_grid as grid
+
+from bench.record import Plan
+from bench.report.overview import axis_tables, overview_tables
+from bench.report.tables import Table, show, to_csv
+
+
+def measured(values: dict[tuple[str, float, str], list[float]]) -> tuple[Plan, dict]:
+    """A plan and records from (axis, its value, label) -> accuracies by seed."""
+    rows, records = [], {}
+    for (axis, value, label), accuracies in values.items():
+        for seed, accuracy in enumerate(accuracies):
+            row = grid.row(label, seed)
+            axes = {"fraction": 1.0, "labels": 1.0, "resolution": 1.0, axis: value}
+            row = replace(row, axes=axes, cell_id=f"{row.cell_id}-{axis}-{value:g}")
+            rows.append(row)
+            records[row.cell_id] = grid.finished(row, accuracy, accuracy, None)
+    return Plan(name="p", description="", config={}, rows=rows), records
+
+
+def shown(table: Table) -> dict[str, list[str]]:
+    """Label -> its entries as shown, without label and category."""
+    return {
+        str(row[0][1].value): [show(column, entry) for column, entry in row[2:]]
+        for row in table.pairs()
+    }
+
+
+def test_a_column_a_pair_and_a_row_a_method_as_worked_out_by_hand():
+    accuracy, gain = overview_tables(grid.plan(), grid.records())
+    assert [c.heading for c in accuracy.columns] == ["method", "category", "wide -> narrow (%)"]
+    # The arithmetic is that of tests/golden/summary/README.md.
+    assert shown(accuracy)["soft_logits"] == ["75.25 ± 15.88"]
+    assert shown(accuracy)["fitnet"] == ["71.00 (n=1)"]
+    assert shown(accuracy)["fsp"] == ["-"]
+    assert list(shown(accuracy))[:2] == ["teacher", "student"]
+    assert shown(gain)["soft_logits"] == ["+4.25 ± 3.18"]
+    assert shown(gain)["attention_transfer"] == ["+0.50 ± 12.71 ~"]
+    assert "student" not in shown(gain)
+    assert accuracy.notes[0].startswith("Means over 2 seeds ± the half-width")
+
+
+def test_no_record_no_table():
+    assert overview_tables(grid.plan(), {}) == ()
+    assert axis_tables(grid.plan(), grid.records()) == {}
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "headings"),
+    [
+        ("fraction", (0.1, 1.0, 0.25), ["100 % of images", "25 % of images", "10 % of images"]),
+        ("labels", (0.1, 1.0), ["100 % of labels", "10 % of labels"]),
+        ("resolution", (2.0, 4.0, 1.0), ["full size", "1/2 size", "1/4 size"]),
+    ],
+)
+def test_an_axis_has_a_column_a_value_the_whole_data_set_first(axis, values, headings):
+    plan, records = measured({
+        (axis, value, label): [value / 10, value / 10]
+        for value in values for label in ("student", "fitnet")
+    })  # fmt: skip
+    accuracy, gain = axis_tables(plan, records)[axis]
+    assert [column.name for column in accuracy.columns[2:]] == headings
+    order = sorted(values, reverse=axis != "resolution")
+    assert shown(accuracy)["fitnet"] == [f"{10 * value:.2f} ± 0.00" for value in order]
+    # Equal to the student at every seed: an interval of no width that contains 0.
+    assert shown(gain)["fitnet"] == ["0.00 ± 0.00 ~"] * len(values)
+
+
+def test_a_row_that_some_setting_lacks_is_empty_there():
+    plan, records = measured({
+        ("fraction", 1.0, "student"): [0.5, 0.5], ("fraction", 1.0, "rkd"): [0.6, 0.6],
+        ("fraction", 0.5, "student"): [0.4, 0.4],
+    })  # fmt: skip
+    accuracy, gain = axis_tables(plan, records)["fraction"]
+    assert shown(accuracy)["rkd"] == ["60.00 ± 0.00", "-"]
+    assert shown(gain)["rkd"] == ["+10.00 ± 0.00", "-"]
+    header, *lines = to_csv(accuracy).splitlines()
+    assert header.startswith("label,category,fraction=1,fraction=1_low,")
+    assert lines[1].startswith("rkd,shared-representation,0.6,")
+    assert lines[1].endswith(",,,,")
+
+
+def test_fewer_seeds_than_the_others_are_said():
+    plan, records = measured({
+        ("fraction", 1.0, "student"): [0.5, 0.5, 0.5], ("fraction", 1.0, "rkd"): [0.6, 0.6],
+        ("fraction", 0.5, "student"): [0.4, 0.4, 0.4],
+    })  # fmt: skip
+    accuracy, gain = axis_tables(plan, records)["fraction"]
+    assert shown(accuracy)["rkd"][0] == "60.00 ± 0.00 (n=2)"
+    assert shown(gain)["rkd"][0] == "+10.00 ± 0.00 (n=2)"

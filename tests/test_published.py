@@ -1,0 +1,126 @@
+"""Published numbers stand beside ours only where every field of the setting is the same."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.grid import expand, load_grid
+from bench.record import FINISHED, Plan, Record
+from bench.report.published import load_published, published_tables
+from bench.report.tables import Table, show
+
+
+def settled(name: str, *overrides: str) -> tuple[Plan, dict[str, Record]]:
+    """A grid that comes with the harness, as if every cell had finished at 70 % plus its seed."""
+    expansion = expand(load_grid(name, overrides), lambda _: "fingerprint")
+    records = {
+        cell.id: Record(
+            cell_id=cell.id, cell=cell.resolved(), category="", source="", status=FINISHED,
+            final={"last_accuracy": 0.70 + cell.seed / 100, "best_accuracy": 0.75},
+        )
+        for cell in expansion.cells.values()
+    }  # fmt: skip
+    return expansion.plan, records
+
+
+DECK = settled("deck", "seeds=3")
+
+
+def lines(tables: tuple[Table, ...]) -> dict[tuple[str, str], list[str]]:
+    """(published as, measured at) -> the rest as shown."""
+    found = {}
+    for table in tables:
+        for row in table.pairs():
+            name, label, measure, *rest = (show(column, entry) for column, entry in row)
+            found[name, measure] = [label, *rest]
+    return found
+
+
+def test_the_deck_stands_beside_what_its_author_published():
+    found = lines(published_tables(*DECK))
+    # 70, 71, 72 %: mean 71, deviation 1, half-width t(2) / sqrt(3) = 4.302653 / 1.732051 = 2.484.
+    assert found["Student", "last epoch"] == [
+        "student", "71.76", "71.00 ± 2.48", "1.00", "3", "-0.76 ± 2.48 ~"
+    ]  # fmt: skip
+    assert found["Soft-logits", "last epoch"][:2] == [
+        "soft_logits (rho=0.3, scale_by_temperature_squared=False)", "71.79"
+    ]  # fmt: skip
+    assert found["RKD", "last epoch"][:2] == ["rkd (normalise=True)", "73.40"]
+    assert found["Teacher", "best epoch, test-selected"][1:3] == ["79.08", "75.00 ± 0.00"]
+    assert {name for name, _ in found} == {"Teacher", "Student", "Soft-logits", "RKD"}
+
+
+def test_what_is_published_but_not_the_same_is_said_with_its_reason():
+    (table,) = published_tables(*DECK)
+    assert any(
+        note.startswith("Published as well, and not compared: FSP (40") for note in table.notes
+    )
+
+
+def test_the_field_s_recipe_has_all_its_pairs():
+    tables = published_tables(*settled("cifar100", "seeds=1"))
+    assert len(tables) == 13
+    found = lines(tables[-1:])  # wrn_40_2 -> ShuffleV1, learning rate 0.01 for the student alone
+    assert found["KD", "last epoch"][1:] == ["74.83", "70.00 (n=1)", "-", "1", "-4.83 (n=1) ~"]
+    assert {name for name, _ in found} == {"Teacher", "Student", "KD", "AT", "RKD"}
+
+
+@pytest.mark.parametrize("name", ["digits", "smoke", "cifar100-mini"])
+def test_other_data_has_none(name):
+    assert published_tables(*settled(name, "seeds=1")) == ()
+
+
+CHANGES: dict[str, tuple[list[str], Any]] = {
+    "epochs": (["recipe", "epochs"], 99),
+    "nesterov": (["recipe", "nesterov"], False),
+    "padding": (["data", "padding"], "zeros"),
+    "fraction": (["data", "fraction"], 0.5),
+    "held-out images": (["data", "validation"], 0.1),
+    "precision": (["precision"], "bf16"),
+    "an unknown field": (["recipe", "warm_up"], 5),
+    "a source": (["source"], {"cell_id": "x", "model": "y"}),
+    "a model of its own": (["model"], {"name": "resnet8x4"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_field_that_differs_is_enough_to_show_nothing(change):
+    plan, records = DECK
+    path, value = CHANGES[change]
+    other = {}
+    for cell_id, record in records.items():
+        cell = copy.deepcopy(record.cell)
+        inner = cell
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        other[cell_id] = replace(record, cell=cell)
+    assert published_tables(plan, other) == ()
+
+
+def test_another_hyperparameter_or_another_teacher_hides_the_method_alone():
+    plan, records = DECK
+    row = next(row for row in plan.rows if row.label == "rkd (normalise=True)")
+    joint = {**records[row.cell_id].cell["hyperparameters"], "with_soft_logits": True}
+    for cell_id, key, value in (
+        (row.cell_id, "hyperparameters", joint),
+        (row.teacher_id, "recipe", {**records[row.teacher_id].cell["recipe"], "epochs": 240}),
+    ):
+        changed = replace(records[cell_id], cell={**records[cell_id].cell, key: value})
+        found = lines(published_tables(plan, {**records, cell_id: changed}))
+        assert found["RKD", "last epoch"][4] == "2"  # one of three seeds is no longer the same
+        assert found["Student", "last epoch"][4] == "3"
+
+
+def test_every_published_number_is_a_percentage_of_a_method_that_is_explained():
+    for source in load_published():
+        pairs = [pair for pairs in source["accuracy"].values() for pair in pairs.values()]
+        assert pairs
+        assert all(set(pair) <= set(source["methods"]) for pair in pairs)
+        assert all(50 < percent < 100 for pair in pairs for percent in pair.values())
+        for method in source["methods"].values():
+            assert len({"role", "method", "differs"} & set(method)) == 1
