@@ -7,22 +7,26 @@ apart by the tag `cell_id`. Losing the mirror loses nothing, and `sync` fills it
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 KIND = "kd_bench.kind"
+NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"  # tags that the UI reads
 SUMMARY = PurePosixPath("summary")  # where the summary run keeps tables and figures
 
 
@@ -80,6 +84,7 @@ class Mirror:
             self._experiment = self._find_or_create(f"kd-bench/{grid}", uri, work_dir)
         self.uri = uri
         self._cells: dict[str, tuple[str, str]] | None = None
+        self._groups: dict[str, str] | None = None
 
     def _find_or_create(self, name: str, uri: str, work_dir: Path) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -95,7 +100,7 @@ class Mirror:
     def send_plan(self, plan: Plan) -> None:
         """Describes the experiment and keeps the plan with it; the latest plan wins."""
         with _failures():
-            self.client.set_experiment_tag(self._experiment, "mlflow.note.content", describe(plan))
+            self.client.set_experiment_tag(self._experiment, NOTE, describe(plan))
             self.client.set_experiment_tag(
                 self._experiment, "mlflow.experimentKind", "custom_model_development"
             )
@@ -165,13 +170,38 @@ class Mirror:
 
     def _copy(self, record: Record, row: Row, folder: Path) -> str:
         started = _milliseconds(record)
-        run = self.client.create_run(
-            self._experiment, start_time=started, run_name=row.name, tags=_tags(record, row)
-        ).info.run_id
+        tags = _tags(record, row) | {PARENT: self._group(group_of(row))}
+        made = self.client.create_run(
+            self._experiment, start_time=started, run_name=row.name, tags=tags
+        )
+        run = made.info.run_id
         self.client.log_batch(run, metrics=_metrics(record, started or 0), params=_params(record))
-        self.client.log_artifacts(run, str(folder))  # in one call: each asks the store again
-        self.client.set_terminated(run, status=STATUS.get(record.status, "FINISHED"))
+        self.client.log_inputs(run, [_dataset(record, row)])
+        self._files_of(made).log_artifacts(str(folder))
+        took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
+        ended = started and int(started + 1000 * took)
+        status = STATUS.get(record.status, "FINISHED")
+        self.client.set_terminated(run, status=status, end_time=ended)
         return run
+
+    def _files_of(self, run: Run) -> ArtifactRepository:
+        """Where a run keeps its files. The client's own calls ask the store for the run again."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        assert run.info.artifact_uri is not None
+        return get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
+
+    def _group(self, group: Group) -> str:
+        """The run under which the UI lists the runs of a group; made when first asked for."""
+        if self._groups is None:
+            found = self._search(f"tags.`{KIND}` = 'group'")
+            self._groups = {run.info.run_name or "": run.info.run_id for run in found}
+        if group.name not in self._groups:
+            tags = {KIND: "group", NOTE: group.note}
+            made = self.client.create_run(self._experiment, run_name=group.name, tags=tags)
+            self.client.set_terminated(made.info.run_id)
+            self._groups[group.name] = made.info.run_id
+        return self._groups[group.name]
 
     # --- reading back ---------------------------------------------------------------------------
 
@@ -246,6 +276,35 @@ def first_rows(plan: Plan) -> dict[str, Row]:
     return rows
 
 
+@dataclass(frozen=True)
+class Group:
+    """Runs that the UI lists together, under a run of this name."""
+
+    name: str
+    note: str
+
+
+def group_of(row: Row) -> Group:
+    """A method's runs are grouped by pair; whatever trains without a teacher stands by itself.
+
+    A baseline or a teacher belongs to several pairs, and a run has one place only.
+    """
+    if row.role != "method":
+        return Group(
+            "teachers and plain students",
+            "Networks trained without a teacher: what every pair is compared with. One run each, "
+            "however many pairs they belong to.",
+        )
+    axes = "".join(f" {name}={value:g}" for name, value in row.axes.items() if value != 1)
+    return Group(
+        f"{row.teacher}>{row.student}{axes}",
+        f"All methods and seeds by which `{row.teacher}` taught `{row.student}` on `{row.data}`"
+        f"{axes}. Select runs below and press *Compare*, or filter the list, for example by "
+        f"`tags.category = 'response' and tags.pair = '{row.teacher}>{row.student}'`. Means, "
+        "intervals and figures are on the run `summary`.",
+    )
+
+
 def describe(plan: Plan) -> str:
     """The experiment's note: what the grid is, and how to read its runs."""
     pairs = dict.fromkeys(f"`{row.teacher}` → `{row.student}`" for row in plan.rows)
@@ -279,9 +338,24 @@ def _tags(record: Record, row: Row) -> dict[str, str]:
         "pair": f"{row.teacher}>{row.student}" if paired else "none",
         "error": record.error,
     }  # fmt: skip
+    tags |= row.axes
     for name in ("commit", "dirty", "torch", "device"):
         tags[name] = record.conditions.get(name, "")
     return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
+
+
+def _dataset(record: Record, row: Row) -> DatasetInput:
+    """Which images, known by their hash; none of them is sent."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    spec = record.cell.get("data", {})
+    images = record.final.get("train_images")
+    about = {"fingerprint": record.cell.get("fingerprint"), "train_images": images}
+    data = Dataset(
+        name=row.data, digest=str(record.cell.get("fingerprint")), source=json.dumps(spec),
+        source_type=str(spec.get("source")), profile=json.dumps(about),
+    )  # fmt: skip
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
 
 
 def _params(record: Record) -> list[Any]:
