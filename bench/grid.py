@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from methods import registry
 
 GRIDS = Path(__file__).parent / "grids"
 RESERVED = {"store", "mlartifacts"}
+BASELINE = "student"
+EPOCHS_FACTOR = "epochs_factor"
+"""Key in a row of the plain student: it trains so many times as long as all other rows."""
 
 
 class GridError(ValueError):
@@ -70,10 +74,28 @@ class PairSpec(Spec):
 
 
 class MethodSpec(Spec):
-    """A method with the hyper-parameters that differ from its defaults."""
+    """A method with the hyper-parameters that differ from its defaults.
+
+    The plain student takes `epochs_factor` in their place: such a row is what the cost of a
+    method would buy without it, and is never the baseline that gains are over.
+    """
 
     name: str
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def epochs_factor(self) -> float | None:
+        """Epochs over those of all other rows; None but for a longer-trained student.
+
+        Raises:
+            ValueError: it is no number of at least 1.
+        """
+        if self.name != BASELINE or EPOCHS_FACTOR not in self.hyperparameters:
+            return None
+        factor = self.hyperparameters[EPOCHS_FACTOR]
+        if type(factor) not in (int, float) or not 1 <= factor < math.inf:
+            raise ValueError(f"{EPOCHS_FACTOR}: got {factor!r}, wanted a number of at least 1")
+        return float(factor)
 
     @property
     def label(self) -> str:
@@ -156,8 +178,14 @@ class Grid(Spec):
         return self
 
     def hyperparameters(self, method: MethodSpec) -> dict[str, Any]:
-        """A row's own hyper-parameters over those tuned for it."""
-        return {**self.tuned.get(method.label, {}), **method.hyperparameters}
+        """A row's own hyper-parameters over those tuned for it, as the method takes them.
+
+        How long a student trains is none of them: it is in the recipe of its cell.
+        """
+        own = {**self.tuned.get(method.label, {}), **method.hyperparameters}
+        if method.epochs_factor is not None:
+            del own[EPOCHS_FACTOR]
+        return own
 
     @property
     def all_pairs(self) -> tuple[PairSpec, ...]:
@@ -322,11 +350,7 @@ def check_names(grid: Grid) -> None:
                 zoo.check(grid.model(getattr(pair, role)))
             except ValueError as error:
                 raise GridError(f"pairs.{position}.{role}: {error}") from None
-    for position, method in enumerate(grid.methods):
-        try:
-            registry.check(method.name, grid.hyperparameters(method))
-        except (ValueError, TypeError) as error:
-            raise GridError(f"methods.{position}: {error}") from None
+    _check_methods(grid)
     if grid.source is not None:
         _check_source(grid, grid.source)
     for field, model, more in _recipes(grid):
@@ -334,6 +358,18 @@ def check_names(grid: Grid) -> None:
             grid.recipe_of(model, more)
         except ValidationError as error:
             raise GridError(f"{field}.{_first_fault(error, Recipe)}") from None
+
+
+def _check_methods(grid: Grid) -> None:
+    for position, method in enumerate(grid.methods):
+        try:
+            if EPOCHS_FACTOR in method.hyperparameters and method.name != BASELINE:
+                raise ValueError(
+                    f"{EPOCHS_FACTOR} is for {BASELINE} alone; methods share the recipe's epochs"
+                )
+            registry.check(method.name, grid.hyperparameters(method))
+        except (ValueError, TypeError) as error:
+            raise GridError(f"methods.{position}: {error}") from None
 
 
 def _check_source(grid: Grid, source: SourceSpec) -> None:
@@ -498,7 +534,10 @@ def _rows(
     if source is not None:
         yield row("source", "source", "student", "baseline", source), source
     for spec in grid.methods:
-        if spec.name == "student":
+        if spec.name == BASELINE:
+            if spec.epochs_factor is not None:
+                longer = _longer(student, spec.epochs_factor)
+                yield row("method", spec.label, BASELINE, "baseline", longer), longer
             continue
         hyperparameters = registry.resolve(spec.name, grid.hyperparameters(spec))
         method = registry.build(spec.name, **hyperparameters)
@@ -512,6 +551,17 @@ def _rows(
             }
         )
         yield row("method", spec.label, spec.name, method.category, cell), cell
+
+
+def _longer(student: Cell, factor: float) -> Cell:
+    """The same training over more epochs, with its schedule stretched over all of them.
+
+    It is the cell that a recipe of so many epochs gives, and shares the student's stream: the
+    same initial student, images and order, epoch by epoch, as far as the shorter one goes.
+    """
+    epochs = round(factor * student.recipe.epochs)
+    recipe = student.recipe.model_copy(update={"epochs": epochs})
+    return student.model_copy(update={"recipe": recipe})
 
 
 def data_name(data: DataSpec) -> str:

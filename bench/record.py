@@ -86,7 +86,8 @@ class Row:
             starts from; it has no row in a table).
         label: the row's name in tables: the method, with hyper-parameters that differ from its
             defaults.
-        method: the method's name; "student" for baselines and teachers.
+        method: the method's name; "student" for baselines and teachers, and for the plain student
+            trained longer, whose role is that of a method.
         axes: fraction of the training images, resolution factor, share of labels...
     """
 
@@ -112,6 +113,8 @@ class Row:
             return f"{self.teacher}/teacher/{self.seed}"
         if self.role in ("student", "source"):
             return f"{self.student}/{self.role}/{self.seed}"
+        if self.method == "student":  # trained longer than the baseline
+            return f"{self.student}/{self.label}/{self.seed}"
         return f"{self.teacher}>{self.student}/{self.label}/{self.seed}"
 
 

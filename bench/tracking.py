@@ -329,7 +329,7 @@ def _milliseconds(record: Record) -> int | None:
 
 
 def _tags(record: Record, row: Row) -> dict[str, str]:
-    paired = row.role == "method"
+    paired = row.role == "method" and row.method != "student"
     tags = {
         KIND: "cell", "cell_id": record.cell_id, "status": record.status, "role": row.role,
         "method": row.method, "label": row.label, "category": record.category,

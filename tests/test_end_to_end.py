@@ -71,7 +71,7 @@ def test_the_grid_ends_in_a_table_and_its_files(finished):
     work, done = finished
     for word in ("teacher", "student", "soft_logits", "fitnet", "attention_transfer"):
         assert word in done.stdout
-    assert "10 cells trained" in done.stdout
+    assert "12 cells trained" in done.stdout
     written = {path.name for path in (work / "smoke").iterdir()}
     assert written >= {"plan.json", "summary.md", "summary.csv", "summary.tex", "cells.csv"}
 
@@ -163,7 +163,7 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
 def test_sync_sends_each_record_once(work, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     store, plan = WorkDir(work).store, plan_of(work)
-    assert mirror_all(Mirror(work, "smoke"), plan, store) == 10
+    assert mirror_all(Mirror(work, "smoke"), plan, store) == 12
     assert mirror_all(Mirror(work, "smoke"), plan, store) == 0
     lost = store.read(plan.rows[-1].cell_id)
     run = Mirror(work, "smoke").client.search_runs(["1"], f"tags.cell_id = '{lost.cell_id}'")[0]
@@ -200,7 +200,7 @@ def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(tmp_pa
 def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
     assert main([*SMOKE, "--work-dir", str(tmp_path), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "cells: 10, done already: 0, to train: 10 (40 epochs in all)" in said
+    assert "cells: 12, done already: 0, to train: 12 (52 epochs in all)" in said
     assert not (tmp_path / "smoke").exists()
     assert not list(tmp_path.glob("mlflow.db"))
 

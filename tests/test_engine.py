@@ -543,3 +543,38 @@ def test_fewer_epochs_than_stages_are_refused_before_anything_trains():
 
     with pytest.raises(ValueError, match="1 epochs cannot hold 2 stages"):
         check_fit([cell("fitnet", recipe=recipe(epochs=1))], lambda spec: dataset())
+
+
+# --- a student that trains longer than those beside it ----------------------------------------
+
+
+def test_a_longer_trained_student_goes_the_same_way_and_then_on(tmp_path):
+    constant = recipe(schedule="constant", epochs=2)
+    plain = plain_cell("cnn2", recipe=constant)
+    longer = plain_cell("cnn2", recipe=constant.model_copy(update={"epochs": 4}))
+    records = run([plain, longer], tmp_path)
+    short, long = records[plain.id].curves, records[longer.id].curves
+    # Same initial student, same images in the same order: bit-equal as far as both go.
+    assert long["train_loss"][:2] == short["train_loss"]
+    assert long["test_accuracy"][:2] == short["test_accuracy"]
+    assert len(long["train_loss"]) == 4
+    assert records[longer.id].final["epochs"] == 4
+
+
+def test_training_longer_beside_others_is_training_longer_alone(tmp_path):
+    longer = plain_cell("cnn2", recipe=recipe(epochs=6))
+    beside = run([cell("soft_logits"), plain_cell("cnn2"), longer], tmp_path / "beside")
+    alone = run([longer], tmp_path / "alone")
+    assert beside[longer.id].curves == alone[longer.id].curves
+    weights = [
+        (tmp_path / place / longer.id / "weights.safetensors").read_bytes()
+        for place in ("beside", "alone")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_the_schedule_is_stretched_over_the_longer_training(tmp_path):
+    steps = recipe(milestones=(0.5,), decay=0.1, epochs=4)
+    twice = plain_cell("cnn2", recipe=steps.model_copy(update={"epochs": 8}))
+    rates = run([twice], tmp_path)[twice.id].curves["learning_rate"]
+    assert rates == pytest.approx([0.05] * 4 + [0.005] * 4)

@@ -136,6 +136,11 @@ def test_an_int_written_for_a_float_is_the_same_cell(tmp_path):
         ({"methods": [{"soft_logits": {"temprature": 3}}]}, ["methods.0", "temperature"]),
         ({"methods": [{"soft_logits": {"temperature": "hot"}}]}, ["methods.0", "hot"]),
         ({"methods": []}, ["methods"]),
+        ({"methods": [{"student": {"epochs_factor": 0.5}}]}, ["methods.0", "0.5", "at least 1"]),
+        ({"methods": [{"student": {"epochs_factor": "2"}}]}, ["methods.0", "'2'", "a number"]),
+        ({"methods": [{"student": {"epochs_factor": True}}]}, ["methods.0", "True", "a number"]),
+        ({"methods": [{"student": {"epoch_factor": 2}}]}, ["methods.0", "epoch_factor"]),
+        ({"methods": [{"fitnet": {"epochs_factor": 2}}]}, ["methods.0", "student alone"]),
         ({"methods": ["fitnet", "fitnet"]}, ["fitnet", "twice"]),
         ({"pairs": ["cnn8:resnet9"]}, ["pairs.0.student", "resnet8"]),
         ({"pairs": ["cnn8"]}, ["pairs", "teacher:student"]),
@@ -310,3 +315,46 @@ def test_the_best_trial_is_chosen_per_row_and_the_defaults_win_a_tie():
     assert (chosen["a"].trial.chosen, chosen["b"].trial.chosen) == ({}, {"k": 2})
     assert yaml.safe_load(to_yaml(chosen)) == {"tuned": {"b": {"k": 2}}}
     assert to_csv(results).splitlines()[1] == "a,defaults,0.5,1,1,yes"
+
+
+# --- the student trained longer ------------------------------------------------------------------
+
+
+def test_a_longer_trained_student_is_a_row_and_not_the_baseline(tmp_path):
+    longer = {"student": {"epochs_factor": 1.5}}
+    with_it = expand(load(tmp_path, methods=["soft_logits", longer]), named("d"))
+    without = expand(load(tmp_path, methods=["soft_logits"]), named("d"))
+    rows = [r for r in with_it.plan.rows if r.label == "student (epochs_factor=1.5)"]
+    assert [(r.role, r.method, r.category) for r in rows] == [("method", "student", "baseline")] * 2
+    for row in rows:
+        cell = with_it.cells[row.cell_id]
+        assert cell.recipe.epochs == 4  # round(1.5 * 3), and half to even
+        assert cell.teacher is None
+        baseline = next(r for r in with_it.plan.rows if r.role == "student" and r.seed == row.seed)
+        assert cell.stream == with_it.cells[baseline.cell_id].stream
+        assert cell.id != baseline.cell_id
+    # Nothing else changes, and it is the cell that a recipe of so many epochs gives.
+    assert set(without.cells) == set(with_it.cells) - {row.cell_id for row in rows}
+    four = load(tmp_path, recipe={**SMALL["recipe"], "epochs": 4})
+    assert {row.cell_id for row in rows} < set(expand(four, named("d")).cells)
+
+
+def test_each_factor_is_a_row_of_its_own_and_of_the_students_own_epochs(tmp_path):
+    factors = [{"student": {"epochs_factor": factor}} for factor in (1.25, 2, 4.0)]
+    grid = load(tmp_path, methods=factors, recipe_for={"cnn4": {"epochs": 8}})
+    cells = expand(grid, named("d")).cells
+    rows = [r for r in expand(grid, named("d")).plan.rows if r.role == "method" and r.seed == 0]
+    assert [(r.label, cells[r.cell_id].recipe.epochs) for r in rows] == [
+        ("student (epochs_factor=1.25)", 10),
+        ("student (epochs_factor=2)", 16),
+        ("student (epochs_factor=4)", 32),
+    ]
+    with pytest.raises(GridError, match="twice"):
+        load(tmp_path, methods=[factors[1], {"student": {"epochs_factor": 2.0}}])
+
+
+def test_there_is_nothing_to_tune_in_a_longer_trained_student(tmp_path):
+    grid = load(tmp_path, methods=["soft_logits", {"student": {"epochs_factor": 2}}])
+    trials = trials_of(grid, 3)
+    assert {trial.row for trial in trials} == {"soft_logits"}
+    expand(tuning_grid(grid, trials, seeds=1, validation=0.2), named("d"))

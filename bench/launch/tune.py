@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from bench.grid import Grid, MethodSpec
+from bench.grid import BASELINE, Grid, MethodSpec
 from bench.record import FINISHED, Plan, Record
 from bench.seeds import derive
 from methods import registry
@@ -61,6 +61,8 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
     """
     found = []
     for row in grid.methods:
+        if row.name == BASELINE:
+            continue  # it has no hyper-parameters, however long it trains
         free = registry.search_space(row.name, row.hyperparameters)
         points = [dict(zip(free, v, strict=True)) for v in itertools.product(*free.values())]
         defaults = registry.defaults(row.name)
