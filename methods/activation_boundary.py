@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.method import Method, Pair, Shapes, Stage
+from methods._boundary import BoundaryShortfall
 from methods._checks import above_zero, between, same_shape
 from methods._connector import Connectors, connect_points
+from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
+from methods._precision import full_precision, no_autocast
 from methods._two_stages import BELOW_HEAD, SecondStage, finetune
 
 SOURCE = """\
@@ -29,6 +32,7 @@ sizes differ; the survey deck's derivative has a wrong sign in its first branch:
 POINTS = {"all": tuple(f"{stage}.pre" for stage in STAGE_OUTPUTS)}
 
 
+@has_reference
 def activation_boundary_loss(
     student_pre: Tensor, teacher_pre: Tensor, margin: float = 1.0
 ) -> Tensor:
@@ -60,8 +64,23 @@ def activation_boundary_loss(
     """
     same_shape("activation_boundary_loss", student_pre, teacher_pre)
     above_zero("activation_boundary_loss", margin=margin)
-    shortfall = margin + torch.where(teacher_pre > 0, -student_pre, student_pre)
-    return shortfall.relu().square().flatten(1).sum(dim=1)
+    with no_autocast(student_pre):
+        return BoundaryShortfall.apply(student_pre, teacher_pre.detach(), margin)
+
+
+def activation_boundary_loss_reference(
+    student_pre: Tensor, teacher_pre: Tensor, margin: float = 1.0
+) -> Tensor:
+    """`activation_boundary_loss` as the paper writes it: the textbook form.
+
+    || rho(t) max(0, mu - s) + (1 - rho(t)) max(0, mu + s) ||^2, rho(t) = 1 where t > 0, or 0.
+    """
+    same_shape("activation_boundary_loss", student_pre, teacher_pre)
+    above_zero("activation_boundary_loss", margin=margin)
+    student_pre = full_precision(student_pre)
+    fires = (teacher_pre > 0).to(student_pre.dtype)
+    shortfall = fires * (margin - student_pre).relu() + (1 - fires) * (margin + student_pre).relu()
+    return shortfall.square().flatten(1).sum(dim=1)
 
 
 def activation_agreement(student_pre: Tensor, teacher_pre: Tensor) -> Tensor:

@@ -3,6 +3,11 @@
 Nothing about single embeddings is compared, only how they lie to each other; so the two networks
 may have embeddings of different sizes. Relations across devices are not formed: the batch of one
 device is the set of points.
+
+The fast forms take distances and angles from a Gram matrix, where a pair's squared distance is a
+small difference of large numbers. In float32 nothing would be left of it for two samples a
+thousandth of the batch's spread apart, so they compute in float64, whatever the networks do; the
+textbook forms take the difference of the samples first and do not need to.
 """
 
 from __future__ import annotations
@@ -29,8 +34,8 @@ Deviations: a side of no length gives no angle and no gradient, where public cod
 1e-12; weights 25 and 50 beside cross-entropy, as public classification benchmarks have them."""
 
 COINCIDE = 1e-12  # squared distances up to this share of the largest count as zero
-CPU_CHUNK = 1 << 18  # angles formed at a time: 1 MiB for each temporary stays in the cache
-GPU_CHUNK = 1 << 23  # 32 MiB: enough for a launch to be worth it
+CPU_CHUNK = 1 << 16  # angles formed at a time: the three temporaries of 512 KiB stay in the cache
+GPU_CHUNK = 1 << 23  # 64 MiB each: enough for a launch to be worth it
 
 
 @has_reference
@@ -69,8 +74,8 @@ def rkd_distance_loss(
     if factor == 0:
         return _zero(student)
     with no_autocast(student):
-        relative = _relative_distances(student), _relative_distances(teacher)
-        return factor * huber_loss(*relative, reduction="sum")
+        relative = _relative_distances(student.double()), _relative_distances(teacher.double())
+        return (factor * huber_loss(*relative, reduction="sum")).to(student.dtype)
 
 
 @has_reference
@@ -111,11 +116,10 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "
     if factor == 0:
         return _zero(student)
     with no_autocast(student):
-        gram = _centred_gram(student)
-        teacher_gram = _centred_gram(teacher)
-        sides = _inverse_lengths(_squared_distances(gram))
-        teacher_sides = _inverse_lengths(_squared_distances(teacher_gram))
-        return factor * _AngleHuber.apply(gram, sides, teacher_gram, teacher_sides)
+        grams = _centred_gram(student.double()), _centred_gram(teacher.double())
+        sides = [_inverse_lengths(_squared_distances(gram)) for gram in grams]
+        total = _AngleHuber.apply(grams[0], sides[0], grams[1], sides[1])
+        return (factor * total).to(student.dtype)
 
 
 def rkd_distance_loss_reference(
@@ -218,20 +222,23 @@ class _AngleHuber(torch.autograd.Function):
     ) -> Tensor:
         batch = len(gram)
         total = gram.new_zeros(())
-        slopes = torch.zeros_like(gram), torch.zeros_like(sides)
-        step = max(1, (GPU_CHUNK if gram.is_cuda else CPU_CHUNK) // batch**2)
+        gram_slope, pulls = torch.zeros_like(gram), torch.zeros_like(sides)
+        step = max(1, min(batch, (GPU_CHUNK if gram.is_cuda else CPU_CHUNK) // batch**2))
+        # Made once: memory that the allocator gives back and takes again costs more than the sums.
+        spaces = [gram.new_empty(step, batch, batch) for _ in range(3)]
         for start in range(0, batch, step):
-            vertices = slice(start, start + step)
-            products, lengths = _products(gram, vertices), _outer(sides[vertices])
-            gap = products * lengths
-            gap -= _products(teacher_gram, vertices) * _outer(teacher_sides[vertices])
-            total += huber_loss(gap, torch.zeros_like(gap), reduction="sum")
+            vertices = slice(start, min(start + step, batch))
+            cosines, gap, slope = (space[: vertices.stop - start] for space in spaces)
+            _cosines(gram, sides, vertices, out=cosines)
+            torch.sub(cosines, _cosines(teacher_gram, teacher_sides, vertices, out=gap), out=gap)
+            torch.clamp(gap, -1, 1, out=slope)  # of the Huber distance with delta = 1
+            # The distance itself is slope (gap - slope / 2), on either side of delta.
+            total += torch.dot(slope.view(-1), gap.sub_(slope, alpha=0.5).view(-1))
             if any(ctx.needs_input_grad):
-                slope = gap.clamp_(-1, 1)  # of the Huber distance with delta = 1
-                _add_gram_slope(lengths.mul_(slope), vertices, slopes[0])
-                ends = products.mul_(slope) @ sides[vertices, :, None]
-                slopes[1][vertices] = 2 * ends.squeeze(-1)
-        ctx.save_for_backward(*slopes)
+                pulls[vertices] = 2 * cosines.mul_(slope).sum(2)
+                _add_gram_slope(_scaled(slope, sides, vertices), vertices, gram_slope)
+        # r d/dr is what a cosine and its slope give; a side of no length pulls nothing.
+        ctx.save_for_backward(gram_slope, torch.where(sides > 0, pulls / sides, 0.0))
         return total
 
     @staticmethod
@@ -241,23 +248,26 @@ class _AngleHuber(torch.autograd.Function):
         return grad * gram_slope, grad * sides_slope, None, None
 
 
-def _products(gram: Tensor, vertices: slice) -> Tensor:
-    """<x_i - x_j, x_k - x_j> for the vertices j, (J, B, B)."""
+def _cosines(gram: Tensor, sides: Tensor, vertices: slice, out: Tensor) -> Tensor:
+    """<x_i - x_j, x_k - x_j> / (d_ij d_jk) for the vertices j, (J, B, B)."""
     rows = gram[vertices]
     squares = gram.diagonal()[vertices, None]
-    return gram - rows[:, :, None] - (rows - squares)[:, None, :]
+    torch.sub(gram, rows[:, :, None], out=out)
+    return _scaled(out.sub_((rows - squares)[:, None, :]), sides, vertices)
+
+
+def _scaled(products: Tensor, sides: Tensor, vertices: slice) -> Tensor:
+    """`products` (J, B, B) times r_ij r_jk, in place."""
+    rows = sides[vertices]
+    return products.mul_(rows[:, :, None]).mul_(rows[:, None, :])
 
 
 def _add_gram_slope(slope: Tensor, vertices: slice, gram_slope: Tensor) -> None:
-    """Adds what `_products` hands back for the slope of its result, symmetric in i and k."""
+    """Adds what the numerators of the cosines hand back, for a slope symmetric in i and k."""
     gram_slope += slope.sum(0)
     by_end = slope.sum(2)
     gram_slope[vertices] -= 2 * by_end
     gram_slope.diagonal()[vertices] += by_end.sum(1)
-
-
-def _outer(rows: Tensor) -> Tensor:
-    return rows[:, :, None] * rows[:, None, :]
 
 
 def _unit_rows(points: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.cost.counting import AllocationMode
 from bench.method import Pair, View
-from methods import kd_svd, registry, rkd
+from methods import _boundary, activation_boundary, kd_svd, registry, rkd
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -27,6 +28,14 @@ def assert_fast_equals_textbook(fast, textbook, student, *rest) -> None:
         # Relative to the largest entry: entries that cancel have no digits of their own.
         error = (gradient - slope).abs().max() / slope.abs().max()
         assert error <= (1e-10 if double else 1e-4)
+
+
+def peak_bytes(loss, student: Tensor) -> int:
+    """Of all tensors that forward and backward make, the student's gradient among them."""
+    leaf = student.clone().requires_grad_()
+    with AllocationMode() as memory:
+        torch.autograd.grad(loss(leaf).sum(), leaf)
+    return memory.peak_bytes
 
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -82,6 +91,39 @@ def test_rkd_with_repeated_samples_is_rkd_from_differences(fast, textbook, dtype
     )
 
 
+@pytest.mark.parametrize(("fast", "textbook"), RKD_FORMS)
+@pytest.mark.parametrize("gap", [1e-3, 1e-4, 1e-5])
+def test_rkd_in_single_precision_keeps_its_digits_at_near_duplicates(fast, textbook, gap: float):
+    # Pairs so close that a Gram matrix in float32 tells nothing about them; oracle in float64.
+    student, teacher = (drawn(16, width, seed=width, dtype=torch.float64) for width in (33, 65))
+    for points in (student, teacher):
+        apart = torch.nn.functional.normalize(points[8:12], dim=1)
+        points[8:12] = points[:4] + gap * points.norm(dim=1).mean() * apart
+    student, teacher = student.float(), teacher.float()
+    value, (gradient,) = value_and_gradients(lambda leaves: fast(*leaves, teacher), [student])
+    expected, (slope,) = value_and_gradients(
+        lambda leaves: textbook(*leaves, teacher.double()), [student.double()]
+    )
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+    errors = (gradient - slope).norm(dim=1) / slope.norm(dim=1)
+    assert errors.max() <= 1e-4
+
+
+@pytest.mark.parametrize(("fast", "textbook"), RKD_FORMS)
+def test_rkd_needs_no_tensor_of_all_differences_or_angles(fast, textbook):
+    student, teacher = (drawn(96, 128, seed=s, dtype=torch.float32) for s in (0, 1))
+    peaks = [peak_bytes(lambda x, f=f: f(x, teacher), student) for f in (fast, textbook)]
+    assert peaks[1] >= 4 * 96 * 96 * 128
+    assert peaks[0] <= peaks[1] / 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fast", "textbook"), RKD_FORMS)
+def test_rkd_of_1024_samples_fits_in_a_gibibyte(fast, textbook):
+    student, teacher = (drawn(1024, 256, seed=s, dtype=torch.float32) for s in (0, 1))
+    assert peak_bytes(lambda x: fast(x, teacher), student) <= 2**30
+
+
 @pytest.mark.parametrize("vertices", [1, 2, 4, 5, 7])
 def test_rkd_angle_does_not_depend_on_how_many_vertices_are_formed_at_a_time(
     vertices: int, monkeypatch: pytest.MonkeyPatch
@@ -92,6 +134,70 @@ def test_rkd_angle_does_not_depend_on_how_many_vertices_are_formed_at_a_time(
     monkeypatch.setattr(rkd, "CPU_CHUNK", vertices * 7 * 7)
     parts = value_and_gradients(lambda leaves: rkd.rkd_angle_loss(leaves[0], teacher), student)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-15)
+
+
+boundary_loss = activation_boundary.activation_boundary_loss
+boundary_textbook = activation_boundary.activation_boundary_loss_reference
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@each_dtype
+@pytest.mark.parametrize("teacher_layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("student_layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [(5, 4, 3, 3), (3, 7, 5, 1), (2, 16, 8, 8)], ids=str)
+@pytest.mark.parametrize("block", [8, 40, 1 << 16])
+def test_boundary_loss_in_one_pass_is_the_papers(
+    block: int, size, student_layout, teacher_layout, dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_boundary, "CPU_BLOCK", block)
+    student = drawn(*size, seed=0, dtype=dtype).contiguous(memory_format=student_layout)
+    teacher = drawn(*size, seed=1, dtype=dtype).contiguous(memory_format=teacher_layout)
+    assert_fast_equals_textbook(
+        lambda leaves: boundary_loss(*leaves, teacher, 0.7),
+        lambda leaves: boundary_textbook(*leaves, teacher, 0.7),
+        [student],
+    )
+
+
+@pytest.mark.parametrize("form", [boundary_loss, boundary_textbook])
+def test_boundary_loss_at_ties_and_at_what_is_no_number(form):
+    nan = torch.nan
+    student = torch.tensor([1.0, -1.0, 0.0, -0.0, 0.5, 0.5, 0.5]).requires_grad_()
+    teacher = torch.tensor([2.0, -2.0, 0.0, -0.0, nan, torch.inf, -torch.inf])  # NaN is not > 0
+    loss = form(student[None], teacher[None])
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    torch.testing.assert_close(loss, torch.tensor([0 + 0 + 1 + 1 + 2.25 + 0.25 + 2.25]))
+    torch.testing.assert_close(gradient, torch.tensor([0.0, 0, 2, 2, 3, -1, 3]))
+    assert form(torch.tensor([[0.0, nan]]), torch.ones(1, 2)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_boundary_loss_of_half_precision_is_taken_in_single_precision(dtype: torch.dtype):
+    student, teacher = (drawn(3, 2, 5, 5, seed=s, dtype=dtype) for s in (0, 1))
+    value, (gradient,) = value_and_gradients(lambda x: boundary_loss(*x, teacher), [student])
+    expected, (slope,) = value_and_gradients(
+        lambda x: boundary_textbook(*x, teacher.float()), [student.float()]
+    )
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, slope.to(dtype), rtol=0, atol=0)
+
+
+def test_boundary_loss_keeps_one_bit_for_a_neuron_of_the_teacher():
+    student, teacher = (drawn(4, 16, 32, 32, seed=s, dtype=torch.float32) for s in (0, 1))
+    leaf, kept = student.clone().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        boundary_loss(leaf, teacher)
+    of_teacher = [x for x in kept if x.data_ptr() != leaf.data_ptr()]
+    assert sum(x.nbytes for x in of_teacher) == teacher.numel() / 8
+
+
+def test_boundary_loss_makes_a_fifth_of_the_papers_memory():
+    student, teacher = (drawn(16, 64, 32, 32, seed=s, dtype=torch.float32) for s in (0, 1))
+    fast, textbook = (
+        peak_bytes(lambda x, form=form: form(x, teacher), student)
+        for form in (boundary_loss, boundary_textbook)
+    )
+    assert fast <= textbook / 5
 
 
 @each_dtype
