@@ -222,12 +222,12 @@ def directions(loss, student: torch.Tensor, teacher: torch.Tensor) -> float | No
 
 def test_a_regression_binds_every_element_equally():
     loss = lambda s, t: (s - t).square().sum((1, 2, 3))  # noqa: E731
-    assert directions(loss, rand(5, 3, 4, 4), rand(5, 3, 4, 4, seed=1)) == pytest.approx(48)
+    assert directions(loss, rand(5, 3, 4, 4).sign(), rand(5, 3, 4, 4, seed=1)) == pytest.approx(48)
 
 
 def test_a_weight_does_not_count_and_free_elements_do_not_either():
     loss = lambda s, t: 1e-4 * (s[:, :7] - t[:, :7]).square().sum(1)  # noqa: E731
-    assert directions(loss, rand(5, 12), rand(5, 12, seed=1)) == pytest.approx(7)
+    assert directions(loss, rand(5, 12).sign(), rand(5, 12, seed=1)) == pytest.approx(7)
 
 
 def test_unequal_curvature_has_the_participation_ratio():
@@ -252,6 +252,13 @@ def test_a_relation_within_the_batch_binds_less_than_its_samples():
     loss = lambda s, t: (s.mean(0) - t.mean(0)).square().sum()  # noqa: E731
     bound = directions(loss, rand(64, 8), rand(64, 8, seed=1))
     assert bound == pytest.approx(8 / 64, rel=0.5)
+
+
+def test_the_length_of_a_sample_does_not_count_where_a_loss_ignores_it():
+    student, teacher = rand(8, 6, 4, 4), rand(8, 6, 4, 4, seed=1)
+    lengths = torch.logspace(-2, 2, 8).view(8, 1, 1, 1)
+    bound = directions(attention_transfer_loss, student, teacher)
+    assert directions(attention_transfer_loss, lengths * student, teacher) == pytest.approx(bound)
 
 
 def test_a_loss_without_curvature_binds_nothing():
@@ -302,7 +309,7 @@ def test_the_size_of_several_taps_does_not_depend_on_their_units():
 
 
 def test_directions_are_those_held_fast_once_the_loss_is_met():
-    facts = knowledge_of({"a": rand(20, 3, 2, 2)}).facts(reading("a"), (), 10)
+    facts = knowledge_of({"a": rand(20, 3, 2, 2).sign()}).facts(reading("a"), (), 10)
     assert facts["knowledge_directions"] == pytest.approx(12)
     assert effective_rank([torch.zeros(4, 4)]) == 0
 

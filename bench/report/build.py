@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.cost.record import Costs
 from bench.record import Plan, Record
+from bench.report.claims import claims_section
 from bench.report.cost import write_costs
 from bench.report.grid_figures import write_grid_figures
 from bench.report.overview import AXES, axis_tables, overview_tables
@@ -66,5 +67,6 @@ def sections(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
             title="Published numbers beside ours",
             tables=published_tables(plan, records),
         ),
+        claims_section(plan, records, costs),
     ]
     return [section for section in made if section.tables]

@@ -25,7 +25,7 @@ DRAWS = 8
 """Random directions along which the curvature of a transfer loss is probed."""
 
 STEP = 1e-3
-"""Length of such a probe, in root mean squares of the tap."""
+"""Length of such a probe, in root mean squares of a sample's tensor."""
 
 LEAST_SIDE = 4
 """A map smaller than this has no frequencies to tell apart."""
@@ -99,7 +99,7 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
     """In how many directions of the student's tensors, per sample, a transfer loss is curved.
 
     The participation ratio of the squared eigenvalues of the loss's Hessian H in the student's
-    taps, each measured in units of its root mean square, over the B samples:
+    taps, each sample's tensor measured in units of its own root mean square, over the B samples:
     (tr H^2)^2 / tr H^4 / B. If n directions a sample are held equally hard and the others are
     free, it is n: C H W for a hint at a map, at most H W for an attention map, fewer for a
     relation that leaves single samples free. A weight on the loss cancels out.
@@ -161,7 +161,7 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
 
 
 def _size(x: Tensor) -> Tensor:
-    size = x.square().mean().sqrt()
+    size = x.square().mean(dim=tuple(range(1, x.dim())), keepdim=True).sqrt()
     return torch.where(size > 0, size, 1.0)
 
 

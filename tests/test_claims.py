@@ -1,0 +1,276 @@
+"""The table of claims on constructed records whose right verdicts are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.cost.record import CostRecord, Costs, Quartiles, StageCost
+from bench.record import FINISHED, Plan, Record, Row
+from bench.report.claims import (
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNDECIDED,
+    claim_table,
+    claims_section,
+)
+from bench.report.measures import conflict_share, mean_cosine
+from bench.report.tables import to_csv, to_html, to_latex, to_markdown
+
+CATEGORIES = {
+    "soft_logits": "response",
+    "fitnet": "multi-connection",
+    "rkd": "shared-representation",
+}
+PAIRS = (("wide", "narrow"), ("deep", "narrow"))
+NOISE = (0.0, 0.011, -0.007, 0.004, -0.009)
+"""What seeds differ by: small beside the effects below, and not the same for two rows."""
+
+
+def noise(label: str, seed: int) -> float:
+    place = ("student", *CATEGORIES).index(label)
+    return NOISE[(seed * (place + 1) + place) % len(NOISE)]
+
+
+# Mean over seeds; `numbers` adds the noise. As the deck has it in every respect.
+DECK = {
+    "soft_logits": {"scalars": 10, "rank": 8.0, "held": 4.0, "cosine": 0.7},
+    "fitnet": {"scalars": 900, "rank": 120.0, "held": 300.0, "cosine": -0.2},
+    "rkd": {"scalars": 64, "rank": 40.0, "held": 20.0, "cosine": 0.4},
+}
+ACCURACY = {"student": 0.70, "soft_logits": 0.80, "fitnet": 0.75, "rkd": 0.72}
+SWAPPED = {"student": 0.70, "soft_logits": 0.75, "fitnet": 0.90, "rkd": 0.95}
+
+
+def measured(label: str, seed: int, values: dict[str, float], smooth: float) -> dict[str, float]:
+    more = 1 + noise(label, seed)
+    return {
+        "knowledge_scalars": values["scalars"],
+        "knowledge_rank": values["rank"] * more,
+        "knowledge_directions": values["held"] * more,
+        "attention_variation_stage1": smooth * (1 + NOISE[seed % 5]),
+        "attention_high_frequency_stage1": smooth * (1 + NOISE[(seed + 1) % 5]),
+    }
+
+
+def record(
+    row: Row, accuracy: float, values: dict[str, float] | None, smooth: float, examined: bool
+) -> Record:
+    final = {"last_accuracy": accuracy + noise(row.label, row.seed)}
+    stages, curves = [], {}
+    if examined:
+        final["train_accuracy"] = 1.0
+    if values is not None and examined:
+        final |= measured(row.label, row.seed, values, smooth)
+        stages = [{"name": "hint", "epochs": 4, "taps": ["stage1"]},
+                  {"name": "finetune", "epochs": 2, "taps": ["logits"]}]  # fmt: skip
+        cosine = values["cosine"] + noise(row.label, row.seed)
+        # One step in four points the other way, but for its size: seeds differ in the share too.
+        other = -cosine if row.seed % 2 or cosine < 0 else cosine
+        curves = {"gradient_cosine": [cosine, cosine, cosine, other, -1.0, -1.0]}
+    return Record(
+        cell_id=row.cell_id, cell={}, category=row.category, source="constructed",
+        status=FINISHED, stages=stages, curves=curves, final=final,
+    )  # fmt: skip
+
+
+def grid(
+    seeds: int = 5,
+    numbers: dict[str, dict[str, float]] | None = None,
+    accuracies: tuple[dict[str, float], ...] = (ACCURACY, SWAPPED),
+    smooth: float = 0.6,
+    examined: bool = True,
+) -> tuple[Plan, dict[str, Record]]:
+    """Rows of student, soft_logits, fitnet and rkd on as many pairs as there are accuracies."""
+    rows, records = [], {}
+    for (teacher, student), accuracy in zip(PAIRS, accuracies, strict=False):
+        for seed in range(seeds):
+            for label in ("student", *CATEGORIES):
+                row = Row(
+                    role="student" if label == "student" else "method", data="d",
+                    axes={"fraction": 1.0}, teacher=teacher, student=student, label=label,
+                    method=label, category=CATEGORIES.get(label, "baseline"), seed=seed,
+                    cell_id=f"{teacher}-{label}-{seed}", teacher_id=f"{teacher}-{seed}",
+                )  # fmt: skip
+                rows.append(row)
+                values = (numbers or DECK).get(label)
+                records[row.cell_id] = record(row, accuracy[label], values, smooth, examined)
+    return Plan(name="constructed", description="", config={}, rows=rows), records
+
+
+def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRecord:
+    def around(x: float) -> Quartiles:
+        return Quartiles(x, x - spread, x + spread, 20)
+
+    stage = StageCost(
+        name="distil", epochs=1, kept=1.0, taps=["logits"], step_ms=around(1.0),
+        ratio=around(1.0), parts_ms={"loss_forward": around(loss), "loss_backward": around(loss)},
+        once_ms=None, count={}, once_count=CountZero, peak_bytes=0, transfers=True,
+    )  # fmt: skip
+    return CostRecord(
+        data="d", teacher="wide", student="narrow", label=label, method=label,
+        category=CATEGORIES[label], stages=[stage], training_cost_ratio=around(ratio),
+    )  # fmt: skip
+
+
+CountZero = CostRecord(
+    data="", teacher="", student="", label="", method="", category=""
+).plain_count
+DEAR = Costs([cost("soft_logits", 0.1, 1.2), cost("fitnet", 0.5, 1.4), cost("rkd", 2.0, 2.5)])
+
+
+def verdicts(plan: Plan, records: dict[str, Record], costs: Costs | None = None) -> dict[str, str]:
+    rows = claim_table(plan, records, costs).rows
+    return {str(claim.value): str(found.value) for claim, _, found, _ in rows}
+
+
+def evidence(plan: Plan, records: dict[str, Record], costs: Costs | None = None) -> dict[str, str]:
+    rows = claim_table(plan, records, costs).rows
+    return {str(claim.value): str(text.value) for claim, _, _, text in rows}
+
+
+SMALL = "Response-based knowledge is small"
+CHEAP = "Response-based knowledge is cheap"
+LARGE = "Multi-connection knowledge is large"
+BINDS = "Multi-connection knowledge may over-constrain"
+SMOOTH = "Attention maps are smoother than features"
+SOFTER = "Shared-representation knowledge is softer"
+DEARER = "Shared-representation knowledge costs more"
+NONE_BEST = "Nothing is completely superior"
+
+
+def test_a_world_as_the_deck_says_supports_every_claim():
+    assert verdicts(*grid(), DEAR) == dict.fromkeys(
+        (SMALL, CHEAP, LARGE, BINDS, SMOOTH, SOFTER, DEARER, NONE_BEST), SUPPORTED
+    )
+
+
+def test_the_opposite_world_supports_none():
+    turned = {"soft_logits": DECK["fitnet"], "fitnet": DECK["soft_logits"], "rkd": DECK["fitnet"]}
+    # Shared representation binds more than multi-connection; response is the largest.
+    turned["rkd"] = {"scalars": 8, "rank": 6.0, "held": 500.0, "cosine": -0.3}
+    costs = Costs([cost("soft_logits", 3.0, 3.0), cost("fitnet", 2.0, 2.0), cost("rkd", 1.0, 1.1)])
+    superior = ({"student": 0.6, "soft_logits": 0.9, "fitnet": 0.7, "rkd": 0.65},) * 2
+    found = verdicts(*grid(numbers=turned, accuracies=superior, smooth=1.5), costs)
+    assert found == dict.fromkeys(found, NOT_SUPPORTED)
+
+
+def test_two_seeds_decide_nothing_that_needs_seeds():
+    found = grid(seeds=2)
+    assert verdicts(*found) == dict.fromkeys(verdicts(*found), UNDECIDED)
+    said = evidence(*found)
+    assert "n=2, so on 2 of 2 pairs, too few seeds to tell, wanted 3" in said[SMOOTH]
+    assert "n=2 seeds at least" in said[NONE_BEST]
+
+
+def test_what_shapes_decide_is_told_whatever_the_seeds():
+    said = evidence(*grid(seeds=1))[SMALL]
+    assert "response < multi-connection: 10 against 900, so on 2 of 2 pairs" in said
+
+
+def test_measures_that_disagree_leave_a_claim_undecided():
+    # rkd binds fewer directions than fitnet, but conflicts with the task more often.
+    numbers = {**DECK, "fitnet": {**DECK["fitnet"], "cosine": 0.7}}
+    numbers["rkd"] = {**DECK["rkd"], "cosine": -0.2}
+    assert verdicts(*grid(numbers=numbers))[SOFTER] == UNDECIDED
+
+
+def test_without_diagnostics_or_costs_the_reason_is_said():
+    found = grid(examined=False)
+    said = evidence(*found)
+    for claim in (SMALL, LARGE, BINDS, SMOOTH, SOFTER):
+        assert (
+            said[claim] == "undecided: no diagnostics; the grid's diagnostics: true measures them"
+        )
+    for claim in (CHEAP, DEARER):
+        assert said[claim] == "undecided: no cost profile; run_all.py profile measures it"
+    assert verdicts(*found)[NONE_BEST] == SUPPORTED  # needs accuracies alone
+
+
+def test_a_category_that_the_grid_lacks_is_named():
+    plan, records = grid()
+    plan = replace(plan, rows=[row for row in plan.rows if row.label != "rkd"])
+    assert verdicts(plan, records)[SOFTER] == UNDECIDED
+    assert evidence(plan, records)[SOFTER] == (
+        "undecided: no pair of networks with a measure of shared-representation and "
+        "multi-connection"
+    )
+
+
+def test_costs_that_overlap_decide_nothing():
+    costs = Costs([cost(x, 1.0 + 0.001 * i, 1.0, spread=0.1) for i, x in enumerate(CATEGORIES)])
+    found = verdicts(*grid(), costs)
+    assert found[CHEAP] == found[DEARER] == UNDECIDED
+
+
+def test_one_row_best_on_each_of_the_pairs_is_superior():
+    plan, records = grid(accuracies=(ACCURACY, ACCURACY))
+    assert verdicts(plan, records)[NONE_BEST] == NOT_SUPPORTED
+    assert "superior everywhere: soft_logits" in evidence(plan, records)[NONE_BEST]
+
+
+def test_a_row_that_is_best_without_significance_leaves_it_open():
+    near = {**ACCURACY, "fitnet": ACCURACY["soft_logits"] - 0.0005}
+    plan, records = grid(accuracies=(near, near))
+    assert verdicts(plan, records)[NONE_BEST] == UNDECIDED
+    assert "never beaten significantly: soft_logits, fitnet" in evidence(plan, records)[NONE_BEST]
+
+
+def test_one_pair_has_a_best_row_by_nature():
+    plan, records = grid(accuracies=(ACCURACY,))
+    assert verdicts(plan, records)[NONE_BEST] == UNDECIDED
+    assert "too few pairs to tell, wanted 2" in evidence(plan, records)[NONE_BEST]
+
+
+def test_a_teacher_shared_by_all_seeds_is_no_spread():
+    plan, records = grid()
+    for each in records.values():
+        each.final.update({k: 0.6 for k in each.final if k.startswith("attention")})
+    assert verdicts(plan, records)[SMOOTH] == UNDECIDED
+    assert "no spread over seeds to judge by" in evidence(plan, records)[SMOOTH]
+
+
+def test_a_failed_cell_takes_its_seed_out_of_the_comparison():
+    plan, records = grid()
+    del records["wide-fitnet-3"]
+    said = evidence(plan, records)
+    assert "n=4" in said[LARGE]
+    assert "n=5" in said[SMOOTH]
+
+
+def test_many_tests_are_corrected_for():
+    # Alone at p = 0.02, the smoothness would be supported; among ten tests it is not.
+    plan, records = grid()
+    wobble = (0.94, 0.98, 0.95, 0.99, 0.93)
+    for each in records.values():
+        seed = int(each.cell_id[-1])
+        each.final.update({k: wobble[seed] for k in each.final if k.startswith("attention")})
+    flat = {label: {**DECK["fitnet"], "cosine": 0.5} for label in CATEGORIES}
+    _, weak = grid(numbers=flat)
+    for cell, each in weak.items():
+        each.final.update({k: v for k, v in records[cell].final.items() if k.startswith("att")})
+    text = evidence(plan, weak)[SMOOTH]
+    assert verdicts(plan, weak)[SMOOTH] == UNDECIDED, text
+
+
+def test_cosines_are_of_the_first_stage_that_reads_the_teacher():
+    _, records = grid(seeds=1)
+    fitnet = records["wide-fitnet-0"]
+    curve = fitnet.curves["gradient_cosine"][:4]
+    assert mean_cosine(fitnet) == pytest.approx(sum(x for x in curve if x is not None) / 4)
+    assert conflict_share(records["wide-soft_logits-0"]) == 0.0
+
+
+def test_tables_render_alike_every_time_and_the_diagnostics_are_beside_them():
+    section = claims_section(*grid(), DEAR)
+    again = claims_section(*grid(), DEAR)
+    for render in (to_markdown, to_csv, to_latex, to_html):
+        assert [render(t) for t in section.tables] == [render(t) for t in again.tables]
+    assert [table.title for table in section.tables] == [
+        "Claims", "Measures behind the claims", "d: wide -> narrow", "d: deep -> narrow"
+    ]  # fmt: skip
+    fitnet = next(row for row in section.tables[2].rows if row[0].value == "fitnet")
+    assert [entry.value for entry in fitnet[:4]] == ["fitnet", "multi-connection", 5, 900]
+    assert fitnet[4].value.mean == pytest.approx(120, rel=0.01)
+    assert len(claims_section(*grid(examined=False), None).tables) == 2
