@@ -11,10 +11,11 @@ import summary_grid as grid
 
 from bench.cost.record import CostRecord, Costs, Quartiles
 from bench.record import Plan
-from bench.report.figures import draw_critical_difference, draw_gain_against_cost, indistinct
-from bench.report.grid_figures import rank_blocks, write_grid_figures
+from bench.report.figures import draw_critical_difference, draw_gain_against_cost
+from bench.report.grid_figures import write_grid_figures
 from bench.report.palette import METHODS, TEACHER, row_styles
-from bench.report.summary import group_by_label, group_by_pair
+from bench.report.ranking import blocks_of, measured_pairs
+from bench.report.statistics import indistinct
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
 
@@ -98,10 +99,9 @@ def test_only_rows_that_every_pair_measured_are_ranked():
     plan, records = evidence()
     for seed in (0, 1):
         del records[grid.row("rkd", seed, "big1", "small1").cell_id]
-    pairs = {k: group_by_label(k, rows, records) for k, rows in group_by_pair(plan).items()}
-    labels, matrix = rank_blocks(pairs)
-    assert labels == ["student", "soft_logits", "fitnet"]
-    assert [[round(x, 6) for x in block] for block in matrix] == [[0.805, 0.705, 0.605]] * 2
+    blocks = blocks_of(measured_pairs(plan, records))
+    assert blocks.labels == ("student", "soft_logits", "fitnet")
+    assert [[round(x, 6) for x in block] for block in blocks.matrix] == [[0.805, 0.705, 0.605]] * 2
 
 
 def test_runs_of_rows_that_cannot_be_told_apart():

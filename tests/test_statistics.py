@@ -25,6 +25,7 @@ from bench.report.statistics import (
     paired_t_p,
     pareto_front,
     probability_of_improvement,
+    seeds_needed,
     wilcoxon_attainable_p,
     wins_ties_losses,
 )
@@ -183,6 +184,29 @@ def test_probability_of_improvement_is_mann_whitneys_u_over_the_pairs() -> None:
     assert probability_of_improvement(FIRST_DRUG, SECOND_DRUG) == pytest.approx(u / 100, rel=1e-12)
 
 
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_seeds_needed_are_those_of_g_power(effect: float, n: int) -> None:
+    # Two-sided paired t test, alpha 0.05, power 0.80, for Cohen's small, medium and large effect:
+    # G*Power 3.1 gives 199, 34 and 15 pairs.
+    half = 2**-0.5  # two values so far apart from their mean have standard deviation 1
+    assert seeds_needed([effect - half, effect + half]) == n
+
+
+def test_seeds_needed_give_the_power_asked_for() -> None:
+    differences = [0.01, 0.02, 0.04]
+    n = seeds_needed(differences, level=0.99, power=0.9)
+    assert n is not None
+    size, draws = effect_size(differences), np.random.default_rng(0).normal(0, 1, (20_000, n))
+    p = stats.ttest_1samp(draws + size, 0, axis=1).pvalue
+    assert 0.9 <= np.mean(p <= 0.01) < 0.97
+
+
+def test_no_number_of_seeds_tells_what_does_not_differ() -> None:
+    assert seeds_needed([0.1, -0.1]) is None
+    assert seeds_needed([0.1, -0.09], most=10) is None
+    assert seeds_needed([0.1, 0.1]) == 3
+
+
 # --- many comparisons and many methods -------------------------------------------------------
 
 
@@ -282,6 +306,8 @@ def test_every_point_off_the_front_is_dominated_by_one_on_it(
         (lambda: effect_size([0.1]), "effect_size: 1 values, wanted at least 2"),
         (lambda: paired_t_p([0.1]), "1 values, wanted at least 2"),
         (lambda: wilcoxon_attainable_p(0), "n is 0"),
+        (lambda: seeds_needed([0.1]), "1 values, wanted at least 2"),
+        (lambda: seeds_needed([0.1, 0.2], power=1), "power 1"),
         (lambda: holm([0.1, 1.1]), "wanted each in"),
         (lambda: holm([math.nan]), "wanted each in"),
         (lambda: mean_ranks([]), "mean_ranks: 0 blocks"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.cost.record import Costs
 from bench.record import Plan, Record
 from bench.report.claims import claims_section
+from bench.report.comparison import comparison_tables
 from bench.report.cost import write_costs
 from bench.report.grid_figures import write_grid_figures
 from bench.report.overview import AXES, axis_tables, overview_tables
@@ -61,6 +62,11 @@ def sections(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
         *(
             Section(name=axis, title=f"By {AXES[axis]}", tables=tables)
             for axis, tables in axis_tables(plan, records).items()
+        ),
+        Section(
+            name="comparison",
+            title="Rows compared, by seed within a pair and by rank over pairs",
+            tables=comparison_tables(plan, records),
         ),
         Section(
             name="published",

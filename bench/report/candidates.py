@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from bench.cost.record import CostRecord, Costs, Quartiles
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
-from bench.report.comparison import Compared, Series, compare
+from bench.report.comparison import STUDENT, Compared, compare
+from bench.report.ranking import Series
 from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NOT_RUN, Group, PairKey, group_by_label
 
-STUDENT = "student"
 MIB = 2**20
 LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
 """The label of the plain student trained longer, see the grid's `epochs_factor`."""
@@ -73,13 +73,12 @@ class Candidate:
     @property
     def is_student(self) -> bool:
         """Whether it is plain training, of whatever length."""
-        return self.label == STUDENT or self.factor is not None
+        return plain_factor(self.label) is not None
 
     @property
     def factor(self) -> float | None:
         """How much longer than the others it trained; None if it is no longer-trained student."""
-        found = LONGER.fullmatch(self.label)
-        return float(found["factor"]) if found else None
+        return None if self.label == STUDENT else plain_factor(self.label)
 
     @property
     def mean(self) -> Interval | None:
@@ -127,15 +126,14 @@ def candidates_of(
 
 
 def _with_cost(candidate: Candidate, cost: CostRecord | None) -> Candidate:
+    ratio = cost_ratio(candidate.label, cost)
     if candidate.is_student:
-        factor = candidate.factor or 1.0  # by definition: the same step, more or fewer of them
-        exact = Quartiles(factor, factor, factor, 1)
-        return replace(candidate, cost=exact, extra_mib=0.0, extra_parameters=0)
+        return replace(candidate, cost=ratio, extra_mib=0.0, extra_parameters=0)
     if cost is None or cost.status != FINISHED:
         return candidate
     return replace(
         candidate,
-        cost=cost.training_cost_ratio,
+        cost=ratio,
         extra_mib=cost.extra_peak_bytes / MIB,
         extra_parameters=cost.extra_parameters,
     )
@@ -172,6 +170,39 @@ def _beyond(candidate: Candidate, limits: Limits, cost: CostRecord | None) -> st
 
 
 # --- costs -----------------------------------------------------------------------------------
+
+
+def plain_factor(label: str) -> float | None:
+    """Epochs of a row of plain training over the student's; None for every other row.
+
+    Example:
+        >>> [plain_factor(x) for x in ("student", "student (epochs_factor=1.5)", "fitnet")]
+        [1.0, 1.5, None]
+    """
+    found = LONGER.fullmatch(label)
+    return 1.0 if label == STUDENT else float(found["factor"]) if found else None
+
+
+def cost_ratio(label: str, cost: CostRecord | None) -> Quartiles | None:
+    """A row's whole training over the plain student's; None where it was not measured.
+
+    Plain training costs by definition as many times as it is longer: its step is the same.
+    """
+    if (factor := plain_factor(label)) is not None:
+        return Quartiles(factor, factor, factor, 1)
+    return cost.training_cost_ratio if cost is not None and cost.status == FINISHED else None
+
+
+def cost_ratios(labels: Iterable[str], costs: Sequence[CostRecord]) -> dict[str, Quartiles]:
+    """`cost_ratio` of all rows that have one.
+
+    Args:
+        labels: of the rows.
+        costs: of their pair, see `costs_of`.
+    """
+    known = {record.label: record for record in costs}
+    found = ((label, cost_ratio(label, known.get(label))) for label in labels)
+    return {label: ratio for label, ratio in found if ratio is not None}
 
 
 def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.record import Plan, Record
+from bench.report.ranking import ALPHA, Blocks, Ranks, Series, blocks_of, measured_pairs, rank
 from bench.report.statistics import (
     Interval,
     bootstrap_interval,
@@ -19,16 +21,76 @@ from bench.report.statistics import (
     mean_interval,
     paired_differences,
     paired_t_p,
+    probability_of_improvement,
+    wins_ties_losses,
 )
-
-ALPHA = 0.05
-"""The chance, within one pair and reference, of any verdict that is chance alone."""
+from bench.report.summary import PairKey
+from bench.report.tables import Column, Entry, Table
 
 RESAMPLES = 10_000
 BETTER, WORSE, UNDECIDED = "better", "worse", "not enough seeds to tell"
 
-Series = Mapping[int, float]
-"""Seed -> accuracy of the last epoch, in [0, 1]."""
+STUDENT, SOFT_LOGITS = "student", "soft_logits"
+
+PAIR_COLUMNS = (
+    Column(key="label", name="method", align="left"),
+    Column(key="n", name="n"),
+    Column(key="gain", name="gain", unit="pp", digits=2, signed=True, interval=True),
+    Column(
+        key="bootstrap", name="gain, bootstrap", unit="pp", digits=2, signed=True, interval=True
+    ),
+    Column(key="effect_size", name="effect size d_z", digits=2, signed=True),
+    Column(key="p", name="p, paired t", digits=4),
+    Column(key="holm_p", name="p, Holm", digits=4),
+    Column(key="verdict", name="verdict", align="left"),
+)
+
+RANK_COLUMNS = (
+    Column(key="label", name="method", align="left"),
+    Column(key="mean_rank", name="mean rank", digits=2),
+    Column(key="group", name="group", align="left"),
+    Column(key="wins", name="pairs won"),
+    Column(key="ties", name="tied"),
+    Column(key="losses", name="lost"),
+    Column(key="better", name="better"),
+    Column(key="undecided", name="not told"),
+    Column(key="worse", name="worse"),
+    Column(key="improvement", name="probability of improvement", unit="%", digits=1),
+)
+
+PAIR_NOTES = (
+    "Differences are paired by seed, over the n seeds that both rows finished.",
+    "Gain: mean ± half-width of the 95 % t interval. Bootstrap: 95 % percentile interval, "
+    f"{RESAMPLES:,} resamples of the n differences, seed 0; too narrow below about ten seeds.",
+    "p: paired t test, two-sided; Holm: corrected for all rows of this table. Verdict: by Holm's "
+    f'p at {ALPHA:g}, else "{UNDECIDED}"; an interval that excludes 0 looks at its row alone.',
+    "d_z: mean over standard deviation of the differences. No p where all differences are equal "
+    "or n = 1: there is no spread to judge by.",
+)
+
+
+def comparison_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, ...]:
+    """For each pair its rows against student and soft logits; then all rows over all pairs.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id.
+
+    Returns:
+        One or two tables a pair, then the ranks where two pairs or more can be ranked; nothing
+        where no two rows finished at one seed.
+    """
+    pairs = measured_pairs(plan, records)
+    labels = dict.fromkeys(row.label for row in plan.rows if row.method == SOFT_LOGITS)
+    soft = SOFT_LOGITS if SOFT_LOGITS in labels else next(iter(labels), SOFT_LOGITS)
+    tables = [
+        table
+        for key, rows in pairs.items()
+        for reference in (STUDENT, soft)
+        if (table := _pair_table(key, rows, reference)) is not None
+    ]
+    blocks = blocks_of(pairs)
+    return (*tables, _rank_table(rank(blocks), pairs)) if blocks.rankable else tuple(tables)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +187,130 @@ def _compared(
         effect=effect_size(differences) if len(differences) > 1 else None,
         verdict=verdict,
     )
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _pair_table(key: PairKey, rows: Mapping[str, Series], reference: str) -> Table | None:
+    others = {x: row for x, row in rows.items() if row and x not in (STUDENT, reference)}
+    found = compare(others, rows.get(reference, {}))
+    if not any(compared.n for compared in found.values()):
+        return None
+    return Table(
+        title=f"Gain over {reference}, {key.title}",
+        columns=PAIR_COLUMNS,
+        rows=tuple(_pair_row(label, compared) for label, compared in found.items()),
+        notes=PAIR_NOTES,
+    )
+
+
+def _pair_row(label: str, compared: Compared) -> tuple[Entry, ...]:
+    effect = compared.effect
+    return (
+        Entry(label),
+        Entry(compared.n),
+        Entry(compared.gain),
+        Entry(compared.bootstrap),
+        Entry(None if effect is None or math.isinf(effect) else effect),
+        Entry(compared.p),
+        Entry(compared.holm_p),
+        Entry(compared.verdict),
+    )
+
+
+def _rank_table(ranks: Ranks, pairs: Mapping[PairKey, Mapping[str, Series]]) -> Table:
+    blocks = ranks.blocks
+    shown = [blocks.labels[i] for i in ranks.order()]
+    tests = {
+        key: compare({x: s for x, s in pairs[key].items() if x != STUDENT and s}, student)
+        for key in blocks.pairs
+        if (student := pairs[key].get(STUDENT))
+    }
+    return Table(
+        title=f"Ranks over {len(blocks.pairs)} pairs of {len(blocks.labels)} rows",
+        columns=RANK_COLUMNS,
+        rows=tuple(_rank_row(label, ranks, pairs, tests) for label in shown),
+        notes=_rank_notes(ranks),
+    )
+
+
+def _rank_row(
+    label: str,
+    ranks: Ranks,
+    pairs: Mapping[PairKey, Mapping[str, Series]],
+    tests: Mapping[PairKey, Mapping[str, Compared]],
+) -> tuple[Entry, ...]:
+    blocks = ranks.blocks
+    place = blocks.labels.index(label)
+    head = (
+        Entry(label),
+        Entry(ranks.test.mean_ranks[place]),
+        Entry(ranks.groups[place]),
+    )
+    if label == STUDENT or STUDENT not in blocks.labels:
+        return (*head, *(Entry(None) for _ in RANK_COLUMNS[len(head) :]))
+    baseline = blocks.labels.index(STUDENT)
+    tally = wins_ties_losses([block[place] - block[baseline] for block in blocks.matrix])
+    verdicts = [tests[key][label].verdict for key in blocks.pairs]
+    chances = [
+        probability_of_improvement(
+            list(pairs[key][label].values()), list(pairs[key][STUDENT].values())
+        )
+        for key in blocks.pairs
+    ]
+    return (
+        *head,
+        *(Entry(count) for count in tally),
+        *(Entry(verdicts.count(verdict)) for verdict in (BETTER, UNDECIDED, WORSE)),
+        Entry(mean_interval(chances).mean),
+    )
+
+
+def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
+    blocks, test = ranks.blocks, ranks.test
+    k, n = len(blocks.labels), len(blocks.pairs)
+    found = "some row differs" if ranks.told_apart else "no row can be told from another"
+    lines = [
+        f"A pair is one block: mean accuracies over the seeds that all its rows have "
+        f"({', '.join(map(str, blocks.seeds))}); rank 1 is best, ties share their mean rank.",
+        f"Friedman's test: chi-square {test.statistic:.2f} with {k - 1} degrees of freedom, N = "
+        f"{n}, p = {test.p:.2g}: {found}."
+        + (" Chi-square is a rough guide below about ten blocks." if n < 10 else ""),
+        f"Nemenyi's critical difference at 5 %: {ranks.critical_difference:.2f} ranks"
+        + (", more than the whole scale" if ranks.critical_difference > k - 1 else "")
+        + ". Rows that share a letter cannot be told apart.",
+        _dependence(blocks),
+        "Won, tied, lost: pairs by mean accuracy against the student. Better, not told, worse: "
+        "pairs by the verdict of their own table.",
+        "Probability of improvement: a seed of the row above a seed of the student, ties half, "
+        "averaged over the pairs; no interval.",
+    ]
+    lines += [
+        f"Not ranked: {label}, without an accuracy in {_titles(where)}."
+        for label, where in blocks.left_out.items()
+    ]
+    if blocks.without_seeds:
+        lines.append(f"No seed at which all rows finished: {_titles(blocks.without_seeds)}.")
+    return tuple(line for line in lines if line)
+
+
+def _dependence(blocks: Blocks) -> str:
+    """What the pairs share, which makes them fewer than they look; empty if nothing."""
+    n = len(blocks.pairs)
+    counts = {
+        "data set": len({(key.data, key.axes) for key in blocks.pairs}),
+        "teacher": len({key.teacher for key in blocks.pairs}),
+        "student": len({key.student for key in blocks.pairs}),
+    }
+    shared = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count < n]
+    if not shared:
+        return ""
+    return (
+        f"The {n} pairs share {', '.join(shared)}: they are not independent blocks, and p is "
+        "smaller than it should be."
+    )
+
+
+def _titles(keys: Sequence[PairKey]) -> str:
+    return "; ".join(key.title for key in keys)

@@ -14,6 +14,7 @@ from bench.report.palette import CATEGORIES, Style, category_style
 from bench.report.statistics import (
     Interval,
     friedman,
+    indistinct,
     mean_interval,
     nemenyi_critical_difference,
     pareto_front,
@@ -263,28 +264,6 @@ def draw_critical_difference(
         fontsize=TEXT,
     )
     return figure
-
-
-def indistinct(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
-    """The longest runs of rows that lie within a critical difference.
-
-    Args:
-        ranks: rising mean ranks.
-        difference: the critical one.
-
-    Returns:
-        First and last position of each run of two or more that no other run holds.
-
-    Example:
-        >>> indistinct([1.0, 1.5, 2.5, 4.0], 1.5)
-        [(0, 2), (2, 3)]
-    """
-    runs: list[tuple[int, int]] = []
-    for first, rank in enumerate(ranks):
-        last = max(i for i, other in enumerate(ranks) if other - rank <= difference)
-        if last > first and (not runs or last > runs[-1][1]):
-            runs.append((first, last))
-    return runs
 
 
 def _difference_bar(axes: Axes, difference: float, k: int) -> None:

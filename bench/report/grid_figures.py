@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bench.cost.record import Costs
 from bench.record import FINISHED, Plan, Record
-from bench.report.candidates import costs_of
+from bench.report.candidates import cost_ratios, costs_of
 from bench.report.drawing import save_figure
 from bench.report.figures import (
     Gain,
@@ -21,6 +21,7 @@ from bench.report.figures import (
     draw_gains_by_category,
 )
 from bench.report.palette import Style, row_styles
+from bench.report.ranking import Blocks, blocks_of, measured_pairs
 from bench.report.selection import file_name
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
@@ -70,7 +71,7 @@ def write_grid_figures(
     for key, groups in pairs.items():
         pictures += _curves(plan, key, groups, styles, folder)
         pictures += _gain_cost(key, groups, costs, styles, folder)
-    pictures += _ranks(pairs, styles, folder)
+    pictures += _ranks(blocks_of(measured_pairs(plan, records)), styles, folder)
     pictures += _categories(pairs, styles, folder)
     return pictures
 
@@ -132,7 +133,9 @@ def _gain_cost(
     folder: Path,
 ) -> list[Picture]:
     measured, conditions = costs_of(costs, key)
-    known = {r.label: r.training_cost_ratio for r in measured if r.training_cost_ratio is not None}
+    if not measured:
+        return []
+    known = cost_ratios((group.label for group in groups), measured)
     student = _student(groups)
     points = []
     for group in groups:
@@ -160,32 +163,15 @@ def _student(groups: Iterable[Group]) -> dict[int, float]:
 # --- over pairs --------------------------------------------------------------------------------
 
 
-def rank_blocks(pairs: Pairs) -> tuple[list[str], list[list[float]]]:
-    """What is ranked over pairs: the rows that every pair measured, and their mean accuracies.
-
-    Args:
-        pairs: with any record.
-
-    Returns:
-        k labels without the teacher, in the plan's order; (pairs, k) means over seeds.
-    """
-    means = []
-    for groups in pairs.values():
-        found = ((g.label, g.by_cell("last_accuracy")) for g in groups if g.role != "teacher")
-        means.append({label: mean_interval(x).mean for label, x in found if x})
-    labels = [label for label in (means[0] if means else {}) if all(label in m for m in means)]
-    return labels, [[m[label] for label in labels] for m in means]
-
-
-def _ranks(pairs: Pairs, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
-    labels, matrix = rank_blocks(pairs)
-    if len(labels) < 2 or len(matrix) < 2:
+def _ranks(blocks: Blocks, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
+    if not blocks.rankable:
         return []
     caption = (
-        f"Mean ranks over {len(matrix)} pairs of the rows that every pair measured; rows joined "
-        "by a bar differ by less than Nemenyi's critical difference at 5 %. Few pairs make it wide."
+        f"Mean ranks over {len(blocks.pairs)} pairs of the rows that every pair measured; rows "
+        "joined by a bar differ by less than Nemenyi's critical difference at 5 %. Few pairs make "
+        "it wide."
     )
-    figure = draw_critical_difference(labels, matrix, styles)
+    figure = draw_critical_difference(blocks.labels, blocks.matrix, styles)
     return _saved(figure, folder / "critical_difference", caption)
 
 

@@ -21,7 +21,8 @@ from bench.report.candidates import (
     candidates_of,
     costs_of,
 )
-from bench.report.comparison import ALPHA, BETTER, Compared
+from bench.report.comparison import BETTER, Compared
+from bench.report.ranking import ALPHA
 from bench.report.statistics import (
     Interval,
     mean_interval,

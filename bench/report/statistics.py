@@ -367,6 +367,28 @@ def nemenyi_critical_difference(methods: int, blocks: int, level: float = 0.95) 
     return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 
+def indistinct(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
+    """The longest runs of rows that lie within a critical difference.
+
+    Args:
+        ranks: rising mean ranks.
+        difference: the critical one.
+
+    Returns:
+        First and last position of each run of two or more that no other run holds.
+
+    Example:
+        >>> indistinct([1.0, 1.5, 2.5, 4.0], 1.5)
+        [(0, 2), (2, 3)]
+    """
+    runs: list[tuple[int, int]] = []
+    for first, rank in enumerate(ranks):
+        last = max(i for i, other in enumerate(ranks) if other - rank <= difference)
+        if last > first and (not runs or last > runs[-1][1]):
+            runs.append((first, last))
+    return runs
+
+
 class Tally(NamedTuple):
     """How often a method was better, equal and worse."""
 

@@ -1,0 +1,157 @@
+"""Rows ranked over the pairs of a grid: a pair is one block, by its means over common seeds.
+
+Seeds of one pair share data, teacher and student: they are no blocks of their own, or two pairs
+with fifty seeds would pass for a hundred settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.record import Plan, Record
+from bench.report.statistics import (
+    Friedman,
+    friedman,
+    indistinct,
+    mean_interval,
+    nemenyi_critical_difference,
+)
+from bench.report.summary import PairKey, group_by_label, group_by_pair
+
+ALPHA = 0.05
+"""The chance of any verdict that is chance alone, within what is tested together."""
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+Series = Mapping[int, float]
+"""Seed -> accuracy of the last epoch, in [0, 1]."""
+
+
+def measured_pairs(
+    plan: Plan, records: Mapping[str, Record]
+) -> dict[PairKey, dict[str, dict[int, float]]]:
+    """Pair -> row -> its accuracy by seed, without teachers; pairs with any record."""
+    return {
+        key: {
+            group.label: group.by_seed("last_accuracy")
+            for group in group_by_label(key, rows, records)
+            if group.role != "teacher"
+        }
+        for key, rows in group_by_pair(plan).items()
+        if any(row.cell_id in records for row in rows)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """What is ranked: k rows in each of N pairs.
+
+    Attributes:
+        labels: the k rows that every pair measured, in the plan's order.
+        pairs: the N pairs.
+        matrix: (N, k) mean accuracies over the pair's common seeds.
+        seeds: how many seeds all k rows have in common, for each pair.
+        left_out: row -> the pairs that did not measure it.
+        without_seeds: pairs left out: no seed at which all k rows finished.
+    """
+
+    labels: tuple[str, ...]
+    pairs: tuple[PairKey, ...]
+    matrix: tuple[tuple[float, ...], ...]
+    seeds: tuple[int, ...]
+    left_out: Mapping[str, tuple[PairKey, ...]]
+    without_seeds: tuple[PairKey, ...] = ()
+
+    @property
+    def rankable(self) -> bool:
+        """Whether there are two rows and two pairs at least."""
+        return len(self.labels) > 1 and len(self.pairs) > 1
+
+
+def blocks_of(
+    pairs: Mapping[PairKey, Mapping[str, Series]], labels: Sequence[str] | None = None
+) -> Blocks:
+    """The rows that every pair measured, with their means over the seeds common to all of them.
+
+    Args:
+        pairs: pair -> row -> accuracy by seed.
+        labels: rank these alone; None for all.
+    """
+    named = dict.fromkeys(label for rows in pairs.values() for label in rows)
+    asked = [label for label in named if labels is None or label in labels]
+    missing = {x: tuple(key for key, rows in pairs.items() if not rows.get(x)) for x in asked}
+    ranked = tuple(label for label in asked if not missing[label])
+    common = {
+        key: sorted(set.intersection(*(set(rows[label]) for label in ranked))) if ranked else []
+        for key, rows in pairs.items()
+    }
+    kept = tuple(key for key, seeds in common.items() if seeds)
+    return Blocks(
+        labels=ranked,
+        pairs=kept,
+        matrix=tuple(
+            tuple(_mean([pairs[key][label][seed] for seed in common[key]]) for label in ranked)
+            for key in kept
+        ),
+        seeds=tuple(len(common[key]) for key in kept),
+        left_out={label: where for label, where in missing.items() if where},
+        without_seeds=tuple(key for key, seeds in common.items() if ranked and not seeds),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(mean_interval(values).mean, 12)  # or ties would be broken by the last bit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Mean ranks and what they are evidence of.
+
+    Attributes:
+        blocks: what was ranked.
+        test: Friedman's.
+        critical_difference: Nemenyi's at 5 %, in ranks.
+        groups: letters of each row; rows that share one cannot be told apart.
+    """
+
+    blocks: Blocks
+    test: Friedman
+    critical_difference: float
+    groups: tuple[str, ...]
+
+    def order(self) -> list[int]:
+        """Positions of the rows, the best mean rank first."""
+        return sorted(range(len(self.groups)), key=lambda i: self.test.mean_ranks[i])
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether Friedman's test says that any row differs."""
+        return self.test.p <= ALPHA
+
+
+def rank(blocks: Blocks) -> Ranks:
+    """Ranks rows over pairs.
+
+    Nemenyi's test counts only after Friedman's rejects: otherwise all rows share one letter.
+
+    Args:
+        blocks: two rows and two pairs at least.
+
+    Raises:
+        ValueError: fewer.
+
+    Source:
+        Demšar: Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006.
+    """
+    test = friedman(blocks.matrix)
+    difference = nemenyi_critical_difference(len(blocks.labels), len(blocks.pairs))
+    order = sorted(range(len(blocks.labels)), key=lambda i: test.mean_ranks[i])
+    runs = indistinct([test.mean_ranks[i] for i in order], difference)
+    alone = set(range(len(order))) - {i for a, b in runs for i in range(a, b + 1)}
+    runs = sorted([*runs, *((i, i) for i in alone)]) if test.p <= ALPHA else [(0, len(order) - 1)]
+    letters = [""] * len(order)
+    for letter, (first, last) in enumerate(runs):
+        for place in range(first, last + 1):
+            letters[order[place]] += LETTERS[letter % 26] + "'" * (letter // 26)
+    return Ranks(blocks=blocks, test=test, critical_difference=difference, groups=tuple(letters))
