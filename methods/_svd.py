@@ -1,24 +1,23 @@
-"""The first right singular vectors of feature maps, with a gradient that stays finite."""
+"""Right singular vectors of feature maps, with a gradient that stays finite."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from methods._eigenvectors import Maps, eigenvectors
 from methods._precision import full_precision, no_autocast
-
-GAP = 1e-6  # eigenvalues nearer than this share of the largest have no direction of their own
 
 
 class RightVectors(NamedTuple):
-    """The first k right singular vectors of every sample's map.
+    """Right singular vectors of every sample's map.
 
     Attributes:
-        vectors: (B, C, k), unit columns by falling singular value; their signs are arbitrary.
-        values: (B, k), the singular values, without gradient; NaN for a map that is not finite.
+        vectors: (B, C, k), unit columns; their signs are arbitrary.
+        values: (B, k), the singular values, without gradient; not finite for a map that is not.
         resolved: (B, k) bool, whether the vector's direction is defined: its squared singular
             value is more than 1e-6 of the largest away from every other one.
     """
@@ -29,24 +28,24 @@ class RightVectors(NamedTuple):
 
 
 def right_vectors(feature: Tensor, count: int) -> RightVectors:
-    """Truncated SVD of each sample's map, seen as the matrix X of positions by channels.
+    """The first vectors of each sample's map, seen as the matrix X of positions by channels.
 
-    X (P, C) = U S V^T. The vectors come from the eigenvectors of the smaller of X^T X and X X^T.
-    With lam = S^2, r = min(P, C) and the loss's slopes vbar_i of the first k vectors,
+    X (P, C) = U S V^T. The vectors come from the leading eigenvectors of the smaller of X^T X and
+    X X^T: see `eigenvectors`. With lam = S^2 and the loss's slopes vbar_i of the first k vectors,
 
-        w_i = sum_(j <= r, j != i) v_j (v_j . vbar_i) / (lam_i - lam_j)
-              + (vbar_i - V V^T vbar_i) / lam_i,
+        w_i = (lam_i I - X^T X)^+ vbar_i = sum_(j != i) v_j (v_j . vbar_i) / (lam_i - lam_j),
         Xbar = sum_i (X w_i) v_i^T + (X v_i) w_i^T,
 
-    where 1 / gap is 0 for a gap of at most 1e-6 lam_1. Only gaps of the first k vectors enter: two
-    dead channels are no obstacle, while the gradient of a whole decomposition is 0/0 there.
+    by a linear system for each i, so only gaps of the first k vectors enter: two dead channels are
+    no obstacle, while the gradient of a whole decomposition is 0/0 there. A vector without
+    direction has no gradient.
 
     Args:
         feature: (B, C, H, W), P = H * W.
         count: k, at most min(C, P).
 
     Returns:
-        vectors, values and where they are resolved.
+        vectors by falling singular value, values, and where they are resolved.
 
     Raises:
         ValueError: not a map, or a count that it does not have.
@@ -57,6 +56,39 @@ def right_vectors(feature: Tensor, count: int) -> RightVectors:
         >>> found.vectors.abs().flatten(), found.values
         (tensor([1., 0.]), tensor([[3.]]))
     """
+    return _solved(_flat(feature, count), count)
+
+
+def nearest_right_vectors(feature: Tensor, directions: Tensor, extra: int) -> RightVectors:
+    """For each direction, the one of the map's first vectors that is nearest to it.
+
+    Of the first k + extra right vectors v_j, the one with the largest (v_j . t_l)^2, with the
+    gradient of `right_vectors`. Mostly it is provably among the first k, and then the others are
+    never formed: see `eigenvectors`.
+
+    Args:
+        feature: (B, C, H, W).
+        directions: t, (B, C, k), unit columns; k at most min(C, P).
+        extra: further vectors that may be chosen, where the map has as many.
+
+    Returns:
+        vectors in the order of the directions, turned to their side (an inner product of 0 counts
+        as positive), their values, and where they are resolved.
+
+    Raises:
+        ValueError: not a map, or more directions than it has vectors.
+
+    Example:
+        >>> feature = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
+        >>> second = torch.tensor([[[0.0], [-1.0]]])
+        >>> nearest_right_vectors(feature, second, 1).vectors.flatten()
+        tensor([-0., -1.])
+    """
+    flat = _flat(feature, directions.shape[2])
+    return _solved(flat, min(directions.shape[2] + extra, *flat.shape[1:]), directions)
+
+
+def _flat(feature: Tensor, count: int) -> Tensor:
     if feature.dim() != 4:
         raise ValueError(f"right_vectors: wanted a map (B, C, H, W), got {tuple(feature.shape)}")
     flat = full_precision(feature).flatten(2)
@@ -65,65 +97,62 @@ def right_vectors(feature: Tensor, count: int) -> RightVectors:
             f"right_vectors: a map of {flat.shape[1]} channels and {flat.shape[2]} positions has "
             f"1 to {min(flat.shape[1:])} vectors, not {count}"
         )
+    return flat
+
+
+def _solved(flat: Tensor, candidates: int, directions: Tensor | None = None) -> RightVectors:
+    """The first vectors or, with directions, the nearest ones to these."""
     with no_autocast(flat):
-        return RightVectors(*_RightVectors.apply(flat, count))
+        with torch.no_grad():
+            maps = Maps.of(flat)
+            found = eigenvectors(maps, candidates, directions)
+            values = found.squares.sqrt() * maps.scale[:, None]
+        vectors = _Followed.apply(flat, maps.gram, maps.scale, *found)
+        return RightVectors(vectors, values, found.resolved)
 
 
-class _RightVectors(torch.autograd.Function):
-    """(B, C, P) -> vectors (B, C, k), values (B, k), resolved (B, k)."""
+class _Followed(torch.autograd.Function):
+    """The vectors found for maps (B, C, P), with their gradient by the maps."""
 
     @staticmethod
-    def forward(ctx, flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        # The vectors do not depend on the scale, the squares' range does: 1e25 must not overflow.
-        size = torch.linalg.vector_norm(flat, torch.inf, dim=(1, 2), keepdim=True)
-        usable = (size > 0) & size.isfinite()
-        scaled = torch.where(usable, flat, 0.0).div_(torch.where(usable, size, 1.0))
-        vectors, squares = _eigenvectors(scaled)
-        near = _gaps(squares, count).abs() <= GAP * squares[:, :1, None]
-        resolved = usable.flatten(1) & (near.sum(1) == 1)  # itself only
-        if flat.shape[1] > flat.shape[2]:  # there are directions that no position has: lam = 0
-            resolved &= squares[:, :count] > GAP * squares[:, :1]
-        values = squares[:, :count].sqrt() * size.flatten(1)
-        ctx.save_for_backward(scaled, size, vectors, squares)
-        ctx.mark_non_differentiable(values, resolved)
-        return vectors[:, :, :count].clone(), values, resolved
+    def forward(
+        ctx, flat: Tensor, gram: Tensor, scale: Tensor,
+        vectors: Tensor, squares: Tensor, resolved: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(flat, gram, scale, vectors, squares, resolved)
+        return vectors.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
-        scaled, size, vectors, squares = ctx.saved_tensors
-        count = grad.shape[2]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        flat, gram, scale, vectors, squares, resolved = ctx.saved_tensors
+        resolved = resolved[:, None]
         with no_autocast(grad):
-            along = vectors.mT @ grad
-            least = GAP * squares[:, :1]
-            moved = vectors @ (along * _inverse(_gaps(squares, count), least[:, None]))
-            if vectors.shape[1] > vectors.shape[2]:
-                outside = grad - vectors @ along
-                moved += outside * _inverse(squares[:, :count], least)[:, None]
-            first = vectors[:, :, :count]
-            slope = first @ (moved.mT @ scaled) + moved @ (first.mT @ scaled)
-            return torch.where(size > 0, slope / size, 0.0), None
+            inverse = torch.where(resolved.any(2), 1 / scale[:, None], 0.0)[:, None]
+            across = torch.where(resolved, grad - vectors * (grad * vectors).sum(1, True), 0.0)
+            moved = _resolvent(flat, inverse, vectors, squares, gram, across)
+            moved = torch.where(resolved, moved, 0.0)
+            left, right = torch.cat([vectors, moved], 2), torch.cat([moved, vectors], 2)
+            slope = (left * inverse) @ torch.where(inverse > 0, right.mT @ flat * inverse, 0.0)
+            return slope, None, None, None, None, None
 
 
-def _eigenvectors(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """All r = min(C, P) right singular vectors (B, C, r) and squared singular values (B, r)."""
-    channels, positions = flat.shape[1:]
-    if channels <= positions:
-        squares, vectors = torch.linalg.eigh(flat @ flat.mT)
-        return vectors.flip(2), squares.flip(1).clamp(min=0)
-    squares, left = torch.linalg.eigh(flat.mT @ flat)
-    squares = squares.flip(1).clamp(min=0)
-    vectors = flat @ left.flip(2)
-    # Below the gap rule X^T u is rounding noise; the null space is handled as a whole.
-    length = torch.linalg.vector_norm(vectors, dim=1)
-    real = (squares > GAP * squares[:, :1]) & (length > 0)
-    return vectors * torch.where(real, 1 / length, 0.0)[:, None], squares
+def _resolvent(
+    flat: Tensor, inverse: Tensor, vectors: Tensor, squares: Tensor, gram: Tensor, across: Tensor
+) -> Tensor:
+    """w_i = (lam_i I - X^T X)^-1 b_i for b_i orthogonal to v_i, (B, C, k), X = `inverse` map.
 
-
-def _gaps(squares: Tensor, count: int) -> Tensor:
-    """lam_i - lam_j at [:, j, i], (B, r, k)."""
-    return squares[:, None, :count] - squares[:, :, None]
-
-
-def _inverse(number: Tensor, least: Tensor) -> Tensor:
-    return torch.where(number.abs() > least, 1 / number, 0.0)
+    v_i v_i^T, which w_i does not notice, makes the matrix regular. Where X has fewer
+    positions than channels, (lam - X^T X)^-1 = (I + X^T (lam - X X^T)^-1 X) / lam.
+    """
+    along, right = vectors, across
+    wide = flat.shape[1] > flat.shape[2]
+    if wide:
+        seen = flat.mT @ torch.cat([vectors, across], 2) * inverse
+        along, right = seen.chunk(2, dim=2)
+        along = nn.functional.normalize(along, dim=1)
+    columns = along.mT[..., None]  # (B, k, n, 1)
+    matrix = columns * columns.mT - gram[:, None]
+    matrix.diagonal(dim1=2, dim2=3).add_(squares[..., None])
+    moved = torch.linalg.solve_ex(matrix, right.mT[..., None]).result[..., 0].mT
+    return (across + flat @ moved * inverse) / squares[:, None] if wide else moved

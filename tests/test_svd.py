@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods._svd import right_vectors
+from methods import _eigenvectors
+from methods._eigenvectors import GOLDEN, Maps
+from methods._svd import nearest_right_vectors, right_vectors
 from methods.kd_svd import kd_svd_loss, resolved_samples
 
 TALL, WIDE = (3, 4, 2, 4), (3, 7, 2, 2)  # fewer channels than positions, and more
@@ -132,6 +134,115 @@ def test_refuses_what_is_no_map():
         right_vectors(torch.ones(2, 3), 1)
 
 
+# By iteration, from 32 channels and positions on -----------------------------------------------
+
+LARGE_TALL, LARGE_WIDE = (3, 40, 7, 7), (3, 60, 6, 6)
+
+
+def whole_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of samples of every whole decomposition from here on."""
+    sizes, exact = [], _eigenvectors._exact
+
+    def counted(maps: Maps, count: int) -> _eigenvectors.Found:
+        sizes.append(len(maps.flat))
+        return exact(maps, count)
+
+    monkeypatch.setattr(_eigenvectors, "_exact", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [LARGE_TALL, LARGE_WIDE], ids=["tall", "wide"])
+@pytest.mark.parametrize("directions", [None, 1], ids=["first", "nearest"])
+def test_iteration_is_as_exact_as_a_whole_decomposition(shape, dtype, directions, monkeypatch):
+    double = drawn(*shape).relu().requires_grad_()  # one direction leads, as behind a ReLU
+    slope = drawn(shape[0], shape[1], shape[1], seed=1)
+    wanted = projections_by_torch(double, 1)[:, 0]
+    (gradient,) = torch.autograd.grad((wanted * slope).sum(), double)
+
+    sizes = whole_decompositions(monkeypatch)
+    feature = double.detach().to(dtype).requires_grad_()
+    if directions:
+        near = drawn(*shape, seed=2).relu().mean((2, 3))[:, :, None].to(dtype)
+        vectors = nearest_right_vectors(feature, near / near.norm(dim=1, keepdim=True), 3).vectors
+    else:
+        vectors = right_vectors(feature, 1).vectors
+    found = vectors @ vectors.mT
+    (turned,) = torch.autograd.grad((found * slope.to(dtype)).sum(), feature)
+    assert not sizes
+    rounding = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=rounding)
+    assert (turned - gradient).norm() <= rounding * gradient.norm()
+
+
+def test_only_samples_that_the_iteration_leaves_open_are_decomposed(monkeypatch):
+    leading = drawn(2, 40, 7, 7).relu()
+    twice = with_spectrum([3, 3, 1], 40, 49).reshape(1, 40, 7, 7)
+    close = with_spectrum([3, 3 - 1e-4, 1], 40, 49).reshape(1, 40, 7, 7)
+    zero = torch.zeros(1, 40, 7, 7).double()
+    feature = torch.cat([leading[:1], twice, close, zero, drawn(1, 40, 7, 7, seed=1), leading[1:]])
+    sizes = whole_decompositions(monkeypatch)
+    found = right_vectors(feature, 1)
+    assert sizes == [4]
+    assert found.resolved[:, 0].tolist() == [True, False, True, False, True, True]
+    alone = [right_vectors(x[None], 1).vectors[0] for x in feature]
+    for i in (0, 2, 4, 5):
+        wanted = projections_by_torch(feature[i : i + 1], 1)[0, 0]
+        vector = found.vectors[i]
+        torch.testing.assert_close(vector @ vector.mT, wanted, rtol=0, atol=1e-10)
+        torch.testing.assert_close(vector, alone[i], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("hidden", [0.1, 1.05])
+def test_a_leading_vector_that_the_iteration_cannot_see_is_not_missed(hidden, monkeypatch):
+    # One singular vector is orthogonal to the block that the iteration starts from. If it leads,
+    # the Ritz vectors' residuals do not show that it is missing; the Frobenius norm does.
+    rows = torch.arange(1, 41, dtype=torch.float64)
+    block = torch.cos(GOLDEN * torch.outer(rows, torch.arange(4, dtype=torch.float64)))
+    left = torch.linalg.qr(torch.cat([block, drawn(40, 36)], 1)).Q
+    values = torch.tensor([1.0, 0.6, 0.6, 0.6, hidden] + 35 * [0.01], dtype=torch.float64)
+    right = torch.linalg.qr(drawn(49, 40, seed=1)).Q.mT
+    feature = (left * values @ right).reshape(1, 40, 7, 7)
+    gram = Maps.of(feature.flatten(2)).gram
+    squares, _, residual = _eigenvectors._ritz(gram, 4, 1)
+    assert residual.max() < 1e-14
+    assert squares[0, 0] / squares[0, 1] == pytest.approx(1 / 0.36)
+    sizes = whole_decompositions(monkeypatch)
+    vector = right_vectors(feature, 1).vectors[0, :, 0]
+    assert sizes == ([1] if hidden > 1 else [])
+    assert abs(vector @ left[:, 4 if hidden > 1 else 0]) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [LARGE_TALL, LARGE_WIDE], ids=["tall", "wide"])
+@pytest.mark.parametrize("nearest", [0, 1, 2, 3])
+def test_the_nearest_of_the_candidates_is_found_whichever_it_is(shape, nearest):
+    feature = drawn(*shape).relu()
+    vectors = right_vectors(feature, 4).vectors
+    others = drawn(shape[0], shape[1], 1, seed=1)
+    direction = -vectors[:, :, nearest : nearest + 1] + 0.05 * others
+    direction /= direction.norm(dim=1, keepdim=True)
+    found = nearest_right_vectors(feature, direction, 3)
+    wanted = -vectors[:, :, nearest]
+    torch.testing.assert_close(found.vectors[:, :, 0], wanted, rtol=0, atol=1e-10)
+    # One candidate fewer: the last of them is no longer to be had.
+    if nearest == 3:
+        fewer = nearest_right_vectors(feature, direction, 2).vectors[:, :, 0]
+        assert ((fewer * wanted).sum(1).abs() < 0.5).all()
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+def test_no_candidate_is_passed_over(extra):
+    # Directions at random, from near the first vector to anywhere: the choice is that of all.
+    feature = drawn(64, 36, 6, 6).relu().float()
+    first = right_vectors(feature, 1).vectors
+    share = torch.linspace(0, 1, 64)[:, None, None]
+    direction = nn.functional.normalize(first + share * drawn(64, 36, 1, seed=1).float(), dim=1)
+    found = nearest_right_vectors(feature, direction, extra).vectors
+    wanted, index = _eigenvectors.nearest(right_vectors(feature, 1 + extra).vectors, direction)
+    assert extra == 0 or (index > 0).any()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
 # The loss ---------------------------------------------------------------------------------------
 
 
@@ -164,3 +275,12 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = kd_svd_loss(student, teacher)
     assert torch.equal(inside, kd_svd_loss(student, teacher))
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+def test_the_series_of_a_relation_is_long_enough_for_the_largest_entries(dtype, rounding):
+    # Axes as vectors, so a b = 1: four relations differ by 1 - exp(-1 / 8), see the example.
+    first = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=dtype).view(1, 2, 1, 2)
+    back = first.flip(3)
+    (loss,) = kd_svd_loss([first, back.flip(1)], [first, back], 1, 0).tolist()
+    assert loss == pytest.approx(4 * math.expm1(-1 / 8) ** 2, rel=rounding)
