@@ -6,9 +6,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bench.method import Method, Pair, Stage
 from methods._checks import above_zero, between, one_of
+from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
 from methods._pool import common_size, pool_to
 from methods._precision import full_precision
@@ -25,6 +27,8 @@ Kind = Literal["l2", "sumsq"]
 Mode = Literal["init_finetune", "joint"]
 POINTS = {"all": STAGE_OUTPUTS}
 SMALLEST_NORM = 1e-8
+CPU_BLOCK = 1 << 16  # elements squared at a time: 256 KiB stay in the cache
+GPU_BLOCK = 1 << 24  # 64 MiB: enough for a launch to be worth it
 
 
 def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
@@ -53,11 +57,10 @@ def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
     one_of("attention_map", "kind", kind, get_args(Kind))
     if feature.dim() != 4:
         raise ValueError(f"attention_map: {tuple(feature.shape)} is no feature map (B, C, H, W)")
-    # The norm's gradient is 0 at a position without response; that of sqrt(sum) would be NaN.
-    lengths = torch.linalg.vector_norm(full_precision(feature), dim=1)
-    return lengths if kind == "l2" else lengths.square()
+    return _response(_Energy.apply(full_precision(feature)), kind)
 
 
+@has_reference
 def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2") -> Tensor:
     """Mean squared difference of the two networks' normalised attention maps.
 
@@ -86,7 +89,50 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
         >>> attention_transfer_loss(student, teacher)       # q_s = (.6, .8), q_t = (1, 0)
         tensor([0.4000])
     """
-    here, there = attention_map(student, kind), attention_map(teacher, kind)
+    return _map_distance(attention_map(student, kind), attention_map(teacher, kind))
+
+
+def attention_transfer_loss_reference(
+    student: Tensor, teacher: Tensor, kind: Kind = "l2"
+) -> Tensor:
+    """`attention_transfer_loss` from the maps' squares, (B, C, H, W): the textbook form."""
+    one_of("attention_map", "kind", kind, get_args(Kind))
+    squares = full_precision(student).square(), full_precision(teacher).square()
+    return _map_distance(*(_response(square.sum(dim=1), kind) for square in squares))
+
+
+class _Energy(torch.autograd.Function):
+    """sum_c feature[b, c, h, w]^2, (B, H, W), without the squares of more than a few samples."""
+
+    @staticmethod
+    def forward(ctx, feature: Tensor) -> Tensor:
+        energy = feature.new_empty(len(feature), *feature.shape[2:])
+        block = GPU_BLOCK if feature.is_cuda else CPU_BLOCK
+        step = max(1, block // max(1, feature[:1].numel()))
+        squares = torch.empty_like(feature[:step])
+        for start in range(0, len(feature), step):
+            part, here = feature[start : start + step], energy[start : start + step]
+            torch.sum(torch.mul(part, part, out=squares[: len(part)]), dim=1, out=here)
+        ctx.save_for_backward(feature)
+        return energy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore
+        (feature,) = ctx.saved_tensors
+        return feature * (2 * grad[:, None])
+
+
+def _response(energy: Tensor, kind: Kind) -> Tensor:
+    """The attention map of sums of squares; its gradient is 0 where there is no response."""
+    if kind == "sumsq":
+        return energy
+    silent = energy == 0  # there the root's gradient would be infinite, and times 0 not a number
+    return torch.where(silent, 0.0, torch.where(silent, 1.0, energy).sqrt())
+
+
+def _map_distance(here: Tensor, there: Tensor) -> Tensor:
+    """(B,) of the student's and the teacher's attention maps, before normalising."""
     if len(here) != len(there):
         raise ValueError(
             f"attention_transfer_loss: batches of {len(here)} (student) and {len(there)} (teacher)"

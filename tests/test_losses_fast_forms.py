@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bench.cost.counting import AllocationMode
 from bench.method import Pair, View
-from methods import _boundary, activation_boundary, kd_svd, registry, rkd
+from methods import _boundary, activation_boundary, attention_transfer, kd_svd, registry, rkd
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -198,6 +198,33 @@ def test_boundary_loss_makes_a_fifth_of_the_papers_memory():
         for form in (boundary_loss, boundary_textbook)
     )
     assert fast <= textbook / 5
+
+
+attention_loss = attention_transfer.attention_transfer_loss
+attention_textbook = attention_transfer.attention_transfer_loss_reference
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", ["l2", "sumsq"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("block", [1, 2 * 6 * 8 * 8, 1 << 16])
+def test_attention_without_all_squares_is_attention(
+    block: int, layout, kind, dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention_transfer, "CPU_BLOCK", block)
+    student = drawn(5, 6, 8, 8, seed=0, dtype=dtype).relu().contiguous(memory_format=layout)
+    teacher = drawn(5, 9, 4, 4, seed=1, dtype=dtype).relu()
+    student[0, :, 2] = 0  # positions without response
+    assert_fast_equals_textbook(
+        lambda leaves: attention_loss(*leaves, teacher, kind),
+        lambda leaves: attention_textbook(*leaves, teacher, kind),
+        [student],
+    )
+
+
+def test_attention_makes_no_full_size_square():
+    student, teacher = (drawn(16, 64, 32, 32, seed=s, dtype=torch.float32) for s in (0, 1))
+    assert peak_bytes(lambda x: attention_loss(x, teacher), student) <= 1.1 * student.nbytes
 
 
 @each_dtype
