@@ -88,6 +88,10 @@ def test_decompositions_count_by_formula():
     tall = torch.ones(2, 8, 4)
     done = counted(lambda: torch.linalg.svd(tall, full_matrices=False))
     assert done.decomposition == 2 * (14 * 8 * 4**2 + 8 * 4**3)
+    done = counted(lambda: torch.linalg.solve_ex(square, square[..., 0]))
+    assert done.decomposition == 5 * (2 * 6**3 // 3 + 2 * 6**2)
+    done = counted(lambda: torch.linalg.qr(tall))
+    assert done.decomposition == 2 * round(4 * 8 * 4**2 - 4 / 3 * 4**3)
 
 
 def test_matmul_count_is_that_of_torch():

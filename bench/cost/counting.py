@@ -6,7 +6,7 @@ forward and backward, with its tensors.
 | kind | which operators | FLOP |
 |---|---|---|
 | matmul | products and convolutions | torch's own formulas; 1 multiply-add = 2 |
-| decomposition | eigh, svd | by formula, per m x n matrix with m >= n: 9 n^3; 14 m n^2 + 8 n^3 |
+| decomposition | eigh, svd, qr, solve | by formula, see `DECOMPOSITIONS` |
 | elementwise | all others that compute | 1 per element, times `PASSES` for those of several |
 | - | views, copies, lookups, random draws | 0 |
 
@@ -106,7 +106,7 @@ def _flops(
     """(matmul, elementwise, decomposition) of one operator."""
     if func.overloadpacket in flop_registry:
         return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)), 0, 0
-    if name in ("_linalg_eigh", "_linalg_svd"):
+    if name in DECOMPOSITIONS:
         return 0, 0, _decomposition(name, args[0])
     if name in MOVES or not tensors:
         return 0, 0, 0
@@ -117,9 +117,18 @@ def _flops(
     return 0, PASSES.get(name, 1) * elements, 0
 
 
+DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
+    "_linalg_eigh": lambda m, n: 9 * n**3,
+    "_linalg_svd": lambda m, n: 14 * m * n**2 + 8 * n**3,
+    "linalg_qr": lambda m, n: 4 * m * n**2 - 4 / 3 * n**3,
+    "_linalg_solve_ex": lambda m, n: 2 / 3 * n**3 + 2 * n**2,
+}
+"""Operations per m x n matrix, m >= n: with all vectors, Q formed, and one right-hand side."""
+
+
 def _decomposition(name: str, matrices: Tensor) -> int:
     long, short = max(matrices.shape[-2:]), min(matrices.shape[-2:])
-    each = 9 * short**3 if name == "_linalg_eigh" else 14 * long * short**2 + 8 * short**3
+    each = round(DECOMPOSITIONS[name](long, short))
     return each * (matrices.numel() // (long * short))
 
 
