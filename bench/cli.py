@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from bench.grid import Expansion, Grid
     from bench.launch.coordinator import Outcome
     from bench.launch.job import Library
-    from bench.record import Plan, Record
+    from bench.record import Plan, Record, Row
+    from bench.tracking import Mirror
     from bench.workdir import WorkDir
 
 DEFAULT_GRID = "digits"
@@ -168,8 +169,13 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
     add = parser.add_argument
-    add("cell", metavar="CELL", help="a cell id or its beginning (cells.csv has them), or "
-        "teacher>student/method/seed; quote it")  # fmt: skip
+    add("cell", metavar="CELL", nargs="?", help="a cell id or its beginning (cells.csv has them), "
+        "or teacher>student/method/seed; quote it")  # fmt: skip
+    add(
+        "--winner",
+        action="store_true",
+        help="instead of CELL: the recommended student of the pair with the highest accuracy",
+    )
     add(
         "--format",
         choices=("safetensors", "onnx", "torch.export"),
@@ -300,8 +306,8 @@ def run(options: argparse.Namespace) -> int:
     outcome, expansion = _train(options, prepared, prepared.grid)
     plan = expansion.plan
     records = work.store.read_all(plan.cell_ids())
-    files = _render(work, plan, records, _read_costs(work, plan.name, "records"))
-    _mirror_tables(work, plan, files)
+    costs = _read_costs(work, plan.name, "records")
+    _mirror_results(work, plan, records, costs, _render(work, plan, records, costs))
     _say_outcome(outcome)
     return exit_code(outcome.counts)
 
@@ -378,13 +384,42 @@ def _read_costs(work: WorkDir, grid: str, origin: str) -> Costs:
         raise UsageError(str(error)) from None
 
 
-def _mirror_tables(work: WorkDir, plan: Plan, files: list[Path]) -> None:
+def _mirror_results(
+    work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs, files: list[Path]
+) -> None:
+    """Puts tables and figures into MLflow, and the winner into its registry."""
     from bench.tracking import Mirror, TrackingError
 
     try:
-        Mirror(work.root, plan.name).send_summary(work.grid(plan.name), files)
+        mirror = Mirror(work.root, plan.name)
+        mirror.send_summary(work.grid(plan.name), files)
+        _crown(mirror, work, plan, records, costs)
     except TrackingError as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
+
+
+def _crown(
+    mirror: Mirror, work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs
+) -> None:
+    """Registers the student that won, if it is another one than before; see `winner`."""
+    from bench.report.winner import winner
+    from bench.tracking import ServableStudent
+
+    best, before = winner(plan, records, costs), mirror.champion()
+    if best is None and before is not None:
+        mirror.withdraw()
+    if best is None or before == best.row.cell_id:
+        return
+    from bench.export import ExportError, ParityError, load_trained, pack
+
+    try:
+        trained = load_trained(best.row, work)
+        content, _ = pack(trained, "torch.export")
+    except (ExportError, ParityError) as error:
+        print(f"the winner is not in MLflow's registry: {error}", file=sys.stderr)
+        return
+    mirror.crown(ServableStudent(best.row, content, trained.card.to_json(), best.why))
+    print(f"MLflow model {mirror.model_name}@champion: {best.row.name}")
 
 
 def _say_outcome(outcome: Outcome) -> None:
@@ -447,7 +482,7 @@ def sync(options: argparse.Namespace) -> int:
     except TrackingError as error:
         raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
     costs = _read_costs(work, name, "records")
-    _mirror_tables(work, plan, _render(work, plan, records, costs))
+    _mirror_results(work, plan, records, costs, _render(work, plan, records, costs))
     print(f"{sent} records sent")
     return 0
 
@@ -458,9 +493,12 @@ def export(options: argparse.Namespace) -> int:
     from bench.record import write_atomically
 
     work = _work_dir(options)
-    plan, _ = _read(work, _grid_name(options.grid), "records")
+    if (options.cell is None) != options.winner:
+        raise UsageError("wanted either a CELL or --winner (see: run_all.py export --help)")
+    plan, records = _read(work, _grid_name(options.grid), "records")
     try:
-        trained = load_trained(find_row(plan, options.cell), work)
+        row = _winner_row(work, plan, records) if options.winner else find_row(plan, options.cell)
+        trained = load_trained(row, work)
         content, parity = pack(trained, options.format)
     except ExportError as error:
         raise UsageError(str(error)) from None
@@ -475,6 +513,19 @@ def export(options: argparse.Namespace) -> int:
     print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
     print(f"classes, in the order of the logits: {', '.join(card.classes)}")
     return 0
+
+
+def _winner_row(work: WorkDir, plan: Plan, records: dict[str, Record]) -> Row:
+    from bench.report.winner import winner
+
+    best = winner(plan, records, _read_costs(work, plan.name, "records"))
+    if best is None:
+        raise UsageError(
+            f"no row of {plan.name} beats the plain student beyond doubt (see: run_all.py "
+            "recommend); name a CELL instead"
+        )
+    print(best.why)
+    return best.row
 
 
 def list_all(options: argparse.Namespace) -> int:

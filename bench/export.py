@@ -164,13 +164,24 @@ def _unpack_weights(content: bytes) -> Logits:
 
 
 def trace(student: Student, card: Card) -> torch.export.ExportedProgram:
-    """The student as a graph of operations that needs no code of ours, for any batch size."""
+    """The student as a graph of operations that needs no code of ours, for any batch size.
+
+    Raises:
+        ExportError: torch cannot follow the network.
+    """
     # Two images: a batch of one would be taken for a constant. The first forward lets a network
     # that traces itself do so outside of the export.
     example = torch.zeros(2, *card.image_shape, dtype=torch.uint8)
     student(example)
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
+    try:
+        return torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
+    except RuntimeError as error:  # the base of all that its tracer raises
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"{card.name}: torch.export cannot follow {card.model} ({reason}); "
+            "--format safetensors needs no graph"
+        ) from None
 
 
 def _pack_program(student: Student, card: Card) -> bytes:

@@ -25,6 +25,7 @@ ALLOWED = {
     "bench.seeds": set(),
     "bench.workdir": {"bench.record"},
     "bench.tracking": {"bench.record"},
+    "bench.served_student": set(),
     "bench.export": {
         "bench.cell", "bench.data", "bench.models", "bench.record", "bench.train.device",
         "bench.workdir",

@@ -1,15 +1,30 @@
-"""What MLflow is sent, and what comes back: names, tags, inputs, files."""
+"""What MLflow is sent, and what comes back: names, groups, inputs, files, the champion."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from students import random_student
+from summary_grid import finished, plan, records, row
 
-from bench.tracking import Mirror
+from bench.export import Student, Trained, pack
+from bench.record import Record, Row, Store
+from bench.tracking import Mirror, ServableStudent, group_of, mirror_all
 
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, 3, 8, 8), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +33,89 @@ def work(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tracking")
     Mirror(folder, "made")
     return folder
+
+
+def runs(mirror: Mirror, kind: str) -> list:
+    experiment = mirror.client.get_experiment_by_name(f"kd-bench/{mirror.grid}")
+    assert experiment is not None
+    text = f"tags.`kd_bench.kind` = '{kind}'"
+    return list(mirror.client.search_runs([experiment.experiment_id], text))
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sent(work) -> tuple[Mirror, Store]:
+    """The grid written by hand, sent once; its cells know their data and when they began."""
+    store = Store(work / "cells")
+    for record in records().values():
+        cell = {"data": {"source": "digits", "size": 8}, "fingerprint": "0123456789abcdef"}
+        began = {"started": "2026-11-23T10:00:00+00:00"}
+        final = record.final | ({"evaluation_seconds": 2.5} if record.final else {})
+        store.write(replace(record, cell=cell, conditions=began, final=final))
+    mirror = Mirror(work, "by_hand")
+    assert mirror_all(mirror, plan(), store) == len(records())
+    return mirror, store
+
+
+def test_sending_again_changes_nothing(sent, work):
+    mirror, store = sent
+    before = sorted(run.info.run_id for kind in ("cell", "group") for run in runs(mirror, kind))
+    assert mirror_all(Mirror(work, "by_hand"), plan(), store) == 0
+    after = sorted(run.info.run_id for kind in ("cell", "group") for run in runs(mirror, kind))
+    assert after == before
+
+
+def test_runs_are_named_and_listed_by_pair(sent):
+    mirror, _ = sent
+    groups = {run.info.run_id: run for run in runs(mirror, "group")}
+    under: dict[str, set[str]] = {}
+    for run in runs(mirror, "cell"):
+        parent = groups[run.data.tags["mlflow.parentRunId"]].info.run_name
+        under.setdefault(parent, set()).add(run.info.run_name)
+    assert set(under) == {"teachers and plain students", "wide>narrow fraction=0.5"}
+    assert "wide>narrow/soft_logits/1" in under["wide>narrow fraction=0.5"]
+    assert under["teachers and plain students"] == {
+        "wide/teacher/0", "wide/teacher/1", "narrow/student/0", "narrow/student/1",
+    }  # fmt: skip
+    assert {run.info.status for run in groups.values()} == {"FINISHED"}
+    assert all(run.data.tags["mlflow.note.content"] for run in groups.values())
+
+
+def test_a_run_can_be_filtered_by_category_axes_and_pair(sent):
+    mirror, _ = sent
+    experiment = mirror.client.get_experiment_by_name("kd-bench/by_hand").experiment_id
+    text = "tags.category = 'response' and tags.fraction = '0.5' and tags.pair = 'wide>narrow'"
+    found = mirror.client.search_runs([experiment], text)
+    assert {run.info.run_name for run in found} == {
+        "wide>narrow/soft_logits/0", "wide>narrow/soft_logits/1",
+    }  # fmt: skip
+
+
+def test_a_run_names_its_data_by_hash_and_took_what_it_took(sent):
+    mirror, _ = sent
+    run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/rkd/0")
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits", "0123456789abcdef")
+    assert json.loads(used.dataset.profile)["train_images"] == 1000
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    assert run.info.end_time - run.info.start_time == 15_000  # 12.5 s + 2.5 s, in ms
+
+
+def test_a_failed_cell_is_a_failed_run(sent):
+    mirror, _ = sent
+    run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/fitnet/1")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"].startswith("FloatingPointError")
+
+
+def test_neutral_axes_are_left_out_of_a_group_name():
+    whole = replace(row("fitnet", 0), axes={"fraction": 1.0, "resolution": 2.0})
+    assert group_of(whole).name == "wide>narrow resolution=2"
+
+
+# --- the summary run -----------------------------------------------------------------------------
 
 
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
@@ -33,3 +131,110 @@ def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     assert mirror.read_summary_file("figures/cost.svg") == "<svg/>"
     assert mirror.read_summary_file("cost") is None
     assert mirror.read_summary_file("figures") is None
+
+
+# --- the champion --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowned(work) -> tuple[Mirror, Trained]:
+    """A grid whose first winner is registered."""
+    mirror = Mirror(work, "crowned")
+    for one in (row("soft_logits", 0), row("rkd", 0)):
+        folder = work / "crowned" / one.cell_id
+        folder.mkdir(parents=True)
+        mirror.send(cell_record(one), one, folder)
+    trained = random_student("cnn4", side=8)
+    assert mirror.champion() is None
+    mirror.crown(servable(row("soft_logits", 0), trained))
+    return mirror, trained
+
+
+def cell_record(row: Row) -> Record:
+    return replace(finished(row, 0.9, 0.9, None), cell={"fingerprint": "f", "data": {}})
+
+
+def servable(row: Row, trained: Trained) -> ServableStudent:
+    content, _ = pack(trained, "torch.export")
+    return ServableStudent(row, content, trained.card.to_json(), "It won by hand.")
+
+
+def logits(trained: Trained) -> np.ndarray:
+    with torch.no_grad():
+        return Student(trained.network, trained.card)(torch.from_numpy(IMAGES)).numpy()
+
+
+def test_the_champion_loads_by_its_alias_and_computes_the_same(crowned):
+    from mlflow import pyfunc
+
+    mirror, trained = crowned
+    assert mirror.champion() == "narrow-soft_logits-0"
+    version = mirror.client.get_model_version_by_alias(mirror.model_name, "champion")
+    found = pyfunc.load_model(version.source).predict(IMAGES)
+    np.testing.assert_allclose(found, logits(trained), rtol=1e-4, atol=1e-5)
+
+
+def test_the_registered_model_says_what_it_is_and_takes(crowned):
+    import mlflow
+
+    mirror, _ = crowned
+    version = mirror.client.get_model_version_by_alias(mirror.model_name, "champion")
+    assert "It won by hand." in version.description
+    assert "1. by hand" in version.description
+    assert version.tags["pair"] == "wide>narrow"
+    assert version.run_id in {run.info.run_id for run in runs(mirror, "cell")}
+    about = mlflow.models.get_model_info(version.source.removeprefix("file://"))
+    (images,), (scores,) = about.signature.inputs.inputs, about.signature.outputs.inputs
+    assert (images.type, images.shape) == (np.dtype("uint8"), (-1, 3, 8, 8))
+    assert (scores.type, scores.shape) == (np.dtype("float32"), (-1, 10))
+    assert about.saved_input_example_info is not None
+
+
+def test_a_new_winner_moves_the_alias_and_an_old_one_keeps_its_version(crowned):
+    mirror, trained = crowned
+
+    def versions() -> int:
+        return len(mirror.client.search_model_versions(f"name = '{mirror.model_name}'"))
+
+    first, second = (servable(row(label, 0), trained) for label in ("soft_logits", "rkd"))
+    mirror.crown(first)
+    assert versions() == 1
+    mirror.crown(second)
+    assert (mirror.champion(), versions()) == ("narrow-rkd-0", 2)
+    mirror.crown(first)
+    assert (mirror.champion(), versions()) == ("narrow-soft_logits-0", 2)
+    mirror.withdraw()
+    assert (mirror.champion(), versions()) == (None, 2)
+    mirror.crown(first)
+    assert (mirror.champion(), versions()) == ("narrow-soft_logits-0", 2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_answers_with_the_logits_of_the_network(crowned, tmp_path):
+    mirror, trained = crowned
+    port = free_port()
+    words = ["models", "serve", "-m", f"models:/{mirror.model_name}@champion", "--env-manager",
+             "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "MLFLOW_TRACKING_URI": mirror.uri},
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            lines = iter(server.stdout.readline, "")
+            assert any("startup complete" in line for line in lines)
+            content = json.dumps({"inputs": IMAGES.tolist()}).encode()
+            address, kind = f"http://127.0.0.1:{port}/invocations", "application/json"
+            request = urllib.request.Request(address, content, {"Content-Type": kind})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found = np.array(json.load(answer)["predictions"])
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+    np.testing.assert_allclose(found, logits(trained), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,74 @@
+"""Which student of a grid goes into the registry, on records whose winner is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from summary_grid import finished, row
+
+from bench.record import Plan, Record, Row
+from bench.report.winner import winner
+
+# Five seeds with a spread of half a point: 4 points are beyond doubt, 0.1 are not.
+SPREAD = (0.0, 0.005, -0.005, 0.002, -0.002)
+Grid = tuple[Plan, dict[str, Record]]
+
+
+def grid(means: dict[tuple[str, str, str], float]) -> Grid:
+    """Rows of (teacher, student, label) around these means; every label jitters its own way."""
+    rows: list[Row] = []
+    records: dict[str, Record] = {}
+    for shift, ((teacher, student, label), mean) in enumerate(means.items()):
+        for seed in range(5):
+            one = row(label, seed, teacher, student)
+            # A method's cell is its pair's own; baselines are shared.
+            name = one.cell_id if one.role != "method" else f"{teacher}>{one.cell_id}"
+            rows.append(replace(one, cell_id=name))
+            accuracy = mean + SPREAD[(seed + shift) % 5]
+            records[name] = replace(finished(one, accuracy, accuracy, None), cell_id=name)
+    return Plan(name="won", description="", config={}, rows=rows), records
+
+
+def pair(teacher: str, model: str, **means: float) -> dict[tuple[str, str, str], float]:
+    return {(teacher, model, label): mean for label, mean in means.items()}
+
+
+def test_the_recommended_row_of_the_highest_mean_wins_with_its_first_seed():
+    plan, records = grid(
+        pair("wide", "narrow", student=0.70, fitnet=0.74, rkd=0.70)
+        | pair("wide", "broad", student=0.80, fitnet=0.80, soft_logits=0.86)
+    )
+    found = winner(plan, records)
+    assert found is not None
+    assert (found.row.student, found.row.label, found.row.seed) == ("broad", "soft_logits", 0)
+    assert "86.00%" in found.why
+    assert "2 pairs with a winner" in found.why
+
+
+def test_a_higher_pair_whose_plain_student_stands_does_not_win():
+    plan, records = grid(
+        pair("wide", "narrow", student=0.70, fitnet=0.74)
+        | pair("wide", "broad", student=0.95, fitnet=0.951)
+    )
+    found = winner(plan, records)
+    assert found is not None
+    assert found.row.student == "narrow"
+
+
+def test_a_failed_first_seed_is_passed_over():
+    plan, records = grid(pair("wide", "narrow", student=0.70, fitnet=0.76))
+    first = next(r.cell_id for r in plan.rows if r.label == "fitnet" and r.seed == 0)
+    records[first] = replace(records[first], status="failed", error="boom", final={})
+    found = winner(plan, records)
+    assert found is not None
+    assert found.row.seed == 1
+    assert "over 4 seeds" in found.why
+
+
+def test_nothing_wins_where_the_plain_student_stands():
+    assert winner(*grid(pair("wide", "narrow", student=0.70, fitnet=0.701, rkd=0.60))) is None
+
+
+def test_nothing_wins_without_evidence():
+    plan, _ = grid(pair("wide", "narrow", student=0.70, fitnet=0.76))
+    assert winner(plan, {}) is None
