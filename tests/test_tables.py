@@ -150,8 +150,8 @@ def test_latex_row_cannot_begin_with_an_argument_of_the_line_break() -> None:
 
 def test_html_is_escaped_and_sortable() -> None:
     page = to_html(SMALL)
-    assert "<caption>A &amp; B</caption>" in page
-    assert '<th style="text-align:right">gain (pp)</th>' in page
+    assert "<caption><span>A &amp; B</span></caption>" in page
+    assert '<th scope="col" style="text-align:right">gain (pp)</th>' in page
     assert '<td style="text-align:right" data-value="0.01">+1.00 ± 0.50 ~</td>' in page
     assert '<td style="text-align:left">a|b &lt;i&gt;</td>' in page
     assert "<li>~ is 5 % of $x_1$</li>" in page

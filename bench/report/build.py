@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench.cost.record import Costs
-from bench.record import Plan, Record
+from bench.record import Plan, Record, write_atomically
 from bench.report.claims import claims_section
 from bench.report.comparison import comparison_tables
-from bench.report.cost import write_costs
-from bench.report.grid_figures import write_grid_figures
+from bench.report.conditions import conditions_table, faults_table
+from bench.report.cost import FIGURES as COST_FIGURES
+from bench.report.cost import cost_tables, write_costs
+from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.overview import AXES, axis_tables, overview_tables
+from bench.report.page import Part, render_page
 from bench.report.published import published_tables
+from bench.report.recommend import ACCURACY, COST, GAIN, Choice, recommend
 from bench.report.selection import write_selection_figures
-from bench.report.summary import write_summary
-from bench.report.tables import Section, write_section
+from bench.report.statistics import Interval
+from bench.report.summary import Summary, summarise, write_summary
+from bench.report.tables import Column, Entry, Section, Table, write_section
+
+NO_COSTS = (
+    "Nothing was profiled: `run_all.py profile` measures what each method costs, and gain against "
+    "cost is drawn then."
+)
 
 
 def build(
     plan: Plan, records: Mapping[str, Record], costs: Costs | None, store: Path, folder: Path
 ) -> list[Path]:
-    """Writes all tables and figures of a grid; equal input gives equal bytes.
+    """Writes all tables, figures and the report of a grid; equal input gives equal bytes.
 
     Args:
         plan: what was asked for.
@@ -36,43 +46,129 @@ def build(
     Raises:
         ValueError: two cells answer for one row, or a file beside a record is damaged.
     """
-    figures = folder / "figures"
     paths = write_summary(plan, records, folder)
-    for section in sections(plan, records, costs):
+    choices = recommend(plan, records, costs)
+    made = sections(plan, records, costs, choices)
+    for section in made:
         paths += write_section(section, folder)
+    pictures = write_grid_figures(plan, records, costs, folder / "figures")
     if costs is not None and (costs.records or costs.scaling):
-        paths += write_costs(costs, folder)
-    for picture in write_grid_figures(plan, records, costs, figures):
-        paths += picture.paths
-    paths += write_selection_figures(plan, records, store, figures)
-    return paths
+        written = write_costs(costs, folder)
+        paths += written
+        pictures += _cost_pictures(written)
+    for picture in pictures:
+        paths += [path for path in picture.paths if path not in paths]
+    # Drawn from files beside the records, which MLflow's copy lacks: no part of the report.
+    paths += write_selection_figures(plan, records, store, folder / "figures")
+    summary = summarise(plan, records)
+    parts = _parts(made, summary, costs, choices, pictures)
+    report = render_page(plan.name, plan.description, summary.coverage, parts)
+    write_atomically(folder / "report.html", report)
+    return [*paths, folder / "report.html"]
 
 
-def sections(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> list[Section]:
-    """The tables beyond the summary, in the order of the report; those without rows left out.
+def sections(
+    plan: Plan, records: Mapping[str, Record], costs: Costs | None, choices: Iterable[Choice]
+) -> list[Section]:
+    """The tables beyond summary and costs, in the order of the report; empty ones left out.
 
     Each becomes `<name>.md`, `.csv` and `.tex`, and a part of the report.
     """
+    conditions = (conditions_table(plan, records), faults_table(plan, records))
+    by_axis = axis_tables(plan, records)
     made = [
-        Section(
-            name="overview",
-            title="Accuracy and gain over all pairs",
-            tables=overview_tables(plan, records),
-        ),
-        *(
-            Section(name=axis, title=f"By {AXES[axis]}", tables=tables)
-            for axis, tables in axis_tables(plan, records).items()
-        ),
-        Section(
-            name="comparison",
-            title="Rows compared, by seed within a pair and by rank over pairs",
-            tables=comparison_tables(plan, records),
-        ),
-        Section(
-            name="published",
-            title="Published numbers beside ours",
-            tables=published_tables(plan, records),
-        ),
+        _section("choice", "The choice", [choice_table(choices)]),
+        _section("candidates", "Candidates", [choice.to_table() for choice in choices]),
+        _section("overview", "Accuracy and gain", overview_tables(plan, records)),
+        *(_section(axis, f"By {AXES[axis]}", tables) for axis, tables in by_axis.items()),
+        _section("comparison", "Rows compared", comparison_tables(plan, records)),
+        _section("published", "Published and ours", published_tables(plan, records)),
         claims_section(plan, records, costs),
+        _section("conditions", "Conditions", [table for table in conditions if table]),
     ]
     return [section for section in made if section.tables]
+
+
+CHOICE_COLUMNS = (
+    Column(key="pair", name="pair", align="left"),
+    Column(key="label", name="choice", align="left"),
+    ACCURACY,
+    GAIN,
+    COST,
+    Column(key="ties", name="rows that cannot be told from the best"),
+)
+
+
+def choice_table(choices: Iterable[Choice]) -> Table:
+    """The choice for each pair in one line; a dash where the evidence does not cover it."""
+    rows = []
+    for choice in choices:
+        chosen = choice.chosen
+        gained = chosen.gained if chosen else None
+        cost = chosen.cost if chosen else None
+        ratio = cost.median if cost and cost.n == 1 else cost and Interval(*cost)
+        rows.append((
+            Entry(choice.key.title), Entry(choice.label, instead="no answer"),
+            Entry(chosen.mean if chosen else None), Entry(gained.gain if gained else None),
+            Entry(ratio), Entry(len(choice.ties) if chosen else None),
+        ))  # fmt: skip
+    return Table(
+        title="The choice for each pair", columns=CHOICE_COLUMNS, rows=tuple(rows),
+        notes=("A row is chosen only if it is better than the plain student beyond doubt; else "
+               "the plain student stands.",),
+    )  # fmt: skip
+
+
+def _section(name: str, title: str, tables: Iterable[Table]) -> Section:
+    return Section(name=name, title=title, tables=tuple(tables))
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def _parts(
+    made: Sequence[Section],
+    summary: Summary,
+    costs: Costs | None,
+    choices: Sequence[Choice],
+    pictures: Sequence[Picture],
+) -> list[Part]:
+    """The sections with their figures, the pairs' summaries and the costs among them."""
+    found = {
+        section.name: Part(
+            id=section.name, title=section.title, text=section.text, tables=section.tables,
+            choices=choices if section.name == "choice" else (),
+            pictures=_of(section.name, pictures),
+        )
+        for section in made
+        if section.name != "candidates"  # each choice shows its own
+    }  # fmt: skip
+    tables = cost_tables(costs) if costs is not None else ()
+    more = {
+        "pairs": Part(
+            id="pairs", title="Every pair", tables=tuple(summary.tables.values()),
+            pictures=_of("pairs", pictures),
+        ),
+        "cost": Part(
+            id="cost", title="What methods cost", tables=tables, text="" if tables else NO_COSTS,
+            pictures=_of("cost", pictures),
+        ),
+    }  # fmt: skip
+    last = {
+        name: found.pop(name) for name in ("published", "claims", "conditions") if name in found
+    }
+    return list({**found, **more, **last}.values())
+
+
+def _of(part: str, pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+    return tuple(picture for picture in pictures if picture.part == part)
+
+
+def _cost_pictures(paths: Iterable[Path]) -> list[Picture]:
+    """The cost figures among the files, by the kind that their name begins with."""
+    return [
+        Picture("cost", path, caption)
+        for path in paths
+        for kind, caption in COST_FIGURES.items()
+        if path.suffix == ".svg" and path.name.startswith(kind)
+    ]

@@ -29,6 +29,14 @@ CONDITIONS = (
 )  # fmt: skip
 """What is said of a measurement, in this order."""
 
+FIGURES = {
+    "cost_step": "What a training step of every method and stage is made of, medians over rounds.",
+    "cost_loss": "Every transfer loss by itself, forward and backward, on a log scale.",
+    "cost_memory": "Peak memory of a method's costliest stage above that of the plain step.",
+    "cost_scaling": "How each transfer loss grows with batch, channels and positions.",
+}
+"""What a figure's name begins with -> what it shows."""
+
 PAIR_COLUMNS = tuple(
     Column(key=key, name=key, align="left")
     for key in ("data", "teacher", "student", "device", "precision", "batch")

@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes `<stem>.svg` and `<stem>.png`; returns both paths."""
     paths = []
-    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         content = io.BytesIO()
         with matplotlib.rc_context({"svg.hashsalt": "kd-bench", "svg.fonttype": "none"}):
             figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.cost.record import Costs
 from bench.record import FINISHED, Plan, Record
@@ -26,6 +26,9 @@ from bench.report.selection import file_name
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Pairs = Mapping[PairKey, Sequence[Group]]
 
 
@@ -33,10 +36,12 @@ class Picture(NamedTuple):
     """A figure that was written.
 
     Attributes:
+        part: of the report, that it belongs to.
         svg: the file; beside it lies the same as .png.
         caption: what it shows, one or two sentences.
     """
 
+    part: str
     svg: Path
     caption: str
 
@@ -81,8 +86,8 @@ def grid_styles(plan: Plan) -> dict[str, Style]:
     return row_styles({row.label: row.method for row in plan.rows if row.role != "source"})
 
 
-def _saved(figure, stem: Path, caption: str) -> list[Picture]:
-    return [Picture(save_figure(figure, stem)[0], caption)]
+def _saved(part: str, figure: Figure, stem: Path, caption: str) -> list[Picture]:
+    return [Picture(part, save_figure(figure, stem)[0], caption)]
 
 
 # --- learning curves -------------------------------------------------------------------------
@@ -101,7 +106,7 @@ def _curves(
         "of the last part; on the right the last epoch with its 95 % t interval."
     )
     figure = draw_curves(lines, key.title, measured_on)
-    return _saved(figure, folder / f"curves_{file_name(key.title)}", caption)
+    return _saved("pairs", figure, folder / f"curves_{file_name(key.title)}", caption)
 
 
 def _line(group: Group, style: Style) -> Line | None:
@@ -152,7 +157,7 @@ def _gain_cost(
         f"{conditions}; the grey line is the Pareto front, which no row beats in both."
     )
     figure = draw_gain_against_cost(points, key.title)
-    return _saved(figure, folder / f"gain_cost_{file_name(key.title)}", caption)
+    return _saved("cost", figure, folder / f"gain_cost_{file_name(key.title)}", caption)
 
 
 def _student(groups: Iterable[Group]) -> dict[int, float]:
@@ -172,7 +177,7 @@ def _ranks(blocks: Blocks, styles: Mapping[str, Style], folder: Path) -> list[Pi
         "it wide."
     )
     figure = draw_critical_difference(blocks.labels, blocks.matrix, styles)
-    return _saved(figure, folder / "critical_difference", caption)
+    return _saved("overview", figure, folder / "critical_difference", caption)
 
 
 def _categories(pairs: Pairs, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
@@ -191,4 +196,4 @@ def _categories(pairs: Pairs, styles: Mapping[str, Style], folder: Path) -> list
     )
     title = f"Gain over the student by category, {len(pairs)} pair{'s' * (len(pairs) > 1)}"
     figure = draw_gains_by_category(gains, title)
-    return _saved(figure, folder / "gains_by_category", caption)
+    return _saved("overview", figure, folder / "gains_by_category", caption)

@@ -22,6 +22,9 @@ from bench.report.statistics import Interval
 PERCENT_UNITS = ("%", "pp")
 """Units whose values are stored as fractions and shown times 100."""
 
+LONG = 45
+"""Characters from which on an entry may stand on several lines of an HTML table."""
+
 Value = str | int | float | Interval | None
 
 
@@ -270,27 +273,33 @@ def to_latex(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A plain <table> and a list of notes; `data-value` holds the raw number, to sort by."""
+    """A <table> that scrolls within itself, and a list of notes.
+
+    `data-value` holds the raw number, to sort by; texts of many words may be broken.
+    """
     heads = (
-        f'<th style="text-align:{column.align}">{html.escape(text)}</th>'
+        f'<th scope="col" style="text-align:{column.align}">{html.escape(text)}</th>'
         for column, text in zip(table.columns, _headings(table), strict=True)
     )
-    lines = ["<table>", f"<caption>{html.escape(one_line(table.title))}</caption>"]
+    title = html.escape(one_line(table.title))
+    lines = [f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">']
+    lines += ["<table>", f"<caption><span>{title}</span></caption>"]
     lines += ["<thead>", f"<tr>{''.join(heads)}</tr>", "</thead>", "<tbody>"]
     for row in table.pairs():
         lines.append(f"<tr>{''.join(_html_cell(column, entry) for column, entry in row)}</tr>")
-    lines += ["</tbody>", "</table>"]
+    lines += ["</tbody>", "</table>", "</div>"]
     if table.notes:
         notes = (f"<li>{html.escape(one_line(note))}</li>" for note in table.notes)
-        lines += ["<ul>", *notes, "</ul>"]
+        lines += ['<ul class="notes">', *notes, "</ul>"]
     return "\n".join(lines) + "\n"
 
 
 def _html_cell(column: Column, entry: Entry) -> str:
     value = entry.value.mean if isinstance(entry.value, Interval) else entry.value
     raw = f' data-value="{_csv_text(value)}"' if isinstance(value, (int, float)) else ""
-    text = html.escape(show(column, entry))
-    return f'<td style="text-align:{column.align}"{raw}>{text}</td>'
+    text = show(column, entry)
+    long = ' class="long"' if len(text) > LONG else ""
+    return f'<td{long} style="text-align:{column.align}"{raw}>{html.escape(text)}</td>'
 
 
 def _widths(rows: Sequence[Sequence[str]], least: int = 0) -> list[int]:

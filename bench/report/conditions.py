@@ -1,0 +1,152 @@
+"""Under what conditions a grid's cells ran, and what became of those that have no result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record
+from bench.report.summary import NOT_RUN, group_by_pair
+from bench.report.tables import Column, Entry, Table
+
+CONDITIONS = (
+    "device", "device_type", "threads", "precision", "torch", "cuda", "python", "commit", "dirty",
+    "nondeterministic",
+)  # fmt: skip
+"""What is said of the cells, in this order; whatever else their records hold comes after."""
+
+PASSING = ("started", "cohort")
+"""What differs from cell to cell by its nature."""
+
+CONDITION_COLUMNS = (
+    Column(key="what", name="what", align="left"),
+    Column(key="value", name="value", align="left"),
+    Column(key="cells", name="cells"),
+)
+
+FAULT_COLUMNS = (
+    Column(key="pair", name="pair", align="left"),
+    Column(key="label", name="method", align="left"),
+    Column(key="seeds", name="seeds", align="left"),
+    Column(key="status", name="status", align="left"),
+    Column(key="reason", name="reason", align="left"),
+)
+
+
+def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
+    """Device, precision, versions, commit, dates, seeds, data and recipe, with cells of each.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id.
+
+    Returns:
+        A row for every value that any finished cell had; None without finished cells.
+    """
+    cells = [records[i] for i in plan.cell_ids() if i in records]
+    cells = [record for record in cells if record.status == FINISHED]
+    if not cells:
+        return None
+    rows = [_row("seeds", _joined(row.seed for row in plan.rows), len(cells))]
+    rows += _started(cells)
+    extra = sorted({key for record in cells for key in record.conditions} - {*CONDITIONS, *PASSING})
+    for name in (*CONDITIONS, *extra):
+        rows += _counted(name, [r.conditions[name] for r in cells if name in r.conditions])
+    for part in ("recipe", "data"):
+        fields = dict.fromkeys(key for r in cells for key in _mapping(r.cell.get(part)))
+        for key in fields:
+            values = [_mapping(r.cell.get(part)).get(key) for r in cells]
+            rows += _counted(f"{part}: {key}", values)
+    return Table(
+        title="Conditions of the finished cells",
+        columns=CONDITION_COLUMNS,
+        rows=tuple(rows),
+        notes=("Teachers and students may differ in recipe and data: each value has its cells.",),
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _row(what: str, value: str, cells: int) -> tuple[Entry, ...]:
+    return Entry(what.replace("_", " ")), Entry(value), Entry(cells)
+
+
+def _started(cells: Iterable[Record]) -> list[tuple[Entry, ...]]:
+    times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
+    if not times:
+        return []
+    return [_row("first cell started", times[0], 1), _row("last cell started", times[-1], 1)]
+
+
+def _counted(what: str, values: Iterable[Any]) -> list[tuple[Entry, ...]]:
+    """A row a value, in the order of first mention; empty ones say nothing."""
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[_plain(value)] = counts.get(_plain(value), 0) + 1
+    return [_row(what, text, n) for text, n in counts.items() if text or len(counts) > 1]
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == []:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _joined(seeds: Iterable[int]) -> str:
+    """Seeds as ranges.
+
+    Example:
+        >>> _joined([0, 1, 2, 7, 1])
+        '0-2, 7'
+    """
+    runs: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
+    """Every row of the plan without a result: failed, not applicable or not run, and why.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id.
+
+    Returns:
+        Rows of equal pair, method, status and reason as one, with their seeds; None if every cell
+        finished.
+    """
+    seeds: dict[tuple[str, ...], list[int]] = {}
+    for key, rows in group_by_pair(plan).items():
+        for row in rows:
+            fault = _fault(records.get(row.cell_id))
+            if fault is not None:
+                seeds.setdefault((key.title, row.label, *fault), []).append(row.seed)
+    if not seeds:
+        return None
+    return Table(
+        title="Cells without a result",
+        columns=FAULT_COLUMNS,
+        rows=tuple(
+            (Entry(pair), Entry(label), Entry(_joined(found)), Entry(status), Entry(reason))
+            for (pair, label, status, reason), found in seeds.items()
+        ),
+    )
+
+
+def _fault(record: Record | None) -> tuple[str, str] | None:
+    status = NOT_RUN if record is None else record.status
+    if status == FINISHED:
+        return None
+    reason = "" if record is None else record.error
+    known = {FAILED: "failed", NOT_APPLICABLE: "not applicable", NOT_RUN: "not run"}
+    return known[status], reason or "-"

@@ -1,0 +1,266 @@
+"""The report: one file, nothing asked of a server, whatever a label holds escaped; in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import summary_grid as grid
+from test_figures import costs, evidence
+
+from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
+from bench.report.build import build
+from bench.report.conditions import conditions_table, faults_table
+from bench.report.page import Part, render_page
+from bench.report.tables import show
+
+HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, ids and addresses; fails on a tag that closes another one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def _note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids[value or ""] += 1
+            if name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+                self.addresses.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+
+def hostile() -> tuple[Plan, dict[str, Record]]:
+    """Evidence in which a method's label, its error and the grid's description are hostile."""
+    plan, records = evidence()
+    rows = [replace(r, label=HOSTILE) if r.label == "rkd" else r for r in plan.rows]
+    failed = next(row for row in rows if row.label == HOSTILE and row.seed == 1)
+    records[failed.cell_id] = grid.record(failed, FAILED, f"{HOSTILE} ran out of memory")
+    refused = next(row for row in rows if row.label == "fitnet" and row.seed == 0)
+    records[refused.cell_id] = grid.record(refused, NOT_APPLICABLE, "widths differ")
+    return replace(plan, rows=rows, description=f"Described as {HOSTILE}"), records
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "grid"
+    plan, records = hostile()
+    files = build(plan, records, costs(), folder / "store", folder)
+    assert sorted(files) == sorted(path for path in folder.rglob("*") if path.is_file())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(built) -> str:
+    return (built / "report.html").read_text(encoding="utf-8")
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_it_is_well_formed_with_ids_of_their_own(page):
+    found = Reader(page)
+    assert found.open == []
+    assert [name for name, count in found.ids.items() if count > 1] == []
+
+
+def test_it_asks_nothing_of_any_server(page):
+    found = Reader(page)
+    assert found.addresses
+    assert [a for a in found.addresses if not a.startswith(("#", "data:"))] == []
+    assert not re.search(r"@import|url\((?!#)", page)
+    targets = {address[1:] for address in found.addresses if address.startswith("#")}
+    assert targets <= set(found.ids)
+
+
+def test_what_records_and_grids_say_is_escaped(page):
+    found = Reader(page)
+    assert found.tags["script"] == 1
+    assert found.tags["img"] == 0
+    assert found.handlers == []
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_it_holds_choice_tables_figures_conditions_and_faults(page):
+    order = [page.index(f'<section id="{name}">') for name in
+             ("choice", "overview", "pairs", "cost", "conditions")]  # fmt: skip
+    assert order == sorted(order)
+    # Curves of two pairs, gain against cost of one, ranks, boxes; a step, losses and memory.
+    assert page.count("<svg ") == 8
+    assert "ran out of memory" in page
+    assert "widths differ" in page
+
+
+def test_equal_records_give_equal_bytes(built, tmp_path):
+    plan, records = hostile()
+    build(plan, dict(reversed(records.items())), costs(), tmp_path / "store", tmp_path)
+    for path in built.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / path.relative_to(built)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_every_table_is_there_in_every_format(built):
+    for name in ("summary", "overview", "choice", "candidates", "conditions"):
+        for end in ("md", "csv", "tex"):
+            assert (built / f"{name}.{end}").read_text(encoding="utf-8").strip()
+    assert (built / "choice.tex").read_text().count(r"\toprule") == 1
+
+
+def test_without_costs_it_says_how_to_measure_them(tmp_path):
+    plan, records = evidence(pairs=1)
+    build(plan, records, None, tmp_path, tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "run_all.py profile" in text
+    assert not list((tmp_path / "figures").glob("gain_cost*"))
+
+
+def test_without_any_record_it_still_is_a_page(tmp_path):
+    build(grid.plan(), {}, None, tmp_path, tmp_path)
+    assert Reader((tmp_path / "report.html").read_text(encoding="utf-8")).open == []
+
+
+def test_a_note_of_every_table_is_said_once():
+    plan, records = evidence()
+    from bench.report.summary import NOTES, summarise
+
+    tables = tuple(summarise(plan, records).tables.values())
+    text = render_page("n", "d", "c", [Part(id="pairs", title="t", tables=tables)])
+    assert len(tables) == 2
+    assert text.count(NOTES[3]) == 1
+
+
+# --- conditions and faults -------------------------------------------------------------------
+
+
+def test_conditions_are_counted_by_cell():
+    plan, records = evidence(pairs=1)
+    cells = list(records)
+    for place, cell in enumerate(cells):
+        records[cell] = replace(
+            records[cell],
+            conditions={"torch": f"2.1{1 if place else 5}", "started": f"2026-01-0{place % 3 + 1}"},
+            cell={"recipe": {"epochs": 30, "milestones": [0.5, 0.75]}, "data": {"flip": False}},
+        )  # fmt: skip
+    table = conditions_table(plan, records)
+    assert table is not None
+    shown = [tuple(show(column, entry) for column, entry in row) for row in table.pairs()]
+    assert shown == [
+        ("seeds", "0-1", "10"),
+        ("first cell started", "2026-01-01", "1"),
+        ("last cell started", "2026-01-03", "1"),
+        ("torch", "2.15", "1"),
+        ("torch", "2.11", "9"),
+        ("recipe: epochs", "30", "10"),
+        ("recipe: milestones", "0.5, 0.75", "10"),
+        ("data: flip", "no", "10"),
+    ]
+    assert conditions_table(plan, {}) is None
+
+
+def test_every_cell_without_a_result_is_listed_with_its_reason():
+    table = faults_table(grid.plan(), grid.records())
+    assert table is not None
+    shown = [tuple(show(column, entry) for column, entry in row[1:]) for row in table.pairs()]
+    assert shown == [
+        ("fsp", "0-1", "not applicable", grid.REFUSAL),
+        ("kd_svd", "0-1", "not run", "-"),
+        ("fitnet", "1", "failed", grid.FAILURE),
+        ("rkd", "1", "not run", "-"),
+        ("teacher", "0", "not run", "-"),
+        ("student", "0", "not run", "-"),
+    ]
+    assert faults_table(*evidence(pairs=1)) is None
+
+
+# --- in a browser ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that logs its console and its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    driver = shutil.which("chromedriver")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not (driver and program):
+        pytest.skip("no Chromium with its driver (Debian: apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.mark.slow
+def test_in_a_browser_it_renders_sorts_and_asks_for_nothing(browser, built):
+    browser.get(f"file://{built}/report.html")
+    first = "document.querySelector('#overview table')"
+    labels = f"return [...{first}.tBodies[0].rows].map(row => row.cells[0].textContent)"
+    numbers = f"return [...{first}.tBodies[0].rows].map(row => Number(row.cells[2].dataset.value))"
+    before, values = browser.execute_script(labels), browser.execute_script(numbers)
+    assert values != sorted(values)
+    button = browser.execute_script(f"return {first}.tHead.rows[0].cells[2].firstChild")
+    assert button.aria_role == "button"
+    button.click()
+    assert browser.execute_script(numbers) == sorted(values)
+    button.send_keys("\ue007")  # Enter: by keyboard as well
+    assert browser.execute_script(numbers) == sorted(values, reverse=True)
+    head = browser.execute_script(f"return {first}.tHead.rows[0].cells[2]")
+    assert head.get_attribute("aria-sort") == "descending"
+    button.click()
+    assert browser.execute_script(labels) == before
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events
+             if e["method"] == "Network.requestWillBeSent"]  # fmt: skip
+    assert any(address.endswith("report.html") for address in asked)
+    assert [a for a in asked if not a.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [375, 1280])
+def test_in_a_browser_the_page_never_scrolls_sideways(browser, built, width):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(f"file://{built}/report.html")
+    reach = browser.execute_script("return document.documentElement.scrollWidth")
+    assert reach <= width
+    # All figures are drawn: none has no height.
+    heights = (
+        "return [...document.querySelectorAll('svg')].map(x => x.getBoundingClientRect().height)"
+    )
+    assert min(browser.execute_script(heights)) > 100
