@@ -67,7 +67,7 @@ def hostile() -> tuple[Plan, dict[str, Record]]:
     rows = [replace(r, label=HOSTILE) if r.label == "rkd" else r for r in plan.rows]
     failed = next(row for row in rows if row.label == HOSTILE and row.seed == 1)
     records[failed.cell_id] = grid.record(failed, FAILED, f"{HOSTILE} ran out of memory")
-    refused = next(row for row in rows if row.label == "fitnet" and row.seed == 0)
+    refused = next(row for row in rows if row.label == "fitnet" and row.seed == 1)
     records[refused.cell_id] = grid.record(refused, NOT_APPLICABLE, "widths differ")
     return replace(plan, rows=rows, description=f"Described as {HOSTILE}"), records
 
