@@ -175,7 +175,7 @@ def test_the_champion_loads_by_its_alias_and_computes_the_same(crowned):
 
 
 def test_the_registered_model_says_what_it_is_and_takes(crowned):
-    import mlflow
+    from mlflow.models import Model
 
     mirror, _ = crowned
     version = mirror.client.get_model_version_by_alias(mirror.model_name, "champion")
@@ -183,7 +183,7 @@ def test_the_registered_model_says_what_it_is_and_takes(crowned):
     assert "1. by hand" in version.description
     assert version.tags["pair"] == "wide>narrow"
     assert version.run_id in {run.info.run_id for run in runs(mirror, "cell")}
-    about = mlflow.models.get_model_info(version.source.removeprefix("file://"))
+    about = Model.load(version.source.removeprefix("file://"))
     (images,), (scores,) = about.signature.inputs.inputs, about.signature.outputs.inputs
     assert (images.type, images.shape) == (np.dtype("uint8"), (-1, 3, 8, 8))
     assert (scores.type, scores.shape) == (np.dtype("float32"), (-1, 10))
