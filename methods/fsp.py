@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bench.method import Method, Pair, Shapes, Stage
 from methods._checks import between, one_of, same_shape
 from methods._connector import Connectors, connect_widths
+from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS
 from methods._pool import common_size, pool_to
 from methods._precision import full_precision, no_autocast
@@ -86,6 +87,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         return torch.bmm(flat, full_precision(second).flatten(2).mT) / flat.shape[2]
 
 
+@has_reference
 def fsp_loss(
     student_first: Tensor,
     student_second: Tensor,
@@ -120,9 +122,28 @@ def fsp_loss(
         >>> fsp_loss(first, second, teacher, teacher)
         tensor([4.5000])
     """
-    one_of("fsp_loss", "scale", scale, get_args(Scale))
     student = fsp_matrix(student_first, student_second)
     teacher = fsp_matrix(teacher_first, teacher_second)
+    return _squared_distance(student, teacher, scale)
+
+
+def fsp_loss_reference(
+    student_first: Tensor,
+    student_second: Tensor,
+    teacher_first: Tensor,
+    teacher_second: Tensor,
+    scale: Scale = "sum",
+) -> Tensor:
+    """`fsp_loss` from the products of all channels at all positions, (B, C, D, P): the textbook."""
+    student, teacher = (
+        (full_precision(first)[:, :, None] * full_precision(second)[:, None]).mean((3, 4))
+        for first, second in ((student_first, student_second), (teacher_first, teacher_second))
+    )
+    return _squared_distance(student, teacher, scale)
+
+
+def _squared_distance(student: Tensor, teacher: Tensor, scale: Scale) -> Tensor:
+    one_of("fsp_loss", "scale", scale, get_args(Scale))
     same_shape("fsp_loss", student, teacher)
     squares = (student - teacher).square().flatten(1)
     return squares.sum(dim=1) if scale == "sum" else squares.mean(dim=1)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bench.cost.counting import AllocationMode
 from bench.method import Pair, View
-from methods import _boundary, activation_boundary, attention_transfer, kd_svd, registry, rkd
+from methods import _boundary, activation_boundary, attention_transfer, fsp, kd_svd, registry, rkd
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -225,6 +225,18 @@ def test_attention_without_all_squares_is_attention(
 def test_attention_makes_no_full_size_square():
     student, teacher = (drawn(16, 64, 32, 32, seed=s, dtype=torch.float32) for s in (0, 1))
     assert peak_bytes(lambda x: attention_loss(x, teacher), student) <= 1.1 * student.nbytes
+
+
+@each_dtype
+@pytest.mark.parametrize("scale", ["sum", "mean"])
+def test_fsp_by_matrix_products_is_fsp_from_all_products_at_all_positions(scale, dtype):
+    shapes = ((6, 5, 8, 7), (6, 9, 8, 7), (6, 5, 4, 4), (6, 9, 4, 4))
+    first, second, *teacher = (drawn(*x, seed=s, dtype=dtype) for s, x in enumerate(shapes))
+    assert_fast_equals_textbook(
+        lambda leaves: fsp.fsp_loss(*leaves, *teacher, scale=scale),
+        lambda leaves: fsp.fsp_loss_reference(*leaves, *teacher, scale=scale),
+        [first, second],
+    )
 
 
 @each_dtype
