@@ -452,7 +452,8 @@ def tables(options: argparse.Namespace) -> int:
 def recommend(options: argparse.Namespace) -> int:
     """Says which row to choose for each pair, and why; 2 if the evidence answers for none."""
     from bench.cost.record import read_costs
-    from bench.report.recommend import Question, answer
+    from bench.report.overall import answer
+    from bench.report.recommend import Question
     from bench.report.recommend import recommend as choose
 
     work, name = _work_dir(options), _grid_name(options.grid)

@@ -28,7 +28,7 @@ def key(number: int, student: str = "") -> PairKey:
 
 
 def blocks(matrix: list[list[float]], **changes: object) -> Blocks:
-    names = tuple("abcdefgh"[: len(matrix[0])])
+    names = tuple(f"row{place}" for place in range(len(matrix[0])))
     pairs = tuple(key(number) for number in range(len(matrix)))
     values = {
         "labels": names, "pairs": pairs, "matrix": tuple(map(tuple, matrix)),
@@ -134,11 +134,16 @@ def test_groups_are_those_of_nemenyis_p_values_in_scikit_posthocs() -> None:
 
 
 def test_nemenyi_counts_only_after_friedman() -> None:
-    # All ranks but one agree over eight blocks of eight: Friedman finds nothing.
-    generator = np.random.default_rng(5)
-    ranks = rank(blocks(generator.normal(0, 1, (4, 4)).tolist()))
-    assert ranks.test.p > 0.05
-    assert ranks.groups == ("a",) * 4
+    # The first of 40 rows always wins, the last always loses, and the others take turns, so that
+    # their mean ranks are equal: chi-square is 12 * 6 * 2 * 19.5^2 / (40 * 41) = 33.4 with 39
+    # degrees of freedom, nothing at all, though the two extremes are 39 ranks apart.
+    up = [100.0, *range(38), -100.0]
+    down = [100.0, *reversed(range(38)), -100.0]
+    ranks = rank(blocks([up, down] * 3))
+    assert ranks.test.statistic == pytest.approx(33.39, abs=5e-3)
+    assert ranks.critical_difference < 39
+    assert not ranks.told_apart
+    assert ranks.groups == ("a",) * 40
 
 
 def test_a_pair_is_one_block_however_many_seeds_it_has() -> None:

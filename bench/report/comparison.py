@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.record import Plan, Record
-from bench.report.ranking import ALPHA, Blocks, Ranks, Series, blocks_of, measured_pairs, rank
+from bench.report.ranking import ALPHA, Ranks, Series, blocks_of, dependence, measured_pairs, rank
 from bench.report.statistics import (
     Interval,
     bootstrap_interval,
@@ -100,7 +100,6 @@ class Compared:
     Attributes:
         differences: row - reference, one a seed, by seed; empty without a common seed.
         gain: their mean with its 95 % t interval, of this row looked at alone.
-        bootstrap: the same mean with its percentile bootstrap interval.
         p: of the paired t test that the mean is the margin; None where there is no spread to
             judge it by: one seed, or differences all equal but not to the margin.
         holm_p: p corrected for all rows held against this reference; None as `p`.
@@ -110,7 +109,6 @@ class Compared:
 
     differences: tuple[float, ...]
     gain: Interval | None
-    bootstrap: Interval | None
     p: float | None
     holm_p: float | None
     effect: float | None
@@ -120,6 +118,13 @@ class Compared:
     def n(self) -> int:
         """Seeds in common."""
         return len(self.differences)
+
+    @property
+    def bootstrap(self) -> Interval | None:
+        """The gain with its 95 % percentile bootstrap interval."""
+        if not self.differences:
+            return None
+        return bootstrap_interval(self.differences, resamples=RESAMPLES)
 
 
 def compare(
@@ -148,15 +153,28 @@ def compare(
         >>> found["a"].verdict, found["b"].verdict
         ('better', 'not enough seeds to tell')
     """
-    differences = {
-        label: _rounded(paired_differences(row, reference)) for label, row in rows.items()
-    }
+    differences = {label: differences_of(row, reference) for label, row in rows.items()}
     raw = {label: _p(values, margin) for label, values in differences.items()}
     adjusted = holm([1.0 if p is None else p for p in raw.values()])
     return {
         label: _compared(values, raw[label], corrected, margin)
         for (label, values), corrected in zip(differences.items(), adjusted, strict=True)
     }
+
+
+def differences_of(row: Series, reference: Series) -> list[float]:
+    """Row - reference at every common seed, by seed; equal where the accuracies' counts are.
+
+    Example:
+        >>> differences_of({0: 0.76, 1: 0.73}, {0: 0.74, 1: 0.71})
+        [0.02, 0.02]
+    """
+    return _rounded(paired_differences(row, reference))
+
+
+def told(difference: Interval | None) -> bool:
+    """Whether an interval tells a difference from 0: not without a spread to judge by."""
+    return difference is not None and difference.low != difference.high and difference.excludes_zero
 
 
 def _rounded(differences: Sequence[float]) -> list[float]:
@@ -181,7 +199,6 @@ def _compared(
     return Compared(
         differences=tuple(differences),
         gain=gain,
-        bootstrap=bootstrap_interval(differences, resamples=RESAMPLES) if differences else None,
         p=p,
         holm_p=None if p is None else adjusted,
         effect=effect_size(differences) if len(differences) > 1 else None,
@@ -280,7 +297,7 @@ def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
         f"Nemenyi's critical difference at 5 %: {ranks.critical_difference:.2f} ranks"
         + (", more than the whole scale" if ranks.critical_difference > k - 1 else "")
         + ". Rows that share a letter cannot be told apart.",
-        _dependence(blocks),
+        dependence(blocks),
         "Won, tied, lost: pairs by mean accuracy against the student. Better, not told, worse: "
         "pairs by the verdict of their own table.",
         "Probability of improvement: a seed of the row above a seed of the student, ties half, "
@@ -293,23 +310,6 @@ def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
     if blocks.without_seeds:
         lines.append(f"No seed at which all rows finished: {_titles(blocks.without_seeds)}.")
     return tuple(line for line in lines if line)
-
-
-def _dependence(blocks: Blocks) -> str:
-    """What the pairs share, which makes them fewer than they look; empty if nothing."""
-    n = len(blocks.pairs)
-    counts = {
-        "data set": len({(key.data, key.axes) for key in blocks.pairs}),
-        "teacher": len({key.teacher for key in blocks.pairs}),
-        "student": len({key.student for key in blocks.pairs}),
-    }
-    shared = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count < n]
-    if not shared:
-        return ""
-    return (
-        f"The {n} pairs share {', '.join(shared)}: they are not independent blocks, and p is "
-        "smaller than it should be."
-    )
 
 
 def _titles(keys: Sequence[PairKey]) -> str:

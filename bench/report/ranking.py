@@ -130,6 +130,23 @@ class Ranks:
         return self.test.p <= ALPHA
 
 
+def dependence(blocks: Blocks) -> str:
+    """What the pairs share, which makes them fewer than they look; empty if nothing."""
+    n = len(blocks.pairs)
+    counts = {
+        "data set": len({(key.data, key.axes) for key in blocks.pairs}),
+        "teacher": len({key.teacher for key in blocks.pairs}),
+        "student": len({key.student for key in blocks.pairs}),
+    }
+    shared = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count < n]
+    if not shared:
+        return ""
+    return (
+        f"The {n} pairs share {', '.join(shared)}: they are not independent blocks, and p is "
+        "smaller than it should be."
+    )
+
+
 def rank(blocks: Blocks) -> Ranks:
     """Ranks rows over pairs.
 

@@ -12,29 +12,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.cost.record import Costs, Quartiles
+from bench.cost.record import Costs
 from bench.record import Plan, Record, Row
-from bench.report.candidates import (
-    STUDENT,
-    Candidate,
-    Limits,
-    candidates_of,
-    costs_of,
-)
-from bench.report.comparison import BETTER, Compared
-from bench.report.ranking import ALPHA
-from bench.report.statistics import (
-    Interval,
-    mean_interval,
-    paired_differences,
-    seeds_needed,
-)
+from bench.report.candidates import Candidate, Limits, candidates_of, costs_of
+from bench.report.comparison import BETTER, STUDENT, WORSE, Compared
+from bench.report.reasons import ACCURACY, COST, changes, points, reasons, wrapped
+from bench.report.standing import Standing
+from bench.report.statistics import Interval
 from bench.report.summary import PairKey, group_by_pair
-from bench.report.tables import Column, Entry, Table, show
-
-GAIN = Column(key="gain", name="gain", unit="pp", digits=2, signed=True, interval=True)
-ACCURACY = Column(key="accuracy", name="accuracy", unit="%", digits=2, interval=True)
-COST = Column(key="cost", name="cost", unit="x plain", digits=2, interval=True)
+from bench.report.tables import Column, Entry, Table
 
 
 class NotCovered(ValueError):
@@ -102,6 +88,7 @@ class Choice:
         candidates: every row of the pair, those ruled out with the reason.
         behind: label -> how far an allowed row lies behind the best, with its interval.
         costs: under which conditions costs were measured; empty without costs.
+        question: what was asked.
     """
 
     key: PairKey
@@ -113,6 +100,7 @@ class Choice:
     candidates: tuple[Candidate, ...] = ()
     behind: Mapping[str, Interval] | None = None
     costs: str = ""
+    question: Question = Question()
 
     @property
     def chosen(self) -> Candidate | None:
@@ -122,14 +110,18 @@ class Choice:
     def to_text(self) -> str:
         """The answer for a terminal, several lines."""
         if self.label is None:
-            return f"{self.key.title}\n  no answer: {self.problem}\n"
+            return f"{self.key.title}\n{wrapped(f'no answer: {self.problem}', 2)}\n"
         excluded = [f"{c.label}: {c.excluded}" for c in self.candidates if c.excluded]
         blocks = (("", self.reasons), ("would change it", self.changes), ("ruled out", excluded))
         lines = [self.key.title, f"  choose: {self.label}"]
         for heading, block in blocks:
             lines += [f"  {heading}:"] if heading and block else []
-            lines += [f"    {line}" for line in block]
+            lines += [wrapped(line, 4) for line in block]
         return "\n".join(lines) + "\n"
+
+    def allowed(self) -> dict[str, Candidate]:
+        """The candidates that nothing rules out, by label."""
+        return {c.label: c for c in self.candidates if not c.excluded}
 
     def to_table(self) -> Table:
         """Every row of the pair with what the choice rests on, the chosen one first."""
@@ -163,24 +155,12 @@ def recommend(
         NotCovered: the grid has no such pair, fraction or category.
 
     Source:
-        The rows that cannot be told from the best hold the truly best one with 95 % confidence:
-        Gupta, On Some Multiple Decision (Selection and Ranking) Rules, Technometrics 7, 1965,
-        with Bonferroni's bound in place of his constant.
+        The rows that cannot be told from the best hold the truly best allowed one with 95 %
+        confidence: Gupta, On Some Multiple Decision (Selection and Ranking) Rules, Technometrics
+        7, 1965, with paired t intervals and Bonferroni's bound in place of his constant.
     """
     pairs = _asked(plan, question)
     return tuple(_choose(key, rows, records, costs, question) for key, rows in pairs.items())
-
-
-def answer(choices: Sequence[Choice]) -> str:
-    """All choices as one text for a terminal.
-
-    Raises:
-        NotCovered: none of them has an answer; one line with the reasons.
-    """
-    if not any(choice.label for choice in choices):
-        problems = dict.fromkeys(choice.problem for choice in choices)
-        raise NotCovered(f"the evidence does not cover the question: {'; '.join(problems)}")
-    return "\n".join(choice.to_text() for choice in choices)
 
 
 def _asked(plan: Plan, question: Question) -> dict[PairKey, list[Row]]:
@@ -227,24 +207,27 @@ def _choose(
 ) -> Choice:
     measured, conditions = costs_of(costs, key)
     candidates = candidates_of(key, rows, records, measured, question.limits)
-    problem = _problem(candidates, bool(measured), question)
+    problem = _problem(candidates, question)
     if problem:
-        return Choice(key=key, label=None, problem=problem, candidates=tuple(candidates))
-    ranking = Ranking.of([c for c in candidates if not c.excluded])
-    chosen = ranking.choose()
+        return Choice(
+            key=key, label=None, problem=problem, candidates=tuple(candidates), question=question
+        )
+    standing = Standing.of([c for c in candidates if not c.excluded])
+    chosen = standing.choose()
     return Choice(
         key=key,
         label=chosen.label,
-        ties=tuple(c.label for c in ranking.tied if c is not chosen),
-        reasons=tuple(_reasons(chosen, ranking, candidates, conditions, question)),
-        changes=tuple(_changes(chosen, ranking, candidates, question)),
+        ties=tuple(c.label for c in standing.tied if c is not chosen),
+        reasons=tuple(reasons(chosen, standing, candidates, conditions, question.limits)),
+        changes=tuple(changes(chosen, standing, candidates, question.limits)),
         candidates=tuple(candidates),
-        behind=ranking.behind,
+        behind=standing.behind,
         costs=conditions,
+        question=question,
     )
 
 
-def _problem(candidates: Sequence[Candidate], profiled: bool, question: Question) -> str:
+def _problem(candidates: Sequence[Candidate], question: Question) -> str:
     """Why the evidence does not cover the question; empty if it does."""
     student = next((c for c in candidates if c.label == STUDENT), None)
     methods = [c for c in candidates if c.label != STUDENT]
@@ -254,250 +237,10 @@ def _problem(candidates: Sequence[Candidate], profiled: bool, question: Question
         return "no row but the plain student has a finished cell"
     if all(c.gained is None or c.gained.n < 2 for c in methods):
         return "one seed says nothing about spread: train at least two, better five, seeds"
-    if question.limits.needs_costs and not profiled:
-        return "costs are limited but none are measured: run run_all.py profile on this grid"
+    rated = [c for c in methods if not c.is_student and c.accuracy]
+    if question.limits.needs_costs and rated and all(c.cost is None for c in rated):
+        return "costs are limited, but no method's is measured: run_all.py profile measures them"
     return ""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The allowed rows of a pair against the best of them.
-
-    Attributes:
-        allowed: the candidates that no limit rules out.
-        proven: those better than the plain student beyond doubt.
-        best: the proven one of the highest gain; the plain student if none is proven.
-        behind: label -> best - row with an interval that holds for all rows together.
-        tied: the best, and the allowed rows that cannot be told from it, by falling gain. The
-            plain student is none of them where a row is better than it beyond doubt.
-    """
-
-    allowed: tuple[Candidate, ...]
-    proven: tuple[Candidate, ...]
-    best: Candidate
-    behind: dict[str, Interval]
-    tied: tuple[Candidate, ...]
-
-    @property
-    def equals(self) -> tuple[Candidate, ...]:
-        """What is chosen from; the plain student alone if nothing is proven."""
-        return tuple(c for c in self.tied if c in self.proven) or (self.best,)
-
-    @classmethod
-    def of(cls, allowed: Sequence[Candidate]) -> Ranking:
-        """Ranks candidates, the plain student among them."""
-        proven = sorted(
-            (c for c in allowed if c.gained is not None and c.gained.verdict == BETTER),
-            key=lambda c: -c.gain,
-        )
-        student = next(c for c in allowed if c.label == STUDENT)
-        best = proven[0] if proven else student
-        level = _level(len(allowed) - 1)
-        behind = {}
-        for other in allowed:
-            differences = paired_differences(best.accuracy, other.accuracy)
-            if other is not best and differences:
-                behind[other.label] = mean_interval(differences, level)
-        beaten = {c.label for c in allowed if _told(behind.get(c.label))}
-        if proven:
-            beaten.add(STUDENT)
-        tied = sorted((c for c in allowed if c.label not in beaten), key=lambda c: -c.gain)
-        return cls(tuple(allowed), tuple(proven), best, behind, tuple(tied))
-
-    def choose(self) -> Candidate:
-        """The cheapest of the equals, of equal costs the best; the best if a cost is missing."""
-        costs = [c.cost for c in self.equals]
-        if any(cost is None for cost in costs):
-            return self.best
-        least = min((cost for cost in costs if cost is not None), key=lambda cost: cost.median)
-        # Costs whose middle halves overlap are the same cost: then the higher accuracy decides.
-        return next(c for c in self.equals if c.cost is not None and c.cost.q1 <= least.q3)
-
-
-def _level(comparisons: int) -> float:
-    """Of each interval, so that all hold together with 95 % (Bonferroni)."""
-    return 1 - ALPHA / max(1, comparisons)
-
-
-def _told(difference: Interval | None) -> bool:
-    """Whether the interval says that the best is better."""
-    return difference is not None and difference.low is not None and difference.low > 0
-
-
-# --- in words --------------------------------------------------------------------------------
-
-
-def _reasons(
-    chosen: Candidate,
-    ranking: Ranking,
-    candidates: Sequence[Candidate],
-    conditions: str,
-    question: Question,
-) -> list[str]:
-    tested = sum(c.gained is not None and c.gained.n > 1 for c in candidates)
-    lines = [_evidence(chosen)]
-    if chosen.label == STUDENT:
-        wanted = f" by more than {_points(question.min_gain)}" if question.min_gain else ""
-        lines = [
-            f"no allowed row is better{wanted} than the plain student beyond doubt "
-            f"(paired t test, Holm's correction over the pair's {tested} rows, p <= {ALPHA:g}): "
-            "the plain student stands",
-            *(f"nearest: {_evidence(c)}" for c in _hopeful(ranking)[:1]),
-        ]
-    else:
-        lines += [_why_this(chosen, ranking), *_untold(ranking)]
-        lines += _simultaneous(chosen, tested)
-    lines += [f"runner-up: {_evidence(c)}" for c in _runners_up(chosen, ranking)]
-    lines.append(_equal_compute(chosen, ranking, candidates))
-    lines.append(
-        f"costs measured {conditions}" if conditions else "costs not measured: run_all.py profile"
-    )
-    return lines
-
-
-def _evidence(candidate: Candidate) -> str:
-    mean = candidate.mean
-    parts = [f"{show(ACCURACY, Entry(mean))} %" if mean else "no accuracy"]
-    gained = candidate.gained
-    if gained is not None and gained.gain is not None:
-        p = "p undefined" if gained.holm_p is None else f"p {gained.holm_p:.2g}"
-        gain = show(GAIN, Entry(gained.gain))
-        parts.append(f"gain over the student {gain} pp, n = {gained.n}, {p} after Holm")
-    parts.append(f"cost {_cost(candidate.cost)}")
-    return f"{candidate.label}: {'; '.join(parts)}"
-
-
-def _cost(cost: Quartiles | None) -> str:
-    if cost is None:
-        return "not measured"
-    if cost.n == 1:
-        return f"x{cost.median:.2f}"
-    return f"x{cost.median:.2f} [{cost.q1:.2f}, {cost.q3:.2f}]"
-
-
-def _points(value: float | None) -> str:
-    return f"{show(Column(key='', name='', unit='pp', digits=2), Entry(value))} pp"
-
-
-def _why_this(chosen: Candidate, ranking: Ranking) -> str:
-    others = [c.label for c in ranking.equals if c is not chosen]
-    if len(ranking.proven) == 1:
-        return "no other allowed row is better than the student beyond doubt"
-    if not others:
-        return "every other row that is better than the student lies behind it beyond doubt"
-    names = ", ".join(others)
-    tie = f"tied, not to be told from the best ({ranking.best.label}): {chosen.label}, {names}"
-    if any(c.cost is None for c in ranking.equals):
-        return f"{tie}; not all their costs are measured: the highest mean is chosen"
-    return f"{tie}; the cheapest of them is chosen, of equal costs the highest mean"
-
-
-def _untold(ranking: Ranking) -> list[str]:
-    """The ties that may not be chosen: not shown to be better than the student."""
-    names = [c.label for c in ranking.tied if c not in ranking.equals]
-    if not names:
-        return []
-    return [
-        "not to be told from the best either, but not better than the student beyond doubt: "
-        f"{', '.join(names)}"
-    ]
-
-
-def _simultaneous(chosen: Candidate, tested: int) -> list[str]:
-    if chosen.gained is None:
-        return []
-    interval = mean_interval(chosen.gained.differences, _level(tested))
-    column = Column(key="", name="", unit="pp", digits=2, signed=True)
-    low, high = (show(column, Entry(end)) for end in (interval.low, interval.high))
-    return [
-        f"picked as one of {tested} rows, so its gain is likely too high (winner's curse): "
-        f"allowing for that, {low} to {high} pp; seeds not used here would tell"
-    ]
-
-
-def _hopeful(ranking: Ranking) -> list[Candidate]:
-    """Allowed rows above the student on average and not proven, the highest first."""
-    unproven = [c for c in ranking.allowed if c.gain > 0 and c not in ranking.proven]
-    return sorted(unproven, key=lambda c: -c.gain)
-
-
-def _runners_up(chosen: Candidate, ranking: Ranking) -> list[Candidate]:
-    return [c for c in ranking.proven if c is not chosen][:3]
-
-
-def _equal_compute(chosen: Candidate, ranking: Ranking, candidates: Sequence[Candidate]) -> str:
-    """How the choice stands against the plain student trained longer for about the same cost."""
-    longer = [c for c in ranking.allowed if c.factor is not None]
-    if not longer:
-        there = any(c.factor is not None for c in candidates)
-        why = "no such row is allowed" if there else "the grid has no such row"
-        return (
-            f"against the plain student trained longer at the same cost: {why} "
-            "(student: {epochs_factor: 1.5}), so this is not known"
-        )
-    matched = _matched(chosen, longer)
-    if matched is chosen:
-        return "it is itself the plain student, trained longer: no method is needed"
-    level = _level(1)
-    differences = paired_differences(chosen.accuracy, matched.accuracy)
-    if len(differences) < 2:
-        return f"against {matched.label}: fewer than 2 seeds in common"
-    gain = mean_interval(differences, level)
-    verdict = "told apart" if gain.excludes_zero else "not told apart"
-    return (
-        f"against {matched.label}, plain training at cost {_cost(matched.cost)}: "
-        f"{show(GAIN, Entry(gain))} pp, {verdict}"
-    )
-
-
-def _matched(chosen: Candidate, longer: Sequence[Candidate]) -> Candidate:
-    """The cheapest longer-trained student that costs as much as the choice, or else the longest."""
-    ordered = sorted(longer, key=lambda c: c.factor or 1.0)
-    if chosen.cost is not None:
-        cost = chosen.cost.median
-        return next((c for c in ordered if (c.factor or 1.0) >= cost), ordered[-1])
-    return ordered[-1]
-
-
-def _changes(
-    chosen: Candidate, ranking: Ranking, candidates: Sequence[Candidate], question: Question
-) -> list[str]:
-    lines = []
-    for candidate in sorted(candidates, key=lambda c: -c.gain):
-        if candidate.excluded and candidate.gain > chosen.gain:
-            gain = candidate.gained.gain if candidate.gained else None
-            lines.append(
-                f"without its limit, {candidate.label} ({candidate.excluded}) has the higher "
-                f"mean gain, {show(GAIN, Entry(gain))} pp"
-            )
-    tested = sum(c.gained is not None and c.gained.n > 1 for c in candidates)
-    for candidate in _hopeful(ranking)[:3]:
-        if candidate.gained is not None and candidate.gain > chosen.gain:
-            lines.append(_more_seeds(candidate, candidate.gained, tested, question.min_gain))
-    for other in ranking.equals[:3]:
-        if other is not chosen:
-            lines.append(_seeds_to_part(chosen, other, len(ranking.allowed) - 1))
-    return lines
-
-
-def _more_seeds(candidate: Candidate, gained: Compared, tested: int, margin: float | None) -> str:
-    shifted = [difference - (margin or 0.0) for difference in gained.differences]
-    needed = seeds_needed(shifted, level=_level(tested))
-    return f"more seeds: {candidate.label} would need {_seeds(needed)} to be told from the student"
-
-
-def _seeds_to_part(chosen: Candidate, other: Candidate, comparisons: int) -> str:
-    differences = paired_differences(chosen.accuracy, other.accuracy)
-    needed = seeds_needed(differences, level=_level(comparisons)) if len(differences) > 1 else None
-    return (
-        f"more seeds: {chosen.label} and {other.label} would need {_seeds(needed)} to be told apart"
-    )
-
-
-def _seeds(needed: int | None) -> str:
-    if needed is None:
-        return "more than 1,000 seeds"
-    return f"about {needed} seeds (80 % power, if the spread and difference seen are true)"
 
 
 # --- the table -------------------------------------------------------------------------------
@@ -548,8 +291,16 @@ def _standing(choice: Choice, candidate: Candidate) -> str:
         return "chosen"
     if candidate.excluded:
         return f"ruled out: {candidate.excluded}"
-    if candidate.label in choice.ties:
-        return "tied"
-    if candidate.gained is None:
-        return "baseline"
-    return candidate.gained.verdict
+    parts = ["tied"] if candidate.label in choice.ties else []
+    if candidate.gained is not None:
+        parts.append(_verdict(candidate.gained, choice.question.min_gain))
+    if len(candidate.accuracy) < candidate.planned:
+        parts.append(f"{len(candidate.accuracy)} of {candidate.planned} seeds")
+    return "; ".join(parts) or "the baseline"
+
+
+def _verdict(gained: Compared, margin: float | None) -> str:
+    if not margin or gained.verdict not in (BETTER, WORSE):
+        return gained.verdict
+    than = "more" if gained.verdict == BETTER else "less"
+    return f"gains {than} than {points(margin)}"

@@ -1,0 +1,507 @@
+"""The recommendation on constructed records where the right answer is known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.cli import main
+from bench.cost.record import CostRecord, Costs, Count, Quartiles, StageCost
+from bench.record import (
+    FAILED,
+    FINISHED,
+    NOT_APPLICABLE,
+    Plan,
+    Record,
+    Row,
+    Store,
+    write_atomically,
+)
+from bench.report.candidates import Candidate
+from bench.report.comparison import compare
+from bench.report.overall import answer, overall
+from bench.report.recommend import Choice, NotCovered, Question, recommend
+from bench.report.standing import Standing
+from bench.report.tables import to_csv, to_text
+
+ROOT = Path(__file__).resolve().parents[1]
+CATEGORIES = {"student": "baseline", "a": "response", "b": "multi-connection", "c": "response"}
+LONGER = "student (epochs_factor=2)"
+SHORTER = "student (epochs_factor=1.25)"
+# Half a point of noise around a row's gain, a sign pattern of its own for each row.
+NOISE = {
+    "a": (1, -1, 1, -1, 0), "b": (1, 1, -1, -1, 0), "c": (0, 1, -1, 1, -1),
+    LONGER: (-1, 0, 1, -1, 1), SHORTER: (1, 0, -1, -1, 1),
+}  # fmt: skip
+
+
+def rows_of(label: str, seeds: int, teacher: str, student: str, fraction: float) -> list[Row]:
+    method = "student" if label.startswith("student") else label
+    role = "student" if label == "student" else "method"
+    return [
+        Row(
+            role=role,
+            data="digits",
+            axes={"fraction": fraction},
+            teacher=teacher,
+            student=student,
+            label=label,
+            method=method,
+            seed=seed,
+            category=CATEGORIES.get(label, "baseline"),
+            cell_id=f"{teacher}-{student}-{fraction}-{label}-{seed}",
+        )
+        for seed in range(seeds)
+    ]
+
+
+def evidence(
+    gains: dict[str, float], seeds: int = 5, teacher: str = "big", student: str = "small",
+    fraction: float = 1.0,
+) -> tuple[Plan, dict[str, Record]]:  # fmt: skip
+    """Rows whose accuracy is the student's plus their gain and half a point of noise."""
+    rows, records = [], {}
+    for label, gain in {"student": 0.0, **gains}.items():
+        for row in rows_of(label, seeds, teacher, student, fraction):
+            noise = 0.005 * NOISE[label][row.seed % 5] if label != "student" else 0.0
+            last = 0.70 + 0.01 * row.seed + gain + noise
+            rows.append(row)
+            records[row.cell_id] = Record(
+                cell_id=row.cell_id, cell={}, category=row.category, source="constructed",
+                status=FINISHED, final={"last_accuracy": last},
+            )  # fmt: skip
+    return Plan(name="made", description="", config={}, rows=rows), records
+
+
+def cost(label: str, ratio: float, extra: int = 0, mib: int = 0, **changes: object) -> CostRecord:
+    ms = Quartiles(1.0, 1.0, 1.0, 3)
+    stage = StageCost(
+        name="distil", epochs=1, kept=1.0, taps=[], step_ms=ms, ratio=ms, parts_ms={},
+        once_ms=None, count={}, once_count=Count(), peak_bytes=mib * 2**20, transfers=True,
+    )  # fmt: skip
+    values = {
+        "data": "digits", "teacher": "big", "student": "small", "label": label, "method": label,
+        "category": "response", "stages": [stage], "extra_parameters": extra,
+        "training_cost_ratio": Quartiles(ratio, ratio - 0.01, ratio + 0.01, 9),
+        "conditions": {"device": "cpu", "precision": "fp32", "batch": 50},
+    }  # fmt: skip
+    return CostRecord(**{**values, **changes})
+
+
+def choose(
+    gains: dict[str, float], costs: list[CostRecord] | None = None, seeds: int = 5, **asked: object
+) -> Choice:
+    plan, records = evidence(gains, seeds)
+    (choice,) = recommend(plan, records, Costs(costs or []), Question(**asked))
+    return choice
+
+
+def said(choice: Choice) -> str:
+    return " ".join(choice.to_text().split())
+
+
+# --- what is chosen --------------------------------------------------------------------------
+
+
+def test_of_a_tie_the_cheapest_is_chosen_and_the_tie_is_said() -> None:
+    choice = choose({"a": 0.052, "b": 0.050}, [cost("a", 1.8), cost("b", 1.2)])
+    assert (choice.label, choice.ties) == ("b", ("a",))
+    assert "tied, not to be told from the best (a): b, a; the cheapest" in said(choice)
+    assert "would tell a row from b" in said(choice)
+
+
+def test_of_a_tie_at_equal_cost_the_better_is_chosen() -> None:
+    # 1.21 and 1.20 with quartiles 0.01 away are one cost.
+    choice = choose({"a": 0.052, "b": 0.050}, [cost("a", 1.21), cost("b", 1.20)])
+    assert choice.label == "a"
+
+
+@pytest.mark.parametrize("costs", [[], [cost("b", 1.2)]])
+def test_of_a_tie_without_all_costs_the_better_is_chosen(costs: list[CostRecord]) -> None:
+    choice = choose({"a": 0.052, "b": 0.050}, costs)
+    assert (choice.label, choice.ties) == ("a", ("b",))
+    assert "not all their costs are measured: the highest mean is chosen" in said(choice)
+
+
+def test_a_dominated_method_is_neither_chosen_nor_tied() -> None:
+    choice = choose({"a": 0.08, "b": 0.03}, [cost("a", 1.2), cost("b", 1.8)])
+    assert (choice.label, choice.ties) == ("a", ())
+    assert "every other row that is better than the student lies behind it" in said(choice)
+    assert "runner-up: b" in said(choice)
+
+
+def test_too_few_seeds_leave_the_student_and_say_how_many_would_do() -> None:
+    choice = choose({"a": 0.02, "b": 0.0}, seeds=2)
+    assert choice.label == "student"
+    # d_z = 0.02 / 0.00707 = 2.83; two rows are tested, so alpha is 0.025: four seeds.
+    assert "would tell a row from the student (80 % power, if the differences and spread seen "
+    assert "are true): a 4" in said(choice)
+    assert "b 3" not in said(choice)  # both its differences are equal: no spread to plan with
+
+
+def test_one_seed_is_no_evidence() -> None:
+    choice = choose({"a": 0.3}, seeds=1)
+    assert choice.label is None
+    assert "one seed says nothing about spread" in choice.problem
+
+
+def test_a_costly_winner_is_ruled_out_by_a_limit_and_named_for_it() -> None:
+    gains, costs = {"a": 0.10, "b": 0.05}, [cost("a", 3.0), cost("b", 1.2)]
+    assert choose(gains, costs).label == "a"
+    limited = choose(gains, costs, max_cost=1.3)
+    assert limited.label == "b"
+    assert "a is ruled out (cost x3.00 above x1.3) and has the higher mean gain: +10.00" in said(
+        limited
+    )
+    assert "a: cost x3.00 above x1.3" in said(limited)
+
+
+def test_a_longer_trained_student_that_beats_every_method_is_chosen() -> None:
+    gains = {"a": 0.05, "b": 0.02, LONGER: 0.08}
+    choice = choose(gains, [cost("a", 1.5), cost("b", 1.2)])
+    assert choice.label == LONGER
+    assert "no method is needed" in said(choice)
+    within = choose(gains, [cost("a", 1.5), cost("b", 1.2)], max_cost=1.6)
+    assert within.label == "a"
+    assert f"{LONGER}: cost x2.00 above x1.6" in said(within)
+
+
+def test_a_longer_trained_student_as_good_as_a_dearer_method_is_chosen() -> None:
+    assert choose({"a": 0.052, SHORTER: 0.050}, [cost("a", 1.8)]).label == SHORTER
+
+
+def test_the_choice_is_held_against_training_longer_for_its_cost() -> None:
+    gains = {"a": 0.08, SHORTER: 0.01, LONGER: 0.02}
+    cheap = said(choose(gains, [cost("a", 1.2)]))
+    assert f"against {SHORTER}, plain training at cost x1.25: +7.00" in cheap
+    dear = said(choose(gains, [cost("a", 1.5)]))
+    assert f"against {LONGER}, plain training at cost x2.00: +6.00" in dear
+    assert "the grid has no such row" in said(choose({"a": 0.08}, [cost("a", 1.2)]))
+
+
+def test_where_nothing_is_better_the_plain_student_stands() -> None:
+    choice = choose({"a": 0.001, "b": -0.05})
+    assert choice.label == "student"
+    assert "the plain student stands" in said(choice)
+
+
+def test_a_row_with_the_highest_mean_but_without_proof_is_not_chosen() -> None:
+    plan, records = evidence({"a": 0.05, "b": 0.03})
+    for row in plan.rows:  # a: half of its seeds great, half of them poor
+        if row.label == "a":
+            shift = 0.15 if row.seed % 2 else -0.08
+            records[row.cell_id].final["last_accuracy"] += shift
+    (choice,) = recommend(plan, records)
+    assert (choice.label, choice.ties) == ("b", ("a",))
+    assert "but not better than the student beyond doubt: a" in said(choice)
+
+
+def test_a_gain_of_so_many_images_at_every_seed_has_no_spread_and_proves_nothing() -> None:
+    plan, records = evidence({"a": 0.0})
+    for row in plan.rows:
+        number = round(500 * (0.70 + 0.01 * row.seed)) + (row.label == "a")
+        records[row.cell_id].final["last_accuracy"] = number / 500
+    (choice,) = recommend(plan, records)
+    assert choice.label == "student"
+
+
+# --- limits ----------------------------------------------------------------------------------
+
+
+def test_the_least_gain_must_be_passed_beyond_doubt() -> None:
+    assert choose({"a": 0.05}, min_gain=0.03).label == "a"
+    demanding = choose({"a": 0.05}, min_gain=0.049)
+    assert demanding.label == "student"
+    assert "by more than 4.90 pp beyond doubt" in said(demanding)
+    assert "after Holm of more than 4.90 pp" in said(demanding)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"max_memory_mib": 10}, "a: memory 20.0 MiB above the plain step's, limit 10 MiB"),
+        ({"extra_parameters": False}, "a: 1,234 extra parameters"),
+        ({"category": "multi-connection"}, "a: category response"),
+        ({"max_cost": 1.4}, "a: cost x1.50 above x1.4"),
+    ],
+)
+def test_each_limit_rules_out_with_a_reason(asked: dict[str, object], reason: str) -> None:
+    costs = [cost("a", 1.5, extra=1234, mib=20), cost("b", 1.2, mib=5)]
+    choice = choose({"a": 0.08, "b": 0.03}, costs, **asked)
+    assert choice.label == "b"
+    assert reason in said(choice)
+
+
+def test_a_cost_whose_quartiles_reach_over_the_limit_is_said() -> None:
+    wide = cost("a", 1.25, training_cost_ratio=Quartiles(1.25, 1.1, 1.6, 9))
+    choice = choose({"a": 0.08}, [wide], max_cost=1.3)
+    assert "not surely below x1.3: the upper quartile is x1.60" in said(choice)
+
+
+def test_plain_students_stay_whatever_the_category() -> None:
+    choice = choose({"a": 0.03, "b": 0.01, LONGER: 0.08}, category="multi-connection")
+    assert choice.label == LONGER
+
+
+def test_a_row_without_a_cost_is_ruled_out_where_costs_are_limited() -> None:
+    broken = cost("a", 1.0, status=FAILED, error="out of memory")
+    choice = choose({"a": 0.08, "b": 0.03}, [broken, cost("b", 1.2)], max_cost=2)
+    assert choice.label == "b"
+    assert "a: cost not measured (failed: out of memory)" in said(choice)
+
+
+def test_costs_of_another_device_are_not_mixed_in() -> None:
+    other = {"device": "cuda", "precision": "fp32", "batch": 50}
+    costs = [cost("a", 1.8), cost("b", 1.2), cost("a", 1.1, conditions=other)]
+    choice = choose({"a": 0.052, "b": 0.050}, costs)
+    assert choice.label == "b"
+    assert choice.costs == "on cpu, fp32, batch 50"
+
+
+def test_rows_that_failed_or_were_refused_are_ruled_out_with_their_error() -> None:
+    plan, records = evidence({"a": 0.05, "b": 0.08, "c": 0.08})
+    for row in plan.rows:
+        if row.label in "bc":
+            status, error = (FAILED, "loss is nan") if row.label == "b" else (NOT_APPLICABLE, "odd")
+            records[row.cell_id] = Record(
+                cell_id=row.cell_id, cell={}, category="", source="", status=status, error=error
+            )
+    (choice,) = recommend(plan, records)
+    assert choice.label == "a"
+    assert "b: failed: loss is nan" in said(choice)
+    assert "c: not applicable: odd" in said(choice)
+
+
+def test_a_row_that_shares_one_seed_alone_is_ruled_out() -> None:
+    plan, records = evidence({"a": 0.05, "b": 0.08})
+    for row in plan.rows:
+        if row.label == "b" and row.seed > 0:
+            del records[row.cell_id]
+    (choice,) = recommend(plan, records)
+    assert choice.label == "a"
+    assert "b: not enough seeds: 1 seed in common with the student" in said(choice)
+
+
+# --- what the evidence does not cover --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"pair": "big:tiny"}, ["'big:tiny'", "big:small"]),
+        ({"fraction": 0.5}, ["0.5", "it has: 1"]),
+        ({"category": "respnse"}, ["'respnse'", "response"]),
+    ],
+)
+def test_an_unknown_pair_fraction_or_category_is_not_covered(
+    asked: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(NotCovered) as caught:
+        choose({"a": 0.05}, **asked)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"max_cost": 1.3}, {"max_memory_mib": 5}, {"extra_parameters": False}]
+)
+def test_a_limit_on_costs_without_costs_is_not_covered(asked: dict[str, object]) -> None:
+    choice = choose({"a": 0.05, LONGER: 0.02}, **asked)
+    assert choice.label is None
+    with pytest.raises(NotCovered, match="profile"):
+        answer([choice])
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"), [("student", "plain student has no finished"), ("a", "no row but the")]
+)
+def test_without_a_student_or_any_row_there_is_no_answer(lost: str, words: str) -> None:
+    plan, records = evidence({"a": 0.05})
+    kept = {k: r for k, r in records.items() if f"-{lost}-" not in k}
+    (choice,) = recommend(plan, kept)
+    assert choice.label is None
+    assert words in choice.problem
+
+
+def two_pairs() -> tuple[Plan, dict[str, Record]]:
+    first, records = evidence({"a": 0.05, "b": 0.0}, fraction=1.0)
+    second, more = evidence({"a": 0.05, "b": 0.0}, fraction=0.5)
+    return Plan(name="made", description="", config={}, rows=first.rows + second.rows), {
+        **records,
+        **more,
+    }
+
+
+def test_a_pair_without_an_answer_is_named_beside_those_that_have_one() -> None:
+    plan, records = two_pairs()
+    kept = {k: r for k, r in records.items() if "-0.5-" not in k}
+    choices = recommend(plan, kept)
+    assert [choice.label for choice in choices] == ["a", None]
+    text = answer(choices)
+    assert "digits, fraction 0.5: big -> small\n  no answer: the plain student" in text
+
+
+def test_a_fraction_picks_its_pairs() -> None:
+    (choice,) = recommend(*two_pairs(), question=Question(fraction=0.5))
+    assert dict(choice.key.axes) == {"fraction": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"max_cost": 0.9}, "wanted 1 or more"), ({"max_cost": float("nan")}, "wanted 1 or more"),
+     ({"min_gain": 1.5}, "percentage point"), ({"max_memory_mib": -1}, "0 or more")],
+)  # fmt: skip
+def test_limits_that_nothing_can_meet_are_refused(asked: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Question(**asked)
+
+
+# --- over pairs ------------------------------------------------------------------------------
+
+
+def many_pairs(count: int) -> tuple[Choice, ...]:
+    rows, records = [], {}
+    for number in range(count):
+        gains = {"a": 0.05 + 0.001 * (number % 3), "b": 0.051, "c": -0.01}
+        plan, more = evidence(gains, teacher=f"big{number}", student=f"small{number}")
+        rows += plan.rows
+        records |= more
+    plan = Plan(name="made", description="", config={}, rows=rows)
+    costs = [
+        cost(label, ratio, teacher=f"big{number}", student=f"small{number}")
+        for number in range(count)
+        for label, ratio in (("a", 1.8), ("b", 1.2), ("c", 1.1))
+    ]
+    return recommend(plan, records, Costs(costs))
+
+
+def test_over_many_pairs_the_cheapest_of_those_better_than_the_student_is_chosen() -> None:
+    # Ranks: a and b share the first two places, student 3, c 4. CD of 4 rows over 20 pairs: 1.05.
+    whole = overall(many_pairs(20))
+    assert whole is not None
+    assert whole.label == "b"
+    assert "tied" in whole.to_text()
+
+
+def test_few_pairs_cannot_tell_and_say_so() -> None:
+    whole = overall(many_pairs(3))
+    assert whole is not None
+    assert whole.label is None
+    assert "choose: pair by pair" in whole.to_text()
+    assert overall(many_pairs(1)) is None
+
+
+# --- how often it errs -----------------------------------------------------------------------
+
+
+def simulated(gains: list[float], generator: np.random.Generator) -> Standing:
+    """Five seeds of the student and of rows with these true gains, one point of noise each."""
+    student = {seed: float(x) for seed, x in enumerate(generator.normal(0.7, 0.01, 5))}
+    rows = {
+        f"row{i}": {s: x + gain + float(generator.normal(0, 0.01)) for s, x in student.items()}
+        for i, gain in enumerate(gains)
+    }
+    gained = compare(rows, student)
+    return Standing.of([
+        Candidate(label="student", category="baseline", accuracy=student),
+        *(
+            Candidate(label=label, category="response", accuracy=row, gained=gained[label])
+            for label, row in rows.items()
+        ),
+    ])  # fmt: skip
+
+
+def test_where_no_row_is_better_one_is_chosen_in_at_most_five_of_a_hundred_grids() -> None:
+    generator = np.random.default_rng(0)
+    wrong = sum(simulated([0.0] * 6, generator).choose().label != "student" for _ in range(300))
+    # Holm bounds both directions together by 0.05; one of them by half of that. 300 draws of a
+    # chance of 0.025 give 18 or more once in about 1,500 times.
+    assert wrong < 18
+
+
+def test_the_truly_best_row_is_the_chosen_one_or_tied_with_it() -> None:
+    generator = np.random.default_rng(1)
+    found = [simulated([0.02, 0.03, 0.03, 0.035], generator) for _ in range(150)]
+    held = sum("row3" in {c.label for c in standing.tied} for standing in found if standing.proven)
+    proven = sum(bool(standing.proven) for standing in found)
+    assert proven > 75  # or there was nothing to choose
+    assert held / proven >= 0.95
+
+
+# --- rendering and the command ---------------------------------------------------------------
+
+
+def test_the_table_holds_every_row_the_chosen_one_first() -> None:
+    choice = choose({"a": 0.08, "b": 0.03, LONGER: 0.01}, [cost("a", 3.0)], max_cost=4)
+    table = choice.to_table()
+    assert [row[0].value for row in table.rows] == ["a", "student", LONGER, "b"]
+    standing = {row[0].value: row[-1].value for row in table.rows}
+    assert standing["a"] == "chosen"
+    assert standing["student"] == "the baseline"
+    assert standing["b"] == "ruled out: cost not measured"
+    assert "chosen" in to_text(table)
+
+
+def test_equal_records_give_equal_text_whatever_their_order() -> None:
+    plan, records = two_pairs()
+    backwards = dict(reversed(records.items()))
+    texts = [
+        (answer(found), [to_csv(choice.to_table()) for choice in found])
+        for found in (recommend(plan, r) for r in (records, backwards))
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    plan, records = two_pairs()
+    write_atomically(tmp_path / "made" / "plan.json", plan.to_json())
+    for record in records.values():
+        Store(tmp_path / "store" / "cells").write(record)
+    costs = Costs([cost("a", 1.5), cost("b", 1.2)])
+    write_atomically(tmp_path / "made" / "cost.json", costs.to_json())
+    return tmp_path
+
+
+def test_the_command_answers_without_torch(work: Path) -> None:
+    code = (
+        "import sys; from bench.cli import main; code = main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "recommend", "--grid", "made", "--work-dir", str(work),
+         "--pair", "big:small", "--max-cost", "1.6", "--data-fraction", "0.5"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("digits, fraction 0.5: big -> small\n  choose: a\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pair", "big:tiny"], "big:small"),
+        (["--data-fraction", "0.3"], "it has: 0.5, 1"),
+        (["--max-cost", "0.5"], "wanted 1 or more"),
+        (["--min-gain", "2"], "percentage point"),
+        (["--category", "x"], "multi-connection"),
+        (["--max-cost", "cheap"], "cheap"),
+    ],
+)
+def test_the_command_refuses_in_one_line(work, capsys, words: list[str], said: str) -> None:
+    assert main(["recommend", "--grid", "made", "--work-dir", str(work), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_the_command_without_costs_says_what_to_run(work, capsys) -> None:
+    (work / "made" / "cost.json").unlink()
+    assert main(["recommend", "--grid", "made", "--work-dir", str(work), "--max-cost", "2"]) == 2
+    assert "run_all.py profile" in capsys.readouterr().err
