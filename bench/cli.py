@@ -351,18 +351,43 @@ def _devices(device: str, workers: int | None) -> list[str]:
 
 def _render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
     """Prints the summary, writes tables, figures and the report; returns what to mirror."""
-    from bench.cost.command import FILE
-    from bench.report.build import build
     from bench.report.summary import summarise
+
+    try:
+        print(summarise(plan, records).to_text())
+    except ValueError as error:  # something that lies beside the records is damaged
+        raise UsageError(str(error)) from None
+    return _write(work, plan, records, costs)
+
+
+def _write(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
+    """Writes tables, figures and the report of a grid; returns what to mirror."""
+    from bench.report.build import build
 
     folder = work.grid(plan.name)
     try:
-        print(summarise(plan, records).to_text())
         files = build(plan, records, costs, work.store.root, folder)
-    except ValueError as error:  # something that lies beside the records is damaged
+    except ValueError as error:
         raise UsageError(str(error)) from None
     print(f"tables and figures: {folder}")
-    return [*files, *([folder / FILE] if (folder / FILE).is_file() else [])]
+    return [*files, *_measured(folder)]
+
+
+def _write_costs(work: WorkDir, name: str, costs: Costs) -> list[Path]:
+    """The same of a grid that was profiled and not trained."""
+    from bench.report.build import build_costs
+
+    folder = work.grid(name)
+    files = build_costs(costs, folder)
+    print(f"tables and figures: {folder}")
+    return [*files, *_measured(folder)]
+
+
+def _measured(folder: Path) -> list[Path]:
+    """What the profiler wrote, if it ran."""
+    from bench.cost.command import FILE
+
+    return [folder / FILE] if (folder / FILE).is_file() else []
 
 
 def _read_costs(work: WorkDir, grid: str, origin: str) -> Costs:
@@ -388,12 +413,24 @@ def _mirror_results(
     work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs, files: list[Path]
 ) -> None:
     """Puts tables and figures into MLflow, and the winner into its registry."""
+    from bench.report.cost import cost_metrics
     from bench.tracking import Mirror, TrackingError
 
     try:
         mirror = Mirror(work.root, plan.name)
-        mirror.send_summary(work.grid(plan.name), files)
+        mirror.send_summary(work.grid(plan.name), files, cost_metrics(costs))
         _crown(mirror, work, plan, records, costs)
+    except TrackingError as error:
+        print(f"tables are not in MLflow: {error}", file=sys.stderr)
+
+
+def _mirror_costs(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
+    """Puts the tables and figures of costs into MLflow."""
+    from bench.report.cost import cost_metrics
+    from bench.tracking import Mirror, TrackingError
+
+    try:
+        Mirror(work.root, name).send_summary(work.grid(name), files, cost_metrics(costs))
     except TrackingError as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 
@@ -444,14 +481,17 @@ def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
     work = _work_dir(options)
     name = _grid_name(options.grid)
+    costs = _read_costs(work, name, options.origin)
+    if costs and options.origin == "records" and not work.plan(name).is_file():
+        _write_costs(work, name, costs)
+        return 0
     plan, records = _read(work, name, options.origin)
-    _render(work, plan, records, _read_costs(work, name, options.origin))
+    _render(work, plan, records, costs)
     return 0
 
 
 def recommend(options: argparse.Namespace) -> int:
     """Says which row to choose for each pair, and why; 2 if the evidence answers for none."""
-    from bench.cost.record import read_costs
     from bench.report.overall import answer
     from bench.report.recommend import Question
     from bench.report.recommend import recommend as choose
@@ -464,7 +504,7 @@ def recommend(options: argparse.Namespace) -> int:
             extra_parameters=not options.no_extra_parameters, fraction=options.data_fraction,
         )  # fmt: skip
         plan, records = _read(work, name, options.origin)
-        costs = read_costs(work.grid(name) / "cost.json")
+        costs = _read_costs(work, name, options.origin)
         print(answer(choose(plan, records, costs, question)))
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -583,8 +623,21 @@ def _no_options(parser: argparse.ArgumentParser) -> None:
 def profile(options: argparse.Namespace) -> int:
     """Measures what each method's loss and step cost, each method by itself."""
     from bench.cost import command
+    from bench.report.cost import costs_to_text
 
-    return command.run(options)
+    work = _work_dir(options)
+    try:
+        name, costs = command.run(options)
+    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
+        raise UsageError(str(error)) from None
+    print(costs_to_text(costs))
+    if work.plan(name).is_file():
+        plan, records = _read(work, name, "records")
+        files = _write(work, plan, records, costs)
+    else:
+        files = _write_costs(work, name, costs)
+    _mirror_costs(work, name, files, costs)
+    return 0
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:

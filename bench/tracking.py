@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ LOADER = Path(__file__).with_name("served_student.py")
 CHAMPION = "champion"  # the alias of the grid's registered winner
 KIND = "kd_bench.kind"
 NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"  # tags that the UI reads
+MOST_METRICS = 1000  # a call takes no more
 SUMMARY = PurePosixPath("summary")  # where the summary run keeps tables and figures
 
 
@@ -110,15 +112,24 @@ class Mirror:
             run = self._summary_run()
             self.client.log_text(run, plan.to_json(), "plan.json")
 
-    def send_summary(self, folder: Path, files: Iterable[Path]) -> None:
+    def send_summary(
+        self, folder: Path, files: Iterable[Path], metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Puts tables and figures on the experiment's summary run; the latest ones win.
 
         Args:
             folder: the grid's; files keep their places below it.
             files: inside `folder`.
+            metrics: numbers of the tables worth a metric of their own.
         """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        numbers = [Metric(_key(name), value, now, 0) for name, value in (metrics or {}).items()]
         with _failures():
             run = self._summary_run()
+            for start in range(0, len(numbers), MOST_METRICS):
+                self.client.log_batch(run, metrics=numbers[start : start + MOST_METRICS])
             for path in files:
                 place = path.relative_to(folder).parent
                 self.client.log_artifact(run, str(path), (SUMMARY / place).as_posix())

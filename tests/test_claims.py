@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cost.record import CostRecord, Costs, Quartiles, StageCost
+from bench.cost.record import CostRecord, Costs, Count, LossCost, Quartiles, StageCost, Traffic
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.claims import (
     NOT_SUPPORTED,
@@ -105,8 +105,10 @@ def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRec
 
     stage = StageCost(
         name="distil", epochs=1, kept=1.0, taps=["logits"], step_ms=around(1.0),
-        ratio=around(1.0), parts_ms={"loss_forward": around(loss), "loss_backward": around(loss)},
-        once_ms=None, count={}, once_count=CountZero, peak_bytes=0, transfers=True,
+        ratio=around(1.0), parts_ms={}, once_ms=None, count={}, once_count=Count(), peak_bytes=0,
+        loss=LossCost(
+            ms=around(2 * loss), count=Count(), traffic=Traffic(0, 0, 0), peak_bytes=0
+        ),
     )  # fmt: skip
     return CostRecord(
         data="d", teacher="wide", student="narrow", label=label, method=label,
@@ -114,9 +116,6 @@ def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRec
     )  # fmt: skip
 
 
-CountZero = CostRecord(
-    data="", teacher="", student="", label="", method="", category=""
-).plain_count
 DEAR = Costs([cost("soft_logits", 0.1, 1.2), cost("fitnet", 0.5, 1.4), cost("rkd", 2.0, 2.5)])
 
 

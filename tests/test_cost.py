@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
-import dataclasses
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,26 +16,36 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cell import Recipe
-from bench.cost import command, scaling
+from bench.cli import main
+from bench.cost import machine, scaling
 from bench.cost.counting import AllocationMode, CountingMode
+from bench.cost.loss import LossAlone
 from bench.cost.profiler import MethodRow, count, count_parts, profile
 from bench.cost.record import (
+    REFERENCE,
     CostRecord,
     Costs,
     Count,
+    LossCost,
+    Machine,
     Quartiles,
     Scaling,
     StageCost,
     StageShare,
+    Traffic,
     read_costs,
     training_cost_ratio,
 )
 from bench.cost.steps import Bench, Scene, Setting
+from bench.method import Pair, View
 from bench.record import NOT_APPLICABLE
 from bench.report.cost import method_table, stage_table, write_costs
 from bench.report.cost_figures import fitted_exponent
+from bench.report.cost_order import category_table, findings, in_form
 from bench.report.palette import CATEGORIES, METHODS
-from bench.report.tables import to_csv, to_markdown
+from bench.report.roofline import roofline_table
+from bench.report.tables import Entry, to_csv, to_markdown
+from bench.tracking import Mirror
 from methods import registry
 
 
@@ -226,6 +235,12 @@ def around(value: float) -> Quartiles:
     return Quartiles(value, 0.9 * value, 1.2 * value, 5)
 
 
+def loss_cost(median: float, **changes) -> LossCost:
+    fields = {"ms": around(median), "count": Count(5 * 10**5, 10**5, 0, 10**6),
+              "traffic": Traffic(3000, 1000, 2000), "peak_bytes": 2**20}  # fmt: skip
+    return LossCost(**{**fields, **changes})
+
+
 def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
     parts = {"student_forward": around(1.0), "student_backward": around(2.0)}
     counts = {"student_forward": Count(10**6), "student_backward": Count(2 * 10**6)}
@@ -234,7 +249,8 @@ def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
         counts |= {"loss_forward": Count(5 * 10**5, 10**5, 0, 10**6)}
     fields = {
         "epochs": 10, "kept": 1.0, "taps": [], "ratio": around(step / 3), "once_ms": None,
-        "once_count": Count(), "peak_bytes": 3 * 2**20, "transfers": loss is not None,
+        "once_count": Count(), "peak_bytes": 3 * 2**20,
+        "loss": None if loss is None else loss_cost(12 * loss),
     }  # fmt: skip
     return StageCost(
         name=name, step_ms=around(step), parts_ms=parts, count=counts, **{**fields, **changes}
@@ -244,7 +260,7 @@ def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
 SHARED = {
     "data": "toy", "teacher": "big", "student": "small", "epochs": 10, "plain_ms": around(3.0),
     "plain_count": Count(3 * 10**6), "plain_peak_bytes": 2**20, "teacher_ms": around(4.0),
-    "teacher_count": Count(7),
+    "teacher_count": Count(7), "teacher_bytes": 2**19,
     "conditions": {"device": "a machine", "device_type": "cpu", "threads": 1, "precision": "fp32",
                    "batch": 50, "image_shape": [1, 8, 8], "rounds": 5},
 }  # fmt: skip
@@ -255,18 +271,31 @@ COSTS = Costs(
                    stages=[stage("train", 3.0, None, peak_bytes=2**20)],
                    training_cost_ratio=Quartiles(1.0, 1.0, 1.0, 5), training_flop_ratio=1.0),
         CostRecord(**SHARED, label="hints", method="fitnet", category="multi-connection",
-                   stages=[stage("hint", 12.0, 2.0, epochs=3),
+                   stages=[stage("hint", 12.0, 2.0, epochs=3, held_bytes=2**20),
                            stage("finetune", 6.0, 0.1, epochs=7)],
                    training_cost_ratio=around(2.0), training_flop_ratio=2.5, extra_parameters=1234),
         CostRecord(**SHARED, label="fsp", method="fsp", category="shared-representation",
                    status=NOT_APPLICABLE, error="widths differ"),
     ],
-    [
+    scaling=[
         Scaling(method="fsp", category="shared-representation", stage="init", axis="channels",
                 sizes=[16, 32], milliseconds=[around(1.0), around(4.0)],
                 count=[Count(100), Count(400)],
                 conditions={"device": "a machine", "precision": "fp32", "batch": 64,
                             "positions": 64}),
+    ],
+    references=[
+        CostRecord(**SHARED, label="hints", method="fitnet", category="multi-connection",
+                   form=REFERENCE,
+                   stages=[replace(stage("hint", 30.0, 2.0, epochs=3),
+                                   loss=loss_cost(96.0, over_fast=around(4.0))),
+                           stage("finetune", 6.0, 0.1, epochs=7)],
+                   training_cost_ratio=around(3.8), training_flop_ratio=2.5),
+    ],
+    machines=[
+        Machine(matmul_gflops=60.0, matmul_size=512, matmul_repeats=around(50.0), triad_gbs=6.0,
+                triad_bytes=2**28, triad_repeats=around(5.0),
+                conditions={"device": "a machine", "threads": 1}),
     ],
 )  # fmt: skip
 
@@ -277,36 +306,36 @@ def test_costs_survive_their_file(tmp_path):
     assert read_costs(tmp_path / "none.json") == Costs()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 1, "records": [{}]}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 2, "records": [{}]}'])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "cost.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is damaged .*profile again"):
+    with pytest.raises(ValueError, match=r"is damaged .*remove it and profile again"):
         read_costs(tmp_path / "cost.json")
 
 
 def test_newer_measurements_replace_older_ones_in_their_place():
-    newer = dataclasses.replace(COSTS.records[1], extra_parameters=7)
-    elsewhere = dataclasses.replace(newer, conditions={**newer.conditions, "batch": 64})
+    newer = replace(COSTS.records[1], extra_parameters=7)
+    elsewhere = replace(newer, conditions={**newer.conditions, "batch": 64})
     merged = COSTS.with_newer(Costs([newer, elsewhere]))
     assert [r.extra_parameters for r in merged.records] == [0, 7, 0, 7]
     assert merged.scaling == COSTS.scaling
 
 
 def test_extra_memory_is_that_of_the_costliest_stage():
-    assert [record.extra_peak_bytes for record in COSTS.records] == [0, 2 * 2**20, 0]
+    assert [record.extra_peak_bytes for record in COSTS.records] == [0, 3 * 2**20, 0]
 
 
 def test_table_of_methods_reads_as_expected():
-    lines = to_markdown(method_table(COSTS.records)).splitlines()
+    lines = to_markdown(method_table(COSTS.records, COSTS)).splitlines()
     assert lines[0] == (
         "## Cost of training, toy: big -> small, batch 50, a machine, threads 1, fp32"
     )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert rows[2:] == [
-        ["student", "baseline", "1.00 ± 0.00", "1.00", "3.00", "-", "0.00", "0", "measured"],
-        ["hints", "multi-connection", r"2.00 \[1.80, 2.40]", "2.50", "12.00; 6.00", "6.00; 0.30",
-         "2.00", "1234", "measured"],
-        ["fsp", "shared-representation", "-", "-", "-", "-", "-", "-",
+        ["student", "baseline", "1.00 ± 0.00", "1.00", "3.00", "-", "-", "0.00", "0", "measured"],
+        ["hints", "multi-connection", r"2.00 \[1.80, 2.40]", "2.50", "12.00; 6.00", "24.00; 1.20",
+         "96.00; 1.20", "3.00", "1234", "measured"],
+        ["fsp", "shared-representation", "-", "-", "-", "-", "-", "-", "-",
          "not applicable: widths differ"],
     ]  # fmt: skip
     assert any("image shape 1x8x8" in line for line in lines)
@@ -321,6 +350,82 @@ def test_table_of_stages_counts_the_loss_apart():
     hint = rows[1]
     assert (hint["loss_matmul_mflop"], hint["loss_elementwise_mflop"]) == ("0.5", "0.1")
     assert (hint["step_ms"], hint["step_ms_low"], hint["step_ms_n"]) == ("12.0", "10.8", "5")
+
+
+def test_roofline_says_the_least_time_what_sets_it_and_how_far_both_forms_are():
+    rows = list(csv.DictReader(to_csv(roofline_table(COSTS.records, COSTS)).splitlines()))
+    assert [row["label"] + ": " + row["stage"] for row in rows] == [
+        "hints: hint",
+        "hints: finetune",
+    ]
+    hint = rows[0]
+    # 600,000 FLOP at 60 GFLOP/s are 0.01 ms; 6,000 bytes at 6 GB/s a tenth of that.
+    assert (float(hint["bound_ms"]), hint["bound_by"]) == (0.01, "compute")
+    assert (hint["inputs_mb"], hint["outputs_mb"], hint["saved_mb"]) == ("0.003", "0.001", "0.002")
+    assert float(hint["fast_over_bound"]) == pytest.approx(2400)
+    assert float(hint["reference_over_bound"]) == pytest.approx(9600)
+    assert (hint["speedup"], hint["speedup_low"]) == ("4.0", "3.6")
+    assert rows[1]["reference_ms"] == ""  # one form only
+    slow = replace(COSTS.machines[0], triad_gbs=0.06)
+    memory = roofline_table(COSTS.records, replace(COSTS, machines=[slow]))
+    assert Entry("memory") in memory.rows[0]
+    unknown = roofline_table(COSTS.records, replace(COSTS, machines=[]))
+    assert "not measured" in unknown.notes[0]
+
+
+def ordered(**medians: tuple[str, float]) -> Costs:
+    return Costs([
+        CostRecord(**SHARED, label=label, method=label, category=category,
+                   stages=[replace(stage("distil", 5.0, 1.0), loss=loss_cost(median))],
+                   training_cost_ratio=around(1.5))
+        for label, (category, median) in medians.items()
+    ])  # fmt: skip
+
+
+def verdicts(costs: Costs) -> dict[str, tuple[str, int, int, tuple[tuple[str, str], ...]]]:
+    return {
+        f.claim: (f.verdict, f.in_order, f.undecided, f.violations)
+        for f in findings(costs.records, costs)
+        if (f.form, f.measure) == ("fast", "transfer loss (ms)")
+    }
+
+
+WHOLE = "response < multi-connection < shared-representation"
+
+
+def test_the_claimed_order_is_supported_if_every_comparison_is_as_claimed():
+    found = verdicts(ordered(soft=("response", 1.0), hint=("multi-connection", 5.0),
+                             flow=("shared-representation", 50.0)))  # fmt: skip
+    assert {verdict for verdict, *_ in found.values()} == {"supported"}
+    assert found[WHOLE][1:] == (3, 0, ())
+
+
+def test_what_goes_against_the_claimed_order_is_named_and_overlaps_decide_nothing():
+    found = verdicts(ordered(soft=("response", 1.0), hint=("multi-connection", 5.0),
+                             bound=("multi-connection", 20.0),
+                             points=("shared-representation", 5.2),
+                             flow=("shared-representation", 50.0)))  # fmt: skip
+    part = found["multi-connection < shared-representation"]
+    assert part == ("partly supported", 2, 1, (("bound", "points"),))
+    assert found["response < shared-representation"][0] == "supported"
+    assert found[WHOLE][0] == "partly supported"
+
+
+def test_an_order_the_other_way_round_is_not_supported():
+    found = verdicts(ordered(soft=("response", 50.0), hint=("multi-connection", 5.0),
+                             flow=("shared-representation", 1.0)))  # fmt: skip
+    assert {verdict for verdict, *_ in found.values()} == {"not supported"}
+    costs = ordered(soft=("response", 50.0), hint=("multi-connection", 5.0))
+    assert set(verdicts(costs)) == {"response < multi-connection"}
+
+
+def test_textbook_forms_take_the_place_of_those_shipped():
+    shipped, textbook = (in_form(COSTS.records, COSTS, form) for form in ("fast", REFERENCE))
+    assert [r.label for r in shipped] == [r.label for r in textbook]
+    assert [r.form for r in textbook] == ["fast", REFERENCE, "fast"]
+    rows = list(csv.DictReader(to_csv(category_table(COSTS.records, COSTS)).splitlines()))
+    loss = {row["form"]: row["median"] for row in rows if row["measure"] == "transfer loss (ms)"}
+    assert loss == {"as shipped": "24.0", "textbook": "96.0"}
 
 
 def test_files_are_the_same_bytes_every_time(tmp_path):
@@ -367,11 +472,17 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, CostRecord]:
+def profiled() -> Costs:
     messages: list[str] = []
-    records = profile([("cnn3", "cnn2")], ROWS, tiny(), lambda what, *_: messages.append(what))
+    setting = tiny(train_images=1000)
+    costs = profile([("cnn3", "cnn2")], ROWS, setting, lambda what, *_: messages.append(what))
     assert any("preparing fsp" in what for what in messages)
-    return {record.label: record for record in records}
+    return costs
+
+
+@pytest.fixture(scope="module")
+def measured(profiled: Costs) -> dict[str, CostRecord]:
+    return {record.label: record for record in profiled.records}
 
 
 def test_the_plain_student_comes_first_and_costs_one(measured):
@@ -387,15 +498,71 @@ def test_every_stage_is_measured_by_parts(measured):
     assert [stage.name for stage in measured["fsp"].stages] == ["init", "main"]
     init, main = measured["fsp"].stages
     assert {"teacher", "loss_forward", "loss_backward"} <= set(init.parts_ms)
-    assert init.transfers
+    assert init.loss is not None
     assert set(main.parts_ms) == {"student_forward", "student_backward", "optimiser"}
-    assert not main.transfers
+    assert main.loss is None
     assert (init.epochs, main.epochs) == (3, 7)
     assert "second_backward" in measured["kd_svd"].stages[0].parts_ms
     for record in measured.values():
         for part in (part for stage in record.stages for part in stage.parts_ms.values()):
             assert 0 <= part.q1 <= part.median <= part.q3
             assert part.n >= 2
+
+
+def test_both_forms_are_measured_where_there_are_two(profiled):
+    record = next(r for r in profiled.references if r.label == "kd_svd")
+    assert record.form == REFERENCE
+    shipped = next(r for r in profiled.records if r.label == "kd_svd")
+    fast, textbook = shipped.stages[0].loss, record.stages[0].loss
+    assert fast.over_fast is None
+    assert textbook.over_fast.n == fast.ms.n == 2
+    assert textbook.count.decomposition != fast.count.decomposition
+    assert textbook.traffic.inputs == fast.traffic.inputs
+    assert record.training_cost_ratio != shipped.training_cost_ratio
+    assert not {"soft_logits", "selective"} & {r.label for r in profiled.references}
+
+
+def test_what_is_held_from_step_to_step_counts(measured):
+    record = measured["selective"]
+    held = record.stages[1].held_bytes
+    # The regressor, its momentum and two statistics; the teacher's embedding of every image.
+    assert held == 4 * (2 * record.extra_parameters + 2 * 12 + 1000 * 12)
+    assert measured["soft_logits"].stages[0].held_bytes == 0
+    above = record.stages[1].peak_bytes + held - record.plain_peak_bytes
+    assert record.extra_peak_bytes == above
+    assert measured["soft_logits"].teacher_bytes > 0
+
+
+def test_traffic_is_inputs_and_gradients_once_and_intermediates_twice():
+    labels, one = torch.zeros(6, dtype=torch.long), 4 * 6 * 5
+    student, teacher = torch.ones(6, 5, requires_grad=True), torch.ones(6, 5)
+    pair = Pair(View({"x": student}), View({"x": teacher}), labels, labels)
+
+    def squares(pair: Pair, connector: nn.Module) -> torch.Tensor:
+        gap = pair.student["x"] - pair.teacher["x"]
+        return (gap * gap).sum(1)  # keeps the gap, which is no input
+
+    def products(pair: Pair, connector: nn.Module) -> torch.Tensor:
+        return (pair.student["x"] * pair.teacher["x"]).sum(1)  # keeps the teacher's tap
+
+    def through(pair: Pair, connector: nn.Module) -> torch.Tensor:
+        return connector(pair.student["x"]).sum(1)  # keeps the tap and the weight
+
+    assert LossAlone([squares], pair, nn.Identity()).traffic() == (2 * one, one, 2 * one)
+    assert LossAlone([products], pair, nn.Identity()).traffic() == (2 * one, one, one)
+    weight = 4 * 5 * 5
+    moved = LossAlone([through], pair, nn.Linear(5, 5, bias=False)).traffic()
+    assert moved == (2 * one + weight, one + weight, one + weight)
+
+
+def test_machine_reports_its_fastest_repeat_at_its_best_size(monkeypatch):
+    monkeypatch.setattr(machine, "SIZES", {"cpu": (8, 128)})
+    monkeypatch.setattr(machine, "TRIAD_BYTES", {"cpu": 1 << 16})
+    found = machine.measure_machine(tiny())
+    assert found.matmul_size == 128  # launching weighs less
+    assert found.matmul_gflops >= found.matmul_repeats.q3 > 0
+    assert found.triad_gbs >= found.triad_repeats.q3 > 0
+    assert found.triad_bytes == 1 << 16
 
 
 def test_flop_ratio_follows_from_the_counts(measured):
@@ -440,7 +607,7 @@ def read_back(measured: dict[str, CostRecord]) -> list[CostRecord]:
 
 
 def test_counts_and_memory_do_not_depend_on_the_run(measured):
-    again = profile([("cnn3", "cnn2")], ROWS[-1:], tiny(rounds=1))[-1]
+    again = profile([("cnn3", "cnn2")], ROWS[-1:], tiny(rounds=1)).records[-1]
     before = measured["kd_svd"]
     assert [s.count for s in again.stages] == [s.count for s in before.stages]
     assert [s.peak_bytes for s in again.stages] == [s.peak_bytes for s in before.stages]
@@ -452,8 +619,8 @@ def test_two_rows_of_one_label_are_refused():
 
 
 def test_a_time_limit_leaves_three_rounds():
-    records = profile([("cnn3", "cnn2")], [], tiny(rounds=50, seconds=0.0))
-    assert records[0].conditions["rounds"] == 3
+    costs = profile([("cnn3", "cnn2")], [], tiny(rounds=50, seconds=0.0))
+    assert costs.records[0].conditions["rounds"] == 3
 
 
 def test_losses_alone_grow_along_every_axis(monkeypatch):
@@ -475,23 +642,33 @@ def test_losses_alone_grow_along_every_axis(monkeypatch):
 # --- the command -------------------------------------------------------------------------------
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    command.add_options(parser)
-    return parser.parse_args(words)
-
-
-def test_the_command_writes_tables_and_figures(tmp_path, capsys):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow's own
+def test_the_command_writes_tables_and_figures(tmp_path, capsys, monkeypatch):
     words = ["--pairs", "cnn3:cnn2", "--methods", "soft_logits", "--image-shape", "1x8x8",
-             "--classes", "3", "--batch", "4", "--rounds", "1", "--no-scaling"]  # fmt: skip
-    assert command.run(options(*words, "--work-dir", str(tmp_path))) == 0
+             "--classes", "3", "--train-images", "10", "--batch", "4", "--rounds", "1",
+             "--no-scaling", "--name", "small"]  # fmt: skip
+    monkeypatch.setattr(machine, "SIZES", {"cpu": (8, 16)})
+    monkeypatch.setattr(machine, "TRIAD_BYTES", {"cpu": 4096})
+    assert main(["profile", *words, "--work-dir", str(tmp_path)]) == 0
     assert "soft_logits" in capsys.readouterr().out
-    folder = tmp_path / "digits"
+    folder = tmp_path / "small"
     saved = json.loads((folder / "cost.json").read_text())
     assert [record["label"] for record in saved["records"]] == ["student", "soft_logits"]
     assert saved["records"][0]["conditions"]["batch"] == 4
     assert (folder / "cost.md").is_file()
     assert (folder / "figures" / "cost_step_cnn3-cnn2.svg").is_file()
+    assert "textbook" in (folder / "roofline.md").read_text()
+    # Rendered again from the file alone: the same bytes, though nothing was ever trained here.
+    before = (folder / "cost.md").read_bytes()
+    (folder / "cost.md").unlink()
+    assert main(["tables", "--grid", "small", "--work-dir", str(tmp_path)]) == 0
+    assert (folder / "cost.md").read_bytes() == before
+    again = Mirror(tmp_path, "small")
+    assert again.read_summary_file("cost.json") == (folder / "cost.json").read_text()
+    (run,) = again.client.search_runs(
+        [again.client.get_experiment_by_name("kd-bench/small").experiment_id]
+    )
+    assert run.data.metrics["cost/cnn3-cnn2/student/training_cost_ratio"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -502,10 +679,12 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
         (["--rounds", "0"], "--rounds: got 0"),
         (["--batch", "1"], "--batch: got 1"),
         (["--methods", "fitnett"], "fitnet"),
+        (["--name", "a/b"], "--name: got 'a/b'"),
+        (["--name", "store"], "--name: got 'store'"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line(words, complaint, tmp_path, capsys):
-    assert command.run(options(*words, "--work-dir", str(tmp_path))) == 2
+    assert main(["profile", *words, "--work-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert complaint in said

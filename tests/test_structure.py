@@ -44,7 +44,7 @@ ALLOWED = {
     "bench.cost.record": {"bench.record"},
     "bench.cost.command": {
         "bench.cost", "bench.data.sources", "bench.grid", "bench.launch.job", "bench.record",
-        "bench.report.cost", "bench.train.device", "bench.workdir",
+        "bench.train.device", "bench.workdir",
     },
     "methods": {"bench.method", "methods"},
 }  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import re
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,11 +41,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the first three (default: 60)")  # fmt: skip
     add("--no-scaling", action="store_true", help="leave out how each loss alone grows")
     add("--image-shape", type=_shape, metavar="CxHxW",
-        help="measure on images of this shape and --classes, without the data set")  # fmt: skip
+        help="measure on images of this shape, --classes and --train-images, without the data "
+        "set")  # fmt: skip
     add("--classes", type=int, metavar="K", help="see --image-shape")
+    add("--train-images", type=int, metavar="N",
+        help="see --image-shape; views of all images that a stage caches need memory")  # fmt: skip
+    add("--name", metavar="NAME", help="results go to DIR/NAME (default: the grid's name)")
     add("--data-root", type=Path, metavar="DIR", help="where your data sets lie")
     add("--work-dir", type=Path, default=Path("results"), metavar="DIR",
-        help="results go to DIR/<grid> (default: results)")  # fmt: skip
+        help="results go to DIR/NAME (default: results)")  # fmt: skip
 
 
 def _names(text: str) -> list[str]:
@@ -60,26 +65,27 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measures, writes cost.json and renders it; 2 for wrong options, said in one line."""
+def run(options: argparse.Namespace) -> tuple[str, Costs]:
+    """Measures what was asked for, beside what was measured before.
+
+    Returns:
+        The name of the folder in the work directory, and all costs in it.
+
+    Raises:
+        ValueError: wrong options or a damaged file, in one line.
+    """
     from rich.console import Console
 
     from bench.cost.record import read_costs
-    from bench.report.cost import costs_to_text, write_costs
     from bench.workdir import WorkDir
 
-    try:
-        grid, setting = _setting(options)
-        folder = WorkDir(options.work_dir).grid(grid.name)
-        costs = read_costs(folder / FILE)
-        with Display(Console(soft_wrap=True)) as display:
-            costs = _measure(grid, setting, costs, folder / FILE, display, not options.no_scaling)
-    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_costs(costs, folder)
-    print(costs_to_text(costs))
-    return 0
+    grid, setting = _setting(options)
+    name = options.name or grid.name
+    file = WorkDir(options.work_dir).grid(name) / FILE
+    costs = read_costs(file)
+    with Display(Console(soft_wrap=True)) as display:
+        costs = _measure(grid, setting, costs, file, display, not options.no_scaling)
+    return name, costs
 
 
 def _setting(options: argparse.Namespace) -> tuple[Grid, Setting]:
@@ -91,66 +97,96 @@ def _setting(options: argparse.Namespace) -> tuple[Grid, Setting]:
     from bench.launch.job import provenance
     from bench.train.device import pick_device
 
-    for name in ("rounds", "threads", "seconds"):
-        if getattr(options, name) <= 0:
-            raise ValueError(f"--{name}: got {getattr(options, name)}, wanted more than 0")
+    _check(options)
     grid = narrow(load_grid(options.grid), options.methods, options.pairs)
-    batch = options.batch or grid.recipe.batch_size
-    if batch < 2:
-        raise ValueError(f"--batch: got {batch}, wanted at least 2")
-    classes, image_shape = _sizes(options, grid)
+    batch = grid.recipe.batch_size if options.batch is None else options.batch
+    sizes = _sizes(options, grid)
     torch.set_num_threads(options.threads)
     return grid, Setting(
         data=data_name(grid.data),
-        classes=classes,
-        image_shape=image_shape,
+        classes=sizes.classes,
+        image_shape=sizes.image_shape,
+        train_images=sizes.train_images,
         recipe=grid.recipe.model_copy(update={"batch_size": batch}),
         device=pick_device(options.device),
         precision=grid.precision,
         deterministic=grid.deterministic,
         rounds=options.rounds,
         seconds=options.seconds,
-        provenance=provenance(CHECKOUT),
+        provenance={**provenance(CHECKOUT), "started": _now()},
     )
 
 
-def _sizes(options: argparse.Namespace, grid: Grid) -> tuple[int, tuple[int, int, int]]:
-    """(K, (C, H, W)): as given, or those of the grid's data set."""
+def _check(options: argparse.Namespace) -> None:
+    from bench.grid import RESERVED
+
+    for name, least in (("rounds", 1), ("threads", 1), ("seconds", 0), ("batch", 2)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name}: got {value}, wanted at least {least}")
+    name = options.name
+    if name is not None and (name in RESERVED or not re.fullmatch(r"\w[\w.-]*", name)):
+        taken = ", ".join(sorted(RESERVED))
+        raise ValueError(f"--name: got {name!r}, wanted the name of a folder, none of {taken}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _Sizes(NamedTuple):
+    """K, (C, H, W) and N."""
+
+    classes: int
+    image_shape: tuple[int, int, int]
+    train_images: int
+
+
+def _sizes(options: argparse.Namespace, grid: Grid) -> _Sizes:
+    """As given, or those of the grid's data set."""
     from bench.data.sources import load
     from bench.workdir import WorkDir
 
-    if (options.image_shape is None) != (options.classes is None):
-        raise ValueError("--image-shape and --classes come together")
-    if options.image_shape is not None:
-        return options.classes, options.image_shape
+    given = (options.image_shape, options.classes, options.train_images)
+    if any(given):
+        if not all(given) or min(given[1:]) < 1:
+            raise ValueError(
+                "--image-shape, --classes and --train-images come together, each at least 1"
+            )
+        return _Sizes(options.classes, options.image_shape, options.train_images)
     data = load(
         grid.data.source, data_root=options.data_root, cache=WorkDir(options.work_dir).cache,
         size=grid.data.size, classes=grid.data.classes,
     )  # fmt: skip
     channels, height, width = data.train_images.shape[1:]
-    return len(data.classes), (channels, height, width)
+    largest = max(grid.axes.fraction or (grid.data.fraction,))
+    train_images = round(largest * len(data.train_images))
+    return _Sizes(len(data.classes), (channels, height, width), train_images)
 
 
 def _measure(
     grid: Grid, setting: Setting, costs: Costs, file: Path, display: Display, scaling: bool
 ) -> Costs:
-    """All pairs, then the losses alone; the file is written after each of them."""
+    """The machine, all pairs, then the losses alone; the file is written after each of them."""
+    from bench.cost.machine import measure_machine
     from bench.cost.profiler import MethodRow, profile
     from bench.cost.record import Costs
     from bench.cost.scaling import measure_scaling
     from bench.record import write_atomically
 
+    costs = costs.with_newer(Costs(machines=[measure_machine(setting, display.show)]))
+    write_atomically(file, costs.to_json())
     rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
     for pair in grid.all_pairs:
         models: tuple[Model, Model] = (grid.model(pair.teacher), grid.model(pair.student))
         batch = {"batch_size": setting.recipe.batch_size}
         recipe = grid.recipe_of(pair.student).model_copy(update=batch)
         here = replace(setting, recipe=recipe)
-        costs = costs.with_newer(Costs(profile([models], rows, here, display.show)))
+        costs = costs.with_newer(profile([models], rows, here, display.show))
         write_atomically(file, costs.to_json())
     if scaling:
         names = list(dict.fromkeys(row.name for row in rows))
-        costs = costs.with_newer(Costs([], measure_scaling(names, setting, display.show)))
+        costs = costs.with_newer(Costs(scaling=measure_scaling(names, setting, display.show)))
         write_atomically(file, costs.to_json())
     return costs
 

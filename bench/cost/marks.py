@@ -29,6 +29,21 @@ class Marks:
         self._meter: Meter | None = None
         self._last: Sequence[float] = ()
         self._parts: dict[str, Sequence[float]] = {}
+        self._shown: list[Pair] | None = None
+
+    @contextmanager
+    def showing(self) -> Iterator[list[Pair]]:
+        """Yields the pairs that transfer losses are given inside, filled while they run."""
+        self._shown = []
+        try:
+            yield self._shown
+        finally:
+            self._shown = None
+
+    def show(self, pair: Pair) -> None:
+        """A transfer loss is given `pair`."""
+        if self._shown is not None:
+            self._shown.append(pair)
 
     @contextmanager
     def reading(self, meter: Meter) -> Iterator[dict[str, Sequence[float]]]:
@@ -75,6 +90,7 @@ def marked_stage(stage: Stage, marks: Marks) -> Stage:
 
 def _marked_transfer(transfer: Transfer, marks: Marks) -> Transfer:
     def marked(pair: Pair, connector: nn.Module) -> Tensor:
+        marks.show(pair)
         marks.mark("student_backward")
         loss = transfer(pair, connector)
         marks.mark("loss_forward")

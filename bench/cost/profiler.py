@@ -20,10 +20,15 @@ from typing import Any
 import torch
 
 from bench.cost.counting import AllocationMode, CountingMode
+from bench.cost.loss import LossAlone
 from bench.cost.record import (
+    FAST,
     PARTS,
+    REFERENCE,
     CostRecord,
+    Costs,
     Count,
+    LossCost,
     Quartiles,
     StageCost,
     StageShare,
@@ -37,6 +42,7 @@ from bench.train.device import conditions, set_numerics
 from methods import registry
 
 LEAST_ROUNDS = 3
+LONG_MS = 50.0  # whatever takes longer finds its data in no cache and needs none brought back
 PLAIN_TURNS = 3  # the plain step is under every ratio: its round counts by the median of three
 
 MEMORY = {
@@ -63,8 +69,10 @@ def profile(
     methods: Sequence[MethodRow],
     setting: Setting,
     progress: Progress | None = None,
-) -> list[CostRecord]:
+) -> Costs:
     """Measures every method on every pair; the plain student always among them.
+
+    Methods with losses of two forms are measured in both, in turns like all others.
 
     Args:
         pairs: teacher and student, as the zoo knows them.
@@ -74,7 +82,7 @@ def profile(
 
     Returns:
         One record a pair and method, in that order; also of methods that cannot serve the pair or
-        fail on it, with the reason.
+        fail on it, with the reason. Those of textbook forms are among the references.
 
     Raises:
         ValueError: a label twice, or a pair whose plain student cannot be trained.
@@ -86,7 +94,11 @@ def profile(
     report = progress or (lambda what, done, total: None)
     set_numerics(setting.cell(PLAIN))
     with steady():
-        return [r for pair in pairs for r in _profile_pair(*pair, rows, setting, report)]
+        records = [r for pair in pairs for r in _profile_pair(*pair, rows, setting, report)]
+    return Costs(
+        [record for record in records if record.form == FAST],
+        references=[record for record in records if record.form == REFERENCE],
+    )
 
 
 @contextmanager
@@ -110,22 +122,33 @@ class _Samples:
 
     step: list[float] = field(default_factory=list)
     once: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass
+class _Turn:
+    """One stage under measurement."""
+
+    bench: Bench
+    loss: LossAlone | None
+    samples: _Samples = field(default_factory=_Samples)
+
+
+@dataclass
 class _Subject:
-    """A method under measurement; without benches it was refused, with a reason."""
+    """A method under measurement; without turns it was refused, with a reason.
+
+    In its textbook form it is beside `shipped`, and has that one's turns where there is one form.
+    """
 
     row: MethodRow
     method: Method
-    benches: list[Bench] = field(default_factory=list)
+    shipped: _Subject | None = None
+    turns: list[_Turn] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     status: str = ""
     error: str = ""
-
-    def __post_init__(self) -> None:
-        self.samples = [_Samples() for _ in self.benches]
 
 
 def _profile_pair(
@@ -134,10 +157,13 @@ def _profile_pair(
     scene = Scene(teacher, setting)
     names = [setting.cell(model).model_name for model in (teacher, student)]
     title = " > ".join(names)
-    subjects = []
+    subjects: list[_Subject] = []
     for done, row in enumerate(rows):
         report(f"{title}: preparing {row.label}", done, len(rows))
-        subjects.append(_prepare(row, student, scene))
+        shipped = _prepare(row, student, scene)
+        subjects.append(shipped)
+        if shipped.turns and registry.loss_forms(row.name):
+            subjects.append(_prepare(row, student, scene, shipped))
     plain = subjects[0]
     if plain.error:
         raise ValueError(f"profile of {title}: the plain student cannot be trained: {plain.error}")
@@ -146,20 +172,38 @@ def _profile_pair(
     return [_record(subject, plain, setting, shared) for subject in subjects]
 
 
-def _prepare(row: MethodRow, student: Model, scene: Scene) -> _Subject:
+def _prepare(
+    row: MethodRow, student: Model, scene: Scene, shipped: _Subject | None = None
+) -> _Subject:
+    """A row with its losses as shipped, or in their textbook form beside `shipped`."""
     method, recipe = registry.build(row.name, **row.hyperparameters), scene.setting.recipe
+    if shipped is not None:
+        method = registry.in_reference_form(method)
+    turns = []
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        benches = [Bench(scene, student, row.name, method, stage) for stage in method.plan]
-        for bench in benches:
-            for _ in range(scene.setting.warm_up):
-                bench.step()
+        for position, stage in enumerate(method.plan):
+            turn = _turn(Bench(scene, student, row.name, method, stage), scene.setting.warm_up)
+            if shipped is not None and _same_work(turn, shipped.turns[position]):
+                turn = shipped.turns[position]
+            turns.append(turn)
     except NotApplicable as reason:
-        return _Subject(row, method, status=NOT_APPLICABLE, error=one_line(reason))
+        return _Subject(row, method, shipped, status=NOT_APPLICABLE, error=one_line(reason))
     except CELL_FAULTS as error:
         text = f"{type(error).__name__}: {one_line(error)}"
-        return _Subject(row, method, status=FAILED, error=text)
-    return _Subject(row, method, benches, epochs)
+        return _Subject(row, method, shipped, status=FAILED, error=text)
+    return _Subject(row, method, shipped, turns, epochs)
+
+
+def _turn(bench: Bench, warm_up: int) -> _Turn:
+    for _ in range(warm_up):
+        bench.step()
+    return _Turn(bench, bench.loss_alone())
+
+
+def _same_work(one: _Turn, other: _Turn) -> bool:
+    """Whether two forms of a stage are one: then it is measured once."""
+    return one.loss is None or other.loss is None or count(one.loss) == count(other.loss)
 
 
 class Clock:
@@ -169,9 +213,14 @@ class Clock:
         """Of the device that is waited for."""
         self._device = device
 
+    @property
+    def waits(self) -> bool:
+        """Whether a reading has to wait for the device."""
+        return self._device.type == "cuda"
+
     def __call__(self) -> tuple[float]:
         """Now."""
-        if self._device.type == "cuda":
+        if self.waits:
             torch.cuda.synchronize(self._device)
         return (time.perf_counter() * 1e3,)
 
@@ -189,9 +238,9 @@ def _measure(
 
     The first subject is the plain student.
     """
-    turns = [turn for s in subjects for turn in zip(s.benches, s.samples, strict=True)]
+    turns = list({id(turn): turn for s in subjects for turn in s.turns}.values())
+    plain = turns[0].samples
     turns += (PLAIN_TURNS - 1) * turns[:1]
-    plain = turns[0][1]
     clock, setting = Clock(scene.setting.device), scene.setting
     whole: list[float] = []
     began = time.monotonic()
@@ -202,22 +251,35 @@ def _measure(
         report(number)
         gc.collect()
         random.Random(number).shuffle(turns)
-        for bench, samples in turns:
-            _measure_step(bench, samples, clock)
+        for turn in turns:
+            _measure_turn(turn, clock)
         plain.step[-PLAIN_TURNS:] = [statistics.median(plain.step[-PLAIN_TURNS:])]
-        scene.teach()
-        whole.append(clock.time(scene.teach))
+        _time(scene.teach, whole, clock)
     return whole
 
 
-def _measure_step(bench: Bench, samples: _Samples, clock: Clock) -> None:
-    """The whole step, then a step with a clock between its parts."""
-    bench.step()  # brings this student back into the caches; not counted
-    samples.step.append(clock.time(bench.step))
+def _measure_turn(turn: _Turn, clock: Clock) -> None:
+    """The step and its parts, work done once, and the loss alone."""
+    bench, samples = turn.bench, turn.samples
+    if not samples.step or samples.step[-1] < LONG_MS:
+        bench.step()  # brings this student back into the caches; not counted
+    if clock.waits:  # waiting at every mark makes the whole longer than it is: a step of its own
+        samples.step.append(clock.time(bench.step))
     with bench.marks.reading(clock) as parts:
         bench.step()
     samples.parts.append({part: advanced[0] for part, advanced in parts.items()})
+    if not clock.waits:
+        samples.step.append(sum(samples.parts[-1].values()))
     samples.once.append(clock.time(bench.once) if bench.stage.clean else 0.0)
+    if turn.loss is not None:
+        _time(turn.loss, samples.loss, clock)
+
+
+def _time(action: Callable[[], object], samples: list[float], clock: Clock) -> None:
+    """Adds how long `action` takes, its data in the caches if they are of any use to it."""
+    if not samples or samples[-1] < LONG_MS:
+        action()
+    samples.append(clock.time(action))
 
 
 # --- what is not time ------------------------------------------------------------------------
@@ -257,17 +319,18 @@ def _shared(
     setting: Setting, names: Sequence[str], plain: _Subject, whole: Sequence[float], scene: Scene
 ) -> dict[str, Any]:
     """The fields that all records of a pair have in common."""
-    bench, device = plain.benches[0], setting.device
+    bench, device, teacher = plain.turns[0].bench, setting.device, scene.teacher.network
     return {
         "data": setting.data,
         "teacher": names[0],
         "student": names[1],
         "epochs": setting.recipe.epochs,
-        "plain_ms": Quartiles.of(plain.samples[0].step),
+        "plain_ms": Quartiles.of(plain.turns[0].samples.step),
         "plain_count": count(bench.step),
         "plain_peak_bytes": peak_bytes(bench.step, device),
         "teacher_ms": Quartiles.of(whole),
         "teacher_count": count(scene.teach),
+        "teacher_bytes": sum(x.numel() * x.element_size() for x in teacher.state_dict().values()),
         "conditions": {**measured_with(setting), "rounds": len(whole)},
     }
 
@@ -281,6 +344,7 @@ def measured_with(setting: Setting) -> dict[str, Any]:
         "batch": setting.recipe.batch_size,
         "image_shape": list(setting.image_shape),
         "classes": setting.classes,
+        "train_images": setting.train_images,
         "warm_up": setting.warm_up,
         "memory": MEMORY["cuda" if setting.device.type == "cuda" else "cpu"],
         **setting.provenance,
@@ -295,15 +359,15 @@ def _record(
         "label": subject.row.label,
         "method": subject.row.name,
         "category": subject.method.category,
+        "form": FAST if subject.shipped is None else REFERENCE,
     }
     if subject.error:
         return CostRecord(**row, status=subject.status, error=subject.error)
-    plain_steps = plain.samples[0].step
+    plain_steps = plain.turns[0].samples.step
+    shipped = subject.shipped or subject
     stages = [
-        _stage_cost(bench, samples, epochs, plain_steps, setting)
-        for bench, samples, epochs in zip(
-            subject.benches, subject.samples, subject.epochs, strict=True
-        )
+        _stage_cost(turn, fast, epochs, plain_steps, setting)
+        for turn, fast, epochs in zip(subject.turns, shipped.turns, subject.epochs, strict=True)
     ]
     operations = [
         StageShare(s.epochs, s.kept, s.step_count.flops, s.once_count.flops) for s in stages
@@ -311,7 +375,7 @@ def _record(
     return CostRecord(
         **row,
         stages=stages,
-        extra_parameters=subject.benches[0].extra_parameters,
+        extra_parameters=subject.turns[0].bench.extra_parameters,
         training_cost_ratio=_time_ratio(subject, plain_steps, setting.recipe.epochs),
         training_flop_ratio=training_cost_ratio(
             operations, setting.recipe.epochs, shared["plain_count"].flops
@@ -321,24 +385,27 @@ def _record(
 
 def _time_ratio(subject: _Subject, plain_steps: Sequence[float], epochs: int) -> Quartiles:
     """The whole training's, round by round against the plain step of the same round."""
-    measured = list(zip(subject.benches, subject.samples, subject.epochs, strict=True))
+    measured = list(zip(subject.turns, subject.epochs, strict=True))
     ratios = []
     for number, plain_step in enumerate(plain_steps):
         plan = [
-            StageShare(stage_epochs, bench.kept, samples.step[number], samples.once[number])
-            for bench, samples, stage_epochs in measured
+            StageShare(
+                stage_epochs, turn.bench.kept, turn.samples.step[number], turn.samples.once[number]
+            )
+            for turn, stage_epochs in measured
         ]
         ratios.append(training_cost_ratio(plan, epochs, plain_step))
     return Quartiles.of(ratios)
 
 
 def _stage_cost(
-    bench: Bench, samples: _Samples, epochs: int, plain_steps: Sequence[float], setting: Setting
+    turn: _Turn, fast: _Turn, epochs: int, plain_steps: Sequence[float], setting: Setting
 ) -> StageCost:
-    stage = bench.stage
+    """A stage's cost; `fast` is the same stage as shipped."""
+    bench, samples = turn.bench, turn.samples
     ratios = [step / plain for step, plain in zip(samples.step, plain_steps, strict=True)]
     return StageCost(
-        name=stage.name,
+        name=bench.stage.name,
         epochs=epochs,
         kept=bench.kept,
         taps=list(bench.student.taps),
@@ -349,9 +416,21 @@ def _stage_cost(
             for part in PARTS
             if part in samples.parts[0]
         },
-        once_ms=Quartiles.of(samples.once) if stage.clean else None,
+        once_ms=Quartiles.of(samples.once) if bench.stage.clean else None,
         count=count_parts(bench),
         once_count=count(bench.once),
         peak_bytes=peak_bytes(bench.step, setting.device),
-        transfers=stage.needs_teacher,
+        held_bytes=bench.held_bytes,
+        loss=None if turn.loss is None else _loss_cost(turn, turn.loss, fast, setting),
+    )
+
+
+def _loss_cost(turn: _Turn, loss: LossAlone, fast: _Turn, setting: Setting) -> LossCost:
+    both = zip(turn.samples.loss, fast.samples.loss, strict=True)
+    return LossCost(
+        ms=Quartiles.of(turn.samples.loss),
+        over_fast=None if turn is fast else Quartiles.of([mine / other for mine, other in both]),
+        count=count(loss),
+        traffic=loss.traffic(),
+        peak_bytes=peak_bytes(loss, setting.device),
     )

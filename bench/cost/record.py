@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.record import FINISHED, STATUSES, dump_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 PARTS = {
     "teacher": "the teacher's forward pass to the deepest tap needed",
@@ -25,6 +25,11 @@ PARTS = {
 """The parts that a training step falls into, in the order in which they run."""
 
 LOSS_PARTS = ("loss_forward", "loss_backward")
+FAST, REFERENCE = "fast", "reference"
+FORMS = {FAST: "as shipped", REFERENCE: "textbook"}
+"""The forms of a loss, equal to rounding; a loss that has but one has it as "fast"."""
+WHERE = ("device", "threads", "precision", "batch")
+"""The conditions under which costs are compared; others are said beside them."""
 AXES = {"batch": "images", "channels": "channels", "positions": "positions"}
 """What a loss alone is scaled along: the axis and its unit."""
 
@@ -86,6 +91,27 @@ class Count(NamedTuple):
         return cls(*map(sum, zip(cls(), *counts, strict=True)))
 
 
+class Traffic(NamedTuple):
+    """Bytes that a loss has to move, forward and backward, however its operations are arranged.
+
+    Attributes:
+        inputs: the stage's taps of both networks, and the connector's parameters and buffers, each
+            read once.
+        outputs: gradients at the student's taps and the connector's parameters, each written once.
+        saved: what the forward pass keeps for the backward pass: an input counts once (it is read
+            again), anything else twice (written, then read).
+    """
+
+    inputs: int
+    outputs: int
+    saved: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return sum(self)
+
+
 class StageShare(NamedTuple):
     """What one stage adds to a training's cost, in any unit.
 
@@ -129,6 +155,37 @@ def training_cost_ratio(plan: Iterable[StageShare], epochs: int, plain_step: flo
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossCost:
+    """A stage's transfer losses alone, with their connectors, on tensors that are already there.
+
+    Attributes:
+        ms: forward and backward.
+        over_fast: for a textbook form, that over the fast form's of the same round.
+        count: operations.
+        traffic: the bytes that have to be moved.
+        peak_bytes: largest sum of tensors alive at a time that it made, its gradients included.
+    """
+
+    ms: Quartiles
+    over_fast: Quartiles | None = None
+    count: Count
+    traffic: Traffic
+    peak_bytes: int
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> LossCost:
+        """From the mapping that JSON gives back."""
+        over = values["over_fast"]
+        return cls(**{
+            **values,
+            "ms": Quartiles(*values["ms"]),
+            "over_fast": over and Quartiles(*over),
+            "count": Count(*values["count"]),
+            "traffic": Traffic(*values["traffic"]),
+        })  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageCost:
     """One stage of a method, measured by itself.
 
@@ -145,7 +202,10 @@ class StageCost:
         count: part -> operations of one step.
         once_count: the same for `once_ms`.
         peak_bytes: largest sum of tensors alive at a time that the step made.
-        transfers: whether a transfer loss is part of it.
+        held_bytes: held from step to step beside what plain training holds: the connector's
+            parameters, buffers and momentum, and the teacher's view of all training images where
+            the stage caches it.
+        loss: the transfer losses alone; None without any.
     """
 
     name: str
@@ -159,7 +219,8 @@ class StageCost:
     count: dict[str, Count]
     once_count: Count
     peak_bytes: int
-    transfers: bool
+    held_bytes: int = 0
+    loss: LossCost | None = None
 
     @property
     def step_count(self) -> Count:
@@ -183,6 +244,7 @@ class StageCost:
             "once_ms": once and Quartiles(*once),
             "count": {k: Count(*v) for k, v in values["count"].items()},
             "once_count": Count(*values["once_count"]),
+            "loss": values["loss"] and LossCost.read(values["loss"]),
         })  # fmt: skip
 
 
@@ -194,6 +256,7 @@ class CostRecord:
         data: the data set's name, whose image shape and classes were used.
         label: the row's name in tables.
         method: the method's name.
+        form: of its losses, one of `FORMS`.
         status: one of `bench.record.STATUSES`; all that follows `error` needs "finished".
         error: why there is no measurement, one line.
         epochs: E, the plain student's.
@@ -206,6 +269,7 @@ class CostRecord:
         plain_peak_bytes: see `StageCost.peak_bytes`.
         teacher_ms: the teacher's whole forward pass over a batch.
         teacher_count: its operations.
+        teacher_bytes: its parameters and buffers.
         conditions: device, threads, torch, precision, batch, rounds, memory method, commit...
     """
 
@@ -215,6 +279,7 @@ class CostRecord:
     label: str
     method: str
     category: str
+    form: str = FAST
     status: str = FINISHED
     error: str = ""
     epochs: int = 0
@@ -227,23 +292,40 @@ class CostRecord:
     plain_peak_bytes: int = 0
     teacher_ms: Quartiles | None = None
     teacher_count: Count = field(default_factory=Count)
+    teacher_bytes: int = 0
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses an unknown status."""
-        if self.status not in STATUSES:
-            raise ValueError(f"cost of {self.label}: status {self.status!r} is none of {STATUSES}")
+        """Refuses an unknown status or form."""
+        for what, known in (("status", STATUSES), ("form", tuple(FORMS))):
+            if (value := getattr(self, what)) not in known:
+                raise ValueError(f"cost of {self.label}: {what} {value!r} is none of {known}")
 
     @property
     def extra_peak_bytes(self) -> int:
-        """Peak memory of the costliest stage above that of the plain step; never below 0."""
-        return max([0, *(stage.peak_bytes - self.plain_peak_bytes for stage in self.stages)])
+        """Memory of the costliest stage above that of the plain step; never below 0.
+
+        A step's peak, and what is held from step to step; the teacher's weights come on top.
+        """
+        above = (s.peak_bytes + s.held_bytes - self.plain_peak_bytes for s in self.stages)
+        return max([0, *above])
+
+    @property
+    def loss(self) -> LossCost | None:
+        """The costliest stage's transfer losses; None if no stage has any."""
+        found = [stage.loss for stage in self.stages if stage.loss is not None]
+        return max(found, key=lambda loss: loss.ms.median, default=None)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The pair and the conditions: records of one place may stand in one table."""
+        where = (str(self.conditions.get(name)) for name in WHERE)
+        return (self.data, self.teacher, self.student, *where)
 
     @property
     def key(self) -> tuple[str, ...]:
         """Equal for measurements of which only the newest is kept."""
-        where = (str(self.conditions.get(name)) for name in ("device", "precision", "batch"))
-        return (self.data, self.teacher, self.student, self.label, *where)
+        return (*self.place, self.label, self.form)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> CostRecord:
@@ -284,7 +366,7 @@ class Scaling:
     @property
     def key(self) -> tuple[str, ...]:
         """Equal for measurements of which only the newest is kept."""
-        where = (str(self.conditions.get(name)) for name in ("device", "precision"))
+        where = (str(self.conditions.get(name)) for name in ("device", "threads", "precision"))
         return (self.method, self.axis, *where)
 
     @classmethod
@@ -295,18 +377,89 @@ class Scaling:
         return cls(**{**values, "milliseconds": milliseconds, "count": count})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a device reaches at best, for the roofline: both figures are the fastest repeat's.
+
+    Attributes:
+        matmul_gflops: GFLOP/s of a product of two square float32 matrices.
+        matmul_size: how wide they were: of all sizes tried, that of the fastest.
+        matmul_repeats: GFLOP/s of all repeats at that size.
+        triad_gbs: GB/s (1e9 bytes) of a = b + s c on float32 vectors, three transfers an element.
+        triad_bytes: of one vector; beyond every cache.
+        triad_repeats: GB/s of all repeats.
+        conditions: as of `CostRecord`.
+    """
+
+    matmul_gflops: float
+    matmul_size: int
+    matmul_repeats: Quartiles
+    triad_gbs: float
+    triad_bytes: int
+    triad_repeats: Quartiles
+    conditions: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for measurements of which only the newest is kept."""
+        return tuple(str(self.conditions.get(name)) for name in ("device", "threads"))
+
+    def least_ms(self, flops: float, moved_bytes: float) -> tuple[float, str]:
+        """The time below which no code can be, and whether "compute" or "memory" sets it.
+
+        Example:
+            >>> spread = Quartiles(100.0, 90.0, 100.0, 3)
+            >>> machine = Machine(
+            ...     matmul_gflops=100.0, matmul_size=512, matmul_repeats=spread,
+            ...     triad_gbs=10.0, triad_bytes=2**28, triad_repeats=spread, conditions={},
+            ... )
+            >>> machine.least_ms(2e8, 1e7), machine.least_ms(2e8, 4e7)
+            ((2.0, 'compute'), (4.0, 'memory'))
+        """
+        compute = flops / self.matmul_gflops / 1e6
+        memory = moved_bytes / self.triad_gbs / 1e6
+        return (compute, "compute") if compute >= memory else (memory, "memory")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Machine:
+        """From the mapping that JSON gives back."""
+        names = ("matmul_repeats", "triad_repeats")
+        return cls(**{**values, **{name: Quartiles(*values[name]) for name in names}})
+
+
 @dataclass(frozen=True)
 class Costs:
-    """All that was profiled of a grid."""
+    """All that was profiled of a grid.
+
+    Attributes:
+        records: every method as shipped.
+        references: methods with losses of two forms, with the textbook ones.
+        scaling: losses alone while one size grows.
+        machines: what the devices reach.
+    """
 
     records: list[CostRecord] = field(default_factory=list)
     scaling: list[Scaling] = field(default_factory=list)
+    references: list[CostRecord] = field(default_factory=list)
+    machines: list[Machine] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether anything was measured."""
+        return any(getattr(self, kind) for kind in _KINDS)
 
     def with_newer(self, newer: Costs) -> Costs:
         """These costs, those measured again replaced, new ones last."""
-        records = {r.key: r for r in (*self.records, *newer.records)}
-        scaling = {s.key: s for s in (*self.scaling, *newer.scaling)}
-        return Costs(list(records.values()), list(scaling.values()))
+
+        def merged(kind: str) -> list[Any]:
+            both = (*getattr(self, kind), *getattr(newer, kind))
+            return list({one.key: one for one in both}.values())
+
+        return Costs(**{kind: merged(kind) for kind in _KINDS})
+
+    def machine_of(self, record: CostRecord) -> Machine | None:
+        """The device that a record was measured on; None if its limits were not."""
+        where = tuple(str(record.conditions.get(name)) for name in ("device", "threads"))
+        return next((m for m in self.machines if m.key == where), None)
 
     def to_json(self) -> str:
         """One stable text for equal costs."""
@@ -319,12 +472,17 @@ class Costs:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"no costs of schema {SCHEMA}")
         try:
-            return cls(
-                [CostRecord.read(record) for record in values["records"]],
-                [Scaling.read(scaling) for scaling in values["scaling"]],
-            )
+            return cls(**{kind: [read(v) for v in values[kind]] for kind, read in _KINDS.items()})
         except (KeyError, TypeError) as error:
             raise ValueError(f"costs with missing or unknown fields: {error}") from None
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "records": CostRecord.read,
+    "references": CostRecord.read,
+    "scaling": Scaling.read,
+    "machines": Machine.read,
+}
 
 
 def read_costs(path: Path) -> Costs:
@@ -334,4 +492,4 @@ def read_costs(path: Path) -> Costs:
     except FileNotFoundError:
         return Costs()
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); profile again") from None
+        raise ValueError(f"{path} is damaged ({error}); remove it and profile again") from None

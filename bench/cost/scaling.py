@@ -9,16 +9,17 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from bench.cost.loss import LossAlone
 from bench.cost.profiler import LEAST_ROUNDS, Clock, Progress, count, measured_with, steady
 from bench.cost.record import AXES, Quartiles, Scaling
 from bench.cost.steps import Setting
-from bench.method import Method, Pair, Shapes, Transfer, View
+from bench.method import Method, Pair, Shapes, Stage, View
 from bench.train.device import set_numerics
 from methods import registry
 
@@ -32,42 +33,29 @@ SIZES = {
 }
 
 
-class LossAlone:
-    """The first transfer loss of a method on fixed random taps of both networks."""
+def random_loss(
+    method: Method, stage: Stage, sizes: Mapping[str, int], setting: Setting
+) -> LossAlone:
+    """A stage's transfer loss on random taps of one shape in both networks.
 
-    def __init__(
-        self, method: Method, transfer: Transfer, taps: Sequence[str], sizes: dict[str, int],
-        setting: Setting,
-    ) -> None:  # fmt: skip
-        """Draws the taps.
+    Args:
+        method: for its connector.
+        stage: with a transfer loss.
+        sizes: one for each of `AXES`; positions must be a square.
+        setting: gives device and classes.
+    """
+    assert stage.transfer is not None
+    shapes = tap_shapes_of(stage.all_taps, sizes["channels"], sizes["positions"], setting.classes)
+    draws, device = torch.Generator().manual_seed(0), setting.device
 
-        Args:
-            method: for its connector.
-            transfer: the loss.
-            taps: those that it reads.
-            sizes: one for each of `AXES`; positions must be a square.
-            setting: gives device and classes.
-        """
-        self._transfer, device = transfer, setting.device
-        shapes = tap_shapes_of(taps, sizes["channels"], sizes["positions"], setting.classes)
-        self._connector = method.connect(shapes, shapes).to(device)
-        self._weights = [p for p in self._connector.parameters() if p.requires_grad]
-        batch = sizes["batch"]
-        draws = torch.Generator().manual_seed(0)
+    def draw() -> dict[str, Tensor]:
+        return {tap: torch.randn(sizes["batch"], *shape, generator=draws).to(device)
+                for tap, shape in shapes.items()}  # fmt: skip
 
-        def draw() -> dict[str, Tensor]:
-            return {tap: torch.randn(batch, *shape, generator=draws).to(device)
-                    for tap, shape in shapes.items()}  # fmt: skip
-
-        labels = (torch.arange(batch) % setting.classes).to(device)
-        leaves = {tap: x.requires_grad_() for tap, x in draw().items()}
-        self._pair = Pair(View(leaves), View(draw()), labels, torch.arange(batch, device=device))
-
-    def __call__(self) -> None:
-        """Forward and backward."""
-        loss = self._transfer(self._pair, self._connector).mean()
-        leaves = [*self._pair.student.taps.values(), *self._weights]
-        torch.autograd.grad(loss, leaves, allow_unused=True)
+    student = {tap: x.requires_grad_() for tap, x in draw().items()}
+    index = torch.arange(sizes["batch"], device=device)
+    pair = Pair(View(student), View(draw()), index % setting.classes, index)
+    return LossAlone([stage.transfer], pair, method.connect(shapes, shapes).to(device))
 
 
 def tap_shapes_of(taps: Sequence[str], channels: int, positions: int, classes: int) -> Shapes:
@@ -122,11 +110,9 @@ def _lines(name: str, setting: Setting) -> list[_Line]:
     stage = next((s for s in method.plan if s.transfer is not None), None)
     if stage is None:
         return []
-    assert stage.transfer is not None
     return [
         _Line(name, method.category, stage.name, axis, [
-            LossAlone(method, stage.transfer, stage.all_taps, {**BASE, axis: size}, setting)
-            for size in SIZES[axis]
+            random_loss(method, stage, {**BASE, axis: size}, setting) for size in SIZES[axis]
         ])
         for axis in AXES
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cell import Cell, DataSpec, Recipe
+from bench.cost.loss import LossAlone
 from bench.cost.marks import MarkedNetwork, Marks, mark_optimiser, marked_stage
 from bench.method import Method, Stage, View
 from bench.models import zoo
@@ -38,6 +39,7 @@ class Setting:
         warm_up: steps of every stage before that.
         seconds: after so many no further round of a pair starts, but for the first three; None
             for no limit.
+        train_images: N, how many views a stage caches that reads them of clean images.
         provenance: commit and the like.
     """
 
@@ -51,6 +53,7 @@ class Setting:
     rounds: int = 20
     warm_up: int = 2
     seconds: float | None = None
+    train_images: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -157,8 +160,14 @@ class Bench:
             setting.cell(model, name), alone, network, tap_shapes(network, setting.image_shape),
             scene.teacher_shapes, setting.device,
         )  # fmt: skip
-        self.student.begin_epoch(scene.clean_view, scene.train.labels)
+        self._cached_bytes = 0  # of one image
+        self.student.begin_epoch(self._clean_view, scene.train.labels)
         mark_optimiser(self.student.optimiser, self.marks)
+
+    def _clean_view(self, taps: Sequence[str]) -> View:
+        view = self.scene.clean_view(taps)
+        self._cached_bytes = sum(x[0].numel() * x.element_size() for x in view.taps.values())
+        return view
 
     @property
     def kept(self) -> float:
@@ -170,6 +179,24 @@ class Bench:
     def extra_parameters(self) -> int:
         """Trained beside the student, by the whole method."""
         return sum(p.numel() for p in self.student.connector.parameters())
+
+    @property
+    def held_bytes(self) -> int:
+        """See `bench.cost.record.StageCost`."""
+        connector, state = self.student.connector, self.student.optimiser.state
+        momentum = (x for p in connector.parameters() for x in state.get(p, {}).values())
+        own = (*connector.parameters(), *connector.buffers(), *momentum)
+        held = sum(x.numel() * x.element_size() for x in own if isinstance(x, Tensor))
+        return held + self._cached_bytes * self.scene.setting.train_images
+
+    def loss_alone(self) -> LossAlone | None:
+        """The stage's transfer losses on what both networks show in one step; None without any."""
+        losses = [loss for loss in (self.stage.beside, self.stage.transfer) if loss is not None]
+        if not losses:
+            return None
+        with self.marks.showing() as pairs:
+            self.step()
+        return LossAlone(losses, pairs[0], self.student.connector)
 
     def step(self) -> None:
         """One training step, the teacher's forward pass included."""

@@ -11,12 +11,14 @@ from bench.report.claims import claims_section
 from bench.report.comparison import comparison_tables
 from bench.report.conditions import conditions_table, faults_table
 from bench.report.cost import FIGURES as COST_FIGURES
-from bench.report.cost import cost_tables, write_costs
+from bench.report.cost import cost_sections, cost_tables, write_costs
+from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.overview import AXES, axis_tables, overview_tables
 from bench.report.page import Part, render_page
 from bench.report.published import published_tables
-from bench.report.recommend import ACCURACY, COST, GAIN, Choice, recommend
+from bench.report.reasons import ACCURACY, COST, GAIN
+from bench.report.recommend import Choice, recommend
 from bench.report.selection import write_selection_figures
 from bench.report.statistics import Interval
 from bench.report.summary import Summary, summarise, write_summary
@@ -26,6 +28,9 @@ NO_COSTS = (
     "Nothing was profiled: `run_all.py profile` measures what each method costs, and gain against "
     "cost is drawn then."
 )
+
+LAST = ("accuracy_cost", "roofline", "cost_order", "published", "claims", "conditions")
+"""Parts of the report that come after the pairs and the costs."""
 
 
 def build(
@@ -52,7 +57,7 @@ def build(
     for section in made:
         paths += write_section(section, folder)
     pictures = write_grid_figures(plan, records, costs, folder / "figures")
-    if costs is not None and (costs.records or costs.scaling):
+    if costs:
         written = write_costs(costs, folder)
         paths += written
         pictures += _cost_pictures(written)
@@ -84,6 +89,8 @@ def sections(
         _section("comparison", "Rows compared", comparison_tables(plan, records)),
         _section("published", "Published and ours", published_tables(plan, records)),
         claims_section(plan, records, costs),
+        accuracy_cost_section(plan, records, costs),
+        *cost_sections(costs or Costs()),
         _section("conditions", "Conditions", [table for table in conditions if table]),
     ]
     return [section for section in made if section.tables]
@@ -154,9 +161,7 @@ def _parts(
             pictures=_of("cost", pictures),
         ),
     }  # fmt: skip
-    last = {
-        name: found.pop(name) for name in ("published", "claims", "conditions") if name in found
-    }
+    last = {name: found.pop(name) for name in LAST if name in found}
     return list({**found, **more, **last}.values())
 
 
@@ -172,3 +177,16 @@ def _cost_pictures(paths: Iterable[Path]) -> list[Picture]:
         for kind, caption in COST_FIGURES.items()
         if path.suffix == ".svg" and path.name.startswith(kind)
     ]
+
+
+def build_costs(costs: Costs, folder: Path) -> list[Path]:
+    """What `build` writes of costs alone, where nothing was trained.
+
+    Args:
+        costs: what the profiler measured.
+        folder: made if it is not there.
+    """
+    paths = write_costs(costs, folder)
+    for section in cost_sections(costs):
+        paths += write_section(section, folder)
+    return paths

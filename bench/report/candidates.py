@@ -220,7 +220,7 @@ def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     """
     sets: dict[tuple[str, ...], list[CostRecord]] = {}
     for record in costs.records if costs is not None else ():
-        data, teacher, student, _, *conditions = record.key
+        data, teacher, student, *conditions = record.place
         if (data, teacher, student) == (key.data, key.teacher, key.student):
             sets.setdefault(tuple(conditions), []).append(record)
     if not sets:
@@ -230,5 +230,5 @@ def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
         return sum(record.status == FINISHED for record in sets[conditions])
 
     best = max(reversed(list(sets)), key=measured)
-    device, precision, batch = best
-    return sets[best], f"on {device}, {precision}, batch {batch}"
+    device, threads, precision, batch = best
+    return sets[best], f"on {device}, threads {threads}, {precision}, batch {batch}"

@@ -6,28 +6,38 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.cost.record import PARTS, CostRecord, Costs, Quartiles, Scaling, StageCost
+from bench.cost.record import PARTS, CostRecord, Costs, Scaling, StageCost
 from bench.record import FINISHED, write_atomically
 from bench.report.cost_figures import (
-    MIB,
     draw_losses,
     draw_memory,
     draw_scaling,
     draw_step,
     fitted_exponent,
-    pair_title,
 )
+from bench.report.cost_order import category_table, order_table
 from bench.report.drawing import save_figure
-from bench.report.statistics import Interval
-from bench.report.tables import Column, Entry, Table, to_csv, to_latex, to_markdown, to_text
-
-MEGA = 1e6
-
-CONDITIONS = (
-    "device", "threads", "precision", "deterministic", "torch", "cuda", "python", "batch",
-    "image_shape", "classes", "rounds", "warm_up", "commit", "dirty", "memory",
-)  # fmt: skip
-"""What is said of a measurement, in this order."""
+from bench.report.measured import (
+    MEGA,
+    MIB,
+    by_place,
+    measured_with,
+    pair_title,
+    quartile_entry,
+    textbook_of,
+    with_places,
+)
+from bench.report.roofline import roofline_table
+from bench.report.tables import (
+    Column,
+    Entry,
+    Section,
+    Table,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_text,
+)
 
 FIGURES = {
     "cost_step": "What a training step of every method and stage is made of, medians over rounds.",
@@ -36,11 +46,6 @@ FIGURES = {
     "cost_scaling": "How each transfer loss grows with batch, channels and positions.",
 }
 """What a figure's name begins with -> what it shows."""
-
-PAIR_COLUMNS = tuple(
-    Column(key=key, name=key, align="left")
-    for key in ("data", "teacher", "student", "device", "precision", "batch")
-)
 
 METHOD_COLUMNS = (
     Column(key="label", name="method", align="left"),
@@ -52,6 +57,7 @@ METHOD_COLUMNS = (
     Column(key="training_flop_ratio", name="whole training, FLOP", unit="x plain", digits=2),
     Column(key="step_ms", name="steps of its stages", unit="ms", align="right"),
     Column(key="loss_ms", name="transfer losses of its stages", unit="ms", align="right"),
+    Column(key="reference_loss_ms", name="their textbook forms", unit="ms", align="right"),
     Column(key="extra_peak_mib", name="peak memory above plain", unit="MiB", digits=2),
     Column(key="extra_parameters", name="extra parameters"),
     Column(key="status", name="status", align="left"),
@@ -72,6 +78,7 @@ STAGE_COLUMNS = (
     Column(key="loss_decomposition_mflop", name="loss, eigh and svd", unit="MFLOP", digits=2),
     Column(key="loss_moved_mb", name="loss, moved", unit="MB", digits=2),
     Column(key="peak_mib", name="peak memory of a step", unit="MiB", digits=2),
+    Column(key="held_mib", name="held beside plain", unit="MiB", digits=2),
 )
 
 SCALING_COLUMNS = (
@@ -95,46 +102,52 @@ NOTES = (
     "FLOP are counted while the step runs, not estimated: products and convolutions (1 "
     "multiply-add = 2), elementwise (1 per element and operation), and eigh or svd by formula "
     "(9 n^3 for an n x n matrix).",
-    "Moved: bytes read and written by every operation, as if nothing were fused or cached.",
-    "Peak memory: what a step holds at most beyond weights and images; above plain: of the "
-    "costliest stage.",
+    "Transfer losses: alone, with their connectors, forward and backward, on the tensors that both "
+    "networks show in a step; one number a stage.",
+    "Peak memory above plain, of the costliest stage: what a step holds at most beyond weights and "
+    "images, and what is held from step to step beside plain training: connectors with their "
+    "momentum, and the teacher's view of all training images where a stage caches it.",
     "Extra parameters are trained beside the student and dropped afterwards.",
 )
 
 
-def group_records(records: Iterable[CostRecord]) -> dict[tuple[str, ...], list[CostRecord]]:
-    """Records that may stand in one table: one pair under one set of conditions."""
-    groups: dict[tuple[str, ...], list[CostRecord]] = {}
-    for record in records:
-        data, teacher, student, _, *where = record.key
-        groups.setdefault((data, teacher, student, *where), []).append(record)
-    return groups
+def method_table(records: Sequence[CostRecord], costs: Costs) -> Table:
+    """A row a method, of one pair under one set of conditions.
 
-
-def method_table(records: Sequence[CostRecord]) -> Table:
-    """A row a method, of one pair under one set of conditions."""
+    Args:
+        records: those of the pair, as shipped.
+        costs: has their textbook forms.
+    """
+    textbook, teacher = textbook_of(costs), records[0].teacher_bytes / MIB
     return Table(
         title=f"Cost of training, {pair_title(records[0])}",
         columns=METHOD_COLUMNS,
-        rows=tuple(_method_row(record) for record in records),
-        notes=(*_measured_on(records), *NOTES),
-    )
+        rows=tuple(_method_row(r, textbook.get((*r.place, r.label))) for r in records),
+        notes=(measured_with(records), *NOTES, f"The teacher's weights take {teacher:.2f} MiB more "
+               "wherever a stage reads the teacher's view of the batch."),
+    )  # fmt: skip
 
 
-def _method_row(record: CostRecord) -> tuple[Entry, ...]:
+def _method_row(record: CostRecord, textbook: CostRecord | None) -> tuple[Entry, ...]:
     finished = record.status == FINISHED
-    losses = [_sum_ms(stage, ("loss_forward", "loss_backward")) for stage in record.stages]
+    theirs = [] if textbook is None else textbook.stages
+    apart = any(stage.loss is not None and stage.loss.over_fast is not None for stage in theirs)
     return (
         Entry(record.label),
         Entry(record.category),
-        _quartiles(record.training_cost_ratio),
+        quartile_entry(record.training_cost_ratio),
         Entry(record.training_flop_ratio),
         Entry(_joined(stage.step_ms.median for stage in record.stages)),
-        Entry(_joined(losses)),
+        Entry(_joined(map(_loss_ms, record.stages))),
+        Entry(_joined(map(_loss_ms, theirs)) if apart else None),
         Entry(record.extra_peak_bytes / MIB if finished else None),
         Entry(record.extra_parameters if finished else None),
         Entry("measured" if finished else f"{record.status.replace('_', ' ')}: {record.error}"),
     )
+
+
+def _loss_ms(stage: StageCost) -> float | None:
+    return stage.loss.ms.median if stage.loss is not None else None
 
 
 def _joined(values: Iterable[float | None]) -> str | None:
@@ -145,28 +158,6 @@ def _joined(values: Iterable[float | None]) -> str | None:
 def _sum_ms(stage: StageCost, parts: Iterable[str]) -> float | None:
     found = [stage.parts_ms[part].median for part in parts if part in stage.parts_ms]
     return sum(found) if found else None
-
-
-def _quartiles(measured: Quartiles | None) -> Entry:
-    if measured is None:
-        return Entry(None)
-    if measured.n == 1:
-        return Entry(Interval(measured.median, None, None, 1))
-    return Entry(Interval(measured.median, measured.q1, measured.q3, measured.n))
-
-
-def _measured_on(records: Sequence[CostRecord]) -> list[str]:
-    """The conditions that all records share; those that differ show both values."""
-    first = records[0].conditions
-    shown = []
-    for name in (name for name in CONDITIONS if first.get(name) is not None):
-        values = dict.fromkeys(_plain(record.conditions.get(name)) for record in records)
-        shown.append(f"{name.replace('_', ' ')} {' or '.join(values)}")
-    return [f"Measured with: {'; '.join(shown)}."]
-
-
-def _plain(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def stage_table(records: Sequence[CostRecord]) -> Table:
@@ -188,13 +179,14 @@ def _stage_row(label: str, stage: StageCost) -> tuple[Entry, ...]:
         Entry(stage.name),
         Entry(stage.epochs),
         Entry(stage.kept),
-        _quartiles(stage.step_ms),
-        _quartiles(stage.ratio),
+        quartile_entry(stage.step_ms),
+        quartile_entry(stage.ratio),
         *(Entry(_sum_ms(stage, (part,))) for part in PARTS),
         Entry(stage.once_ms.median if stage.once_ms else None),
         Entry(stage.step_count.flops / MEGA),
-        *(Entry(value / MEGA if stage.transfers else None) for value in counted),
+        *(Entry(value / MEGA if stage.loss is not None else None) for value in counted),
         Entry(stage.peak_bytes / MIB),
+        Entry(stage.held_bytes / MIB),
     )
 
 
@@ -203,7 +195,7 @@ def scaling_table(scaling: Sequence[Scaling]) -> Table:
     rows = [
         (
             Entry(line.method), Entry(line.stage), Entry(line.axis), Entry(size),
-            _quartiles(measured), Entry(count.flops / MEGA),
+            quartile_entry(measured), Entry(count.flops / MEGA),
             Entry(fitted_exponent(line.sizes, [x.median for x in line.milliseconds])),
         )
         for line in scaling
@@ -227,14 +219,42 @@ def scaling_table(scaling: Sequence[Scaling]) -> Table:
 
 def costs_to_text(costs: Costs) -> str:
     """The tables of methods for a terminal."""
-    return "\n".join(to_text(method_table(r)) for r in group_records(costs.records).values())
+    groups = by_place(costs.records).values()
+    return "\n".join(to_text(method_table(records, costs)) for records in groups)
 
 
 def cost_tables(costs: Costs) -> tuple[Table, ...]:
     """For each pair and set of conditions its methods and their stages; then the losses alone."""
-    groups = group_records(costs.records).values()
-    pairs = (make(records) for records in groups for make in (method_table, stage_table))
+    groups = by_place(costs.records).values()
+    pairs = (t for records in groups for t in (method_table(records, costs), stage_table(records)))
     return (*pairs, *([scaling_table(costs.scaling)] if costs.scaling else []))
+
+
+def cost_sections(costs: Costs) -> tuple[Section, ...]:
+    """The losses against the machine's limits, and against the claimed order of cost."""
+    groups = by_place(costs.records).values()
+    limits = tuple(roofline_table(records, costs) for records in groups)
+    orders = (t for r in groups for t in (order_table(r, costs), category_table(r, costs)))
+    return (
+        Section(name="roofline", title="Losses against the machine's limits", tables=limits),
+        Section(name="cost_order", title="The claimed order of cost", tables=tuple(orders)),
+    )
+
+
+def cost_metrics(costs: Costs) -> dict[str, float]:
+    """The tables' main numbers by name, for a tracking store: the newest of every row."""
+    metrics: dict[str, float | None] = {}
+    for record in (r for r in costs.records if r.status == FINISHED):
+        name = f"cost/{record.teacher}-{record.student}/{record.label}"
+        metrics |= {
+            f"{name}/training_cost_ratio": record.training_cost_ratio
+            and record.training_cost_ratio.median,
+            f"{name}/step_ratio": max(stage.ratio.median for stage in record.stages),
+            f"{name}/loss_ms": record.loss and record.loss.ms.median,
+            f"{name}/extra_peak_mib": record.extra_peak_bytes / MIB,
+            f"{name}/extra_parameters": record.extra_parameters,
+        }
+    return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
@@ -247,15 +267,14 @@ def write_costs(costs: Costs, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    groups = group_records(costs.records)
-    methods = {key: method_table(records) for key, records in groups.items()}
-    stages = {key: stage_table(records) for key, records in groups.items()}
-    tables = cost_tables(costs)
+    places, tables = by_place(costs.records), cost_tables(costs)
+    methods = {key: method_table(records, costs) for key, records in places.items()}
+    stages = {key: stage_table(records) for key, records in places.items()}
     contents = {
         "cost.md": "\n".join(["# What methods cost\n", *map(to_markdown, tables)]),
         "cost.tex": "\n".join(map(to_latex, tables)),
-        "cost.csv": to_csv(_with_pairs(methods)),
-        "cost_stages.csv": to_csv(_with_pairs(stages)),
+        "cost.csv": to_csv(with_places(methods, "costs")),
+        "cost_stages.csv": to_csv(with_places(stages, "costs")),
     }
     if costs.scaling:
         contents["cost_scaling.csv"] = to_csv(scaling_table(costs.scaling))
@@ -264,18 +283,11 @@ def write_costs(costs: Costs, folder: Path) -> list[Path]:
     return [*(folder / name for name in contents), *write_figures(costs, folder / "figures")]
 
 
-def _with_pairs(tables: dict[tuple[str, ...], Table]) -> Table:
-    """All tables as one, with the pair and the conditions in its first columns."""
-    columns = next(iter(tables.values())).columns if tables else ()
-    rows = tuple((*map(Entry, key), *row) for key, table in tables.items() for row in table.rows)
-    return Table(title="costs", columns=PAIR_COLUMNS + columns, rows=rows)
-
-
 def write_figures(costs: Costs, folder: Path) -> list[Path]:
     """Writes the figures as SVG and PNG; returns their paths."""
     paths: list[Path] = []
     used: dict[str, int] = {}
-    for records in group_records(costs.records).values():
+    for records in by_place(costs.records).values():
         if all(record.status != FINISHED for record in records):
             continue
         pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")

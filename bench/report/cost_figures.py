@@ -12,13 +12,12 @@ from matplotlib.patches import Patch
 from bench.cost.record import AXES, LOSS_PARTS, CostRecord, Quartiles, Scaling, StageCost
 from bench.record import FINISHED
 from bench.report.drawing import new_figure
+from bench.report.measured import MIB, pair_title
 from bench.report.palette import CATEGORIES, STEP_PARTS, category_style, method_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MIB = 2**20
 
 SEGMENTS = {
     "teacher": ("teacher",),
@@ -57,16 +56,6 @@ def _horizontal(count: int, names: Sequence[str], title: str) -> tuple[Figure, A
     return figure, axes
 
 
-def pair_title(record: CostRecord) -> str:
-    """What a measurement was made on, in one line."""
-    at = record.conditions
-    threads = f", threads {at['threads']}" if at.get("device_type") == "cpu" else ""
-    return (
-        f"{record.data}: {record.teacher} -> {record.student}, batch {at.get('batch')}, "
-        f"{at.get('device')}{threads}, {at.get('precision')}"
-    )
-
-
 def draw_step(records: Sequence[CostRecord]) -> Figure:
     """Stacked bars: what a training step of every method and stage is made of.
 
@@ -94,7 +83,7 @@ def draw_step(records: Sequence[CostRecord]) -> Figure:
 
 
 def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
-    """Bars on a log scale: every transfer loss, forward and backward, by category.
+    """Bars on a log scale: every transfer loss alone, forward and backward, by category.
 
     Args:
         records: of one pair under one set of conditions, some finished.
@@ -102,7 +91,7 @@ def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
     Returns:
         None if no stage has a transfer loss.
     """
-    bars = [bar for bar in _bars(records) if bar.stage.transfers]
+    bars = [bar for bar in _bars(records) if bar.stage.loss is not None]
     bars.sort(key=lambda bar: (_category_order(bar.record.category), _loss_ms(bar.stage)))
     if not bars:
         return None
@@ -122,7 +111,7 @@ def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
 
 
 def _loss_ms(stage: StageCost) -> float:
-    return sum(stage.parts_ms[part].median for part in LOSS_PARTS if part in stage.parts_ms)
+    return stage.loss.ms.median if stage.loss is not None else 0.0
 
 
 def _bar(axes: Axes, place: int, width: float, category: str) -> None:

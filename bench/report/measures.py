@@ -261,14 +261,8 @@ def cost_ratio(record: CostRecord) -> Quartiles | None:
 
 
 def loss_ms(record: CostRecord) -> Quartiles | None:
-    """Milliseconds of its own transfer loss, forward and backward, in a step of its stage."""
-    for stage in record.stages:
-        if stage.transfers:
-            parts = [stage.parts_ms.get(part) for part in ("loss_forward", "loss_backward")]
-            there = [part for part in parts if part is not None]
-            median, q1, q3 = (sum(part[i] for part in there) for i in range(3))
-            return Quartiles(median, q1, q3, min(part.n for part in there)) if there else None
-    return None
+    """Milliseconds of its costliest stage's transfer loss alone, forward and backward."""
+    return record.loss.ms if record.loss is not None else None
 
 
 def cost_by_category(
@@ -279,8 +273,7 @@ def cost_by_category(
     for record in costs.records if costs is not None else ():
         found = value(record) if record.status == FINISHED else None
         if found is not None:
-            data, teacher, student, _, *where = record.key
-            categories = groups.setdefault((data, teacher, student, *where), {})
+            categories = groups.setdefault(record.place, {})
             categories.setdefault(record.category, {}).setdefault(record.method, []).append(found)
     return [
         {category: _mean_of(map(_mean_of, methods.values())) for category, methods in pair.items()}

@@ -1,0 +1,80 @@
+"""What tables and figures of costs share: units, quartiles, pairs and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.cost.record import WHERE, CostRecord, Costs, Quartiles
+from bench.report.statistics import Interval
+from bench.report.tables import Column, Entry, Table
+
+MIB = 2**20
+MEGA = 1e6
+
+CONDITIONS = (
+    "device", "threads", "precision", "deterministic", "torch", "cuda", "python", "batch",
+    "image_shape", "classes", "train_images", "rounds", "warm_up", "started", "commit", "dirty",
+    "memory",
+)  # fmt: skip
+"""What is said of a measurement, in this order."""
+
+PLACE_COLUMNS = tuple(
+    Column(key=key, name=key, align="left") for key in ("data", "teacher", "student", *WHERE)
+)
+
+Place = tuple[str, ...]
+"""A pair and the conditions that it was measured under, see `CostRecord.place`."""
+
+
+def by_place(records: Iterable[CostRecord]) -> dict[Place, list[CostRecord]]:
+    """Records that may stand in one table: one pair under one set of conditions."""
+    places: dict[Place, list[CostRecord]] = {}
+    for record in records:
+        places.setdefault(record.place, []).append(record)
+    return places
+
+
+def textbook_of(costs: Costs) -> Mapping[tuple[str, ...], CostRecord]:
+    """The records of textbook forms, by place and label."""
+    return {(*record.place, record.label): record for record in costs.references}
+
+
+def pair_title(record: CostRecord) -> str:
+    """What a measurement was made on, in one line."""
+    at = record.conditions
+    threads = f", threads {at['threads']}" if at.get("device_type") == "cpu" else ""
+    return (
+        f"{record.data}: {record.teacher} -> {record.student}, batch {at.get('batch')}, "
+        f"{at.get('device')}{threads}, {at.get('precision')}"
+    )
+
+
+def measured_with(records: Sequence[CostRecord]) -> str:
+    """The conditions that all records share; those that differ show every value."""
+    shown = []
+    for name in CONDITIONS:
+        values = [record.conditions.get(name) for record in records]
+        if any(value is not None for value in values):
+            texts = dict.fromkeys(map(_plain, values))
+            shown.append(f"{name.replace('_', ' ')} {' or '.join(texts)}")
+    return f"Measured with: {'; '.join(shown)}."
+
+
+def _plain(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def quartile_entry(measured: Quartiles | None) -> Entry:
+    """The median with its quartiles; without them if it was measured once."""
+    if measured is None:
+        return Entry(None)
+    if measured.n == 1:
+        return Entry(Interval(measured.median, None, None, 1))
+    return Entry(Interval(measured.median, measured.q1, measured.q3, measured.n))
+
+
+def with_places(tables: Mapping[Place, Table], title: str) -> Table:
+    """Tables of equal columns as one, the pair and the conditions in its first columns."""
+    columns = next(iter(tables.values())).columns if tables else ()
+    rows = ((*map(Entry, place), *row) for place, table in tables.items() for row in table.rows)
+    return Table(title=title, columns=PLACE_COLUMNS + columns, rows=tuple(rows))
