@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from methods._blocks import block_size
 from methods._precision import full_precision
 
-CPU_BLOCK = 1 << 16  # neurons: two buffers and the maps' blocks, 1 MiB in all, stay in the cache
-GPU_BLOCK = 1 << 24  # 128 MiB of buffers: enough for a launch to be worth it
 WORDS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -96,7 +95,7 @@ def _full(tensor: Tensor) -> torch.dtype:
 def _blocks(neurons: Tensor) -> Iterator[_Block]:
     """Whole samples while they fit into a block, and parts of one sample otherwise."""
     batch, width = neurons.shape
-    size = GPU_BLOCK if neurons.is_cuda else CPU_BLOCK
+    size = block_size(neurons)
     height, width_of_block = max(1, size // max(1, width)), min(width, size)
     start = 0
     for row in range(0, batch, height):

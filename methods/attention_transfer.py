@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.method import Method, Pair, Stage
+from methods._blocks import blocks_of_samples, samples_at_a_time
 from methods._checks import above_zero, between, one_of
 from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
@@ -27,8 +28,6 @@ Kind = Literal["l2", "sumsq"]
 Mode = Literal["init_finetune", "joint"]
 POINTS = {"all": STAGE_OUTPUTS}
 SMALLEST_NORM = 1e-8
-CPU_BLOCK = 1 << 16  # elements squared at a time: 256 KiB stay in the cache
-GPU_BLOCK = 1 << 24  # 64 MiB: enough for a launch to be worth it
 
 
 def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
@@ -107,12 +106,10 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feature: Tensor) -> Tensor:
         energy = feature.new_empty(len(feature), *feature.shape[2:])
-        block = GPU_BLOCK if feature.is_cuda else CPU_BLOCK
-        step = max(1, block // max(1, feature[:1].numel()))
-        squares = torch.empty_like(feature[:step])
-        for start in range(0, len(feature), step):
-            part, here = feature[start : start + step], energy[start : start + step]
-            torch.sum(torch.mul(part, part, out=squares[: len(part)]), dim=1, out=here)
+        squares = torch.empty_like(feature[: samples_at_a_time(feature)])
+        for block in blocks_of_samples(feature):
+            part = feature[block]
+            torch.sum(torch.mul(part, part, out=squares[: len(part)]), dim=1, out=energy[block])
         ctx.save_for_backward(feature)
         return energy
 

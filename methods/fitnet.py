@@ -6,12 +6,15 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from bench.method import Method, Pair, Shapes, Stage
+from methods._blocks import blocks_of_samples, samples_at_a_time
 from methods._checks import between, one_of, same_shape
 from methods._connector import Connectors, Kind, Relu, connect_points
+from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
+from methods._precision import full_precision
 from methods._two_stages import BELOW_HEAD, finetune
 
 SOURCE = """\
@@ -25,6 +28,7 @@ Scale = Literal["mean", "sum"]
 POINTS = {"all": STAGE_OUTPUTS, "paper": ("stage2",)}
 
 
+@has_reference
 def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "mean") -> Tensor:
     """Half the squared distance of the regressed guided layer to the hint layer.
 
@@ -53,8 +57,48 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "
     """
     same_shape("hint_loss", student_feature, teacher_feature)
     one_of("hint_loss", "scale", scale, get_args(Scale))
-    squares = F.mse_loss(student_feature, teacher_feature, reduction="none").flatten(1)
+    student_feature, teacher_feature = map(full_precision, (student_feature, teacher_feature))
+    half = _HalfSquaredDistance.apply(student_feature, teacher_feature.detach())
+    return half / student_feature[:1].numel() if scale == "mean" else half
+
+
+def hint_loss_reference(
+    student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "mean"
+) -> Tensor:
+    """`hint_loss` from all squared differences, (B, C, H, W): the textbook form."""
+    same_shape("hint_loss", student_feature, teacher_feature)
+    one_of("hint_loss", "scale", scale, get_args(Scale))
+    difference = full_precision(student_feature) - full_precision(teacher_feature)
+    squares = difference.square().flatten(1)
     return 0.5 * (squares.mean(dim=1) if scale == "mean" else squares.sum(dim=1))
+
+
+class _HalfSquaredDistance(torch.autograd.Function):
+    """1/2 ||s - t||^2 of each sample, (B,), a few samples at a time; nothing is kept but s and t.
+
+    The backward pass takes the difference again: it costs less than to have written it down.
+    """
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
+        half = student.new_empty(len(student))
+        space = torch.empty_like(student[: samples_at_a_time(student)])
+        for block in blocks_of_samples(student):
+            part = student[block]
+            squares = torch.sub(part, teacher[block], out=space[: len(part)]).square_()
+            torch.sum(squares.flatten(1), dim=1, out=half[block])
+        ctx.save_for_backward(student, teacher)
+        return half.mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        student, teacher = ctx.saved_tensors
+        slope = torch.empty_like(student)
+        each = grad.view(-1, *[1] * (student.dim() - 1))
+        for block in blocks_of_samples(student):
+            torch.sub(student[block], teacher[block], out=slope[block]).mul_(each[block])
+        return slope, None
 
 
 SEARCH = {"init_lr_factor": [0.1, 0.3, 1.0], "init_share": [0.1, 0.3], "temperature": [3.0, 5.0]}

@@ -183,7 +183,7 @@ def loss_forms(name: str) -> dict[str, Forms]:
         ValueError: an unknown method.
 
     Example:
-        >>> sorted(loss_forms("rkd")), loss_forms("fitnet")
+        >>> sorted(loss_forms("rkd")), loss_forms("soft_logits")
         (['rkd_angle_loss', 'rkd_distance_loss'], {})
     """
     _maker(name)

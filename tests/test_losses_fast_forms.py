@@ -6,7 +6,16 @@ from torch import Tensor, nn
 
 from bench.cost.counting import AllocationMode
 from bench.method import Pair, View
-from methods import _boundary, activation_boundary, attention_transfer, fsp, kd_svd, registry, rkd
+from methods import (
+    _blocks,
+    activation_boundary,
+    attention_transfer,
+    fitnet,
+    fsp,
+    kd_svd,
+    registry,
+    rkd,
+)
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -149,7 +158,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 def test_boundary_loss_in_one_pass_is_the_papers(
     block: int, size, student_layout, teacher_layout, dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_boundary, "CPU_BLOCK", block)
+    monkeypatch.setattr(_blocks, "CPU_BLOCK", block)
     student = drawn(*size, seed=0, dtype=dtype).contiguous(memory_format=student_layout)
     teacher = drawn(*size, seed=1, dtype=dtype).contiguous(memory_format=teacher_layout)
     assert_fast_equals_textbook(
@@ -211,7 +220,7 @@ attention_textbook = attention_transfer.attention_transfer_loss_reference
 def test_attention_without_all_squares_is_attention(
     block: int, layout, kind, dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(attention_transfer, "CPU_BLOCK", block)
+    monkeypatch.setattr(_blocks, "CPU_BLOCK", block)
     student = drawn(5, 6, 8, 8, seed=0, dtype=dtype).relu().contiguous(memory_format=layout)
     teacher = drawn(5, 9, 4, 4, seed=1, dtype=dtype).relu()
     student[0, :, 2] = 0  # positions without response
@@ -225,6 +234,33 @@ def test_attention_without_all_squares_is_attention(
 def test_attention_makes_no_full_size_square():
     student, teacher = (drawn(16, 64, 32, 32, seed=s, dtype=torch.float32) for s in (0, 1))
     assert peak_bytes(lambda x: attention_loss(x, teacher), student) <= 1.1 * student.nbytes
+
+
+@each_dtype
+@pytest.mark.parametrize("scale", ["mean", "sum"])
+@pytest.mark.parametrize("teacher_layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("student_layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("block", [1, 2 * 6 * 4 * 4, 1 << 16])
+def test_hint_loss_in_blocks_is_hint_loss(
+    block: int, student_layout, teacher_layout, scale, dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_blocks, "CPU_BLOCK", block)
+    student = drawn(5, 6, 4, 4, seed=0, dtype=dtype).contiguous(memory_format=student_layout)
+    teacher = drawn(5, 6, 4, 4, seed=1, dtype=dtype).contiguous(memory_format=teacher_layout)
+    assert_fast_equals_textbook(
+        lambda leaves: fitnet.hint_loss(*leaves, teacher, scale),
+        lambda leaves: fitnet.hint_loss_reference(*leaves, teacher, scale),
+        [student],
+    )
+
+
+@pytest.mark.parametrize("loss", [fitnet.hint_loss, attention_loss])
+def test_hint_and_attention_of_half_precision_are_taken_in_single_precision(loss):
+    student, teacher = (drawn(3, 2, 5, 5, seed=s, dtype=torch.bfloat16) for s in (0, 1))
+    value, (gradient,) = value_and_gradients(lambda x: loss(*x, teacher), [student])
+    expected, (slope,) = value_and_gradients(lambda x: loss(*x, teacher.float()), [student.float()])
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.float(), slope, rtol=2**-6, atol=1e-9)
 
 
 @each_dtype

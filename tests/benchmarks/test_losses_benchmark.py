@@ -1,15 +1,20 @@
 """Every loss by itself, forward and backward, at the shapes of three well-known pairs.
 
-Where a method ships a textbook form beside its fast one, both run in one group, so that a speed-up
+A loss that `registry.loss_forms` has in two forms runs in both, in one group, so that a speed-up
 can be attributed. Run from the checkout, on an otherwise idle machine:
 
-    pytest tests/benchmarks --benchmark-only [--benchmark-json=FILE]
+    pytest tests/benchmarks --benchmark-only --benchmark-json=FILE
+
+FILE holds the timings with their conditions and, under `extra_info`, each case's shapes, counted
+operations, GFLOP/s that they make at the median time, and the machine's own in a matrix product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
 from typing import NamedTuple
 
 import pytest
@@ -19,19 +24,8 @@ from torch import Tensor
 from bench.cost.profiler import count
 from bench.models import zoo
 from bench.models.network import tap_shapes
-from methods.activation_boundary import activation_boundary_loss
-from methods.attention_transfer import attention_transfer_loss
-from methods.fitnet import hint_loss
-from methods.fsp import fsp_loss, fsp_loss_reference, match_size
-from methods.kd_svd import kd_svd_loss, kd_svd_loss_reference
-from methods.rkd import (
-    rkd_angle_loss,
-    rkd_angle_loss_reference,
-    rkd_distance_loss,
-    rkd_distance_loss_reference,
-)
-from methods.selective import regression_loss
-from methods.soft_logits import soft_logits_loss
+from methods import registry
+from methods.fsp import match_size
 
 PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2")
 CLASSES, IMAGE = 100, (3, 32, 32)
@@ -40,60 +34,76 @@ ROUNDS, WARM_UP = 5, 1
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Tensors = Sequence[Tensor]
+Loss = Callable[..., Tensor]
 STAGES = ("stage1", "stage2", "stage3")
+PRE = tuple(f"{stage}.pre" for stage in STAGES)
+MAPS = ("stem", *STAGES)
 
 
-class Form(NamedTuple):
-    """One way to compute a loss.
-
-    Attributes:
-        group: the loss.
-        name: which form of it.
-        taps: what it reads of both networks.
-        compute: of the student's tensors and the teacher's.
-    """
-
-    group: str
-    name: str
-    taps: tuple[str, ...]
-    compute: Callable[[Tensors, Tensors], Tensor]
+def of_one(loss: Loss, student: Tensors, teacher: Tensors) -> Tensor:
+    return loss(student[0], teacher[0])
 
 
-def at_every_point(
-    loss: Callable[[Tensor, Tensor], Tensor], student: Tensors, teacher: Tensors
-) -> Tensor:
+def of_all(loss: Loss, student: Tensors, teacher: Tensors) -> Tensor:
+    return loss(student, teacher)
+
+
+def at_every_point(loss: Loss, student: Tensors, teacher: Tensors) -> Tensor:
     return torch.stack([loss(*both) for both in zip(student, teacher, strict=True)]).sum(0)
 
 
-def fsp(loss: Callable[..., Tensor], student: Tensors, teacher: Tensors) -> Tensor:
+def at_every_stage(loss: Loss, student: Tensors, teacher: Tensors) -> Tensor:
     pairs = zip(student, student[1:], teacher, teacher[1:], strict=False)
     return torch.stack([loss(*match_size(a, b), *match_size(c, d)) for a, b, c, d in pairs]).sum(0)
 
 
-def of_one(loss: Callable[[Tensor, Tensor], Tensor], student: Tensors, teacher: Tensors) -> Tensor:
-    return loss(student[0], teacher[0])
+class Case(NamedTuple):
+    """A loss to measure.
+
+    Attributes:
+        method: the module that it is in.
+        loss: its name there.
+        taps: what it reads of both networks.
+        call: applies it to the student's tensors and the teacher's.
+        arguments: its further ones.
+    """
+
+    method: str
+    loss: str
+    taps: tuple[str, ...]
+    call: Callable[[Loss, Tensors, Tensors], Tensor]
+    arguments: tuple[float, ...] = ()
+
+    def forms(self) -> dict[str, Loss]:
+        """What there is of it: "fast", and "reference" where the textbook form differs."""
+        forms = registry.loss_forms(self.method).get(self.loss)
+        if forms is None:
+            return {"fast": getattr(import_module(f"methods.{self.method}"), self.loss)}
+        return forms._asdict()
 
 
-PRE = tuple(f"{stage}.pre" for stage in STAGES)
-MAPS = ("stem", *STAGES)
-FORMS = (
-    Form("soft_logits", "fast", ("logits",),
-         partial(of_one, lambda s, t: soft_logits_loss(s, t, 4.0))),
-    Form("selective", "fast", ("embedding",), partial(of_one, regression_loss)),
-    Form("fitnet", "fast", STAGES, partial(at_every_point, hint_loss)),
-    Form("attention_transfer", "fast", STAGES, partial(at_every_point, attention_transfer_loss)),
-    Form("activation_boundary", "fast", PRE,
-         partial(at_every_point, lambda s, t: activation_boundary_loss(s, t, 1.0))),
-    Form("fsp", "fast", MAPS, partial(fsp, fsp_loss)),
-    Form("fsp", "reference", MAPS, partial(fsp, fsp_loss_reference)),
-    Form("kd_svd", "fast", STAGES, kd_svd_loss),
-    Form("kd_svd", "reference", STAGES, kd_svd_loss_reference),
-    Form("rkd_distance", "fast", ("embedding",), partial(of_one, rkd_distance_loss)),
-    Form("rkd_distance", "reference", ("embedding",),
-         partial(of_one, rkd_distance_loss_reference)),
-    Form("rkd_angle", "fast", ("embedding",), partial(of_one, rkd_angle_loss)),
-    Form("rkd_angle", "reference", ("embedding",), partial(of_one, rkd_angle_loss_reference)),
-)  # fmt: skip
+CASES = (
+    Case("soft_logits", "soft_logits_loss", ("logits",), of_one, (4.0,)),
+    Case("selective", "regression_loss", ("embedding",), of_one),
+    Case("fitnet", "hint_loss", STAGES, at_every_point),
+    Case("attention_transfer", "attention_transfer_loss", STAGES, at_every_point),
+    Case("activation_boundary", "activation_boundary_loss", PRE, at_every_point, (1.0,)),
+    Case("fsp", "fsp_loss", MAPS, at_every_stage),
+    Case("kd_svd", "kd_svd_loss", STAGES, of_all),
+    Case("rkd", "rkd_distance_loss", ("embedding",), of_one),
+    Case("rkd", "rkd_angle_loss", ("embedding",), of_one),
+)
+
+
+def measured() -> Iterator[tuple[Case, str, Loss]]:
+    """(case, form, the loss in that form); fails if a loss of two forms is measured in none."""
+    listed = {(case.method, case.loss) for case in CASES}
+    for method in registry.names():
+        for loss in registry.loss_forms(method):
+            if (method, loss) not in listed:
+                raise LookupError(f"{method}.{loss} has two forms and no benchmark")
+    for case in CASES:
+        yield from ((case, form, loss) for form, loss in case.forms().items())
 
 
 @cache
@@ -105,39 +115,61 @@ def shapes_of(pair: str) -> dict[str, tuple[int, ...]]:
     return {tap: shape for tap, shape in student.items() if teacher.get(tap) == shape}
 
 
-def drawn(form: Form, pair: str, seed: int) -> list[Tensor]:
+def drawn(taps: Sequence[str], pair: str, seed: int) -> list[Tensor]:
     """Normal values; behind a ReLU where the residual networks have one."""
     generator = torch.Generator().manual_seed(seed)
-    values = [
-        torch.randn(BATCH, *shapes_of(pair)[tap], generator=generator).to(DEVICE)
-        for tap in form.taps
-    ]
+    values = [torch.randn(BATCH, *shapes_of(pair)[tap], generator=generator) for tap in taps]
     return [
-        x.relu() if tap in MAPS or tap == "embedding" else x
-        for tap, x in zip(form.taps, values, strict=True)
+        (x.relu() if tap in MAPS or tap == "embedding" else x).to(DEVICE)
+        for tap, x in zip(taps, values, strict=True)
     ]
+
+
+def synchronise() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@cache
+def matmul_gflop_per_s() -> float:
+    """The best of ten products of 2048 x 2048 matrices in float32, as torch is set up."""
+    left, right = torch.randn(2, 2048, 2048, device=DEVICE)
+    best = float("inf")
+    for _ in range(10):
+        synchronise()
+        start = time.perf_counter()
+        left @ right
+        synchronise()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.group}, {form.name}")
-def test_loss(benchmark, form: Form, pair: str) -> None:
-    student, teacher = drawn(form, pair, 0), drawn(form, pair, 1)
+@pytest.mark.parametrize(
+    ("case", "form", "loss"),
+    [pytest.param(*each, id=f"{each[0].loss}, {each[1]}") for each in measured()],
+)
+def test_loss(benchmark, case: Case, form: str, loss: Loss, pair: str) -> None:
+    student, teacher = (drawn(case.taps, pair, seed) for seed in (0, 1))
     leaves = [tensor.requires_grad_() for tensor in student]
 
     def forward_and_backward() -> None:
-        torch.autograd.grad(form.compute(leaves, teacher).mean(), leaves)
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+        value = case.call(lambda *tensors: loss(*tensors, *case.arguments), leaves, teacher)
+        torch.autograd.grad(value.mean(), leaves)
+        synchronise()
 
-    benchmark.group = f"{form.group}: {pair}"
+    benchmark.group = f"{case.loss}: {pair}"
     counted = count(forward_and_backward)
+    benchmark.pedantic(forward_and_backward, rounds=ROUNDS, warmup_rounds=WARM_UP, iterations=1)
     benchmark.extra_info.update(
-        form=form.name,
+        form=form,
         batch=BATCH,
-        shapes={tap: list(shapes_of(pair)[tap]) for tap in form.taps},
+        shapes={tap: list(shapes_of(pair)[tap]) for tap in case.taps},
         device=str(DEVICE),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        flops=counted.flops,
         **counted._asdict(),
+        gflop_per_s=counted.flops / benchmark.stats.stats.median / 1e9,
+        matmul_gflop_per_s=matmul_gflop_per_s(),
     )
-    benchmark.pedantic(forward_and_backward, rounds=ROUNDS, warmup_rounds=WARM_UP, iterations=1)
