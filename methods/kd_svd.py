@@ -209,24 +209,24 @@ def _relation_gap(front: _Aligned, back: _Aligned) -> Tensor:
     """Sum over i, j, l of (R_student - R_teacher)^2, (B,), without forming a relation.
 
     R(a, b) = exp(-(a - b)^2 / 8) = sum_n f_n(a) f_n(b) by the series of exp(a b / 4), see
-    `_features`. With the matrices F (C, N) and G (D, N) of f_n at the entries of the front and of
+    `_features`. With the matrices F (N, C) and G (N, D) of f_n at the entries of the front and of
     the back vector, the two networks' relations differ by
 
-        F_s G_s^T - F_t G_t^T = [F_s - F_t, F_t] [G_s, G_s - G_t]^T = U W^T,
+        F_s^T G_s - F_t^T G_t = [F_s - F_t; F_t]^T [G_s; G_s - G_t] = U^T W,
 
-    and |U W^T|^2 = tr(U^T U W^T W): (C + D) (2 N)^2 operations, not some 50 C D, and no
+    and |U^T W|^2 = tr(U U^T W W^T): (C + D) (2 N)^2 operations, not some 50 C D, and no
     difference of large numbers.
     """
     ours, theirs = _features(front.student), _features(front.teacher)
-    left = torch.cat([ours - theirs, _one_added(theirs)], 3)
+    left = torch.cat([ours - theirs, _one_added(theirs)], 2)
     ours, theirs = _features(back.student), _features(back.teacher)
-    right = torch.cat([_one_added(ours), ours - theirs], 3)
+    right = torch.cat([_one_added(ours), ours - theirs], 2)
     with no_autocast(left):
-        return ((left.mT @ left) * (right.mT @ right)).sum((1, 2, 3))
+        return ((left @ left.mT) * (right @ right.mT)).sum((1, 2, 3))
 
 
 def _features(x: Tensor) -> Tensor:
-    """f_n(x) = exp(-x^2 / 8) (x / 2)^n / sqrt(n!), less 1 for n = 0, on a new last axis.
+    """f_n(x) = exp(-x^2 / 8) (x / 2)^n / sqrt(n!), less 1 for n = 0: (B, k, C) -> (B, k, N, C).
 
     Entries of weighted unit vectors are in [-1, 1], so the first term left out, (a b / 4)^N / N!,
     is at most 4e-10 in float32 and 3e-18 in float64.
@@ -237,11 +237,11 @@ def _features(x: Tensor) -> Tensor:
     for n in range(1, TERMS[x.dtype]):
         term = term * x * (0.5 / math.sqrt(n))
         columns.append(term)
-    return torch.stack(columns, -1)
+    return torch.stack(columns, 2)
 
 
 def _one_added(features: Tensor) -> Tensor:
-    return torch.cat([features[..., :1] + 1, features[..., 1:]], -1)
+    return torch.cat([features[:, :, :1] + 1, features[:, :, 1:]], 2)
 
 
 def clipped_merge(
