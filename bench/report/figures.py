@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from bench.report.drawing import new_figure
@@ -34,6 +35,7 @@ PERCENT = 100
 INCHES_A_LETTER = 0.058
 """Of the font in size `SMALL`, rather more than less."""
 
+COST_TICKS = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 LAST_PART = 0.25
 """Part of the epochs that the inset shows."""
 
@@ -185,7 +187,8 @@ def draw_gain_against_cost(points: Sequence[Point], title: str) -> Figure:
         _point(axes, point, point in front)
     axes.axhline(0, color="#555555", linewidth=0.7)
     axes.set_title(title, fontsize=TEXT + 1)
-    axes.set_xlabel("whole training, time over the plain student's (median, quartiles)",
+    scale = _cost_scale(axes, [point.cost.median for point in points])
+    axes.set_xlabel(f"whole training, time over the plain student's (median, quartiles){scale}",
                     fontsize=TEXT)  # fmt: skip
     axes.set_ylabel("gain over the student (pp), 95 % t interval", fontsize=TEXT)
     _tidy(axes)
@@ -194,6 +197,17 @@ def draw_gain_against_cost(points: Sequence[Point], title: str) -> Figure:
         title="bold in the plot: on the front", title_fontsize=SMALL,
     )  # fmt: skip
     return figure
+
+
+def _cost_scale(axes: Axes, costs: Sequence[float]) -> str:
+    """A log scale where one costly row would squeeze the others; returns what to say of it."""
+    if max(costs) < 3 * min(costs):
+        return ""
+    axes.set_xscale("log")
+    axes.set_xticks([x for x in COST_TICKS if 0.8 * min(costs) <= x <= 2 * max(costs)])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    return ", log scale"
 
 
 def _front(axes: Axes, front: Sequence[Point]) -> None:
@@ -214,7 +228,8 @@ def _point(axes: Axes, point: Point, on_front: bool) -> None:
               **_marker(point.style, size))  # fmt: skip
     if on_front:
         axes.annotate(point.label, (x, y), xytext=(5, 5), textcoords="offset points",
-                      fontsize=SMALL, fontweight="bold")  # fmt: skip
+                      fontsize=SMALL, fontweight="bold",
+                      path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
 
 
 # --- critical difference -----------------------------------------------------------------------
