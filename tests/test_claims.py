@@ -68,7 +68,8 @@ def record(
         cosine = values["cosine"] + noise(row.label, row.seed)
         # One step in four points the other way, but for its size: seeds differ in the share too.
         other = -cosine if row.seed % 2 or cosine < 0 else cosine
-        curves = {"gradient_cosine": [cosine, cosine, cosine, other, -1.0, -1.0]}
+        curves = {"gradient_cosine": [cosine, cosine, cosine, other, -1.0, -1.0],
+                  "task_loss": [1.0] * 6}  # fmt: skip
     return Record(
         cell_id=row.cell_id, cell={}, category=row.category, source="constructed",
         status=FINISHED, stages=stages, curves=curves, final=final,
@@ -257,8 +258,20 @@ def test_cosines_are_of_the_first_stage_that_reads_the_teacher():
     _, records = grid(seeds=1)
     fitnet = records["wide-fitnet-0"]
     curve = fitnet.curves["gradient_cosine"][:4]
-    assert mean_cosine(fitnet) == pytest.approx(sum(x for x in curve if x is not None) / 4)
-    assert conflict_share(records["wide-soft_logits-0"]) == 0.0
+    assert mean_cosine()(fitnet) == pytest.approx(sum(x for x in curve if x is not None) / 4)
+    assert conflict_share()(records["wide-soft_logits-0"]) == 0.0
+
+
+def test_angles_to_the_gradient_of_an_untrained_head_decide_nothing():
+    plan, records = grid()
+    for each in records.values():
+        if "fitnet" in each.cell_id:
+            each.curves["task_loss"][:4] = [None] * 4  # its own stage has no labels
+    fitnet = records["wide-fitnet-0"]
+    assert mean_cosine()(fitnet) == pytest.approx(sum(fitnet.curves["gradient_cosine"][:4]) / 4)
+    assert mean_cosine(labelled=True)(fitnet) is None
+    assert verdicts(plan, records)[BINDS] == verdicts(plan, records)[SOFTER] == UNDECIDED
+    assert verdicts(plan, records)[LARGE] == SUPPORTED
 
 
 def test_tables_render_alike_every_time_and_the_diagnostics_are_beside_them():

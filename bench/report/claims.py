@@ -86,8 +86,8 @@ CLAIM_NOTES = (
     f"and none for it. Undecided: the rest; fewer than {LEAST_SEEDS} seeds decide nothing.",
     "Knowledge: the teacher's tensors that the method's first stage with a transfer loss reads.",
     "Gradient cosine: between cross-entropy and transfer loss over the student's trunk, on the "
-    "first batch of every epoch of that stage. In a stage without labels the head is still "
-    "untrained, so that its task gradient is close to a random one and the cosine to 0.",
+    "first batch of every epoch of that stage; a step conflicts if it is below 0. Only stages "
+    "that train on labels too decide: where the head is untrained, so is the task's gradient.",
 )
 
 
@@ -277,8 +277,8 @@ class _Kind(NamedTuple):
 RATIO = "ratio"
 RANK = _Kind("effective rank", logarithm(final("knowledge_rank")), RATIO)
 HELD = _Kind("directions held fast", logarithm(final("knowledge_directions")), RATIO)
-CONFLICT = _Kind("share of conflicting steps", conflict_share, "difference")
-COSINE = _Kind("gradient cosine", mean_cosine, "difference")
+CONFLICT = _Kind("share of conflicting steps with labels", conflict_share(True), "difference")
+COSINE = _Kind("gradient cosine with labels", mean_cosine(True), "difference")
 
 
 def _between(observed: Observed, kind: _Kind, first: str, second: str, wanted: int) -> Contrast:

@@ -36,6 +36,8 @@ ROW_NOTES = (
     "at most 256 test images, whose number bounds it.",
     "Directions held fast: participation ratio of the curvature of the transfer loss in the "
     "teacher's own tensors, per sample; the fewer, the softer.",
+    "Gradient cosine: in the stage of the row's own knowledge. In one without labels the head is "
+    "untrained and its task gradient close to a random one: a cosine about 0 says little there.",
     "Conflicting steps: share of the measured steps with a gradient cosine below 0.",
     "Train - test: accuracy on the training images without augmentation minus the last epoch's.",
 )
@@ -44,8 +46,8 @@ ROW_NOTES = (
 VALUES: Mapping[str, Value] = {
     "knowledge_rank": final("knowledge_rank"),
     "knowledge_directions": final("knowledge_directions"),
-    "cosine": mean_cosine,
-    "conflict": conflict_share,
+    "cosine": mean_cosine(),
+    "conflict": conflict_share(),
     "gap": train_test_gap,
 }
 

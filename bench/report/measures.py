@@ -34,31 +34,46 @@ def final(key: str) -> Value:
     return value
 
 
-def own_cosines(record: Record) -> list[float]:
+def own_cosines(record: Record, labelled: bool = False) -> list[float]:
     """Gradient cosines in the stage of the method's own knowledge, one an epoch.
 
     That stage is the first that reads the teacher: a later one with soft logits beside the labels
     says nothing about hints.
+
+    Args:
+        record: of a finished cell.
+        labelled: only epochs whose task loss was trained too. Before the head has learned
+            anything its task gradient is close to a random one, and so is the angle to it.
     """
     first = 0
     for stage in record.stages:
+        epochs = range(first, first + stage["epochs"])
         if stage["taps"]:
-            curve = record.curves.get("gradient_cosine", [])[first : first + stage["epochs"]]
-            return [cosine for cosine in curve if cosine is not None]
-        first += stage["epochs"]
+            curve, task = (record.curves.get(x, []) for x in ("gradient_cosine", "task_loss"))
+            cosines = [(curve[i], task[i]) for i in epochs if i < min(len(curve), len(task))]
+            return [x for x, loss in cosines if x is not None and not (labelled and loss is None)]
+        first = epochs.stop
     return []
 
 
-def mean_cosine(record: Record) -> float | None:
+def mean_cosine(labelled: bool = False) -> Value:
     """Mean of `own_cosines`."""
-    cosines = own_cosines(record)
-    return statistics.fmean(cosines) if cosines else None
+
+    def value(record: Record) -> float | None:
+        cosines = own_cosines(record, labelled)
+        return statistics.fmean(cosines) if cosines else None
+
+    return value
 
 
-def conflict_share(record: Record) -> float | None:
+def conflict_share(labelled: bool = False) -> Value:
     """Share of `own_cosines` below 0: measured steps on which the two losses conflict."""
-    cosines = own_cosines(record)
-    return sum(cosine < 0 for cosine in cosines) / len(cosines) if cosines else None
+
+    def value(record: Record) -> float | None:
+        cosines = own_cosines(record, labelled)
+        return sum(cosine < 0 for cosine in cosines) / len(cosines) if cosines else None
+
+    return value
 
 
 def train_test_gap(record: Record) -> float | None:
