@@ -78,9 +78,11 @@ def _pair_table(key: PairKey, summary: Table, costs: Costs | None) -> Table | No
 
 
 def _cost(label: str, measured: Mapping[str, CostRecord]) -> tuple[Entry, ...]:
-    whole = quartile_entry(cost_ratio(label, measured.get(label)))
+    factor = plain_factor(label)
+    ratio = cost_ratio(label, measured.get(label))
+    whole = quartile_entry(ratio) if factor is None else Entry(factor)  # by definition
     # A longer plain training takes the same steps, only more of them.
-    record = measured.get(label if plain_factor(label) is None else STUDENT)
+    record = measured.get(label if factor is None else STUDENT)
     if record is None or record.status != FINISHED:
         return (whole, *(Entry(None) for _ in COST_COLUMNS[1:]))
     costliest = max(record.stages, key=lambda stage: stage.ratio.median)

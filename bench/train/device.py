@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from bench.cell import Cell
 
+CPUINFO = Path("/proc/cpuinfo")
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -62,11 +64,21 @@ def autocast(cell: Cell, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def processor() -> str:
+    """The CPU's name as the system knows it, or else its architecture."""
+    if CPUINFO.is_file():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.machine() or "cpu"
+
+
 def conditions(device: torch.device) -> dict[str, object]:
     """What a result was obtained with: device, threads, versions."""
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine() or "cpu",
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
