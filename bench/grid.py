@@ -434,6 +434,9 @@ def narrow(
         except ValueError as error:
             raise GridError(f"--pairs: {error}") from None
         changed |= {"teachers": (), "students": ()}
+        # The file's own recipes are checked with the whole grid; those of other pairs do not count.
+        used = {model for pair in changed["pairs"] for model in (pair.teacher, pair.student)}
+        changed["recipe_for"] = {m: fields for m, fields in grid.recipe_for.items() if m in used}
     if seeds:
         changed["seeds"] = tuple(dict.fromkeys(seeds))
     narrowed = grid.model_copy(update=changed)

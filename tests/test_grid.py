@@ -196,6 +196,14 @@ def test_overrides_replace_fields(tmp_path):
         load_grid(write(tmp_path), ["recipe.epochs"])
 
 
+def test_narrowing_to_some_pairs_leaves_the_recipes_of_other_models_behind():
+    whole = load_grid("cifar100")
+    assert set(whole.recipe_for) == {"MobileNetV2", "ShuffleV1", "ShuffleV2"}
+    assert narrow(whole, pairs=["resnet32x4:resnet8x4"]).recipe_for == {}
+    part = narrow(whole, pairs=["vgg13:MobileNetV2"])
+    assert part.recipe_of("MobileNetV2").learning_rate == 0.01
+
+
 def test_narrowing_keeps_the_rows_of_the_grid(tmp_path):
     grid = load(tmp_path, methods=["soft_logits", {"soft_logits": {"temperature": 2}}, "fitnet"])
     assert [m.label for m in narrow(grid, ["soft_logits"]).methods] == [

@@ -41,7 +41,8 @@ from bench.report.tables import (
 
 FIGURES = {
     "cost_step": "What a training step of every method and stage is made of, medians over rounds.",
-    "cost_loss": "Every transfer loss by itself, forward and backward, on a log scale.",
+    "cost_loss": "Every transfer loss by itself, forward and backward, on a log scale; a line "
+    "marks the textbook form where there are two.",
     "cost_memory": "Peak memory of a method's costliest stage above that of the plain step.",
     "cost_scaling": "How each transfer loss grows with batch, channels and positions.",
 }
@@ -287,15 +288,20 @@ def write_figures(costs: Costs, folder: Path) -> list[Path]:
     """Writes the figures as SVG and PNG; returns their paths."""
     paths: list[Path] = []
     used: dict[str, int] = {}
-    for records in by_place(costs.records).values():
+    textbook = by_place(costs.references)
+    for place, records in by_place(costs.records).items():
         if all(record.status != FINISHED for record in records):
             continue
         pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")
         used[pair] = used.get(pair, 0) + 1
         name = pair if used[pair] == 1 else f"{pair}-{used[pair]}"
-        drawn = {"step": draw_step, "loss": draw_losses, "memory": draw_memory}
-        for kind, draw in drawn.items():
-            if (figure := draw(records)) is not None:
+        drawn = {
+            "step": draw_step(records),
+            "loss": draw_losses(records, textbook.get(place, [])),
+            "memory": draw_memory(records),
+        }
+        for kind, figure in drawn.items():
+            if figure is not None:
                 paths += save_figure(figure, folder / f"cost_{kind}_{name}")
     if costs.scaling:
         paths += save_figure(draw_scaling(costs.scaling), folder / "cost_scaling")

@@ -82,11 +82,14 @@ def draw_step(records: Sequence[CostRecord]) -> Figure:
     return figure
 
 
-def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
+def draw_losses(
+    records: Sequence[CostRecord], textbook: Sequence[CostRecord] = ()
+) -> Figure | None:
     """Bars on a log scale: every transfer loss alone, forward and backward, by category.
 
     Args:
         records: of one pair under one set of conditions, some finished.
+        textbook: those of them with losses of two forms, in the textbook form: drawn as a line.
 
     Returns:
         None if no stage has a transfer loss.
@@ -96,18 +99,35 @@ def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
     if not bars:
         return None
     figure, axes = _horizontal(len(bars), [b.name for b in bars], pair_title(bars[0].record))
+    theirs = _textbook_ms(textbook)
     for place, bar in enumerate(bars):
         width = _loss_ms(bar.stage)
         _bar(axes, place, width, bar.record.category)
-        _note(axes, place, width, f"{width:.2f}")
+        _note(axes, place, max(width, theirs.get(bar.name, 0.0)), f"{width:.2f}")
+    lines = {place: theirs[bar.name] for place, bar in enumerate(bars) if bar.name in theirs}
+    if lines:
+        axes.plot(
+            list(lines.values()), list(lines), "|", color="black", markersize=13,
+            markeredgewidth=2, label="textbook form",
+        )  # fmt: skip
+        axes.legend(fontsize=8, loc="upper right")  # where the cheapest losses leave room
     axes.set_xscale("log")
-    widths = [_loss_ms(bar.stage) for bar in bars]
+    widths = [*map(_loss_ms, (bar.stage for bar in bars)), *lines.values()]
     axes.set_xlim(10 ** math.floor(math.log10(min(widths))), 2 * max(widths))
     axes.xaxis.set_major_formatter("{x:g}")
     _legend_of_categories(figure, [bar.record for bar in bars])
     axes.set_xlabel(f"milliseconds of the transfer loss with its connectors, forward and backward\n"
                     f"log scale, medians of {_rounds(bars)} rounds")  # fmt: skip
     return figure
+
+
+def _textbook_ms(records: Sequence[CostRecord]) -> dict[str, float]:
+    """Name of a bar -> median time of its textbook form, where that is another."""
+    return {
+        bar.name: bar.stage.loss.ms.median
+        for bar in _bars(records)
+        if bar.stage.loss is not None and bar.stage.loss.over_fast is not None
+    }
 
 
 def _loss_ms(stage: StageCost) -> float:
