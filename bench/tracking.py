@@ -211,7 +211,7 @@ class Mirror:
             found = self._search(f"tags.`{KIND}` = 'group'")
             self._groups = {run.info.run_name or "": run.info.run_id for run in found}
         if group.name not in self._groups:
-            tags = {KIND: "group", NOTE: group.note}
+            tags = {KIND: "group", NOTE: group.note, "pair": group.pair}
             made = self.client.create_run(self._experiment, run_name=group.name, tags=tags)
             self.client.set_terminated(made.info.run_id)
             self._groups[group.name] = made.info.run_id
@@ -222,7 +222,7 @@ class Mirror:
     @property
     def model_name(self) -> str:
         """Under which the grid's winner is registered: <grid>-student."""
-        return "".join("_" if c in "/:" else c for c in f"{self.grid}-student")
+        return registered_name(self.grid)
 
     def champion(self) -> str | None:
         """The cell id of the registered winner; None if there is none yet.
@@ -280,6 +280,8 @@ class Mirror:
         return next((str(v.version) for v in found if v.tags.get("cell_id") == cell_id), None)
 
     def _new_version(self, student: ServableStudent) -> str:
+        from mlflow.entities import LoggedModelOutput
+
         cell_id = student.row.cell_id
         runs = self._search(f"tags.cell_id = '{cell_id}'")
         if not runs:
@@ -294,6 +296,7 @@ class Mirror:
             student.save(Path(folder), run, model.model_id)
             self.client.log_model_artifacts(model.model_id, f"{folder}/model")
         self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
         made = self.client.create_model_version(
             self.model_name, model.artifact_location, run, tags, model_id=model.model_id,
             description=student.note(self.model_name),
@@ -425,6 +428,11 @@ def mirror_all(mirror: Mirror, plan: Plan, store: Store) -> int:
     return sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
 
 
+def registered_name(grid: str) -> str:
+    """The name of a grid's registered model, without characters that MLflow refuses."""
+    return "".join("_" if c in "/:" else c for c in f"{grid}-student")
+
+
 def first_rows(plan: Plan) -> dict[str, Row]:
     """Cell id -> the first row that it answers for."""
     rows: dict[str, Row] = {}
@@ -435,9 +443,16 @@ def first_rows(plan: Plan) -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that the UI lists together, under a run of this name."""
+    """Runs that the UI lists together, under a run of this name.
+
+    Attributes:
+        name: of that run.
+        pair: the tag that its runs have, so that a filter by it finds both; "none" without one.
+        note: its description, Markdown.
+    """
 
     name: str
+    pair: str
     note: str
 
 
@@ -449,12 +464,14 @@ def group_of(row: Row) -> Group:
     if row.role != "method":
         return Group(
             "teachers and plain students",
+            "none",
             "Networks trained without a teacher: what every pair is compared with. One run each, "
             "however many pairs they belong to.",
         )
     axes = "".join(f" {name}={value:g}" for name, value in row.axes.items() if value != 1)
     return Group(
         f"{row.teacher}>{row.student}{axes}",
+        f"{row.teacher}>{row.student}",
         f"All methods and seeds by which `{row.teacher}` taught `{row.student}` on `{row.data}`"
         f"{axes}. Select runs below and press *Compare*, or filter the list, for example by "
         f"`tags.category = 'response' and tags.pair = '{row.teacher}>{row.student}'`. Means, "
@@ -467,13 +484,17 @@ def describe(plan: Plan) -> str:
     pairs = dict.fromkeys(f"`{row.teacher}` → `{row.student}`" for row in plan.rows)
     seeds = len({row.seed for row in plan.rows})
     lines = [
-        f"# Grid `{plan.name}`",
-        plan.description,
+        f"**{plan.name}**: {' '.join(plan.description.split())}",  # all that a folded note shows
         f"Pairs: {', '.join(pairs)}. Seeds: {seeds}. Cells: {len(plan.cell_ids())}.",
-        "One run per cell, named teacher>student/method/seed. Tags to filter or group by: "
-        "`role`, `pair`, `method`, `category`, `seed`, `status`. Accuracies are in [0, 1]; "
-        "`last_accuracy` is the last epoch's on the test set, `best_accuracy` is selected on the "
-        "test set. Tables are on the run `summary`.",
+        "**Where to look.** The run `summary` holds tables and figures under *Artifacts*. One run "
+        "per cell, named teacher>student/method/seed, is listed under its pair: press + to unfold, "
+        "*Load more* if a pair has no + (the list loads 100 runs at a time). To see some only, "
+        "type for example `tags.category = 'response'` or `tags.pair = '...'` into the search; the "
+        "tags `role`, `pair`, `method`, `label`, `category`, `seed`, `status` also group (*Group "
+        "by*). *Columns* adds accuracies: `final/last_accuracy` is the last epoch's on the test "
+        "set, in [0, 1]; `final/best_accuracy` is selected on the test set and so too high.",
+        f"A student that beats the plain one beyond doubt is the registered model "
+        f"`{registered_name(plan.name)}`, alias `{CHAMPION}`.",
     ]
     return "\n\n".join(lines)
 
@@ -495,10 +516,18 @@ def _tags(record: Record, row: Row) -> dict[str, str]:
         "pair": f"{row.teacher}>{row.student}" if paired else "none",
         "error": record.error,
     }  # fmt: skip
-    tags |= row.axes
+    tags |= row.axes | {NOTE: _describe_run(record, row)}
     for name in ("commit", "dirty", "torch", "device"):
         tags[name] = record.conditions.get(name, "")
     return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
+
+
+def _describe_run(record: Record, row: Row) -> str:
+    """What a run is, for a reader who meets the method for the first time; Markdown."""
+    taught = f"`{row.teacher}` teaches `{row.student}` by " if row.role == "method" else ""
+    what = f"{taught}**{row.label}** ({record.category}), seed {row.seed}, on `{row.data}`."
+    failure = f"{record.status}: {record.error}" if record.error else ""
+    return "\n\n".join(filter(None, (what, failure, record.source)))
 
 
 def _dataset(record: Record, row: Row) -> DatasetInput:
@@ -539,7 +568,9 @@ def _metrics(record: Record, began: int) -> list[Any]:
         if value is not None
     ]
     last = int(record.final.get("epochs", 0))
-    return curves + [Metric(_key(name), v, began, last) for name, v in record.final.items()]
+    # The UI draws a section for each prefix: single points stand apart from the curves.
+    final = [Metric(_key(f"final/{name}"), v, began, last) for name, v in record.final.items()]
+    return curves + final
 
 
 def _key(name: str) -> str:
@@ -558,5 +589,7 @@ def serve(work_dir: Path, port: int) -> int:
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
                "--workers", "1", "--backend-store-uri", tracking_uri(work_dir)]  # fmt: skip
-    print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
+    # Without the word it would open on pages for language models.
+    page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    print(f"MLflow UI on {page} (Ctrl-C stops it)", flush=True)
     return subprocess.run(command, check=False).returncode

@@ -151,7 +151,7 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
     assert run.data.params["recipe.epochs"] == "4"
     assert run.data.tags["category"] == "multi-connection"
     assert run.data.tags["torch"] == record.conditions["torch"]
-    assert run.data.metrics["last_accuracy"] == record.final["last_accuracy"]
+    assert run.data.metrics["final/last_accuracy"] == record.final["last_accuracy"]
     curve = mirror.client.get_metric_history(run.info.run_id, "test_accuracy")
     measured = [a for a in record.curves["test_accuracy"] if a is not None]
     assert [point.value for point in curve] == measured

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from bench.tracking import Mirror, ServableStudent, group_of, mirror_all
 
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 3, 8, 8), np.uint8)
 
 
@@ -91,6 +95,17 @@ def test_a_run_can_be_filtered_by_category_axes_and_pair(sent):
     assert {run.info.run_name for run in found} == {
         "wide>narrow/soft_logits/0", "wide>narrow/soft_logits/1",
     }  # fmt: skip
+
+
+def test_a_run_says_what_it_is_and_keeps_its_curves_apart(sent):
+    mirror, _ = sent
+    run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/rkd/0")
+    assert run.data.tags["mlflow.note.content"] == (
+        "`wide` teaches `narrow` by **rkd** (shared-representation), seed 0, on `digits`.\n\n"
+        "written by hand"
+    )
+    assert run.data.metrics["final/last_accuracy"] == 0.73
+    assert all(name.startswith("final/") for name in run.data.metrics)  # it has no curves
 
 
 def test_a_run_names_its_data_by_hash_and_took_what_it_took(sent):
@@ -238,3 +253,67 @@ def test_mlflow_models_serve_answers_with_the_logits_of_the_network(crowned, tmp
         finally:
             os.killpg(server.pid, signal.SIGTERM)
     np.testing.assert_allclose(found, logits(trained), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven for real."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.add_argument("--window-size=1600,1000")
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chromium:
+        yield chromium
+
+
+@pytest.mark.slow
+def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    mirror, _ = sent
+    mirror.send_plan(plan())
+    (run,) = [r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/soft_logits/0"]
+    experiment = run.info.experiment_id
+    port = free_port()
+
+    def shows(page: str, *words: str) -> None:
+        browser.get(f"http://127.0.0.1:{port}/#/{page}?workflowType=machine_learning")
+        for word in words:
+            WebDriverWait(browser, 90).until(
+                lambda b, word=word: word in b.find_element(By.TAG_NAME, "body").text,
+                f"{page}: no {word!r}",
+            )
+
+    words = ["ui", "--work-dir", str(work), "--port", str(port)]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            lines = iter(server.stdout.readline, "")
+            assert any("startup complete" in line for line in lines)
+            shows(
+                f"experiments/{experiment}/runs", "Two seeds, by hand.", "summary",
+                "teachers and plain students", "wide>narrow fraction=0.5",
+            )  # fmt: skip
+            assert "wide>narrow/rkd/0" not in browser.find_element(By.TAG_NAME, "body").text
+            row = "//*[@role='gridcell'][contains(., 'wide>narrow fraction=0.5')]"
+            browser.find_element(By.XPATH, f"{row}//button").click()  # unfold the pair
+            WebDriverWait(browser, 30).until(
+                lambda b: "wide>narrow/rkd/0" in b.find_element(By.TAG_NAME, "body").text
+            )
+            shows(
+                f"experiments/{experiment}/runs/{run.info.run_id}", "wide>narrow/soft_logits/0",
+                "wide teaches narrow by soft_logits", "digits (0123456789abcdef)", "response",
+            )  # fmt: skip
+            version = crowned[0].client.get_model_version_by_alias("crowned-student", "champion")
+            shows(f"models/crowned-student/versions/{version.version}", "champion", "It won by")
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
