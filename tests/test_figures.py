@@ -12,11 +12,16 @@ from test_cost import COSTS
 
 from bench.cost.record import Costs, Quartiles
 from bench.record import Plan
-from bench.report.figures import draw_critical_difference, draw_gain_against_cost
+from bench.report.figures import (
+    Line,
+    draw_critical_difference,
+    draw_curves,
+    draw_gain_against_cost,
+)
 from bench.report.grid_figures import write_grid_figures
 from bench.report.palette import METHODS, TEACHER, row_styles
 from bench.report.ranking import blocks_of, measured_pairs
-from bench.report.statistics import indistinct
+from bench.report.statistics import Interval, indistinct
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
 
@@ -144,3 +149,14 @@ def test_a_critical_difference_beyond_the_scale_says_so():
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     # k = 3, N = 2: q 2.343 sqrt(3 * 4 / 12) = 2.34, and the scale has 2.
     assert re.search(r"critical difference 2\.34 ranks, more than the whole scale", texts)
+
+
+def test_a_row_of_another_length_has_an_end_and_no_curve():
+    styles = row_styles({"student": "student", "rkd": "rkd", "longer": "student"})
+    lines = [
+        Line(label, range(1, end + 1), [0.5] * end, Interval(0.5, 0.4, 0.6, 3), styles[label])
+        for label, end in (("student", 4), ("rkd", 4), ("longer", 8))
+    ]
+    curves, _, ends = draw_curves(lines, "t", "test set").axes
+    assert [max(line.get_xdata()) for line in curves.lines] == [4, 4]
+    assert len(ends.get_yticks()) == 3

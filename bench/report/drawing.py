@@ -18,7 +18,10 @@ DPI = 150
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches, which lays itself out."""
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    # Letters are a little wider in one format than in the other, and one layout serves both.
+    figure.get_layout_engine().set(w_pad=0.1)  # pyright: ignore[reportOptionalMemberAccess]
+    return figure
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

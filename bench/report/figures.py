@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import mode
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -79,7 +80,9 @@ def _marker(style: Style, size: float = 4.5) -> dict:
 def draw_curves(lines: Sequence[Line], title: str, measured_on: str) -> Figure:
     """Accuracy over epochs, an inset of the last part beside it, and the last epoch's intervals.
 
-    The inset lies outside of the curves: inside it would hide what rises late.
+    The inset lies outside of the curves: inside it would hide what rises late. Rows of another
+    length than most, such as the student trained longer, have no curve, which would squeeze all
+    others; their last epoch is shown.
 
     Args:
         lines: at least one; teacher and student among them where they ran.
@@ -89,7 +92,9 @@ def draw_curves(lines: Sequence[Line], title: str, measured_on: str) -> Figure:
     figure = new_figure(WIDTH, max(3.2, 1.0 + 0.17 * len(lines)))
     left, inset, right = figure.subplots(1, 3, width_ratios=[2.2, 1.1, 1.1])
     figure.suptitle(title, fontsize=TEXT + 1)
-    for line in lines:
+    usual = mode(line.epochs[-1] for line in lines)
+    curves = [line for line in lines if line.epochs[-1] == usual]
+    for line in curves:
         _curve(left, line, every=max(1, len(line.epochs) // 6))
     for axes in (left, inset):
         _tidy(axes)
@@ -97,7 +102,7 @@ def draw_curves(lines: Sequence[Line], title: str, measured_on: str) -> Figure:
         axes.margins(x=0.02)
     left.set_ylabel(f"accuracy on the {measured_on} (%)", fontsize=TEXT)
     left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _inset(left, inset, lines)
+    _inset(left, inset, curves)
     _last_epochs(right, lines)
     return figure
 
@@ -123,7 +128,7 @@ def _inset(axes: Axes, inset: Axes, lines: Sequence[Line]) -> None:
     axes.set_ylim(*axes.get_ylim())
     inset.set_xlim(start, end + 0.01 * end)
     inset.set_ylim(min(ends) - 0.25 * spread, max(ends) + 0.15 * spread)
-    inset.set_title(f"last {LAST_PART:.0%} of the epochs", fontsize=SMALL)
+    inset.set_title(f"last {LAST_PART:.0%}", fontsize=SMALL)
     inset.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     inset.yaxis.set_major_locator(MaxNLocator(6))
     axes.indicate_inset_zoom(inset, edgecolor="#555555", linewidth=0.6)
