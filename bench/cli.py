@@ -268,7 +268,7 @@ def _train(
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
     from bench.launch.job import Setting, provenance
-    from bench.workdir import BusyError
+    from bench.launch.lease import LeaseLostError
 
     expansion, work = _expand(prepared, grid), prepared.work
     devices = _devices(prepared.device, options.workers)
@@ -279,11 +279,8 @@ def _train(
     )  # fmt: skip
     retry, console = options.retry_failed, prepared.console
     try:
-        with work.held():
-            outcome = run_grid(
-                expansion, work, setting, devices, retry_failed=retry, console=console
-            )
-    except BusyError as error:
+        outcome = run_grid(expansion, work, setting, devices, retry_failed=retry, console=console)
+    except LeaseLostError as error:
         raise UsageError(str(error)) from None
     return outcome, expansion
 
@@ -413,25 +410,30 @@ def _mirror_results(
     work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs, files: list[Path]
 ) -> None:
     """Puts tables and figures into MLflow, and the winner into its registry."""
+    from bench.launch.lease import BusyError, Leases
+    from bench.launch.mirroring import sole_mirror
     from bench.report.cost import cost_metrics
-    from bench.tracking import Mirror, TrackingError
+    from bench.tracking import TrackingError
 
     try:
-        mirror = Mirror(work.root, plan.name)
-        mirror.send_summary(work.grid(plan.name), files, cost_metrics(costs))
-        _crown(mirror, work, plan, records, costs)
-    except TrackingError as error:
+        with Leases(work.leases) as leases, sole_mirror(work, plan.name, leases) as mirror:
+            mirror.send_summary(work.grid(plan.name), files, cost_metrics(costs))
+            _crown(mirror, work, plan, records, costs)
+    except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 
 
 def _mirror_costs(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
     """Puts the tables and figures of costs into MLflow."""
+    from bench.launch.lease import BusyError, Leases
+    from bench.launch.mirroring import sole_mirror
     from bench.report.cost import cost_metrics
-    from bench.tracking import Mirror, TrackingError
+    from bench.tracking import TrackingError
 
     try:
-        Mirror(work.root, name).send_summary(work.grid(name), files, cost_metrics(costs))
-    except TrackingError as error:
+        with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
+            mirror.send_summary(work.grid(name), files, cost_metrics(costs))
+    except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 
 
@@ -462,13 +464,15 @@ def _crown(
 def _say_outcome(outcome: Outcome) -> None:
     counts = outcome.counts.items()
     states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts)
-    if not outcome.trained:
+    if not outcome.trained and not outcome.elsewhere:
         print(f"nothing to train, every cell has a result; in all: {states}")
         return
     share = outcome.recording_seconds / outcome.seconds
+    others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     print(
-        f"{outcome.trained} cells trained in {outcome.seconds:.0f} s; the coordinator spent "
-        f"{outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; in all: {states}"
+        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; the coordinator "
+        f"spent {outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; in all: "
+        f"{states}"
     )
 
 
@@ -513,13 +517,18 @@ def recommend(options: argparse.Namespace) -> int:
 
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
-    from bench.tracking import Mirror, TrackingError, mirror_all
+    from bench.launch.lease import BusyError, Leases
+    from bench.launch.mirroring import sole_mirror
+    from bench.tracking import TrackingError, mirror_all
 
     work = _work_dir(options)
     name = _grid_name(options.grid)
     plan, records = _read(work, name, "records")
     try:
-        sent = mirror_all(Mirror(work.root, name), plan, work.store)
+        with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
+            sent = mirror_all(mirror, plan, work.store)
+    except BusyError as error:
+        raise UsageError(f"{error}; it sends these too") from None
     except TrackingError as error:
         raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
     costs = _read_costs(work, name, "records")

@@ -216,9 +216,10 @@ class Store:
         write_atomically(folder / "record.json", record.to_json())
 
     def discard(self, cell_id: str) -> None:
-        """Forgets a cell's record, so that it counts as not run."""
-        for name in ("record.json", "traceback.txt"):
-            (self.folder(cell_id) / name).unlink(missing_ok=True)
+        """Forgets a cell's record, so that it counts as not run, and files left half-written."""
+        folder = self.folder(cell_id)
+        for path in (folder / "record.json", folder / "traceback.txt", *folder.glob(".*")):
+            path.unlink(missing_ok=True)
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
         """The records there are, by cell id, in the order asked."""

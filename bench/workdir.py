@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.record import Store
-
-
-class BusyError(ValueError):
-    """Another training command is at work in the work directory."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +29,10 @@ class WorkDir:
         """Decoded data sets, and downloads."""
         return self.root / "store" / "data"
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other training commands out of this work directory, until they would be alone.
-
-        Raises:
-            BusyError: another one is at work here.
-        """
-        lock = self.root / "store" / "lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"another run is at work in {self.root}; wait, or give another --work-dir"
-                raise BusyError(message) from None
-            yield
+    @property
+    def leases(self) -> Path:
+        """Who trains what, where several commands share this work directory."""
+        return self.root / "store" / "leases"
 
     def grid(self, name: str) -> Path:
         """The folder of a grid's plan, tables and figures."""

@@ -197,11 +197,3 @@ def test_short_trainings_write_no_checkpoint(tmp_path):
     one = plain_cell("cnn2")
     run([one], tmp_path, checkpoints=Checkpoints(tmp_path / "kept"))
     assert not (tmp_path / "kept").exists()
-
-
-def test_checkpoints_of_cells_that_nobody_wants_are_swept(tmp_path):
-    kept = Checkpoints(tmp_path, 0)
-    for name in ("old", "new"):
-        kept.write(name, 1, {}, History("now"), State({"x": torch.ones(1)}, {}))
-    kept.sweep({"new"})
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from lessons import cell, plain_cell
 
 from bench.launch import local
 from bench.launch.job import Job, Setting, plan_jobs
+from bench.launch.lease import Leases
 from bench.record import Store
-from bench.workdir import BusyError, WorkDir
 
 # Runs in the worker in the place of real training: a student named cnn6 is the culprit.
 WORKER = """
@@ -50,12 +48,14 @@ def test_the_culprit_fails_alone_and_all_others_finish(tmp_path, monkeypatch, wo
     cells = [plain_cell(f"cnn{width}", seed) for width in (2, 3, 6) for seed in (0, 1)]
     jobs = plan_jobs(cells, workers=2)
     setting = Setting(store=tmp_path, cache=tmp_path, data_root=None)
-    given_back = list(local.run_processes(jobs, setting, ["cpu", "cpu"], lambda *event: None))
+    with Leases(tmp_path / "leases") as leases:
+        devices = ["cpu", "cpu"]
+        done = list(local.run_processes(jobs, setting, devices, lambda *event: None, leases))
     records = Store(tmp_path).read_all([c.id for c in cells])
     status = {c.id: records[c.id].status for c in cells}
     assert {c.model for c in cells if status[c.id] == "failed"} == {"cnn6"}
     assert [c.model for c in cells if status[c.id] == "finished"] == ["cnn2"] * 2 + ["cnn3"] * 2
-    assert {c.id for job in given_back for c in job.cells} == set(status)
+    assert {c.id for part in done for c in part.cells} == set(status)
 
 
 def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
@@ -75,11 +75,3 @@ def test_cohorts_are_split_for_idle_workers_and_teachers_come_first():
     assert {c.id for job in jobs for c in job.cells} == {
         c.id for c in (taught[0].teacher, plain_cell("cnn2"), *taught)
     }
-
-
-def test_one_run_at_a_time_in_a_work_directory(tmp_path: Path):
-    work = WorkDir(tmp_path)
-    with work.held(), pytest.raises(BusyError, match="another run is at work"), work.held():
-        pass
-    with work.held():
-        pass

@@ -6,18 +6,20 @@ Records come first. Everything else here is made from them and may fail without 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
-from bench.cell import Cell
 from bench.grid import Expansion
 from bench.launch.job import Setting, plan_jobs, total_epochs, unfinished
+from bench.launch.lease import Leases
 from bench.launch.local import run_processes
+from bench.launch.mirroring import Mirroring
 from bench.launch.progress import Display
-from bench.record import Store, write_atomically
-from bench.tracking import Mirror, TrackingError, first_rows, mirror_all
+from bench.launch.share import Share
+from bench.record import FINISHED, Plan, Store, write_atomically
+from bench.train.checkpoint import Checkpoints
 from bench.workdir import WorkDir
 
 
@@ -26,14 +28,16 @@ class Outcome:
     """What a run of a grid came to.
 
     Attributes:
-        trained: cells that trained in this run.
+        trained: cells that this run trained.
+        elsewhere: cells that another command trained meanwhile.
         counts: status -> cells of the whole plan; "not run" among them.
         seconds: of all of it, wall clock.
         recording_seconds: that the coordinator spent on mirroring, most of them while workers
-            were training.
+            were training; none of them waited for it.
     """
 
     trained: int
+    elsewhere: int
     counts: dict[str, int]
     seconds: float
     recording_seconds: float
@@ -61,20 +65,44 @@ def run_grid(
     plan = expansion.plan
     write_atomically(work.plan(plan.name), plan.to_json())
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
-    for cell in waiting:
-        work.store.discard(cell.id)
-    began = time.monotonic()
-    mirroring = _Mirroring(work, expansion, console)
+    began, here = time.monotonic(), 0
     names = {cell.id: str(cell) for cell in waiting}
     epochs = sum(map(total_epochs, waiting))
-    with Display(names, epochs, console) as display:
-        jobs = plan_jobs(waiting, len(devices))
-        for job in run_processes(jobs, setting, devices, display.epoch):
-            display.finished(len(job.cells))
-            mirroring.send(job.cells)
-    mirroring.finish()
+    with Leases(work.leases) as leases:
+        sweep(work, leases)
+        Share(work.store, leases).discard(waiting)
+        with (
+            Mirroring(work, plan, leases, console) as mirroring,
+            Display(names, epochs, console) as display,
+        ):
+            jobs = plan_jobs(waiting, len(devices))
+            for done in run_processes(jobs, setting, devices, display.epoch, leases):
+                display.finished(len(done.cells))
+                mirroring.send(done.cells)
+                here += len(done.cells) if done.here else 0
     seconds = time.monotonic() - began
-    return Outcome(len(waiting), count(expansion, work.store), seconds, mirroring.seconds)
+    counts = count(expansion, work.store)
+    return Outcome(here, len(waiting) - here, counts, seconds, mirroring.seconds)
+
+
+def sweep(work: WorkDir, leases: Leases) -> None:
+    """Removes checkpoints that nobody will go on from.
+
+    They are of cells that are finished, or that no plan in the work directory names any more (the
+    code of their method changed, say), and that nobody is training.
+    """
+    named: set[str] = set()
+    for path in work.root.glob("*/plan.json"):
+        try:
+            named |= set(Plan.from_json(path.read_text(encoding="utf-8")).cell_ids())
+        except (ValueError, TypeError, KeyError):  # damaged: it may have named any
+            return
+    kept = Checkpoints(work.checkpoints)
+    for cell_id in kept.cell_ids():
+        found = work.store.read(cell_id)
+        over = cell_id not in named or (found is not None and found.status == FINISHED)
+        if over and leases.holder(cell_id) is None:
+            kept.discard(cell_id)
 
 
 def count(expansion: Expansion, store: Store) -> dict[str, int]:
@@ -85,49 +113,3 @@ def count(expansion: Expansion, store: Store) -> dict[str, int]:
         status = found.status if found else "not run"
         counts[status] = counts.get(status, 0) + 1
     return counts
-
-
-class _Mirroring:
-    """Sends records as they come; a store that fails is named once and left for `sync`."""
-
-    def __init__(self, work: WorkDir, expansion: Expansion, console: Console) -> None:
-        self.work, self.plan, self.console = work, expansion.plan, console
-        self.rows = first_rows(expansion.plan)
-        self.seconds = 0.0
-        self.mirror: Mirror | None = None
-        self._timed(self._open)
-
-    def _open(self) -> None:
-        self.mirror = Mirror(self.work.root, self.plan.name)
-        self._send_all()
-
-    def _send_all(self) -> None:
-        if self.mirror is not None:
-            mirror_all(self.mirror, self.plan, self.work.store)
-
-    def _timed(self, action: Callable[[], None]) -> None:
-        began = time.monotonic()
-        try:
-            action()
-        except TrackingError as error:
-            self.mirror = None
-            self.console.print(
-                f"MLflow store failed: {error}. Training goes on; send the records later with: "
-                "run_all.py sync",
-                style="yellow", markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
-        self.seconds += time.monotonic() - began
-
-    def send(self, cells: Sequence[Cell]) -> None:
-        """Sends the records of these cells."""
-        self._timed(lambda: self._send(cells))
-
-    def _send(self, cells: Sequence[Cell]) -> None:
-        for cell in cells:
-            found = self.work.store.read(cell.id)
-            if self.mirror is not None and found is not None:
-                self.mirror.send(found, self.rows[cell.id], self.work.store.folder(cell.id))
-
-    def finish(self) -> None:
-        """Sends what is left: records of cells that came to one without training."""
-        self._timed(self._send_all)

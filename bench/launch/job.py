@@ -137,7 +137,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     import torch
 
     from bench.train.checkpoint import Checkpoints
-    from bench.train.cohort import CELL_FAULTS, Cohort, fail
+    from bench.train.cohort import CELL_FAULTS, Cohort, fail, raise_if_shared
     from bench.train.device import pick_device, set_numerics
     from bench.train.stream import open_stream
 
@@ -151,6 +151,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
         stream = open_stream(cell, library.read(cell.data), device, statistics)
         cells, teacher = _with_teacher(job, store, stream, device, setting)
     except CELL_FAULTS as error:
+        raise_if_shared(error)
         for cell in job.cells:
             store.write(fail(cell, error, setting.provenance))
         return

@@ -168,15 +168,9 @@ class Checkpoints:
         """Removes a cell's checkpoints: its record is safe."""
         shutil.rmtree(self.root / cell_id, ignore_errors=True)
 
-    def sweep(self, wanted: set[str]) -> None:
-        """Removes the checkpoints of all other cells.
-
-        Args:
-            wanted: ids of the cells that may still go on from theirs.
-        """
-        for folder in self.root.glob("*"):
-            if folder.name not in wanted:
-                self.discard(folder.name)
+    def cell_ids(self) -> list[str]:
+        """The cells that have any."""
+        return sorted(folder.name for folder in self.root.glob("*"))
 
     def _path(self, cell_id: str, epoch: int) -> Path:
         return self.root / cell_id / f"{epoch:06d}.safetensors"

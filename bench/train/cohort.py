@@ -37,7 +37,7 @@ from bench.record import (
 )
 from bench.seeds import derive
 from bench.train.checkpoint import Checkpoints, History
-from bench.train.device import conditions, set_numerics
+from bench.train.device import conditions, is_device_lost, is_out_of_memory, set_numerics
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student, make_student
 from bench.train.evaluate import TestSet, accuracy, predictions
@@ -202,6 +202,7 @@ class Cohort:
             )
             self._resume(student)
         except (NotApplicable, *CELL_FAULTS) as error:
+            raise_if_shared(error)
             self._fail(cell, error)
             return None
         return student
@@ -271,6 +272,7 @@ class Cohort:
             try:
                 action()
             except (NotApplicable, *CELL_FAULTS) as error:
+                raise_if_shared(error)
                 failed.extend(going)
                 for student in going:
                     self._fail(student.cell, error)
@@ -431,6 +433,15 @@ class Cohort:
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         self.store.write(fail(cell, error, self.provenance))
+
+
+def raise_if_shared(error: BaseException) -> None:
+    """Raises what no cell can be blamed for while others train beside it: the launcher sorts out.
+
+    Memory that ran out is that of all who used it, and a CUDA device that is lost is lost for all.
+    """
+    if is_out_of_memory(error) or is_device_lost(error):
+        raise error
 
 
 def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:

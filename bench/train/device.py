@@ -57,6 +57,27 @@ def set_numerics(cell: Cell) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had no memory left; less work beside may mend that.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+        True
+        >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+        False
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # The CPU's allocator, the libraries' and CUDA's own calls have no type for it.
+    signs = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the process can no longer use its CUDA device, whatever it runs next."""
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+
+
 def autocast(cell: Cell, device: torch.device) -> AbstractContextManager:
     """The context in which networks (never losses) run: bfloat16 where the cell says so."""
     if cell.precision != "bf16":

@@ -1,0 +1,142 @@
+"""Leases between launchers: one holder at a time, and a dead one's are free."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bench.launch import lease
+from bench.launch.lease import LeaseLostError, Leases
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLDER = """
+import sys
+from pathlib import Path
+from bench.launch.lease import Leases
+with Leases(Path(sys.argv[1]), beat=0.05) as leases:
+    print(leases.acquire("cell"), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lease "cell"."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        yield process
+        process.kill()
+
+
+def test_a_killed_holder_on_this_machine_is_dead_at_once_and_a_living_one_is_not(tmp_path, holder):
+    with Leases(tmp_path) as mine:
+        assert not mine.acquire("cell")
+        assert mine.holder("cell").startswith(f"process {holder.pid} on ")
+        holder.kill()
+        holder.wait()
+        assert mine.holder("cell") is None
+        assert mine.acquire("cell")
+
+
+def test_a_holder_elsewhere_is_dead_when_its_heart_has_not_beaten_for_long(tmp_path, monkeypatch):
+    with Leases(tmp_path, beat=1000) as theirs:
+        assert theirs.acquire("cell")
+        monkeypatch.setattr(lease, "_machine", lambda: "another")
+        heart = tmp_path / "hearts" / theirs.owner
+        with Leases(tmp_path, beat=1000, expiry=60) as mine:
+            assert not mine.acquire("cell")
+            written = (tmp_path / "hearts" / mine.owner).stat().st_mtime
+            os.utime(heart, (written - 59, written - 59))
+            assert not mine.acquire("cell")
+            os.utime(heart, (written - 61, written - 61))
+            assert mine.acquire("cell")
+
+
+def test_only_the_clock_of_the_file_system_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 0.0)  # a host whose clock is fifty years late
+    with Leases(tmp_path) as theirs:
+        assert theirs.acquire("cell")
+        monkeypatch.setattr(lease, "_machine", lambda: "another")
+        with Leases(tmp_path) as mine:
+            assert not mine.acquire("cell")
+
+
+def test_whoever_lost_a_lease_is_told(tmp_path, monkeypatch):
+    with Leases(tmp_path, beat=1000) as theirs:
+        assert theirs.acquire("cell")
+        assert theirs.acquire("other")
+        theirs.check()
+        os.utime(tmp_path / "hearts" / theirs.owner, (0, 0))
+        monkeypatch.setattr(lease, "_machine", lambda: "another")
+        with Leases(tmp_path) as mine:
+            assert mine.acquire("cell")
+            theirs._check_all()
+            with pytest.raises(LeaseLostError, match="took over cell: this process was suspended"):
+                theirs.check()
+            theirs.release("cell")  # does not take it from its new holder
+            assert mine.acquire("cell")
+            mine._check_all()
+            mine.check()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_who_ask_at_once_one_gets_it(tmp_path, monkeypatch, stale):
+    crowd = 8
+    if stale:
+        with Leases(tmp_path) as dead:
+            dead.acquire("cell")
+            (tmp_path / "hearts" / dead.owner).rename(tmp_path / "hearts" / ".gone")
+            dead._held.clear()  # as if killed: nothing is released
+    everyone = [Leases(tmp_path) for _ in range(crowd)]
+    for leases in everyone:
+        leases.__enter__()
+    barrier = threading.Barrier(crowd)
+
+    def ask(leases: Leases) -> bool:
+        barrier.wait()
+        return leases.acquire("cell")
+
+    with ThreadPoolExecutor(crowd) as pool:
+        assert sum(pool.map(ask, everyone)) == 1
+    for leases in everyone:
+        leases.__exit__(None, None, None)
+
+
+def test_old_evidence_takes_nothing_over_twice(tmp_path):
+    with Leases(tmp_path) as first, Leases(tmp_path) as second, Leases(tmp_path) as slow:
+        first.acquire("cell")
+        first.release("cell")
+        seen = slow._latest(tmp_path / "held" / "cell")
+        assert second.acquire("cell")  # after the slow one looked, before it acts
+        slow._latest = lambda folder: seen
+        assert not slow.acquire("cell")
+        second.release("cell")
+        assert not slow.acquire("cell")
+
+
+def test_nothing_is_left_behind_but_released_generations(tmp_path):
+    with Leases(tmp_path) as leases:
+        for name in ("kept", "done"):
+            leases.acquire(name)
+        leases.release("done", forget=True)
+    assert list((tmp_path / "hearts").iterdir()) == []
+    assert [path.name for path in (tmp_path / "held").iterdir()] == ["kept"]
+    assert (tmp_path / "held" / "kept" / "00000001").read_text() == "released"
+
+
+def test_hearts_of_the_dead_are_buried(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    assert len(list((tmp_path / "hearts").iterdir())) == 1
+    with Leases(tmp_path) as mine:
+        assert [path.name for path in (tmp_path / "hearts").iterdir()] == [mine.owner]
