@@ -167,20 +167,49 @@ class Mirror:
             if run:  # of an earlier status, or cut off before it was whole
                 self.client.delete_run(run)
             run = self._copy(record, row, folder)
-        self._known()[record.cell_id] = (run, record.status)
-        return True
+            kept = self._keep_one(run, record)
+        self._known()[record.cell_id] = (kept, record.status)
+        return kept == run
 
     def _known(self) -> dict[str, tuple[str, str]]:
         """Cell id -> (run, status) of what the store holds; status "" if it is not whole."""
         if self._cells is None:
-            self._cells = {
-                run.data.tags["cell_id"]: (
-                    run.info.run_id,
-                    "" if run.info.status == "RUNNING" else run.data.tags["status"],
-                )
-                for run in self._search(f"tags.`{KIND}` = 'cell'")
-            }
+            self._cells = {}
+            for run in self._search(f"tags.`{KIND}` = 'cell'"):
+                cell_id = run.data.tags["cell_id"]
+                found = (run.info.run_id, run.data.tags["status"] if _is_whole(run) else "")
+                other = self._cells.setdefault(cell_id, found)
+                if other != found:  # a sender was cut off before it looked for others
+                    kept, spare = (other, found) if other[1] else (found, other)
+                    self._cells[cell_id] = kept
+                    self.client.delete_run(spare[0])
         return self._cells
+
+    def _keep_one(self, run: str, record: Record) -> str:
+        """Of this run and those that others sent of the same result meanwhile, keeps one.
+
+        Commands on one work directory take turns; this is for those on several, with one server.
+        Each looks after it has sent, so the last to look sees all; whoever sees several keeps the
+        smallest id.
+        """
+        same = {
+            other.info.run_id
+            for other in self._search(f"tags.cell_id = '{record.cell_id}'")
+            if _is_whole(other) and other.data.tags["status"] == record.status
+        }
+        kept, *spare = sorted({run, *same})
+        for other in spare:
+            self.client.delete_run(other)
+        return kept
+
+    def close_left(self) -> int:
+        """Ends runs of cells that a killed process left running; returns how many there were."""
+        with _failures():
+            left = self._search(f"tags.`{KIND}` = 'cell' AND attributes.status = 'RUNNING'")
+            for run in left:
+                self.client.set_terminated(run.info.run_id, status="KILLED")
+                self._known()[run.data.tags["cell_id"]] = (run.info.run_id, "")
+            return len(left)
 
     def _copy(self, record: Record, row: Row, folder: Path) -> str:
         started = _milliseconds(record)
@@ -315,8 +344,8 @@ class Mirror:
             plan = Plan.from_json(self._download(self._summary_run(), "plan.json", folder))
             wanted = set(plan.cell_ids())
             records = {}
-            for run in self._search(f"tags.`{KIND}` = 'cell' AND attributes.status != 'RUNNING'"):
-                if run.data.tags["cell_id"] in wanted:
+            for run in self._search(f"tags.`{KIND}` = 'cell'"):
+                if _is_whole(run) and run.data.tags["cell_id"] in wanted:
                     text = self._download(run.info.run_id, "record.json", folder)
                     record = Record.from_json(text)
                     records[record.cell_id] = record
@@ -420,12 +449,22 @@ class ServableStudent:
         )  # fmt: skip
 
 
+def _is_whole(run: Run) -> bool:
+    """Whether everything of a run was sent; one that was cut off is RUNNING, or KILLED by now."""
+    return run.info.status in STATUS.values()
+
+
 def mirror_all(mirror: Mirror, plan: Plan, store: Store) -> int:
-    """Sends every record of the plan that the store lacks; returns how many were sent."""
+    """Sends every record of the plan that the store lacks; returns how many were sent.
+
+    Runs that a killed process left unfinished are sent anew, or closed if there is no record.
+    """
     mirror.send_plan(plan)
     rows = first_rows(plan)
     records = store.read_all(rows)
-    return sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
+    sent = sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
+    mirror.close_left()
+    return sent
 
 
 def registered_name(grid: str) -> str:
