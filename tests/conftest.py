@@ -10,6 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the long fault tests write what they found."""
+    parser.addoption("--faults-table", metavar="FILE", help="written by tests/test_faults.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Benchmarks run only when asked for: pytest tests/benchmarks --benchmark-only."""
     if config.getoption("benchmark_only", default=False):

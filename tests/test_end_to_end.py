@@ -16,24 +16,17 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from processes import ROOT, kd_bench, plan_of, results
 
 from bench.cli import main
 from bench.grid import load_grid
-from bench.record import Plan, Store
+from bench.record import Store
 from bench.tracking import Mirror, mirror_all
 from bench.workdir import WorkDir
 
-ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ["--grid", "smoke"]
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def kd_bench(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, capture_output=True,
-        text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +44,6 @@ def work(finished, tmp_path) -> Path:
     copy = tmp_path / "work"
     shutil.copytree(finished[0], copy)
     return copy
-
-
-def plan_of(work: Path) -> Plan:
-    return Plan.from_json(WorkDir(work).plan("smoke").read_text())
-
-
-def results(work: Path) -> dict[str, object]:
-    """Everything that must be equal between two runs of one grid."""
-    store = WorkDir(work).store
-    records = store.read_all(plan_of(work).cell_ids())
-    timeless = {i: {k: v for k, v in r.final.items() if not k.endswith("seconds")}
-                for i, r in records.items()}  # fmt: skip
-    weights = {i: (store.folder(i) / "weights.safetensors").read_bytes() for i in records}
-    return {"final": timeless, "curves": {i: r.curves for i, r in records.items()}, "w": weights}
 
 
 def test_the_grid_ends_in_a_table_and_its_files(finished):

@@ -1,0 +1,49 @@
+"""The command line in processes of its own, and what must be equal between two runs of a grid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+from bench.record import FINISHED, Plan
+from bench.workdir import WorkDir
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def kd_bench(*words: str, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, capture_output=True,
+        text=True, timeout=timeout, env=environment(**more),
+    )  # fmt: skip
+
+
+def start(output: IO[str], *words: str, **more: str) -> subprocess.Popen[str]:
+    """Starts the command line at the head of a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=output,
+        stderr=subprocess.STDOUT, text=True, env=environment(**more), start_new_session=True,
+    )  # fmt: skip
+
+
+def plan_of(work: Path, grid: str = "smoke") -> Plan:
+    return Plan.from_json(WorkDir(work).plan(grid).read_text())
+
+
+def results(work: Path, grid: str = "smoke") -> dict[str, object]:
+    """Everything that must be equal between two runs of one grid, by cell id."""
+    store, found = WorkDir(work).store, {}
+    for cell_id, record in store.read_all(plan_of(work, grid).cell_ids()).items():
+        final = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
+        weights = b""
+        if record.status == FINISHED:
+            weights = (store.folder(cell_id) / "weights.safetensors").read_bytes()
+        found[cell_id] = (record.status, record.error, final, record.curves, weights)
+    return found

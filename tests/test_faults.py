@@ -1,0 +1,405 @@
+"""Faults, with real processes: whatever happens, every result is there once and unchanged.
+
+The short forms run in every test run. The long ones take most of an hour on two cores, and write
+the table of results/faults.md:
+
+    .venv/bin/python -m pytest tests/test_faults.py -m slow --faults-table results/faults.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import test_checkpoint
+from lessons import plain_cell, recipe, run
+from processes import ROOT, environment, kd_bench, plan_of, results, start
+
+from bench.record import write_atomically
+from bench.tracking import Mirror
+from bench.train.checkpoint import Checkpoints
+from bench.workdir import WorkDir
+
+SEED = 20261123
+TIMEOUT = 1800
+GRID = ["--grid", "smoke", "recipe.epochs=30", "--checkpoint-seconds", "0", "--workers", "2"]
+NAME = "smoke"
+
+# --- short forms ---------------------------------------------------------------------------------
+
+LESSON = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests", "."]
+from test_checkpoint import Checkpoints, all_cells, run
+folder = Path(sys.argv[1])
+run(all_cells()[:4], folder, checkpoints=Checkpoints(folder / "kept", 0), report=lambda *event:
+    print(*event, flush=True))
+"""
+
+
+def test_a_training_that_is_killed_goes_on_to_the_same_bits(tmp_path):
+    cells = test_checkpoint.all_cells()[:4]
+    with subprocess.Popen(
+        [sys.executable, "-c", LESSON, str(tmp_path)], cwd=ROOT, text=True, env=environment(),
+        stdout=subprocess.PIPE,
+    ) as training:  # fmt: skip
+        assert training.stdout is not None
+        for _ in range(random.Random(SEED).randrange(5, 14)):
+            assert training.stdout.readline(), "it ended by itself"
+        training.kill()
+    records = run(cells, tmp_path, checkpoints=Checkpoints(tmp_path / "kept", 0))
+    assert [record.conditions["resumed"] for record in records.values()] == [1] * len(cells)
+    undisturbed = run(cells, tmp_path / "undisturbed")
+    assert test_checkpoint.results(records, tmp_path) == test_checkpoint.results(
+        undisturbed, tmp_path / "undisturbed"
+    )
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """The operating system refuses every write beyond it, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_the_system_refuses_leaves_what_was_there(tmp_path, caplog):
+    path = tmp_path / "record.json"
+    write_atomically(path, "before")
+    with files_no_larger_than(1000), pytest.raises(OSError, match="File too large"):
+        write_atomically(path, "x" * 2000)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_training_goes_on_where_checkpoints_find_no_room(tmp_path, caplog):
+    one = plain_cell("cnn16", recipe=recipe(epochs=2))
+    run([one], tmp_path / "free")
+    weights = (tmp_path / "free" / one.id / "weights.safetensors").stat().st_size
+    with files_no_larger_than(weights * 3 // 2):  # a checkpoint has momentum too
+        found = run([one], tmp_path, checkpoints=Checkpoints(tmp_path / "kept", 0))[one.id]
+    assert found.status == "finished"
+    assert "cannot be written (File too large)" in caplog.text
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+# --- long forms ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What the long forms did: one row for each fault."""
+
+    rows: list[tuple[str, int, int, int, int]] = field(default_factory=list)
+
+    def add(self, fault: str, times: int, expected: dict, found: dict) -> None:
+        """Counts a fault's results and refuses any loss."""
+        lost = len(expected.keys() - found.keys())
+        changed = sum(found[i] != expected[i] for i in expected.keys() & found.keys())
+        self.rows.append((fault, times, len(expected), lost, changed))
+        assert (lost, changed) == (0, 0), fault
+        assert found.keys() == expected.keys()
+
+    def to_markdown(self, conditions: str) -> str:
+        lines = [
+            "# Faults",
+            "",
+            "Each fault is done to real processes that run the grid `smoke` with 30 epochs; then "
+            "the same command runs until it ends by itself. A result counts as lost if its cell "
+            "has no record, and as changed if a weight, a curve or a number differs by one bit "
+            "from the undisturbed run's.",
+            "",
+            "| fault | times | results | lost | changed |",
+            "|---|--:|--:|--:|--:|",
+            *(f"| {' | '.join(str(value) for value in row)} |" for row in self.rows),
+            "",
+            conditions,
+            "",
+        ]
+        return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def tally(request) -> Iterator[Tally]:
+    counted = Tally()
+    yield counted
+    path = request.config.getoption("--faults-table")
+    if path and counted.rows:
+        import torch
+
+        conditions = (
+            f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {os.cpu_count()} CPU cores, "
+            f"2 workers, a checkpoint after every epoch, random moments by seed {SEED}. Made by: "
+            "`python -m pytest tests/test_faults.py -m slow --faults-table results/faults.md`"
+        )
+        write_atomically(Path(path), counted.to_markdown(conditions))
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    results: dict[str, object]
+    seconds: float
+
+
+def words(work: Path, *more: str) -> list[str]:
+    return [*GRID, "--work-dir", str(work), *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    work = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    done = kd_bench(*words(work), timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    return Undisturbed(results(work, grid_of(work)), time.monotonic() - began)
+
+
+def grid_of(work: Path) -> str:
+    (plan,) = work.glob(f"{NAME}*/plan.json")
+    return plan.parent.name
+
+
+def finish(work: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The same command until it ends by itself."""
+    done = kd_bench(*words(work, *more), timeout=TIMEOUT, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def found(work: Path) -> dict[str, object]:
+    return results(work, grid_of(work))
+
+
+def mirrored_once(work: Path, env: dict[str, str], monkeypatch) -> None:
+    """Every cell is in MLflow once, whole, and as the records say."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    mirror = Mirror(work, grid_of(work))
+    runs = mirror._search("tags.`kd_bench.kind` = 'cell'")
+    ids = plan_of(work, grid_of(work)).cell_ids()
+    assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(ids)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert mirror.fetch()[1] == WorkDir(work).store.read_all(ids)
+
+
+quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.mark.slow
+@quiet_mlflow
+def test_kill_9_at_twenty_random_moments(tmp_path, undisturbed, tally, monkeypatch):
+    """Of the launcher, of its whole group, or of one worker."""
+    draws, kills, part = random.Random(SEED), 0, 0
+    while kills < 20:
+        part += 1
+        work = tmp_path / f"work{part}"
+        work.mkdir()
+        while kills < 20:
+            with (tmp_path / "output").open("w") as output:
+                launcher = start(output, *words(work, "--retry-failed"))
+                kills += kill_some(launcher, draws, undisturbed)
+            if whole(work, undisturbed):
+                break
+        finish(work, "--retry-failed")
+        assert found(work) == undisturbed.results
+        assert not list((work / "store" / "checkpoints").glob("*"))
+        mirrored_once(work, {}, monkeypatch)
+    tally.add("kill -9 of launcher, group or worker at a random moment", kills,
+              undisturbed.results, found(work))  # fmt: skip
+
+
+def kill_some(launcher: subprocess.Popen[str], draws: random.Random, usual: Undisturbed) -> int:
+    """Kills parts of a run at random moments until its launcher is dead; returns how many."""
+    kills = 0
+    while True:
+        try:
+            launcher.wait(draws.uniform(0, usual.seconds))
+            return kills
+        except subprocess.TimeoutExpired:
+            pass
+        target = draws.choice(["launcher", "group", "worker"])
+        workers = [p for p in psutil.Process(launcher.pid).children() if is_worker(p)]
+        if target == "worker" and workers:
+            draws.choice(workers).kill()
+            kills += 1
+            continue
+        kill = os.killpg if target == "group" else os.kill
+        kill(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+        psutil.wait_procs(workers, timeout=60)
+        return kills + 1
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return any("spawn_main" in word for word in process.cmdline())
+    return False
+
+
+def whole(work: Path, usual: Undisturbed) -> bool:
+    """Whether nothing is left to be killed."""
+    return bool(list(work.glob(f"{NAME}*/plan.json"))) and found(work) == usual.results
+
+
+def run_until_checkpoints(work: Path, output: Path) -> list[Path]:
+    """Kills a run in its midst; returns the latest checkpoint of each cell, two each."""
+    with output.open("w") as file, start(file, *words(work)) as launcher:
+        while len(files := sorted((work / "store" / "checkpoints").glob("*/*.safetensors"))) < 8:
+            assert launcher.poll() is None, "it ended by itself"
+            time.sleep(0.01)  # looks again; nothing depends on how soon
+        os.killpg(launcher.pid, signal.SIGKILL)
+    latest = {path.parent: path for path in files if path.exists()}
+    return list(latest.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_checkpoints_and_data_cache(tmp_path, undisturbed, tally, damage):
+    latest = run_until_checkpoints(tmp_path / "work", tmp_path / "output")
+    caches = list((tmp_path / "work" / "store" / "data").glob("*.safetensors"))
+    assert latest
+    assert caches
+    for path in (*latest, *caches):
+        test_checkpoint.hurt(path, damage)
+    done = finish(tmp_path / "work")
+    for path in latest:
+        assert f"{path} cannot be used" in done.stderr
+    for path in caches:
+        assert f"{path} is damaged" in done.stderr
+    word = {"cut": "truncated", "flip": "bit-flipped"}[damage]
+    tally.add(f"{word} checkpoints and data cache", len(latest) + len(caches),
+              undisturbed.results, found(tmp_path / "work"))  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(small_disk, tmp_path, undisturbed, tally):
+    """At three moments: hardly any room left, some, and room for all but a few files."""
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    rooms = (30_000, 150_000, 300_000)
+    for room in rooms:
+        work = small_disk / f"work{room}"
+        # Data, plan and the first kilobytes fit; then the disk is as good as full.
+        assert kd_bench(*words(work, "--dry-run"), **env).returncode == 0
+        filler = small_disk / "filler"
+        free = os.statvfs(small_disk)
+        filler.write_bytes(b"\0" * max(0, free.f_bavail * free.f_frsize - room))
+        done = kd_bench(*words(work), timeout=TIMEOUT, **env)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert re.search(r"error: .*No space left on device", done.stderr)
+        assert "Traceback" not in done.stderr
+        filler.unlink()
+        finish(work, **env)
+        last = found(work)
+        assert last == undisturbed.results
+        subprocess.run(["rm", "-r", str(work)], check=True)
+    tally.add("full disk (tmpfs of 2 MiB)", len(rooms), undisturbed.results, last)
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db",
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
+    with (folder / "server.log").open("a") as log, subprocess.Popen(
+        command, stdout=log, stderr=log, env=env, start_new_session=True
+    ) as server:  # fmt: skip
+        try:
+            until = time.monotonic() + 300
+            while not answers(f"{address}/health"):
+                assert time.monotonic() < until, (folder / "server.log").read_text()
+                time.sleep(0.2)  # looks again
+            yield address
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@quiet_mlflow
+def test_a_tracking_server_that_is_killed_and_comes_back(tmp_path, undisturbed, tally, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    work, output = tmp_path / "work", tmp_path / "output"
+    env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    with output.open("w") as file:
+        with mlflow_server(tmp_path, port):
+            launcher = start(file, *words(work), **env)
+            while "cells 1/" not in output.read_text():
+                assert launcher.poll() is None, output.read_text()
+                time.sleep(0.05)  # looks again
+        assert launcher.wait(TIMEOUT) == 0, output.read_text()  # the server is dead: all trained
+    assert "MLflow store failed" in output.read_text()
+    with mlflow_server(tmp_path, port):
+        for _ in range(2):  # the second time there is nothing left to send
+            done = kd_bench("sync", "--grid", grid_of(work), "--work-dir", str(work), **env)
+            assert done.returncode == 0, done.stderr
+        assert "0 records sent" in done.stdout
+        mirrored_once(work, env, monkeypatch)
+    tally.add("tracking server killed in mid-grid, back later", 1, undisturbed.results, found(work))
+
+
+@pytest.mark.slow
+@quiet_mlflow
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_launchers_at_once(tmp_path, undisturbed, tally, monkeypatch, killed):
+    """They share the work; a killed one's part is taken over by the other."""
+    work = tmp_path / "work"
+    outputs = [tmp_path / name for name in ("first", "second")]
+    with outputs[0].open("w") as first, outputs[1].open("w") as second:
+        launchers = [start(file, *words(work, "--workers", "1")) for file in (first, second)]
+        if killed:
+            while not list((work / "store" / "checkpoints").glob("*/*.safetensors")):
+                assert launchers[0].poll() is None, outputs[0].read_text()
+                time.sleep(0.01)  # looks again
+            os.killpg(launchers[0].pid, signal.SIGKILL)
+        codes = [launcher.wait(TIMEOUT) for launcher in launchers]
+    said = [path.read_text() for path in outputs]
+    assert codes == [-9 if killed else 0, 0], said
+    if not killed:
+        trained = [int(n) for text in said for n in re.findall(r"(\d+) cells trained", text)]
+        assert sum(trained) == len(undisturbed.results), said
+    mirrored_once(work, {}, monkeypatch)
+    fault = "two launchers at once" + (", one of them killed" if killed else "")
+    tally.add(fault, 1, undisturbed.results, found(work))
