@@ -317,3 +317,42 @@ def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
             shows(f"models/crowned-student/versions/{version.version}", "champion", "It won by")
         finally:
             os.killpg(server.pid, signal.SIGTERM)
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def test_a_result_that_two_send_at_once_is_kept_once(sent, work):
+    """Both find that it is missing; the later one sees both and keeps one."""
+    _, store = sent
+    first, second = (Mirror(work, "raced") for _ in range(2))
+    for mirror in (first, second):
+        mirror.send_plan(plan())
+        assert mirror._known() == {}
+    one = plan().cell_ids()[0]
+    record, where = store.read(one), plan().rows[0]
+    told = [mirror.send(record, where, store.folder(one)) for mirror in (first, second)]
+    assert told[0]
+    (kept,) = runs(first, "cell")
+    assert second._known()[one] == (kept.info.run_id, record.status)
+    assert told[1] == (kept.info.run_id != first._known()[one][0])
+
+
+def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
+    """A run that was cut off, one of a cell without a record, and the same result twice."""
+    _, store = sent
+    mirror = Mirror(work, "cut_off")
+    tags = {"kd_bench.kind": "cell", "status": "finished"}
+    cut, twice = plan().cell_ids()[:2]
+    for cell_id in (cut, "gone"):
+        mirror.client.create_run(mirror._experiment, tags={**tags, "cell_id": cell_id})
+    for _ in range(2):
+        left = mirror.client.create_run(mirror._experiment, tags={**tags, "cell_id": twice})
+        mirror.client.set_terminated(left.info.run_id)
+    assert mirror_all(Mirror(work, "cut_off"), plan(), store) == len(records()) - 1
+    found = {run.data.tags["cell_id"]: run.info.status for run in runs(mirror, "cell")}
+    assert len(runs(mirror, "cell")) == len(found)
+    assert found.pop("gone") == "KILLED"
+    assert set(found.values()) == {"FINISHED", "FAILED"}
+    assert found.keys() == records().keys()
+    assert mirror_all(Mirror(work, "cut_off"), plan(), store) == 0
