@@ -81,13 +81,13 @@ def cost(label: str, ratio: float, extra: int = 0, mib: int = 0, **changes: obje
     ms = Quartiles(1.0, 1.0, 1.0, 3)
     stage = StageCost(
         name="distil", epochs=1, kept=1.0, taps=[], step_ms=ms, ratio=ms, parts_ms={},
-        once_ms=None, count={}, once_count=Count(), peak_bytes=mib * 2**20, transfers=True,
+        once_ms=None, count={}, once_count=Count(), peak_bytes=mib * 2**20,
     )  # fmt: skip
     values = {
         "data": "digits", "teacher": "big", "student": "small", "label": label, "method": label,
         "category": "response", "stages": [stage], "extra_parameters": extra,
         "training_cost_ratio": Quartiles(ratio, ratio - 0.01, ratio + 0.01, 9),
-        "conditions": {"device": "cpu", "precision": "fp32", "batch": 50},
+        "conditions": {"device": "cpu", "threads": 1, "precision": "fp32", "batch": 50},
     }  # fmt: skip
     return CostRecord(**{**values, **changes})
 
@@ -178,7 +178,9 @@ def test_the_choice_is_held_against_training_longer_for_its_cost() -> None:
     gains = {"a": 0.08, SHORTER: 0.01, LONGER: 0.02}
     cheap = said(choose(gains, [cost("a", 1.2)]))
     assert f"against {SHORTER}, plain training at cost x1.25: +7.00" in cheap
+    assert f"against {LONGER}" not in cheap
     dear = said(choose(gains, [cost("a", 1.5)]))
+    assert f"against {SHORTER}, plain training at cost x1.25: +7.00" in dear
     assert f"against {LONGER}, plain training at cost x2.00: +6.00" in dear
     assert "the grid has no such row" in said(choose({"a": 0.08}, [cost("a", 1.2)]))
 
@@ -255,11 +257,16 @@ def test_a_row_without_a_cost_is_ruled_out_where_costs_are_limited() -> None:
 
 
 def test_costs_of_another_device_are_not_mixed_in() -> None:
-    other = {"device": "cuda", "precision": "fp32", "batch": 50}
+    other = {"device": "cuda", "threads": 1, "precision": "fp32", "batch": 50}
     costs = [cost("a", 1.8), cost("b", 1.2), cost("a", 1.1, conditions=other)]
     choice = choose({"a": 0.052, "b": 0.050}, costs)
     assert choice.label == "b"
-    assert choice.costs == "on cpu, fp32, batch 50"
+    assert choice.costs == "on cpu, threads 1, fp32, batch 50"
+
+
+def test_the_textbook_form_of_a_loss_is_not_what_training_costs() -> None:
+    costs = [cost("a", 1.2), cost("a", 3.0, form="reference")]
+    assert choose({"a": 0.05}, costs, max_cost=1.3).label == "a"
 
 
 def test_rows_that_failed_or_were_refused_are_ruled_out_with_their_error() -> None:

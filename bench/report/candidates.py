@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench.cost.record import CostRecord, Costs, Quartiles
+from bench.cost.record import FAST, CostRecord, Costs, Quartiles
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
 from bench.report.comparison import STUDENT, Compared, compare
 from bench.report.ranking import Series
@@ -209,7 +209,8 @@ def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     """What was profiled of a pair, under one set of conditions, and those conditions in words.
 
     Ratios measured on another device do not compare. Where there are several sets, the one with
-    most rows measured counts, then the one measured last.
+    most rows measured counts, then the one measured last. Of a loss in two forms the one that
+    training uses counts.
 
     Args:
         costs: of the grid; None for none.
@@ -221,7 +222,8 @@ def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     sets: dict[tuple[str, ...], list[CostRecord]] = {}
     for record in costs.records if costs is not None else ():
         data, teacher, student, *conditions = record.place
-        if (data, teacher, student) == (key.data, key.teacher, key.student):
+        same = (data, teacher, student) == (key.data, key.teacher, key.student)
+        if same and record.form == FAST:
             sets.setdefault(tuple(conditions), []).append(record)
     if not sets:
         return [], ""

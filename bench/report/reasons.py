@@ -45,7 +45,7 @@ def reasons(
         lines = [_evidence(chosen, limits), _why_this(chosen, standing), *_untold(standing)]
         lines += [_beyond_limit(chosen, limits), _winners_curse(chosen, tested)]
     lines += [f"runner-up: {_evidence(c, limits)}" for c in _runners_up(chosen, standing)]
-    lines.append(_equal_compute(chosen, standing, candidates))
+    lines += _equal_compute(chosen, standing, candidates)
     lines.append(
         f"costs: whole training, measured {conditions}; the teacher's own training is not counted"
         if conditions
@@ -154,37 +154,44 @@ def _runners_up(chosen: Candidate, standing: Standing) -> list[Candidate]:
     return [c for c in standing.proven if c is not chosen][:SHOWN]
 
 
-def _equal_compute(chosen: Candidate, standing: Standing, candidates: Sequence[Candidate]) -> str:
+def _equal_compute(
+    chosen: Candidate, standing: Standing, candidates: Sequence[Candidate]
+) -> list[str]:
     """How the choice stands against the plain student trained longer for about the same cost."""
     longer = [c for c in standing.allowed if c.factor is not None]
     if not longer:
         there = any(c.factor is not None for c in candidates)
         why = "no such row is allowed" if there else "the grid has no such row"
-        return (
+        return [
             f"against the plain student trained longer at the same cost: {why} "
             "(student: {epochs_factor: 1.5}), so this is not known"
-        )
-    matched = _matched(chosen, longer)
-    if matched is chosen:
-        return "it is itself the plain student, trained longer: no method is needed"
+        ]
+    if chosen.factor is not None:
+        return ["it is itself the plain student, trained longer: no method is needed"]
+    if chosen.label == STUDENT:
+        return []
+    return [_against(chosen, matched) for matched in _matched(chosen, longer)]
+
+
+def _against(chosen: Candidate, matched: Candidate) -> str:
+    head = f"against {matched.label}, plain training at cost {_cost(matched.cost)}:"
     differences = differences_of(chosen.accuracy, matched.accuracy)
     if len(differences) < 2:
-        return f"against {matched.label}: fewer than 2 seeds in common"
+        return f"{head} fewer than 2 seeds in common"
     gain = mean_interval(differences)
     verdict = "told apart" if told(gain) else "not told apart"
-    return (
-        f"against {matched.label}, plain training at cost {_cost(matched.cost)}: "
-        f"{show(GAIN, Entry(gain))} pp, {verdict}"
-    )
+    return f"{head} {show(GAIN, Entry(gain))} pp, {verdict} (95 %, these two rows alone)"
 
 
-def _matched(chosen: Candidate, longer: Sequence[Candidate]) -> Candidate:
-    """The cheapest longer-trained student that costs as much as the choice, or else the longest."""
+def _matched(chosen: Candidate, longer: Sequence[Candidate]) -> list[Candidate]:
+    """The longer-trained students nearest in cost to the choice, one on either side."""
     ordered = sorted(longer, key=lambda c: c.factor or 1.0)
-    if chosen.cost is not None:
-        cost = chosen.cost.median
-        return next((c for c in ordered if (c.factor or 1.0) >= cost), ordered[-1])
-    return ordered[-1]
+    if chosen.cost is None:
+        return ordered[-1:]
+    cost = chosen.cost.median
+    cheaper = [c for c in ordered if (c.factor or 1.0) <= cost][-1:]
+    dearer = [c for c in ordered if (c.factor or 1.0) > cost][:1]
+    return cheaper + dearer
 
 
 def changes(
