@@ -531,7 +531,8 @@ def describe(plan: Plan) -> str:
         "type for example `tags.category = 'response'` or `tags.pair = '...'` into the search; the "
         "tags `role`, `pair`, `method`, `label`, `category`, `seed`, `status` also group (*Group "
         "by*). *Columns* adds accuracies: `final/last_accuracy` is the last epoch's on the test "
-        "set, in [0, 1]; `final/best_accuracy` is selected on the test set and so too high.",
+        "set, in [0, 1]; `final/best_accuracy` is selected on the test set and so too high; "
+        "`epoch/...` are curves.",
         f"A student that beats the plain one beyond doubt is the registered model "
         f"`{registered_name(plan.name)}`, alias `{CHAMPION}`.",
     ]
@@ -600,14 +601,14 @@ def _params(record: Record) -> list[Any]:
 def _metrics(record: Record, began: int) -> list[Any]:
     from mlflow.entities import Metric
 
+    # The UI draws a section for each prefix, in this order: curves first, single points apart.
     curves = [
-        Metric(_key(name), value, began, epoch)
+        Metric(_key(f"epoch/{name}"), value, began, epoch)
         for name, curve in record.curves.items()
         for epoch, value in enumerate(curve, start=1)
         if value is not None
     ]
     last = int(record.final.get("epochs", 0))
-    # The UI draws a section for each prefix: single points stand apart from the curves.
     final = [Metric(_key(f"final/{name}"), v, began, last) for name, v in record.final.items()]
     return curves + final
 

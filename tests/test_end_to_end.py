@@ -131,7 +131,7 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
     assert run.data.tags["category"] == "multi-connection"
     assert run.data.tags["torch"] == record.conditions["torch"]
     assert run.data.metrics["final/last_accuracy"] == record.final["last_accuracy"]
-    curve = mirror.client.get_metric_history(run.info.run_id, "test_accuracy")
+    curve = mirror.client.get_metric_history(run.info.run_id, "epoch/test_accuracy")
     measured = [a for a in record.curves["test_accuracy"] if a is not None]
     assert [point.value for point in curve] == measured
     files = {f.path for f in mirror.client.list_artifacts(run.info.run_id)}

@@ -273,6 +273,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -305,7 +306,10 @@ def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
             )  # fmt: skip
             assert "wide>narrow/rkd/0" not in browser.find_element(By.TAG_NAME, "body").text
             row = "//*[@role='gridcell'][contains(., 'wide>narrow fraction=0.5')]"
-            browser.find_element(By.XPATH, f"{row}//button").click()  # unfold the pair
+            # The table draws itself anew while it loads: a button found may be gone when clicked.
+            WebDriverWait(browser, 30, ignored_exceptions=[WebDriverException]).until(
+                lambda b: b.find_element(By.XPATH, f"{row}//button").click() is None
+            )
             WebDriverWait(browser, 30).until(
                 lambda b: "wide>narrow/rkd/0" in b.find_element(By.TAG_NAME, "body").text
             )
