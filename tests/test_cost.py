@@ -522,6 +522,19 @@ def test_both_forms_are_measured_where_there_are_two(profiled):
     assert not {"soft_logits", "selective"} & {r.label for r in profiled.references}
 
 
+def test_a_textbook_form_is_measured_though_its_gradient_is_not_finite():
+    method = registry.build("soft_logits")
+
+    def rootless(pair: Pair, connector: nn.Module) -> torch.Tensor:
+        return (pair.student.logits * 0).sqrt().sum(1)  # 0, with a slope of infinity times 0
+
+    stage = replace(method.plan[0], transfer=rootless)
+    bench = Bench(Scene("cnn3", tiny()), "cnn2", "soft_logits", method, stage)
+    bench.drop_faulty_gradients()
+    bench.step()
+    assert all(x.isfinite().all() for x in bench.student.network.parameters())
+
+
 def test_what_is_held_from_step_to_step_counts(measured):
     record = measured["selective"]
     held = record.stages[1].held_bytes

@@ -183,7 +183,10 @@ def _prepare(
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
         for position, stage in enumerate(method.plan):
-            turn = _turn(Bench(scene, student, row.name, method, stage), scene.setting.warm_up)
+            bench = Bench(scene, student, row.name, method, stage)
+            if shipped is not None:
+                bench.drop_faulty_gradients()
+            turn = _turn(bench, scene.setting.warm_up)
             if shipped is not None and _same_work(turn, shipped.turns[position]):
                 turn = shipped.turns[position]
             turns.append(turn)

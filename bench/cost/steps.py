@@ -189,6 +189,21 @@ class Bench:
         held = sum(x.numel() * x.element_size() for x in own if isinstance(x, Tensor))
         return held + self._cached_bytes * self.scene.setting.train_images
 
+    def drop_faulty_gradients(self) -> None:
+        """Sets gradients that are not finite to 0 before every update from now on.
+
+        Textbook forms have such gradients where fast ones are masked; a training would end there,
+        but what it costs can be measured.
+        """
+
+        def clean(optimiser: torch.optim.Optimizer, *_: object) -> None:
+            for group in optimiser.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+        self.student.optimiser.register_step_pre_hook(clean)
+
     def loss_alone(self) -> LossAlone | None:
         """The stage's transfer losses on what both networks show in one step; None without any."""
         losses = [loss for loss in (self.stage.beside, self.stage.transfer) if loss is not None]

@@ -113,7 +113,7 @@ def draw_losses(
         axes.legend(fontsize=8, loc="upper right")  # where the cheapest losses leave room
     axes.set_xscale("log")
     widths = [*map(_loss_ms, (bar.stage for bar in bars)), *lines.values()]
-    axes.set_xlim(10 ** math.floor(math.log10(min(widths))), 2 * max(widths))
+    axes.set_xlim(10 ** math.floor(math.log10(min(widths))), 4 * max(widths))
     axes.xaxis.set_major_formatter("{x:g}")
     _legend_of_categories(figure, [bar.record for bar in bars])
     axes.set_xlabel(f"milliseconds of the transfer loss with its connectors, forward and backward\n"

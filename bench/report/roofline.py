@@ -44,6 +44,8 @@ NOTES = (
     "written once. Saved: what the shipped form's forward pass keeps for its backward pass; an "
     "input counts once (read again), anything else twice (written, then read). Nothing else is "
     "counted.",
+    "Gradients of a textbook form that are not finite are set to 0 before the update, where a "
+    "training would end.",
     "Textbook over shipped: of the same round. Peak memory: the most that the loss holds at a time "
     "beyond its inputs, its gradients included.",
 )
