@@ -600,7 +600,15 @@ def _work_dir(options: argparse.Namespace) -> WorkDir:
 
 
 def _grid_name(name_or_path: str) -> str:
-    return Path(name_or_path).stem if name_or_path.endswith((".yaml", ".yml")) else name_or_path
+    from bench.record import check_file_names
+
+    yaml = name_or_path.endswith((".yaml", ".yml"))
+    name = Path(name_or_path).stem if yaml else name_or_path
+    try:
+        check_file_names("--grid", [name])
+    except ValueError as error:
+        raise UsageError(f"{error}; wanted a grid's name or a .yaml file") from None
+    return name
 
 
 def _read(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:

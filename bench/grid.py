@@ -344,6 +344,8 @@ def check_names(grid: Grid) -> None:
     """
     if grid.name in RESERVED:
         raise GridError(f"name: {grid.name!r} is reserved in the work directory; rename the file")
+    record.check_file_names("name", [grid.name])
+    record.check_file_names("data.source", [grid.data.source])
     for position, pair in enumerate(grid.all_pairs):
         for role in ("teacher", "student"):
             try:

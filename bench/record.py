@@ -64,6 +64,7 @@ class Record:
         """Refuses an unknown status."""
         if self.status not in STATUSES:
             raise ValueError(f"record {self.cell_id}: status {self.status!r} is none of {STATUSES}")
+        check_file_names("record", [self.cell_id, *self.files.values()])
 
     def to_json(self) -> str:
         """One stable text for equal records: sorted keys, non-finite numbers as null."""
@@ -127,6 +128,10 @@ class Plan:
     config: dict[str, Any]
     rows: list[Row]
 
+    def __post_init__(self) -> None:
+        """Refuses names that would lead out of the work directory."""
+        check_file_names(f"plan {self.name!r}", [self.name, *self.cell_ids()])
+
     def to_json(self) -> str:
         """One stable text for equal plans."""
         return dump_json({"schema": SCHEMA, **asdict(self)})
@@ -141,6 +146,22 @@ class Plan:
     def cell_ids(self) -> list[str]:
         """Every cell of the plan once, in order of first mention."""
         return list(dict.fromkeys(row.cell_id for row in self.rows))
+
+
+def check_file_names(what: str, names: Iterable[str]) -> None:
+    """Raises ValueError for a name that is not one of a file: it would lead to another folder.
+
+    Names come from grids, from files and from tracking servers that others can write to.
+
+    Example:
+        >>> check_file_names("grid", ["birds-96"])
+        >>> check_file_names("grid", ["../birds"])
+        Traceback (most recent call last):
+        ValueError: grid: '../birds' is no plain file name (no '/', not '.' in front)
+    """
+    for name in names:
+        if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\\\0"):
+            raise ValueError(f"{what}: {name!r} is no plain file name (no '/', not '.' in front)")
 
 
 def _known_fields(kind: type, text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bench.data.cache import cached, open_cached
 from bench.data.dataset import Classes, DataError, DataSet, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
 from bench.data.splits import stratified_order
+from bench.record import check_file_names
 from bench.seeds import derive
 
 FOLDER = "folder"
@@ -82,6 +83,10 @@ def load(
     """
     if size is not None and size < 1:
         raise DataError(f"size {size} of data set {source!r} must be at least 1 pixel")
+    try:
+        check_file_names("data source", [source])
+    except ValueError as error:
+        raise DataError(f"{error}; a tree elsewhere is named with --data-root") from None
     if data_root is not None and not data_root.is_dir():
         raise DataError(f"data root {data_root} is no folder; give --data-root one that exists")
     root = _tree_root(source, data_root)
