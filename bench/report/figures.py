@@ -233,7 +233,7 @@ def _point(axes: Axes, point: Point, on_front: bool) -> None:
               **_marker(point.style, size))  # fmt: skip
     if on_front:
         axes.annotate(point.label, (x, y), xytext=(5, 5), textcoords="offset points",
-                      fontsize=SMALL, fontweight="bold",
+                      fontsize=SMALL, fontweight="bold", zorder=1.5,
                       path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
 
 
