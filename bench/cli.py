@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,13 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, options = parse(words)
         return command(options)
     except (UsageError, OSError) as error:
-        # A full disk or a folder that cannot be written: finished cells have their records.
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_cure(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished cells are kept, and the same command goes on with the others",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def _cure(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "; finished cells are kept: make room, and start the same command again" * full
 
 
 Command = Callable[[argparse.Namespace], int]

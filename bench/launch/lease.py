@@ -31,8 +31,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.record import write_atomically
-
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 RELEASED = "released"
@@ -129,10 +127,15 @@ class Leases:
             return False
         path = folder / f"{int(latest.name) + 1 if latest else 1:08d}"
         try:
-            with path.open("x") as file:
-                file.write(self.owner)
+            file = path.open("x")
         except (FileExistsError, FileNotFoundError):  # another was first; or it cleans up here
             return False
+        try:
+            with file:
+                file.write(self.owner)
+        except OSError:  # a full disk: nobody holds it
+            path.unlink(missing_ok=True)
+            raise
         with self._guard:
             self._held[name] = path
         for old in self._generations(folder):
@@ -154,7 +157,10 @@ class Leases:
         if forget:
             shutil.rmtree(path.parent, ignore_errors=True)
         elif self._read(path) == self.owner:
-            write_atomically(path, RELEASED)
+            # In place, which a full disk does not refuse. Half of it done, it names nobody alive.
+            with path.open("r+") as file:
+                file.write(RELEASED)
+                file.truncate()
 
     def holder(self, name: str) -> str | None:
         """Who alive holds the lease, in words; None if it is free or this process's own."""

@@ -135,7 +135,7 @@ class Mirroring:
                     mirror_all(mirror, self.plan, self.work.store)
                     self.seconds += time.monotonic() - began
                 return True
-        except TrackingError as error:
+        except (TrackingError, OSError) as error:  # OSError: the disk of the work directory
             self.seconds += time.monotonic() - began
             self._warn(f"MLflow store failed: {error}")
         except BusyError as error:
