@@ -27,13 +27,14 @@ class Away:
         self.failures, self.opened = failures, 0
         self.sent: list[str] = []
         self.everything: list[str] = []
-        self.asked = threading.Event()
+        self.asked, self.back = threading.Event(), threading.Event()
 
     def __call__(self, *where: object) -> Away:
         self.opened += 1
         self.asked.set()
         if self.opened <= self.failures:
             raise TrackingError("it is away")
+        self.back.set()
         return self
 
     def send(self, record, row, folder) -> bool:
@@ -46,8 +47,8 @@ def work(tmp_path) -> WorkDir:
     return WorkDir(tmp_path)
 
 
-def mirrored(work, monkeypatch, away: Away, cells, retry: float) -> str:
-    """Sends the cells' records one by one; what was said."""
+def mirrored(work, monkeypatch, away: Away, cells, retry: float, until: str = "asked") -> str:
+    """Sends the cells' records one by one; the training lasts `until` then; what was said."""
 
     def send_all(mirror: Away, plan, store) -> int:
         mirror.everything.append("all")
@@ -62,7 +63,7 @@ def mirrored(work, monkeypatch, away: Away, cells, retry: float) -> str:
         for cell in cells:
             work.store.write(unfinished(cell, "failed", "as an example", {}))
             sending.send([cell])
-        assert away.asked.wait(60)
+        assert getattr(away, until).wait(60)
     return console.file.getvalue()
 
 
@@ -79,7 +80,7 @@ def test_records_are_sent_as_they_come_and_once_more_at_the_end(work, monkeypatc
 
 def test_a_store_that_comes_back_is_sent_everything(work, monkeypatch):
     away = Away(failures=3)
-    said = mirrored(work, monkeypatch, away, CELLS, retry=0.0)
+    said = mirrored(work, monkeypatch, away, CELLS, retry=0.0, until="back")
     assert said.count("it is away") == 1
     assert "run_all.py sync" in said
     assert "all" in away.everything
