@@ -29,6 +29,7 @@ from bench.report.summary import (
 from bench.report.tables import (
     Column,
     Entry,
+    Section,
     Table,
     one_line,
     show,
@@ -37,6 +38,7 @@ from bench.report.tables import (
     to_latex,
     to_markdown,
     to_text,
+    write_section,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "summary"
@@ -373,3 +375,18 @@ def test_tables_need_no_torch() -> None:
     code = "import sys, bench.report.summary; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_files_of_tables_that_a_section_no_longer_has_are_removed(tmp_path):
+    def table(key: str) -> Table:
+        column = Column(key=key, name=key)
+        return Table(title=key, columns=(column,), rows=((Entry(1.0),),))
+
+    (tmp_path / "found_by_hand.csv").touch()
+    both = write_section(
+        Section(name="found", title="t", tables=(table("a"), table("b"))), tmp_path
+    )
+    assert {path.name for path in both} == {"found.md", "found.tex", "found.csv", "found_2.csv"}
+    write_section(Section(name="found", title="t", tables=(table("a"),)), tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"found.md", "found.tex", "found.csv", "found_by_hand.csv"}

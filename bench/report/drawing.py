@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.record import write_atomically
 
@@ -18,10 +19,8 @@ DPI = 150
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches, which lays itself out."""
-    figure = Figure(figsize=(width, height), layout="constrained")
     # Letters are a little wider in one format than in the other, and one layout serves both.
-    figure.get_layout_engine().set(w_pad=0.1)  # pyright: ignore[reportOptionalMemberAccess]
-    return figure
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1))
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -357,7 +357,8 @@ def write_section(section: Section, folder: Path) -> list[Path]:
     """Writes `<name>.md`, `<name>.tex` and `<name>.csv`; returns their paths.
 
     The CSV holds the tables' titles in a first column "table". Tables of other columns than the
-    first one's are in files of their own, `<name>_2.csv` and so on.
+    first one's are in files of their own, `<name>_2.csv` and so on; those that an earlier call
+    wrote and this one does not are removed.
     """
     head = [f"# {_escape_markdown(one_line(section.title))}\n"]
     head += [f"{_escape_markdown(one_line(section.text))}\n"] if section.text else []
@@ -370,6 +371,9 @@ def write_section(section: Section, folder: Path) -> list[Path]:
         contents[f"{name}.csv"] = to_csv(_titled(tables))
     for name, content in contents.items():
         write_atomically(folder / name, content)
+    for path in folder.glob(f"{section.name}_[0-9]*.csv"):
+        if path.name not in contents and path.stem.rpartition("_")[2].isdecimal():
+            path.unlink()
     return [folder / name for name in contents]
 
 
