@@ -57,7 +57,8 @@ def sent(work) -> tuple[Mirror, Store]:
         cell = {"data": {"source": "digits", "size": 8}, "fingerprint": "0123456789abcdef"}
         began = {"started": "2026-11-23T10:00:00+00:00"}
         final = record.final | ({"evaluation_seconds": 2.5} if record.final else {})
-        store.write(replace(record, cell=cell, conditions=began, final=final))
+        trace = "Traceback (most recent call last): ..." if record.status == "failed" else ""
+        store.write(replace(record, cell=cell, conditions=began, final=final, traceback=trace))
     mirror = Mirror(work, "by_hand")
     assert mirror_all(mirror, plan(), store) == len(records())
     return mirror, store
@@ -123,6 +124,7 @@ def test_a_failed_cell_is_a_failed_run(sent):
     run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/fitnet/1")
     assert run.info.status == "FAILED"
     assert run.data.tags["error"].startswith("FloatingPointError")
+    assert "traceback.txt" in {file.path for file in mirror.client.list_artifacts(run.info.run_id)}
 
 
 def test_neutral_axes_are_left_out_of_a_group_name():
