@@ -196,7 +196,7 @@ def _unpack_program(content: bytes) -> Logits:
 
 def _pack_onnx(student: Student, card: Card) -> bytes:
     _need_onnx()
-    from onnx import StringStringEntryProto
+    from onnx import StringStringEntryProto  # pyright: ignore[reportMissingImports]
 
     # It reports on packages that it could also have used.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -211,7 +211,7 @@ def _pack_onnx(student: Student, card: Card) -> bytes:
 
 
 def _unpack_onnx(content: bytes) -> Logits:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
@@ -224,9 +224,9 @@ def _unpack_onnx(content: bytes) -> Logits:
 
 def _need_onnx() -> None:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ExportError(
             f"--format onnx needs {error.name}, which is not installed; "
