@@ -7,8 +7,9 @@ import torch
 from lessons import cell, plain_cell, run
 
 from bench.launch import local, share
-from bench.launch.job import Job, Setting, plan_jobs
+from bench.launch.job import Job, Setting
 from bench.launch.lease import Leases
+from bench.launch.schedule import plan_jobs
 from bench.record import Store
 from bench.train.cohort import unfinished
 from bench.train.device import is_out_of_memory

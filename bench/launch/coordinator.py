@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bench.grid import Expansion
-from bench.launch.job import Setting, plan_jobs, total_epochs, unfinished
+from bench.launch.job import Setting, total_epochs, unfinished
 from bench.launch.lease import Leases
 from bench.launch.local import run_processes
 from bench.launch.mirroring import Mirroring
 from bench.launch.progress import Display
+from bench.launch.schedule import plan_jobs
 from bench.launch.share import Share
 from bench.record import FINISHED, Plan, Store, write_atomically
 from bench.train.checkpoint import Checkpoints

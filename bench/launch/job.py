@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,38 +98,6 @@ class Job:
     def needs(self) -> list[Cell]:
         """The cells that must be finished before: the teacher, sources; each once."""
         return list({need.id: need for cell in self.cells for need in cell.needs}.values())
-
-
-def plan_jobs(cells: Iterable[Cell], workers: int) -> list[Job]:
-    """Cohorts for cells that share no order yet.
-
-    Teachers come first, each a job of its own. Cells with one stream and one teacher form a
-    cohort; a baseline joins any cohort with its stream. If there are fewer cohorts than workers,
-    the largest are split: numbers do not change, only the teacher's forward pass is paid twice.
-
-    Args:
-        cells: those to train, teachers among them.
-        workers: how many jobs can run at once.
-    """
-    cells = list(cells)
-    teaching = {need.id for cell in cells for need in cell.needs}
-    jobs = [Job((cell,), None) for cell in cells if cell.id in teaching]
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in sorted((c for c in cells if c.id not in teaching), key=lambda c: c.teacher is None):
-        same = [key for key in groups if key[0] == cell.stream]
-        own = (cell.stream, cell.teacher.id if cell.teacher else "")
-        key = same[0] if same and cell.teacher is None else own
-        groups.setdefault(key, []).append(cell)
-    parts = [list(group) for group in groups.values()]
-    while parts and len(parts) < workers and max(map(len, parts)) > 1:
-        largest = parts.pop(parts.index(max(parts, key=len)))
-        parts += [largest[0::2], largest[1::2]]
-    return jobs + [_job(part) for part in parts]
-
-
-def _job(cells: Sequence[Cell]) -> Job:
-    teacher = next((cell.teacher for cell in cells if cell.teacher is not None), None)
-    return Job(tuple(cells), teacher)
 
 
 def run_job(job: Job, setting: Setting, report: Report) -> None:
