@@ -101,6 +101,8 @@ class Cell(Spec):
         fingerprint: hash of the decoded images and labels, so that the same name on other files
             is another cell.
         code: digest of the method's code: edited, it is another method.
+        network_code: digest of the code of a model from outside of the harness; "" for those that
+            come with it, whose changes `NUMERICS` tells.
         hyperparameters: the method's, complete.
         teacher: the cell whose network teaches; None for a baseline or a teacher.
         source: the cell whose trunk the weights start from (transfer learning); else None.
@@ -121,13 +123,15 @@ class Cell(Spec):
     teacher: Cell | None = None
     source: Cell | None = None
     diagnostics: bool = False
+    network_code: str = ""
 
     def resolved(self) -> dict[str, Any]:
         """All fields as JSON-able values; a teacher or source as its model and cell id."""
         values = self.model_dump(mode="json", exclude={"teacher", "source"})
-        if not self.diagnostics:
-            # Absent unless on: a cell's id does not depend on a switch that is off.
-            del values["diagnostics"]
+        for name in ("diagnostics", "network_code"):
+            # Absent unless set: a cell's id does not depend on what it does not use.
+            if not values[name]:
+                del values[name]
         for name, other in (("teacher", self.teacher), ("source", self.source)):
             values[name] = other and {"cell_id": other.id, "model": other.model_name}
         return values

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command, options = parse(words)
-        return command(options)
+        return _with_plugins(command, options)
     except (UsageError, OSError) as error:
         print(f"error: {error}{_cure(error)}", file=sys.stderr)
         return 2
@@ -61,6 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; finished cells are kept, and the same command goes on with the others",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def _with_plugins(command: Command, options: argparse.Namespace) -> int:
+    """Runs the command where the files that `--plugin` names are known."""
+    from bench.plugin import PluginError, plugged, read_plugins
+
+    try:
+        options.plugins = read_plugins(getattr(options, "plugin", ()))
+        with plugged(options.plugins):
+            return command(options)
+    except PluginError as error:
+        raise UsageError(str(error)) from None
 
 
 def _cure(error: Exception) -> str:
@@ -115,8 +127,24 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", type=Path, action="append", default=[], metavar="FILE.py",
+        help="a Python file of your own that adds a method, models or data sources; again for "
+        "more of them",
+    )  # fmt: skip
+
+
+def _add_unread_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", dest="unread", action="append", metavar="FILE.py",
+        help="not needed here and not run: the records hold all that is shown",
+    )  # fmt: skip
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
+    _add_plugin(parser)
     add = parser.add_argument
     add("--methods", type=_names, metavar="A,B", help="only these methods; 'all' for every one")
     add("--pairs", type=_names, metavar="T:S,...", help="only these teacher:student pairs")
@@ -140,6 +168,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
+    _add_unread_plugin(parser)
     parser.add_argument("--from", dest="origin", choices=("records", "mlflow"), default="records",
                         help="where results are read (default: records)")  # fmt: skip
 
@@ -171,8 +200,14 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
         help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
 
 
+def _add_sync(parser: argparse.ArgumentParser) -> None:
+    _add_grid(parser)
+    _add_plugin(parser)
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
+    _add_plugin(parser)
     add = parser.add_argument
     add("cell", metavar="CELL", nargs="?", help="a cell id or its beginning (cells.csv has them), "
         "or teacher>student/method/seed; quote it")  # fmt: skip
@@ -280,7 +315,7 @@ def _train(
     setting = Setting(
         store=work.store.root, cache=work.cache, data_root=options.data_root, device=devices[0],
         threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
-        checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
     )  # fmt: skip
     retry, console = options.retry_failed, prepared.console
     try:
@@ -638,10 +673,6 @@ def _read(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record
     return plan, work.store.read_all(plan.cell_ids())
 
 
-def _no_options(parser: argparse.ArgumentParser) -> None:
-    """For commands without options."""
-
-
 def profile(options: argparse.Namespace) -> int:
     """Measures what each method's loss and step cost, each method by itself."""
     from bench.cost import command
@@ -666,6 +697,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     from bench.cost import command
 
     command.add_options(parser)
+    _add_plugin(parser)
 
 
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str]] = {
@@ -674,8 +706,8 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "profile": (profile, _add_profile, "measure what each method costs, by itself"),
     "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
     "recommend": (recommend, _add_recommend, "which row to choose for each pair, and why"),
-    "sync": (sync, _add_grid, "send to MLflow the records that it lacks"),
+    "sync": (sync, _add_sync, "send to MLflow the records that it lacks"),
     "export": (export, _add_export, "write a trained student as a file to use elsewhere"),
-    "list": (list_all, _no_options, "methods, models, data sets and grids, with their options"),
+    "list": (list_all, _add_plugin, "methods, models, data sets and grids, with their options"),
     "ui": (ui, _add_ui, "serve the MLflow UI on loopback"),
 }

@@ -325,7 +325,19 @@ def load_trained(row: Row, work: WorkDir) -> Trained:
             raise ExportError(f"{row.name}: the record of its source is not in {work.store.root}")
         statistics = _data_of(source, work)
     card = _card(row, record, data, statistics)
+    _check_code(card, record)
     return Trained(_network(card, work.store), data, card)
+
+
+def _check_code(card: Card, record: Record) -> None:
+    """Refuses a network whose code is not here, or not what was trained."""
+    if record.cell.get("network_code", "") == zoo.code_digest(card.model):
+        return
+    what = "has changed since then" if card.model in zoo.names() else "is not here"
+    raise ExportError(
+        f"{card.name}: the code of its model {card.model} {what}; name the file that it was "
+        "trained with: --plugin FILE"
+    )
 
 
 def _data_of(record: Record, work: WorkDir) -> DataSet:

@@ -506,7 +506,8 @@ def _rows(
 ) -> Iterable[tuple[record.Row, Cell]]:
     def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
         return Cell(
-            model=grid.model(model), data=data, fingerprint=fingerprint(data), method="student",
+            model=grid.model(model), network_code=zoo.code_digest(grid.model(model)),
+            data=data, fingerprint=fingerprint(data), method="student",
             code=registry.code_digest("student"), recipe=recipe, seed=seed,
             hyperparameters=registry.resolve("student", {}),
             precision=grid.precision, deterministic=grid.deterministic,

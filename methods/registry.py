@@ -1,7 +1,8 @@
 """Finds methods by name and checks their hyper-parameters before anything trains.
 
-A method is a public module of this package with a function `method`. The function's signature is
-the schema of its hyper-parameters: keyword-only, each with a type and a default.
+A method is a public module of this package with a function `method`, or one from elsewhere that
+`add` was given. The function's signature is the schema of its hyper-parameters: keyword-only, each
+with a type and a default.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.method import Method
@@ -24,13 +27,16 @@ from methods._forms import Forms, in_reference_form, two_forms
 from methods._joint import with_soft_logits
 
 __all__ = [
+    "add",
     "build",
     "check",
     "code_digest",
     "defaults",
+    "digest",
     "in_reference_form",
     "loss_forms",
     "names",
+    "remove",
     "resolve",
     "search_space",
 ]
@@ -49,6 +55,17 @@ JOINT = "with_soft_logits"
 """A switch that every method has beside its own hyper-parameters; see `methods._joint`."""
 
 
+@dataclass(frozen=True)
+class _Added:
+    """A method from outside of this package."""
+
+    module: ModuleType
+    digest: str
+
+
+_ADDED: dict[str, _Added] = {}
+
+
 def names() -> list[str]:
     """Every method's name, sorted. Reads the modules' text; imports none of them.
 
@@ -56,7 +73,28 @@ def names() -> list[str]:
         >>> {"student", "soft_logits", "fitnet"} <= set(names())
         True
     """
-    return list(_names())
+    return sorted([*_names(), *_ADDED])
+
+
+def add(name: str, module: ModuleType, code: str) -> None:
+    """Makes a module from outside of this package a method, until `remove`.
+
+    Args:
+        name: the method's.
+        module: loaded, with a function `method`.
+        code: the `digest` of its text.
+
+    Raises:
+        ValueError: a name that is taken.
+    """
+    if name in names() or name in RESERVED:
+        raise ValueError(f"a method {name} exists already; rename the file")
+    _ADDED[name] = _Added(module, code)
+
+
+def remove(name: str) -> None:
+    """Forgets a method that was added."""
+    del _ADDED[name]
 
 
 @cache
@@ -156,7 +194,7 @@ def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[st
         ['beta']
     """
     known, given = defaults(name), dict(hparams or {})
-    module = import_module(f"{__package__}.{name}")
+    module = _module(name)
     space, conditions = getattr(module, "SEARCH", {}), getattr(module, "READ_WHEN", {})
     for label, keys in (("SEARCH", space), ("READ_WHEN", conditions)):
         if wrong := [key for key in keys if key not in known]:
@@ -187,32 +225,75 @@ def loss_forms(name: str) -> dict[str, Forms]:
         (['rkd_angle_loss', 'rkd_distance_loss'], {})
     """
     _maker(name)
-    return two_forms(import_module(f"{__package__}.{name}"))
+    return two_forms(_module(name))
+
+
+def code_digest(name: str) -> str:
+    """Hash of what the method's code does, see `digest`.
+
+    An edited method is another method: results of the old one are not taken for its own.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    _maker(name)
+    return _ADDED[name].digest if name in _ADDED else _own_digest(name)
 
 
 @cache
-def code_digest(name: str) -> str:
-    """Hash of what the method's code does: of its module and every private piece it imports.
+def _own_digest(name: str) -> str:
+    return digest(name, _text(name))
 
-    Comments, docstrings and layout do not count. An edited method is another method: results of
-    the old one are not taken for its own.
+
+def digest(name: str, text: str) -> str:
+    """Hash of what a module's code does: its own and that of every piece it imports from here.
+
+    Comments, docstrings and layout do not count, nor do other packages.
+
+    Args:
+        name: the module's.
+        text: its source.
 
     Returns:
         16 hexadecimal digits.
+
+    Raises:
+        SyntaxError: the text is not Python.
+        OSError: it imports a piece that does not exist.
+
+    Example:
+        >>> digest("mine", "rate = 2") == digest("mine", "# faster\\nrate  =  2")
+        True
+        >>> digest("mine", "rate = 2") == digest("mine", "rate = 3")
+        False
     """
-    _maker(name)
-    waiting, seen = [name], {}
+    seen: dict[str, str] = {}
+    waiting = [(name, text)]
     while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        tree = ast.parse((_PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        module, text = waiting.pop()
+        tree = ast.parse(text)
         seen[module] = ast.dump(_without_docstrings(tree))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("methods._"):
-                waiting.append(str(node.module).removeprefix("methods."))
-    text = "\n".join(f"{module}: {seen[module]}" for module in sorted(seen))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        waiting += [(piece, _text(piece)) for piece in _pieces(tree) if piece not in seen]
+    parts = "\n".join(f"{module}: {seen[module]}" for module in sorted(seen))
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def _text(module: str) -> str:
+    return (_PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+
+
+def _pieces(tree: ast.Module) -> Iterator[str]:
+    """The modules of this package that a module imports, however it says so."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            # `from methods import a` names modules; `from methods.a import b` what is in one.
+            names = [f"{node.module}.{name}" for name in names]
+        for name in names:
+            if name.startswith(f"{__package__}."):
+                yield name.split(".")[1]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -252,9 +333,16 @@ def build(name: str, /, **hparams: Any) -> Method:
 def _maker(name: str) -> Callable[..., Method]:
     known = names()
     if name not in known:
-        raise ValueError(_unknown("method", name, known, known))
+        unknown = _unknown("method", name, known, known)
+        raise ValueError(f"{unknown}; a file of your own: --plugin FILE.py")
+    return _module(name).method
+
+
+def _module(name: str) -> ModuleType:
+    if name in _ADDED:
+        return _ADDED[name].module
     try:
-        return import_module(f"{__package__}.{name}").method
+        return import_module(f"{__package__}.{name}")
     except LOAD_FAULTS as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.data.cache import cached, open_cached
 from bench.data.dataset import Classes, DataError, DataSet, Part, fingerprint
@@ -43,9 +44,44 @@ class Source:
     as_tree: bool = True
 
 
+_CODE: dict[str, str] = {}
+"""Hash of the code of each source that was added."""
+
+# What the code of a source from outside of this package can raise.
+READ_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
 def names() -> tuple[str, ...]:
     """Every source there is, "folder" last; a folder's own name under the data root works too."""
     return (*sorted(SOURCES), FOLDER)
+
+
+def add(name: str, source: Source, code: str) -> None:
+    """Makes a source from elsewhere known by name, until `remove`.
+
+    Args:
+        name: as it stands in grids and tables.
+        source: how it is read.
+        code: hash of the code that reads it; what other code decoded is never taken for its own.
+
+    Raises:
+        TypeError: not a `Source`.
+        ValueError: a name that is taken, or none of a file.
+    """
+    check_file_names("data source", [name])
+    if name in names():
+        raise ValueError(f"a data source {name} exists already; give it another name")
+    if not isinstance(source, Source):
+        raise TypeError(f"data source {name} is {source!r}, wanted a bench.data.sources.Source")
+    SOURCES[name], _CODE[name] = source, code
+
+
+def remove(name: str) -> None:
+    """Forgets a source that was added."""
+    del SOURCES[name], _CODE[name]
 
 
 def load(
@@ -99,6 +135,8 @@ def load(
         return cached(_cache_path(cache, asked), key, partial(read_tree, tree, source, size))
     if source not in SOURCES:
         raise _unknown(source, data_root)
+    if source in _CODE:
+        asked["code"] = _CODE[source]
     downloads = data_root or cache / "downloads"
     build = partial(_read_known, source, downloads, size, classes)
     return cached(_cache_path(cache, asked), asked, build)
@@ -176,10 +214,40 @@ def _unknown(source: str, data_root: Path | None) -> DataError:
 
 
 def _read_known(source: str, downloads: Path, size: int | None, classes: Classes | None) -> DataSet:
-    data = SOURCES[source].read(source, downloads)
+    read = _read_added if source in _CODE else SOURCES[source].read
+    data = read(source, downloads)
     if classes is not None:
         data = data.only(classes)
     return data if size is None else data.resized(size)
+
+
+def _read_added(source: str, downloads: Path) -> DataSet:
+    try:
+        data = SOURCES[source].read(source, downloads)
+    except DataError:
+        raise
+    except READ_FAULTS as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"data source {source!r}: {type(error).__name__}: {reason}") from error
+    if not isinstance(data, DataSet):
+        raise DataError(f"data source {source!r} gave a {type(data).__name__}, wanted a DataSet")
+    train = _own_part(source, "train", data.train_images, data.train_labels, len(data.classes))
+    test = _own_part(source, "test", data.test_images, data.test_labels, len(data.classes))
+    return DataSet.of(source, train, test, data.classes)
+
+
+def _own_part(source: str, part: str, images: Tensor, labels: Tensor, count: int) -> Part:
+    """The part, checked and copied: it may be a view, and the cache takes no shared memory."""
+    if images.ndim != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
+        raise DataError(
+            f"data source {source!r}: its {part} images are {tuple(images.shape)} {images.dtype} "
+            f"with {len(labels)} labels; wanted (N, C, H, W) uint8 with N"
+        )
+    if labels.dtype != torch.int64 or not ((labels >= 0) & (labels < count)).all():
+        raise DataError(
+            f"data source {source!r}: its {part} labels must be int64 from 0 to {count - 1}"
+        )
+    return images.clone(memory_format=torch.contiguous_format), labels.clone()
 
 
 def _read_digits(name: str, downloads: Path) -> DataSet:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from bench.data.dataset import DataSet
+    from bench.plugin import Plugin
     from bench.train.stream import Stream
     from bench.train.teacher import Teacher
 
@@ -35,6 +36,7 @@ class Setting:
         provenance: commit and the like, for the records.
         checkpoints: folder of the checkpoints; None for none.
         checkpoint_seconds: at least so long between two of them; see `bench.train.checkpoint`.
+        plugins: the user's own files, as they were when the command began; see `bench.plugin`.
     """
 
     store: Path
@@ -45,6 +47,7 @@ class Setting:
     provenance: dict[str, object] = field(default_factory=dict)
     checkpoints: Path | None = None
     checkpoint_seconds: float = 60.0
+    plugins: tuple[Plugin, ...] = ()
 
 
 class Library:
@@ -101,7 +104,18 @@ class Job:
 
 
 def run_job(job: Job, setting: Setting, report: Report) -> None:
-    """Trains a job's cells in this process; every one of them has a record afterwards."""
+    """Trains a job's cells in this process; every one of them has a record afterwards.
+
+    Raises:
+        PluginError: a file of the user's fails here.
+    """
+    from bench.plugin import plugged
+
+    with plugged(setting.plugins):
+        _run(job, setting, report)
+
+
+def _run(job: Job, setting: Setting, report: Report) -> None:
     import torch
 
     from bench.train.checkpoint import Checkpoints

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 
@@ -37,6 +38,7 @@ Builder = Callable[[int, ImageShape], Network]
 
 THIN, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 SMALL = re.compile(r"cnn([1-9]\d*)")
+NAME = re.compile(r"\w[\w.-]*")
 TORCHVISION = "torchvision/"
 
 
@@ -67,9 +69,51 @@ _ZOO: dict[str, Builder] = {
 }
 
 
+@dataclass(frozen=True)
+class _Added:
+    """A network from outside of this package."""
+
+    builder: Builder
+    code: str
+
+
+_ADDED: dict[str, _Added] = {}
+
+
 def names() -> list[str]:
     """Every name that `build` takes, but for cnn<w> of other widths and torchvision's."""
-    return list(_ZOO)
+    return [*_ZOO, *_ADDED]
+
+
+def add(name: str, builder: Builder, code: str) -> None:
+    """Makes a network from elsewhere known by name, until `remove`.
+
+    Args:
+        name: letters, digits, "_", "-" and ".", as it stands in grids and tables.
+        builder: (K, (C, H, W)) -> a freshly initialised `Network`.
+        code: hash of the code that defines it; a part of its cells' ids.
+
+    Raises:
+        TypeError: the builder cannot be called.
+        ValueError: a name that is taken, or no name.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"model {name!r}: wanted letters, digits, '_', '-' and '.'")
+    if name in names() or SMALL.fullmatch(name):
+        raise ValueError(f"a model {name} exists already; give it another name")
+    if not callable(builder):
+        raise TypeError(f"model {name} is {builder!r}, wanted (classes, image_shape) -> Network")
+    _ADDED[name] = _Added(builder, code)
+
+
+def remove(name: str) -> None:
+    """Forgets a network that was added."""
+    del _ADDED[name]
+
+
+def code_digest(model: str | Mapping[str, object]) -> str:
+    """Hash of an added network's code; "" for those that come with the harness."""
+    return _ADDED[model].code if isinstance(model, str) and model in _ADDED else ""
 
 
 def build(
@@ -84,7 +128,7 @@ def build(
         image_shape: (C, H, W).
 
     Raises:
-        TypeError: `model` is neither a name nor a mapping.
+        TypeError: `model` is neither a name nor a mapping, or an added builder gives no `Network`.
         ValueError: an unknown name or key, or sizes that the network cannot serve.
 
     Example:
@@ -101,19 +145,27 @@ def build(
         raise TypeError(f"model is {model!r}, wanted a name or a mapping with 'torchvision'")
     if model.startswith(TORCHVISION):
         return build_torchvision(model.removeprefix(TORCHVISION), classes, image_shape)
-    return _builder(model)(classes, image_shape)
+    network = _builder(model)(classes, image_shape)
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"model {model}: its builder gave a {type(network).__name__}, wanted a "
+            "bench.models.network.Network"
+        )
+    return network
 
 
 def _builder(name: str) -> Builder:
     if name in _ZOO:
         return _ZOO[name]
+    if name in _ADDED:
+        return _ADDED[name].builder
     if small := SMALL.fullmatch(name):
         return partial(SmallCnn, width=int(small[1]))
-    by_lower = {known.lower(): known for known in _ZOO}
+    by_lower = {known.lower(): known for known in names()}
     near = [by_lower[match] for match in get_close_matches(name.lower(), by_lower)]
     raise ValueError(
-        f"no model {name!r}; near: {', '.join(near) or 'none'}; there are {', '.join(_ZOO)}, "
-        f"cnn<w> of any width w and {TORCHVISION}<name>"
+        f"no model {name!r}; near: {', '.join(near) or 'none'}; there are {', '.join(names())}, "
+        f"cnn<w> of any width w and {TORCHVISION}<name>; one of your own: --plugin FILE.py"
     )
 
 

@@ -1,0 +1,202 @@
+"""A user's own file, outside of this package: a method, models, data sources.
+
+It is run if `--plugin FILE` names it, and never otherwise. It holds one or more of
+
+    def method(*, ...) -> Method          the method named like the file, as in `methods/`
+    MODELS = {"name": builder}            (K, (C, H, W)) -> `bench.models.network.Network`
+    DATA_SOURCES = {"name": source}       `bench.data.sources.Source`
+
+What it does is a part of its cells' ids: an edited method or model is another one, and an edited
+source is read again (its cells are told apart by the content of their data, as all are).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import linecache
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.abc import InspectLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+PACKAGE = "kd_bench_plugin"
+# What a file's own code can raise while it is loaded; a script may also end the program.
+FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, SyntaxError, TypeError, ValueError, SystemExit,
+)  # fmt: skip
+
+
+class PluginError(ValueError):
+    """A file that cannot be used; one line: the file, what is wrong with it, the cure."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A file as it was when the command began.
+
+    Whoever trains runs this text and not the file: the file may be edited while a grid trains,
+    and need not lie on every machine.
+
+    Attributes:
+        path: absolute; for messages and tracebacks.
+        text: the file's content.
+    """
+
+    path: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """The file's stem: the name of its method."""
+        return Path(self.path).stem
+
+
+def read_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
+    """Reads files and runs none of them.
+
+    Raises:
+        PluginError: not there, unreadable, no .py file, or two of one name.
+    """
+    plugins = tuple(dict.fromkeys(_read(path) for path in paths))
+    names = [plugin.name for plugin in plugins]
+    if repeated := [plugin for plugin in plugins if names.count(plugin.name) > 1]:
+        both = " and ".join(plugin.path for plugin in repeated[:2])
+        raise PluginError(f"--plugin: {both} are both named {repeated[0].name}; rename one")
+    return plugins
+
+
+def _read(path: Path) -> Plugin:
+    if path.suffix != ".py":
+        raise PluginError(f"--plugin {path}: wanted a Python file, such as my_method.py")
+    if not path.stem.isidentifier() or path.stem.startswith("_"):
+        raise PluginError(
+            f"--plugin {path}: the method is named like its file; wanted letters, digits and '_', "
+            "beginning with a letter, such as my_method.py"
+        )
+    try:
+        return Plugin(str(path.absolute()), path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise PluginError(f"--plugin {path}: cannot be read: {reason}") from None
+
+
+_plugged: list[Plugin] = []
+
+
+@contextmanager
+def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
+    """Runs the files, and makes what they add known by name until left.
+
+    A plugin that is plugged already stays as it is.
+
+    Raises:
+        PluginError: a file that fails, adds nothing, or a name that is taken.
+
+    Example:
+        >>> from bench.models import zoo
+        >>> text = "MODELS = {'tiny': lambda classes, image_shape: None}"
+        >>> with plugged([Plugin("mine.py", text)]):
+        ...     "tiny" in zoo.names()
+        True
+        >>> "tiny" in zoo.names()
+        False
+    """
+    with ExitStack() as stack:
+        for plugin in plugins:
+            if plugin not in _plugged:
+                _plug(plugin, stack)
+        yield
+
+
+def _plug(plugin: Plugin, stack: ExitStack) -> None:
+    try:
+        _add(plugin, _load(plugin, stack), stack)
+    except FAULTS as error:
+        if isinstance(error, PluginError):
+            raise
+        where, reason = _line(plugin, error), " ".join(str(error).split())
+        raise PluginError(
+            f"--plugin {plugin.path}: {where}{type(error).__name__}: {reason}"
+        ) from error
+    _plugged.append(plugin)
+    stack.callback(_plugged.remove, plugin)
+
+
+class _Loader(InspectLoader):
+    """Loads a module from a text that is at hand."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.plugin = plugin
+
+    def get_source(self, fullname: str) -> str:
+        return self.plugin.text
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.plugin.text, self.plugin.path)
+
+
+def _load(plugin: Plugin, stack: ExitStack) -> ModuleType:
+    spec = importlib.util.spec_from_loader(
+        f"{PACKAGE}.{plugin.name}", _Loader(plugin), origin=plugin.path
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    spec.has_location = True  # it knows its own place, by __file__
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look there
+    stack.callback(sys.modules.pop, spec.name, None)
+    # Tracebacks show the text that ran, also where there is no such file.
+    lines = plugin.text.splitlines(keepends=True)
+    linecache.cache[plugin.path] = (len(plugin.text), None, lines, plugin.path)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
+    from bench.data import sources
+    from bench.models import zoo
+    from methods import registry
+
+    code = registry.digest(plugin.name, plugin.text)
+    models, data = _table(module, "MODELS"), _table(module, "DATA_SOURCES")
+    has_method = inspect.isfunction(getattr(module, "method", None))
+    if not (models or data or has_method):
+        raise PluginError(
+            f"--plugin {plugin.path}: wanted a function method(*, ...), MODELS or DATA_SOURCES; "
+            "it has none of them"
+        )
+    for name, builder in models.items():
+        zoo.add(name, builder, code)
+        stack.callback(zoo.remove, name)
+    for name, source in data.items():
+        sources.add(name, source, code)
+        stack.callback(sources.remove, name)
+    if has_method:
+        registry.add(plugin.name, module, code)
+        stack.callback(registry.remove, plugin.name)
+        registry.check(plugin.name, {})
+        registry.search_space(plugin.name)
+        registry.loss_forms(plugin.name)
+
+
+def _table(module: ModuleType, name: str) -> Mapping[str, Any]:
+    found = getattr(module, name, {})
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise TypeError(f"{name} is {found!r}, wanted {{'name': ...}}")
+    return found
+
+
+def _line(plugin: Plugin, error: BaseException) -> str:
+    """Where in the file it happened."""
+    if isinstance(error, SyntaxError) and error.filename == plugin.path:
+        return f"line {error.lineno}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == plugin.path]
+    return f"line {lines[-1]}: " if lines else ""

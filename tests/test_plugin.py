@@ -1,0 +1,350 @@
+"""`--plugin FILE`: a user's own method, model or data source, from outside of the package."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from processes import kd_bench, plan_of, results, start
+
+from bench import cli
+from bench.cli import main
+from bench.data import sources
+from bench.grid import Expansion, expand, load_grid
+from bench.models import zoo
+from bench.plugin import Plugin, PluginError, plugged, read_plugins
+from bench.workdir import WorkDir
+from methods import registry
+
+# The smallest of each kind. The method's loss has a factor, so that two versions of it differ.
+METHOD = '''
+"""Logits regress on the teacher's."""
+from bench.method import Method, Stage
+from methods.soft_logits import SOURCE as BASED_ON
+
+SOURCE = f"For a test, 2026, beside: {BASED_ON}"
+FACTOR = 1.0
+
+def method(*, weight: float = 1.0) -> Method:
+    """L = CE + weight * mean square of the difference."""
+    def transfer(pair, connector):
+        return FACTOR * (pair.student.logits - pair.teacher.logits).square().mean(dim=1)
+    stage = Stage(name="distil", share=1.0, transfer=transfer, taps=("logits",),
+                  transfer_weight=weight)
+    return Method(category="response", source=SOURCE, plan=(stage,))
+'''
+MODEL = """
+from functools import partial
+from bench.models.small import SmallCnn
+
+MODELS = {"tiny": partial(SmallCnn, width=3)}
+"""
+DATA = """
+import torch
+from bench.data.dataset import DataSet
+from bench.data.sources import Source
+
+def read(name, downloads):
+    labels = torch.arange(80) % 2
+    images = (100 + 50 * labels[:, None, None, None]).expand(80, 1, 8, 8).to(torch.uint8)
+    images = images + torch.arange(64).view(1, 1, 8, 8).to(torch.uint8)
+    return DataSet.of(name, (images, labels), (images[:20], labels[:20]), ["dark", "light"])
+
+DATA_SOURCES = {"stripes": Source(read, classes=2, as_tree=False)}
+"""
+GRID = {
+    "description": "Of a test.",
+    "data": {"source": "stripes", "pad": 1, "flip": False},
+    "pairs": ["cnn4:tiny"],
+    "methods": ["soft_logits", {"matching": {"weight": 0.5}}],
+    "seeds": 2,
+    "recipe": {"epochs": 2, "batch_size": 16, "learning_rate": 0.05},
+}
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    """A plugin of each kind."""
+    texts = {"matching.py": METHOD, "my_model.py": MODEL, "my_data.py": DATA}
+    return [written(tmp_path, name, text) for name, text in texts.items()]
+
+
+def options(files: list[Path]) -> list[str]:
+    return [word for path in files for word in ("--plugin", str(path))]
+
+
+def grid_file(folder: Path, **changes: object) -> str:
+    return str(written(folder, "mine.yaml", yaml.safe_dump({**GRID, **changes})))
+
+
+# --- what a file adds ----------------------------------------------------------------------------
+
+
+def test_what_files_add_is_known_by_name_until_left(files):
+    before = (registry.names(), zoo.names(), sources.names())
+    with plugged(read_plugins(files)):
+        assert "matching" in registry.names()
+        assert registry.resolve("matching", {"weight": 2}) == {"weight": 2.0}
+        assert registry.build("matching").plan[0].taps == ("logits",)
+        network = zoo.build("tiny", 2, (1, 8, 8))
+        assert network.head.out_features == 2
+        assert "stripes" in sources.names()
+    assert (registry.names(), zoo.names(), sources.names()) == before
+
+
+def test_list_shows_them(files, capsys):
+    assert main(["list", *options(files)]) == 0
+    said = capsys.readouterr().out
+    for word in ("matching ", "weight=1.0", " tiny", "stripes"):
+        assert word in said
+
+
+def test_a_text_that_is_plugged_already_is_not_run_again(files):
+    plugins = read_plugins(files)
+    with plugged(plugins), plugged(plugins):
+        module = registry.loss_forms("matching")
+        assert module == {}
+    assert "matching" not in registry.names()
+
+
+def test_workers_run_the_text_as_it_was_when_the_command_began(files):
+    """It may be edited while a grid trains; cells that have the old hash get the old code."""
+    plugins = read_plugins(files)
+    with plugged(plugins):
+        code = registry.code_digest("matching")
+    files[0].write_text("raise SystemExit")
+    with plugged(plugins):
+        assert registry.code_digest("matching") == code
+
+
+def test_an_error_inside_shows_the_line_that_ran(files):
+    files[0].write_text(METHOD.replace("FACTOR * (", "FACTOR * undefined * ("))
+    plugins = read_plugins(files)
+    files[0].unlink()
+    with plugged(plugins):
+        transfer = registry.build("matching").plan[0].transfer
+        with pytest.raises(NameError) as caught:
+            transfer(None, None)
+    assert "FACTOR * undefined" in str(caught.getrepr())
+
+
+# --- what it is part of --------------------------------------------------------------------------
+
+
+def expansion(*texts: tuple[str, str], **changes: object) -> Expansion:
+    """The cells of the grid with these plugins; nothing is decoded."""
+    plugins = [Plugin(f"/anywhere/{name}.py", text) for name, text in texts]
+    with plugged(plugins):
+        grid = load_grid("smoke", ["pairs=[cnn4:cnn8]", "methods=[soft_logits, matching]"])
+        return expand(grid.model_copy(update=changes), lambda spec: "fingerprint")
+
+
+def ids(found: Expansion) -> dict[tuple[str, int], str]:
+    return {(row.label, row.seed): row.cell_id for row in found.plan.rows}
+
+
+def test_two_files_of_one_name_share_no_cell_and_comments_do_not_count():
+    first = ids(expansion(("matching", METHOD)))
+    again = ids(expansion(("matching", f"# of another day\n{METHOD}")))
+    other = ids(expansion(("matching", METHOD.replace("FACTOR = 1.0", "FACTOR = 2.0"))))
+    assert again == first
+    for key, cell_id in first.items():
+        assert (other[key] == cell_id) == (key[0] != "matching")
+
+
+def test_a_method_is_another_one_where_it_imports_another_piece():
+    other = METHOD.replace("methods.soft_logits", "methods.rkd")
+    assert registry.digest("matching", METHOD) != registry.digest("matching", other)
+    whole = "from methods import soft_logits\n"
+    plain = "import methods.soft_logits\n"
+    alone = registry.digest("a", whole.replace("methods", "elsewhere"))
+    assert len({alone, registry.digest("a", whole), registry.digest("a", plain)}) == 3
+
+
+def test_models_of_two_files_share_no_cell_and_their_students_have_other_teachers():
+    def cells(width: int) -> dict[tuple[str, str], str]:
+        model = MODEL.replace("width=3", f"width={width}")
+        with plugged([Plugin("/a/my_model.py", model)]):
+            grid = load_grid("smoke", ["pairs=[tiny:cnn4]", "methods=[soft_logits]", "seeds=1"])
+            found = expand(grid, lambda spec: "fingerprint")
+        return {(row.role, row.label): row.cell_id for row in found.plan.rows}
+
+    narrow_ids, wide_ids = cells(3), cells(5)
+    same = {key for key in narrow_ids if narrow_ids[key] == wide_ids[key]}
+    assert same == {("student", "student")}
+
+
+def test_a_source_whose_code_changed_is_read_again(tmp_path):
+    def brightest(text: str) -> int:
+        with plugged([Plugin("/a/my_data.py", text)]):
+            data = sources.load("stripes", data_root=None, cache=tmp_path)
+        return int(data.train_images.max())
+
+    first = brightest(DATA)
+    assert brightest(DATA.replace("100 + 50", "120 + 50")) == first + 20
+    assert brightest(DATA) == first
+
+
+# --- bad files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("gone.py", None, "cannot be read: No such file"),
+        ("folder.py", ..., "cannot be read: Is a directory"),
+        ("matching.txt", METHOD, "wanted a Python file"),
+        ("my-method.py", METHOD, "wanted letters, digits and '_'"),
+        ("_private.py", METHOD, "wanted letters, digits and '_'"),
+        ("broken.py", "def method(:\n", "line 1: SyntaxError"),
+        ("broken.py", "x = 1\n\0", "SyntaxError"),
+        ("broken.py", "x = 1\nx.y\n", "line 2: AttributeError"),
+        ("broken.py", "import no_such_package\n", "line 1: ModuleNotFoundError"),
+        ("broken.py", "import sys\nsys.exit(0)\n", "line 2: SystemExit"),
+        ("broken.py", "from methods.gone import a\n", "No module named 'methods.gone'"),
+        ("nothing.py", "x = 1\n", "wanted a function method(*, ...), MODELS or DATA_SOURCES"),
+        ("nothing.py", "import bench.method as method\n", "wanted a function method(*, ...)"),
+        ("fitnet.py", METHOD, "a method fitnet exists already; rename the file"),
+        ("teacher.py", METHOD, "a method teacher exists already; rename the file"),
+        ("mine.py", METHOD.replace("*, weight", "weight"), "weight must be keyword-only"),
+        ("mine.py", METHOD.replace('"response"', '"best"'), "category 'best' is none of"),
+        ("mine.py", METHOD.replace("return Method", "return dict"), "wanted a Method"),
+        ("mine.py", f"{METHOD}\nSEARCH = {{'wait': [1.0]}}", "SEARCH names 'wait'"),
+        ("mine.py", "MODELS = ['tiny']\n", "MODELS is ['tiny'], wanted {'name': ...}"),
+        ("mine.py", "MODELS = {'resnet8': print}\n", "a model resnet8 exists already"),
+        ("mine.py", "MODELS = {'cnn77': print}\n", "a model cnn77 exists already"),
+        ("mine.py", "MODELS = {'a:b': print}\n", "model 'a:b': wanted letters"),
+        ("mine.py", "MODELS = {'tiny': 3}\n", "wanted (classes, image_shape) -> Network"),
+        ("mine.py", "DATA_SOURCES = {'digits': print}\n", "a data source digits exists already"),
+        ("mine.py", "DATA_SOURCES = {'../x': print}\n", "no plain file name"),
+        ("mine.py", "DATA_SOURCES = {'x': print}\n", "wanted a bench.data.sources.Source"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_one_line_and_leaves_nothing(tmp_path, capsys, name, text, said):
+    path = tmp_path / name
+    if text is ...:
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text)
+    before = (registry.names(), zoo.names(), sources.names())
+    assert main(["list", "--plugin", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --plugin ")
+    assert error.count("\n") == 1
+    assert name in error
+    assert said in error
+    assert (registry.names(), zoo.names(), sources.names()) == before
+
+
+def test_two_files_of_one_name_cannot_come_together(tmp_path, capsys):
+    one, two = (written(tmp_path / name, "matching.py", METHOD) for name in "ab")
+    assert main(["list", *options([one, two])]) == 2
+    assert "are both named matching; rename one" in capsys.readouterr().err
+    assert main(["list", *options([one, one])]) == 0
+
+
+def test_a_model_that_gives_no_network_and_data_that_fail_are_one_line(tmp_path, files, capsys):
+    words = ["--grid", grid_file(tmp_path), "--work-dir", str(tmp_path / "work"), "--dry-run"]
+    files[1].write_text(MODEL.replace("partial(SmallCnn, width=3)", "lambda k, shape: shape"))
+    assert main([*words, *options(files)]) == 2
+    assert "model tiny: its builder gave a tuple" in capsys.readouterr().err
+    files[2].write_text(DATA.replace("torch.arange(80)", "torch.arrange(80)"))
+    assert main([*words, *options(files)]) == 2
+    assert "data source 'stripes': AttributeError: module 'torch'" in capsys.readouterr().err
+    files[2].write_text(DATA.replace("% 2", "% 3"))
+    assert main([*words, *options(files)]) == 2
+    assert "its train labels must be int64 from 0 to 1" in capsys.readouterr().err
+    files[2].write_text(DATA.replace("(images, labels), (", "(images, labels[1:]), ("))
+    assert main([*words, *options(files)]) == 2
+    assert "its train images are (80, 1, 8, 8) torch.uint8 with 79" in capsys.readouterr().err
+    assert main([*words, *options(files[:2])]) == 2
+    assert "no data source 'stripes'" in capsys.readouterr().err
+
+
+def test_a_plugin_error_is_an_ordinary_value_error(tmp_path):
+    with pytest.raises(PluginError), plugged([Plugin(str(tmp_path / "a.py"), "1 / 0")]):
+        pass
+
+
+# --- a grid with all of them ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_server(monkeypatch) -> None:
+    """MLflow is away: what is tested here does not need it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+
+MATCHING = "cnn4>tiny/matching (weight=0.5)/0"
+quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@quiet_mlflow
+def test_a_worker_process_trains_them_and_the_results_can_be_used(
+    tmp_path, files, capsys, no_server, monkeypatch
+):
+    monkeypatch.setattr(cli, "_write", lambda *results: [])  # figures take longer than all else
+    at = ["--grid", grid_file(tmp_path), "--work-dir", str(tmp_path / "work")]
+
+    def says(code: int, *words: str) -> str:
+        assert main([*words]) == code
+        return "".join(capsys.readouterr())
+
+    training = [*at, *options(files), "--workers", "1"]
+    assert "8 cells trained" in says(0, *training)
+    assert {status for status, *_ in results(tmp_path / "work", "mine").values()} == {"finished"}
+    assert "to train: 0 " in says(0, *training, "--dry-run")
+
+    # The choice needs no plugin, and does not run one; tables neither, see the slow test.
+    bait = written(tmp_path, "bait.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert "stripes: cnn4 -> tiny" in says(0, "recommend", *at, "--plugin", str(bait))
+    assert not (tmp_path / "ran").exists()
+
+    assert "compared with the trained" in says(0, "export", MATCHING, *at, *options(files[1:2]))
+    assert "its model tiny is not here; name the file" in says(2, "export", MATCHING, *at)
+    files[1].write_text(MODEL.replace("width=3", "width=4"))
+    changed = says(2, "export", MATCHING, *at, *options(files[1:2]))
+    assert "its model tiny has changed since then" in changed
+    files[1].write_text(MODEL)
+
+    # An edited method is another one; what it does not touch stays.
+    files[0].write_text(METHOD.replace("FACTOR = 1.0", "FACTOR = 8.0"))
+    assert "to train: 2 " in says(0, *training, "--dry-run")
+
+
+@pytest.mark.slow
+def test_a_killed_grid_with_plugins_goes_on_to_the_same_bits(tmp_path, files):
+    grid = grid_file(tmp_path, recipe={**GRID["recipe"], "epochs": 300})
+
+    def words(work: Path) -> list[str]:
+        return ["--grid", grid, "--work-dir", str(work), *options(files), "--workers", "2",
+                "--checkpoint-seconds", "0"]  # fmt: skip
+
+    undisturbed, work = tmp_path / "undisturbed", tmp_path / "work"
+    env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = kd_bench(*words(undisturbed), **env)
+    assert done.returncode == 0, done.stderr
+    for kill in range(3):
+        with (tmp_path / "output").open("w") as output, start(output, *words(work), **env) as run:
+            while len(list((work / "store" / "checkpoints").glob("*/*.safetensors"))) < kill + 1:
+                assert run.poll() is None, (tmp_path / "output").read_text()
+                time.sleep(0.01)  # looks again
+            os.killpg(run.pid, signal.SIGKILL)
+    done = kd_bench(*words(work), **env)
+    assert done.returncode == 0, done.stderr
+    assert results(work, "mine") == results(undisturbed, "mine")
+    tables = kd_bench("tables", "--grid", grid, "--work-dir", str(work))
+    assert "matching (weight=0.5)" in tables.stdout
+    records = WorkDir(work).store.read_all(plan_of(work, "mine").cell_ids())
+    assert sum(record.conditions.get("resumed", 0) for record in records.values()) > 0
