@@ -32,6 +32,7 @@ CHAMPION = "champion"  # the alias of the grid's registered winner
 KIND = "kd_bench.kind"
 NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"  # tags that the UI reads
 MOST_METRICS = 1000  # a call takes no more
+PAGE = 200  # runs of a search; a busy server needs seconds for a thousand, and calls have a limit
 SUMMARY = PurePosixPath("summary")  # where the summary run keeps tables and figures
 
 
@@ -40,12 +41,14 @@ class TrackingError(RuntimeError):
 
 
 def quiet() -> None:
-    """Settings that mlflow reads when it is imported or called: no telemetry, short retries."""
+    """Settings that mlflow reads when it is imported or called: brief in retries and words."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Seven retries with backoff would stall a grid for four minutes a call on a dead server.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # Two lines for each run in the midst of the progress display, and a request for each.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -98,7 +101,17 @@ class Mirror:
         # A server has its own place for artifacts; a bare database would use the current folder.
         local = not uri.startswith(("http:", "https:", "databricks"))
         location = (work_dir.resolve() / "mlartifacts").as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=location)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            # Another sender made it meanwhile, or this one did: a call without an answer is
+            # made again.
+            found = self.client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return found.experiment_id
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -139,12 +152,17 @@ class Mirror:
         found = self._find_summary_run()
         if found is not None:
             return found
-        tags = {KIND: "summary"}
-        return self.client.create_run(self._experiment, run_name="summary", tags=tags).info.run_id
+        made = self.client.create_run(
+            self._experiment, run_name="summary", tags={KIND: "summary"}
+        ).info.run_id
+        return self._find_summary_run() or made
 
     def _find_summary_run(self) -> str | None:
-        runs = self._search(f"tags.`{KIND}` = 'summary'")
-        return runs[0].info.run_id if runs else None
+        """The summary run; of several, which senders made at the same time, one is kept."""
+        ids = sorted(run.info.run_id for run in self._search(f"tags.`{KIND}` = 'summary'"))
+        for spare in ids[1:]:
+            self.client.delete_run(spare)
+        return ids[0] if ids else None
 
     def send(self, record: Record, row: Row, folder: Path) -> bool:
         """Copies one record, once.
@@ -203,12 +221,21 @@ class Mirror:
         return kept
 
     def close_left(self) -> int:
-        """Ends runs of cells that a killed process left running; returns how many there were."""
+        """Ends runs of cells that a killed process left running; returns how many there were.
+
+        One beside a whole run of its cell is deleted: it was made by a call whose answer was lost,
+        and that was made again.
+        """
         with _failures():
             left = self._search(f"tags.`{KIND}` = 'cell' AND attributes.status = 'RUNNING'")
             for run in left:
-                self.client.set_terminated(run.info.run_id, status="KILLED")
-                self._known()[run.data.tags["cell_id"]] = (run.info.run_id, "")
+                cell_id, run_id = run.data.tags["cell_id"], run.info.run_id
+                kept, status = self._known().get(cell_id, ("", ""))
+                if status and kept != run_id:
+                    self.client.delete_run(run_id)
+                else:
+                    self.client.set_terminated(run_id, status="KILLED")
+                    self._known()[cell_id] = (run_id, "")
             return len(left)
 
     def _copy(self, record: Record, row: Row, folder: Path) -> str:
@@ -245,6 +272,26 @@ class Mirror:
             self.client.set_terminated(made.info.run_id)
             self._groups[group.name] = made.info.run_id
         return self._groups[group.name]
+
+    def join_groups(self) -> None:
+        """Makes one of groups of the same name, which several senders made at the same time.
+
+        Raises:
+            TrackingError: the store failed.
+        """
+        with _failures():
+            there: dict[str, list[str]] = {}
+            for run in self._search(f"tags.`{KIND}` = 'group'"):
+                there.setdefault(run.info.run_name or "", []).append(run.info.run_id)
+            for name, alive in there.items():
+                used = (self._groups or {}).get(name, min(alive))
+                # Another sender may have deleted the one that this sender used.
+                for spare in {*alive, used} - {min(alive)}:
+                    for run in self._search(f"tags.`{PARENT}` = '{spare}'"):
+                        self.client.set_tag(run.info.run_id, PARENT, min(alive))
+                    if spare in alive:
+                        self.client.delete_run(spare)
+            self._groups = {name: min(alive) for name, alive in there.items()}
 
     # --- the winner -----------------------------------------------------------------------------
 
@@ -381,7 +428,7 @@ class Mirror:
         token: str | None = None
         while True:
             page = self.client.search_runs(
-                [self._experiment], text, max_results=1000, page_token=token
+                [self._experiment], text, max_results=PAGE, page_token=token
             )
             runs.extend(page)
             token = page.token
@@ -464,6 +511,7 @@ def mirror_all(mirror: Mirror, plan: Plan, store: Store) -> int:
     records = store.read_all(rows)
     sent = sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
     mirror.close_left()
+    mirror.join_groups()
     return sent
 
 

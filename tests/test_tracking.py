@@ -344,6 +344,69 @@ def test_a_result_that_two_send_at_once_is_kept_once(sent, work):
     assert told[1] == (kept.info.run_id != first._known()[one][0])
 
 
+def test_two_senders_at_once_leave_one_experiment_one_summary_and_one_group_of_each(sent, work):
+    """Each looks before the other has made anything."""
+    _, store = sent
+    first, second = (Mirror(work, "both") for _ in range(2))
+    assert first._experiment == second._find_or_create("kd-bench/both", first.uri, work)
+    for mirror in (first, second):
+        mirror._groups = {}
+        assert mirror._known() == {}
+        mirror.client.create_run(mirror._experiment, run_name="summary",
+                                 tags={"kd_bench.kind": "summary"})  # fmt: skip
+    plans = [where for where in plan().rows if where.cell_id in records()]
+    for mirror, some in ((first, plans[0::2]), (second, plans[1::2])):
+        for where in some:
+            mirror.send(store.read(where.cell_id), where, store.folder(where.cell_id))
+    assert len(runs(first, "group")) == 4
+    mirror_all(first, plan(), store)
+    # The second goes on under a group that the first has just deleted, maybe.
+    late = plans[0]
+    second.client.delete_run(first._known()[late.cell_id][0])
+    second._known().pop(late.cell_id, None)
+    second.send(store.read(late.cell_id), late, store.folder(late.cell_id))
+    mirror_all(second, plan(), store)
+    (summary,) = runs(first, "summary")
+    assert first.fetch()[0] == plan()
+    groups = {run.info.run_id: run.info.run_name for run in runs(first, "group")}
+    assert sorted(groups.values()) == sorted({group_of(where).name for where in plans})
+    cells = runs(first, "cell")
+    assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
+    assert {run.data.tags["mlflow.parentRunId"] for run in cells} == groups.keys()
+    assert summary.info.run_id not in groups
+
+
+def test_an_experiment_that_another_made_meanwhile_is_taken(work, monkeypatch):
+    mirror = Mirror(work, "meanwhile")
+    looks = iter([None])
+    look = mirror.client.get_experiment_by_name
+    monkeypatch.setattr(
+        mirror.client, "get_experiment_by_name", lambda name: next(looks, look(name))
+    )
+    found = mirror._find_or_create("kd-bench/meanwhile", mirror.uri, work)
+    assert found == mirror._experiment
+
+
+def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, work, monkeypatch):
+    """The client makes a call again whose answer was lost: the first run stays open."""
+    _, store = sent
+    mirror = Mirror(work, "unanswered")
+    make = mirror.client.create_run
+
+    def twice(*args, **kwargs):
+        make(*args, **kwargs)
+        return make(*args, **kwargs)
+
+    mirror.send_plan(plan())
+    monkeypatch.setattr(mirror.client, "create_run", twice)
+    assert mirror_all(mirror, plan(), store) == len(records())
+    cells = runs(mirror, "cell")
+    assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
+    assert {run.info.status for run in cells} == {"FINISHED", "FAILED"}
+    assert len(runs(mirror, "group")) == len({group_of(where).name for where in plan().rows})
+    assert mirror_all(mirror, plan(), store) == 0
+
+
 def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
     """A run that was cut off, one of a cell without a record, and the same result twice."""
     _, store = sent
