@@ -7,11 +7,12 @@ one line that says what came, what was wanted and the cure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
     from bench.cost.record import Costs
     from bench.grid import Expansion, Grid
-    from bench.launch.coordinator import Outcome
+    from bench.launch.coordinator import Launch, Outcome
     from bench.launch.job import Library
+    from bench.launch.ray_cluster import RayCluster
     from bench.record import Plan, Record, Row
     from bench.tracking import Mirror
     from bench.workdir import WorkDir
@@ -160,6 +162,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-seconds", type=float, default=60.0, metavar="S",
         help="at least so long between two checkpoints of a training; 0 for one after every epoch "
         "(default: 60)")  # fmt: skip
+    add("--launcher", choices=("local", "ray"), default="local",
+        help="processes of this machine, or a Ray cluster (default: local)")  # fmt: skip
+    add("--address", metavar="auto|HOST:PORT", help="of the Ray cluster, from one of its nodes "
+        "(default: starts Ray on this machine, and stops it at the end)")  # fmt: skip
+    add("--gpus-per-job", type=float, default=1.0, metavar="X",
+        help="GPUs that a job on the Ray cluster takes, such as 0.5 (default: 1)")  # fmt: skip
+    add("--node-dir", metavar="DIR", help="for Ray nodes that do not share the work directory: "
+        "a folder of each node's own, such as '$TMPDIR/kd-bench'")  # fmt: skip
     add("--retry-failed", action="store_true", help="train failed cells again")
     add("--dry-run", action="store_true", help="say what would run, and stop")
     add("overrides", nargs="*", metavar="FIELD=VALUE",
@@ -260,6 +270,7 @@ class Prepared:
     work: WorkDir
     device: str
     console: Console
+    cluster: RayCluster | None
 
 
 def _prepare(options: argparse.Namespace) -> Prepared:
@@ -276,8 +287,10 @@ def _prepare(options: argparse.Namespace) -> Prepared:
         grid = load_grid(options.grid, options.overrides)
         grid = narrow(grid, options.methods, options.pairs, options.seeds)
         grid = name_part(grid, load_grid(options.grid))
-        device = pick_device(options.device).type if options.device == "auto" else options.device
-        pick_device(device)
+        cluster, device = _cluster(options), options.device
+        if cluster is None:  # a cluster's nodes have devices of their own
+            device = pick_device(device).type if device == "auto" else device
+            pick_device(device)
         console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
         library = Library(options.data_root, work.cache)
         library.read(grid.data)
@@ -285,7 +298,21 @@ def _prepare(options: argparse.Namespace) -> Prepared:
             raise ValueError(f"--threads: got {options.threads}, wanted 1 to 1024")
     except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
         raise UsageError(str(error)) from None
-    return Prepared(grid, library, work, device, console)
+    return Prepared(grid, library, work, device, console, cluster)
+
+
+def _cluster(options: argparse.Namespace) -> RayCluster | None:
+    """The Ray cluster that is asked for; nothing is connected yet."""
+    if options.launcher == "local":
+        if options.address is not None or options.node_dir is not None:
+            raise UsageError("--address and --node-dir are of a Ray cluster: add --launcher ray")
+        return None
+    from bench.launch import ray_cluster
+
+    asked = ray_cluster.Options(
+        options.address, options.workers, options.gpus_per_job, options.node_dir
+    )
+    return ray_cluster.RayCluster(asked, options.device, options.threads)
 
 
 def _expand(prepared: Prepared, grid: Grid) -> Expansion:
@@ -309,26 +336,45 @@ def _train(
     from bench.launch.coordinator import run_grid
     from bench.launch.job import Setting, provenance
     from bench.launch.lease import LeaseLostError
+    from bench.launch.ray_cluster import ClusterError
 
     expansion, work = _expand(prepared, grid), prepared.work
-    devices = _devices(prepared.device, options.workers)
     setting = Setting(
-        store=work.store.root, cache=work.cache, data_root=options.data_root, device=devices[0],
+        store=work.store.root, cache=work.cache, data_root=options.data_root,
         threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
         checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
     )  # fmt: skip
     retry, console = options.retry_failed, prepared.console
     try:
-        outcome = run_grid(expansion, work, setting, devices, retry_failed=retry, console=console)
-    except LeaseLostError as error:
+        with _launcher(options, prepared) as (devices, launch):
+            outcome = run_grid(
+                expansion, work, setting, devices,
+                retry_failed=retry, console=console, launch=launch,
+            )  # fmt: skip
+    except (LeaseLostError, ClusterError) as error:
         raise UsageError(str(error)) from None
     return outcome, expansion
+
+
+@contextlib.contextmanager
+def _launcher(
+    options: argparse.Namespace, prepared: Prepared
+) -> Iterator[tuple[list[str], Launch]]:
+    """What runs jobs, and one device for each that runs at once."""
+    from bench.launch.local import run_processes
+
+    if prepared.cluster is None:
+        yield _devices(prepared.device, options.workers), run_processes
+        return
+    with prepared.cluster as cluster:
+        yield cluster.devices, cluster.run
 
 
 def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
     from bench.launch.preview import preview
 
-    _devices(prepared.device, options.workers)
+    if prepared.cluster is None:
+        _devices(prepared.device, options.workers)
     expansion = _expand(prepared, grid)
     print(preview(expansion, prepared.work.store, options.retry_failed))
     return 0

@@ -7,6 +7,7 @@ import torch
 from lessons import cell, plain_cell, run
 
 from bench.launch import local, share
+from bench.launch.crew import without_lost_needs
 from bench.launch.job import Job, Setting
 from bench.launch.lease import Leases
 from bench.launch.schedule import plan_jobs
@@ -67,7 +68,7 @@ def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
     taught, plain = cell("soft_logits"), plain_cell("cnn2")
     store = Store(tmp_path)
     setting = Setting(store=tmp_path, cache=tmp_path, data_root=None)
-    (left,) = local.without_lost_needs(Job((taught, plain), taught.teacher), store, setting)
+    (left,) = without_lost_needs(Job((taught, plain), taught.teacher), store, setting)
     assert left == Job((plain,), None)
     assert "cnn3/student/0, which it learns from, did not finish" in store.read(taught.id).error
 

@@ -6,22 +6,25 @@ Records come first. Everything else here is made from them and may fail without 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from bench.grid import Expansion
-from bench.launch.job import Setting, total_epochs, unfinished
+from bench.launch.job import Job, Report, Setting, total_epochs, unfinished
 from bench.launch.lease import Leases
 from bench.launch.local import run_processes
 from bench.launch.mirroring import Mirroring
 from bench.launch.progress import Display
 from bench.launch.schedule import plan_jobs
-from bench.launch.share import Share
+from bench.launch.share import Done, Share
 from bench.record import FINISHED, Plan, Store, write_atomically
 from bench.train.checkpoint import Checkpoints
 from bench.workdir import WorkDir
+
+Launch = Callable[[Sequence[Job], Setting, Sequence[str], Report, Leases], Generator[Done]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def run_grid(
     *,
     retry_failed: bool,
     console: Console,
+    launch: Launch = run_processes,
 ) -> Outcome:
     """Trains what is unfinished and mirrors what is recorded.
 
@@ -59,9 +63,10 @@ def run_grid(
         expansion: the grid, written out.
         work: the work directory.
         setting: for the workers.
-        devices: one entry per worker process.
+        devices: one entry for each job that can run at once.
         retry_failed: whether failed cells run again.
         console: for progress and warnings.
+        launch: runs jobs, see `bench.launch.local.run_processes`.
     """
     plan = expansion.plan
     write_atomically(work.plan(plan.name), plan.to_json())
@@ -75,9 +80,12 @@ def run_grid(
         with (
             Mirroring(work, plan, leases, console) as mirroring,
             Display(names, epochs, console) as display,
+            # Closed here, whatever happens: workers end before their leases do.
+            closing(
+                launch(plan_jobs(waiting, len(devices)), setting, devices, display.epoch, leases)
+            ) as news,
         ):
-            jobs = plan_jobs(waiting, len(devices))
-            for done in run_processes(jobs, setting, devices, display.epoch, leases):
+            for done in news:
                 display.finished(len(done.cells))
                 mirroring.send(done.cells)
                 here += len(done.cells) if done.here else 0

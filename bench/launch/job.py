@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cell import Cell, DataSpec
+from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
 
 if TYPE_CHECKING:
     import torch
 
     from bench.data.dataset import DataSet
-    from bench.plugin import Plugin
+    from bench.train.checkpoint import Checkpoints
     from bench.train.stream import Stream
     from bench.train.teacher import Teacher
 
@@ -103,29 +104,46 @@ class Job:
         return list({need.id: need for cell in self.cells for need in cell.needs}.values())
 
 
-def run_job(job: Job, setting: Setting, report: Report) -> None:
+def run_job(
+    job: Job,
+    setting: Setting,
+    report: Report,
+    *,
+    store: Store | None = None,
+    kept: Checkpoints | None = None,
+) -> None:
     """Trains a job's cells in this process; every one of them has a record afterwards.
+
+    Args:
+        job: all that it needs is finished.
+        setting: where things are.
+        report: called after every epoch.
+        store: where records go; None for the setting's.
+        kept: where checkpoints go; None for the setting's.
 
     Raises:
         PluginError: a file of the user's fails here.
     """
-    from bench.plugin import plugged
+    from bench.train.checkpoint import Checkpoints
 
+    if kept is None and setting.checkpoints is not None:
+        kept = Checkpoints(setting.checkpoints, setting.checkpoint_seconds)
     with plugged(setting.plugins):
-        _run(job, setting, report)
+        _run(job, setting, report, store or Store(setting.store), kept)
 
 
-def _run(job: Job, setting: Setting, report: Report) -> None:
+def _run(
+    job: Job, setting: Setting, report: Report, store: Store, kept: Checkpoints | None
+) -> None:
     import torch
 
-    from bench.train.checkpoint import Checkpoints
     from bench.train.cohort import CELL_FAULTS, Cohort, fail, raise_if_shared
     from bench.train.device import pick_device, set_numerics
     from bench.train.stream import open_stream
 
     torch.set_num_threads(setting.threads)
     device = pick_device(setting.device)
-    store, cell = Store(setting.store), job.cells[0]
+    cell = job.cells[0]
     set_numerics(cell)
     try:
         library = Library(setting.data_root, setting.cache)
@@ -139,9 +157,6 @@ def _run(job: Job, setting: Setting, report: Report) -> None:
         return
     if not cells:
         return
-    kept = None
-    if setting.checkpoints is not None:
-        kept = Checkpoints(setting.checkpoints, setting.checkpoint_seconds)
     Cohort(stream, teacher, store, device, report, dict(setting.provenance), kept).run(cells)
 
 

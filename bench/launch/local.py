@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -16,16 +15,11 @@ from multiprocessing.queues import Queue
 
 import torch
 
-from bench.cell import Cell
+from bench.launch.crew import DIED, POLL_SECONDS, Crew
 from bench.launch.job import Job, Report, Setting, run_job
 from bench.launch.lease import Leases
-from bench.launch.share import Done, Share
-from bench.record import FAILED, FINISHED, Store
-from bench.train.cohort import fail, unfinished
+from bench.launch.share import Done
 from bench.train.device import is_device_lost, is_out_of_memory
-
-POLL_SECONDS = 0.2
-NO_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def run_processes(
@@ -34,7 +28,7 @@ def run_processes(
     devices: Sequence[str],
     report: Report,
     leases: Leases,
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Runs the jobs in one process per entry of `devices`; tells of cells as they are done.
 
     A job that raises, or whose process dies (killed, out of memory), is taken apart: each of its
@@ -56,28 +50,19 @@ def run_processes(
         OSError: the disk is full or broken: that is no cell's fault, and ends the run.
         LeaseLostError: this process was suspended for so long that others took its cells.
     """
-    crew = _Crew(setting, devices, report, leases)
-    try:
-        yield from crew.run(list(jobs))
-    finally:
-        crew.stop()
+    yield from _Processes(setting, devices, report, leases).run(jobs)
 
 
-class _Crew:
-    """A pool of worker processes and the jobs that wait for it."""
+class _Processes(Crew[Future[None]]):
+    """A pool of worker processes, one for each device."""
 
     def __init__(
         self, setting: Setting, devices: Sequence[str], report: Report, leases: Leases
     ) -> None:
-        self.setting, self.devices, self.report = setting, list(devices), report
-        self.store, self.leases = Store(setting.store), leases
-        self.share = Share(self.store, leases)
+        super().__init__(setting, report, leases)
+        self.devices = list(devices)
         self.context = multiprocessing.get_context("spawn")
         self.events: Queue = self.context.Queue()
-        self.waiting: list[Job] = []
-        self.suspects: list[Job] = []
-        self.tried_alone: set[str] = set()
-        self.running: dict[Future[None], Job] = {}
         self._open()
 
     def _open(self) -> None:
@@ -88,20 +73,18 @@ class _Crew:
             len(self.devices), self.context, _start_worker, (self.setting, free, self.events)
         )
 
-    def run(self, jobs: list[Job]) -> Iterator[Done]:
-        self.waiting = jobs
-        while self.waiting or self.running or self.suspects or self.share.elsewhere:
-            self.leases.check()
-            yield from self._start()
-            for news in self.share.look():
-                if isinstance(news, Done):
-                    yield news
-                else:
-                    self.waiting.append(news)
-            yield from self._collect()
+    def has_room(self, alone: bool) -> bool:
+        # A process that dies takes the whole pool with it: by itself it tells which cell it was.
+        if alone:
+            return not self.running
+        return len(self.running) < len(self.devices) and not any(
+            map(self.is_suspect, self.running.values())
+        )
 
-    def _collect(self) -> Iterator[Done]:
-        """Waits a little for what runs."""
+    def submit(self, job: Job, alone: bool) -> Future[None]:
+        return self.pool.submit(_work, job)
+
+    def collect(self) -> Iterator[Done]:
         if not self.running:  # all that is left is held by others, or waits for them
             self.leases.pause(POLL_SECONDS)
         finished, _ = wait(self.running, POLL_SECONDS, FIRST_COMPLETED)
@@ -115,35 +98,7 @@ class _Crew:
             if error is None:
                 yield self.share.give_back(job.cells)
             else:
-                yield from self._take_apart(job, error)
-
-    def _start(self) -> Iterator[Done]:
-        """Starts what can start; tells of jobs that lost what they need."""
-        if self.suspects:
-            # Alone, so that a process that dies tells which cell it was.
-            if not self.running:
-                suspect = self.suspects.pop()
-                self.tried_alone |= {cell.id for cell in suspect.cells}
-                self._submit(suspect)
-            return
-        for job in [job for job in self.waiting if self._ready(job)]:
-            if len(self.running) == len(self.devices):
-                return
-            self.waiting.remove(job)
-            mine, done = self.share.take(job)
-            if done.cells:
-                yield done
-            for part in without_lost_needs(mine, self.store, self.setting):
-                if part.cells:
-                    self._submit(part)
-                if lost := [cell for cell in mine.cells if cell not in part.cells]:
-                    yield self.share.give_back(lost)
-
-    def _submit(self, job: Job) -> None:
-        self.running[self.pool.submit(_work, job)] = job
-
-    def _ready(self, job: Job) -> bool:
-        return all(self.store.read(need.id) is not None for need in job.needs)
+                yield from self.take_apart(job, error)
 
     def _after_death(self) -> Iterator[Done]:
         """Opens a new pool; every job that was under way is a suspect."""
@@ -151,26 +106,8 @@ class _Crew:
         jobs = list(self.running.values())
         self.running.clear()
         self._open()
-        error = RuntimeError("its process died, twice: killed, or out of memory")
         for job in jobs:
-            yield from self._take_apart(job, error)
-
-    def _take_apart(self, job: Job, error: BaseException) -> Iterator[Done]:
-        """Tries a job's cells without a record again, or fails the one that did it again."""
-        if isinstance(error, OSError) and error.errno in NO_DISK:
-            raise error
-        left = [cell for cell in job.cells if self.store.read(cell.id) is None]
-        if len(left) > 1 and is_out_of_memory(error):
-            halves = (left[0::2], left[1::2])
-            self.waiting[:0] = [Job(tuple(half), job.teacher) for half in halves]
-        elif left and all(cell.id in self.tried_alone for cell in left):
-            for cell in left:
-                self.store.write(fail(cell, error, self.setting.provenance))
-            left = []
-        else:
-            self.suspects += [Job((cell,), cell.teacher) for cell in left]
-        if done := [cell for cell in job.cells if cell not in left]:
-            yield self.share.give_back(done)
+            yield from self.take_apart(job, RuntimeError(DIED))
 
     def _drain(self) -> None:
         while True:
@@ -180,36 +117,11 @@ class _Crew:
                 return
 
     def stop(self) -> None:
-        """Ends the workers; at once if jobs are under way."""
         for process in list((getattr(self.pool, "_processes", None) or {}).values()):
             if self.running:
                 process.terminate()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.events.close()
-
-
-def without_lost_needs(job: Job, store: Store, setting: Setting) -> list[Job]:
-    """The job, or what is left of it if a teacher or source failed: cells that do not need it.
-
-    The others are recorded as failed here, naming what they needed.
-    """
-    lost = {need.id: need for need in job.needs if not _finished(need, store)}
-    if not lost:
-        return [job]
-    for cell in job.cells:
-        need = next((need for need in cell.needs if need.id in lost), None)
-        if need is not None:
-            found = store.read(need.id)
-            reason = found.error if found is not None else "it has no record"
-            error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
-            store.write(unfinished(cell, FAILED, error, setting.provenance))
-    kept = tuple(c for c in job.cells if not any(need.id in lost for need in c.needs))
-    return [Job(kept, next((cell.teacher for cell in kept if cell.teacher), None))]
-
-
-def _finished(cell: Cell, store: Store) -> bool:
-    found = store.read(cell.id)
-    return found is not None and found.status == FINISHED
 
 
 # --- inside a worker -----------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Checkpoints:
         about = {"version": VERSION, "cell_id": cell_id, "key": dict(key)}
         about |= {"history": asdict(history), "state": state.values}
         try:
-            write_atomically(path, pack(state.tensors, json.dumps(about)))
+            self._keep(path, pack(state.tensors, json.dumps(about)))
         except OSError as error:
             logger.warning(
                 "checkpoint %s cannot be written (%s); training goes on, and the checkpoint "
@@ -128,7 +128,7 @@ class Checkpoints:
             )  # fmt: skip
             return
         for old in self._epochs(cell_id)[KEPT:]:
-            old.unlink(missing_ok=True)
+            self._drop(old)
 
     def read(self, cell_id: str, key: Mapping[str, object]) -> tuple[History, State] | None:
         """The cell's latest whole checkpoint; None if it has none.
@@ -154,7 +154,7 @@ class Checkpoints:
                     "checkpoint %s cannot be used (%s); going on from the one before it, or from "
                     "the start", path, error,
                 )  # fmt: skip
-                path.unlink(missing_ok=True)
+                self._drop(path)
                 continue
             return History(**about["history"]), State(tensors, about["state"])
         return None
@@ -171,6 +171,12 @@ class Checkpoints:
     def cell_ids(self) -> list[str]:
         """The cells that have any."""
         return sorted(folder.name for folder in self.root.glob("*"))
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        write_atomically(path, content)
+
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
 
     def _path(self, cell_id: str, epoch: int) -> Path:
         return self.root / cell_id / f"{epoch:06d}.safetensors"
