@@ -393,8 +393,8 @@ class Mirror:
             records = {}
             for run in self._search(f"tags.`{KIND}` = 'cell'"):
                 if _is_whole(run) and run.data.tags["cell_id"] in wanted:
-                    text = self._download(run.info.run_id, "record.json", folder)
-                    record = Record.from_json(text)
+                    path = self._files_of(run).download_artifacts("record.json", folder)
+                    record = Record.from_json(Path(path).read_text(encoding="utf-8"))
                     records[record.cell_id] = record
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
 

@@ -11,8 +11,9 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the long fault tests write what they found."""
-    parser.addoption("--faults-table", metavar="FILE", help="written by tests/test_faults.py")
+    """Where long tests write what they found."""
+    parser.addoption("--faults-table", metavar="FILE", help="rows of the table of faults")
+    parser.addoption("--server-table", metavar="FILE", help="figures of the MLflow server")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

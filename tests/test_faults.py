@@ -1,7 +1,7 @@
 """Faults, with real processes: whatever happens, every result is there once and unchanged.
 
 The short forms run in every test run. The long ones take most of an hour on two cores, and write
-the table of results/faults.md:
+their rows of results/faults.md:
 
     .venv/bin/python -m pytest tests/test_faults.py -m slow --faults-table results/faults.md
 """
@@ -14,20 +14,20 @@ import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import test_checkpoint
+from fault_table import Tally
 from lessons import plain_cell, recipe, run
 from processes import ROOT, environment, kd_bench, plan_of, results, start
+from tracking_servers import MlflowServer
 
 from bench.record import write_atomically
 from bench.tracking import Mirror
@@ -104,53 +104,12 @@ def test_training_goes_on_where_checkpoints_find_no_room(tmp_path, caplog):
 # --- long forms ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Tally:
-    """What the long forms did: one row for each fault."""
-
-    rows: list[tuple[str, int, int, int, int]] = field(default_factory=list)
-
-    def add(self, fault: str, times: int, expected: dict, found: dict) -> None:
-        """Counts a fault's results and refuses any loss."""
-        lost = len(expected.keys() - found.keys())
-        changed = sum(found[i] != expected[i] for i in expected.keys() & found.keys())
-        self.rows.append((fault, times, len(expected), lost, changed))
-        assert (lost, changed) == (0, 0), fault
-        assert found.keys() == expected.keys()
-
-    def to_markdown(self, conditions: str) -> str:
-        lines = [
-            "# Faults",
-            "",
-            "Each fault is done to real processes that run the grid `smoke` with 30 epochs; then "
-            "the same command runs until it ends by itself. A result counts as lost if its cell "
-            "has no record, and as changed if a weight, a curve or a number differs by one bit "
-            "from the undisturbed run's.",
-            "",
-            "| fault | times | results | lost | changed |",
-            "|---|--:|--:|--:|--:|",
-            *(f"| {' | '.join(str(value) for value in row)} |" for row in self.rows),
-            "",
-            conditions,
-            "",
-        ]
-        return "\n".join(lines)
-
-
 @pytest.fixture(scope="module")
 def tally(request) -> Iterator[Tally]:
     counted = Tally()
     yield counted
-    path = request.config.getoption("--faults-table")
-    if path and counted.rows:
-        import torch
-
-        conditions = (
-            f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {os.cpu_count()} CPU cores, "
-            f"2 workers, a checkpoint after every epoch, random moments by seed {SEED}. Made by: "
-            "`python -m pytest tests/test_faults.py -m slow --faults-table results/faults.md`"
-        )
-        write_atomically(Path(path), counted.to_markdown(conditions))
+    if counted.rows and (path := request.config.getoption("--faults-table")):
+        counted.write(Path(path))
 
 
 @dataclass(frozen=True)
@@ -325,53 +284,21 @@ def test_a_disk_that_fills_up(small_disk, tmp_path, undisturbed, tally):
     tally.add("full disk (tmpfs of 2 MiB)", len(rooms), undisturbed.results, last)
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[str]:
-    address = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db",
-        "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
-    with (folder / "server.log").open("a") as log, subprocess.Popen(
-        command, stdout=log, stderr=log, env=env, start_new_session=True
-    ) as server:  # fmt: skip
-        try:
-            until = time.monotonic() + 300
-            while not answers(f"{address}/health"):
-                assert time.monotonic() < until, (folder / "server.log").read_text()
-                time.sleep(0.2)  # looks again
-            yield address
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
 @quiet_mlflow
 def test_a_tracking_server_that_is_killed_and_comes_back(tmp_path, undisturbed, tally, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     work, output = tmp_path / "work", tmp_path / "output"
-    env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    server = MlflowServer(tmp_path, WORKERS="1")
+    env = {"MLFLOW_TRACKING_URI": server.address}
     with output.open("w") as file:
-        with mlflow_server(tmp_path, port):
+        with server:
             launcher = start(file, *words(work), **env)
             while "cells 1/" not in output.read_text():
                 assert launcher.poll() is None, output.read_text()
                 time.sleep(0.05)  # looks again
         assert launcher.wait(TIMEOUT) == 0, output.read_text()  # the server is dead: all trained
     assert "MLflow store failed" in output.read_text()
-    with mlflow_server(tmp_path, port):
+    with server:
         for _ in range(2):  # the second time there is nothing left to send
             done = kd_bench("sync", "--grid", grid_of(work), "--work-dir", str(work), **env)
             assert done.returncode == 0, done.stderr

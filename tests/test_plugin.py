@@ -325,7 +325,7 @@ def test_a_worker_process_trains_them_and_the_results_can_be_used(
 
 @pytest.mark.slow
 def test_a_killed_grid_with_plugins_goes_on_to_the_same_bits(tmp_path, files):
-    grid = grid_file(tmp_path, recipe={**GRID["recipe"], "epochs": 300})
+    grid = grid_file(tmp_path, recipe={**GRID["recipe"], "epochs": 60})
 
     def words(work: Path) -> list[str]:
         return ["--grid", grid, "--work-dir", str(work), *options(files), "--workers", "2",
