@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.cost.record import Costs
     from bench.grid import Expansion, Grid
     from bench.launch.coordinator import Launch, Outcome
-    from bench.launch.job import Library
+    from bench.launch.job import Library, Setting
     from bench.launch.ray_cluster import RayCluster
     from bench.record import Plan, Record, Row
     from bench.tracking import Mirror
@@ -171,7 +171,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--node-dir", metavar="DIR", help="for Ray nodes that do not share the work directory: "
         "a folder of each node's own, such as '$TMPDIR/kd-bench'")  # fmt: skip
     add("--retry-failed", action="store_true", help="train failed cells again")
-    add("--dry-run", action="store_true", help="say what would run, and stop")
+    add("--cohort", type=_cohort, metavar="auto|N",
+        help="at most so many cells side by side in one job; no number depends on it (default: "
+        "auto, as many as memory holds)")  # fmt: skip
+    add("--dry-run", action="store_true", help="say what would run and what it should cost, and "
+        "stop; takes some seconds once, with large networks on a CPU minutes")  # fmt: skip
+    add("--calibrate-seconds", type=float, default=30.0, metavar="S",
+        help="--dry-run: measure no further row after so long, but extrapolate; 0 only lists the "
+        "cells, at once (default: 30)")  # fmt: skip
     add("overrides", nargs="*", metavar="FIELD=VALUE",
         help="fields of the grid to replace, such as recipe.epochs=10")  # fmt: skip
 
@@ -245,6 +252,15 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _cohort(text: str) -> int | None:
+    """ "auto" -> None, "4" -> 4."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted auto or a number of at least 1")
+    return int(text)
+
+
 def _numbers(text: str) -> list[int]:
     """ "0-2,7" -> [0, 1, 2, 7]."""
     numbers: list[int] = []
@@ -292,7 +308,7 @@ def _prepare(options: argparse.Namespace) -> Prepared:
             device = pick_device(device).type if device == "auto" else device
             pick_device(device)
         console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
-        library = Library(options.data_root, work.cache)
+        library = Library(options.data_root, work.cache, stand_in=options.dry_run)
         library.read(grid.data)
         if options.threads < 1 or options.threads > 1024:
             raise ValueError(f"--threads: got {options.threads}, wanted 1 to 1024")
@@ -334,16 +350,11 @@ def _train(
     options: argparse.Namespace, prepared: Prepared, grid: Grid
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
-    from bench.launch.job import Setting, provenance
     from bench.launch.lease import LeaseLostError
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = _expand(prepared, grid), prepared.work
-    setting = Setting(
-        store=work.store.root, cache=work.cache, data_root=options.data_root,
-        threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
-        checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
-    )  # fmt: skip
+    setting = _setting(options, work)
     retry, console = options.retry_failed, prepared.console
     try:
         with _launcher(options, prepared) as (devices, launch):
@@ -370,13 +381,39 @@ def _launcher(
         yield cluster.devices, cluster.run
 
 
-def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
-    from bench.launch.preview import preview
+def _setting(options: argparse.Namespace, work: WorkDir) -> Setting:
+    from bench.launch.job import Setting, provenance
 
-    if prepared.cluster is None:
-        _devices(prepared.device, options.workers)
-    expansion = _expand(prepared, grid)
-    print(preview(expansion, prepared.work.store, options.retry_failed))
+    return Setting(
+        store=work.store.root, cache=work.cache, data_root=options.data_root,
+        threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
+        checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
+        cohort=options.cohort,
+    )  # fmt: skip
+
+
+def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
+    """Says what would run; measures what it would cost, unless it is told not to."""
+    from bench.launch.calibrate import CalibrationError
+    from bench.launch.preview import preview, preview_costs
+
+    local = prepared.cluster is None
+    devices = _devices(prepared.device, options.workers) if local else []
+    expansion, work = _expand(prepared, grid), prepared.work
+    for reason in prepared.library.absent.values():
+        print(f"random images stand in for the data, and nothing counts as done: {reason}")
+    if options.calibrate_seconds <= 0 or not local:  # nodes differ from this machine
+        print(preview(expansion, work.store, options.retry_failed))
+        return 0
+    setting, console = _setting(options, work), prepared.console
+    try:
+        print(preview_costs(
+            expansion, work, setting, devices, prepared.library, options.calibrate_seconds,
+            retry_failed=options.retry_failed,
+            report=lambda what: console.print(f"calibrating: {what}", highlight=False),
+        ))  # fmt: skip
+    except CalibrationError as error:
+        raise UsageError(str(error)) from None
     return 0
 
 

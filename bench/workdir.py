@@ -34,6 +34,11 @@ class WorkDir:
         """Who trains what, where several commands share this work directory."""
         return self.root / "store" / "leases"
 
+    @property
+    def calibration(self) -> Path:
+        """What steps take on this machine, for estimates."""
+        return self.root / "store" / "calibration"
+
     def grid(self, name: str) -> Path:
         """The folder of a grid's plan, tables and figures."""
         return self.root / name

@@ -42,6 +42,10 @@ ALLOWED = {
         "bench.cost", "bench.train", "bench.models", "bench.method", "bench.cell",
         "bench.record", "bench.seeds", "methods.registry",
     },
+    "bench.cost.probe": {
+        "bench.cost", "bench.train", "bench.data.dataset", "bench.models", "bench.method",
+        "bench.cell", "bench.record", "methods.registry",
+    },
     "bench.cost.record": {"bench.record"},
     "bench.cost.command": {
         "bench.cost", "bench.data.sources", "bench.grid", "bench.launch.job", "bench.record",

@@ -104,7 +104,7 @@ class Scene:
         self.batch = Images(self.train.images[:size], self.train.labels[:size])
         self.index = torch.arange(size, device=setting.device)
         network = self.build(teacher).to(setting.device)
-        _set_statistics(network, self.batch.images)
+        set_statistics(network, self.batch.images)
         self.teacher = Teacher(network, setting.cell(teacher), setting.device)
         self.teacher_shapes = tap_shapes(self.teacher.network, setting.image_shape)
 
@@ -125,7 +125,7 @@ class Scene:
         return self.teacher.view(self.batch.images, ("logits",))
 
 
-def _set_statistics(network: nn.Module, images: Tensor) -> None:
+def set_statistics(network: nn.Module, images: Tensor) -> None:
     """Gives BatchNorm the statistics of `images`: a deep random network would overflow without."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     usual = [norm.momentum for norm in norms]

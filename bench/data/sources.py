@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ DIGITS_TEST_PER_CLASS = 50
 logger = logging.getLogger(__name__)
 
 
+class Sizes(NamedTuple):
+    """How many images a data set has, of which shape.
+
+    Attributes:
+        shape: (C, H, W).
+        train: N.
+        test: M.
+    """
+
+    shape: tuple[int, int, int]
+    train: int
+    test: int
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set that this project knows how to get.
@@ -37,11 +51,13 @@ class Source:
         read: (name, folder for downloads) -> the whole data set.
         classes: how many it has; a folder tree with another number is not this data set.
         as_tree: whether a class-per-folder tree under the data root stands in for it.
+        sizes: of the whole data set, where they are always the same.
     """
 
     read: Callable[[str, Path], DataSet]
     classes: int
     as_tree: bool = True
+    sizes: Sizes | None = None
 
 
 _CODE: dict[str, str] = {}
@@ -291,10 +307,50 @@ def _part(dataset: Any) -> Part:
     return images.contiguous(), torch.as_tensor(dataset.targets, dtype=torch.int64)
 
 
+def stand_in(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
+    """Random images in the number and shape of a known data set, for timing without it.
+
+    Args:
+        source: one of `names`, but for "folder".
+        size: as for `load`.
+        classes: as for `load`; only how many counts.
+
+    Raises:
+        DataError: nobody knows how many images of which shape such a data set has.
+
+    Example:
+        >>> images = stand_in("mnist", size=16, classes=2).train_images
+        >>> images.shape
+        torch.Size([12000, 1, 16, 16])
+    """
+    known = SOURCES.get(source)
+    if known is None or known.sizes is None:
+        raise DataError(f"data set {source!r} is not here, and its sizes are not known")
+    sizes = known.sizes
+    kept = (
+        known.classes if classes is None else classes if isinstance(classes, int) else len(classes)
+    )
+    channels, height, width = sizes.shape
+    side = (height, width) if size is None else (size, size)
+    generator = torch.Generator().manual_seed(0)
+
+    def part(count: int) -> Part:
+        count = count * kept // known.classes
+        shape = (count, channels, *side)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return images, torch.arange(count) % kept
+
+    names = [str(label) for label in range(kept)]
+    return DataSet.of(source, part(sizes.train), part(sizes.test), names)
+
+
+_CIFAR = Sizes((3, 32, 32), 50_000, 10_000)
+_MNIST = Sizes((1, 28, 28), 60_000, 10_000)
+
 SOURCES: dict[str, Source] = {
-    "digits": Source(_read_digits, 10, as_tree=False),
-    "cifar10": Source(partial(_read_torchvision, "CIFAR10"), 10),
-    "cifar100": Source(partial(_read_torchvision, "CIFAR100"), 100),
-    "fashion_mnist": Source(partial(_read_torchvision, "FashionMNIST"), 10),
-    "mnist": Source(partial(_read_torchvision, "MNIST"), 10),
+    "digits": Source(_read_digits, 10, False, Sizes((1, 8, 8), 1297, 500)),
+    "cifar10": Source(partial(_read_torchvision, "CIFAR10"), 10, sizes=_CIFAR),
+    "cifar100": Source(partial(_read_torchvision, "CIFAR100"), 100, sizes=_CIFAR),
+    "fashion_mnist": Source(partial(_read_torchvision, "FashionMNIST"), 10, sizes=_MNIST),
+    "mnist": Source(partial(_read_torchvision, "MNIST"), 10, sizes=_MNIST),
 }

@@ -38,6 +38,8 @@ class Setting:
         checkpoints: folder of the checkpoints; None for none.
         checkpoint_seconds: at least so long between two of them; see `bench.train.checkpoint`.
         plugins: the user's own files, as they were when the command began; see `bench.plugin`.
+        cohort: at most so many cells train side by side in one job; None for as many as a
+            worker's memory holds.
     """
 
     store: Path
@@ -49,33 +51,51 @@ class Setting:
     checkpoints: Path | None = None
     checkpoint_seconds: float = 60.0
     plugins: tuple[Plugin, ...] = ()
+    cohort: int | None = None
 
 
 class Library:
     """Data sets by what cells ask for, each decoded and hashed once per process."""
 
-    def __init__(self, data_root: Path | None, cache: Path) -> None:
+    def __init__(self, data_root: Path | None, cache: Path, stand_in: bool = False) -> None:
         """Nothing is read yet.
 
         Args:
             data_root: where the user keeps data sets; None for nowhere.
             cache: folder of decoded data sets.
+            stand_in: whether random images take the place of a data set that is not here; for
+                estimates, never for training.
         """
-        self.data_root, self.cache = data_root, cache
+        self.data_root, self.cache, self.stand_in = data_root, cache, stand_in
+        self.absent: dict[str, str] = {}
         self._sets: dict[str, DataSet] = {}
         self._fingerprints: dict[str, str] = {}
 
     def read(self, spec: DataSpec) -> DataSet:
         """The decoded data set; `DataError` if it is missing or at fault."""
-        from bench.data.sources import load
-
         key = self._key(spec)
         if key not in self._sets:
-            self._sets[key] = load(
+            self._sets[key] = self._load(spec)
+        return self._sets[key]
+
+    def _load(self, spec: DataSpec) -> DataSet:
+        from bench.data.dataset import DataError
+        from bench.data.sources import load, stand_in
+
+        try:
+            return load(
                 spec.source, data_root=self.data_root, cache=self.cache, size=spec.size,
                 classes=spec.classes,
             )  # fmt: skip
-        return self._sets[key]
+        except DataError as error:
+            if not self.stand_in:
+                raise
+            try:
+                found = stand_in(spec.source, size=spec.size, classes=spec.classes)
+            except DataError:
+                raise error from None
+            self.absent[self._key(spec)] = str(error)
+            return found
 
     def fingerprint(self, spec: DataSpec) -> str:
         """The hash of its content."""
@@ -83,7 +103,8 @@ class Library:
 
         key = self._key(spec)
         if key not in self._fingerprints:
-            self._fingerprints[key] = fingerprint(self.read(spec))
+            data = self.read(spec)
+            self._fingerprints[key] = "absent" if key in self.absent else fingerprint(data)
         return self._fingerprints[key]
 
     @staticmethod
