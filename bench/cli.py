@@ -592,10 +592,12 @@ def _say_outcome(outcome: Outcome) -> None:
         return
     share = outcome.recording_seconds / outcome.seconds
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
+    expected = outcome.estimated_seconds
+    estimate = f" (estimated {expected:.0f} s)" if expected is not None else ""
     print(
-        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; the coordinator "
-        f"spent {outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; in all: "
-        f"{states}"
+        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s{estimate}; the "
+        f"coordinator spent {outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; "
+        f"in all: {states}"
     )
 
 

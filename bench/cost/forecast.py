@@ -126,7 +126,7 @@ class Forecast:
         if not self.checkpoint_every:
             return total
         saves = math.floor(total / self.checkpoint_every)
-        return total + saves * len(cells) * teacher.checkpoint_seconds
+        return total + saves * sum(self._of(cell)[0].checkpoint_seconds for cell in cells)
 
     def training_seconds(self, cells: Sequence[Cell]) -> float:
         """The sum of the pieces of a cohort's epochs, evaluations apart."""
@@ -274,13 +274,14 @@ def at_throughput(parts: Parts, flops_per_second: float) -> Parts:
             replace(s, step_seconds=seconds(s.step_flops), epoch_seconds=0.0, enter_seconds=0.0)
             for s in found.stages
         )
-        return replace(found, stages=stages, test_seconds=seconds(found.test_flops))
+        return replace(
+            found, stages=stages, test_seconds=seconds(found.test_flops), checkpoint_seconds=0.0
+        )
 
     def teacher(found: TeacherParts) -> TeacherParts:
         return replace(
             found, view_seconds=seconds(found.view_flops), clean_seconds=seconds(found.clean_flops),
             look_seconds=seconds(found.test_flops), together=1.0, cell_seconds=0.0,
-            checkpoint_seconds=0.0,
         )  # fmt: skip
 
     return Parts(

@@ -57,6 +57,7 @@ class StudentParts:
         test_flops: likewise.
         held_bytes: parameters, buffers and momentum, of network and connector.
         step_bytes: the most that a step holds beyond that.
+        checkpoint_seconds: of one checkpoint.
         origin: "measured", or "extrapolated" from counted operations.
     """
 
@@ -65,6 +66,7 @@ class StudentParts:
     test_flops: int
     held_bytes: int
     step_bytes: int
+    checkpoint_seconds: float = 0.0
     origin: str = MEASURED
 
 
@@ -83,7 +85,6 @@ class TeacherParts:
         view_bytes: the most that a forward pass holds beyond that.
         together: seconds of a whole cohort's training over the sum of its pieces.
         cell_seconds: of a student's admission and of its record, weights and diagnostics.
-        checkpoint_seconds: of one student's checkpoint.
     """
 
     view_seconds: float = 0.0
@@ -96,7 +97,6 @@ class TeacherParts:
     view_bytes: int = 0
     together: float = 1.0
     cell_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,16 @@
 Weights are random and the learning rate is next to nothing, so that nothing diverges and whatever
 is measured again is the same work. A cut of the data serves where the whole would only repeat it;
 what grows with the number of images is scaled up from the cut.
+
+On the CPU, with one thread, the processor's time is read and not the clock on the wall: what else
+the machine is doing for the moment is no property of the training.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +34,6 @@ from bench.cost.parts import (
     StreamParts,
     StudentParts,
     TeacherParts,
-    kind,
     teacher_kind,
 )
 from bench.cost.profiler import Clock, peak_bytes
@@ -38,8 +41,8 @@ from bench.cost.steps import set_statistics
 from bench.data.dataset import DataSet
 from bench.method import Method, View
 from bench.models.network import Network, tap_shapes
-from bench.record import FINISHED, Store
-from bench.train.checkpoint import Checkpoints
+from bench.record import Store, write_atomically
+from bench.train.checkpoint import Checkpoints, History
 from bench.train.cohort import Cohort, build_network
 from bench.train.device import set_numerics
 from bench.train.engine import Student, make_student
@@ -61,6 +64,9 @@ LONG_SECONDS = 0.05
 
 SKETCH = (4, 8)
 """Batch sizes from whose operations those of the real batch are extrapolated."""
+
+RECORD_FILES = 3
+"""Written for every cell: its settings, its weights, its record."""
 
 LASTING = 10**6
 """Epochs of a rehearsed stage: it never comes to its end."""
@@ -95,15 +101,18 @@ class Rehearsal:
         test_scale: likewise of the test set.
     """
 
-    def __init__(self, cell: Cell, read: Read, device: torch.device) -> None:
+    def __init__(self, cell: Cell, read: Read, device: torch.device, waiting: float = 1.0) -> None:
         """Opens the data as a job does.
 
         Args:
             cell: one of the cohort, with the cohort's teacher if it has one.
             read: gives a data set, decoded, as slowly as a job gets it.
             device: where to measure.
+            waiting: seconds that go by for one of the processor's, where workers outnumber
+                processors.
         """
-        self.cell, self.device, self.clock = cell, device, Clock(device)
+        self.cell, self.device, self._waiting = cell, device, waiting
+        self._alone = device.type == "cpu" and torch.get_num_threads() == 1
         set_numerics(cell)
         whole: list[Stream] = []
         data: list[DataSet] = []
@@ -126,7 +135,11 @@ class Rehearsal:
         self.teacher_shapes = tap_shapes(self.teacher.network, shape) if self.teacher else None
 
     def _seconds(self, action: Callable[[], object]) -> float:
-        return self.clock.time(action) / 1e3
+        if not self._alone:
+            return Clock(self.device).time(action) / 1e3
+        began = time.process_time()
+        action()
+        return (time.process_time() - began) * self._waiting
 
     def _opened(self, stream: Stream, seconds: float) -> StreamParts:
         batch, train = self.cell.recipe.batch_size, stream.train
@@ -220,7 +233,7 @@ class Rehearsal:
             NotApplicable: the method cannot serve this pair.
         """
         method = registry.build(cell.method, **cell.hyperparameters)
-        stages, held, peaks = [], 0, []
+        stages, held, peaks, save = [], 0, [], 0.0
         for position in range(len(method.plan)):
             student, enter = self._enter(cell, method, position)
             times = self._epochs(student)
@@ -229,6 +242,7 @@ class Rehearsal:
             peaks.append(self._peak(student, look))
             held = max(held, self._held_bytes(student))
             stages.append(self._stage(student, flops, enter, *times))
+            save = _save_seconds(student)
         network = build_network(cell, self.stream.classes, self.stream.image_shape)
         network = network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         test = lambda: accuracy(self._predict(network), self.stream.test.labels)  # noqa: E731
@@ -239,6 +253,7 @@ class Rehearsal:
             test_flops=round(_count(test) * self.test_scale),
             held_bytes=held,
             step_bytes=max(peaks),
+            checkpoint_seconds=save,
             origin=MEASURED,
         )
 
@@ -290,8 +305,7 @@ class Rehearsal:
         """A student in one of its method's stages, and the seconds that the stage's begin took."""
         stage = method.plan[position]
         alone = replace(method, plan=(replace(stage, share=1.0),))
-        slow = {"learning_rate": 1e-12, "epochs": LASTING}
-        cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update=slow)})
+        cell = _lasting(cell, LASTING)
         network = build_network(cell, self.stream.classes, self.stream.image_shape)
         shapes = tap_shapes(network, self.stream.image_shape)
         student = make_student(
@@ -377,49 +391,40 @@ class Rehearsal:
     def together(self, cells: Sequence[Cell], pieces: Parts) -> TeacherParts:
         """The teacher's pieces with what only a whole cohort shows.
 
-        A cohort of the cells trains for a few epochs on the cut, as a worker does it: what its
-        steps take beside the sum of its pieces, and what a cell takes beside its training.
+        A cohort of the cells trains twice on the cut, as a worker does it, once for some epochs
+        more: these tell what its steps take beside the sum of their pieces, the rest what a cell
+        takes beside its training.
 
         Args:
             cells: of this stream and teacher, one of each kind.
             pieces: theirs, measured here.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder) / "cells")
-            short = [self._shortened(cell, cells) for cell in cells]
-            self._write_sources(short, store)
-            kept = Checkpoints(Path(folder) / "checkpoints", 0.0)
-            cohort = Cohort(
-                self.stream, self.teacher, store, self.device, lambda *event: None, {}, kept
-            )
-            whole = self._seconds(lambda: cohort.run(short))
-            records = store.read_all(cell.id for cell in short)
-        final = [r.final for r in records.values() if r.status == FINISHED]
         teacher = pieces.teachers[teacher_kind(self._taught_first(cells))]
-        if not final:
-            return teacher
-        train, test, save = (
-            sum(f[name] for f in final)
-            for name in ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
-        )
-        expected = self._expected_training(short, pieces)
-        saves = sum(f["epochs"] - 1 for f in final)
-        beside = whole - train - test - save - self._extra_tests(cells, pieces)
-        return replace(
-            teacher,
-            together=train / expected if expected else 1.0,
-            cell_seconds=max(0.0, beside) / len(final),
-            checkpoint_seconds=save / saves,
-        )
+        few = max(len(registry.build(c.method, **c.hyperparameters).plan) for c in cells)
+        runs = [self._run(cells, epochs, pieces) for epochs in (few, 3 * few)]
+        (short, expected_short, beside), (long, expected_long, beside_long) = runs
+        expected = expected_long - expected_short
+        grown = (long - beside_long) - (short - beside)
+        together = grown / expected if expected > 0 and grown > 0 else 1.0
+        rest = short - beside - together * expected_short
+        each = max(0.0, rest) / len(cells) + RECORD_FILES * _file_seconds()
+        return replace(teacher, together=together, cell_seconds=each)
+
+    def _run(self, cells: Sequence[Cell], epochs: int, pieces: Parts) -> tuple[float, float, float]:
+        """Seconds of a cohort's run: in fact, expected of its training, and of its tests."""
+        short = [_lasting(cell, epochs) for cell in cells]
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder))
+            self._write_sources(short, store)
+            cohort = Cohort(self.stream, self.teacher, store, self.device, lambda *event: None)
+            seconds = self._seconds(lambda: cohort.run(short))
+        forecast = Forecast(self._on_the_cut(pieces))
+        tests = sum(forecast.lesson(cell).testing_seconds for cell in short)
+        return seconds, forecast.training_seconds(short), tests
 
     @staticmethod
     def _taught_first(cells: Sequence[Cell]) -> Cell:
         return next((cell for cell in cells if cell.teacher is not None), cells[0])
-
-    def _shortened(self, cell: Cell, cells: Sequence[Cell]) -> Cell:
-        stages = max(len(registry.build(c.method, **c.hyperparameters).plan) for c in cells)
-        recipe = cell.recipe.model_copy(update={"epochs": 2 * stages, "learning_rate": 1e-12})
-        return cell.model_copy(update={"recipe": recipe})
 
     def _write_sources(self, cells: Sequence[Cell], store: Store) -> None:
         for source in {c.source.id: c.source for c in cells if c.source is not None}.values():
@@ -428,32 +433,58 @@ class Rehearsal:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(safetensors.torch.save(network.state_dict()))
 
-    def _expected_training(self, cells: Sequence[Cell], pieces: Parts) -> float:
-        """What the training of the cells would take on the cut, piece by piece."""
-        cut = self.stream.train_images / self.cell.recipe.batch_size
-        streams = {k: replace(s, steps=min(s.steps, cut)) for k, s in pieces.streams.items()}
+    def _on_the_cut(self, pieces: Parts) -> Parts:
+        """The pieces as they are on the cut of the data."""
+        batches, tested = self.stream.train_images, len(self.stream.test.labels)
+        cut = batches / self.cell.recipe.batch_size
+        streams = {
+            k: replace(
+                s, steps=min(s.steps, cut), train_images=min(s.train_images, batches),
+                test_images=min(s.test_images, tested),
+            )
+            for k, s in pieces.streams.items()
+        }  # fmt: skip
         teachers = {
             k: replace(t, clean_seconds=t.clean_seconds / self.scale)
             for k, t in pieces.teachers.items()
         }
-        students = {k: self._on_the_cut(s) for k, s in pieces.students.items()}
-        return Forecast(Parts(streams, teachers, students)).training_seconds(cells)
+        return Parts(
+            streams, teachers, {k: self._student_on_the_cut(s) for k, s in pieces.students.items()}
+        )
 
-    def _on_the_cut(self, student: StudentParts) -> StudentParts:
+    def _student_on_the_cut(self, student: StudentParts) -> StudentParts:
         stages = (
             replace(s, enter_seconds=s.enter_seconds / self.scale) if s.clean else s
             for s in student.stages
         )
-        return replace(student, stages=tuple(stages))
+        tests = student.test_seconds / self.test_scale
+        return replace(student, stages=tuple(stages), test_seconds=tests)
 
-    def _extra_tests(self, cells: Sequence[Cell], pieces: Parts) -> float:
-        """Tests that a cohort makes after a cell's training, which a forecast counts by itself."""
-        seconds = 0.0
-        for cell in cells:
-            test = pieces.students[kind(cell)].test_seconds / self.test_scale
-            images = self.stream.train_images / len(self.stream.test.labels)
-            seconds += test * ((cell.teacher is not None) + cell.diagnostics * images)
-        return seconds
+
+def _lasting(cell: Cell, epochs: int) -> Cell:
+    """The cell with so many epochs, in which its weights stay where they are."""
+    recipe = cell.recipe.model_copy(update={"epochs": epochs, "learning_rate": 1e-12})
+    return cell.model_copy(update={"recipe": recipe})
+
+
+def _save_seconds(student: Student) -> float:
+    """Until a student's checkpoint is safe on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Checkpoints(Path(folder))
+        began = time.perf_counter()
+        kept.write("rehearsal", 1, {}, History(""), student.state())
+        return time.perf_counter() - began
+
+
+def _file_seconds() -> float:
+    """Until a small file is safe on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = []
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            write_atomically(Path(folder) / "file", "x" * 4096)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 def refused(cell: Cell) -> StudentParts:

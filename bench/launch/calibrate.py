@@ -159,9 +159,7 @@ def _cohort_key(group: Group) -> list[str]:
 def _teach(teachers: dict[str, TeacherParts], group: Group, parts: TeacherParts) -> None:
     """Enters a group's teacher, and nobody for those of its cells that have none."""
     teachers[teacher_kind(group.taught)] = parts
-    alone = replace(
-        TeacherParts(), cell_seconds=parts.cell_seconds, checkpoint_seconds=parts.checkpoint_seconds
-    )
+    alone = TeacherParts(cell_seconds=parts.cell_seconds)
     for cell in group.cells:
         teachers.setdefault(teacher_kind(cell), alone)
 
@@ -336,7 +334,8 @@ class _Crew:
         self._began = time.time()
         self._pool = ProcessPoolExecutor(
             len(devices), context, _start,
-            (setting, stand_in, free, self._stop, context.Barrier(len(devices))),
+            (setting, stand_in, free, self._stop, context.Barrier(len(devices)),
+             _waiting_for(len(devices))),
         )  # fmt: skip
 
     def __enter__(self) -> _Crew:
@@ -367,16 +366,24 @@ class _Crew:
             future.result()
 
 
+def _waiting_for(workers: int) -> float:
+    """How much longer a worker takes than its processor works: there may be more of them."""
+    return max(1.0, workers / len(os.sched_getaffinity(0)))
+
+
 _setting: Setting
 _stand_in = False
 _stop: Event
 _all_ready: Barrier
+_waiting = 1.0
 _rehearsals: dict[str, Rehearsal] = {}
 _plugged = ExitStack()
 
 
-def _start(setting: Setting, stand_in: bool, free: Queue, stop: Event, all_ready: Barrier) -> None:
-    global _setting, _stand_in, _stop, _all_ready
+def _start(
+    setting: Setting, stand_in: bool, free: Queue, stop: Event, all_ready: Barrier, waiting: float
+) -> None:
+    global _setting, _stand_in, _stop, _all_ready, _waiting
     import torch
 
     # What a worker of a run imports, so that its start takes as long.
@@ -385,7 +392,7 @@ def _start(setting: Setting, stand_in: bool, free: Queue, stop: Event, all_ready
     from bench.plugin import plugged
 
     _setting, _stand_in, _stop = replace(setting, device=free.get()), stand_in, stop
-    _all_ready = all_ready
+    _all_ready, _waiting = all_ready, waiting
     _plugged.enter_context(plugged(setting.plugins))
     torch.set_num_threads(setting.threads)
 
@@ -409,7 +416,8 @@ def _rehearse(group: Group) -> Rehearsal:
     key = teacher_kind(group.taught)
     if key not in _rehearsals:
         _rehearsals.clear()
-        _rehearsals[key] = Rehearsal(group.taught, _read, pick_device(_setting.device))
+        device = pick_device(_setting.device)
+        _rehearsals[key] = Rehearsal(group.taught, _read, device, _waiting)
     return _rehearsals[key]
 
 

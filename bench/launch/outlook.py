@@ -35,6 +35,15 @@ class Outlook:
         """From the start to the end of the last job."""
         return self.schedule and self.schedule.seconds
 
+    @property
+    def cell_seconds(self) -> dict[str, float] | None:
+        """Cell id -> its own seconds; None where nothing was calibrated."""
+        if self.forecast is None:
+            return None
+        return {
+            c.id: self.forecast.own_seconds(c, job.cells) for job in self.jobs for c in job.cells
+        }
+
 
 def look_ahead(
     cells: Sequence[Cell],
@@ -42,6 +51,7 @@ def look_ahead(
     setting: Setting,
     devices: Sequence[str],
     library: Library,
+    local: bool = True,
 ) -> Outlook:
     """Plans the training of cells.
 
@@ -51,11 +61,13 @@ def look_ahead(
         setting: of the run.
         devices: one entry per worker process.
         library: where their data is.
+        local: whether the workers are this machine's, whose memory then limits a job.
     """
     forecast = parts and Forecast(parts, setting.checkpoint_seconds * bool(setting.checkpoints))
     rough = Rough(_sizes(library))
-    limit = _room(setting, devices)
-    fits = _fits(forecast, rough, setting, limit)
+    limit = _room(devices) if local and setting.cohort is None else None
+    base = process_bytes() if devices[0] == "cpu" else 0  # a device's memory has no process in it
+    fits = _fits(forecast.bytes if forecast else rough.bytes, setting.cohort, limit, base)
     seconds = forecast.seconds if forecast else rough.work
     jobs = plan_jobs(cells, len(devices), seconds, fits)
     schedule = forecast and simulate(
@@ -73,24 +85,18 @@ def _sizes(library: Library) -> Callable[[DataSpec], DataSizes]:
     return sizes
 
 
-def _room(setting: Setting, devices: Sequence[str]) -> int | None:
-    """What the fullest device has for one of its workers; None if the size is given."""
-    if setting.cohort is not None:
-        return None
+def _room(devices: Sequence[str]) -> int | None:
+    """What the fullest device has for one of its workers; None where nobody knows."""
     rooms = [room(device, devices.count(device)) for device in set(devices)]
     known = [size for size in rooms if size is not None]
     return min(known) if known else None
 
 
 def _fits(
-    forecast: Forecast | None, rough: Rough, setting: Setting, limit: int | None
+    held: Callable[[Sequence[Cell]], int], most: int | None, limit: int | None, base: int
 ) -> Fits | None:
-    if setting.cohort is not None:
-        most = setting.cohort
+    if most is not None:
         return lambda cells: len(cells) <= most
     if limit is None:
         return None
-    # A process on a device keeps its libraries in the host's memory.
-    base = process_bytes() if setting.device == "cpu" else 0
-    held = forecast.bytes if forecast else rough.bytes
     return lambda cells: base + held(cells) <= limit
