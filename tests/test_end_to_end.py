@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import yaml
 from processes import ROOT, kd_bench, plan_of, results
 
 from bench.cli import main
+from bench.data.dataset import DataError
 from bench.grid import load_grid
 from bench.record import Store
 from bench.tracking import Mirror, mirror_all
@@ -177,11 +179,42 @@ def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(tmp_pa
 
 
 def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
-    assert main([*SMOKE, "--work-dir", str(tmp_path), "--dry-run"]) == 0
+    words = ["--work-dir", str(tmp_path), "--dry-run", "--calibrate-seconds", "0"]
+    assert main([*SMOKE, *words]) == 0
     said = capsys.readouterr().out
     assert "cells: 12, done already: 0, to train: 12 (52 epochs in all)" in said
     assert not (tmp_path / "smoke").exists()
     assert not list(tmp_path.glob("mlflow.db"))
+
+
+def test_a_dry_run_estimates_and_measures_nothing_twice(tmp_path, capsys, monkeypatch):
+    words = [*SMOKE, "--methods", "soft_logits", "--seeds", "0", "--workers", "1", "--dry-run"]
+    words += ["--work-dir", str(tmp_path)]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    assert "to train: 3 (12 epochs in all)" in first
+    assert re.search(r"^ +soft_logits +1 +0 +4 +\d", first, re.MULTILINE)
+    estimate = re.search(r"estimated: (\d+) s on 1 workers", first)
+    assert estimate is not None
+    assert 1 <= int(estimate[1]) <= 60  # a process has to start; on a busy machine it takes a while
+    monkeypatch.setattr("bench.launch.calibrate._Crew", None)  # would be called to measure
+    assert main(words) == 0
+    again = capsys.readouterr().out
+    assert again.splitlines()[-3:] == first.splitlines()[-3:]
+
+
+def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, capsys, monkeypatch):
+    def absent(*words: object, **named: object) -> None:
+        raise DataError("data set 'cifar100' is not here")
+
+    monkeypatch.setattr("bench.data.sources.load", absent)
+    words = ["--grid", "cifar100-mini", "--dry-run", "--calibrate-seconds", "0"]
+    assert main([*words, "--work-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "random images stand in for the data" in said
+    assert "cells: 54, done already: 0" in said
+    assert main([*words[:2], "--work-dir", str(tmp_path)]) == 2  # nobody trains on them
+    assert "data set 'cifar100' is not here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

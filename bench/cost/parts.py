@@ -150,7 +150,9 @@ class Parts:
 def kind(cell: Cell) -> str:
     """The same for cells that cost the same a step and an evaluation."""
     values = cell.resolved()
-    teacher = cell.teacher and cell.teacher.model_dump(mode="json", include={"model"})
+    teacher = cell.teacher and cell.teacher.model_dump(
+        mode="json", include={"model", "network_code"}
+    )
     for name in ("seed", "recipe", "source", "teacher"):
         del values[name]
     return _digest(values, _stream_values(cell), teacher, cell.source is not None)
@@ -158,13 +160,19 @@ def kind(cell: Cell) -> str:
 
 def teacher_kind(cell: Cell) -> str:
     """The same for cells that one cohort's teacher costs the same."""
-    teacher = cell.teacher and cell.teacher.model_dump(mode="json", include={"model"})
+    teacher = cell.teacher and cell.teacher.model_dump(
+        mode="json", include={"model", "network_code"}
+    )
     return _digest(_stream_values(cell), teacher)
 
 
 def stream_kind(cell: Cell) -> str:
     """The same for cells whose batches cost the same."""
     return _digest(_stream_values(cell))
+
+
+def _network(cell: Cell | None) -> object:
+    return cell and cell.model_dump(mode="json", include={"model", "network_code"})
 
 
 def _stream_values(cell: Cell) -> list[object]:

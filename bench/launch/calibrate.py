@@ -331,7 +331,6 @@ class _Crew:
         self._stop, free = context.Event(), context.Queue()
         for device in devices:
             free.put(device)
-        self._began = time.time()
         self._pool = ProcessPoolExecutor(
             len(devices), context, _start,
             (setting, stand_in, free, self._stop, context.Barrier(len(devices)),
@@ -349,7 +348,7 @@ class _Crew:
         """Waits for all processes: how long they took to start, what they hold."""
         found = [self._pool.submit(_ready) for _ in self.devices]
         times, sizes = zip(*(future.result() for future in found), strict=True)
-        return {"startup_seconds": max(times) - self._began, "process_bytes": max(sizes)}
+        return {"startup_seconds": max(times), "process_bytes": max(sizes)}
 
     def do(self, tasks: Sequence[Task]) -> Iterable[tuple[str, object, dict[str, Any]]]:
         """What the tasks found, as it is found."""
@@ -398,10 +397,10 @@ def _start(
 
 
 def _ready() -> tuple[float, int]:
-    """When this process was ready, and what it holds."""
-    began, held = time.time(), process_bytes()
+    """What this process took to start, as its processor counts, and what it holds."""
+    found = time.process_time() * _waiting, process_bytes()
     _all_ready.wait()  # so that each process gets one of these
-    return began, held
+    return found
 
 
 def _read(spec: Any) -> Any:
