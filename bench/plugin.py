@@ -25,6 +25,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from bench.record import write_atomically
+
 PACKAGE = "kd_bench_plugin"
 # What a file's own code can raise while it is loaded; a script may also end the program.
 FAULTS = (
@@ -56,6 +58,17 @@ class Plugin:
     def name(self) -> str:
         """The file's stem: the name of its method."""
         return Path(self.path).stem
+
+    @property
+    def code(self) -> str:
+        """Hash of what it does, as it stands in cells."""
+        from methods import registry
+
+        return registry.digest(self.name, self.text)
+
+    def keep(self, folder: Path) -> None:
+        """Writes the text to `<folder>/<name>-<code>.py`: the file itself may change."""
+        write_atomically(folder / f"{self.name}-{self.code}.py", self.text)
 
 
 def read_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
@@ -164,7 +177,7 @@ def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
     from bench.models import zoo
     from methods import registry
 
-    code = registry.digest(plugin.name, plugin.text)
+    code = plugin.code
     models, data = _table(module, "MODELS"), _table(module, "DATA_SOURCES")
     has_method = inspect.isfunction(getattr(module, "method", None))
     if not (models or data or has_method):

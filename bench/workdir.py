@@ -39,6 +39,11 @@ class WorkDir:
         """What steps take on this machine, for estimates."""
         return self.root / "store" / "calibration"
 
+    @property
+    def plugins(self) -> Path:
+        """Every version of a user's own file that cells were trained with."""
+        return self.root / "store" / "plugins"
+
     def grid(self, name: str) -> Path:
         """The folder of a grid's plan, tables and figures."""
         return self.root / name

@@ -35,6 +35,7 @@ __all__ = [
     "digest",
     "in_reference_form",
     "loss_forms",
+    "module",
     "names",
     "remove",
     "resolve",
@@ -194,8 +195,8 @@ def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[st
         ['beta']
     """
     known, given = defaults(name), dict(hparams or {})
-    module = _module(name)
-    space, conditions = getattr(module, "SEARCH", {}), getattr(module, "READ_WHEN", {})
+    own = module(name)
+    space, conditions = getattr(own, "SEARCH", {}), getattr(own, "READ_WHEN", {})
     for label, keys in (("SEARCH", space), ("READ_WHEN", conditions)):
         if wrong := [key for key in keys if key not in known]:
             raise TypeError(
@@ -225,7 +226,7 @@ def loss_forms(name: str) -> dict[str, Forms]:
         (['rkd_angle_loss', 'rkd_distance_loss'], {})
     """
     _maker(name)
-    return two_forms(_module(name))
+    return two_forms(module(name))
 
 
 def code_digest(name: str) -> str:
@@ -335,10 +336,15 @@ def _maker(name: str) -> Callable[..., Method]:
     if name not in known:
         unknown = _unknown("method", name, known, known)
         raise ValueError(f"{unknown}; a file of your own: --plugin FILE.py")
-    return _module(name).method
+    return module(name).method
 
 
-def _module(name: str) -> ModuleType:
+def module(name: str) -> ModuleType:
+    """The module of a method.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     if name in _ADDED:
         return _ADDED[name].module
     try:

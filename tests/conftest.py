@@ -1,5 +1,6 @@
 """Settings of the test suite."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,10 +11,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
+# Files that `--plugin` names are known while the tests run.
+PLUGINS = contextlib.ExitStack()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where long tests write what they found."""
+    """Where long tests write what they found, and methods that they are about."""
     parser.addoption("--faults-table", metavar="FILE", help="rows of the table of faults")
+    parser.addoption("--plugin", metavar="FILE.py", type=Path, action="append", default=[],
+                     help="a method of your own, for tests/test_contract.py")  # fmt: skip
     parser.addoption("--server-table", metavar="FILE", help="figures of the MLflow server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the methods of files that `--plugin` names known, before tests are collected."""
+    if files := config.getoption("plugin"):
+        from bench.plugin import PluginError, plugged, read_plugins
+
+        try:
+            PLUGINS.enter_context(plugged(read_plugins(files)))
+        except PluginError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def pytest_unconfigure() -> None:
+    """Forgets them."""
+    PLUGINS.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from functools import cache
-from importlib import import_module
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -264,7 +263,7 @@ def alternatives(name: str, key: str) -> list[object]:
         return [default + 1, max(default // 3, 1)]
     if isinstance(default, float):
         return [default * factor for factor in (0.01, 0.5, 2.0, 30.0)]
-    wanted = get_type_hints(import_module(f"methods.{name}").method)[key]
+    wanted = get_type_hints(registry.module(name).method)[key]
     kinds = (wanted, *get_args(wanted))
     options = [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
     options += [True, False] * (bool in kinds)
@@ -306,15 +305,13 @@ def test_every_hyper_parameter_changes_what_is_trained(name, key):
 
 
 UNREAD = [
-    (name, key)
-    for name in METHODS
-    for key in getattr(import_module(f"methods.{name}"), "READ_WHEN", {})
+    (name, key) for name in METHODS for key in getattr(registry.module(name), "READ_WHEN", {})
 ]
 
 
 @pytest.mark.parametrize(("name", "key"), UNREAD)
 def test_what_read_when_rules_out_changes_nothing(name, key):
-    ((other, wanted),) = import_module(f"methods.{name}").READ_WHEN[key].items()
+    ((other, wanted),) = registry.module(name).READ_WHEN[key].items()
     off = next(v for v in alternatives(name, other) if v != wanted)
     for value in alternatives(name, key):
         changed = {other: off, key: value}

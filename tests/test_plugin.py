@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import kd_bench, plan_of, results, start
+from processes import ROOT, kd_bench, plan_of, results, start
 
 from bench import cli
 from bench.cli import main
@@ -17,6 +20,7 @@ from bench.data import sources
 from bench.grid import Expansion, expand, load_grid
 from bench.models import zoo
 from bench.plugin import Plugin, PluginError, plugged, read_plugins
+from bench.record import Record
 from bench.workdir import WorkDir
 from methods import registry
 
@@ -286,6 +290,13 @@ def no_server(monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
 
+def find_record(work: Path, method: str) -> Record:
+    row = next(row for row in plan_of(work, "mine").rows if row.method == method)
+    found = WorkDir(work).store.read(row.cell_id)
+    assert found is not None
+    return found
+
+
 MATCHING = "cnn4>tiny/matching (weight=0.5)/0"
 quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -304,6 +315,9 @@ def test_a_worker_process_trains_them_and_the_results_can_be_used(
     training = [*at, *options(files), "--workers", "1"]
     assert "8 cells trained" in says(0, *training)
     assert {status for status, *_ in results(tmp_path / "work", "mine").values()} == {"finished"}
+    cell = find_record(tmp_path / "work", "matching").cell
+    kept = tmp_path / "work" / "store" / "plugins" / f"matching-{cell['code']}.py"
+    assert kept.read_text() == METHOD
     assert "to train: 0 " in says(0, *training, "--dry-run")
 
     # The choice needs no plugin, and does not run one; tables neither, see the slow test.
@@ -348,3 +362,17 @@ def test_a_killed_grid_with_plugins_goes_on_to_the_same_bits(tmp_path, files):
     assert "matching (weight=0.5)" in tables.stdout
     records = WorkDir(work).store.read_all(plan_of(work, "mine").cell_ids())
     assert sum(record.conditions.get("resumed", 0) for record in records.values()) > 0
+
+
+@pytest.mark.slow
+def test_the_contract_suite_runs_on_a_plugin(tmp_path):
+    def contract(text: str) -> str:
+        path = written(tmp_path, "matching.py", text)
+        words = ["-m", "pytest", "-q", "tests/test_contract.py", "-k", "matching",
+                 "--plugin", str(path), "-p", "no:cacheprovider"]  # fmt: skip
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout
+
+    assert re.search(r"^\d+ passed, \d+ deselected", contract(METHOD), re.MULTILINE)
+    wrong = METHOD.replace(".mean(dim=1)", ".mean(dim=1).flip(0)")
+    assert "halves_of_a_batch_have_the_losses_of_the_whole[matching]" in contract(wrong)

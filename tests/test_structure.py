@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "run_all": {"bench.cli"},
     "bench.cli": {"bench"},
-    "bench.plugin": {"bench.data.sources", "bench.models.zoo", "methods.registry"},
+    "bench.plugin": {"bench.data.sources", "bench.models.zoo", "bench.record", "methods.registry"},
     "bench.catalogue": {"bench.data", "bench.models", "bench.grid", "methods"},
     "bench.launch": {"bench", "methods.registry"},
     "bench.grid": {"bench.cell", "bench.record", "bench.models", "methods"},

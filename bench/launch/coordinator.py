@@ -77,6 +77,8 @@ def run_grid(
     """
     plan = expansion.plan
     write_atomically(work.plan(plan.name), plan.to_json())
+    for plugin in setting.plugins:
+        plugin.keep(work.plugins)
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
     began, here = time.monotonic(), 0
     local = launch is run_processes
