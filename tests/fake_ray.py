@@ -71,6 +71,8 @@ class Remote:
         self.target, self.eager, self.asked = target, eager, asked
 
     def options(self, **asked: Any) -> Remote:
+        if "max_calls" in asked:
+            raise ValueError("Setting 'max_calls' is not supported in '.options()'.")
         return Remote(self.target, self.eager, **{**self.asked, **asked})
 
     def remote(self, *values: Any) -> Any:
@@ -124,6 +126,9 @@ class FakeRay(ModuleType):
 
     def kill(self, actor: Actor) -> None:
         self.killed.append(actor)
+
+    def shutdown(self) -> None:
+        pass
 
     def get_runtime_context(self) -> SimpleNamespace:
         return SimpleNamespace(get_node_id=lambda: self.nodes_there[0]["NodeID"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_ray import FakeRay, NodeDies, WorkerCrashedError, fake_ray
+from fake_ray import FakeRay, NodeDiedError, NodeDies, WorkerCrashedError, fake_ray
 from processes import ROOT
 
 from bench.cell import Cell, DataSpec, Recipe
@@ -99,7 +100,7 @@ def launch(
         return [cell.id for part in done for cell in part.cells]
 
 
-def at_epoch(number: int, monkeypatch, error: BaseException) -> list[tuple]:
+def at_report(number: int, monkeypatch, error: BaseException) -> list[tuple]:
     """Raises in the worker at its n-th report; all reports that reached the coordinator."""
     seen, report = [], Depot.report
 
@@ -119,7 +120,7 @@ def test_a_node_that_dies_costs_no_result(
 ):
     """With a shared disk and without one, in the middle of the students' training."""
     fake_ray.add_node("a", CPU=1)
-    at_epoch(EPOCHS + 4, monkeypatch, NodeDies())
+    at_report(1 + EPOCHS + 1 + 4, monkeypatch, NodeDies())  # each job tells that it begins
     where = setting(tmp_path / "work", data_root)
     own = node_dir and str(tmp_path / node_dir)
     done = launch(cells, where, Options(node_dir=own))
@@ -151,6 +152,23 @@ def test_a_cell_that_loses_every_node_is_a_suspect_and_fails_alone(
     store = Store(where.store)
     assert [store.read(cell.id).status for cell in cells] == [FINISHED] * 3 + [FAILED]
     assert "it lost 3 nodes: the node is dead" in store.read(cells[3].id).error
+
+
+def test_a_job_that_ray_sends_to_a_dead_node_is_no_fault_of_its_cells(
+    tmp_path, fake_ray, cells, data_root, undisturbed, caplog
+):
+    fake_ray.add_node("a", CPU=1)
+    wait, dead = fake_ray.wait, list(range(10))
+
+    def wait_in_vain(refs: list, **how: object) -> object:
+        if dead and dead.pop():
+            refs[0].done, refs[0].error = True, NodeDiedError("the node is dead")
+        return wait(refs, **how)
+
+    fake_ray.wait = wait_in_vain
+    launch(cells[:1], setting(tmp_path, data_root))
+    assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
+    assert "a node was lost" not in caplog.text
 
 
 def test_a_process_that_dies_is_its_cells_fault_and_an_error_keeps_its_traceback(
@@ -322,7 +340,7 @@ def test_a_cluster_has_room_for_as_many_jobs_as_its_nodes_hold(
 
 def test_a_suspect_has_a_gpu_to_itself(fake_ray):
     cluster = RayCluster(Options(gpus_per_job=0.25), "cuda", threads=2)
-    assert cluster.asks(alone=False) == {"num_cpus": 2, "num_gpus": 0.25, "max_calls": 1}
+    assert cluster.asks(alone=False) == {"num_cpus": 2, "num_gpus": 0.25}
     assert cluster.asks(alone=True)["num_gpus"] == 1
 
 
@@ -337,6 +355,7 @@ def test_a_suspect_has_a_gpu_to_itself(fake_ray):
         (["--launcher", "ray", "--gpus-per-job", "1.5"], "--gpus-per-job: got 1.5"),
         (["--launcher", "ray", "--gpus-per-job", "0"], "--gpus-per-job: got 0"),
         (["--launcher", "ray", "--address", "ray://head:10001"], "wanted auto or HOST:PORT"),
+        (["--launcher", "ray", "--address", "head"], "wanted auto or HOST:PORT"),
         (["--launcher", "ray", "--device", "cuda:1"], "--device: got 'cuda:1'"),
         (["--launcher", "ray", "--workers", "0"], "--workers: got 0"),
     ],
@@ -346,6 +365,15 @@ def test_a_wrong_cluster_is_refused_with_one_line(tmp_path, fake_ray, capsys, wo
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        words = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
+        assert main([*words, "--address", address]) == 2
+    assert f"error: --address {address}: " in capsys.readouterr().err
 
 
 def test_without_ray_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):

@@ -42,7 +42,7 @@ class Depot:
     # --- for the coordinator --------------------------------------------------------------------
 
     def events(self) -> list[Event]:
-        """What was reported since the last time: ("epoch", ...) or ("say", (text,))."""
+        """What was reported since the last time: kinds ("begin", "epoch", "say") and values."""
         news, self._events = self._events, []
         return news
 

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -35,6 +36,7 @@ RECORD_SECONDS = 90.0
 """So long a shared disk may take to show the coordinator a record that another node wrote."""
 
 CANCEL_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 1024**2
 logger = logging.getLogger(__name__)
 
@@ -68,11 +70,13 @@ class Options:
             raise ClusterError(
                 f"--gpus-per-job: got {gpus:g}, wanted a part such as 0.5, or a whole number"
             )
-        if self.address is not None and "://" in self.address:
-            raise ClusterError(
-                f"--address: got {self.address!r}, wanted auto or HOST:PORT of the cluster's head, "
-                "from one of its nodes"
-            )
+        if self.address not in (None, "auto"):
+            host, _, port = self.address.rpartition(":")
+            if not host or "/" in host or not port.isdecimal():
+                raise ClusterError(
+                    f"--address: got {self.address!r}, wanted auto or HOST:PORT of the cluster's "
+                    "head, from one of its nodes"
+                )
 
 
 class RayCluster:
@@ -122,6 +126,7 @@ class RayCluster:
                     object_store_memory=OBJECT_STORE_BYTES, **quiet,
                 )  # fmt: skip
             else:
+                _check_answers(self.options.address)
                 ray.init(address=self.options.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             ray.shutdown()
@@ -188,8 +193,7 @@ class RayCluster:
         wanted: dict[str, Any] = {"num_cpus": self.threads}
         if self.device == "cuda":
             each = self.options.gpus_per_job
-            # A process that lost its device is not used again.
-            wanted |= {"num_gpus": max(1, each) if alone else each, "max_calls": 1}
+            wanted["num_gpus"] = max(1, each) if alone else each
         if self.refused:
             from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
                 NodeLabelSchedulingStrategy,
@@ -230,6 +234,15 @@ class RayCluster:
         yield from _Tasks(self, setting, report, leases).run(jobs)
 
 
+def _check_answers(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would go on trying for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -246,6 +259,7 @@ class _Tasks(Crew[Any]):
         self.cluster, self.ray = cluster, ray
         self.theirs = _for_nodes(setting, cluster.device)
         self.attempts: dict[Any, str] = {}
+        self.begun: set[str] = set()
         self.losses: Counter[str] = Counter()
         self.landed: dict[Any, float] = {}
         self.slots = cluster.slots()
@@ -255,7 +269,9 @@ class _Tasks(Crew[Any]):
         self.marker.parent.mkdir(parents=True, exist_ok=True)
         self.marker.touch()
         self.depot = self._open_depot()
-        self.task = self.ray.remote(max_retries=0)(_body())
+        # A process that had a GPU is not used again: it may have lost it, or hold its memory.
+        calls = {"max_calls": 1} if cluster.device == "cuda" else {}
+        self.task = self.ray.remote(max_retries=0, **calls)(_body())
 
     def _open_depot(self) -> Any:
         from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
@@ -299,7 +315,7 @@ class _Tasks(Crew[Any]):
         self.slots = self.cluster.slots()
         self._show(self.ray.get(self.depot.events.remote()))
         for handle in ended:
-            self.ray.get(self.depot.end.remote(self.attempts.pop(handle)))
+            self.ray.get(self.depot.end.remote(self.attempts[handle]))
             yield from self._after(handle)
         for handle in list(self.landed):
             yield from self._land(handle)
@@ -308,7 +324,7 @@ class _Tasks(Crew[Any]):
         """A job's task ended, one way or another."""
         from ray import exceptions  # pyright: ignore[reportMissingImports]
 
-        job = self.running[handle]
+        job, attempt = self.running[handle], self.attempts.pop(handle)
         try:
             refusal = self.ray.get(handle)
         except exceptions.RayError as error:
@@ -321,7 +337,7 @@ class _Tasks(Crew[Any]):
             elif isinstance(error, exceptions.WorkerCrashedError):
                 yield from self.take_apart(job, RuntimeError(DIED))
             else:
-                yield from self._after_loss(job, error)
+                yield from self._after_loss(job, attempt, error)
             return
         if refusal is None:
             self.landed[handle] = time.monotonic() + RECORD_SECONDS
@@ -329,17 +345,18 @@ class _Tasks(Crew[Any]):
             del self.running[handle]
             yield from self._after_refusal(job, *refusal)
 
-    def _after_loss(self, job: Job, error: BaseException) -> Iterator[Done]:
+    def _after_loss(self, job: Job, attempt: str, error: BaseException) -> Iterator[Done]:
         """A job's node died or cannot be reached: it goes on elsewhere."""
-        self.losses.update(cell.id for cell in job.cells)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if max(self.losses[cell.id] for cell in job.cells) >= LOSSES:
-            for cell in job.cells:
-                del self.losses[cell.id]
-            yield from self.take_apart(job, RuntimeError(f"it lost {LOSSES} nodes: {reason}"))
+        if attempt in self.begun:  # else Ray sent it to a node that was dead already
+            self.losses.update(cell.id for cell in job.cells)
+            logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
+        if max(self.losses[cell.id] for cell in job.cells) < LOSSES:
+            yield from self.put_back(job)
             return
-        logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
-        yield from self.put_back(job)
+        for cell in job.cells:
+            del self.losses[cell.id]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        yield from self.take_apart(job, RuntimeError(f"it lost {LOSSES} nodes: {reason}"))
 
     def _after_refusal(self, job: Job, node: str, reason: str) -> Iterator[Done]:
         """A node lacks something: it is left out from here on."""
@@ -373,11 +390,13 @@ class _Tasks(Crew[Any]):
 
     def _show(self, events: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
         for kind, values in events:
-            if kind == "say":
-                logger.warning(*values)
-                continue
-            self.losses.pop(values[0], None)
-            self.report(*values)
+            if kind == "begin":
+                self.begun.add(*values)
+            elif kind == "say":
+                logger.warning("%s", *values)
+            else:
+                self.losses.pop(values[0], None)
+                self.report(*values)
 
     def stop(self) -> None:
         """Cancels what runs and waits for its end, so that nobody writes afterwards."""

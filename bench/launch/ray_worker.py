@@ -76,8 +76,10 @@ def do(order: Order, call: Call) -> None:
     def report(*event: Any) -> None:
         call("report", order.attempt, "epoch", *event)
 
+    call("report", order.attempt, "begin", order.attempt)
     with _warnings_to(order.attempt, call), _plugged(order.setting):
         _check_code(order)
+        _check_device(order.setting)
         if order.node_dir is None:
             if not order.marker.is_file():
                 raise NodeFaultError(
@@ -120,6 +122,15 @@ def _check_code(order: Order) -> None:
                 f"its code of the method {cell.method!r} or of the harness is another than the "
                 "coordinator's; install the same version on every node"
             )
+
+
+def _check_device(setting: Setting) -> None:
+    from bench.train.device import pick_device
+
+    try:
+        pick_device(setting.device)
+    except ValueError as error:
+        raise NodeFaultError(str(error)) from None
 
 
 def _check_data(job: Job, setting: Setting) -> None:
