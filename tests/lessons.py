@@ -15,7 +15,7 @@ from bench.models.network import tap_shapes
 from bench.record import Record, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort, build_network
-from bench.train.engine import Student, make_student
+from bench.train.engine import Seen, Student, make_student
 from bench.train.stream import Stream, open_stream
 from bench.train.teacher import Teacher
 from methods import registry
@@ -127,7 +127,7 @@ class Lesson:
             view = None
             if student.reads_teacher and self.teacher is not None:
                 view = self.teacher.view(batch.images, student.taps)
-            student.step(batch.images, batch.labels, batch.index, view, batch is batches[-1])
+            student.step(Seen(*batch, view, batch is batches[-1]))
         student.end_epoch(lambda: 0.5)
 
     def state(self) -> dict[str, Tensor]:

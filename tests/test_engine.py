@@ -15,6 +15,7 @@ from bench.data.resolution import degrade
 from bench.method import Method, NotApplicable, Selection, Stage, View, split_epochs
 from bench.record import Store
 from bench.train.cohort import Cohort, build_network, load_teacher, start_from_source
+from bench.train.engine import Seen
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
 from bench.train.stream import check_sizes, check_sources, open_stream
@@ -140,7 +141,7 @@ def test_a_baseline_step_is_plain_stochastic_gradient_descent():
     twin = Lesson(plain_cell("cnn2")).student.network.train()
     loss = torch.nn.functional.cross_entropy(twin(batch.images), batch.labels)
     loss.backward()
-    student.step(batch.images, batch.labels, batch.index, None, False)
+    student.step(Seen(*batch, None, False))
     for mine, theirs in zip(student.network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
 
@@ -418,7 +419,7 @@ def test_soft_logits_beside_a_method_are_the_sum_written_out():
     task = torch.nn.functional.cross_entropy(shown.logits, batch.labels)
     (0.1 * task + 0.9 * soft + relation).backward()
     student.optimiser.param_groups[0] |= {"momentum": 0.0, "weight_decay": 0.0}
-    student.step(batch.images, batch.labels, batch.index, view, False)
+    student.step(Seen(*batch, view, False))
     for mine, theirs in zip(student.network.parameters(), twin.network.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
 
@@ -504,7 +505,7 @@ def test_a_stage_sees_no_tap_that_others_of_the_cohort_asked_for():
     student.begin_epoch(lesson.clean_view, train.labels)
     batch = next(iter(train.epoch(0)))
     union = lesson.teacher.view(batch.images, ("stage1", "logits"))
-    student.step(batch.images, batch.labels, batch.index, union, False)
+    student.step(Seen(*batch, union, False))
 
 
 def test_random_losses_do_not_depend_on_who_is_beside(tmp_path):

@@ -16,7 +16,7 @@ from bench.method import Method, Stage, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
 from bench.seeds import derive
-from bench.train.engine import make_student
+from bench.train.engine import Seen, make_student
 from bench.train.teacher import Teacher
 
 PLAIN = "student"
@@ -219,7 +219,7 @@ class Bench:
         if self.student.reads_teacher:
             view = scene.teacher.view(scene.batch.images, self.student.taps)
             self.marks.mark("teacher")
-        self.student.step(*scene.batch, scene.index, view, last=False)
+        self.student.step(Seen(*scene.batch, scene.index, view, last=False))
         self.marks.mark("optimiser")
 
     def once(self) -> None:

@@ -40,6 +40,7 @@ class Setting:
         plugins: the user's own files, as they were when the command began; see `bench.plugin`.
         cohort: at most so many cells train side by side in one job; None for as many as a
             worker's memory holds.
+        forms: whose networks are stacked; see `bench.train.stacking`.
     """
 
     store: Path
@@ -52,6 +53,7 @@ class Setting:
     checkpoint_seconds: float = 60.0
     plugins: tuple[Plugin, ...] = ()
     cohort: int | None = None
+    forms: frozenset[str] = frozenset()
 
 
 class Library:
@@ -178,7 +180,9 @@ def _run(
         return
     if not cells:
         return
-    Cohort(stream, teacher, store, device, report, dict(setting.provenance), kept).run(cells)
+    Cohort(
+        stream, teacher, store, device, report, dict(setting.provenance), kept, setting.forms
+    ).run(cells)
 
 
 def _with_teacher(

@@ -47,6 +47,7 @@ class WideResNet(StagedNetwork):
     """
 
     pre_comes_first = False
+    channelwise = True
 
     def __init__(
         self, classes: int, image_shape: tuple[int, int, int], *, depth: int, widen: int

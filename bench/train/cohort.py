@@ -10,7 +10,7 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -39,20 +39,13 @@ from bench.seeds import derive
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, is_device_lost, is_out_of_memory, set_numerics
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
-from bench.train.engine import Student, make_student
+from bench.train.engine import CELL_FAULTS, Seen, Student, make_student
 from bench.train.evaluate import TestSet, accuracy, predictions
 from bench.train.evidence import example_images
+from bench.train.stacking import Attempt, StackedStudents, groups
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
 from methods import registry
-
-# What a cell's own code (a method, a model, its shapes and sizes) can raise. The cell then fails
-# alone; a full disk or an interrupt is nobody's cell and ends the run.
-CELL_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-
 
 SECONDS = ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
@@ -121,9 +114,6 @@ def start_from_source(cell: Cell, network: Network, store: Store) -> None:
         raise ValueError(f"{cell.source}: its weights are of another network than {cell}")
 
 
-Attempt = Callable[[list[Student], Callable[[], None]], None]
-
-
 @dataclass
 class Cohort:
     """Students in training on one stream, under at most one teacher.
@@ -133,6 +123,7 @@ class Cohort:
             last test accuracy or None).
         provenance: commit and the like, put into every record.
         checkpoints: where unfinished cells are kept and found; None for nowhere.
+        forms: whose networks are stacked, see `bench.train.stacking.form_of`.
     """
 
     stream: Stream
@@ -142,12 +133,14 @@ class Cohort:
     report: Callable[[str, int, int, float | None], None]
     provenance: dict[str, object] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
+    forms: Collection[str] = ()
 
     def __post_init__(self) -> None:
         """Looks at the teacher once: its taps' shapes, and what it predicts on the test set."""
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._histories: dict[str, History] = {}
         self._caught: Sequence[warnings.WarningMessage] = ()
+        self._stacked: set[str] = set()
         self._teacher_shapes: Shapes | None = None
         self._teacher_predictions: Tensor | None = None
         if self.teacher is not None:
@@ -307,12 +300,17 @@ class Cohort:
         train, epoch, subset = self.stream.train, group[0].epochs_done, group[0].subset
         taps = tuple(dict.fromkeys(tap for s in group if s.reads_teacher for tap in s.taps))
         steps = train.steps(self.stream.train_images if subset is None else len(subset))
+        stacks = [StackedStudents(g) for g in groups(group, self.forms, self.stream.image_shape)]
+        self._stacked |= {s.cell.id for stack in stacks for s in stack.students}
+        apart = [s for s in group if not any(s in stack.students for stack in stacks)]
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
             view = self._look(batch.images, taps)
             images = self.stream.student_images(batch.images)
-            seen = (images, batch.labels, batch.index, view, step == steps)
-            for student in group:
-                attempt([student], lambda s=student, seen=seen: s.step(*seen))
+            seen = Seen(images, batch.labels, batch.index, view, step == steps)
+            for student in apart:
+                attempt([student], lambda s=student, seen=seen: s.step(seen))
+            for stack in stacks:
+                stack.step(seen, attempt)
 
     def _look(self, images: Tensor, taps: tuple[str, ...]) -> View | None:
         if not taps:
@@ -361,6 +359,7 @@ class Cohort:
                     **self._conditions(),
                     "precision": cell.precision,
                     "cohort": self._size,
+                    "stacked": cell.id in self._stacked,
                     "started": history.started,
                     "nondeterministic": self._nondeterministic(history),
                     "resumed": history.resumed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,16 @@ from bench.method import (
 from bench.models.network import Network
 from bench.seeds import derive
 from bench.train.checkpoint import State
-from bench.train.device import autocast, to_device
+from bench.train.device import autocast, seed_device, to_device
 from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.optim import learning_rate, optimiser
+
+# What a cell's own code (a method, a model, its shapes and sizes) can raise. The cell then fails
+# alone; a full disk or an interrupt is nobody's cell and ends the run.
+CELL_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class NonFiniteError(ArithmeticError):
@@ -61,6 +69,34 @@ class Sums:
             7, dtype=torch.float64, device=device
         )
         return cls(task, beside, transfer, correct, skipped, beside_skipped, clipped)
+
+
+class Seen(NamedTuple):
+    """One batch as a student's step gets it.
+
+    Attributes:
+        images: (B, C, H, W) as the student sees them.
+        labels: (B,).
+        index: (B,) positions in the training set.
+        teacher: the teacher's view of the batch; None if no stage at hand reads one.
+        last: whether it is the epoch's last batch, on which a stage's `watch` runs.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    teacher: View | None
+    last: bool
+
+
+class Losses(NamedTuple):
+    """What one step of one student computed: the pair, as methods see it, and the loss's parts."""
+
+    pair: Pair
+    taught: Pair
+    task: Tensor | None
+    beside: Tensor | None
+    transfer: Tensor | None
 
 
 @dataclass
@@ -210,23 +246,52 @@ class Student:
 
     # --- a step ---------------------------------------------------------------------------------
 
-    def step(
-        self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None, last: bool
-    ) -> None:
-        """One batch: losses, gradient, update.
+    def step(self, batch: Seen) -> None:
+        """One batch: losses, gradient, update."""
+        self.begin_step(batch)
+        self._seed_step()
+        losses = self._losses(self._show(batch.images, self.reads), batch)
+        self._backward(losses)
+        self.end_step(losses, batch)
 
-        Args:
-            images: (B, C, H, W) as the student sees them.
-            labels: (B,).
-            index: (B,) positions in the training set.
-            teacher: the teacher's view of the batch; None if this stage reads none.
-            last: whether it is the epoch's last batch, on which the stage's `watch` runs.
+    # A step in pieces, for students whose networks are computed as one: `begin_step` of each, one
+    # forward pass, `losses_of` each, one backward pass over their totals, `end_step` of each.
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every tap that a step asks of the student."""
+        labels = ("logits",) if self.stage.task_weight > 0 else ()
+        return tuple(dict.fromkeys((*self.taps, *labels)))
+
+    @property
+    def stackable(self) -> bool:
+        """Whether this stage's step may be taken in pieces.
+
+        The loss must reach every parameter: where one would have had no gradient it would get
+        zeros, which decay and momentum do not treat alike. And its gradient must be one sum.
         """
         stage = self.stage
-        if self.cell.diagnostics and self.sums.steps == 0 and stage.transfer is not None:
-            self._diagnose(stage.transfer, images, labels, index, teacher)
+        return self.network.channelwise and stage.task_weight > 0 and stage.merge is None
+
+    def begin_step(self, batch: Seen) -> None:
+        """What comes before the forward pass."""
+        diagnosed = self.cell.diagnostics and self.sums.steps == 0
+        if diagnosed and self.stage.transfer is not None:
+            self._diagnose(self.stage.transfer, batch)
+
+    def losses_of(self, shown: Mapping[str, Tensor], batch: Seen) -> Losses:
+        """What the stage asks to minimise, of taps that were computed elsewhere.
+
+        Args:
+            shown: the student's taps of this batch, those it reads and maybe more.
+            batch: what they were computed of.
+        """
         self._seed_step()
-        pair = self._look(images, labels, index, teacher, stage.task_weight > 0)
+        return self._losses({tap: shown[tap] for tap in self.reads}, batch)
+
+    def _losses(self, shown: Mapping[str, Tensor], batch: Seen) -> Losses:
+        stage = self.stage
+        pair = self._pair(shown, batch)
         task = self._task(pair) if stage.task_weight > 0 else None
         taught = self._hide_labels(pair)
         beside = transfer = None
@@ -236,42 +301,39 @@ class Student:
         if stage.transfer is not None:
             transfer, skipped = self._reduce(stage.transfer, taught)
             self.sums.skipped += skipped
-        self._backward(task, beside, transfer)
+        return Losses(pair, taught, task, beside, transfer)
+
+    def end_step(self, losses: Losses, batch: Seen) -> None:
+        """The update, once all gradients are there."""
+        stage = self.stage
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
             self.sums.clipped += norm > stage.clip_norm
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._count(pair, task, beside, transfer)
-        if last and stage.watch is not None:
-            self._watch(taught)
+        self._count(losses)
+        if batch.last and stage.watch is not None:
+            self._watch(losses.taught)
 
     def _seed_step(self) -> None:
         # Dropout and the like draw from torch's global generator: its own stream for every step
         # keeps a student's numbers independent of who else is in the cohort.
-        torch.manual_seed(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps))
+        seed_device(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps), self.device)
 
-    def _look(
-        self, images: Tensor, labels: Tensor, index: Tensor, teacher: View | None, logits: bool
-    ) -> Pair:
-        wanted = self.taps + (("logits",) if logits else ())
+    def _show(self, images: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
         with autocast(self.cell, self.device):
-            shown = self.network.view(images, tuple(dict.fromkeys(wanted)))
+            return self.network.view(images, taps)
+
+    def _pair(self, shown: Mapping[str, Tensor], batch: Seen) -> Pair:
+        teacher = batch.teacher
         if self._table is not None:
-            teacher = View({tap: self._table[tap][index] for tap in self.taps})
+            teacher = View({tap: self._table[tap][batch.index] for tap in self.taps})
         elif teacher is not None:
             # Others of the cohort may have asked for more: this stage sees what it named.
             teacher = View({tap: teacher[tap] for tap in self.taps})
-        return Pair(in_float32(shown), teacher or View({}), labels, index)
+        return Pair(in_float32(shown), teacher or View({}), batch.labels, batch.index)
 
-    def _diagnose(
-        self,
-        transfer: Transfer,
-        images: Tensor,
-        labels: Tensor,
-        index: Tensor,
-        teacher: View | None,
-    ) -> None:
+    def _diagnose(self, transfer: Transfer, batch: Seen) -> None:
         """A point of "gradient_cosine", by a forward pass of its own that leaves no trace.
 
         On the first batch of an epoch, which is never a short one, with the weights and random
@@ -279,7 +341,8 @@ class Student:
         """
         with unchanged(self.network, self.connector):
             self._seed_step()
-            pair = self._look(images, labels, index, teacher, logits=True)
+            taps = tuple(dict.fromkeys((*self.reads, "logits")))
+            pair = self._pair(self._show(batch.images, taps), batch)
             taught = self._hide_labels(pair)
             loss, _ = self._reduce(transfer, taught)
             trunk = self._parts()["trunk"]
@@ -328,9 +391,9 @@ class Student:
             return (loss * kept).sum() / kept.sum().clamp(min=1), skipped
         return loss.mean(), skipped
 
-    def _backward(
-        self, task: Tensor | None, beside: Tensor | None, transfer: Tensor | None
-    ) -> None:
+    def _weighted(self, losses: Losses) -> list[Tensor]:
+        """The task's side and the transfer's, each with its weight; either may be missing."""
+        _, _, task, beside, transfer = losses
         weighted = []
         if task is not None:
             weighted.append(task if self.stage.task_weight == 1 else self.stage.task_weight * task)
@@ -338,10 +401,18 @@ class Student:
             weighted[0] = weighted[0] + self.stage.beside_weight * beside
         if transfer is not None:
             weighted.append(self.stage.weight_at(self.progress) * transfer)
+        return weighted
+
+    def total(self, losses: Losses) -> Tensor:
+        """What a stage without `merge` minimises, ()."""
+        weighted = self._weighted(losses)
+        return sum(weighted[1:], start=weighted[0])
+
+    def _backward(self, losses: Losses) -> None:
         if self.stage.merge is None:
-            sum(weighted[1:], start=weighted[0]).backward()
+            self.total(losses).backward()
             return
-        trained = self._trained()
+        weighted, trained = self._weighted(losses), self._trained()
         task_gradients = torch.autograd.grad(
             weighted[0], trained, retain_graph=True, allow_unused=True
         )
@@ -355,9 +426,8 @@ class Student:
         """Through the stage's epochs: 0.0 in the first, 1.0 in the last."""
         return self._stage_epoch / max(self.stage_epochs[self._position] - 1, 1)
 
-    def _count(
-        self, pair: Pair, task: Tensor | None, beside: Tensor | None, transfer: Tensor | None
-    ) -> None:
+    def _count(self, losses: Losses) -> None:
+        pair, _, task, beside, transfer = losses
         sums = self.sums
         sums.steps += 1
         sums.seen += len(pair.labels)
