@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -159,6 +159,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, metavar="N",
         help="torch threads per process on the CPU; results are bit-equal for equal numbers of "
         "threads (default: 1)")  # fmt: skip
+    add("--stack", choices=("auto", "on", "off"), default="auto",
+        help="compute students of one architecture as one network where that is measured to be "
+        "faster (auto), wherever it can be done, or never; numbers differ by rounding, and each "
+        "record says which it was (default: auto)")  # fmt: skip
     add("--checkpoint-seconds", type=float, default=60.0, metavar="S",
         help="at least so long between two checkpoints of a training; 0 for one after every epoch "
         "(default: 60)")  # fmt: skip
@@ -354,7 +358,7 @@ def _train(
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = _expand(prepared, grid), prepared.work
-    setting = _setting(options, work)
+    setting = replace(_setting(options, work), forms=_forms(options, prepared, expansion))
     retry, console = options.retry_failed, prepared.console
     try:
         with _launcher(options, prepared) as (devices, launch):
@@ -365,6 +369,23 @@ def _train(
     except (LeaseLostError, ClusterError) as error:
         raise UsageError(str(error)) from None
     return outcome, expansion
+
+
+def _forms(options: argparse.Namespace, prepared: Prepared, expansion: Expansion) -> frozenset[str]:
+    """Whose networks are stacked in this run."""
+    import torch
+
+    from bench.launch.forms import settle
+    from bench.train.device import pick_device
+
+    if prepared.cluster is not None and options.stack == "auto":
+        return frozenset()  # what is faster on the nodes cannot be measured here
+    torch.set_num_threads(options.threads)
+    return settle(
+        expansion.cells.values(), prepared.library.read, pick_device(prepared.device),
+        options.stack, prepared.work.stacking,
+        lambda line: prepared.console.print(line, highlight=False),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

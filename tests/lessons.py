@@ -16,6 +16,7 @@ from bench.record import Record, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort, build_network
 from bench.train.engine import Seen, Student, make_student
+from bench.train.stacking import form_of
 from bench.train.stream import Stream, open_stream
 from bench.train.teacher import Teacher
 from methods import registry
@@ -84,8 +85,9 @@ def run(
     data: DataSet | None = None,
     checkpoints: Checkpoints | None = None,
     report: Report = lambda *event: None,
+    stacked: bool = False,
 ) -> dict[str, Record]:
-    """Trains the cells as one cohort; the records by cell id."""
+    """Trains the cells as one cohort, stacked where they can be; the records by cell id."""
     stream = open_stream(cells[0], data or dataset(), CPU)
     teachers = [teacher_for(c, stream) for c in cells]
     teacher = next((t for t in teachers if t is not None), None)
@@ -93,7 +95,8 @@ def run(
     for source in [c.source for c in cells if c.source is not None]:
         if store.read(source.id) is None:
             run([source], folder, data)
-    Cohort(stream, teacher, store, CPU, report, {}, checkpoints).run(cells)
+    forms = {form_of(c, stream.image_shape) for c in cells} if stacked else ()
+    Cohort(stream, teacher, store, CPU, report, {}, checkpoints, forms).run(cells)
     return store.read_all([c.id for c in cells])
 
 

@@ -80,6 +80,25 @@ class Stack:
                 step = len(owner)
                 owner.grad = None if gradient is None else gradient[i * step : (i + 1) * step]
 
+    def gradients(self, loss: Tensor) -> list[dict[nn.Parameter, Tensor]]:
+        """Every network's gradient of a sum of their losses, without keeping it.
+
+        Args:
+            loss: (), of the latest `views`; its graph is kept.
+
+        Returns:
+            per network: parameter -> gradient, for those that any network's loss reaches.
+        """
+        wholes = [shared for shared, _ in self._gradients]
+        found = torch.autograd.grad(loss, wholes, retain_graph=True, allow_unused=True)
+        each: list[dict[nn.Parameter, Tensor]] = [{} for _ in range(self.count)]
+        for (_, owners), gradient in zip(self._gradients, found, strict=True):
+            if gradient is not None:
+                parts = gradient.split(len(owners[0]))
+                for i in range(self.count):
+                    each[i][owners[i]] = parts[i]
+        return each
+
     # --- building -------------------------------------------------------------------------------
 
     def _stacked(self, modules: Sequence[Any], name: str) -> Any:

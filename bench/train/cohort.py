@@ -141,6 +141,7 @@ class Cohort:
         self._histories: dict[str, History] = {}
         self._caught: Sequence[warnings.WarningMessage] = ()
         self._stacked: set[str] = set()
+        self._known: dict[str, dict[str, float]] = {}
         self._teacher_shapes: Shapes | None = None
         self._teacher_predictions: Tensor | None = None
         if self.teacher is not None:
@@ -417,9 +418,17 @@ class Cohort:
         if student.method.needs_teacher:
             stage = own_stage(student.method)
             optional = student.optional[stage.name] if stage is not None else ()
-            batch = student.cell.recipe.batch_size
-            found |= self._knowledge.facts(student.method, optional, batch)
+            found |= self._facts(student, optional)
         return found
+
+    def _facts(self, student: Student, optional: Sequence[str]) -> dict[str, float]:
+        """Of the teacher and the method alone: the same for students of every architecture."""
+        cell = student.cell
+        batch = cell.recipe.batch_size
+        key = dump_json([cell.method, cell.hyperparameters, list(optional), batch])
+        if key not in self._known:
+            self._known[key] = self._knowledge.facts(student.method, optional, batch)
+        return self._known[key]
 
     @cached_property
     def _knowledge(self) -> Knowledge:

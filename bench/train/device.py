@@ -68,8 +68,9 @@ def set_numerics(cell: Cell) -> None:
     """
     if cell.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # warn_only: an operation without a deterministic form is named in a warning, not refused.
-    torch.use_deterministic_algorithms(cell.deterministic, warn_only=True)
+    # An operation without a deterministic form is named in a warning, not refused. The other call
+    # for this, use_deterministic_algorithms, imports torch's whole compiler: seconds a process.
+    torch.set_deterministic_debug_mode("warn" if cell.deterministic else "default")
     torch.backends.cudnn.benchmark = not cell.deterministic
     torch.backends.cudnn.allow_tf32 = cell.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -62,7 +62,7 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
 
     Args:
         task: (), the mean cross-entropy with the labels.
-        transfer: (), of the same forward pass.
+        transfer: (), of the same forward pass; both graphs are kept.
         parameters: what both may move, such as the student's trunk; frozen ones are left out.
 
     Returns:
@@ -80,19 +80,39 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
     moving = [parameter for parameter in parameters if parameter.requires_grad]
     if not (moving and task.requires_grad and transfer.requires_grad):
         return None
-    pairs = zip(
+    return cosine(
         torch.autograd.grad(task, moving, retain_graph=True, allow_unused=True),
-        torch.autograd.grad(transfer, moving, allow_unused=True),
-        strict=True,
+        torch.autograd.grad(transfer, moving, retain_graph=True, allow_unused=True),
     )
-    shared = [(a.flatten(), b.flatten()) for a, b in pairs if a is not None and b is not None]
-    if not shared:
+
+
+def cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float | None:
+    """Cosine of the angle between two gradients, over the parameters that both reach.
+
+    Args:
+        first: of every parameter its gradient; None or all zeros where there is none.
+        second: likewise.
+
+    Returns:
+        In [-1, 1]; None where nothing is reached by both, or something is not finite.
+    """
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not pairs:
         return None
-    first, second = (torch.cat(parts).double() for parts in zip(*shared, strict=True))
-    scale = first.norm() * second.norm()
-    if not (scale.isfinite() and scale > 0):
+    # Sums of all in one go: the device is asked once.
+    sums = torch.stack([
+        (a.count_nonzero() > 0) * (b.count_nonzero() > 0) * _products(a.double(), b.double())
+        for a, b in pairs
+    ])  # fmt: skip
+    dot, ours, theirs = sums.sum(0).tolist()
+    scale = math.sqrt(ours) * math.sqrt(theirs)
+    if not (math.isfinite(scale) and math.isfinite(dot) and scale > 0):
         return None
-    return min(1.0, max(-1.0, (first @ second / scale).item()))
+    return min(1.0, max(-1.0, dot / scale))
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
 
 
 def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module) -> float | None:

@@ -99,7 +99,7 @@ class Losses(NamedTuple):
     transfer: Tensor | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Student:
     """One student in training.
 
@@ -248,14 +248,18 @@ class Student:
 
     def step(self, batch: Seen) -> None:
         """One batch: losses, gradient, update."""
-        self.begin_step(batch)
+        if self.diagnosed and self.stage.task_weight == 0:
+            self._diagnose(batch)
         self._seed_step()
         losses = self._losses(self._show(batch.images, self.reads), batch)
+        if self.diagnosed and losses.task is not None and losses.transfer is not None:
+            trunk = self.trunk()
+            self.note_cosine(gradient_cosine(losses.task, losses.transfer, trunk))
         self._backward(losses)
         self.end_step(losses, batch)
 
-    # A step in pieces, for students whose networks are computed as one: `begin_step` of each, one
-    # forward pass, `losses_of` each, one backward pass over their totals, `end_step` of each.
+    # A step in pieces, for students whose networks are computed as one: one forward pass,
+    # `losses_of` each, one backward pass over their totals, `end_step` of each.
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -273,11 +277,22 @@ class Student:
         stage = self.stage
         return self.network.channelwise and stage.task_weight > 0 and stage.merge is None
 
-    def begin_step(self, batch: Seen) -> None:
-        """What comes before the forward pass."""
-        diagnosed = self.cell.diagnostics and self.sums.steps == 0
-        if diagnosed and self.stage.transfer is not None:
-            self._diagnose(self.stage.transfer, batch)
+    @property
+    def diagnosed(self) -> bool:
+        """Whether the step to come gives a point of "gradient_cosine".
+
+        The first batch of an epoch does, which is never a short one.
+        """
+        wanted = self.cell.diagnostics and self.stage.transfer is not None
+        return wanted and self.sums.steps == 0
+
+    def trunk(self) -> list[nn.Parameter]:
+        """What the cosine is over."""
+        return self._parts()["trunk"]
+
+    def note_cosine(self, value: float | None) -> None:
+        """Adds a point of "gradient_cosine"."""
+        self._note("gradient_cosine", value)
 
     def losses_of(self, shown: Mapping[str, Tensor], batch: Seen) -> Losses:
         """What the stage asks to minimise, of taps that were computed elsewhere.
@@ -333,20 +348,18 @@ class Student:
             teacher = View({tap: teacher[tap] for tap in self.taps})
         return Pair(in_float32(shown), teacher or View({}), batch.labels, batch.index)
 
-    def _diagnose(self, transfer: Transfer, batch: Seen) -> None:
-        """A point of "gradient_cosine", by a forward pass of its own that leaves no trace.
+    def _diagnose(self, batch: Seen) -> None:
+        """The cosine in a stage without labels, by a forward pass of its own.
 
-        On the first batch of an epoch, which is never a short one, with the weights and random
-        numbers of the step to come. A stage without labels has a task gradient here all the same.
+        With the weights and random numbers of the step to come; it leaves no trace.
         """
+        assert self.stage.transfer is not None
         with unchanged(self.network, self.connector):
             self._seed_step()
             taps = tuple(dict.fromkeys((*self.reads, "logits")))
             pair = self._pair(self._show(batch.images, taps), batch)
-            taught = self._hide_labels(pair)
-            loss, _ = self._reduce(transfer, taught)
-            trunk = self._parts()["trunk"]
-            self._note("gradient_cosine", gradient_cosine(self._task(pair), loss, trunk))
+            transfer, _ = self._reduce(self.stage.transfer, self._hide_labels(pair))
+            self.note_cosine(gradient_cosine(self._task(pair), transfer, self.trunk()))
 
     def _note(self, name: str, value: float | None) -> None:
         """A point of a curve that not every epoch has."""

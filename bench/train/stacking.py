@@ -22,6 +22,7 @@ from bench.cell import Cell
 from bench.models.network import Network
 from bench.models.stacked import NotStackable, Stack
 from bench.train.device import autocast, is_device_lost, is_out_of_memory, to_device
+from bench.train.diagnostics import cosine
 from bench.train.engine import CELL_FAULTS, Losses, Seen, Student
 
 WORTH = 1.15
@@ -71,8 +72,6 @@ class StackedStudents:
         Raises:
             TornStackError: the joint pass failed; nobody's weights have moved in it.
         """
-        for student in self.students:
-            attempt([student], lambda s=student: s.begin_step(batch))
         one = self.students[0]
         with autocast(one.cell, one.device):
             views = self._stack.views(batch.images, self._taps)
@@ -94,9 +93,26 @@ class StackedStudents:
             attempt([student], lambda s=student, it=losses: s.end_step(it, batch))
 
     def _backward(self, found: Sequence[tuple[Student, Losses, Tensor]]) -> None:
+        self._diagnose([(student, losses) for student, losses, _ in found if student.diagnosed])
         totals = [total for *_, total in found]
         sum(totals[1:], start=totals[0]).backward()
         self._stack.hand_out_gradients()
+
+    def _diagnose(self, found: Sequence[tuple[Student, Losses]]) -> None:
+        """Points of "gradient_cosine": two more joint backward passes give everybody's."""
+        if not found:
+            return
+        task, transfer = (
+            self._stack.gradients(torch.stack([getattr(it, part) for _, it in found]).sum())
+            for part in ("task", "transfer")
+        )
+        for student, _ in found:
+            position = self.students.index(student)
+            trunk = student.trunk()
+            student.note_cosine(cosine(
+                [task[position].get(parameter) for parameter in trunk],
+                [transfer[position].get(parameter) for parameter in trunk],
+            ))  # fmt: skip
 
 
 def _minimised(student: Student, view: dict[str, Tensor], batch: Seen) -> tuple:
@@ -190,10 +206,11 @@ def compare_forms(
             action()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number > 0:  # the first is for warming up
-                seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
         if number >= 3 and time.perf_counter() - began > BUDGET_SECONDS:
             break
+    for seconds in times:
+        del seconds[0]  # it warmed up
     exact = _is_exact(own, images, labels, cell)
     lower, upper = (_quartiles(seconds) for seconds in times)
     return Comparison(len(own), lower, upper, len(times[0]), exact)
