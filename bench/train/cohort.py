@@ -25,6 +25,7 @@ from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.method import NotApplicable, Selection, Shapes, View, split_epochs
 from bench.models import zoo
+from bench.models.folding import folded
 from bench.models.network import Network, tap_shapes
 from bench.record import (
     FAILED,
@@ -60,14 +61,14 @@ def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -
 
 
 def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
-    """The trained network of a finished cell, as a teacher.
+    """The trained network of a finished cell, as a teacher: its BatchNorms folded.
 
     Raises:
         ValueError: its weights are missing, damaged or of another network.
     """
     network = build_network(cell, stream.classes, stream.image_shape)
     network.load_state_dict(read_weights(cell, store))
-    return Teacher(network, cell, device)
+    return Teacher(folded(network.eval(), stream.image_shape), cell, device)
 
 
 def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
