@@ -45,7 +45,7 @@ from bench.record import Store, write_atomically
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.cohort import Cohort, build_network
 from bench.train.device import set_numerics
-from bench.train.engine import Student, make_student
+from bench.train.engine import Seen, Student, make_student
 from bench.train.evaluate import accuracy, predictions
 from bench.train.stream import EVALUATION_BATCH, Stream, open_stream
 from bench.train.teacher import Teacher
@@ -88,7 +88,7 @@ class _Look:
 
     def step(self, student: Student, last: bool = False) -> None:
         """The student takes it."""
-        student.step(self.images, self.labels, self.index, self.view, last)
+        student.step(Seen(self.images, self.labels, self.index, self.view, last))
 
 
 class Rehearsal:
