@@ -196,7 +196,8 @@ def test_four_writers_at_once(tmp_path, original, monkeypatch, tally, figures, k
     jobs_too = ", job execution" * (jobs == "true")
     each = 1000 * sum(one.seconds for one in sent) / RUNS
     figures.append(
-        (f"{kind}, {workers} workers{jobs_too}", watch.processes, f"{watch.seconds:.0f}",
+        (f"{kind}, {workers} worker{'s' * (workers > 1)}{jobs_too}", watch.processes,
+         f"{watch.seconds:.0f}",
          f"{RUNS / watch.seconds:.1f}", f"{each:.0f}", f"{1000 * watch.cpu_seconds / RUNS:.0f}",
          f"{watch.idle_mib:.0f}", f"{watch.peak_mib:.0f}", f"{watch.load:.1f}")
     )  # fmt: skip
@@ -228,7 +229,7 @@ def test_a_server_that_is_killed_under_load(tmp_path, original, monkeypatch, tal
                 again = [future.result().records for future in send_all(pool, works)]
                 assert again == [0] * WRITERS
                 found = check(works, store)
-    tally.add(f"MLflow server killed under that load, then `sync` ({kind})", len(kills),
+    tally.add(f"MLflow server killed under that load, the rest sent later ({kind})", len(kills),
               all_records(works), found)  # fmt: skip
 
 
