@@ -15,8 +15,9 @@ from bench.models.network import tap_shapes
 from bench.record import Record, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort, build_network
-from bench.train.engine import Seen, Student, make_student
+from bench.train.engine import Student, make_student
 from bench.train.stacking import form_of
+from bench.train.step import Seen
 from bench.train.stream import Stream, open_stream
 from bench.train.teacher import Teacher
 from methods import registry

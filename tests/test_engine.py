@@ -15,9 +15,9 @@ from bench.data.resolution import degrade
 from bench.method import Method, NotApplicable, Selection, Stage, View, split_epochs
 from bench.record import Store
 from bench.train.cohort import Cohort, build_network, load_teacher, start_from_source
-from bench.train.engine import Seen
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
+from bench.train.step import Seen
 from bench.train.stream import check_sizes, check_sources, open_stream
 
 

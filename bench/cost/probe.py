@@ -45,8 +45,9 @@ from bench.record import Store, write_atomically
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.cohort import Cohort, build_network
 from bench.train.device import set_numerics
-from bench.train.engine import Seen, Student, make_student
+from bench.train.engine import Student, make_student
 from bench.train.evaluate import accuracy, predictions
+from bench.train.step import Seen
 from bench.train.stream import EVALUATION_BATCH, Stream, open_stream
 from bench.train.teacher import Teacher
 from methods import registry

@@ -17,7 +17,8 @@ from bench.models import zoo
 from bench.models.folding import folded
 from bench.models.network import Network, tap_shapes
 from bench.seeds import derive
-from bench.train.engine import Seen, make_student
+from bench.train.engine import make_student
+from bench.train.step import Seen
 from bench.train.teacher import Teacher
 
 PLAIN = "student"

@@ -23,7 +23,8 @@ from bench.models.network import Network
 from bench.models.stacked import NotStackable, Stack
 from bench.train.device import autocast, is_device_lost, is_out_of_memory, to_device
 from bench.train.diagnostics import cosine
-from bench.train.engine import CELL_FAULTS, Losses, Seen, Student
+from bench.train.engine import Student
+from bench.train.step import CELL_FAULTS, Losses, Seen
 
 WORTH = 1.15
 """So many times faster a stack must be measured to be used: numbers change for it, by rounding."""

@@ -1,0 +1,97 @@
+"""What one step of a student takes and gives: a batch, losses, running sums, faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.method import Pair, View
+
+# What a cell's own code (a method, a model, its shapes and sizes) can raise. The cell then fails
+# alone; a full disk or an interrupt is nobody's cell and ends the run.
+CELL_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a weight is NaN or infinite; the message names where it was first seen."""
+
+
+@dataclass
+class Sums:
+    """Running sums of one epoch, on the device: nothing waits for them before the epoch ends."""
+
+    task: Tensor
+    beside: Tensor
+    transfer: Tensor
+    correct: Tensor
+    skipped: Tensor
+    beside_skipped: Tensor
+    clipped: Tensor
+    steps: int = 0
+    seen: int = 0
+
+    @classmethod
+    def zero(cls, device: torch.device) -> Sums:
+        """All zero."""
+        task, beside, transfer, correct, skipped, beside_skipped, clipped = torch.zeros(
+            7, dtype=torch.float64, device=device
+        )
+        return cls(task, beside, transfer, correct, skipped, beside_skipped, clipped)
+
+
+class Seen(NamedTuple):
+    """One batch as a student's step gets it.
+
+    Attributes:
+        images: (B, C, H, W) as the student sees them.
+        labels: (B,).
+        index: (B,) positions in the training set.
+        teacher: the teacher's view of the batch; None if no stage at hand reads one.
+        last: whether it is the epoch's last batch, on which a stage's `watch` runs.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    teacher: View | None
+    last: bool
+
+
+class Losses(NamedTuple):
+    """What one step of one student computed: the pair, as methods see it, and the loss's parts."""
+
+    pair: Pair
+    taught: Pair
+    task: Tensor | None
+    beside: Tensor | None
+    transfer: Tensor | None
+
+
+def skippable(pair: Pair) -> tuple[Pair, Callable[[Tensor], None]]:
+    """The pair for a transfer loss, whose gradient can be cut off sample by sample.
+
+    A loss that is not finite has a gradient that is not finite either, and setting the loss to 0
+    leaves 0 times infinity behind it. So the gradient is cut where it reaches the student.
+
+    Returns:
+        the pair with its student's taps replaced, and a function that takes (B,) or () bool, true
+        for the samples whose gradient may pass.
+    """
+    passes: list[Tensor] = []
+
+    def cut(gradient: Tensor) -> Tensor:
+        mask = passes[0].reshape(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(mask, gradient, 0.0)
+
+    taps = {tap: x.view_as(x) for tap, x in pair.student.taps.items()}
+    for x in taps.values():
+        if x.requires_grad:
+            x.register_hook(cut)
+    return pair._replace(student=View(taps)), passes.append
