@@ -20,7 +20,7 @@ by itself. A result counts as lost if its cell has no record (or, where the row 
 run), and as changed if a weight, a curve or a number differs by one bit from the undisturbed run's
 (from the record's). Random moments are drawn by a seed. Made by:
 
-    python -m pytest -m slow tests/test_faults.py tests/test_server.py \\
+    python -m pytest -m slow tests/test_faults.py tests/test_server.py tests/test_ray.py \\
         --faults-table results/faults.md
 
 | fault | times | results | lost | changed | when, torch, CPU cores |

@@ -1,1 +1,1 @@
-"""Where cells run: this process, this machine."""
+"""Where cells run: processes of this machine, or the nodes of a Ray cluster."""

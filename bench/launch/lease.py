@@ -107,6 +107,11 @@ class Leases:
         (self._hearts / self.owner).unlink(missing_ok=True)
         os.close(self._heart)
 
+    @property
+    def heart(self) -> Path:
+        """The heartbeat file, there for all who share the disk as long as this process lives."""
+        return self._hearts / self.owner
+
     # --- what others see ------------------------------------------------------------------------
 
     def acquire(self, name: str) -> bool:

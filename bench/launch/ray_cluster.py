@@ -112,13 +112,17 @@ class RayCluster:
         Raises:
             ClusterError: there is no such cluster, or it is of another version.
         """
-        # No reports home, no notes about the next version's defaults.
+        # No reports home, no notes about the next version's defaults, no tries counted out loud.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         self._before = signal.getsignal(signal.SIGTERM)
         import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.options.address is not None:
+            _check_answers(self.options.address)
         try:
             if self.options.address is None:
                 ray.init(
@@ -126,13 +130,14 @@ class RayCluster:
                     object_store_memory=OBJECT_STORE_BYTES, **quiet,
                 )  # fmt: skip
             else:
-                _check_answers(self.options.address)
                 ray.init(address=self.options.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             ray.shutdown()
+            where = self.options.address or "(none: Ray on this machine)"
             reason = " ".join(str(error).split())
             raise ClusterError(
-                f"--address {self.options.address or '(none: Ray on this machine)'}: {reason}"
+                f"--address {where}: {reason}; every node needs the same Ray and Python, and the "
+                "same RAY_AUTH_MODE and token"
             ) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; Ray's own handler just exits
@@ -235,12 +240,18 @@ class RayCluster:
 
 
 def _check_answers(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself would go on trying for minutes."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:
+    """Refuses an address where nobody listens: Ray itself would go on trying for minutes."""
+    place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"--address {address}: nobody answers at {place} ({error.strerror or error}); wanted "
+            "what `ray start --head` said on the cluster's head"
+        ) from None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -265,9 +276,6 @@ class _Tasks(Crew[Any]):
         self.slots = cluster.slots()
         if not self.slots:
             logger.warning("no node has room for a job yet; waiting for one to join")
-        self.marker = setting.store.parent / f"shared-{uuid.uuid4().hex}"
-        self.marker.parent.mkdir(parents=True, exist_ok=True)
-        self.marker.touch()
         self.depot = self._open_depot()
         # A process that had a GPU is not used again: it may have lost it, or hold its memory.
         calls = {"max_calls": 1} if cluster.device == "cuda" else {}
@@ -296,7 +304,7 @@ class _Tasks(Crew[Any]):
 
         order = Order(
             job, tuple(cell.id for cell in job.cells), uuid.uuid4().hex, self.theirs,
-            self.marker.absolute(), self.cluster.options.node_dir,
+            self.leases.heart.absolute(), self.cluster.options.node_dir,
         )  # fmt: skip
         task = self.task.options(**self.cluster.asks(alone))
         handle = task.remote(order.to_json(), self.depot)
@@ -406,7 +414,6 @@ class _Tasks(Crew[Any]):
         if handles:
             self.ray.wait(handles, num_returns=len(handles), timeout=CANCEL_SECONDS)
         self.ray.kill(self.depot)
-        self.marker.unlink(missing_ok=True)
 
 
 def _for_nodes(setting: Setting, device: str) -> Setting:

@@ -35,7 +35,7 @@ class Order:
         ids: of its cells, as the coordinator computed them.
         attempt: names this try of the job, see `Depot.end`.
         setting: paths are absolute; those of the work directory are the coordinator's.
-        marker: a file of the coordinator's work directory, seen by all who share it.
+        marker: a file of the work directory that is there as long as the coordinator lives.
         node_dir: folder of a node's own, where nodes share no disk; may name environment
             variables of the node.
     """
@@ -83,8 +83,8 @@ def do(order: Order, call: Call) -> None:
         if order.node_dir is None:
             if not order.marker.is_file():
                 raise NodeFaultError(
-                    f"it does not see {order.marker.parent}; put --work-dir on a disk that all "
-                    "nodes share, or name a folder of each node's own with --node-dir"
+                    f"it does not see {order.setting.store.parent}; put --work-dir on a disk that "
+                    "all nodes share, or name a folder of each node's own with --node-dir"
                 )
             _check_data(order.job, order.setting)
             run_job(order.job, order.setting, report)
