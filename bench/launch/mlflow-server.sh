@@ -18,7 +18,7 @@ for name in $NAMES; do
 done
 
 export MLFLOW_DISABLE_TELEMETRY=true
-# Jobs are for generative models; they take nine processes and gigabytes.
+# Jobs are for generative models, and more than double what a server takes.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION="${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}"
 
 exec mlflow server --host "$BIND" --port "$PORT" --workers "$WORKERS" --allowed-hosts "$allowed" \
