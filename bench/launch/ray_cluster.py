@@ -112,10 +112,9 @@ class RayCluster:
         Raises:
             ClusterError: there is no such cluster, or it is of another version.
         """
-        # No reports home, no notes about the next version's defaults, no tries counted out loud.
+        # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         self._before = signal.getsignal(signal.SIGTERM)
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
@@ -267,7 +266,9 @@ class _Tasks(Crew[Any]):
         super().__init__(setting, report, leases)
         import ray  # pyright: ignore[reportMissingImports]
 
-        self.cluster, self.ray = cluster, ray
+        from bench.launch.ray_worker import code_digest
+
+        self.cluster, self.ray, self.code = cluster, ray, code_digest()
         self.theirs = _for_nodes(setting, cluster.device)
         self.attempts: dict[Any, str] = {}
         self.begun: set[str] = set()
@@ -303,8 +304,8 @@ class _Tasks(Crew[Any]):
         from bench.launch.ray_worker import Order
 
         order = Order(
-            job, tuple(cell.id for cell in job.cells), uuid.uuid4().hex, self.theirs,
-            self.leases.heart.absolute(), self.cluster.options.node_dir,
+            job, self.code, uuid.uuid4().hex, self.theirs, self.leases.heart.absolute(),
+            self.cluster.options.node_dir,
         )  # fmt: skip
         task = self.task.options(**self.cluster.asks(alone))
         handle = task.remote(order.to_json(), self.depot)

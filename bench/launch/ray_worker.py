@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -16,10 +17,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+import bench
 from bench.launch.depot import Call, SentCheckpoints, SentStore
 from bench.launch.job import Job, Library, Setting, run_job
 from bench.plugin import PluginError, plugged
 from methods import registry
+
+NUMBERS = ("cell.py", "method.py", "seeds.py", "data", "models", "train")
+"""What of this package decides a cell's numbers, beside the methods."""
 
 
 class NodeFaultError(Exception):
@@ -32,7 +37,7 @@ class Order:
 
     Attributes:
         job: its needs are finished.
-        ids: of its cells, as the coordinator computed them.
+        code: of the coordinator, see `code_digest`.
         attempt: names this try of the job, see `Depot.end`.
         setting: paths are absolute; those of the work directory are the coordinator's.
         marker: a file of the work directory that is there as long as the coordinator lives.
@@ -41,7 +46,7 @@ class Order:
     """
 
     job: Job
-    ids: tuple[str, ...]
+    code: str
     attempt: str
     setting: Setting
     marker: Path
@@ -69,7 +74,7 @@ def do(order: Order, call: Call) -> None:
         call: (name of a method of `Depot`, arguments) -> its result.
 
     Raises:
-        NodeFaultError: this node has another harness, other data, or does not see the disk.
+        NodeFaultError: this node has other code or data, no GPU, or does not see the disk.
         SupersededError: the coordinator gave this attempt up.
     """
 
@@ -113,15 +118,23 @@ def _plugged(setting: Setting) -> Iterator[None]:
         yield
 
 
+def code_digest() -> str:
+    """Hash of all files that decide a cell's numbers: the same cell by others is another result."""
+    package, methods = Path(bench.__file__).parent, Path(registry.__file__).parent
+    places = [*(package / name for name in NUMBERS), methods]
+    files = [f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p])]
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.parts[-2:]):
+        digest.update("/".join(file.parts[-2:]).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def _check_code(order: Order) -> None:
-    """The same cells by other code would be other results under the same ids."""
-    cells = order.job.cells
-    for cell, wanted in zip(cells, order.ids, strict=True):
-        if cell.id != wanted or registry.code_digest(cell.method) != cell.code:
-            raise NodeFaultError(
-                f"its code of the method {cell.method!r} or of the harness is another than the "
-                "coordinator's; install the same version on every node"
-            )
+    if code_digest() != order.code:
+        raise NodeFaultError(
+            f"the code in {Path(bench.__file__).parent} is another than the coordinator's, or was "
+            "changed since it began; install the same version on every node, and start again"
+        )
 
 
 def _check_device(setting: Setting) -> None:
