@@ -216,6 +216,25 @@ class Rehearsal:
             view_bytes=peak_bytes(looks[0], self.device),
         )
 
+    def count_teacher(self) -> TeacherParts:
+        """The teacher's operations and bytes from a few images; its seconds are 0."""
+        teacher = self.teacher
+        if teacher is None:
+            return TeacherParts()
+        whole = next(self.stream.train.epoch(0)).images
+        sizes = [min(size, len(whole)) for size in SKETCH]
+        looks = [partial(teacher.view, whole[:size], ("logits",)) for size in sizes]
+        flops = _line(sizes, [_count(look) for look in looks], len(whole))
+        peaks = [peak_bytes(look, self.device) for look in looks]
+        per_image = flops / len(whole)
+        return TeacherParts(
+            view_flops=flops,
+            clean_flops=round(per_image * self.train_images),
+            test_flops=round(per_image * self.test_images),
+            held_bytes=_bytes_of(teacher.network),
+            view_bytes=_line(sizes, peaks, len(whole)),
+        )
+
     def _repeat(self, action: Callable[[], object]) -> list[float]:
         """Seconds of an action, after one that does not count."""
         first = self._seconds(action)

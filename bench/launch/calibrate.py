@@ -187,6 +187,7 @@ class Task:
         cells: students to measure.
         until: time (as `time.time` gives it) after which students are only sketched.
         pieces: of the group, for "cohort".
+        counted: whether operations are enough, for "teacher".
     """
 
     what: str
@@ -194,6 +195,7 @@ class Task:
     cells: tuple[Cell, ...] = ()
     until: float = math.inf
     pieces: Parts | None = None
+    counted: bool = False
 
 
 def calibrate(
@@ -204,6 +206,7 @@ def calibrate(
     *,
     seconds: float,
     stand_in: bool = False,
+    counted: bool = False,
     report: Callable[[str], None] = lambda what: None,
 ) -> Parts:
     """Measures what was not measured before; returns the pieces of all cells.
@@ -218,18 +221,21 @@ def calibrate(
         devices: one entry per worker process.
         seconds: after which no further row is begun.
         stand_in: whether random images take the place of absent data.
+        counted: whether operations are enough: then nothing is timed.
         report: told what is going on.
 
     Raises:
         CalibrationError: a process died.
     """
     cells = list(cells)
-    groups, kept = groups_of(cells), Kept(root, conditions_of(setting, devices))
+    conditions = {**conditions_of(setting, devices), **({"counted": True} if counted else {})}
+    groups, kept = groups_of(cells), Kept(root, conditions)
     missing = _Missing(groups, kept, seconds)
     if missing:
         with _Crew(setting, devices, stand_in) as crew:
             try:
-                _measure(missing, crew, kept, seconds, report)
+                measure = _count if counted else _measure
+                measure(missing, crew, kept, seconds, report)
             except BrokenProcessPool:
                 raise CalibrationError(
                     "a calibrating process died: killed, or out of memory; --calibrate-seconds 0 "
@@ -279,6 +285,19 @@ def _measure(
     _keep(crew.do(_row_tasks(rows, known, until, len(crew.devices))), kept, seconds)
     report("whole cohorts")
     _keep(crew.do(_cohort_tasks(missing.cohorts, kept, until, seconds)), kept, seconds)
+
+
+def _count(
+    missing: _Missing, crew: _Crew, kept: Kept, seconds: float, report: Callable[[str], None]
+) -> None:
+    report(f"counting {len(missing.students)} rows")
+    workers = len(crew.devices)
+    tasks = [Task("teacher", group, counted=True) for group in missing.teachers]
+    for group in missing.groups:
+        cells = [cell for other, cell in missing.students if other is group]
+        parts = [tuple(cells[n::workers]) for n in range(workers)]
+        tasks += [Task("student", group, part, until=0.0) for part in parts if part]
+    _keep(crew.do(tasks), kept, seconds)
 
 
 def _row_tasks(
@@ -426,7 +445,8 @@ def _work(task: Task) -> list[tuple[str, object, dict[str, Any]]]:
     with steady():
         rehearsal = _rehearse(task.group)
         if task.what == "teacher":
-            values = {"stream": asdict(rehearsal.opened), "teacher": asdict(rehearsal.teach())}
+            found = rehearsal.count_teacher() if task.counted else rehearsal.teach()
+            values = {"stream": asdict(rehearsal.opened), "teacher": asdict(found)}
             return [("teacher", teacher_kind(task.group.taught), values)]
         if task.what == "cohort":
             assert task.pieces is not None

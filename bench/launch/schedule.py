@@ -142,17 +142,26 @@ def split(
     """The cells in `count` parts of about equal length.
 
     The longest cell goes first, each into the part that is then shortest, of those that it fits
-    into.
+    into. A cell counts by what is its own: what all of them share, every part pays.
     """
-    alone = {position: seconds([cell]) for position, cell in enumerate(cells)}
+    own = _own_seconds(cells, seconds)
     parts: list[list[int]] = [[] for _ in range(count)]
-    for position in sorted(alone, key=lambda p: -alone[p]):
-        longer = [[*part, position] for part in parts]
-        lengths = [seconds([cells[p] for p in sorted(part)]) for part in longer]
-        free = [n for n, part in enumerate(longer) if not fits or fits([cells[p] for p in part])]
-        chosen = min(free or range(count), key=lambda n: (lengths[n], len(parts[n])))
-        parts[chosen].append(position)
+    for position in sorted(range(len(cells)), key=lambda p: -own[p]):
+
+        def holds(part: list[int], new: int = position) -> bool:
+            return fits is None or fits([cells[p] for p in (*part, new)])
+
+        free = [part for part in parts if holds(part)] or parts
+        shortest = min(free, key=lambda part: (sum(own[p] for p in part), len(part)))
+        shortest.append(position)
     return [[cells[p] for p in sorted(part)] for part in parts if part]
+
+
+def _own_seconds(cells: Sequence[Cell], seconds: Seconds) -> list[float]:
+    """What each cell takes without what all of them share."""
+    alone = [seconds([cell]) for cell in cells]
+    shared = (sum(alone) - seconds(cells)) / max(1, len(cells) - 1)
+    return [max(0.0, time - max(0.0, shared)) for time in alone]
 
 
 # --- order and balance ----------------------------------------------------------------------------
