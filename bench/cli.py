@@ -221,6 +221,26 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
         help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
 
 
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    add = parser.add_argument
+    add("--gpus", type=_counts, metavar="1,2,4,...",
+        help="numbers of workers (default: powers of 2 to 512, and 1000)")  # fmt: skip
+    add("--tflops", type=float, metavar="X", help="sustained by a worker, an assumption: nothing "
+        "is timed, operations are counted (default: timed on this machine)")  # fmt: skip
+    add("--startup-seconds", type=float, metavar="S",
+        help="before a worker's first job (default: as measured; with --tflops 0)")  # fmt: skip
+    parser.set_defaults(dry_run=True)
+
+
+def _counts(text: str) -> list[int]:
+    """ "1,2,1000" -> [1, 2, 1000]."""
+    parts = _names(text)
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts such as 1,2,4,1000")
+    return [int(part) for part in parts]
+
+
 def _add_sync(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
     _add_plugin(parser)
@@ -475,6 +495,33 @@ def tune(options: argparse.Namespace) -> int:
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
         print(f"no trial of {row} finished")
     return exit_code(outcome.counts)
+
+
+def scaling(options: argparse.Namespace) -> int:
+    """Says how a grid's time falls with the number of workers, by simulation."""
+    from bench.launch.calibrate import CalibrationError
+    from bench.launch.scaling import WORKERS, Asked, command
+
+    if options.tflops is not None and not 0 < options.tflops < float("inf"):
+        raise UsageError(f"--tflops: got {options.tflops:g}, wanted a number above 0")
+    prepared = _prepare(options)
+    if prepared.cluster is not None:
+        raise UsageError("scaling simulates any number of workers: leave --launcher out")
+    devices = _devices(prepared.device, options.workers)
+    asked = Asked(
+        options.gpus or WORKERS, options.tflops, options.startup_seconds, options.calibrate_seconds
+    )
+    try:
+        files = command(
+            _expand(prepared, prepared.grid), prepared.work, _setting(options, prepared.work),
+            devices, prepared.library, asked,
+            report=lambda what: prepared.console.print(what, highlight=False),
+        )  # fmt: skip
+    except CalibrationError as error:
+        raise UsageError(str(error)) from None
+    print(files[1].read_text(encoding="utf-8"))
+    print(f"table and figure: {prepared.work.grid(prepared.grid.name)}")
+    return 0
 
 
 def _devices(device: str, workers: int | None) -> list[str]:
@@ -810,6 +857,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "run": (run, _add_run, "train what is unfinished of a grid, then print its tables"),
     "tune": (tune, _add_tune, "choose hyper-parameters on held-out training images"),
     "profile": (profile, _add_profile, "measure what each method costs, by itself"),
+    "scaling": (scaling, _add_scaling, "a grid's time on 1 to 1,000 GPUs, simulated"),
     "tables": (tables, _add_tables, "render a grid's tables again; nothing trains"),
     "recommend": (recommend, _add_recommend, "which row to choose for each pair, and why"),
     "sync": (sync, _add_sync, "send to MLflow the records that it lacks"),

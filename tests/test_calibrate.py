@@ -14,6 +14,7 @@ from bench.cost.forecast import Forecast
 from bench.cost.parts import EXTRAPOLATED, MEASURED, Parts, kind, stream_kind, teacher_kind
 from bench.cost.probe import Rehearsal
 from bench.cost.rough import DataSizes, Rough
+from bench.cost.together import together
 from bench.launch import calibrate, job
 from bench.launch.calibrate import Kept, groups_of, known_parts, read_parts
 from bench.launch.job import Job, Library, Setting, run_job
@@ -95,7 +96,7 @@ def test_few_images_tell_the_operations_of_many(cohort):
 
 def test_a_whole_cohort_is_held_against_the_sum_of_its_pieces(cohort):
     cells, rehearsal, pieces = cohort
-    found = rehearsal.together(cells, pieces)
+    found = together(rehearsal, cells, pieces)
     assert found.cell_seconds > 0
     assert 0.2 < found.together < 5  # of a run of milliseconds: the order of magnitude
     assert replace(found, together=1.0, cell_seconds=0.0) == pieces.teachers[teacher_kind(cells[1])]

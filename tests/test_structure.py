@@ -43,7 +43,7 @@ ALLOWED = {
         "bench.record", "bench.seeds", "methods.registry",
     },
     "bench.cost.probe": {
-        "bench.cost", "bench.train", "bench.data.dataset", "bench.models", "bench.method",
+        "bench.cost", "bench.train", "bench.data", "bench.models", "bench.method",
         "bench.cell", "bench.record", "methods.registry",
     },
     "bench.cost.record": {"bench.record"},

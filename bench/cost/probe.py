@@ -19,31 +19,27 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from bench.cell import Cell, DataSpec
 from bench.cost.counting import CountingMode
-from bench.cost.forecast import Forecast
 from bench.cost.parts import (
     EXTRAPOLATED,
     MEASURED,
-    Parts,
     StageParts,
     StreamParts,
     StudentParts,
     TeacherParts,
-    teacher_kind,
 )
 from bench.cost.profiler import Clock, peak_bytes
 from bench.cost.steps import set_statistics
+from bench.data.batches import Batch
 from bench.data.dataset import DataSet
 from bench.method import Method, View
 from bench.models.network import Network, tap_shapes
-from bench.record import Store, write_atomically
 from bench.train.checkpoint import Checkpoints, History
-from bench.train.cohort import Cohort, build_network
+from bench.train.cohort import build_network
 from bench.train.device import set_numerics
 from bench.train.engine import Student, make_student
 from bench.train.evaluate import accuracy, predictions
@@ -65,9 +61,6 @@ LONG_SECONDS = 0.05
 
 SKETCH = (4, 8)
 """Batch sizes from whose operations those of the real batch are extrapolated."""
-
-RECORD_FILES = 3
-"""Written for every cell: its settings, its weights, its record."""
 
 LASTING = 10**6
 """Epochs of a rehearsed stage: it never comes to its end."""
@@ -113,6 +106,7 @@ class Rehearsal:
                 processors.
         """
         self.cell, self.device, self._waiting = cell, device, waiting
+        self._looked: dict[tuple[int | None, tuple[str, ...]], list[_Look]] = {}
         self._alone = device.type == "cpu" and torch.get_num_threads() == 1
         set_numerics(cell)
         whole: list[Stream] = []
@@ -123,7 +117,7 @@ class Rehearsal:
             source = read(cell.source.data) if cell.source else None
             whole.append(open_stream(cell, data[0], device, source))
 
-        opening = self._seconds(open_all)
+        opening = self.seconds(open_all)
         self.train_images, self.test_images = whole[0].train_images, len(whole[0].test.labels)
         self.opened = self._opened(whole.pop(), opening)
         self.stream = self._cut(data[0], EVALUATION_BATCH)
@@ -135,7 +129,8 @@ class Rehearsal:
         shape = self.stream.image_shape
         self.teacher_shapes = tap_shapes(self.teacher.network, shape) if self.teacher else None
 
-    def _seconds(self, action: Callable[[], object]) -> float:
+    def seconds(self, action: Callable[[], object]) -> float:
+        """How long an action takes; on the CPU, as its processor counts."""
         if not self._alone:
             return Clock(self.device).time(action) / 1e3
         began = time.process_time()
@@ -148,7 +143,7 @@ class Rehearsal:
         times = []
         batches = train.epoch(0)
         for _ in range(min(len(train), 2 * STEPS)):
-            times.append(self._seconds(lambda: next(batches)))
+            times.append(self.seconds(lambda: next(batches)))
         channels, height, width = stream.image_shape
         pad = 2 * self.cell.data.pad
         padded = channels * (height + pad) * (width + pad) * stream.train_images
@@ -187,7 +182,7 @@ class Rehearsal:
         with torch.no_grad():
             for network in networks:
                 network.to(self.device).eval()(images)
-            seconds = self._seconds(lambda: [network(images) for network in networks])
+            seconds = self.seconds(lambda: [network(images) for network in networks])
         return seconds / len(images) * EVALUATION_BATCH > 20 * LONG_SECONDS
 
     # --- the teacher ----------------------------------------------------------------------------
@@ -202,8 +197,8 @@ class Rehearsal:
         times = self._repeat(looks[0])
         flops = _count(looks[0])
         per_image = flops / len(images)
-        tests = self._seconds(lambda: predictions(teacher.network, self.stream.test))
-        begun = self._seconds(lambda: (self._make_teacher(), teacher.digest()))
+        tests = self.seconds(lambda: predictions(teacher.network, self.stream.test))
+        begun = self.seconds(lambda: (self._make_teacher(), teacher.digest()))
         view = statistics.median(times)
         return TeacherParts(
             view_seconds=view,
@@ -237,9 +232,9 @@ class Rehearsal:
 
     def _repeat(self, action: Callable[[], object]) -> list[float]:
         """Seconds of an action, after one that does not count."""
-        first = self._seconds(action)
+        first = self.seconds(action)
         count = EPOCHS * STEPS if first < LONG_SECONDS else EPOCHS
-        return [self._seconds(action) for _ in range(count)]
+        return [self.seconds(action) for _ in range(count)]
 
     # --- a student ------------------------------------------------------------------------------
 
@@ -257,7 +252,7 @@ class Rehearsal:
         for position in range(len(method.plan)):
             student, enter = self._enter(cell, method, position)
             times = self._epochs(student)
-            look = self._looks(student, 1)[0]
+            look = self._looks(student)[0]
             flops = _count(partial(look.step, student, last=True))
             peaks.append(self._peak(student, look))
             held = max(held, self._held_bytes(student))
@@ -269,7 +264,7 @@ class Rehearsal:
         test()
         return StudentParts(
             stages=tuple(stages),
-            test_seconds=self._seconds(test) * self.test_scale,
+            test_seconds=self.seconds(test) * self.test_scale,
             test_flops=round(_count(test) * self.test_scale),
             held_bytes=held,
             step_bytes=max(peaks),
@@ -287,9 +282,9 @@ class Rehearsal:
         stages, held, peaks = [], 0, []
         for position in range(len(method.plan)):
             student, _ = self._enter(cell, method, position)
-            whole = self._looks(student, 1)[0]
-            batch = len(whole.images)
+            batch = cell.recipe.batch_size
             sizes = [min(size, batch) for size in SKETCH]
+            whole = self._looks(student, sizes[-1])[0]
             counts, bytes_held = [], []
             for size in sizes:
                 look = whole.first(size)
@@ -316,7 +311,7 @@ class Rehearsal:
         """Trains a student of the cell's kind until it is enough; nothing is measured."""
         method = registry.build(cell.method, **cell.hyperparameters)
         student, _ = self._enter(cell, method, 0)
-        looks = self._looks(student, STEPS)
+        looks = self._looks(student)
         while not enough():
             for look in looks:
                 look.step(student)
@@ -325,7 +320,7 @@ class Rehearsal:
         """A student in one of its method's stages, and the seconds that the stage's begin took."""
         stage = method.plan[position]
         alone = replace(method, plan=(replace(stage, share=1.0),))
-        cell = _lasting(cell, LASTING)
+        cell = lasting(cell, LASTING)
         network = build_network(cell, self.stream.classes, self.stream.image_shape)
         shapes = tap_shapes(network, self.stream.image_shape)
         student = make_student(
@@ -334,7 +329,7 @@ class Rehearsal:
         if stage.clean:
             taps = (*stage.all_taps, *student.optional[stage.name])
             self._clean_view(taps)  # a cohort has it once
-        begun = self._seconds(
+        begun = self.seconds(
             lambda: student.begin_epoch(self._clean_view, self.stream.train.labels)
         )
         return student, begun * self.scale if stage.clean else begun
@@ -344,14 +339,27 @@ class Rehearsal:
         images = (batch.images for batch in self.stream.train.clean(EVALUATION_BATCH))
         return self.teacher.clean_view(images, taps)
 
-    def _looks(self, student: Student, count: int) -> list[_Look]:
-        batches = self.stream.train.epoch(student.epochs_done, student.subset)
+    def _looks(self, student: Student, images: int | None = None) -> list[_Look]:
+        """Batches of an epoch as the student's steps take them; the teacher looks once for all.
+
+        Args:
+            student: in its stage.
+            images: of a single batch, for a few of them; None for `STEPS` whole ones.
+        """
         teacher = self.teacher if student.reads_teacher else None
+        key = (images, student.taps if teacher else ())
+        if student.subset is None and key in self._looked:
+            return self._looked[key]
         found = []
-        for batch in islice(batches, count):
+        for batch in islice(self.stream.train.epoch(0, student.subset), STEPS if not images else 1):
+            batch = Batch(*(x[:images] for x in batch))
             view = teacher.view(batch.images, student.taps) if teacher is not None else None
-            images = self.stream.student_images(batch.images)
-            found.append(_Look(images, batch.labels, batch.index, view))
+            shown = self.stream.student_images(batch.images)
+            found.append(_Look(shown, batch.labels, batch.index, view))
+        if student.subset is None:
+            if len(self._looked) > 1:  # maps of large networks take much memory
+                del self._looked[next(iter(self._looked))]
+            self._looked[key] = found
         return found
 
     def _epochs(self, student: Student) -> tuple[float, float]:
@@ -361,14 +369,14 @@ class Rehearsal:
         while number <= epochs:
             begin = 0.0
             if number:
-                begin = self._seconds(
+                begin = self.seconds(
                     lambda: student.begin_epoch(self._clean_view, self.stream.train.labels)
                 )
-            looks = self._looks(student, STEPS)
+            looks = self._looks(student)
             times = [
-                self._seconds(partial(look.step, student, last=look is looks[-1])) for look in looks
+                self.seconds(partial(look.step, student, last=look is looks[-1])) for look in looks
             ]
-            end = self._seconds(lambda: student.end_epoch(lambda: 0.0))
+            end = self.seconds(lambda: student.end_epoch(lambda: 0.0))
             usual = statistics.median(times[1:] or times)
             if number:
                 steps += times[1:] or times
@@ -406,82 +414,8 @@ class Rehearsal:
     def _predict(self, network: Network) -> Tensor:
         return predictions(network, self.stream.test, self.stream.student_images)
 
-    # --- all of them together -------------------------------------------------------------------
 
-    def together(self, cells: Sequence[Cell], pieces: Parts) -> TeacherParts:
-        """The teacher's pieces with what only a whole cohort shows.
-
-        A cohort of the cells trains twice on the cut, as a worker does it, once for some epochs
-        more: these tell what its steps take beside the sum of their pieces, the rest what a cell
-        takes beside its training.
-
-        Args:
-            cells: of this stream and teacher, one of each kind.
-            pieces: theirs, measured here.
-        """
-        teacher = pieces.teachers[teacher_kind(self._taught_first(cells))]
-        few = max(len(registry.build(c.method, **c.hyperparameters).plan) for c in cells)
-        runs = [self._run(cells, epochs, pieces) for epochs in (few, 3 * few)]
-        (short, expected_short, beside), (long, expected_long, beside_long) = runs
-        expected = expected_long - expected_short
-        grown = (long - beside_long) - (short - beside)
-        together = grown / expected if expected > 0 and grown > 0 else 1.0
-        rest = short - beside - together * expected_short
-        each = max(0.0, rest) / len(cells) + RECORD_FILES * _file_seconds()
-        return replace(teacher, together=together, cell_seconds=each)
-
-    def _run(self, cells: Sequence[Cell], epochs: int, pieces: Parts) -> tuple[float, float, float]:
-        """Seconds of a cohort's run: in fact, expected of its training, and of its tests."""
-        short = [_lasting(cell, epochs) for cell in cells]
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder))
-            self._write_sources(short, store)
-            cohort = Cohort(self.stream, self.teacher, store, self.device, lambda *event: None)
-            seconds = self._seconds(lambda: cohort.run(short))
-        forecast = Forecast(self._on_the_cut(pieces))
-        tests = sum(forecast.lesson(cell).testing_seconds for cell in short)
-        return seconds, forecast.training_seconds(short), tests
-
-    @staticmethod
-    def _taught_first(cells: Sequence[Cell]) -> Cell:
-        return next((cell for cell in cells if cell.teacher is not None), cells[0])
-
-    def _write_sources(self, cells: Sequence[Cell], store: Store) -> None:
-        for source in {c.source.id: c.source for c in cells if c.source is not None}.values():
-            network = build_network(source, self.stream.classes, self.stream.image_shape)
-            path = store.folder(source.id) / "weights.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(safetensors.torch.save(network.state_dict()))
-
-    def _on_the_cut(self, pieces: Parts) -> Parts:
-        """The pieces as they are on the cut of the data."""
-        batches, tested = self.stream.train_images, len(self.stream.test.labels)
-        cut = batches / self.cell.recipe.batch_size
-        streams = {
-            k: replace(
-                s, steps=min(s.steps, cut), train_images=min(s.train_images, batches),
-                test_images=min(s.test_images, tested),
-            )
-            for k, s in pieces.streams.items()
-        }  # fmt: skip
-        teachers = {
-            k: replace(t, clean_seconds=t.clean_seconds / self.scale)
-            for k, t in pieces.teachers.items()
-        }
-        return Parts(
-            streams, teachers, {k: self._student_on_the_cut(s) for k, s in pieces.students.items()}
-        )
-
-    def _student_on_the_cut(self, student: StudentParts) -> StudentParts:
-        stages = (
-            replace(s, enter_seconds=s.enter_seconds / self.scale) if s.clean else s
-            for s in student.stages
-        )
-        tests = student.test_seconds / self.test_scale
-        return replace(student, stages=tuple(stages), test_seconds=tests)
-
-
-def _lasting(cell: Cell, epochs: int) -> Cell:
+def lasting(cell: Cell, epochs: int) -> Cell:
     """The cell with so many epochs, in which its weights stay where they are."""
     recipe = cell.recipe.model_copy(update={"epochs": epochs, "learning_rate": 1e-12})
     return cell.model_copy(update={"recipe": recipe})
@@ -494,17 +428,6 @@ def _save_seconds(student: Student) -> float:
         began = time.perf_counter()
         kept.write("rehearsal", 1, {}, History(""), student.state())
         return time.perf_counter() - began
-
-
-def _file_seconds() -> float:
-    """Until a small file is safe on the disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        times = []
-        for _ in range(STEPS):
-            began = time.perf_counter()
-            write_atomically(Path(folder) / "file", "x" * 4096)
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def refused(cell: Cell) -> StudentParts:

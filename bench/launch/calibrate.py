@@ -441,6 +441,7 @@ def _rehearse(group: Group) -> Rehearsal:
 
 def _work(task: Task) -> list[tuple[str, object, dict[str, Any]]]:
     from bench.cost.profiler import steady
+    from bench.cost.together import together
 
     with steady():
         rehearsal = _rehearse(task.group)
@@ -450,7 +451,7 @@ def _work(task: Task) -> list[tuple[str, object, dict[str, Any]]]:
             return [("teacher", teacher_kind(task.group.taught), values)]
         if task.what == "cohort":
             assert task.pieces is not None
-            found = rehearsal.together(task.group.cells, task.pieces)
+            found = together(rehearsal, task.group.cells, task.pieces)
             return [("cohort", _cohort_key(task.group), asdict(found))]
         return [
             ("student", kind(cell), asdict(_student(rehearsal, cell, task.until)))
