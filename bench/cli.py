@@ -401,8 +401,9 @@ def _forms(options: argparse.Namespace, prepared: Prepared, expansion: Expansion
     if prepared.cluster is not None and options.stack == "auto":
         return frozenset()  # what is faster on the nodes cannot be measured here
     torch.set_num_threads(options.threads)
+    device = pick_device(prepared.device if prepared.cluster is None else "cpu")
     return settle(
-        expansion.cells.values(), prepared.library.read, pick_device(prepared.device),
+        expansion.cells.values(), prepared.library.read, device,
         options.stack, prepared.work.stacking,
         lambda line: prepared.console.print(line, highlight=False),
     )  # fmt: skip
