@@ -405,10 +405,10 @@ def _start(
     import torch
 
     # What a worker of a run imports, so that its start takes as long.
-    import bench.cost.probe
-    import bench.launch.local  # noqa: F401
+    from bench.launch.local import end_with_parent
     from bench.plugin import plugged
 
+    end_with_parent()
     _setting, _stand_in, _stop = replace(setting, device=free.get()), stand_in, stop
     _all_ready, _waiting = all_ready, waiting
     _plugged.enter_context(plugged(setting.plugins))

@@ -132,13 +132,17 @@ _send: Callable[..., None] = print
 
 def _start_worker(setting: Setting, free: Queue, events: Queue) -> None:
     global _setting, _send
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _setting = replace(setting, device=free.get())
     _send = lambda *event: events.put(event)  # noqa: E731
 
 
-def _end_with_parent() -> None:
-    """A coordinator that is killed cannot stop its workers: each watches for its end."""
+def end_with_parent() -> None:
+    """A coordinator that is killed cannot stop its workers: each, in a thread, awaits its end."""
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
