@@ -662,7 +662,8 @@ def _say_outcome(outcome: Outcome) -> None:
     share = outcome.recording_seconds / outcome.seconds
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     expected = outcome.estimated_seconds
-    estimate = f" (estimated {expected:.0f} s)" if expected is not None else ""
+    known = expected is not None and not outcome.elsewhere
+    estimate = f" (estimated {expected:.0f} s)" if known else ""
     print(
         f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s{estimate}; the "
         f"coordinator spent {outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; "

@@ -54,7 +54,7 @@ def plan_jobs(
     """
     if workers < 1:
         raise ValueError(f"plan_jobs: {workers} workers, wanted at least 1")
-    estimate = _Memo(seconds or proxy_seconds)
+    estimate = _Memo.of(seconds or proxy_seconds)
     teachers, groups = group_cells(cells)
     cohorts = [part for group in groups for part in cut_to_fit(group, estimate, fits)]
     return balanced([Job((cell,), None) for cell in teachers], cohorts, workers, estimate)
@@ -100,12 +100,16 @@ def proxy_seconds(cells: Sequence[Cell]) -> float:
 
 
 class _Memo:
-    """An estimate that is asked for the same job many times."""
+    """An estimate that is asked for the same job many times; and ids, which are hashes."""
 
     def __init__(self, seconds: Seconds) -> None:
         self._seconds = seconds
         self._ids: dict[int, tuple[Cell, str]] = {}
         self._known: dict[tuple[str, ...], float] = {}
+
+    @classmethod
+    def of(cls, seconds: Seconds) -> _Memo:
+        return seconds if isinstance(seconds, cls) else cls(seconds)
 
     def __call__(self, cells: Sequence[Cell]) -> float:
         key = tuple(map(self.id_of, cells))
@@ -114,10 +118,12 @@ class _Memo:
         return self._known[key]
 
     def id_of(self, cell: Cell) -> str:
-        """The cell's id, which is a hash that takes its time."""
         if id(cell) not in self._ids:
             self._ids[id(cell)] = cell, cell.id
         return self._ids[id(cell)][1]
+
+    def needs_of(self, job: Job) -> set[str]:
+        return {self.id_of(need) for cell in job.cells for need in cell.needs}
 
 
 # --- cohorts that a worker can hold ---------------------------------------------------------------
@@ -180,16 +186,17 @@ class _Chains:
     """How long it takes at least from a job's begin to the end of all that waits for it."""
 
     def __init__(self, jobs: Sequence[Job], seconds: Seconds) -> None:
-        self._seconds = seconds
+        self._seconds = _Memo.of(seconds)
         self._waiting: dict[str, list[Job]] = {}
         for job in jobs:
-            for need in job.needs:
-                self._waiting.setdefault(need.id, []).append(job)
+            for need in self._seconds.needs_of(job):
+                self._waiting.setdefault(need, []).append(job)
         self._known: dict[int, float] = {}
 
     def behind(self, job: Job) -> list[Job]:
         """The jobs that wait for this one."""
-        return [other for cell in job.cells for other in self._waiting.get(cell.id, ())]
+        ids = map(self._seconds.id_of, job.cells)
+        return [other for cell_id in ids for other in self._waiting.get(cell_id, ())]
 
     def seconds_to_end(self, job: Job) -> float:
         if id(job) not in self._known:
@@ -308,8 +315,9 @@ def simulate(jobs: Sequence[Job], workers: int, seconds: Seconds, startup: float
     Raises:
         ValueError: jobs that wait for each other.
     """
-    maker = {cell.id: n for n, job in enumerate(jobs) for cell in job.cells}
-    missing = [{maker[need.id] for need in job.needs if need.id in maker} for job in jobs]
+    memo = _Memo.of(seconds)
+    maker = {memo.id_of(cell): n for n, job in enumerate(jobs) for cell in job.cells}
+    missing = [{maker[need] for need in memo.needs_of(job) if need in maker} for job in jobs]
     behind: dict[int, list[int]] = {}
     for n, needs in enumerate(missing):
         for need in needs:
@@ -321,7 +329,7 @@ def simulate(jobs: Sequence[Job], workers: int, seconds: Seconds, startup: float
     while ready or running:
         while ready and free:
             n, worker = heapq.heappop(ready), heapq.heappop(free)
-            end = now + seconds(jobs[n].cells)
+            end = now + memo(jobs[n].cells)
             heapq.heappush(running, (end, worker, n))
             slots.append(Slot(jobs[n], worker, now, end))
         now, worker, n = heapq.heappop(running)
