@@ -26,7 +26,7 @@ def left_after(monkeypatch, seconds) -> str:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "left"), [(None, 30), ({"a": 18.0, "b": 2.0}, 11), ({"a": 2.0, "b": 18.0}, 190)]
+    ("seconds", "left"), [(None, 30), ({"a": 18.0, "b": 2.0}, 12), ({"a": 2.0, "b": 18.0}, 190)]
 )
 def test_the_time_left_is_that_of_the_cells_that_are_left(monkeypatch, seconds, left):
     said = left_after(monkeypatch, seconds)
