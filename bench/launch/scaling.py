@@ -54,7 +54,7 @@ def scale(
                 ideal_seconds=(startup + least) / count,
                 bound_seconds=chain,
                 busy_seconds=found.busy_seconds,
-                repeated_seconds=found.busy_seconds - least,
+                repeated_seconds=max(0.0, found.busy_seconds - least),
                 jobs=len(jobs),
                 largest_job=max(len(job.cells) for job in jobs),
             )

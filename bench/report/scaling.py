@@ -71,7 +71,7 @@ def to_markdown(points: Sequence[ScalePoint], grid: str, conditions: Sequence[st
     unit, name = _unit(points)
     head = f"| workers | {name} | ideal | speed-up | efficiency | jobs | cells of the largest job |"
     lines = [
-        f"# Grid {grid} on 1 to {points[-1].workers} workers, simulated",
+        f"# Grid {grid} on 1 to {points[-1].workers:,} workers, simulated",
         "",
         *(f"- {line}" for line in conditions),
         f"- No number of workers beats {points[0].bound_seconds / unit:.3g} {name}: the longest "
