@@ -739,6 +739,17 @@ def test_epoch_images_are_the_drawn_crops_normalised():
     torch.testing.assert_close(images, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_the_strides_of_a_source_do_not_matter():
+    turned = random_images(20).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    arguments = {"augment": Augment(2), "batch_size": 8, "drop_last": False, "seed": 4}
+    labels = torch.arange(20) % 5
+    (mine, *_), (theirs, *_) = (
+        as_one(Batches(images, labels, MEAN, STD, **arguments).epoch(0))
+        for images in (turned, random_images(20))
+    )
+    assert torch.equal(mine, theirs)
+
+
 def test_crops_and_flips_differ_within_a_batch():
     same = random_images(1).expand(32, -1, -1, -1).contiguous()
     for augment in (Augment(2, flip=False), Augment(0, flip=True)):

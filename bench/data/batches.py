@@ -77,7 +77,8 @@ class Batches:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device, self.dtype = augment, torch.device(device), dtype
         self.labels = labels.to(self.device)
-        self._padded = augment.pad_images(images.to(self.device))
+        # In planes, whatever the source's strides: crops are cut out of rows.
+        self._padded = augment.pad_images(images.to(self.device).contiguous())
         self._size = (images.shape[2], images.shape[3])
         inside = [slice(augment.pad, augment.pad + side) for side in self._size]
         self._images = self._padded[:, :, inside[0], inside[1]]
