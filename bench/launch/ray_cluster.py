@@ -272,6 +272,7 @@ class _Tasks(Crew[Any]):
         self.theirs = _for_nodes(setting, cluster.device)
         self.attempts: dict[Any, str] = {}
         self.begun: set[str] = set()
+        self.refusal = ""
         self.losses: Counter[str] = Counter()
         self.landed: dict[Any, float] = {}
         self.slots = cluster.slots()
@@ -323,6 +324,9 @@ class _Tasks(Crew[Any]):
             self.leases.pause(POLL_SECONDS)
         self.slots = self.cluster.slots()
         self._show(self.ray.get(self.depot.events.remote()))
+        if self.refusal and not self.slots and not self.begun:
+            # A node that was dead already counted as one more when the last one refused.
+            raise ClusterError(self.refusal)
         for handle in ended:
             self.ray.get(self.depot.end.remote(self.attempts[handle]))
             yield from self._after(handle)
@@ -371,6 +375,7 @@ class _Tasks(Crew[Any]):
         """A node lacks something: it is left out from here on."""
         if node not in self.cluster.refused:
             self.cluster.refused.add(node)
+            self.refusal = reason
             if not self.cluster.slots():
                 raise ClusterError(reason)
             logger.warning("%s; going on without that node", reason)
