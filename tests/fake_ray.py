@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+VAIN = 200
+"""So often in a row nothing may be there to wait for; it takes no time here."""
+
 
 class NodeDies(BaseException):
     """Stands for the end of a node: nothing in the training catches it."""
@@ -48,6 +51,12 @@ class Ref:
         self.value: Any = None
         self.error: BaseException | None = None
         self.done = False
+
+    def may_run_on(self, node: dict[str, Any]) -> bool:
+        """Whether the node lives and is none of those that the task shuns."""
+        _, _, asked = self.asked.get("scheduling_strategy", ("", (), {}))
+        _, shunned, _ = asked.get("hard", {}).get("ray.io/node-id", ("NotIn", (), {}))
+        return node["Alive"] and node["NodeID"] not in shunned
 
     def run(self) -> Ref:
         if self.done:
@@ -91,7 +100,7 @@ class Actor:
 
 
 class FakeRay(ModuleType):
-    """The module. `nodes_there` may change at any time; the first one runs the tasks."""
+    """The module. `nodes_there` may change at any time; the first one that may runs a task."""
 
     def __init__(self) -> None:
         super().__init__("ray")
@@ -101,6 +110,8 @@ class FakeRay(ModuleType):
         self.tasks: list[Ref] = []
         self.cancelled: list[Ref] = []
         self.killed: list[Actor] = []
+        self.here = "where the coordinator runs"
+        self.waited_in_vain = 0
 
     def add_node(self, name: str, **resources: float) -> None:
         self.nodes_there.append({"NodeID": name, "Alive": True, "Resources": resources})
@@ -117,8 +128,16 @@ class FakeRay(ModuleType):
         return ref.value
 
     def wait(self, refs: list[Ref], **how: Any) -> tuple[list[Ref], list[Ref]]:
-        self.tasks.append(refs[0].run())
-        return refs[:1], refs[1:]
+        for ref in refs:
+            node = next(filter(ref.may_run_on, self.nodes_there), None)
+            if node is not None and not ref.done:
+                self.here = node["NodeID"]
+                self.tasks.append(ref.run())
+            if ref.done:
+                return [ref], [other for other in refs if other is not ref]
+        self.waited_in_vain += 1
+        assert self.waited_in_vain < VAIN, "the coordinator would wait for ever"
+        return [], refs
 
     def cancel(self, ref: Ref, force: bool) -> None:
         self.cancelled.append(ref)
@@ -131,7 +150,7 @@ class FakeRay(ModuleType):
         pass
 
     def get_runtime_context(self) -> SimpleNamespace:
-        return SimpleNamespace(get_node_id=lambda: self.nodes_there[0]["NodeID"])
+        return SimpleNamespace(get_node_id=lambda: self.here)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from processes import ROOT
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.cli import main, parse
-from bench.launch import depot, ray_worker
+from bench.launch import depot, ray_cluster, ray_worker
 from bench.launch.crew import Crew
 from bench.launch.depot import Depot, SupersededError
 from bench.launch.job import Job, Library, Setting, run_job
@@ -96,7 +96,7 @@ def launch(
     """Runs cells on the cluster that there is; the ids in the order they came back."""
     cluster = RayCluster(options, "cpu", threads=1)
     with Leases(where.store.parent / "leases") as leases:
-        jobs = plan_jobs(cells, cluster.slots())
+        jobs = plan_jobs(cells, len(cluster.devices))
         done = cluster.run(jobs, where, cluster.devices, report, leases)
         return [cell.id for part in done for cell in part.cells]
 
@@ -249,6 +249,75 @@ def test_a_node_that_lacks_something_is_left_out_and_the_last_one_ends_the_run(
     strategy = fake_ray.tasks[1].asked["scheduling_strategy"]
     assert strategy[2]["hard"]["ray.io/node-id"][1] == ("a",)
     assert Store(where.store).read(elsewhere[0].id) is None
+
+
+def before_waiting(ray: FakeRay, number: int, happens: Callable[[], object]) -> None:
+    """Makes something happen before the n-th time that the coordinator waits for its tasks."""
+    wait, left = ray.wait, [number]
+
+    def wait_after_that(*refs: object, **how: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            happens()
+        return wait(*refs, **how)
+
+    ray.wait = wait_after_that
+
+
+def dies(node: dict[str, object]) -> Callable[[], object]:
+    return lambda: node.update(Alive=False)
+
+
+def test_the_last_node_ends_the_run_though_a_dead_one_was_counted_as_it_refused(
+    tmp_path, fake_ray, cells, data_root, caplog
+):
+    """Ray notices after seconds that a node is dead; until then it has room for jobs."""
+    fake_ray.add_node("a", CPU=1)
+    fake_ray.add_node("b", CPU=1)
+    elsewhere = [cell.model_copy(update={"fingerprint": "another"}) for cell in cells[:1]]
+    before_waiting(fake_ray, 2, dies(fake_ray.nodes_there[1]))
+    with pytest.raises(ClusterError, match="another content than the coordinator's"):
+        launch(elsewhere, setting(tmp_path, data_root))
+    assert len(fake_ray.tasks) == 1
+    assert "going on without that node" in caplog.text
+
+
+def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
+    tmp_path, fake_ray, cells, data_root, undisturbed, caplog
+):
+    before_waiting(fake_ray, 5, lambda: fake_ray.add_node("a", CPU=1))
+    assert launch(cells[:1], setting(tmp_path, data_root)) == [cells[0].id]
+    assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
+    assert fake_ray.waited_in_vain == 4
+    assert caplog.text.count("no node has room for a job; waiting for one to join") == 1
+
+
+@pytest.mark.parametrize("patience", [600.0, 0.0])
+def test_the_like_of_a_good_node_is_waited_for_beside_one_that_refused(
+    tmp_path, fake_ray, cells, data_root, undisturbed, monkeypatch, caplog, patience
+):
+    """The only node that can train is lost; what is left says why it cannot."""
+    monkeypatch.setattr(ray_cluster, "REPLACEMENT_SECONDS", patience)
+    good, blind = "a", "b"
+    fake_ray.add_node(good, CPU=1)
+    fake_ray.add_node(blind, CPU=1)
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path, "is_file",
+        lambda self: is_file(self) and ("hearts" not in self.parts or fake_ray.here != blind),
+    )  # fmt: skip
+    before_waiting(fake_ray, 2, dies(fake_ray.nodes_there[0]))  # the teacher is trained
+    before_waiting(fake_ray, 9, lambda: fake_ray.add_node("c", CPU=1))
+    where = setting(tmp_path, data_root)
+    if patience:
+        assert sorted(launch(cells, where)) == sorted(cell.id for cell in cells)
+        assert results(tmp_path) == undisturbed
+        assert "no node has room for a job; waiting for one to join" in caplog.text
+    else:
+        with pytest.raises(ClusterError, match=r"does not see .*--node-dir"):
+            launch(cells, where)
+        assert Store(where.store).read(cells[0].id).status == FINISHED
+    assert "does not see" in caplog.text
 
 
 def test_a_node_with_other_code_trains_nothing(tmp_path, fake_ray, cells, data_root, monkeypatch):

@@ -35,6 +35,9 @@ LOSSES = 3
 RECORD_SECONDS = 90.0
 """So long a shared disk may take to show the coordinator a record that another node wrote."""
 
+REPLACEMENT_SECONDS = 600.0
+"""So long the last good node may take to be replaced, where those that are left cannot train."""
+
 CANCEL_SECONDS = 10.0
 CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 1024**2
@@ -84,6 +87,7 @@ class RayCluster:
 
     Attributes:
         device: "cpu" or "cuda", what jobs run on; known once entered.
+        refused: nodes that are left out -> what they lack.
     """
 
     def __init__(self, options: Options, device: str, threads: int) -> None:
@@ -104,7 +108,7 @@ class RayCluster:
         if device not in ("auto", "cpu", "cuda"):
             raise ClusterError(f"--device: got {device!r}, wanted auto, cpu or cuda with Ray")
         self.options, self.device, self.threads = options, device, threads
-        self.refused: set[str] = set()
+        self.refused: dict[str, str] = {}
 
     def __enter__(self) -> RayCluster:
         """Connects, or starts Ray here.
@@ -174,6 +178,13 @@ class RayCluster:
 
         fitting = [self._fit(node["Resources"]) for node in ray.nodes() if self._counts(node)]
         return min(sum(fitting), self.options.workers or sum(fitting))
+
+    def lacks(self) -> list[str]:
+        """What the nodes of this moment lack that are left out."""
+        import ray  # pyright: ignore[reportMissingImports]
+
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        return [self.refused[node] for node in alive if node in self.refused]
 
     def _counts(self, node: dict[str, Any]) -> bool:
         return node["Alive"] and node["NodeID"] not in self.refused
@@ -272,12 +283,11 @@ class _Tasks(Crew[Any]):
         self.theirs = _for_nodes(setting, cluster.device)
         self.attempts: dict[Any, str] = {}
         self.begun: set[str] = set()
-        self.refusal = ""
+        self.trained = False
+        self.no_room_since: float | None = None
         self.losses: Counter[str] = Counter()
         self.landed: dict[Any, float] = {}
         self.slots = cluster.slots()
-        if not self.slots:
-            logger.warning("no node has room for a job yet; waiting for one to join")
         self.depot = self._open_depot()
         # A process that had a GPU is not used again: it may have lost it, or hold its memory.
         calls = {"max_calls": 1} if cluster.device == "cuda" else {}
@@ -322,16 +332,32 @@ class _Tasks(Crew[Any]):
             )
         else:
             self.leases.pause(POLL_SECONDS)
-        self.slots = self.cluster.slots()
         self._show(self.ray.get(self.depot.events.remote()))
-        if self.refusal and not self.slots and not self.begun:
-            # A node that was dead already counted as one more when the last one refused.
-            raise ClusterError(self.refusal)
         for handle in ended:
             self.ray.get(self.depot.end.remote(self.attempts[handle]))
             yield from self._after(handle)
         for handle in list(self.landed):
             yield from self._land(handle)
+        self._look_at_nodes()
+
+    def _look_at_nodes(self) -> None:
+        """Waits for nodes to join while none has room, unless those that are there say why not.
+
+        A node that refused a job speaks for the cluster: others would lack the same. Only where
+        another one trained before it was lost is there a hope of its like, for a time.
+        """
+        self.slots = self.cluster.slots()
+        if self.slots:
+            self.no_room_since = None
+        if self.slots or self.landed or not self.running:
+            return
+        now, lacks = time.monotonic(), self.cluster.lacks()
+        waited = 0.0 if self.no_room_since is None else now - self.no_room_since
+        if lacks and (not self.trained or waited >= REPLACEMENT_SECONDS):
+            raise ClusterError(lacks[0])
+        if self.no_room_since is None:
+            self.no_room_since = now
+            logger.warning("no node has room for a job; waiting for one to join")
 
     def _after(self, handle: Any) -> Iterator[Done]:
         """A job's task ended, one way or another."""
@@ -374,11 +400,9 @@ class _Tasks(Crew[Any]):
     def _after_refusal(self, job: Job, node: str, reason: str) -> Iterator[Done]:
         """A node lacks something: it is left out from here on."""
         if node not in self.cluster.refused:
-            self.cluster.refused.add(node)
-            self.refusal = reason
-            if not self.cluster.slots():
-                raise ClusterError(reason)
-            logger.warning("%s; going on without that node", reason)
+            self.cluster.refused[node] = reason
+            if self.trained or self.cluster.slots():
+                logger.warning("%s; going on without that node", reason)
         yield from self.put_back(job)
 
     def _land(self, handle: Any) -> Iterator[Done]:
@@ -409,6 +433,7 @@ class _Tasks(Crew[Any]):
             elif kind == "say":
                 logger.warning("%s", *values)
             else:
+                self.trained = True
                 self.losses.pop(values[0], None)
                 self.report(*values)
 
