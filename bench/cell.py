@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 
 # Raised when a change of the harness changes the numbers of unchanged cells: old records are then
 # other cells, and nothing mixes.
-NUMERICS = 1
+NUMERICS = 2
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 

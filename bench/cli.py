@@ -374,11 +374,14 @@ def _train(
     options: argparse.Namespace, prepared: Prepared, grid: Grid
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
+    from bench.launch.job import unfinished
     from bench.launch.lease import LeaseLostError
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = _expand(prepared, grid), prepared.work
-    setting = replace(_setting(options, work), forms=_forms(options, prepared, expansion))
+    setting = _setting(options, work)
+    if unfinished(expansion.cells.values(), work.store, options.retry_failed):
+        setting = replace(setting, forms=_forms(options, prepared, expansion))
     retry, console = options.retry_failed, prepared.console
     try:
         with _launcher(options, prepared) as (devices, launch):
@@ -447,7 +450,8 @@ def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
     if options.calibrate_seconds <= 0 or not local:  # nodes differ from this machine
         print(preview(expansion, work.store, options.retry_failed))
         return 0
-    setting, console = _setting(options, work), prepared.console
+    console = prepared.console
+    setting = replace(_setting(options, work), forms=_forms(options, prepared, expansion))
     try:
         print(preview_costs(
             expansion, work, setting, devices, prepared.library, options.calibrate_seconds,
@@ -512,10 +516,12 @@ def scaling(options: argparse.Namespace) -> int:
     asked = Asked(
         options.gpus or WORKERS, options.tflops, options.startup_seconds, options.calibrate_seconds
     )
+    expansion, setting = _expand(prepared, prepared.grid), _setting(options, prepared.work)
+    if options.tflops is None:  # else nothing is timed
+        setting = replace(setting, forms=_forms(options, prepared, expansion))
     try:
         files = command(
-            _expand(prepared, prepared.grid), prepared.work, _setting(options, prepared.work),
-            devices, prepared.library, asked,
+            expansion, prepared.work, setting, devices, prepared.library, asked,
             report=lambda what: prepared.console.print(what, highlight=False),
         )  # fmt: skip
     except CalibrationError as error:

@@ -25,14 +25,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from bench.faults import LOAD_FAULTS
 from bench.record import write_atomically
 
 PACKAGE = "kd_bench_plugin"
-# What a file's own code can raise while it is loaded; a script may also end the program.
-FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, SyntaxError, TypeError, ValueError, SystemExit,
-)  # fmt: skip
 
 
 class PluginError(ValueError):
@@ -131,7 +127,7 @@ def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
 def _plug(plugin: Plugin, stack: ExitStack) -> None:
     try:
         _add(plugin, _load(plugin, stack), stack)
-    except FAULTS as error:
+    except (*LOAD_FAULTS, SystemExit) as error:
         if isinstance(error, PluginError):
             raise
         where, reason = _line(plugin, error), " ".join(str(error).split())

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bench.faults import LOAD_FAULTS
 from bench.method import Method
 from methods._forms import Forms, in_reference_form, two_forms
 from methods._joint import with_soft_logits
@@ -46,10 +47,6 @@ _PACKAGE = Path(__file__).parent
 _DEFINES_METHOD = re.compile(r"^def method\(", re.MULTILINE)
 _LISTS = (list, tuple, Sequence)
 _NO_MATCH = object()
-LOAD_FAULTS = (
-    ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError,
-)  # fmt: skip
 RESERVED = {"registry", "teacher", "source"}
 """Names that are no method's: this module, and rows of every table."""
 JOINT = "with_soft_logits"

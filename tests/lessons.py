@@ -75,9 +75,8 @@ def teacher_for(cell: Cell, stream: Stream) -> Teacher | None:
     """An untrained teacher: enough for bookkeeping, and the same for equal cells."""
     if cell.teacher is None:
         return None
-    return Teacher(
-        build_network(cell.teacher, stream.classes, stream.image_shape), cell.teacher, CPU
-    )
+    network = build_network(cell.teacher, stream.classes, stream.image_shape)
+    return Teacher(network, cell.teacher, CPU, stream.image_shape)
 
 
 def run(

@@ -158,18 +158,6 @@ def test_under_other_conditions_nothing_is_believed(cohort, tmp_path, setting, n
     assert read_parts(cells, tmp_path, setting, ["cpu"]) is not None
 
 
-def test_edited_code_is_other_code(tmp_path, monkeypatch):
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "method.py").write_text("")
-    path = tmp_path / "methods" / "mine.py"
-    path.write_text("weight = 1\n")
-    monkeypatch.setattr(calibrate, "ROOT", tmp_path)
-    before = calibrate.code_digest()
-    path.write_text("weight = 2\n")
-    assert calibrate.code_digest() != before
-
-
 def test_another_cell_is_not_known_and_a_damaged_file_is_none(cohort, tmp_path, setting):
     cells, _, pieces = cohort
     kept = Kept(tmp_path, calibrate.conditions_of(setting, ["cpu"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from bench.cost.record import Quartiles
+from bench.cost.stacks import Comparison, compare_forms
 from bench.launch import forms
 from bench.launch.forms import candidates, settle
 from bench.models import zoo
 from bench.models.stacked import NotStackable, Stack
 from bench.train import stacking
 from bench.train.checkpoint import Checkpoints
-from bench.train.stacking import Comparison, TornStackError, compare_forms, form_of
+from bench.train.stacking import TornStackError, form_of
 from methods import registry
 from tests.lessons import CPU, cell, dataset, plain_cell, run
 
@@ -281,9 +284,11 @@ def test_measuring_leaves_a_verdict_with_its_conditions():
     assert measured is not None
     assert measured.count == 4
     assert measured.exact
-    assert measured.rounds >= 3
-    for low, middle, high in (measured.apart_ms, measured.stacked_ms):
-        assert 0 < low <= middle <= high
+    for found in (measured.apart_ms, measured.stacked_ms):
+        assert 0 < found.q1 <= found.median <= found.q3
+        assert found.n >= 3
+    kept = json.loads(json.dumps(dataclasses.asdict(measured)))
+    assert Comparison.of(kept) == measured
     mixed = [zoo.build("ShuffleV2", 5, (3, 32, 32)) for _ in range(2)]
     assert compare_forms(mixed, *batch((3, 32, 32)), cell("student")) is None
 
@@ -293,7 +298,7 @@ def test_measuring_leaves_a_verdict_with_its_conditions():
     [(10.0, 5.0, True, True), (10.0, 9.5, True, False), (10.0, 5.0, False, False)],
 )
 def test_a_stack_must_be_faster_and_exact(apart, stacked, exact, verdict):
-    found = Comparison(2, (apart,) * 3, (stacked,) * 3, 3, exact)
+    found = Comparison(2, Quartiles.of([apart]), Quartiles.of([stacked]), exact)
     assert found.stack is verdict
 
 
@@ -302,7 +307,7 @@ def test_a_verdict_is_kept_for_the_next_run(tmp_path, monkeypatch):
 
     def measure(candidate, device):
         made.append(candidate.count)
-        return Comparison(2, (9.0, 10.0, 11.0), (4.0, 5.0, 6.0), 7, True)
+        return Comparison(2, Quartiles(10.0, 9.0, 11.0, 7), Quartiles(5.0, 4.0, 6.0, 7), True)
 
     monkeypatch.setattr(forms, "measure", measure)
     chosen = [

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "run_all": {"bench.cli"},
     "bench.cli": {"bench"},
-    "bench.plugin": {"bench.data.sources", "bench.models.zoo", "bench.record", "methods.registry"},
+    "bench.plugin": {
+        "bench.data.sources", "bench.faults", "bench.models.zoo", "bench.record",
+        "methods.registry",
+    },
     "bench.catalogue": {"bench.data", "bench.models", "bench.grid", "methods"},
     "bench.launch": {"bench", "methods.registry"},
     "bench.grid": {"bench.cell", "bench.record", "bench.models", "methods"},
@@ -24,6 +27,7 @@ ALLOWED = {
     "bench.record": set(),
     "bench.checked": set(),
     "bench.seeds": set(),
+    "bench.faults": set(),
     "bench.workdir": {"bench.record"},
     "bench.tracking": {"bench.record"},
     "bench.served_student": set(),
@@ -31,16 +35,16 @@ ALLOWED = {
         "bench.cell", "bench.data", "bench.models", "bench.record", "bench.train.device",
         "bench.workdir",
     },
-    "bench.data": {"bench.data", "bench.seeds", "bench.record", "bench.checked"},
+    "bench.data": {"bench.data", "bench.faults", "bench.seeds", "bench.record", "bench.checked"},
     "bench.models": {"bench.models", "bench.method"},
     "bench.train": {
         "bench.train", "bench.data", "bench.models", "bench.method", "bench.cell",
-        "bench.record", "bench.seeds", "bench.checked", "methods.registry",
+        "bench.record", "bench.faults", "bench.seeds", "bench.checked", "methods.registry",
     },
     "bench.report": {"bench.report", "bench.record", "bench.cost.record"},
     "bench.cost": {
         "bench.cost", "bench.train", "bench.models", "bench.method", "bench.cell",
-        "bench.record", "bench.seeds", "methods.registry",
+        "bench.record", "bench.faults", "bench.seeds", "methods.registry",
     },
     "bench.cost.probe": {
         "bench.cost", "bench.train", "bench.data", "bench.models", "bench.method",
@@ -51,7 +55,7 @@ ALLOWED = {
         "bench.cost", "bench.data.sources", "bench.grid", "bench.launch.job", "bench.record",
         "bench.train.device", "bench.workdir",
     },
-    "methods": {"bench.method", "methods"},
+    "methods": {"bench.faults", "bench.method", "methods"},
 }  # fmt: skip
 FORBIDDEN_ABOVE = {"bench.cli", "bench.launch"}
 ONLY_HERE = {"mlflow": "bench.tracking", "ray": "bench.launch"}

@@ -150,20 +150,14 @@ class Parts:
 def kind(cell: Cell) -> str:
     """The same for cells that cost the same a step and an evaluation."""
     values = cell.resolved()
-    teacher = cell.teacher and cell.teacher.model_dump(
-        mode="json", include={"model", "network_code"}
-    )
     for name in ("seed", "recipe", "source", "teacher"):
         del values[name]
-    return _digest(values, _stream_values(cell), teacher, cell.source is not None)
+    return _digest(values, _stream_values(cell), _network(cell.teacher), cell.source is not None)
 
 
 def teacher_kind(cell: Cell) -> str:
     """The same for cells that one cohort's teacher costs the same."""
-    teacher = cell.teacher and cell.teacher.model_dump(
-        mode="json", include={"model", "network_code"}
-    )
-    return _digest(_stream_values(cell), teacher)
+    return _digest(_stream_values(cell), _network(cell.teacher))
 
 
 def stream_kind(cell: Cell) -> str:

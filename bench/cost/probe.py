@@ -172,7 +172,7 @@ class Rehearsal:
         network = build_network(self.cell.teacher, self.stream.classes, self.stream.image_shape)
         batch = next(self.stream.train.epoch(0)).images
         set_statistics(network.to(self.device), batch)
-        return Teacher(network, self.cell.teacher, self.device)
+        return Teacher(network, self.cell.teacher, self.device, self.stream.image_shape)
 
     def _long_tests(self) -> bool:
         """Whether a test on as many images as usual would take longer than it is worth."""

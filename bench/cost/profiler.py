@@ -35,9 +35,10 @@ from bench.cost.record import (
     training_cost_ratio,
 )
 from bench.cost.steps import PLAIN, Bench, Model, Scene, Setting
+from bench.faults import CODE_FAULTS
 from bench.method import Method, NotApplicable, split_epochs
 from bench.record import FAILED, NOT_APPLICABLE
-from bench.train.cohort import CELL_FAULTS, one_line
+from bench.train.cohort import one_line
 from bench.train.device import conditions, set_numerics
 from methods import registry
 
@@ -192,7 +193,7 @@ def _prepare(
             turns.append(turn)
     except NotApplicable as reason:
         return _Subject(row, method, shipped, status=NOT_APPLICABLE, error=one_line(reason))
-    except CELL_FAULTS as error:
+    except CODE_FAULTS as error:
         text = f"{type(error).__name__}: {one_line(error)}"
         return _Subject(row, method, shipped, status=FAILED, error=text)
     return _Subject(row, method, shipped, turns, epochs)

@@ -14,7 +14,6 @@ from bench.cost.loss import LossAlone
 from bench.cost.marks import MarkedNetwork, Marks, mark_optimiser, marked_stage
 from bench.method import Method, Stage, View
 from bench.models import zoo
-from bench.models.folding import folded
 from bench.models.network import Network, tap_shapes
 from bench.seeds import derive
 from bench.train.engine import make_student
@@ -107,8 +106,7 @@ class Scene:
         self.index = torch.arange(size, device=setting.device)
         network = self.build(teacher).to(setting.device)
         set_statistics(network, self.batch.images)
-        lean = folded(network.eval(), setting.image_shape)
-        self.teacher = Teacher(lean, setting.cell(teacher), setting.device)
+        self.teacher = Teacher(network, setting.cell(teacher), setting.device, setting.image_shape)
         self.teacher_shapes = tap_shapes(self.teacher.network, setting.image_shape)
 
     def build(self, model: Model) -> Network:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,18 +31,21 @@ REPEATS = 4
 """Of what is too short to be timed once."""
 
 
-def together(rehearsal: Rehearsal, cells: Sequence[Cell], pieces: Parts) -> TeacherParts:
+def together(
+    rehearsal: Rehearsal, cells: Sequence[Cell], pieces: Parts, forms: Collection[str] = ()
+) -> TeacherParts:
     """The teacher's pieces with `together` and `cell_seconds` measured.
 
     Args:
         rehearsal: of their stream and teacher.
         cells: one of each kind.
         pieces: theirs, measured on this machine.
+        forms: whose networks are stacked in a run.
     """
     taught = next((cell for cell in cells if cell.teacher is not None), cells[0])
     teacher = pieces.teachers[teacher_kind(taught)]
     few = max(len(registry.build(c.method, **c.hyperparameters).plan) for c in cells)
-    runs = [_run(rehearsal, cells, epochs, pieces) for epochs in (few, 3 * few)]
+    runs = [_run(rehearsal, cells, epochs, pieces, forms) for epochs in (few, 3 * few)]
     (short, expected_short, beside), (long, expected_long, beside_long) = runs
     expected = expected_long - expected_short
     grown = (long - beside_long) - (short - beside)
@@ -53,7 +56,11 @@ def together(rehearsal: Rehearsal, cells: Sequence[Cell], pieces: Parts) -> Teac
 
 
 def _run(
-    rehearsal: Rehearsal, cells: Sequence[Cell], epochs: int, pieces: Parts
+    rehearsal: Rehearsal,
+    cells: Sequence[Cell],
+    epochs: int,
+    pieces: Parts,
+    forms: Collection[str],
 ) -> tuple[float, float, float]:
     """Seconds of a cohort's run: in fact, expected of its training, and of its tests."""
     short = [lasting(cell, epochs) for cell in cells]
@@ -61,7 +68,7 @@ def _run(
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         _write_sources(rehearsal, short, store)
-        cohort = Cohort(stream, rehearsal.teacher, store, device, lambda *event: None)
+        cohort = Cohort(stream, rehearsal.teacher, store, device, lambda *event: None, forms=forms)
         seconds = rehearsal.seconds(lambda: cohort.run(short))
     forecast = Forecast(_on_the_cut(rehearsal, pieces))
     tests = sum(forecast.lesson(cell).testing_seconds for cell in short)

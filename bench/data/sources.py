@@ -21,6 +21,7 @@ from bench.data.cache import cached, open_cached
 from bench.data.dataset import Classes, DataError, DataSet, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
 from bench.data.splits import stratified_order
+from bench.faults import LOAD_FAULTS
 from bench.record import check_file_names
 from bench.seeds import derive
 
@@ -62,12 +63,6 @@ class Source:
 
 _CODE: dict[str, str] = {}
 """Hash of the code of each source that was added."""
-
-# What the code of a source from outside of this package can raise.
-READ_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -242,7 +237,7 @@ def _read_added(source: str, downloads: Path) -> DataSet:
         data = SOURCES[source].read(source, downloads)
     except DataError:
         raise
-    except READ_FAULTS as error:
+    except LOAD_FAULTS as error:
         reason = " ".join(str(error).split())
         raise DataError(f"data source {source!r}: {type(error).__name__}: {reason}") from error
     if not isinstance(data, DataSet):

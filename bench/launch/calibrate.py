@@ -37,6 +37,8 @@ from bench.cost.parts import (
     student_from,
     teacher_kind,
 )
+from bench.faults import CODE_FAULTS
+from bench.launch.code import code_digest
 from bench.launch.job import Library, Setting
 from bench.launch.memory import process_bytes
 from bench.launch.schedule import group_cells
@@ -46,13 +48,8 @@ if TYPE_CHECKING:
     from bench.cost.probe import Rehearsal
 
 SCHEMA = 1
-PACKAGES = ("bench/cost", "bench/data", "bench/models", "bench/train", "methods")
-"""Whose code decides how long a step takes."""
-
 WORTH_TOGETHER = 0.5
 """A whole cohort is rehearsed where that is expected to take at most this share of the limit."""
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class CalibrationError(RuntimeError):
@@ -80,16 +77,6 @@ def groups_of(cells: Iterable[Cell]) -> list[Group]:
     return [Group((cell,)) for cell in teachers] + [Group(tuple(cohort)) for cohort in cohorts]
 
 
-def code_digest() -> str:
-    """Hash of the code that a training runs through."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update((ROOT / "bench" / "method.py").read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def conditions_of(setting: Setting, devices: Sequence[str]) -> dict[str, object]:
     """What every measurement depends on beside its cell."""
     from bench.train.device import conditions, pick_device
@@ -99,7 +86,8 @@ def conditions_of(setting: Setting, devices: Sequence[str]) -> dict[str, object]
         "threads": setting.threads,
         "cores": len(os.sched_getaffinity(0)),
         "workers": len(devices),
-        "code": code_digest(),
+        "code": code_digest("cost"),
+        "forms": sorted(setting.forms),
         "plugins": [plugin.text for plugin in setting.plugins],
         "schema": SCHEMA,
     }
@@ -451,7 +439,7 @@ def _work(task: Task) -> list[tuple[str, object, dict[str, Any]]]:
             return [("teacher", teacher_kind(task.group.taught), values)]
         if task.what == "cohort":
             assert task.pieces is not None
-            found = together(rehearsal, task.group.cells, task.pieces)
+            found = together(rehearsal, task.group.cells, task.pieces, _setting.forms)
             return [("cohort", _cohort_key(task.group), asdict(found))]
         return [
             ("student", kind(cell), asdict(_student(rehearsal, cell, task.until)))
@@ -462,11 +450,11 @@ def _work(task: Task) -> list[tuple[str, object, dict[str, Any]]]:
 def _student(rehearsal: Rehearsal, cell: Cell, until: float) -> StudentParts:
     from bench.cost.probe import refused
     from bench.method import NotApplicable
-    from bench.train.cohort import CELL_FAULTS, raise_if_shared
+    from bench.train.cohort import raise_if_shared
 
     try:
         return rehearsal.measure(cell) if time.time() < until else rehearsal.sketch(cell)
-    except (NotApplicable, *CELL_FAULTS) as error:
+    except (NotApplicable, *CODE_FAULTS) as error:
         raise_if_shared(error)
         return refused(cell)  # it will not train either
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from bench.cell import Cell, DataSpec
+from bench.cost.stacks import Comparison, compare_forms
 from bench.data.dataset import DataSet
 from bench.record import dump_json, write_atomically
 from bench.train.cohort import build_network
 from bench.train.device import conditions
-from bench.train.stacking import Comparison, compare_forms, form_of
+from bench.train.stacking import form_of
 from methods import registry
 
 MODES = ("auto", "on", "off")
@@ -61,18 +62,18 @@ def settle(
         return frozenset(found)
     known = _read(path)
     chosen: set[str] = set()
+    machine = "{device}, {threads} threads, torch {torch}".format(**conditions(device))
     for form, candidate in found.items():
-        here = conditions(device)
-        machine = "{device}, {threads} threads, torch {torch}".format(**here)
         key = f"{candidate.count} x {form}, {machine}"
         if key not in known:
             measured = measure(candidate, device)
             if measured is None:
                 continue
-            known[key] = dataclasses.asdict(measured)
-            write_atomically(path, dump_json(known))
+            known[key] = measured
+            kept = {name: dataclasses.asdict(one) for name, one in known.items()}
+            write_atomically(path, dump_json(kept))
             say(describe(form, measured))
-        if Comparison(**known[key]).stack:
+        if known[key].stack:
             chosen.add(form)
     return frozenset(chosen)
 
@@ -106,7 +107,8 @@ def measure(candidate: Candidate, device: torch.device) -> Comparison | None:
     """Times one step of as many students as will train side by side, apart and stacked."""
     cell, shape = candidate.cell, candidate.image_shape
     count = min(candidate.count, MOST)
-    networks = [build_network(cell, candidate.classes, shape) for _ in range(count)]
+    others = [cell.model_copy(update={"seed": cell.seed + n}) for n in range(count)]
+    networks = [build_network(other, candidate.classes, shape) for other in others]
     generator = torch.Generator().manual_seed(0)
     size = cell.recipe.batch_size
     images = torch.randn(size, *shape, generator=generator).to(device)
@@ -117,15 +119,16 @@ def measure(candidate: Candidate, device: torch.device) -> Comparison | None:
 
 def describe(form: str, measured: Comparison) -> str:
     """One line for the user."""
-    apart, stacked = measured.apart_ms[1], measured.stacked_ms[1]
+    apart, stacked = measured.apart_ms.median, measured.stacked_ms.median
     times = f"{measured.count} x {form}: {stacked:.1f} ms a step stacked, {apart:.1f} ms apart"
     if not measured.exact:
         return f"{times}; not stacked: here a student's bits would depend on its neighbours"
     return f"{times}: {'stacked' if measured.stack else 'not stacked'}"
 
 
-def _read(path: Path) -> dict[str, dict]:
+def _read(path: Path) -> dict[str, Comparison]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: it is measured again
-        return {}
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {key: Comparison.of(values) for key, values in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # none yet, damaged, or by another version: it is measured again

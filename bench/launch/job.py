@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cell import Cell, DataSpec
+from bench.faults import CODE_FAULTS
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
 
@@ -160,7 +161,7 @@ def _run(
 ) -> None:
     import torch
 
-    from bench.train.cohort import CELL_FAULTS, Cohort, fail, raise_if_shared
+    from bench.train.cohort import Cohort, fail, raise_if_shared
     from bench.train.device import pick_device, set_numerics
     from bench.train.stream import open_stream
 
@@ -173,7 +174,7 @@ def _run(
         statistics = library.read(cell.source.data) if cell.source else None
         stream = open_stream(cell, library.read(cell.data), device, statistics)
         cells, teacher = _with_teacher(job, store, stream, device, setting)
-    except CELL_FAULTS as error:
+    except CODE_FAULTS as error:
         raise_if_shared(error)
         for cell in job.cells:
             store.write(fail(cell, error, setting.provenance))

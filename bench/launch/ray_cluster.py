@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from bench.launch.code import code_digest
 from bench.launch.crew import DIED, POLL_SECONDS, Crew
 from bench.launch.depot import Depot
 from bench.launch.job import Job, Report, Setting
@@ -276,8 +277,6 @@ class _Tasks(Crew[Any]):
     ) -> None:
         super().__init__(setting, report, leases)
         import ray  # pyright: ignore[reportMissingImports]
-
-        from bench.launch.ray_worker import code_digest
 
         self.cluster, self.ray, self.code = cluster, ray, code_digest()
         self.theirs = _for_nodes(setting, cluster.device)

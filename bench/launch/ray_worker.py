@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -18,13 +17,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import bench
+from bench.launch.code import code_digest
 from bench.launch.depot import Call, SentCheckpoints, SentStore
 from bench.launch.job import Job, Library, Setting, run_job
 from bench.plugin import PluginError, plugged
-from methods import registry
-
-NUMBERS = ("cell.py", "method.py", "seeds.py", "data", "models", "train")
-"""What of this package decides a cell's numbers, beside the methods."""
 
 
 class NodeFaultError(Exception):
@@ -37,7 +33,7 @@ class Order:
 
     Attributes:
         job: its needs are finished.
-        code: of the coordinator, see `code_digest`.
+        code: of the coordinator, see `bench.launch.code`.
         attempt: names this try of the job, see `Depot.end`.
         setting: paths are absolute; those of the work directory are the coordinator's.
         marker: a file of the work directory that is there as long as the coordinator lives.
@@ -116,17 +112,6 @@ def _plugged(setting: Setting) -> Iterator[None]:
         except PluginError as error:
             raise NodeFaultError(str(error)) from None
         yield
-
-
-def code_digest() -> str:
-    """Hash of all files that decide a cell's numbers: the same cell by others is another result."""
-    package, methods = Path(bench.__file__).parent, Path(registry.__file__).parent
-    places = [*(package / name for name in NUMBERS), methods]
-    files = [f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p])]
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.parts[-2:]):
-        digest.update("/".join(file.parts[-2:]).encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _check_code(order: Order) -> None:

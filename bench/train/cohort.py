@@ -23,9 +23,9 @@ from torch import Tensor
 from bench.cell import Cell, DataSpec
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
+from bench.faults import CODE_FAULTS
 from bench.method import NotApplicable, Selection, Shapes, View, split_epochs
 from bench.models import zoo
-from bench.models.folding import folded
 from bench.models.network import Network, tap_shapes
 from bench.record import (
     FAILED,
@@ -44,7 +44,7 @@ from bench.train.engine import Student, make_student
 from bench.train.evaluate import TestSet, accuracy, predictions
 from bench.train.evidence import example_images
 from bench.train.stacking import Attempt, StackedStudents, groups
-from bench.train.step import CELL_FAULTS, Seen
+from bench.train.step import Seen
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
 from methods import registry
@@ -62,14 +62,14 @@ def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -
 
 
 def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
-    """The trained network of a finished cell, as a teacher: its BatchNorms folded.
+    """The trained network of a finished cell, as a teacher.
 
     Raises:
         ValueError: its weights are missing, damaged or of another network.
     """
     network = build_network(cell, stream.classes, stream.image_shape)
     network.load_state_dict(read_weights(cell, store))
-    return Teacher(folded(network.eval(), stream.image_shape), cell, device)
+    return Teacher(network, cell, device, stream.image_shape)
 
 
 def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class Cohort:
                 cell, method, network, shapes, theirs, self.device, self.stream.labelled
             )
             self._resume(student)
-        except (NotApplicable, *CELL_FAULTS) as error:
+        except (NotApplicable, *CODE_FAULTS) as error:
             raise_if_shared(error)
             self._fail(cell, error)
             return None
@@ -267,7 +267,7 @@ class Cohort:
                 return
             try:
                 action()
-            except (NotApplicable, *CELL_FAULTS) as error:
+            except (NotApplicable, *CODE_FAULTS) as error:
                 raise_if_shared(error)
                 failed.extend(going)
                 for student in going:
@@ -503,5 +503,5 @@ def check_fit(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> Non
                 raise ValueError(
                     f"data.pad {cell.data.pad} reflects more than the image, {height}x{width}"
                 )
-        except CELL_FAULTS as error:
+        except CODE_FAULTS as error:
             raise ValueError(f"cell {cell}: {one_line(error)}") from None

@@ -7,29 +7,19 @@ starts, and every record names it.
 
 from __future__ import annotations
 
-import copy
 import json
-import statistics
-import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell
-from bench.models.network import Network
-from bench.models.stacked import NotStackable, Stack
-from bench.train.device import autocast, is_device_lost, is_out_of_memory, to_device
+from bench.faults import CODE_FAULTS
+from bench.models.stacked import Stack
+from bench.train.device import autocast, is_device_lost, is_out_of_memory
 from bench.train.diagnostics import cosine
 from bench.train.engine import Student
-from bench.train.step import CELL_FAULTS, Losses, Seen
-
-WORTH = 1.15
-"""So many times faster a stack must be measured to be used: numbers change for it, by rounding."""
-
-ROUNDS, BUDGET_SECONDS = 7, 3.0
+from bench.train.step import Losses, Seen
 
 
 class TornStackError(Exception):
@@ -86,7 +76,7 @@ class StackedStudents:
         else:
             try:
                 self._backward(found)
-            except CELL_FAULTS as error:
+            except CODE_FAULTS as error:
                 if is_out_of_memory(error) or is_device_lost(error):
                     raise
                 raise TornStackError(f"{type(error).__name__}: {error}") from error
@@ -131,118 +121,3 @@ def groups(
         if form in forms and student.stackable:
             together.setdefault((form, student.stage.trains), []).append(student)
     return list(together.values())
-
-
-# --- which form is faster ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What one step of several students costs, in both forms.
-
-    Attributes:
-        count: students.
-        apart_ms: (lower quartile, median, upper quartile) of one step of all of them.
-        stacked_ms: likewise.
-        rounds: interleaved.
-        exact: whether a student's bits were the same with and without its neighbours.
-    """
-
-    count: int
-    apart_ms: tuple[float, float, float]
-    stacked_ms: tuple[float, float, float]
-    rounds: int
-    exact: bool
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster the stack is, by medians."""
-        return self.apart_ms[1] / self.stacked_ms[1]
-
-    @property
-    def stack(self) -> bool:
-        """Whether to stack."""
-        return self.exact and self.ratio >= WORTH
-
-
-def compare_forms(
-    networks: Sequence[Network], images: Tensor, labels: Tensor, cell: Cell
-) -> Comparison | None:
-    """Times forward and backward passes of plain students, apart and stacked.
-
-    Args:
-        networks: freshly made; at least two. Their state is spent.
-        images: (B, C, H, W) on the device.
-        labels: (B,).
-        cell: any of theirs, for the precision.
-
-    Returns:
-        what was measured; None if they cannot be stacked.
-    """
-    device = images.device
-    own = [to_device(copy.deepcopy(network), device).train() for network in networks]
-    try:
-        stack = Stack([to_device(network, device).train() for network in networks])
-    except NotStackable:
-        return None
-
-    def apart() -> None:
-        for network in own:
-            with autocast(cell, device):
-                logits = network(images)
-            cross_entropy(logits.float(), labels).backward()
-            network.zero_grad()
-
-    def stacked() -> None:
-        with autocast(cell, device):
-            views = stack.views(images, ("logits",))
-        _plain_loss(views, labels).backward()
-        stack.hand_out_gradients()
-
-    times: tuple[list[float], list[float]] = ([], [])
-    began = time.perf_counter()
-    for number in range(ROUNDS + 1):
-        for action, seconds in zip((apart, stacked), times, strict=True):
-            start = time.perf_counter()
-            action()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-        if number >= 3 and time.perf_counter() - began > BUDGET_SECONDS:
-            break
-    for seconds in times:
-        del seconds[0]  # it warmed up
-    exact = _is_exact(own, images, labels, cell)
-    lower, upper = (_quartiles(seconds) for seconds in times)
-    return Comparison(len(own), lower, upper, len(times[0]), exact)
-
-
-def _plain_loss(views: Sequence[dict[str, Tensor]], labels: Tensor) -> Tensor:
-    return torch.stack([cross_entropy(v["logits"].float(), labels) for v in views]).sum()
-
-
-def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return round(1e3 * low, 3), round(1e3 * middle, 3), round(1e3 * high, 3)
-
-
-def _is_exact(networks: Sequence[Network], images: Tensor, labels: Tensor, cell: Cell) -> bool:
-    """Whether a student's gradients are the same bits with neighbours as without; on the CPU only.
-
-    CUDA promises no such thing, nor does the harness there.
-    """
-    if images.device.type != "cpu":
-        return True
-
-    def gradients(chosen: Sequence[Network], position: int) -> list[Tensor]:
-        copies = [copy.deepcopy(network) for network in chosen]
-        stack = Stack(copies)
-        with autocast(cell, images.device):
-            views = stack.views(images, ("logits",))
-        _plain_loss(views, labels).backward()
-        stack.hand_out_gradients()
-        return [p.grad for p in copies[position].parameters() if p.grad is not None]
-
-    last = len(networks) - 1
-    beside, alone = gradients(networks, last), gradients(networks[last:], 0)
-    return all(torch.equal(a, b) for a, b in zip(beside, alone, strict=True))

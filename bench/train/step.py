@@ -11,13 +11,6 @@ from torch import Tensor
 
 from bench.method import Pair, View
 
-# What a cell's own code (a method, a model, its shapes and sizes) can raise. The cell then fails
-# alone; a full disk or an interrupt is nobody's cell and ends the run.
-CELL_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-
 
 class NonFiniteError(ArithmeticError):
     """A loss or a weight is NaN or infinite; the message names where it was first seen."""

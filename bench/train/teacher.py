@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.cell import Cell
 from bench.method import View, in_float32
+from bench.models.folding import folded
 from bench.models.network import Network
 from bench.train.device import autocast, to_device
 
@@ -17,9 +18,12 @@ from bench.train.device import autocast, to_device
 class Teacher:
     """One teacher of a cohort: its view of each batch, asked for once for all students."""
 
-    def __init__(self, network: Network, cell: Cell, device: torch.device) -> None:
-        """Takes the network over: moved to `device`, frozen for good."""
-        self.network = to_device(network, device).eval().requires_grad_(False)
+    def __init__(
+        self, network: Network, cell: Cell, device: torch.device, image_shape: tuple[int, int, int]
+    ) -> None:
+        """Takes the network over: its BatchNorms folded, moved to `device`, frozen for good."""
+        lean = folded(network.eval(), image_shape)
+        self.network = to_device(lean, device).eval().requires_grad_(False)
         self.cell = cell
         self.device = device
         self._clean: dict[str, Tensor] = {}

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,13 +30,13 @@ from PIL import Image
 from torchvision import transforms
 
 from bench.cell import Recipe
+from bench.cost.record import Quartiles
 from bench.cost.steps import Bench, Images, Scene, Setting, set_statistics
 from bench.data.augment import Augment
 from bench.data.batches import Batches
 from bench.method import View
 from bench.train.device import conditions
 from bench.train.step import Seen
-from bench.train.teacher import Teacher
 from methods import registry
 from methods.registry import in_reference_form
 
@@ -56,8 +55,8 @@ class PlainScene(Scene):
         super().__init__(teacher, setting)
         network = self.build(teacher)
         set_statistics(network, self.batch.images.contiguous())
-        self.teacher = Teacher(network, setting.cell(teacher), setting.device)
-        self.teacher.network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        self.teacher.network = network.eval().requires_grad_(False)
         self.train = Images(self.train.images.contiguous(), self.train.labels)
         self.batch = Images(self.batch.images.contiguous(), self.batch.labels)
 
@@ -175,11 +174,6 @@ def ratios(it: Round) -> dict[str, float]:
     }
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", default="resnet32x4:resnet8x4", metavar="T:S")
@@ -202,8 +196,8 @@ def main() -> None:
     found = [ratios(it) for it in rounds]
     print("| ratio | median | quartiles |\n|---|--:|--:|")
     for name in found[0]:
-        low, middle, high = quartiles([each[name] for each in found])
-        print(f"| {name} | {middle:.2f} | {low:.2f} to {high:.2f} |")
+        it = Quartiles.of([each[name] for each in found])
+        print(f"| {name} | {it.median:.2f} | {it.q1:.2f} to {it.q3:.2f} |")
     if options.json:
         content = {"conditions": here, "rounds": [it._asdict() for it in rounds]}
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
