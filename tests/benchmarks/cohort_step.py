@@ -163,6 +163,7 @@ def ratios(it: Round) -> dict[str, float]:
     own = len(ROWS) * it.here["student"]
     return {
         "nine rows, one by one / as one cohort": one_by_one / whole,
+        "the same if losses and images cost nothing": one_by_one / (own + it.teacher),
         "teacher and all losses / nine plain steps": (whole - it.loading - own) / own,
         "soft_logits alone, plain / here": (it.plain["soft_logits"] + it.plain_loading)
         / (it.here["soft_logits"] + it.teacher + it.loading),
