@@ -127,13 +127,16 @@ def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
 def _plug(plugin: Plugin, stack: ExitStack) -> None:
     try:
         _add(plugin, _load(plugin, stack), stack)
-    except (*LOAD_FAULTS, SystemExit) as error:
-        if isinstance(error, PluginError):
+    except BaseException as error:
+        if isinstance(error, PluginError | KeyboardInterrupt):
             raise
-        where, reason = _line(plugin, error), " ".join(str(error).split())
-        raise PluginError(
-            f"--plugin {plugin.path}: {where}{type(error).__name__}: {reason}"
-        ) from error
+        # A file may raise errors of its own classes, and end the program: then it is among the
+        # frames. What is refused after it ran, such as a name that is taken, comes without one.
+        where = _line(plugin, error)
+        if not where and not isinstance(error, LOAD_FAULTS):
+            raise
+        reason = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
+        raise PluginError(f"--plugin {plugin.path}: {where}{reason}") from error
     _plugged.append(plugin)
     stack.callback(_plugged.remove, plugin)
 

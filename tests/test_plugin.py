@@ -216,6 +216,8 @@ def test_a_source_whose_code_changed_is_read_again(tmp_path):
         ("broken.py", "x = 1\nx.y\n", "line 2: AttributeError"),
         ("broken.py", "import no_such_package\n", "line 1: ModuleNotFoundError"),
         ("broken.py", "import sys\nsys.exit(0)\n", "line 2: SystemExit"),
+        ("broken.py", "class Odd(Exception): ...\nraise Odd('a\\nb')\n", "line 2: Odd: a b\n"),
+        ("broken.py", "x = next(iter(()))\n", "line 1: StopIteration\n"),
         ("broken.py", "from methods.gone import a\n", "No module named 'methods.gone'"),
         ("nothing.py", "x = 1\n", "wanted a function method(*, ...), MODELS or DATA_SOURCES"),
         ("nothing.py", "import bench.method as method\n", "wanted a function method(*, ...)"),
@@ -274,6 +276,24 @@ def test_a_model_that_gives_no_network_and_data_that_fail_are_one_line(tmp_path,
     assert "its train images are (80, 1, 8, 8) torch.uint8 with 79" in capsys.readouterr().err
     assert main([*words, *options(files[:2])]) == 2
     assert "no data source 'stripes'" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_fault_of_the_file(tmp_path, capsys):
+    path = written(tmp_path, "mine.py", "raise KeyboardInterrupt")
+    assert main(["list", "--plugin", str(path)]) == 130
+    assert "mine.py" not in capsys.readouterr().err
+
+
+def test_a_fault_of_the_harness_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(name: str, *more: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(zoo, "add", broken)
+    with (
+        pytest.raises(EOFError),
+        plugged([Plugin(str(tmp_path / "mine.py"), "MODELS = {'tiny': lambda *shape: None}")]),
+    ):
+        pass
 
 
 def test_a_plugin_error_is_an_ordinary_value_error(tmp_path):
