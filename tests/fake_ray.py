@@ -111,7 +111,7 @@ class FakeRay(ModuleType):
         self.cancelled: list[Ref] = []
         self.killed: list[Actor] = []
         self.here = "where the coordinator runs"
-        self.waited_in_vain = 0
+        self.waited_in_vain = self.shut_down = 0
 
     def add_node(self, name: str, **resources: float) -> None:
         self.nodes_there.append({"NodeID": name, "Alive": True, "Resources": resources})
@@ -147,7 +147,7 @@ class FakeRay(ModuleType):
         self.killed.append(actor)
 
     def shutdown(self) -> None:
-        pass
+        self.shut_down += 1
 
     def get_runtime_context(self) -> SimpleNamespace:
         return SimpleNamespace(get_node_id=lambda: self.here)

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_ray import FakeRay, NodeDiedError, NodeDies, WorkerCrashedError, fake_ray
+from fake_ray import (
+    FakeRay,
+    NodeDiedError,
+    NodeDies,
+    RayError,
+    WorkerCrashedError,
+    fake_ray,
+)
 from processes import ROOT
 
 from bench.cell import Cell, DataSpec, Recipe
@@ -450,6 +457,60 @@ def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, 
         words = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
         assert main([*words, "--address", address]) == 2
     assert f"error: --address {address}: nobody answers at {address}" in capsys.readouterr().err
+
+
+TIMED_OUT = "The current node timed out during startup. This could\nhappen because the GCS is busy."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Exception(TIMED_OUT), TimeoutError(TIMED_OUT), RuntimeError(TIMED_OUT), RayError(TIMED_OUT)],
+)
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_running(
+    tmp_path, fake_ray, capsys, error
+):
+    def init(**how: object) -> None:
+        raise error
+
+    fake_ray.init = init
+    command = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        assert main([*command, "--address", address]) == 2
+    assert main(command) == 2
+    there, here = capsys.readouterr().err.splitlines()
+    assert there.startswith(f"error: --address {address}: The current node timed out during")
+    assert "could happen because the GCS is busy; wanted what `ray start --head` said" in there
+    assert here.startswith("error: --launcher ray: Ray does not start on this machine: The cur")
+    assert here.endswith("or use --launcher local")
+    assert fake_ray.shut_down == 2
+
+
+def test_an_interrupt_while_ray_starts_is_no_fault_of_rays(tmp_path, fake_ray, capsys):
+    def init(**how: object) -> None:
+        raise KeyboardInterrupt
+
+    fake_ray.init = init
+    command = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
+    assert main(command) == 130
+    assert capsys.readouterr().err.startswith("stopped; finished cells are kept")
+    assert fake_ray.shut_down == 1
+
+
+def test_a_ray_that_cannot_be_imported_is_one_line(tmp_path, fake_ray, monkeypatch, capsys):
+    class Broken:
+        def find_spec(self, name: str, *path: object) -> None:
+            if name == "ray":
+                raise ImportError("libcrypto.so.9: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "ray")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: fake_ray.__spec__)
+    command = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "Ray is installed, but cannot be imported: libcrypto.so.9" in error
+    assert error.count("\n") == 1
 
 
 def test_without_ray_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):

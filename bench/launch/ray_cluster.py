@@ -115,34 +115,19 @@ class RayCluster:
         """Connects, or starts Ray here.
 
         Raises:
-            ClusterError: there is no such cluster, or it is of another version.
+            ClusterError: there is no such cluster, it is of another version, or Ray fails.
         """
         # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._before = signal.getsignal(signal.SIGTERM)
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
-
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.options.address is not None:
             _check_answers(self.options.address)
-        try:
-            if self.options.address is None:
-                ray.init(
-                    address="local", include_dashboard=False, num_cpus=self._cpus_here(),
-                    object_store_memory=OBJECT_STORE_BYTES, **quiet,
-                )  # fmt: skip
-            else:
-                ray.init(address=self.options.address, **quiet)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
-            ray.shutdown()
-            where = self.options.address or "(none: Ray on this machine)"
-            reason = " ".join(str(error).split())
-            raise ClusterError(
-                f"--address {where}: {reason}; every node needs the same Ray and Python, and the "
-                "same RAY_AUTH_MODE and token"
-            ) from None
+            # Where something else than Ray listens, a try lasts 40 seconds; Ray would make 20.
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
+        self._connect()
+        import ray  # pyright: ignore[reportMissingImports]
+
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; Ray's own handler just exits
         if self.device == "auto":
@@ -161,6 +146,44 @@ class RayCluster:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
+
+    def _connect(self) -> None:
+        """Ray's part of it. What it raises here is one line, also a bare `Exception` of its own."""
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        how: dict[str, Any] = {"address": self.options.address}
+        if self.options.address is None:
+            how = {
+                "address": "local", "include_dashboard": False, "num_cpus": self._cpus_here(),
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }  # fmt: skip
+        try:
+            import ray  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ClusterError(
+                f"--launcher ray: Ray is installed, but cannot be imported: {error}; install it "
+                "again with: pip install --force-reinstall 'kd-bench[cluster]'"
+            ) from error
+        try:
+            ray.init(**how, **quiet)
+        except BaseException as error:
+            ray.shutdown()  # what it had started by then
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise ClusterError(self._no_start(error)) from error
+
+    def _no_start(self, error: BaseException) -> str:
+        """What to say of an error of Ray's at its start."""
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if self.options.address is None:
+            return (
+                f"--launcher ray: Ray does not start on this machine: {reason}; its logs "
+                "(/tmp/ray/session_latest/logs) may say more: free memory or wait for CPUs and try "
+                "again, or use --launcher local"
+            )
+        return (
+            f"--address {self.options.address}: {reason}; wanted what `ray start --head` said, "
+            "and on every node the same Ray, Python, RAY_AUTH_MODE and token"
+        )
 
     def _cpus_here(self) -> int:
         """Of an instance of one's own: room for so many jobs, whatever the machine has."""
