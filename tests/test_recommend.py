@@ -21,6 +21,7 @@ from bench.record import (
     Store,
     write_atomically,
 )
+from bench.report.build import choice_table
 from bench.report.candidates import Candidate
 from bench.report.comparison import compare
 from bench.report.overall import answer, overall
@@ -393,6 +394,8 @@ def test_over_many_pairs_the_cheapest_of_those_better_than_the_student_is_chosen
     assert whole is not None
     assert whole.label == "b"
     assert "tied" in whole.to_text()
+    (note,) = [n for n in choice_table(many_pairs(20)).notes if n.startswith("Over all pairs")]
+    assert note.startswith("Over all pairs: b; mean ranks over 20 pairs of 4 rows: ")
 
 
 def test_few_pairs_cannot_tell_and_say_so() -> None:
@@ -400,7 +403,9 @@ def test_few_pairs_cannot_tell_and_say_so() -> None:
     assert whole is not None
     assert whole.label is None
     assert "choose: pair by pair" in whole.to_text()
+    assert any("pairs: pair by pair;" in note for note in choice_table(many_pairs(3)).notes)
     assert overall(many_pairs(1)) is None
+    assert len(choice_table(many_pairs(1)).notes) == 1
 
 
 # --- how often it errs -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from bench.report.cost import FIGURES as COST_FIGURES
 from bench.report.cost import cost_sections, cost_tables, write_costs
 from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
+from bench.report.overall import overall
 from bench.report.overview import AXES, axis_tables, overview_tables
 from bench.report.page import Part, render_page
 from bench.report.published import published_tables
@@ -73,7 +74,7 @@ def build(
 
 
 def sections(
-    plan: Plan, records: Mapping[str, Record], costs: Costs | None, choices: Iterable[Choice]
+    plan: Plan, records: Mapping[str, Record], costs: Costs | None, choices: Sequence[Choice]
 ) -> list[Section]:
     """The tables beyond summary and costs, in the order of the report; empty ones left out.
 
@@ -106,8 +107,11 @@ CHOICE_COLUMNS = (
 )
 
 
-def choice_table(choices: Iterable[Choice]) -> Table:
-    """The choice for each pair in one line; a dash where the evidence does not cover it."""
+def choice_table(choices: Sequence[Choice]) -> Table:
+    """The choice for each pair in one line; a dash where the evidence does not cover it.
+
+    Under it the choice for all pairs, where there are several.
+    """
     rows = []
     for choice in choices:
         chosen = choice.chosen
@@ -119,10 +123,15 @@ def choice_table(choices: Iterable[Choice]) -> Table:
             Entry(chosen.mean if chosen else None), Entry(gained.gain if gained else None),
             Entry(ratio), Entry(len(choice.ties) if chosen else None),
         ))  # fmt: skip
+    notes = ["A row is chosen only if it is better than the plain student beyond doubt; else "
+             "the plain student stands."]  # fmt: skip
+    if (whole := overall(choices)) is not None:
+        notes.append(
+            f"Over all pairs: {whole.label or 'pair by pair'}; {'; '.join(whole.reasons)}."
+        )
     return Table(
         title="The choice for each pair", columns=CHOICE_COLUMNS, rows=tuple(rows),
-        notes=("A row is chosen only if it is better than the plain student beyond doubt; else "
-               "the plain student stands.",),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
