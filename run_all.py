@@ -1,4 +1,4 @@
-"""The front door: `python run_all.py [command] [options]`; see bench/cli.py."""
+"""The front door: `python run_all.py [command] [options]`; see bench/cli/."""
 
 import sys
 

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from processes import ROOT, kd_bench, plan_of, results, start
 
-from bench import cli
-from bench.cli import main
+from bench.cli import main, outputs
 from bench.data import sources
 from bench.grid import Expansion, expand, load_grid
 from bench.models import zoo
@@ -325,7 +324,7 @@ quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_worker_process_trains_them_and_the_results_can_be_used(
     tmp_path, files, capsys, no_server, monkeypatch
 ):
-    monkeypatch.setattr(cli, "_write", lambda *results: [])  # figures take longer than all else
+    monkeypatch.setattr(outputs, "write", lambda *results: [])  # figures take longer than all else
     at = ["--grid", grid_file(tmp_path), "--work-dir", str(tmp_path / "work")]
 
     def says(code: int, *words: str) -> str:

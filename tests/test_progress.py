@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bench.cli import _say_outcome
+from bench.cli.training import _say_outcome
 from bench.launch import progress
 from bench.launch.coordinator import Outcome
 from bench.launch.progress import Display

@@ -1,0 +1,206 @@
+"""The options of every command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DEFAULT_GRID = "digits"
+
+
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    """Which grid, and where its files are."""
+    parser.add_argument(
+        "--grid", default=DEFAULT_GRID, metavar="NAME|FILE",
+        help=f"a grid that comes with the harness, or a YAML file (default: {DEFAULT_GRID})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("results"), metavar="DIR",
+        help="holds data caches, weights, records, MLflow's files and tables (default: results)",
+    )  # fmt: skip
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Files that bring methods, models or data sources."""
+    parser.add_argument(
+        "--plugin", type=Path, action="append", default=[], metavar="FILE.py",
+        help="a Python file of your own that adds a method, models or data sources; again for "
+        "more of them",
+    )  # fmt: skip
+
+
+def _add_unread_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", dest="unread", action="append", metavar="FILE.py",
+        help="not needed here and not run: the records hold all that is shown",
+    )  # fmt: skip
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`."""
+    add_grid(parser)
+    add_plugin(parser)
+    add = parser.add_argument
+    add("--methods", type=_names, metavar="A,B", help="only these methods; 'all' for every one")
+    add("--pairs", type=_names, metavar="T:S,...", help="only these teacher:student pairs")
+    add("--seeds", type=_numbers, metavar="0-4", help="only these seeds: 0-4 or 0,2,7")
+    add("--data-root", type=Path, metavar="DIR", help="where your data sets lie, and where "
+        "downloads go (default: inside the work directory)")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--workers", type=int, metavar="N",
+        help="processes (default: one per core on the CPU, one per GPU on CUDA)")  # fmt: skip
+    add("--threads", type=int, default=1, metavar="N",
+        help="torch threads per process on the CPU; results are bit-equal for equal numbers of "
+        "threads (default: 1)")  # fmt: skip
+    add("--stack", choices=("auto", "on", "off"), default="auto",
+        help="compute students of one architecture as one network where that is measured to be "
+        "faster (auto), wherever it can be done, or never; numbers differ by rounding, and each "
+        "record says which it was (default: auto)")  # fmt: skip
+    add("--checkpoint-seconds", type=float, default=60.0, metavar="S",
+        help="at least so long between two checkpoints of a training; 0 for one after every epoch "
+        "(default: 60)")  # fmt: skip
+    add("--launcher", choices=("local", "ray"), default="local",
+        help="processes of this machine, or a Ray cluster (default: local)")  # fmt: skip
+    add("--address", metavar="auto|HOST:PORT", help="of the Ray cluster, from one of its nodes "
+        "(default: starts Ray on this machine, and stops it at the end)")  # fmt: skip
+    add("--gpus-per-job", type=float, default=1.0, metavar="X",
+        help="GPUs that a job on the Ray cluster takes, such as 0.5 (default: 1)")  # fmt: skip
+    add("--node-dir", metavar="DIR", help="for Ray nodes that do not share the work directory: "
+        "a folder of each node's own, such as '$TMPDIR/kd-bench'")  # fmt: skip
+    add("--retry-failed", action="store_true", help="train failed cells again")
+    add("--cohort", type=_cohort, metavar="auto|N",
+        help="at most so many cells side by side in one job; no number depends on it (default: "
+        "auto, as many as memory holds)")  # fmt: skip
+    add("--dry-run", action="store_true", help="say what would run and what it should cost, and "
+        "stop; takes some seconds once, with large networks on a CPU minutes")  # fmt: skip
+    add("--calibrate-seconds", type=float, default=30.0, metavar="S",
+        help="--dry-run: measure no further row after so long, but extrapolate; 0 only lists the "
+        "cells, at once (default: 30)")  # fmt: skip
+    add("overrides", nargs="*", metavar="FIELD=VALUE",
+        help="fields of the grid to replace, such as recipe.epochs=10")  # fmt: skip
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    """The options of `tune`: those of `run` and its own."""
+    add_run(parser)
+    add = parser.add_argument
+    add("--trials", type=int, default=8, help="settings tried for each row (default: 8)")
+    add("--tuning-seeds", type=int, default=1, help="seeds for each setting (default: 1)")
+    add("--validation", type=float, default=0.2,
+        help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
+
+
+def add_scaling(parser: argparse.ArgumentParser) -> None:
+    """The options of `scaling`: those of `run` and its own."""
+    add_run(parser)
+    add = parser.add_argument
+    add("--gpus", type=_counts, metavar="1,2,4,...",
+        help="numbers of workers (default: powers of 2 to 512, and 1000)")  # fmt: skip
+    add("--tflops", type=float, metavar="X", help="sustained by a worker, an assumption: nothing "
+        "is timed, operations are counted (default: timed on this machine)")  # fmt: skip
+    add("--startup-seconds", type=float, metavar="S",
+        help="before a worker's first job (default: as measured; with --tflops 0)")  # fmt: skip
+    parser.set_defaults(dry_run=True)
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """The options of `profile`."""
+    from bench.cost import command
+
+    command.add_options(parser)
+    add_plugin(parser)
+
+
+def add_tables(parser: argparse.ArgumentParser) -> None:
+    """The options of `tables`."""
+    add_grid(parser)
+    _add_unread_plugin(parser)
+    parser.add_argument("--from", dest="origin", choices=("records", "mlflow"), default="records",
+                        help="where results are read (default: records)")  # fmt: skip
+
+
+def add_recommend(parser: argparse.ArgumentParser) -> None:
+    """The options of `recommend`."""
+    add_tables(parser)
+    add = parser.add_argument
+    add("--pair", metavar="T:S", help="only this teacher:student pair (default: every one)")
+    add("--max-cost", type=float, metavar="X",
+        help="whole training at most X times the plain student's, such as 1.3")  # fmt: skip
+    add("--max-memory-mib", type=float, metavar="X",
+        help="a step's peak memory at most X MiB above the plain student's")  # fmt: skip
+    add("--min-gain", type=float, metavar="X",
+        help="better than the plain student by more than X beyond doubt; an accuracy: 0.01 is one "
+        "percentage point")  # fmt: skip
+    add("--category", metavar="C", help="only methods of this category, and plain students")
+    add("--no-extra-parameters", action="store_true",
+        help="no parameters trained beside the student")  # fmt: skip
+    add("--data-fraction", type=float, metavar="F",
+        help="only where students see this part of the training images")  # fmt: skip
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """The options of `sync`."""
+    add_grid(parser)
+    add_plugin(parser)
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of `export`."""
+    add_grid(parser)
+    add_plugin(parser)
+    add = parser.add_argument
+    add("cell", metavar="CELL", nargs="?", help="a cell id or its beginning (cells.csv has them), "
+        "or teacher>student/method/seed; quote it")  # fmt: skip
+    add(
+        "--winner",
+        action="store_true",
+        help="instead of CELL: the recommended student of the pair with the highest accuracy",
+    )
+    add(
+        "--format",
+        choices=("safetensors", "onnx", "torch.export"),
+        default="safetensors",
+        help="weights alone, or a graph that runs without this package (default: safetensors)",
+    )
+    add("--output", type=Path, metavar="FILE",
+        help="where to (default: DIR/GRID/students/<name> with the format's suffix)")  # fmt: skip
+
+
+def add_ui(parser: argparse.ArgumentParser) -> None:
+    """The options of `ui`."""
+    parser.add_argument("--work-dir", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--port", type=int, default=5000, help="on loopback (default: 5000)")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0-2,7" -> [0, 1, 2, 7]."""
+    numbers: list[int] = []
+    for part in _names(text):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
+        numbers += range(int(first), int(last or first) + 1)
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"got {text!r}, which names no seed")
+    return numbers
+
+
+def _cohort(text: str) -> int | None:
+    """ "auto" -> None, "4" -> 4."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted auto or a number of at least 1")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    """ "1,2,1000" -> [1, 2, 1000]."""
+    parts = _names(text)
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts such as 1,2,4,1000")
+    return [int(part) for part in parts]

@@ -1,0 +1,111 @@
+"""What commands leave: tables and figures, as files and in MLflow, and the registered winner."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.parser import UsageError
+
+if TYPE_CHECKING:
+    from bench.cost.record import Costs
+    from bench.record import Plan, Record
+    from bench.tracking import Mirror
+    from bench.workdir import WorkDir
+
+
+def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
+    """Prints the summary, writes tables, figures and the report; returns what to mirror."""
+    from bench.report.summary import summarise
+
+    try:
+        print(summarise(plan, records).to_text())
+    except ValueError as error:  # something that lies beside the records is damaged
+        raise UsageError(str(error)) from None
+    return write(work, plan, records, costs)
+
+
+def write(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
+    """Writes tables, figures and the report of a grid; returns what to mirror."""
+    from bench.report.build import build
+
+    folder = work.grid(plan.name)
+    try:
+        files = build(plan, records, costs, work.store.root, folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(f"tables and figures: {folder}")
+    return [*files, *_measured(folder)]
+
+
+def write_costs(work: WorkDir, name: str, costs: Costs) -> list[Path]:
+    """The same of a grid that was profiled and not trained."""
+    from bench.report.build import build_costs
+
+    folder = work.grid(name)
+    files = build_costs(costs, folder)
+    print(f"tables and figures: {folder}")
+    return [*files, *_measured(folder)]
+
+
+def _measured(folder: Path) -> list[Path]:
+    """What the profiler wrote, if it ran."""
+    from bench.cost.command import FILE
+
+    return [folder / FILE] if (folder / FILE).is_file() else []
+
+
+def mirror_results(
+    work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs, files: list[Path]
+) -> None:
+    """Puts tables and figures into MLflow, and the winner into its registry."""
+    from bench.launch.lease import BusyError, Leases
+    from bench.launch.mirroring import sole_mirror
+    from bench.report.cost import cost_metrics
+    from bench.tracking import TrackingError
+
+    try:
+        with Leases(work.leases) as leases, sole_mirror(work, plan.name, leases) as mirror:
+            mirror.send_summary(work.grid(plan.name), files, cost_metrics(costs))
+            _crown(mirror, work, plan, records, costs)
+    except (BusyError, TrackingError) as error:
+        print(f"tables are not in MLflow: {error}", file=sys.stderr)
+
+
+def mirror_costs(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
+    """Puts the tables and figures of costs into MLflow."""
+    from bench.launch.lease import BusyError, Leases
+    from bench.launch.mirroring import sole_mirror
+    from bench.report.cost import cost_metrics
+    from bench.tracking import TrackingError
+
+    try:
+        with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
+            mirror.send_summary(work.grid(name), files, cost_metrics(costs))
+    except (BusyError, TrackingError) as error:
+        print(f"tables are not in MLflow: {error}", file=sys.stderr)
+
+
+def _crown(
+    mirror: Mirror, work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs
+) -> None:
+    """Registers the student that won, if it is another one than before; see `winner`."""
+    from bench.report.winner import winner
+    from bench.tracking import ServableStudent
+
+    best, before = winner(plan, records, costs), mirror.champion()
+    if best is None and before is not None:
+        mirror.withdraw()
+    if best is None or before == best.row.cell_id:
+        return
+    from bench.export import ExportError, ParityError, load_trained, pack
+
+    try:
+        trained = load_trained(best.row, work)
+        content, _ = pack(trained, "torch.export")
+    except (ExportError, ParityError) as error:
+        print(f"the winner is not in MLflow's registry: {error}", file=sys.stderr)
+        return
+    mirror.crown(ServableStudent(best.row, content, trained.card.to_json(), best.why))
+    print(f"MLflow model {mirror.model_name}@champion: {best.row.name}")

@@ -1,0 +1,165 @@
+"""From options to what a training command needs: a checked grid, its data, devices, a launcher."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.parser import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.grid import Expansion, Grid
+    from bench.launch.coordinator import Launch
+    from bench.launch.job import Library, Setting
+    from bench.launch.ray_cluster import RayCluster
+    from bench.workdir import WorkDir
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked grid and its data, ready to be expanded."""
+
+    grid: Grid
+    library: Library
+    work: WorkDir
+    device: str
+    console: Console
+    cluster: RayCluster | None
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Reads and checks all that a training command needs, before anything starts.
+
+    Raises:
+        UsageError: an option, the grid or its data is wrong.
+    """
+    from rich.console import Console
+
+    from bench.grid import load_grid, name_part, narrow
+    from bench.launch.job import Library
+    from bench.train.device import pick_device
+    from bench.workdir import WorkDir
+
+    work, console = WorkDir(options.work_dir), Console(soft_wrap=True)
+    try:
+        grid = load_grid(options.grid, options.overrides)
+        grid = narrow(grid, options.methods, options.pairs, options.seeds)
+        grid = name_part(grid, load_grid(options.grid))
+        cluster, device = _cluster(options), options.device
+        if cluster is None:  # a cluster's nodes have devices of their own
+            device = pick_device(device).type if device == "auto" else device
+            pick_device(device)
+        console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
+        library = Library(options.data_root, work.cache, stand_in=options.dry_run)
+        library.read(grid.data)
+        if options.threads < 1 or options.threads > 1024:
+            raise ValueError(f"--threads: got {options.threads}, wanted 1 to 1024")
+    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
+        raise UsageError(str(error)) from None
+    return Prepared(grid, library, work, device, console, cluster)
+
+
+def _cluster(options: argparse.Namespace) -> RayCluster | None:
+    """The Ray cluster that is asked for; nothing is connected yet."""
+    if options.launcher == "local":
+        if options.address is not None or options.node_dir is not None:
+            raise UsageError("--address and --node-dir are of a Ray cluster: add --launcher ray")
+        return None
+    from bench.launch import ray_cluster
+
+    asked = ray_cluster.Options(
+        options.address, options.workers, options.gpus_per_job, options.node_dir
+    )
+    return ray_cluster.RayCluster(asked, options.device, options.threads)
+
+
+def expand_grid(prepared: Prepared, grid: Grid) -> Expansion:
+    """A grid's cells, each of which fits its data and its network.
+
+    Raises:
+        UsageError: one does not.
+    """
+    from bench.grid import expand
+    from bench.train.cohort import check_fit
+    from bench.train.stream import check_sizes, check_sources
+
+    try:
+        expansion = expand(grid, prepared.library.fingerprint)
+        check_sizes(expansion.cells.values(), prepared.library.read)
+        check_sources(expansion.cells.values(), prepared.library.read)
+        check_fit(expansion.cells.values(), prepared.library.read)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return expansion
+
+
+def settle_forms(
+    options: argparse.Namespace, prepared: Prepared, expansion: Expansion
+) -> frozenset[str]:
+    """Whose networks are stacked in this run."""
+    import torch
+
+    from bench.launch.forms import settle
+    from bench.train.device import pick_device
+
+    if prepared.cluster is not None and options.stack == "auto":
+        return frozenset()  # what is faster on the nodes cannot be measured here
+    torch.set_num_threads(options.threads)
+    device = pick_device(prepared.device if prepared.cluster is None else "cpu")
+    return settle(
+        expansion.cells.values(), prepared.library.read, device,
+        options.stack, prepared.work.stacking,
+        lambda line: prepared.console.print(line, highlight=False),
+    )  # fmt: skip
+
+
+def make_setting(options: argparse.Namespace, work: WorkDir) -> Setting:
+    """What jobs need to know beside their cells."""
+    from bench.launch.job import Setting, provenance
+
+    return Setting(
+        store=work.store.root, cache=work.cache, data_root=options.data_root,
+        threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
+        checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
+        cohort=options.cohort,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def open_launcher(
+    options: argparse.Namespace, prepared: Prepared
+) -> Iterator[tuple[list[str], Launch]]:
+    """What runs jobs, and one device for each that runs at once."""
+    from bench.launch.local import run_processes
+
+    if prepared.cluster is None:
+        yield list_devices(prepared.device, options.workers), run_processes
+        return
+    with prepared.cluster as cluster:
+        yield cluster.devices, cluster.run
+
+
+def list_devices(device: str, workers: int | None) -> list[str]:
+    """One entry for each worker process.
+
+    Raises:
+        UsageError: fewer than one worker.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers: got {workers}, wanted 1 or more")
+    if device == "cpu":
+        return ["cpu"] * (workers or len(os.sched_getaffinity(0)))
+    import torch
+
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    count = workers or len(gpus)
+    return [gpus[i % len(gpus)] for i in range(count)]

@@ -1,0 +1,87 @@
+"""What is recorded of a grid, read from the work directory or from MLflow alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.parser import UsageError
+
+if TYPE_CHECKING:
+    from bench.cost.record import Costs
+    from bench.record import Plan, Record
+    from bench.workdir import WorkDir
+
+
+def work_dir(options: argparse.Namespace) -> WorkDir:
+    """The work directory that is asked for."""
+    from bench.workdir import WorkDir
+
+    return WorkDir(options.work_dir)
+
+
+def grid_name(name_or_path: str) -> str:
+    """The name of a grid, or of a grid's file.
+
+    Raises:
+        UsageError: it can be no file's name.
+    """
+    from bench.record import check_file_names
+
+    yaml = name_or_path.endswith((".yaml", ".yml"))
+    name = Path(name_or_path).stem if yaml else name_or_path
+    try:
+        check_file_names("--grid", [name])
+    except ValueError as error:
+        raise UsageError(f"{error}; wanted a grid's name or a .yaml file") from None
+    return name
+
+
+def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:
+    """A grid's plan and records, from the work directory or from MLflow alone.
+
+    Raises:
+        UsageError: there are none, or they cannot be read.
+    """
+    from bench.record import Plan
+
+    if origin == "mlflow":
+        from bench.tracking import Mirror, TrackingError
+
+        try:
+            return Mirror(work.root, grid).fetch()
+        except TrackingError as error:
+            raise UsageError(f"--from mlflow: {error}") from None
+    try:
+        plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
+    return plan, work.store.read_all(plan.cell_ids())
+
+
+def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
+    """What the profiler measured of a grid, empty if it did not run.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from bench.cost.command import FILE
+    from bench.cost.record import Costs, read_costs
+
+    try:
+        if origin == "records":
+            return read_costs(work.grid(grid) / FILE)
+        from bench.tracking import Mirror, TrackingError
+
+        try:
+            text = Mirror(work.root, grid).read_summary_file(FILE)
+        except TrackingError as error:
+            raise UsageError(f"--from mlflow: {error}") from None
+        return Costs() if text is None else Costs.from_json(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

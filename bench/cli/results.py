@@ -1,0 +1,127 @@
+"""The commands that train nothing: tables, recommend, sync, export, list and ui."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from bench.cli.outputs import mirror_results, render, write_costs
+from bench.cli.parser import UsageError
+from bench.cli.recorded import fetch_costs, fetch_results, grid_name, work_dir
+
+if TYPE_CHECKING:
+    from bench.record import Plan, Record, Row
+    from bench.workdir import WorkDir
+
+
+def tables(options: argparse.Namespace) -> int:
+    """Renders a grid's tables again from what is recorded."""
+    work = work_dir(options)
+    name = grid_name(options.grid)
+    costs = fetch_costs(work, name, options.origin)
+    if costs and options.origin == "records" and not work.plan(name).is_file():
+        write_costs(work, name, costs)
+        return 0
+    plan, records = fetch_results(work, name, options.origin)
+    render(work, plan, records, costs)
+    return 0
+
+
+def recommend(options: argparse.Namespace) -> int:
+    """Says which row to choose for each pair, and why; 2 if the evidence answers for none."""
+    from bench.report.overall import answer
+    from bench.report.recommend import Question
+    from bench.report.recommend import recommend as choose
+
+    work, name = work_dir(options), grid_name(options.grid)
+    try:
+        question = Question(
+            pair=options.pair, max_cost=options.max_cost, max_memory_mib=options.max_memory_mib,
+            min_gain=options.min_gain, category=options.category,
+            extra_parameters=not options.no_extra_parameters, fraction=options.data_fraction,
+        )  # fmt: skip
+        plan, records = fetch_results(work, name, options.origin)
+        costs = fetch_costs(work, name, options.origin)
+        print(answer(choose(plan, records, costs, question)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
+def sync(options: argparse.Namespace) -> int:
+    """Sends to MLflow the records that it lacks."""
+    from bench.launch.lease import BusyError, Leases
+    from bench.launch.mirroring import sole_mirror
+    from bench.tracking import TrackingError, mirror_all
+
+    work = work_dir(options)
+    name = grid_name(options.grid)
+    plan, records = fetch_results(work, name, "records")
+    try:
+        with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
+            sent = mirror_all(mirror, plan, work.store)
+    except BusyError as error:
+        raise UsageError(f"{error}; it sends these too") from None
+    except TrackingError as error:
+        raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
+    costs = fetch_costs(work, name, "records")
+    mirror_results(work, plan, records, costs, render(work, plan, records, costs))
+    print(f"{sent} records sent")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes one trained network with its preprocessing, after comparing it with the original."""
+    from bench.export import ExportError, ParityError, file_name, find_row, load_trained, pack
+    from bench.record import write_atomically
+
+    work = work_dir(options)
+    if (options.cell is None) != options.winner:
+        raise UsageError("wanted either a CELL or --winner (see: run_all.py export --help)")
+    plan, records = fetch_results(work, grid_name(options.grid), "records")
+    try:
+        row = _winner_row(work, plan, records) if options.winner else find_row(plan, options.cell)
+        trained = load_trained(row, work)
+        content, parity = pack(trained, options.format)
+    except ExportError as error:
+        raise UsageError(str(error)) from None
+    except ParityError as error:
+        print(f"error: nothing is written: {error}", file=sys.stderr)
+        return 1
+    card = trained.card
+    path = options.output or work.grid(plan.name) / "students" / file_name(card, options.format)
+    write_atomically(path, content)
+    print(f"{card.name} ({card.cell_id}), {card.parameters} parameters: {path}")
+    print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")
+    print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
+    print(f"classes, in the order of the logits: {', '.join(card.classes)}")
+    return 0
+
+
+def _winner_row(work: WorkDir, plan: Plan, records: dict[str, Record]) -> Row:
+    from bench.report.winner import winner
+
+    best = winner(plan, records, fetch_costs(work, plan.name, "records"))
+    if best is None:
+        raise UsageError(
+            f"no row of {plan.name} beats the plain student beyond doubt (see: run_all.py "
+            "recommend); name a CELL instead"
+        )
+    print(best.why)
+    return best.row
+
+
+def list_all(options: argparse.Namespace) -> int:
+    """Prints what a grid can name."""
+    from bench.catalogue import catalogue
+
+    print(catalogue())
+    return 0
+
+
+def ui(options: argparse.Namespace) -> int:
+    """Serves the MLflow UI on loopback until it is stopped."""
+    from bench.tracking import serve
+
+    return serve(options.work_dir, options.port)

@@ -1,0 +1,185 @@
+"""The commands that compute: run, tune, scaling and profile."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bench.cli.outputs import mirror_costs, mirror_results, render, write, write_costs
+from bench.cli.parser import UsageError
+from bench.cli.preparation import (
+    Prepared,
+    expand_grid,
+    list_devices,
+    make_setting,
+    open_launcher,
+    prepare,
+    settle_forms,
+)
+from bench.cli.recorded import fetch_costs, fetch_results, work_dir
+
+if TYPE_CHECKING:
+    from bench.grid import Expansion, Grid
+    from bench.launch.coordinator import Outcome
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains a grid and prints its table."""
+    prepared = prepare(options)
+    work = prepared.work
+    if options.dry_run:
+        return _preview(options, prepared, prepared.grid)
+    outcome, expansion = _train(options, prepared, prepared.grid)
+    plan = expansion.plan
+    records = work.store.read_all(plan.cell_ids())
+    costs = fetch_costs(work, plan.name, "records")
+    mirror_results(work, plan, records, costs, render(work, plan, records, costs))
+    _say_outcome(outcome)
+    return exit_code(outcome.counts)
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Searches hyper-parameters with an equal budget per row, on held-out training images."""
+    from bench.launch import tune as tuning
+    from bench.record import write_atomically
+
+    if options.trials < 1 or options.tuning_seeds < 1 or not 0 < options.validation < 1:
+        raise UsageError("wanted --trials and --tuning-seeds of at least 1, 0 < --validation < 1")
+    prepared = prepare(options)
+    trials = tuning.trials_of(prepared.grid, options.trials)
+    grid = tuning.tuning_grid(prepared.grid, trials, options.tuning_seeds, options.validation)
+    if options.dry_run:
+        return _preview(options, prepared, grid)
+    outcome, expansion = _train(options, prepared, grid)
+    records = prepared.work.store.read_all(expansion.plan.cell_ids())
+    results = tuning.collect(trials, expansion.plan, records)
+    chosen, folder = tuning.best(results), prepared.work.grid(prepared.grid.name)
+    write_atomically(folder / "tuning.csv", tuning.to_csv(results))
+    print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
+    print(tuning.to_yaml(chosen))
+    for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
+        print(f"no trial of {row} finished")
+    return exit_code(outcome.counts)
+
+
+def scaling(options: argparse.Namespace) -> int:
+    """Says how a grid's time falls with the number of workers, by simulation."""
+    from bench.launch.calibrate import CalibrationError
+    from bench.launch.scaling import WORKERS, Asked, command
+
+    if options.tflops is not None and not 0 < options.tflops < float("inf"):
+        raise UsageError(f"--tflops: got {options.tflops:g}, wanted a number above 0")
+    prepared = prepare(options)
+    if prepared.cluster is not None:
+        raise UsageError("scaling simulates any number of workers: leave --launcher out")
+    devices = list_devices(prepared.device, options.workers)
+    asked = Asked(
+        options.gpus or WORKERS, options.tflops, options.startup_seconds, options.calibrate_seconds
+    )
+    expansion, setting = expand_grid(prepared, prepared.grid), make_setting(options, prepared.work)
+    if options.tflops is None:  # else nothing is timed
+        setting = replace(setting, forms=settle_forms(options, prepared, expansion))
+    try:
+        files = command(
+            expansion, prepared.work, setting, devices, prepared.library, asked,
+            report=lambda what: prepared.console.print(what, highlight=False),
+        )  # fmt: skip
+    except CalibrationError as error:
+        raise UsageError(str(error)) from None
+    print(files[1].read_text(encoding="utf-8"))
+    print(f"table and figure: {prepared.work.grid(prepared.grid.name)}")
+    return 0
+
+
+def profile(options: argparse.Namespace) -> int:
+    """Measures what each method's loss and step cost, each method by itself."""
+    from bench.cost import command
+    from bench.report.cost import costs_to_text
+
+    work = work_dir(options)
+    try:
+        name, costs = command.run(options)
+    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
+        raise UsageError(str(error)) from None
+    print(costs_to_text(costs))
+    if work.plan(name).is_file():
+        plan, records = fetch_results(work, name, "records")
+        files = write(work, plan, records, costs)
+    else:
+        files = write_costs(work, name, costs)
+    mirror_costs(work, name, files, costs)
+    return 0
+
+
+def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
+    """Says what would run; measures what it would cost, unless it is told not to."""
+    from bench.launch.calibrate import CalibrationError
+    from bench.launch.preview import preview, preview_costs
+
+    local = prepared.cluster is None
+    devices = list_devices(prepared.device, options.workers) if local else []
+    expansion, work = expand_grid(prepared, grid), prepared.work
+    for reason in prepared.library.absent.values():
+        print(f"random images stand in for the data, and nothing counts as done: {reason}")
+    if options.calibrate_seconds <= 0 or not local:  # nodes differ from this machine
+        print(preview(expansion, work.store, options.retry_failed))
+        return 0
+    console = prepared.console
+    setting = replace(make_setting(options, work), forms=settle_forms(options, prepared, expansion))
+    try:
+        print(preview_costs(
+            expansion, work, setting, devices, prepared.library, options.calibrate_seconds,
+            retry_failed=options.retry_failed,
+            report=lambda what: console.print(f"calibrating: {what}", highlight=False),
+        ))  # fmt: skip
+    except CalibrationError as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
+def _train(
+    options: argparse.Namespace, prepared: Prepared, grid: Grid
+) -> tuple[Outcome, Expansion]:
+    from bench.launch.coordinator import run_grid
+    from bench.launch.job import unfinished
+    from bench.launch.lease import LeaseLostError
+    from bench.launch.ray_cluster import ClusterError
+
+    expansion, work = expand_grid(prepared, grid), prepared.work
+    setting = make_setting(options, work)
+    if unfinished(expansion.cells.values(), work.store, options.retry_failed):
+        setting = replace(setting, forms=settle_forms(options, prepared, expansion))
+    retry, console = options.retry_failed, prepared.console
+    try:
+        with open_launcher(options, prepared) as (devices, launch):
+            outcome = run_grid(
+                expansion, work, setting, devices,
+                retry_failed=retry, console=console, launch=launch,
+            )  # fmt: skip
+    except (LeaseLostError, ClusterError) as error:
+        raise UsageError(str(error)) from None
+    return outcome, expansion
+
+
+def _say_outcome(outcome: Outcome) -> None:
+    counts = outcome.counts.items()
+    states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts)
+    if not outcome.trained and not outcome.elsewhere:
+        print(f"nothing to train, every cell has a result; in all: {states}")
+        return
+    share = outcome.recording_seconds / outcome.seconds
+    others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
+    expected = outcome.estimated_seconds
+    known = expected is not None and not outcome.elsewhere
+    estimate = f" (estimated {expected:.0f} s)" if known else ""
+    print(
+        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s{estimate}; the "
+        f"coordinator spent {outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; "
+        f"in all: {states}"
+    )
+
+
+def exit_code(counts: dict[str, int]) -> int:
+    """0 if no cell failed and none is missing, else 1."""
+    return 1 if counts.get("failed", 0) or counts.get("not run", 0) else 0
