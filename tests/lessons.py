@@ -71,12 +71,12 @@ def cell(
     )  # fmt: skip
 
 
-def teacher_for(cell: Cell, stream: Stream) -> Teacher | None:
+def teacher_for(cell: Cell, stream: Stream, device: torch.device = CPU) -> Teacher | None:
     """An untrained teacher: enough for bookkeeping, and the same for equal cells."""
     if cell.teacher is None:
         return None
     network = build_network(cell.teacher, stream.classes, stream.image_shape)
-    return Teacher(network, cell.teacher, CPU, stream.image_shape)
+    return Teacher(network, cell.teacher, device, stream.image_shape)
 
 
 def run(
@@ -86,17 +86,18 @@ def run(
     checkpoints: Checkpoints | None = None,
     report: Report = lambda *event: None,
     stacked: bool = False,
+    device: torch.device = CPU,
 ) -> dict[str, Record]:
     """Trains the cells as one cohort, stacked where they can be; the records by cell id."""
-    stream = open_stream(cells[0], data or dataset(), CPU)
-    teachers = [teacher_for(c, stream) for c in cells]
+    stream = open_stream(cells[0], data or dataset(), device)
+    teachers = [teacher_for(c, stream, device) for c in cells]
     teacher = next((t for t in teachers if t is not None), None)
     store = Store(folder)
     for source in [c.source for c in cells if c.source is not None]:
         if store.read(source.id) is None:
-            run([source], folder, data)
+            run([source], folder, data, device=device)
     forms = {form_of(c, stream.image_shape) for c in cells} if stacked else ()
-    Cohort(stream, teacher, store, CPU, report, {}, checkpoints, forms).run(cells)
+    Cohort(stream, teacher, store, device, report, {}, checkpoints, forms).run(cells)
     return store.read_all([c.id for c in cells])
 
 
@@ -104,16 +105,20 @@ class Lesson:
     """One student stepped by hand through its stages."""
 
     def __init__(
-        self, cell: Cell, data: DataSet | None = None, method: Method | None = None
+        self,
+        cell: Cell,
+        data: DataSet | None = None,
+        method: Method | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.stream = open_stream(cell, data or dataset(), CPU)
-        self.teacher = teacher_for(cell, self.stream)
+        self.stream = open_stream(cell, data or dataset(), device)
+        self.teacher = teacher_for(cell, self.stream, device)
         shape = self.stream.image_shape
         network = build_network(cell, self.stream.classes, shape)
         theirs = tap_shapes(self.teacher.network, shape) if self.teacher else None
         method = method or registry.build(cell.method, **cell.hyperparameters)
         self.student: Student = make_student(
-            cell, method, network, tap_shapes(network, shape), theirs, CPU, self.stream.labelled
+            cell, method, network, tap_shapes(network, shape), theirs, device, self.stream.labelled
         )
 
     def clean_view(self, taps: tuple[str, ...]) -> View:
