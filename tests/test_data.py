@@ -842,6 +842,7 @@ def test_layout_and_precision_change_nothing_else():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_the_gpu_are_those_of_the_cpu():
     here, there = (as_one(make_batches(device=device).epoch(2)) for device in ("cpu", "cuda"))
     for one, other in zip(here, there, strict=True):
