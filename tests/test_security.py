@@ -11,12 +11,12 @@ import yaml
 from processes import ROOT
 from summary_grid import plan
 
-from bench import tracking
 from bench.cli import main
 from bench.data.dataset import DataError
 from bench.data.sources import load
 from bench.grid import GridError, load_grid
 from bench.record import FINISHED, Plan, Record
+from bench.tracking import ui
 
 SOURCES = sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("methods/**/*.py"), ROOT / "run_all.py"])
 # Modules whose readers run what they read, and calls that do.
@@ -102,10 +102,10 @@ def test_the_ui_is_served_on_loopback_only(tmp_path, monkeypatch):
         called.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(tracking.subprocess, "run", run)
+    monkeypatch.setattr(ui.subprocess, "run", run)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HOST", "0.0.0.0")  # of somebody's server, not of this one
-    assert tracking.serve(tmp_path, 5000) == 0
+    assert ui.serve(tmp_path, 5000) == 0
     (command,) = called
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert "0.0.0.0" not in command

@@ -102,13 +102,13 @@ def check(works: dict[str, WorkDir], store: str) -> dict[str, Record]:
         mirror = Mirror(work.root, name)
         plan, records = mirror.fetch()
         assert plan == Plan.from_json(work.plan(name).read_text())
-        cells = mirror._search("tags.`kd_bench.kind` = 'cell'")
+        cells = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
         assert Counter(run.data.tags["cell_id"] for run in cells) == Counter(plan.cell_ids())
         assert {run.info.status for run in cells} == {"FINISHED"}
-        groups = mirror._search("tags.`kd_bench.kind` = 'group'")
+        groups = mirror.experiment.search("tags.`kd_bench.kind` = 'group'")
         wanted = {f"{row.teacher}>{row.student}" for row in plan.rows}
         assert Counter(run.info.run_name for run in groups) == Counter(wanted)
-        assert len(mirror._search("tags.`kd_bench.kind` = 'summary'")) == 1
+        assert len(mirror.experiment.search("tags.`kd_bench.kind` = 'summary'")) == 1
         runs = {run.info.run_id: records[run.data.tags["cell_id"]] for run in cells}
         check_curves(store, runs)
         some, record = next(iter(runs.items()))
@@ -265,7 +265,7 @@ def test_three_launchers_of_which_one_is_killed_leave_every_run_once(tmp_path, m
             for output, work in zip(outputs, (shared, shared, own), strict=True)
         ]
         mirror = Mirror(own, "smoke")
-        while not mirror._search("attributes.status = 'RUNNING'"):  # somebody is sending
+        while not mirror.experiment.search("attributes.status = 'RUNNING'"):  # somebody is sending
             assert launchers[0].poll() is None, outputs[0].read_text()
             time.sleep(0.1)  # looks again
         os.killpg(launchers[0].pid, signal.SIGKILL)
@@ -275,17 +275,17 @@ def test_three_launchers_of_which_one_is_killed_leave_every_run_once(tmp_path, m
             done = kd_bench("sync", "--grid", "smoke", "--work-dir", str(work), timeout=1800)
             assert done.returncode == 0, done.stderr
         assert "0 records sent" in done.stdout
-        left = [run for run in mirror._search("") if run.info.status != "FINISHED"]
+        left = [run for run in mirror.experiment.search("") if run.info.status != "FINISHED"]
         assert [(run.info.run_name, run.info.status) for run in left] == []
-        cells = mirror._search("tags.`kd_bench.kind` = 'cell'")
+        cells = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
         assert Counter(run.data.tags["cell_id"] for run in cells) == Counter(
             plan_of(own).cell_ids()
         )
-        groups = mirror._search("tags.`kd_bench.kind` = 'group'")
+        groups = mirror.experiment.search("tags.`kd_bench.kind` = 'group'")
         assert len({run.info.run_name for run in groups}) == len(groups)
         parents = {run.data.tags["mlflow.parentRunId"] for run in cells}
         assert parents == {run.info.run_id for run in groups}
-        assert len(mirror._search("tags.`kd_bench.kind` = 'summary'")) == 1
+        assert len(mirror.experiment.search("tags.`kd_bench.kind` = 'summary'")) == 1
         # Both directories trained the same cells to the same bits; one record of each was sent.
         sent = mirror.fetch()[1]
     assert results(shared) == results(own)

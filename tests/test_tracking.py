@@ -40,7 +40,7 @@ def work(tmp_path_factory) -> Path:
 
 
 def runs(mirror: Mirror, kind: str) -> list:
-    experiment = mirror.client.get_experiment_by_name(f"kd-bench/{mirror.grid}")
+    experiment = mirror.client.get_experiment_by_name(f"kd-bench/{mirror.experiment.grid}")
     assert experiment is not None
     text = f"tags.`kd_bench.kind` = '{kind}'"
     return list(mirror.client.search_runs([experiment.experiment_id], text))
@@ -138,16 +138,16 @@ def test_neutral_axes_are_left_out_of_a_group_name():
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     folder = work / "summarised"
     mirror = Mirror(work, folder.name)
-    assert mirror.read_summary_file("cost.json") is None  # no summary run
+    assert mirror.summary.read("cost.json") is None  # no summary run
     for text in ('{"schema": 1}\n', '{"schema": "ü"}\n'):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         (folder / "cost.json").write_text(text, encoding="utf-8")
         (folder / "figures" / "cost.svg").write_text("<svg/>")
-        mirror.send_summary(folder, [folder / "cost.json", folder / "figures" / "cost.svg"])
-        assert Mirror(work, folder.name).read_summary_file("cost.json") == text
-    assert mirror.read_summary_file("figures/cost.svg") == "<svg/>"
-    assert mirror.read_summary_file("cost") is None
-    assert mirror.read_summary_file("figures") is None
+        mirror.summary.send(folder, [folder / "cost.json", folder / "figures" / "cost.svg"])
+        assert Mirror(work, folder.name).summary.read("cost.json") == text
+    assert mirror.summary.read("figures/cost.svg") == "<svg/>"
+    assert mirror.summary.read("cost") is None
+    assert mirror.summary.read("figures") is None
 
 
 # --- the champion --------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ def crowned(work) -> tuple[Mirror, Trained]:
         folder.mkdir(parents=True)
         mirror.send(cell_record(one), one, folder)
     trained = random_student("cnn4", side=8)
-    assert mirror.champion() is None
-    mirror.crown(servable(row("soft_logits", 0), trained))
+    assert mirror.registry.champion() is None
+    mirror.registry.crown(servable(row("soft_logits", 0), trained))
     return mirror, trained
 
 
@@ -185,8 +185,8 @@ def test_the_champion_loads_by_its_alias_and_computes_the_same(crowned):
     from mlflow import pyfunc
 
     mirror, trained = crowned
-    assert mirror.champion() == "narrow-soft_logits-0"
-    version = mirror.client.get_model_version_by_alias(mirror.model_name, "champion")
+    assert mirror.registry.champion() == "narrow-soft_logits-0"
+    version = mirror.client.get_model_version_by_alias(mirror.registry.model_name, "champion")
     found = pyfunc.load_model(version.source).predict(IMAGES)
     np.testing.assert_allclose(found, logits(trained), rtol=1e-4, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_the_registered_model_says_what_it_is_and_takes(crowned):
     from mlflow.models import Model
 
     mirror, _ = crowned
-    version = mirror.client.get_model_version_by_alias(mirror.model_name, "champion")
+    version = mirror.client.get_model_version_by_alias(mirror.registry.model_name, "champion")
     assert "It won by hand." in version.description
     assert "1. by hand" in version.description
     assert version.tags["pair"] == "wide>narrow"
@@ -211,19 +211,19 @@ def test_a_new_winner_moves_the_alias_and_an_old_one_keeps_its_version(crowned):
     mirror, trained = crowned
 
     def versions() -> int:
-        return len(mirror.client.search_model_versions(f"name = '{mirror.model_name}'"))
+        return len(mirror.client.search_model_versions(f"name = '{mirror.registry.model_name}'"))
 
     first, second = (servable(row(label, 0), trained) for label in ("soft_logits", "rkd"))
-    mirror.crown(first)
+    mirror.registry.crown(first)
     assert versions() == 1
-    mirror.crown(second)
-    assert (mirror.champion(), versions()) == ("narrow-rkd-0", 2)
-    mirror.crown(first)
-    assert (mirror.champion(), versions()) == ("narrow-soft_logits-0", 2)
-    mirror.withdraw()
-    assert (mirror.champion(), versions()) == (None, 2)
-    mirror.crown(first)
-    assert (mirror.champion(), versions()) == ("narrow-soft_logits-0", 2)
+    mirror.registry.crown(second)
+    assert (mirror.registry.champion(), versions()) == ("narrow-rkd-0", 2)
+    mirror.registry.crown(first)
+    assert (mirror.registry.champion(), versions()) == ("narrow-soft_logits-0", 2)
+    mirror.registry.withdraw()
+    assert (mirror.registry.champion(), versions()) == (None, 2)
+    mirror.registry.crown(first)
+    assert (mirror.registry.champion(), versions()) == ("narrow-soft_logits-0", 2)
 
 
 def free_port() -> int:
@@ -235,13 +235,13 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_mlflow_models_serve_answers_with_the_logits_of_the_network(crowned, tmp_path):
     mirror, trained = crowned
-    port = free_port()
-    words = ["models", "serve", "-m", f"models:/{mirror.model_name}@champion", "--env-manager",
-             "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    port, name = free_port(), mirror.registry.model_name
+    words = ["models", "serve", "-m", f"models:/{name}@champion", "--env-manager", "local",
+             "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "mlflow", *words], cwd=tmp_path, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "MLFLOW_TRACKING_URI": mirror.uri},
+        env={**os.environ, "MLFLOW_TRACKING_URI": mirror.experiment.uri},
     ) as server:  # fmt: skip
         try:
             assert server.stdout is not None
@@ -280,7 +280,7 @@ def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
     from selenium.webdriver.support.ui import WebDriverWait
 
     mirror, _ = sent
-    mirror.send_plan(plan())
+    mirror.summary.send_plan(plan())
     (run,) = [r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/soft_logits/0"]
     experiment = run.info.experiment_id
     port = free_port()
@@ -333,7 +333,7 @@ def test_a_result_that_two_send_at_once_is_kept_once(sent, work):
     _, store = sent
     first, second = (Mirror(work, "raced") for _ in range(2))
     for mirror in (first, second):
-        mirror.send_plan(plan())
+        mirror.summary.send_plan(plan())
         assert mirror._known() == {}
     one = plan().cell_ids()[0]
     record, where = store.read(one), plan().rows[0]
@@ -348,11 +348,12 @@ def test_two_senders_at_once_leave_one_experiment_one_summary_and_one_group_of_e
     """Each looks before the other has made anything."""
     _, store = sent
     first, second = (Mirror(work, "both") for _ in range(2))
-    assert first._experiment == second._find_or_create("kd-bench/both", first.uri, work)
+    one, other = first.experiment, second.experiment
+    assert one.id == other._find_or_create("kd-bench/both", one.uri, work)
     for mirror in (first, second):
         mirror._groups = {}
         assert mirror._known() == {}
-        mirror.client.create_run(mirror._experiment, run_name="summary",
+        mirror.client.create_run(mirror.experiment.id, run_name="summary",
                                  tags={"kd_bench.kind": "summary"})  # fmt: skip
     plans = [where for where in plan().rows if where.cell_id in records()]
     for mirror, some in ((first, plans[0::2]), (second, plans[1::2])):
@@ -383,8 +384,8 @@ def test_an_experiment_that_another_made_meanwhile_is_taken(work, monkeypatch):
     monkeypatch.setattr(
         mirror.client, "get_experiment_by_name", lambda name: next(looks, look(name))
     )
-    found = mirror._find_or_create("kd-bench/meanwhile", mirror.uri, work)
-    assert found == mirror._experiment
+    found = mirror.experiment._find_or_create("kd-bench/meanwhile", mirror.experiment.uri, work)
+    assert found == mirror.experiment.id
 
 
 def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, work, monkeypatch):
@@ -397,7 +398,7 @@ def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, wor
         make(*args, **kwargs)
         return make(*args, **kwargs)
 
-    mirror.send_plan(plan())
+    mirror.summary.send_plan(plan())
     monkeypatch.setattr(mirror.client, "create_run", twice)
     assert mirror_all(mirror, plan(), store) == len(records())
     cells = runs(mirror, "cell")
@@ -414,9 +415,9 @@ def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
     tags = {"kd_bench.kind": "cell", "status": "finished"}
     cut, twice = plan().cell_ids()[:2]
     for cell_id in (cut, "gone"):
-        mirror.client.create_run(mirror._experiment, tags={**tags, "cell_id": cell_id})
+        mirror.client.create_run(mirror.experiment.id, tags={**tags, "cell_id": cell_id})
     for _ in range(2):
-        left = mirror.client.create_run(mirror._experiment, tags={**tags, "cell_id": twice})
+        left = mirror.client.create_run(mirror.experiment.id, tags={**tags, "cell_id": twice})
         mirror.client.set_terminated(left.info.run_id)
     assert mirror_all(Mirror(work, "cut_off"), plan(), store) == len(records()) - 1
     found = {run.data.tags["cell_id"]: run.info.status for run in runs(mirror, "cell")}

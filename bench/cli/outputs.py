@@ -11,7 +11,7 @@ from bench.cli.parser import UsageError
 if TYPE_CHECKING:
     from bench.cost.record import Costs
     from bench.record import Plan, Record
-    from bench.tracking import Mirror
+    from bench.tracking.registry import Registry
     from bench.workdir import WorkDir
 
 
@@ -67,8 +67,8 @@ def mirror_results(
 
     try:
         with Leases(work.leases) as leases, sole_mirror(work, plan.name, leases) as mirror:
-            mirror.send_summary(work.grid(plan.name), files, cost_metrics(costs))
-            _crown(mirror, work, plan, records, costs)
+            mirror.summary.send(work.grid(plan.name), files, cost_metrics(costs))
+            _crown(mirror.registry, work, plan, records, costs)
     except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 
@@ -82,21 +82,21 @@ def mirror_costs(work: WorkDir, name: str, files: list[Path], costs: Costs) -> N
 
     try:
         with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
-            mirror.send_summary(work.grid(name), files, cost_metrics(costs))
+            mirror.summary.send(work.grid(name), files, cost_metrics(costs))
     except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
 
 
 def _crown(
-    mirror: Mirror, work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs
+    registry: Registry, work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs
 ) -> None:
     """Registers the student that won, if it is another one than before; see `winner`."""
     from bench.report.winner import winner
     from bench.tracking import ServableStudent
 
-    best, before = winner(plan, records, costs), mirror.champion()
+    best, before = winner(plan, records, costs), registry.champion()
     if best is None and before is not None:
-        mirror.withdraw()
+        registry.withdraw()
     if best is None or before == best.row.cell_id:
         return
     from bench.export import ExportError, ParityError, load_trained, pack
@@ -107,5 +107,5 @@ def _crown(
     except (ExportError, ParityError) as error:
         print(f"the winner is not in MLflow's registry: {error}", file=sys.stderr)
         return
-    mirror.crown(ServableStudent(best.row, content, trained.card.to_json(), best.why))
-    print(f"MLflow model {mirror.model_name}@champion: {best.row.name}")
+    registry.crown(ServableStudent(best.row, content, trained.card.to_json(), best.why))
+    print(f"MLflow model {registry.model_name}@champion: {best.row.name}")

@@ -1,0 +1,164 @@
+"""What MLflow is told of a plan and its records: groups, notes, tags, parameters, metrics, data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.record import Plan, Record, Row
+from bench.tracking.experiment import KIND, NOTE
+from bench.tracking.registry import CHAMPION, registered_name
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that the UI lists together, under a run of this name.
+
+    Attributes:
+        name: of that run.
+        pair: the tag that its runs have, so that a filter by it finds both; "none" without one.
+        note: its description, Markdown.
+    """
+
+    name: str
+    pair: str
+    note: str
+
+
+def group_of(row: Row) -> Group:
+    """A method's runs are grouped by pair; whatever trains without a teacher stands by itself.
+
+    A baseline or a teacher belongs to several pairs, and a run has one place only.
+    """
+    if row.role != "method":
+        return Group(
+            "teachers and plain students",
+            "none",
+            "Networks trained without a teacher: what every pair is compared with. One run each, "
+            "however many pairs they belong to.",
+        )
+    axes = "".join(f" {name}={value:g}" for name, value in row.axes.items() if value != 1)
+    return Group(
+        f"{row.teacher}>{row.student}{axes}",
+        f"{row.teacher}>{row.student}",
+        f"All methods and seeds by which `{row.teacher}` taught `{row.student}` on `{row.data}`"
+        f"{axes}. Select runs below and press *Compare*, or filter the list, for example by "
+        f"`tags.category = 'response' and tags.pair = '{row.teacher}>{row.student}'`. Means, "
+        "intervals and figures are on the run `summary`.",
+    )
+
+
+def describe(plan: Plan) -> str:
+    """The experiment's note: what the grid is, and how to read its runs."""
+    pairs = dict.fromkeys(f"`{row.teacher}` → `{row.student}`" for row in plan.rows)
+    seeds = len({row.seed for row in plan.rows})
+    lines = [
+        f"**{plan.name}**: {' '.join(plan.description.split())}",  # all that a folded note shows
+        f"Pairs: {', '.join(pairs)}. Seeds: {seeds}. Cells: {len(plan.cell_ids())}.",
+        "**Where to look.** The run `summary` holds tables and figures under *Artifacts*. One run "
+        "per cell, named teacher>student/method/seed, is listed under its pair: press + to unfold, "
+        "*Load more* if a pair has no + (the list loads 100 runs at a time). To see some only, "
+        "type for example `tags.category = 'response'` or `tags.pair = '...'` into the search; the "
+        "tags `role`, `pair`, `method`, `label`, `category`, `seed`, `status` also group (*Group "
+        "by*). *Columns* adds accuracies: `final/last_accuracy` is the last epoch's on the test "
+        "set, in [0, 1]; `final/best_accuracy` is selected on the test set and so too high; "
+        "`epoch/...` are curves.",
+        f"A student that beats the plain one beyond doubt is the registered model "
+        f"`{registered_name(plan.name)}`, alias `{CHAMPION}`.",
+    ]
+    return "\n\n".join(lines)
+
+
+def began_at(record: Record) -> int | None:
+    """Milliseconds since 1970; None if the record does not say."""
+    from datetime import datetime
+
+    started = record.conditions.get("started")
+    return int(datetime.fromisoformat(started).timestamp() * 1000) if started else None
+
+
+def tags_of(record: Record, row: Row) -> dict[str, str]:
+    """What runs can be filtered and grouped by, and the run's note."""
+    paired = row.role == "method" and row.method != "student"
+    tags = {
+        KIND: "cell", "cell_id": record.cell_id, "status": record.status, "role": row.role,
+        "method": row.method, "label": row.label, "category": record.category,
+        "teacher": row.teacher if paired else "none", "seed": row.seed, "data": row.data,
+        "student": row.teacher if row.role == "teacher" else row.student,
+        "pair": f"{row.teacher}>{row.student}" if paired else "none",
+        "error": record.error,
+    }  # fmt: skip
+    tags |= row.axes | {NOTE: _describe_run(record, row)}
+    for name in ("commit", "dirty", "torch", "device"):
+        tags[name] = record.conditions.get(name, "")
+    return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
+
+
+def _describe_run(record: Record, row: Row) -> str:
+    """What a run is, for a reader who meets the method for the first time; Markdown."""
+    taught = f"`{row.teacher}` teaches `{row.student}` by " if row.role == "method" else ""
+    what = f"{taught}**{row.label}** ({record.category}), seed {row.seed}, on `{row.data}`."
+    failure = f"{record.status}: {record.error}" if record.error else ""
+    return "\n\n".join(filter(None, (what, failure, record.source)))
+
+
+def dataset_of(record: Record, row: Row) -> DatasetInput:
+    """Which images, known by their hash; none of them is sent."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    spec = record.cell.get("data", {})
+    images = record.final.get("train_images")
+    about = {"fingerprint": record.cell.get("fingerprint"), "train_images": images}
+    data = Dataset(
+        name=row.data, digest=str(record.cell.get("fingerprint")), source=json.dumps(spec),
+        source_type=str(spec.get("source")), profile=json.dumps(about),
+    )  # fmt: skip
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
+
+
+def params_of(record: Record) -> list[Any]:
+    """All that decides the cell's numbers, a level of nesting folded into the names."""
+    from mlflow.entities import Param
+
+    flat: dict[str, object] = {}
+    for name, value in record.cell.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
+    flat |= {"category": record.category, "student": flat.get("model")}
+    flat["teacher"] = flat.get("teacher.model", "none")
+    return [Param(name, str(value)[:6000]) for name, value in flat.items()]
+
+
+def metrics_of(record: Record, began: int) -> list[Any]:
+    """The curves, an epoch a step, and the final numbers.
+
+    Args:
+        record: of the cell.
+        began: when, in milliseconds since 1970; the time of every point.
+    """
+    from mlflow.entities import Metric
+
+    # The UI draws a section for each prefix, in this order: curves first, single points apart.
+    curves = [
+        Metric(metric_key(f"epoch/{name}"), value, began, epoch)
+        for name, curve in record.curves.items()
+        for epoch, value in enumerate(curve, start=1)
+        if value is not None
+    ]
+    last = int(record.final.get("epochs", 0))
+    final = [
+        Metric(metric_key(f"final/{name}"), v, began, last) for name, v in record.final.items()
+    ]
+    return curves + final
+
+
+def metric_key(name: str) -> str:
+    """A metric's key as MLflow allows it: letters, digits, _ - . space : /."""
+    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)

@@ -1,0 +1,117 @@
+"""The run `summary` of a grid's experiment: the plan, tables and figures."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from bench.record import Plan
+from bench.tracking.description import describe, metric_key
+from bench.tracking.experiment import KIND, NOTE, Experiment, failures
+
+MOST_METRICS = 1000  # a call takes no more
+FILES = PurePosixPath("summary")  # where the run keeps tables and figures
+
+
+class Summary:
+    """What belongs to a grid as a whole; of everything the latest is kept."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        """The run is looked for, or made, whenever it is needed."""
+        self.experiment, self.client = experiment, experiment.client
+
+    def send_plan(self, plan: Plan) -> None:
+        """Describes the experiment and keeps the plan with it.
+
+        Raises:
+            TrackingError: the store failed.
+        """
+        with failures():
+            self.client.set_experiment_tag(self.experiment.id, NOTE, describe(plan))
+            self.client.set_experiment_tag(
+                self.experiment.id, "mlflow.experimentKind", "custom_model_development"
+            )
+            run = self._run()
+            self.client.log_text(run, plan.to_json(), "plan.json")
+
+    def send(
+        self, folder: Path, files: Iterable[Path], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Puts tables and figures on the run.
+
+        Args:
+            folder: the grid's; files keep their places below it.
+            files: inside `folder`.
+            metrics: numbers of the tables worth a metric of their own.
+
+        Raises:
+            TrackingError: the store failed.
+        """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        numbers = [
+            Metric(metric_key(name), value, now, 0) for name, value in (metrics or {}).items()
+        ]
+        with failures():
+            run = self._run()
+            for start in range(0, len(numbers), MOST_METRICS):
+                self.client.log_batch(run, metrics=numbers[start : start + MOST_METRICS])
+            for path in files:
+                place = path.relative_to(folder).parent
+                self.client.log_artifact(run, str(path), (FILES / place).as_posix())
+            self.client.set_terminated(run)
+
+    def read(self, name: str) -> str | None:
+        """The text of a file, as `send` put it there.
+
+        Args:
+            name: its place below the grid's folder, such as "cost.json".
+
+        Returns:
+            None if the experiment has no such file.
+
+        Raises:
+            TrackingError: the store cannot be read.
+        """
+        path = FILES / name
+        with failures(), tempfile.TemporaryDirectory() as folder:
+            run = self._find_run()
+            if run is None:
+                return None
+            there = self.client.list_artifacts(run, path.parent.as_posix())
+            if path.as_posix() not in {file.path for file in there if not file.is_dir}:
+                return None
+            return self._download(run, path.as_posix(), folder)
+
+    def fetch_plan(self) -> Plan:
+        """The plan that was sent last.
+
+        Raises:
+            TrackingError: the experiment holds no plan, or the store cannot be read.
+        """
+        with failures(), tempfile.TemporaryDirectory() as folder:
+            return Plan.from_json(self._download(self._run(), "plan.json", folder))
+
+    def _run(self) -> str:
+        found = self._find_run()
+        if found is not None:
+            return found
+        made = self.client.create_run(
+            self.experiment.id, run_name="summary", tags={KIND: "summary"}
+        ).info.run_id
+        return self._find_run() or made
+
+    def _find_run(self) -> str | None:
+        """The summary run; of several, which senders made at the same time, one is kept."""
+        ids = sorted(
+            run.info.run_id for run in self.experiment.search(f"tags.`{KIND}` = 'summary'")
+        )
+        for spare in ids[1:]:
+            self.client.delete_run(spare)
+        return ids[0] if ids else None
+
+    def _download(self, run: str, name: str, folder: str) -> str:
+        return Path(self.client.download_artifacts(run, name, folder)).read_text(encoding="utf-8")
