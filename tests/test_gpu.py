@@ -1,5 +1,7 @@
 """The harness on a CUDA device: what it promises there, for every method.
 
+Without such a device all of it is skipped:
+
     .venv/bin/python -m pytest -m gpu
 """
 

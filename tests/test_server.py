@@ -1,6 +1,7 @@
-"""A real MLflow server with four writers: nothing is lost, nothing is there twice.
+"""A real MLflow server with several writers: nothing is lost, nothing is there twice.
 
-Takes minutes. Writes rows of results/faults.md and the figures of results/mlflow-server.md:
+Under load that takes minutes; a short form runs by default. The slow tests write rows of
+results/faults.md and the figures of results/mlflow-server.md:
 
     .venv/bin/python -m pytest tests/test_server.py -m slow --faults-table results/faults.md \\
         --server-table results/mlflow-server.md
@@ -15,7 +16,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from bench.workdir import WorkDir
 
 WRITERS, RUNS, EPOCHS = 4, 500, 200
 quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-pytestmark = [pytest.mark.slow, quiet_mlflow]
+pytestmark = quiet_mlflow
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -74,20 +75,26 @@ def grid_of(
     return work
 
 
-def grids(root: Path, count: int, original: tuple[Record, Path]) -> dict[str, WorkDir]:
+def grids(
+    root: Path,
+    count: int,
+    original: tuple[Record, Path],
+    writers: int = WRITERS,
+    epochs: int = EPOCHS,
+) -> dict[str, WorkDir]:
     """One for each writer, `count` records in all."""
-    names = [f"load-{number}" for number in range(WRITERS)]
-    return {name: grid_of(root / name, name, count // WRITERS, original) for name in names}
+    names = [f"load-{number}" for number in range(writers)]
+    return {name: grid_of(root / name, name, count // writers, original, epochs) for name in names}
 
 
 # --- writers, and what they left -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def writers() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(WRITERS, multiprocessing.get_context("spawn")) as pool:
+def writers(count: int = WRITERS) -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         # Each imports MLflow before anything is measured.
-        list(pool.map(time.sleep, [0.5] * WRITERS))
+        list(pool.map(time.sleep, [0.5] * count))
         yield pool
 
 
@@ -182,6 +189,7 @@ def store_of(kind: str, folder: Path) -> Iterator[str]:
             yield uri
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "PostgreSQL"])
 @pytest.mark.parametrize(("workers", "jobs"), [(1, "false"), (2, "false"), (4, "true")])
 def test_four_writers_at_once(tmp_path, original, monkeypatch, tally, figures, kind, workers, jobs):
@@ -206,6 +214,7 @@ def test_four_writers_at_once(tmp_path, original, monkeypatch, tally, figures, k
         tally.add(fault, 1, all_records(works), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "PostgreSQL"])
 def test_a_server_that_is_killed_under_load(tmp_path, original, monkeypatch, tally, kind):
     """Three times; the writers find it away, and send what it lacks when it is back."""
@@ -213,24 +222,39 @@ def test_a_server_that_is_killed_under_load(tmp_path, original, monkeypatch, tal
     with store_of(kind, tmp_path) as store:
         server = MlflowServer(tmp_path, store)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-        with writers() as pool:
-            for kill in kills:
-                server.start()
-                sending = send_all(pool, works)
-                while len(list(server.artifacts.glob("*/*/artifacts/record.json"))) < kill:
-                    assert not any(future.done() for future in sending), sending
-                    time.sleep(0.05)  # looks again
-                server.kill()
-                errors = [future.result().error for future in sending]
-                assert all(errors), errors
-            with server:
-                rest = [future.result() for future in send_all(pool, works)]
-                assert [one.error for one in rest] == [""] * WRITERS
-                again = [future.result().records for future in send_all(pool, works)]
-                assert again == [0] * WRITERS
-                found = check(works, store)
+        found = killed_and_back(server, works, kills)
     tally.add(f"MLflow server killed under that load, the rest sent later ({kind})", len(kills),
               all_records(works), found)  # fmt: skip
+
+
+def test_a_server_that_is_killed_while_two_send(tmp_path, original, monkeypatch):
+    """The short form."""
+    works = grids(tmp_path, 12, original, writers=2, epochs=3)
+    server = MlflowServer(tmp_path, WORKERS="1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    assert killed_and_back(server, works, kills=(3,)) == all_records(works)
+
+
+def killed_and_back(
+    server: MlflowServer, works: dict[str, WorkDir], kills: Sequence[int]
+) -> dict[str, Record]:
+    """Kills a server that so many records have reached, each time; what it holds in the end."""
+    with writers(len(works)) as pool:
+        for kill in kills:
+            server.start()
+            sending = send_all(pool, works)
+            while len(list(server.artifacts.glob("*/*/artifacts/record.json"))) < kill:
+                assert not any(future.done() for future in sending), sending
+                time.sleep(0.05)  # looks again
+            server.kill()
+            errors = [future.result().error for future in sending]
+            assert all(errors), errors
+        with server:
+            rest = [future.result() for future in send_all(pool, works)]
+            assert [one.error for one in rest] == [""] * len(works)
+            again = [future.result().records for future in send_all(pool, works)]
+            assert again == [0] * len(works)
+            return check(works, server.settings["STORE"])
 
 
 def all_records(works: dict[str, WorkDir]) -> dict[str, Record]:
@@ -241,6 +265,7 @@ def all_records(works: dict[str, WorkDir]) -> dict[str, Record]:
     return found
 
 
+@pytest.mark.slow
 def test_the_script_answers_its_names_and_refuses_others(tmp_path):
     names = "gpu-head gpu-head.cluster"
     with MlflowServer(tmp_path, NAMES=names) as server:
@@ -253,6 +278,7 @@ def test_the_script_answers_its_names_and_refuses_others(tmp_path):
             assert status(page, host) == 403, host
 
 
+@pytest.mark.slow
 def test_three_launchers_of_which_one_is_killed_leave_every_run_once(tmp_path, monkeypatch, tally):
     """Two share a work directory, the third has one of its own with the same grid."""
     shared, own = tmp_path / "shared", tmp_path / "own"

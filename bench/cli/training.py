@@ -168,14 +168,13 @@ def _say_outcome(outcome: Outcome) -> None:
     if not outcome.trained and not outcome.elsewhere:
         print(f"nothing to train, every cell has a result; in all: {states}")
         return
-    share = outcome.recording_seconds / outcome.seconds
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     expected = outcome.estimated_seconds
     known = expected is not None and not outcome.elsewhere
     estimate = f" (estimated {expected:.0f} s)" if known else ""
     print(
-        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s{estimate}; the "
-        f"coordinator spent {outcome.recording_seconds:.1f} s ({share:.1%}) recording to MLflow; "
+        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s{estimate}; "
+        f"recording to MLflow took {outcome.recording_seconds:.1f} s of a processor beside them; "
         f"in all: {states}"
     )
 

@@ -42,7 +42,7 @@ class Outcome:
         counts: status -> cells of the whole plan; "not run" among them.
         seconds: of all of it, wall clock.
         estimated_seconds: what was expected of the training; None where nothing was calibrated.
-        recording_seconds: that the coordinator spent on mirroring, most of them while workers
+        recording_seconds: of a processor's time that mirroring took, most of it while workers
             were training; none of them waited for it.
     """
 

@@ -69,7 +69,7 @@ class Mirroring:
     """A context manager around the training: sends what is recorded before, meanwhile and after.
 
     Attributes:
-        seconds: spent on sending so far, beside the training.
+        seconds: of a processor's time that sending took, once it is over.
     """
 
     def __init__(self, work: WorkDir, plan: Plan, leases: Leases, console: Console) -> None:
@@ -117,26 +117,20 @@ class Mirroring:
             if not self._wait_to_retry():
                 if not self._stopped:
                     self._session(patience=PATIENCE_SECONDS)
-                return
+                break
+        self.seconds = time.thread_time()
 
     def _session(self, patience: float) -> bool:
         """Sends until the training ends or the store fails; whether it came to the end."""
-        began = time.monotonic()
         try:
             with sole_mirror(self.work, self.plan.name, self.leases, patience) as mirror:
                 mirror_all(mirror, self.plan, self.work.store)
-                self.seconds += time.monotonic() - began
                 while cells := self._next():
-                    began = time.monotonic()
                     self._send(mirror, cells)
-                    self.seconds += time.monotonic() - began
                 if not self._stopped:
-                    began = time.monotonic()
                     mirror_all(mirror, self.plan, self.work.store)
-                    self.seconds += time.monotonic() - began
                 return True
         except (TrackingError, OSError) as error:  # OSError: the disk of the work directory
-            self.seconds += time.monotonic() - began
             self._warn(f"MLflow store failed: {error}")
         except BusyError as error:
             if patience:
