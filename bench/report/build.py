@@ -126,9 +126,8 @@ def choice_table(choices: Sequence[Choice]) -> Table:
     notes = ["A row is chosen only if it is better than the plain student beyond doubt; else "
              "the plain student stands."]  # fmt: skip
     if (whole := overall(choices)) is not None:
-        notes.append(
-            f"Over all pairs: {whole.label or 'pair by pair'}; {'; '.join(whole.reasons)}."
-        )
+        reasons = "; ".join(reason.rstrip(".") for reason in whole.reasons)
+        notes.append(f"Over all pairs: {whole.label or 'pair by pair'}; {reasons}.")
     return Table(
         title="The choice for each pair", columns=CHOICE_COLUMNS, rows=tuple(rows),
         notes=tuple(notes),
