@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -296,6 +297,43 @@ def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
     assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
     assert fake_ray.waited_in_vain == 4
     assert caplog.text.count("no node has room for a job; waiting for one to join") == 1
+    assert "a job asks for 1 CPU, and there is no node" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cpu", "a job asks for 8 CPUs, the largest node has 6 CPUs"),
+        ("cuda", "a job asks for 0.5 GPUs and 8 CPUs, the largest node has 1 GPU and 4 CPUs"),
+    ],
+)
+def test_what_no_node_can_hold_is_told_with_what_the_largest_one_has(fake_ray, device, said):
+    fake_ray.add_node("a", CPU=6)
+    fake_ray.add_node("b", CPU=4, GPU=1)
+    fake_ray.add_node("dead", CPU=64, GPU=8)
+    fake_ray.nodes_there[-1]["Alive"] = False
+    cluster = RayCluster(Options(gpus_per_job=0.5), device, threads=8)
+    assert cluster.slots() == 0
+    assert cluster.shortage() == said
+
+
+def test_a_job_that_no_node_can_hold_is_told_once(
+    tmp_path, fake_ray, cells, data_root, undisturbed, caplog
+):
+    fake_ray.add_node("small", CPU=0.5)
+    before_waiting(fake_ray, 5, lambda: fake_ray.add_node("a", CPU=1))
+    wait = fake_ray.wait
+
+    def wait_without_the_small_one(*refs: object, **how: object) -> object:
+        small = fake_ray.nodes_there.pop(0)
+        try:
+            return wait(*refs, **how)
+        finally:
+            fake_ray.nodes_there.insert(0, small)
+
+    fake_ray.wait = wait_without_the_small_one
+    assert launch(cells[:1], setting(tmp_path, data_root)) == [cells[0].id]
+    assert caplog.text.count("a job asks for 1 CPU, the largest node has 0.5 CPUs") == 1
 
 
 @pytest.mark.parametrize("patience", [600.0, 0.0])
@@ -332,6 +370,33 @@ def test_a_node_with_other_code_trains_nothing(tmp_path, fake_ray, cells, data_r
     with pytest.raises(ClusterError, match=r"the code in .*/bench is another"):
         launch(cells[:1], setting(tmp_path, data_root))
     assert Store(tmp_path / "cells").read(cells[0].id) is None
+
+
+@pytest.mark.parametrize(
+    "node_dir", ["$NOT_SET_HERE/kd-bench", "${NOT_SET_HERE}", "kd", "~no-such-user/x", ""]
+)
+def test_a_nodes_own_folder_is_a_whole_path_there_or_the_node_is_left_out(
+    tmp_path, fake_ray, cells, data_root, monkeypatch, node_dir
+):
+    fake_ray.add_node("a", CPU=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET_HERE", raising=False)
+    with pytest.raises(
+        ClusterError, match=r"node \S+: --node-dir .*wanted an absolute path"
+    ) as told:
+        launch(cells[:1], setting(tmp_path / "work", data_root), Options(node_dir=node_dir))
+    assert "\n" not in str(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+def test_variables_of_a_nodes_own_folder_are_the_nodes(
+    tmp_path, fake_ray, cells, data_root, monkeypatch, undisturbed
+):
+    fake_ray.add_node("a", CPU=1)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "own"))
+    launch(cells[:1], setting(tmp_path, data_root), Options(node_dir="$TMPDIR/kd-bench"))
+    assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
+    assert (tmp_path / "own" / "kd-bench" / "data").is_dir()
 
 
 def test_nodes_that_do_not_see_the_work_directory_say_how_to_go_on(
@@ -437,6 +502,8 @@ def test_a_suspect_has_a_gpu_to_itself(fake_ray):
         (["--launcher", "slurm"], "invalid choice: 'slurm'"),
         (["--launcher", "ray", "--gpus-per-job", "1.5"], "--gpus-per-job: got 1.5"),
         (["--launcher", "ray", "--gpus-per-job", "0"], "--gpus-per-job: got 0"),
+        (["--launcher", "ray", "--gpus-per-job", "inf"], "--gpus-per-job: got "),
+        (["--launcher", "ray", "--gpus-per-job", "nan"], "--gpus-per-job: got "),
         (["--launcher", "ray", "--address", "ray://head:10001"], "wanted auto or HOST:PORT"),
         (["--launcher", "ray", "--address", "head"], "wanted auto or HOST:PORT"),
         (["--launcher", "ray", "--device", "cuda:1"], "--device: got 'cuda:1'"),
@@ -484,6 +551,28 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_running(
     assert here.startswith("error: --launcher ray: Ray does not start on this machine: The cur")
     assert here.endswith("or use --launcher local")
     assert fake_ray.shut_down == 2
+
+
+def test_a_ray_that_fails_right_after_its_start_leaves_nothing_behind(tmp_path, fake_ray, capsys):
+    def init(**how: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has a handler of its own
+
+    def cluster_resources() -> dict[str, float]:
+        raise RuntimeError("Failed to connect to GCS within 60 seconds.")
+
+    fake_ray.init, fake_ray.cluster_resources = init, cluster_resources
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        command = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
+        assert main(command) == 2
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    error = capsys.readouterr().err
+    assert error.startswith("error: --launcher ray: ")
+    assert "Failed to connect to GCS" in error
+    assert error.count("\n") == 1
+    assert fake_ray.shut_down == 1
 
 
 def test_an_interrupt_while_ray_starts_is_no_fault_of_rays(tmp_path, fake_ray, capsys):

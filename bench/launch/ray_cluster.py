@@ -70,7 +70,7 @@ class Options:
         if self.workers is not None and self.workers < 1:
             raise ClusterError(f"--workers: got {self.workers}, wanted 1 or more")
         gpus = self.gpus_per_job
-        if not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
+        if not (0 < gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
             raise ClusterError(
                 f"--gpus-per-job: got {gpus:g}, wanted a part such as 0.5, or a whole number"
             )
@@ -126,12 +126,8 @@ class RayCluster:
             # Where something else than Ray listens, a try lasts 40 seconds; Ray would make 20.
             os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
         self._connect()
-        import ray  # pyright: ignore[reportMissingImports]
-
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; Ray's own handler just exits
-        if self.device == "auto":
-            self.device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
         return self
 
     def __exit__(
@@ -141,6 +137,10 @@ class RayCluster:
         trace: TracebackType | None,
     ) -> None:
         """Disconnects; stops Ray if it was started here."""
+        self._leave()
+
+    def _leave(self) -> None:
+        """Undoes what `__enter__` did, and what Ray did with it: its handler of SIGTERM."""
         import ray  # pyright: ignore[reportMissingImports]
 
         ray.shutdown()
@@ -165,8 +165,10 @@ class RayCluster:
             ) from error
         try:
             ray.init(**how, **quiet)
+            if self.device == "auto":
+                self.device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
         except BaseException as error:
-            ray.shutdown()  # what it had started by then
+            self._leave()  # what it had started by then
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise ClusterError(self._no_start(error)) from error
@@ -209,6 +211,20 @@ class RayCluster:
 
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         return [self.refused[node] for node in alive if node in self.refused]
+
+    def shortage(self) -> str:
+        """What a job asks for, and what the largest node of this moment has of it."""
+        import ray  # pyright: ignore[reportMissingImports]
+
+        asked = {"CPU": float(self.threads)}
+        if self.device == "cuda":
+            asked = {"GPU": self.options.gpus_per_job, **asked}
+        here = [node["Resources"] for node in ray.nodes() if self._counts(node)]
+        amounts = [[resources.get(name, 0.0) for name in asked] for resources in here]
+        if not amounts:
+            return f"a job asks for {_amounts(asked)}, and there is no node"
+        largest = dict(zip(asked, max(amounts), strict=True))
+        return f"a job asks for {_amounts(asked)}, the largest node has {_amounts(largest)}"
 
     def _counts(self, node: dict[str, Any]) -> bool:
         return node["Alive"] and node["NodeID"] not in self.refused
@@ -286,6 +302,12 @@ def _check_answers(address: str) -> None:
             f"--address {address}: nobody answers at {place} ({error.strerror or error}); wanted "
             "what `ray start --head` said on the cluster's head"
         ) from None
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    """{"GPU": 0.5, "CPU": 2} -> "0.5 GPUs and 2 CPUs"."""
+    each = (f"{amount:g} {name}{'s' * (amount != 1)}" for name, amount in resources.items())
+    return " and ".join(each)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -379,7 +401,9 @@ class _Tasks(Crew[Any]):
             raise ClusterError(lacks[0])
         if self.no_room_since is None:
             self.no_room_since = now
-            logger.warning("no node has room for a job; waiting for one to join")
+            logger.warning(
+                "no node has room for a job; waiting for one to join: %s", self.cluster.shortage()
+            )
 
     def _after(self, handle: Any) -> Iterator[Done]:
         """A job's task ended, one way or another."""

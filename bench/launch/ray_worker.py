@@ -90,7 +90,7 @@ def do(order: Order, call: Call) -> None:
             _check_data(order.job, order.setting)
             run_job(order.job, order.setting, report)
             return
-        with _own_folder(Path(os.path.expandvars(order.node_dir)).expanduser()) as folder:
+        with _own_folder(_expanded(order.node_dir)) as folder:
             setting = replace(order.setting, cache=folder.parent / "data")
             _check_data(order.job, setting)
             store = SentStore(folder / "cells", order.attempt, call)
@@ -145,6 +145,17 @@ def _check_data(job: Job, setting: Setting) -> None:
                 f"its data set {spec.source!r} has another content than the coordinator's "
                 f"(data root: {setting.data_root}); copy the same files to every node"
             )
+
+
+def _expanded(node_dir: str) -> Path:
+    """The folder on this node: variables and `~` stand for what they are here."""
+    path = os.path.expanduser(os.path.expandvars(node_dir))
+    if "$" in path or not os.path.isabs(path):
+        raise NodeFaultError(
+            f"--node-dir {node_dir}: is {path!r} here, wanted an absolute path; set the variables "
+            "that it names on every node, or name a folder such as /tmp/kd-bench"
+        )
+    return Path(path)
 
 
 @contextmanager
