@@ -147,7 +147,10 @@ def weights(folder, one) -> dict[str, torch.Tensor]:
 def test_stacked_side_by_side_equals_stacked_alone_for_every_method(tmp_path):
     cells = [cell(name) for name in METHODS] + [cell("soft_logits", student="cnn4")]
     together = run(cells, tmp_path / "together", stacked=True)
-    assert sum(r.conditions["stacked"] for r in together.values()) >= len(METHODS) - 1
+    taught = [one for one in cells if one.teacher is not None and one.method != "kd_svd"]
+    assert {one.id for one in taught} == {
+        cell_id for cell_id, record in together.items() if record.conditions["stacked"]
+    }
     for one in cells:
         alone = run([one], tmp_path / one.id, stacked=True)[one.id]
         assert together[one.id].status == "finished", together[one.id].error
@@ -188,15 +191,15 @@ def test_the_form_changes_numbers_by_rounding_alone(name, tmp_path):
         torch.testing.assert_close(mine[key], theirs[key], rtol=1e-2, atol=1e-3, msg=key)
 
 
-def test_stages_without_labels_and_two_gradients_keep_their_own_form(tmp_path):
+def test_cells_without_a_teacher_or_with_two_gradients_keep_their_own_form(tmp_path):
     found = {name: run([cell(name)], tmp_path / name, stacked=True) for name in METHODS}
     stacked = {n: next(iter(r.values())).conditions["stacked"] for n, r in found.items()}
-    assert stacked.pop("kd_svd") is False
-    assert all(stacked.values()), stacked
+    own = {name for name in METHODS if not registry.build(name).needs_teacher} | {"kd_svd"}
+    assert {name for name, form in stacked.items() if not form} == own
 
 
 def test_a_student_that_fails_leaves_the_stack_and_nobody_else(tmp_path, monkeypatch):
-    good = [cell("student"), cell("soft_logits")]
+    good = [cell("attention_transfer"), cell("soft_logits")]
     bad = cell("rkd")
     original = stacking.Student.losses_of
 
@@ -231,7 +234,7 @@ def test_a_joint_pass_that_fails_blames_nobody(tmp_path, monkeypatch):
         return Torn.apply(loss) if self.cell.method == "rkd" else loss
 
     monkeypatch.setattr(stacking.Student, "total", total)
-    cells = [cell("student"), cell("rkd")]
+    cells = [cell("soft_logits"), cell("rkd")]
     with pytest.raises(TornStackError, match="RuntimeError: torn"):
         run(cells, tmp_path / "both", stacked=True)
     # One by one, as the launcher then tries them, the culprit is found.
@@ -258,7 +261,9 @@ def test_a_stacked_training_goes_on_from_its_checkpoint_to_the_same_bits(tmp_pat
     again = run(cells[1:], tmp_path / "torn", checkpoints=kept, stacked=True)
     again |= run(cells[:1], tmp_path / "torn", checkpoints=kept, stacked=True)
     for one in cells:
-        assert again[one.id].conditions["resumed"] == 1
+        conditions = again[one.id].conditions
+        assert (conditions["resumed"], conditions["stacked"]) == (1, True)
+        assert [earlier["stacked"] for earlier in conditions["earlier"]] == [True]
         assert again[one.id].curves == whole[one.id].curves
         mine, theirs = weights(tmp_path / "whole", one), weights(tmp_path / "torn", one)
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -271,10 +276,57 @@ def grid_cells() -> list:
     return [cell("student"), cell("soft_logits"), cell("kd_svd"), plain_cell("cnn3", seed=9)]
 
 
-def test_candidates_are_those_with_company():
+def test_candidates_are_cells_under_a_teacher_alone_or_not():
     found = candidates(grid_cells(), lambda spec: dataset())
-    assert {form: c.count for form, c in found.items()} == {"cnn2 1x8x8 batch 10 fp32": 2}
+    assert list(found) == ["cnn2 1x8x8 batch 10 fp32"]
+    assert list(candidates([cell("soft_logits")], lambda spec: dataset())) == list(found)
+    assert not candidates([cell("student"), cell("kd_svd")], lambda spec: dataset())
     assert form_of(cell("student"), (1, 8, 8)) == "cnn2 1x8x8 batch 10 fp32"
+
+
+def test_a_network_with_a_module_that_has_no_stacked_form_is_no_candidate(monkeypatch):
+    build = forms.build_network
+
+    def odd(*values):
+        network = build(*values)
+        network.neck = nn.Dropout(0.5)
+        return network
+
+    monkeypatch.setattr(forms, "build_network", odd)
+    assert candidates([cell("soft_logits")], lambda spec: dataset()) == {}
+
+
+def test_a_large_network_is_not_measured_further(monkeypatch):
+    (candidate,) = candidates([cell("soft_logits")], lambda spec: dataset()).values()
+    measured = forms.measure(candidate, CPU)
+    assert measured is not None
+    assert measured.count == forms.COUNT
+    monkeypatch.setattr(forms, "LONG_MS", 0.0)
+    monkeypatch.setattr(forms, "compare_forms", None)
+    assert forms.measure(candidate, CPU) is None
+    assert "not stacked" in forms.describe("cnn2", None)
+
+
+def test_memory_that_runs_out_while_measuring_means_apart(monkeypatch):
+    def full(*values):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    (candidate,) = candidates([cell("soft_logits")], lambda spec: dataset()).values()
+    monkeypatch.setattr(forms, "compare_forms", full)
+    assert forms.measure(candidate, CPU) is None
+
+
+def test_of_two_commands_that_measure_at_once_the_first_word_counts(tmp_path, monkeypatch):
+    path, said = tmp_path / "stacking.json", []
+    slow = Comparison(2, Quartiles.of([1.0]), Quartiles.of([1.0]), True)
+
+    def measure(candidate, device):
+        monkeypatch.setattr(forms, "measure", lambda *values: slow)
+        settle(grid_cells(), lambda spec: dataset(), CPU, "auto", path, said.append)
+        return Comparison(2, Quartiles.of([2.0]), Quartiles.of([1.0]), True)
+
+    monkeypatch.setattr(forms, "measure", measure)
+    assert not settle(grid_cells(), lambda spec: dataset(), CPU, "auto", path, said.append)
 
 
 def test_measuring_leaves_a_verdict_with_its_conditions():
@@ -306,7 +358,7 @@ def test_a_verdict_is_kept_for_the_next_run(tmp_path, monkeypatch):
     path, said, made = tmp_path / "stacking.json", [], []
 
     def measure(candidate, device):
-        made.append(candidate.count)
+        made.append(form_of(candidate.cell, candidate.image_shape))
         return Comparison(2, Quartiles(10.0, 9.0, 11.0, 7), Quartiles(5.0, 4.0, 6.0, 7), True)
 
     monkeypatch.setattr(forms, "measure", measure)
@@ -315,14 +367,17 @@ def test_a_verdict_is_kept_for_the_next_run(tmp_path, monkeypatch):
         for _ in range(2)
     ]
     assert chosen == [{"cnn2 1x8x8 batch 10 fp32"}] * 2
-    assert made == [2]
+    assert made == ["cnn2 1x8x8 batch 10 fp32"]
     assert said == ["2 x cnn2 1x8x8 batch 10 fp32: 5.0 ms a step stacked, 10.0 ms apart: stacked"]
     (key,) = json.loads(path.read_text())
     assert "threads" in key
     assert torch.__version__ in key
-    path.write_text("{")
-    assert settle(grid_cells(), lambda spec: dataset(), CPU, "auto", path, said.append)
-    assert made == [2, 2]
+    alone = settle([cell("rkd")], lambda spec: dataset(), CPU, "auto", path, said.append)
+    assert (alone, len(made)) == (chosen[0], 1)
+    for number, damaged in enumerate(("{", "[]", "[1]", '{"a": 1}'), start=2):
+        path.write_text(damaged)
+        assert settle(grid_cells(), lambda spec: dataset(), CPU, "auto", path, said.append)
+        assert len(made) == number
 
 
 def test_on_and_off_measure_nothing(tmp_path, monkeypatch):

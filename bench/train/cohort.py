@@ -242,7 +242,7 @@ class Cohort:
                 cell_id, student.epochs_done, self._key(student),
                 replace(
                     history,
-                    conditions=[*history.conditions, self._conditions()],
+                    conditions=[*history.conditions, self._conditions(student)],
                     nondeterministic=self._nondeterministic(history),
                 ),
                 student.state(),
@@ -251,9 +251,10 @@ class Cohort:
             self._histories[cell_id] = history.plus(checkpoint_seconds=seconds)
         self.checkpoints.saved(time.perf_counter() - all_began)
 
-    def _conditions(self) -> dict[str, object]:
-        """What this process trains with."""
-        return {**conditions(self.device), **self.provenance}
+    def _conditions(self, student: Student) -> dict[str, object]:
+        """What this process trains a student with."""
+        stacked = student.cell.id in self._stacked
+        return {**conditions(self.device), **self.provenance, "stacked": stacked}
 
     # --- training -------------------------------------------------------------------------------
 
@@ -359,10 +360,9 @@ class Cohort:
                 source=method.source,
                 status=FINISHED,
                 conditions={
-                    **self._conditions(),
+                    **self._conditions(student),
                     "precision": cell.precision,
                     "cohort": self._size,
-                    "stacked": cell.id in self._stacked,
                     "started": history.started,
                     "nondeterministic": self._nondeterministic(history),
                     "resumed": history.resumed,

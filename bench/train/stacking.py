@@ -1,8 +1,10 @@
 """Students of one architecture that take their steps together, their networks computed as one.
 
 A student's numbers do not depend on who is beside it (see `bench.models.stacked`), but they differ
-by rounding from those of its network's own form. So the form is settled for a whole run, before it
-starts, and every record names it.
+by rounding from those of its network's own form. So which form a cell has depends on nothing but
+itself and what the user asked for, and every record names it: cells under a teacher, of which a
+cohort has several, are stacked even if they are alone; cells without one, which may be the teachers
+of others and have nobody beside them, never are.
 """
 
 from __future__ import annotations
@@ -114,10 +116,16 @@ def _minimised(student: Student, view: dict[str, Tensor], batch: Seen) -> tuple:
 def groups(
     students: Sequence[Student], forms: Collection[str], shape: Sequence[int]
 ) -> list[list[Student]]:
-    """Who takes steps together: students of one architecture that train the same parts."""
+    """Who takes steps together: students of one architecture that train the same parts.
+
+    Args:
+        students: of one stream, each in its stage.
+        forms: whose networks are stacked, as `form_of` names them.
+        shape: (C, H, W) of the images.
+    """
     together: dict[tuple[str, frozenset[str]], list[Student]] = {}
     for student in students:
         form = form_of(student.cell, shape)
-        if form in forms and student.stackable:
+        if student.cell.teacher is not None and form in forms and student.stackable:
             together.setdefault((form, student.stage.trains), []).append(student)
     return list(together.values())
