@@ -103,7 +103,8 @@ CHOICE_COLUMNS = (
     ACCURACY,
     GAIN,
     COST,
-    Column(key="ties", name="rows that cannot be told from the best"),
+    Column(key="reference", name="reference", align="left"),
+    Column(key="ties", name="rows not told from the reference"),
 )
 
 
@@ -121,10 +122,15 @@ def choice_table(choices: Sequence[Choice]) -> Table:
         rows.append((
             Entry(choice.key.title), Entry(choice.label, instead="no answer"),
             Entry(chosen.mean if chosen else None), Entry(gained.gain if gained else None),
-            Entry(ratio), Entry(len(choice.ties) if chosen else None),
+            Entry(ratio), Entry(choice.reference), Entry(len(choice.ties) if chosen else None),
         ))  # fmt: skip
     notes = ["A row is chosen only if it is better than the plain student beyond doubt; else "
-             "the plain student stands."]  # fmt: skip
+             "the plain student stands.",
+             "Reference: of the allowed rows better than the plain student beyond doubt the one "
+             "of the highest mean, else the plain student itself. Rows not told from it, the "
+             "choice left out: their difference by seed is not above 0 by an interval that "
+             "holds for all allowed rows together; rows that are not better than the student "
+             "beyond doubt count too, and may lie above the reference."]  # fmt: skip
     if (whole := overall(choices)) is not None:
         reasons = "; ".join(reason.rstrip(".") for reason in whole.reasons)
         notes.append(f"Over all pairs: {whole.label or 'pair by pair'}; {reasons}.")

@@ -107,7 +107,8 @@ def _why_this(chosen: Candidate, standing: Standing) -> str:
     if not others:
         return "every other row that is better than the student lies behind it beyond doubt"
     names = ", ".join(others)
-    tie = f"tied, not to be told from the best ({standing.best.label}): {chosen.label}, {names}"
+    best = f"the best proven row ({standing.reference.label})"
+    tie = f"tied, not to be told from {best}: {chosen.label}, {names}"
     if any(c.cost is None for c in standing.equals):
         return f"{tie}; not all their costs are measured: the highest mean is chosen"
     return f"{tie}; the cheapest of them is chosen, of equal costs the highest mean"
@@ -119,8 +120,8 @@ def _untold(standing: Standing) -> list[str]:
     if not names:
         return []
     return [
-        "not to be told from the best either, but not better than the student beyond doubt: "
-        f"{', '.join(names)}"
+        f"not to be told from {standing.reference.label}, but not better than the student "
+        f"beyond doubt: {', '.join(names)}"
     ]
 
 
@@ -170,17 +171,20 @@ def _equal_compute(
         return ["it is itself the plain student, trained longer: no method is needed"]
     if chosen.label == STUDENT:
         return []
-    return [_against(chosen, matched) for matched in _matched(chosen, longer)]
+    return [_against(chosen, matched, standing) for matched in _matched(chosen, longer)]
 
 
-def _against(chosen: Candidate, matched: Candidate) -> str:
+def _against(chosen: Candidate, matched: Candidate, standing: Standing) -> str:
+    """By the interval that holds for all allowed rows: any of them might have been the choice."""
     head = f"against {matched.label}, plain training at cost {_cost(matched.cost)}:"
     differences = differences_of(chosen.accuracy, matched.accuracy)
     if len(differences) < 2:
         return f"{head} fewer than 2 seeds in common"
-    gain = mean_interval(differences)
+    gain = mean_interval(differences, standing.level)
     verdict = "told apart" if told(gain) else "not told apart"
-    return f"{head} {show(GAIN, Entry(gain))} pp, {verdict} (95 %, these two rows alone)"
+    others = len(standing.allowed) - 1
+    family = f", for all {others} other allowed rows together" if others > 1 else ""
+    return f"{head} {show(GAIN, Entry(gain))} pp, {verdict} (95 %{family})"
 
 
 def _matched(chosen: Candidate, longer: Sequence[Candidate]) -> list[Candidate]:
@@ -227,7 +231,7 @@ def changes(
             c.label: differences_of(chosen.accuracy, c.accuracy)
             for c in [c for c in standing.tied if c is not chosen][:SHOWN]
         }
-        lines += _seeds(chosen.label, ties, joint_level(len(standing.allowed) - 1))
+        lines += _seeds(chosen.label, ties, standing.level)
     return lines
 
 

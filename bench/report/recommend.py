@@ -80,19 +80,24 @@ class Choice:
         key: the pair.
         label: the chosen row; "student" where the plain student stands; None where the evidence
             does not cover the question.
-        ties: allowed rows that cannot be told from the best, it among them, without the chosen
-            one. Where a row is chosen for being better than the plain student, that is none.
+        reference: the row that the others are held against: of those better than the plain
+            student beyond doubt the one of the highest gain, else the plain student; None
+            without an answer.
+        ties: allowed rows that cannot be told from the reference, it among them, without the
+            chosen one. Where a row is chosen for being better than the plain student, that is
+            none.
         problem: why there is no answer, one line; empty if there is one.
         reasons: why this row, one line each.
         changes: what would change the choice, one line each.
         candidates: every row of the pair, those ruled out with the reason.
-        behind: label -> how far an allowed row lies behind the best, with its interval.
+        behind: label -> reference - row of an allowed row, with its interval.
         costs: under which conditions costs were measured; empty without costs.
         question: what was asked.
     """
 
     key: PairKey
     label: str | None
+    reference: str | None = None
     ties: tuple[str, ...] = ()
     problem: str = ""
     reasons: tuple[str, ...] = ()
@@ -130,7 +135,7 @@ class Choice:
             title=f"Candidates, {self.key.title}",
             columns=CANDIDATE_COLUMNS,
             rows=tuple(_candidate_row(self, candidate) for candidate in order),
-            notes=CANDIDATE_NOTES,
+            notes=_candidate_notes(self),
         )
 
 
@@ -155,7 +160,7 @@ def recommend(
         NotCovered: the grid has no such pair, fraction or category.
 
     Source:
-        The rows that cannot be told from the best hold the truly best allowed one with 95 %
+        The rows that cannot be told from the reference hold the truly best allowed one with 95 %
         confidence: Gupta, On Some Multiple Decision (Selection and Ranking) Rules, Technometrics
         7, 1965, with paired t intervals and Bonferroni's bound in place of his constant.
     """
@@ -217,6 +222,7 @@ def _choose(
     return Choice(
         key=key,
         label=chosen.label,
+        reference=standing.reference.label,
         ties=tuple(c.label for c in standing.tied if c is not chosen),
         reasons=tuple(reasons(chosen, standing, candidates, conditions, question.limits)),
         changes=tuple(changes(chosen, standing, candidates, question.limits)),
@@ -252,19 +258,35 @@ CANDIDATE_COLUMNS = (
     ACCURACY,
     Column(key="gain", name="gain over student", unit="pp", digits=2, signed=True, interval=True),
     Column(key="holm_p", name="p, Holm", digits=4),
-    Column(key="behind", name="best minus row", unit="pp", digits=2, signed=True, interval=True),
+    Column(
+        key="behind", name="reference minus row", unit="pp", digits=2, signed=True, interval=True
+    ),
     COST,
     Column(key="standing", name="standing", align="left"),
 )
 
-CANDIDATE_NOTES = (
+GAIN_NOTE = (
     "Gain: row - student, paired by seed, 95 % t interval of the row looked at alone; p of the "
-    "paired t test after Holm's correction over all rows of the pair.",
-    "Best minus row: paired by seed, intervals that hold for all allowed rows together "
-    "(Bonferroni, 95 %): where one contains 0 the row cannot be told from the best.",
-    "Cost: whole training over the plain student's, median and quartiles; a longer-trained "
-    "student's by definition.",
+    "paired t test after Holm's correction over all rows of the pair."
 )
+COST_NOTE = (
+    "Cost: whole training over the plain student's, median and quartiles; a longer-trained "
+    "student's by definition."
+)
+
+
+def _candidate_notes(choice: Choice) -> tuple[str, ...]:
+    if choice.reference is None:
+        return GAIN_NOTE, COST_NOTE
+    why = "the highest mean of the rows that are better than the plain student beyond doubt"
+    if choice.reference == STUDENT:
+        why = "no allowed row is better than it beyond doubt; rows below 0 have a higher mean"
+    reference = (
+        f"Reference: {choice.reference} ({why}). Reference minus row: paired by seed, intervals "
+        "that hold for all allowed rows together (Bonferroni, 95 %); tied: not all of the interval "
+        "is above 0, the row cannot be told from the reference or lies above it."
+    )
+    return GAIN_NOTE, reference, COST_NOTE
 
 
 def _candidate_row(choice: Choice, candidate: Candidate) -> tuple[Entry, ...]:
