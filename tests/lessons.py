@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.cell import Cell, DataSpec, Recipe
+from bench.data.batches import Batch
 from bench.data.dataset import DataSet
 from bench.launch.job import Report
 from bench.method import Method, View
@@ -132,11 +133,16 @@ class Lesson:
         student.begin_epoch(self.clean_view, train.labels)
         batches = list(train.epoch(student.epochs_done, student.subset))
         for batch in batches:
-            view = None
-            if student.reads_teacher and self.teacher is not None:
-                view = self.teacher.view(batch.images, student.taps)
-            student.step(Seen(*batch, view, batch is batches[-1]))
+            student.step(self.seen(batch, last=batch is batches[-1]))
         student.end_epoch(lambda: 0.5)
+
+    def seen(self, batch: Batch, last: bool = False) -> Seen:
+        """A batch as the student's step takes it."""
+        view = None
+        if self.student.reads_teacher:
+            assert self.teacher is not None
+            view = self.teacher.view(batch.images, self.student.taps)
+        return Seen(*batch, view, last)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of every parameter and buffer of student and connector."""
