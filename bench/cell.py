@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 # other cells, and nothing mixes.
 NUMERICS = 2
 
+MOST_PIXELS = 512
+"""The longest side of an image: a data set is held in memory, decoded."""
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -44,11 +47,11 @@ class DataSpec(Spec):
     """
 
     source: str
-    size: Annotated[int, Field(ge=4)] | None = None
+    size: Annotated[int, Field(ge=4, le=MOST_PIXELS)] | None = None
     classes: Annotated[int, Field(ge=2, strict=True)] | tuple[StrictStr | StrictInt, ...] | None = (
         None
     )
-    pad: Annotated[int, Field(ge=0)] = 4
+    pad: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 4
     padding: Literal["zeros", "reflect"] = "zeros"
     flip: bool = True
     fraction: Fraction = 1.0

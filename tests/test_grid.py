@@ -149,6 +149,8 @@ def test_an_int_written_for_a_float_is_the_same_cell(tmp_path):
         ({"seeds": 0}, ["seeds", "at least 1"]),
         ({"seeds": [1, 1]}, ["seeds", "twice"]),
         ({"data": {"source": "digits", "fraction": 1.5}}, ["data.fraction", "1.5"]),
+        ({"data": {"source": "digits", "size": 513}}, ["data.size", "512", "513"]),
+        ({"data": {"source": "digits", "pad": 513}}, ["data.pad", "512", "513"]),
         ({"data": {"source": "digits", "fractoin": 0.5}}, ["data.fractoin", "fraction"]),
         ({"recipe_for": {"cnn5": {}}}, ["recipe_for", "cnn4"]),
         ({"recipe_for": {"cnn4": {"epochs": -1}}}, ["recipe_for.cnn4", "epochs"]),
