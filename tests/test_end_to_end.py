@@ -19,7 +19,8 @@ import pytest
 import yaml
 from processes import ROOT, kd_bench, plan_of, results
 
-from bench.cli import main
+from bench.cli import main, parse
+from bench.cli.parser import UsageError
 from bench.data.dataset import DataError
 from bench.grid import load_grid
 from bench.record import Store
@@ -250,6 +251,44 @@ def test_bad_input_gives_one_line_and_code_2(tmp_path, capsys, words, said):
     assert error.count("\n") == 1, error
     for word in said:
         assert word in error
+
+
+COMMANDS_WITH_A_FOLDER = (
+    "run", "tune", "scaling", "profile", "tables", "recommend", "sync", "export", "ui",
+)  # fmt: skip
+NO_SECONDS = [
+    ("run", "--checkpoint-seconds"), ("run", "--calibrate-seconds"),
+    ("tune", "--calibrate-seconds"), ("scaling", "--startup-seconds"), ("scaling", "--tflops"),
+    ("profile", "--seconds"),
+]  # fmt: skip
+NO_NUMBER = [
+    ("run", "--gpus-per-job"), ("tune", "--validation"), ("recommend", "--max-cost"),
+    ("recommend", "--max-memory-mib"), ("recommend", "--min-gain"),
+    ("recommend", "--data-fraction"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "text"),
+    [
+        *[(*option, text) for option in NO_SECONDS for text in ("nan", "inf", "-1", "", "1 s")],
+        *[(*option, text) for option in NO_NUMBER for text in ("nan", "inf", "")],
+        *[(command, option, text) for command in ("run", "profile")
+          for option in ("--methods", "--pairs") for text in ("", " , ")],
+        *[(command, "--work-dir", "") for command in COMMANDS_WITH_A_FOLDER],
+        *[(command, "--data-root", "") for command in ("run", "profile")],
+        ("run", "--plugin", ""), ("export", "--output", ""), ("run", "--seeds", ""),
+        ("scaling", "--gpus", ","), ("scaling", "--tflops", "0"),
+    ],
+)  # fmt: skip
+def test_text_that_is_no_value_of_an_option_is_refused_before_anything_is_read(
+    command, option, text
+):
+    with pytest.raises(UsageError) as told:
+        parse([command, option, text])
+    error = str(told.value)
+    assert error.startswith(f"argument {option}: got {text!r}, w"), error
+    assert "\n" not in error
 
 
 def test_list_names_what_a_grid_can_name(capsys):

@@ -16,7 +16,7 @@ ALLOWED = {
     "run_all": {"bench.cli"},
     "bench.cli": {"bench"},
     "bench.cli.parser": set(),
-    "bench.cli.options": {"bench.cost.command"},
+    "bench.cli.options": {"bench.arguments", "bench.cost.command"},
     "bench.cli.recorded": {
         "bench.cli.parser", "bench.cost.command", "bench.cost.record", "bench.record",
         "bench.tracking", "bench.workdir",
@@ -29,6 +29,7 @@ ALLOWED = {
     "bench.launch": {"bench", "methods.registry"},
     "bench.grid": {"bench.cell", "bench.record", "bench.models", "methods"},
     "bench.cell": set(),
+    "bench.arguments": set(),
     "bench.method": set(),
     "bench.record": set(),
     "bench.checked": set(),
@@ -59,8 +60,8 @@ ALLOWED = {
     },
     "bench.cost.record": {"bench.record"},
     "bench.cost.command": {
-        "bench.cost", "bench.data.sources", "bench.grid", "bench.launch.job", "bench.record",
-        "bench.train.device", "bench.workdir",
+        "bench.arguments", "bench.cost", "bench.data.sources", "bench.grid", "bench.launch.job",
+        "bench.record", "bench.train.device", "bench.workdir",
     },
     "methods": {"bench.faults", "bench.method", "methods"},
 }  # fmt: skip

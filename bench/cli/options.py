@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.arguments import names, number, parts, path
+
 DEFAULT_GRID = "digits"
 
 
@@ -15,7 +17,7 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
         help=f"a grid that comes with the harness, or a YAML file (default: {DEFAULT_GRID})",
     )  # fmt: skip
     parser.add_argument(
-        "--work-dir", type=Path, default=Path("results"), metavar="DIR",
+        "--work-dir", type=path, default=Path("results"), metavar="DIR",
         help="holds data caches, weights, records, MLflow's files and tables (default: results)",
     )  # fmt: skip
 
@@ -23,7 +25,7 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
 def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Files that bring methods, models or data sources."""
     parser.add_argument(
-        "--plugin", type=Path, action="append", default=[], metavar="FILE.py",
+        "--plugin", type=path, action="append", default=[], metavar="FILE.py",
         help="a Python file of your own that adds a method, models or data sources; again for "
         "more of them",
     )  # fmt: skip
@@ -41,10 +43,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_grid(parser)
     add_plugin(parser)
     add = parser.add_argument
-    add("--methods", type=_names, metavar="A,B", help="only these methods; 'all' for every one")
-    add("--pairs", type=_names, metavar="T:S,...", help="only these teacher:student pairs")
+    add("--methods", type=names, metavar="A,B", help="only these methods; 'all' for every one")
+    add("--pairs", type=names, metavar="T:S,...", help="only these teacher:student pairs")
     add("--seeds", type=_numbers, metavar="0-4", help="only these seeds: 0-4 or 0,2,7")
-    add("--data-root", type=Path, metavar="DIR", help="where your data sets lie, and where "
+    add("--data-root", type=path, metavar="DIR", help="where your data sets lie, and where "
         "downloads go (default: inside the work directory)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--workers", type=int, metavar="N",
@@ -56,14 +58,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="compute a teacher's students of one architecture as one network: never, wherever it "
         "can be done, or where it is measured to be faster (auto); numbers differ by rounding, and "
         "each record says which it was (default: off)")  # fmt: skip
-    add("--checkpoint-seconds", type=float, default=60.0, metavar="S",
+    add("--checkpoint-seconds", type=number(at_least=0), default=60.0, metavar="S",
         help="at least so long between two checkpoints of a training; 0 for one after every epoch "
         "(default: 60)")  # fmt: skip
     add("--launcher", choices=("local", "ray"), default="local",
         help="processes of this machine, or a Ray cluster (default: local)")  # fmt: skip
     add("--address", metavar="auto|HOST:PORT", help="of the Ray cluster, from one of its nodes "
         "(default: starts Ray on this machine, and stops it at the end)")  # fmt: skip
-    add("--gpus-per-job", type=float, default=1.0, metavar="X",
+    add("--gpus-per-job", type=number(at_least=0), default=1.0, metavar="X",
         help="GPUs that a job on the Ray cluster takes, such as 0.5 (default: 1)")  # fmt: skip
     add("--node-dir", metavar="DIR", help="for Ray nodes that do not share the work directory: "
         "a folder of each node's own, such as '$TMPDIR/kd-bench'")  # fmt: skip
@@ -73,7 +75,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "auto, as many as memory holds)")  # fmt: skip
     add("--dry-run", action="store_true", help="say what would run and what it should cost, and "
         "stop; takes some seconds once, with large networks on a CPU minutes")  # fmt: skip
-    add("--calibrate-seconds", type=float, default=30.0, metavar="S",
+    add("--calibrate-seconds", type=number(at_least=0), default=30.0, metavar="S",
         help="--dry-run: measure no further row after so long, but extrapolate; 0 only lists the "
         "cells, at once (default: 30)")  # fmt: skip
     add("overrides", nargs="*", metavar="FIELD=VALUE",
@@ -86,7 +88,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--trials", type=int, default=8, help="settings tried for each row (default: 8)")
     add("--tuning-seeds", type=int, default=1, help="seeds for each setting (default: 1)")
-    add("--validation", type=float, default=0.2,
+    add("--validation", type=number(at_least=0), default=0.2,
         help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
 
 
@@ -96,9 +98,10 @@ def add_scaling(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gpus", type=_counts, metavar="1,2,4,...",
         help="numbers of workers (default: powers of 2 to 512, and 1000)")  # fmt: skip
-    add("--tflops", type=float, metavar="X", help="sustained by a worker, an assumption: nothing "
-        "is timed, operations are counted (default: timed on this machine)")  # fmt: skip
-    add("--startup-seconds", type=float, metavar="S",
+    add("--tflops", type=number(above=0), metavar="X", help="sustained by a worker, an "
+        "assumption: nothing is timed, operations are counted (default: timed on this "
+        "machine)")  # fmt: skip
+    add("--startup-seconds", type=number(at_least=0), metavar="S",
         help="before a worker's first job (default: as measured; with --tflops 0)")  # fmt: skip
     parser.set_defaults(dry_run=True)
 
@@ -124,17 +127,17 @@ def add_recommend(parser: argparse.ArgumentParser) -> None:
     add_tables(parser)
     add = parser.add_argument
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every one)")
-    add("--max-cost", type=float, metavar="X",
+    add("--max-cost", type=number(), metavar="X",
         help="whole training at most X times the plain student's, such as 1.3")  # fmt: skip
-    add("--max-memory-mib", type=float, metavar="X",
+    add("--max-memory-mib", type=number(), metavar="X",
         help="a step's peak memory at most X MiB above the plain student's")  # fmt: skip
-    add("--min-gain", type=float, metavar="X",
+    add("--min-gain", type=number(), metavar="X",
         help="better than the plain student by more than X beyond doubt; an accuracy: 0.01 is one "
         "percentage point")  # fmt: skip
     add("--category", metavar="C", help="only methods of this category, and plain students")
     add("--no-extra-parameters", action="store_true",
         help="no parameters trained beside the student")  # fmt: skip
-    add("--data-fraction", type=float, metavar="F",
+    add("--data-fraction", type=number(), metavar="F",
         help="only where students see this part of the training images")  # fmt: skip
 
 
@@ -162,24 +165,20 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         default="safetensors",
         help="weights alone, or a graph that runs without this package (default: safetensors)",
     )
-    add("--output", type=Path, metavar="FILE",
+    add("--output", type=path, metavar="FILE",
         help="where to (default: DIR/GRID/students/<name> with the format's suffix)")  # fmt: skip
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
     """The options of `ui`."""
-    parser.add_argument("--work-dir", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--work-dir", type=path, default=Path("results"), metavar="DIR")
     parser.add_argument("--port", type=int, default=5000, help="on loopback (default: 5000)")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _numbers(text: str) -> list[int]:
     """ "0-2,7" -> [0, 1, 2, 7]."""
     numbers: list[int] = []
-    for part in _names(text):
+    for part in parts(text):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
@@ -200,7 +199,7 @@ def _cohort(text: str) -> int | None:
 
 def _counts(text: str) -> list[int]:
     """ "1,2,1000" -> [1, 2, 1000]."""
-    parts = _names(text)
-    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+    counts = parts(text)
+    if not counts or not all(count.isdecimal() and int(count) for count in counts):
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts such as 1,2,4,1000")
-    return [int(part) for part in parts]
+    return [int(count) for count in counts]

@@ -68,8 +68,6 @@ def scaling(options: argparse.Namespace) -> int:
     from bench.launch.calibrate import CalibrationError
     from bench.launch.scaling import WORKERS, Asked, command
 
-    if options.tflops is not None and not 0 < options.tflops < float("inf"):
-        raise UsageError(f"--tflops: got {options.tflops:g}, wanted a number above 0")
     prepared = prepare(options)
     if prepared.cluster is not None:
         raise UsageError("scaling simulates any number of workers: leave --launcher out")

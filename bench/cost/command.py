@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.arguments import names, number, path
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Live
@@ -29,14 +31,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--grid", default="digits", metavar="NAME|FILE",
         help="whose pairs, methods, data and recipe are measured (default: digits)")  # fmt: skip
-    add("--pairs", type=_names, metavar="T:S,...", help="these teacher:student pairs instead")
-    add("--methods", type=_names, metavar="A,B", help="these methods instead; 'all' for every one")
+    add("--pairs", type=names, metavar="T:S,...", help="these teacher:student pairs instead")
+    add("--methods", type=names, metavar="A,B", help="these methods instead; 'all' for every one")
     add("--batch", type=int, metavar="B", help="batch size (default: the grid's)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--threads", type=int, default=1, metavar="N", help="of torch on the CPU (default: 1)")
     add("--rounds", type=int, default=20, metavar="N",
         help="how often every step is measured (default: 20)")  # fmt: skip
-    add("--seconds", type=float, default=60.0, metavar="S",
+    add("--seconds", type=number(at_least=0), default=60.0, metavar="S",
         help="no further round starts after so many, for a pair and for the losses alone, but for "
         "the first three (default: 60)")  # fmt: skip
     add("--no-scaling", action="store_true", help="leave out how each loss alone grows")
@@ -47,13 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--train-images", type=int, metavar="N",
         help="see --image-shape; views of all images that a stage caches need memory")  # fmt: skip
     add("--name", metavar="NAME", help="results go to DIR/NAME (default: the grid's name)")
-    add("--data-root", type=Path, metavar="DIR", help="where your data sets lie")
-    add("--work-dir", type=Path, default=Path("results"), metavar="DIR",
+    add("--data-root", type=path, metavar="DIR", help="where your data sets lie")
+    add("--work-dir", type=path, default=Path("results"), metavar="DIR",
         help="results go to DIR/NAME (default: results)")  # fmt: skip
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _shape(text: str) -> tuple[int, int, int]:
@@ -120,7 +118,7 @@ def _setting(options: argparse.Namespace) -> tuple[Grid, Setting]:
 def _check(options: argparse.Namespace) -> None:
     from bench.grid import RESERVED
 
-    for name, least in (("rounds", 1), ("threads", 1), ("seconds", 0), ("batch", 2)):
+    for name, least in (("rounds", 1), ("threads", 1), ("batch", 2)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name}: got {value}, wanted at least {least}")
