@@ -115,7 +115,7 @@ def test_a_row_that_cannot_be_tested_counts_among_the_tests() -> None:
 
 def test_ranks_of_demsars_example_and_what_they_tell() -> None:
     ranks = rank(blocks([[-place for place in row] for row in DEMSAR_RANKS]))
-    assert ranks.test.mean_ranks == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
+    assert ranks.mean_ranks == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
     # His chi-square, 9.28 without a correction for ties, has p = 0.026; CD = 1.25 joins all four.
     assert ranks.told_apart
     assert ranks.critical_difference == pytest.approx(1.25, abs=5e-3)
@@ -134,16 +134,29 @@ def test_groups_are_those_of_nemenyis_p_values_in_scikit_posthocs() -> None:
 
 
 def test_nemenyi_counts_only_after_friedman() -> None:
-    # The first of 40 rows always wins, the last always loses, and the others take turns, so that
-    # their mean ranks are equal: chi-square is 12 * 6 * 2 * 19.5^2 / (40 * 41) = 33.4 with 39
-    # degrees of freedom, nothing at all, though the two extremes are 39 ranks apart.
-    up = [100.0, *range(38), -100.0]
-    down = [100.0, *reversed(range(38)), -100.0]
-    ranks = rank(blocks([up, down] * 3))
-    assert ranks.test.statistic == pytest.approx(33.39, abs=5e-3)
-    assert ranks.critical_difference < 39
+    # The first of 80 rows always wins, the last always loses, and the others take turns, so that
+    # their mean ranks are equal: chi-square is 12 * 10 * 2 * 39.5^2 / (80 * 81) = 57.8 with 79
+    # degrees of freedom, nothing at all, though the two extremes are 79 ranks apart.
+    up = [100.0, *range(78), -100.0]
+    down = [100.0, *reversed(range(78)), -100.0]
+    ranks = rank(blocks([up, down] * 5))
+    assert ranks.test is not None
+    assert ranks.test.statistic == pytest.approx(57.79, abs=5e-3)
+    assert ranks.critical_difference is not None
+    assert ranks.critical_difference < 79
     assert not ranks.told_apart
-    assert ranks.groups == ("a",) * 40
+    assert ranks.groups == ("a",) * 80
+
+
+def test_few_pairs_are_ranked_and_not_tested() -> None:
+    table = comparison_tables(*evidence(("small1", "small2", "small3", "small4")))[-1]
+    ranks = {row[0].value: (row[1].value, row[2].value) for row in table.rows}
+    assert ranks["soft_logits"] == (1.0, None)
+    notes = " ".join(table.notes)
+    assert "No test over 4 pairs" in notes
+    for word in ("Friedman's test", "Nemenyi", "p =", "p is", "letter"):
+        assert word not in notes
+    assert "they are not independent blocks." in notes
 
 
 def test_a_pair_is_one_block_however_many_seeds_it_has() -> None:
@@ -172,7 +185,7 @@ def test_rows_missing_in_some_pairs_and_pairs_without_a_common_seed_are_named() 
 
 def test_means_that_are_equal_but_for_the_last_bit_tie() -> None:
     pairs = {key(i): {"a": {0: 0.1, 1: 0.3}, "b": {0: 0.2, 1: 0.2}} for i in range(2)}
-    assert rank(blocks_of(pairs)).test.mean_ranks == [1.5, 1.5]
+    assert rank(blocks_of(pairs)).mean_ranks == (1.5, 1.5)
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -205,7 +218,7 @@ def test_tables_are_per_pair_and_reference_and_then_over_pairs() -> None:
     assert over_soft_logits == {"fitnet": WORSE}
     ranks = {row[0].value: [entry.value for entry in row[1:]] for row in tables[-1].rows}
     # Better in both pairs and by mean; every seed of it above every seed of the student.
-    assert ranks["soft_logits"] == [1.0, "a", 2, 0, 0, 2, 0, 0, 1.0]
+    assert ranks["soft_logits"] == [1.0, None, 2, 0, 0, 2, 0, 0, 1.0]
 
 
 def test_shared_networks_and_missing_rows_are_said() -> None:

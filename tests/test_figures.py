@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from bench.report.figures import (
 )
 from bench.report.grid_figures import write_grid_figures
 from bench.report.palette import METHODS, TEACHER, row_styles
-from bench.report.ranking import blocks_of, measured_pairs
+from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank
 from bench.report.statistics import Interval, indistinct
+from bench.report.summary import PairKey
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
 
@@ -141,14 +141,21 @@ def test_the_front_is_what_none_beats_in_cost_and_gain():
     assert bold == ["student", "fitnet"]
 
 
-def test_a_critical_difference_beyond_the_scale_says_so():
-    labels = ["student", "fitnet", "rkd"]
-    figure = draw_critical_difference(
-        labels, [[3, 2, 1], [3, 2, 1]], row_styles({x: x for x in labels})
-    )
-    texts = " ".join(text.get_text() for text in figure.axes[0].texts)
-    # k = 3, N = 2: q 2.343 sqrt(3 * 4 / 12) = 2.34, and the scale has 2.
-    assert re.search(r"critical difference 2\.34 ranks, more than the whole scale", texts)
+@pytest.mark.parametrize(("pairs", "tested"), [(2, False), (9, False), (10, True)])
+def test_ranks_are_tested_from_ten_pairs_on(pairs, tested):
+    labels = ("student", "fitnet", "rkd")
+    found = Blocks(
+        labels=labels, matrix=((3.0, 2.0, 1.0),) * pairs, seeds=(1,) * pairs, left_out={},
+        pairs=tuple(PairKey("d", (), f"t{i}", f"s{i}") for i in range(pairs)),
+    )  # fmt: skip
+    axes = draw_critical_difference(rank(found), row_styles({x: x for x in labels})).axes[0]
+    texts = " ".join(text.get_text() for text in axes.texts)
+    # k = 3, N = 10: q 2.343 sqrt(3 * 4 / 60) = 1.05, so that neighbours are joined.
+    assert ("critical difference 1.05 ranks" in texts) == tested
+    assert ("Friedman p = 4.5e-05" in axes.get_title()) == tested
+    assert ("no test below 10 pairs" in axes.get_title()) != tested
+    assert sum(line.get_linewidth() == 2.5 for line in axes.lines) == (2 if tested else 0)
+    assert "student  1.00" in texts
 
 
 def test_a_row_of_another_length_has_an_end_and_no_curve():

@@ -449,6 +449,14 @@ def test_few_pairs_cannot_tell_and_say_so() -> None:
     assert whole is not None
     assert whole.label is None
     assert "choose: pair by pair" in whole.to_text()
+    # Enough for Friedman's p and a letter of their own, were it not for so few pairs.
+    nine = overall(many_pairs(9))
+    assert nine is not None
+    assert nine.label is None
+    text = " ".join(nine.to_text().split())
+    assert "No test over 9 pairs: Friedman's chi-square holds from about 10 on." in text
+    assert "p =" not in text
+    assert "a 1.50, b 1.50, student 3.00, c 4.00" in text
     assert any("pairs: pair by pair;" in note for note in choice_table(many_pairs(3)).notes)
     assert overall(many_pairs(1)) is None
     assert not any(n.startswith("Over all") for n in choice_table(many_pairs(1)).notes)

@@ -51,8 +51,9 @@ from bench.report.measures import (
     mean_cosine,
     train_test_gap,
 )
+from bench.report.ranking import LEAST_BLOCKS
 from bench.report.statistics import Interval, holm
-from bench.report.superiority import LEAST_BLOCKS, LEAST_PAIRS, Superiority, superiority
+from bench.report.superiority import LEAST_PAIRS, Superiority, superiority
 from bench.report.tables import Column, Entry, Section, Table
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"

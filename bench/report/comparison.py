@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.record import Plan, Record
-from bench.report.ranking import ALPHA, Ranks, Series, blocks_of, dependence, measured_pairs, rank
+from bench.report.ranking import (
+    ALPHA,
+    Ranks,
+    Series,
+    blocks_of,
+    dependence,
+    measured_pairs,
+    rank,
+    untested,
+)
 from bench.report.statistics import (
     Interval,
     bootstrap_interval,
@@ -262,8 +271,8 @@ def _rank_row(
     place = blocks.labels.index(label)
     head = (
         Entry(label),
-        Entry(ranks.test.mean_ranks[place]),
-        Entry(ranks.groups[place]),
+        Entry(ranks.mean_ranks[place]),
+        Entry(ranks.groups[place] if ranks.groups else None),
     )
     if label == STUDENT or STUDENT not in blocks.labels:
         return (*head, *(Entry(None) for _ in RANK_COLUMNS[len(head) :]))
@@ -285,18 +294,12 @@ def _rank_row(
 
 
 def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
-    blocks, test = ranks.blocks, ranks.test
-    k, n = len(blocks.labels), len(blocks.pairs)
-    found = "some row differs" if ranks.told_apart else "no row can be told from another"
+    blocks = ranks.blocks
     lines = [
         f"A pair is one block: mean accuracies over the seeds that all its rows have "
         f"({', '.join(map(str, blocks.seeds))}); rank 1 is best, ties share their mean rank.",
-        f"Friedman's test: chi-square {test.statistic:.2f} with {k - 1} degrees of freedom, N = "
-        f"{n}, p = {test.p:.2g}: {found}."
-        + (" Chi-square is a rough guide below about ten blocks." if n < 10 else ""),
-        f"Nemenyi's critical difference at 5 %: {ranks.critical_difference:.2f} ranks"
-        + (", more than the whole scale" if ranks.critical_difference > k - 1 else "")
-        + ". Rows that share a letter cannot be told apart.",
+        untested(blocks),
+        *_test_notes(ranks),
         dependence(blocks),
         "Won, tied, lost: pairs by mean accuracy against the student. Better, not told, worse: "
         "pairs by the verdict of their own table.",
@@ -310,6 +313,20 @@ def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
     if blocks.without_seeds:
         lines.append(f"No seed at which all rows finished: {_titles(blocks.without_seeds)}.")
     return tuple(line for line in lines if line)
+
+
+def _test_notes(ranks: Ranks) -> tuple[str, ...]:
+    """What the tests over pairs say; nothing where there are too few pairs for them."""
+    test, difference, k = ranks.test, ranks.critical_difference, len(ranks.mean_ranks)
+    if test is None or difference is None:
+        return ()
+    found = "some row differs" if ranks.told_apart else "no row can be told from another"
+    return (
+        f"Friedman's test: chi-square {test.statistic:.2f} with {k - 1} degrees of freedom, N = "
+        f"{test.n}, p = {test.p:.2g}: {found}.",
+        f"Nemenyi's critical difference at 5 %: {difference:.2f} ranks. Rows that share a "
+        "letter cannot be told apart.",
+    )
 
 
 def _titles(keys: Sequence[PairKey]) -> str:

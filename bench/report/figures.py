@@ -13,12 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.report.drawing import new_figure
 from bench.report.palette import CATEGORIES, Style, category_style
+from bench.report.ranking import LEAST_BLOCKS, Ranks
 from bench.report.statistics import (
     Interval,
-    friedman,
-    indistinct,
     mean_interval,
-    nemenyi_critical_difference,
     pareto_front,
 )
 
@@ -240,36 +238,34 @@ def _point(axes: Axes, point: Point, on_front: bool) -> None:
 # --- critical difference -----------------------------------------------------------------------
 
 
-def draw_critical_difference(
-    labels: Sequence[str], matrix: Sequence[Sequence[float]], styles: Mapping[str, Style]
-) -> Figure:
+def draw_critical_difference(ranks: Ranks, styles: Mapping[str, Style]) -> Figure:
     """Mean ranks on one axis; a bar joins rows that Nemenyi's test cannot tell apart.
 
+    Ranks over too few pairs for a test are drawn without bars and without a critical difference.
+
     Args:
-        labels: of the rows, k of them, at least 2.
-        matrix: accuracies, (N pairs, k), N at least 2.
-        styles: of the labels.
+        ranks: of k rows over N pairs.
+        styles: of the rows' labels.
 
     Source:
         Demšar: Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006.
     """
-    found = friedman(matrix)
-    k, n = len(labels), len(matrix)
-    difference = nemenyi_critical_difference(k, n)
-    ranked = sorted(zip(found.mean_ranks, labels, strict=True))
-    groups = indistinct([rank for rank, _ in ranked], difference)
+    k, n = len(ranks.mean_ranks), len(ranks.blocks.pairs)
+    ranked = [(ranks.mean_ranks[i], ranks.blocks.labels[i]) for i in ranks.order()]
+    groups = [(first, last) for first, last in ranks.runs if first < last]
     half = math.ceil(k / 2)
     depth = 0.6 + 0.35 * len(groups)
     bottom = depth + 0.55 * half
     figure = new_figure(WIDTH, 1.1 + 0.3 * bottom)
     axes = figure.subplots()
-    beside = 0.5 + INCHES_A_LETTER * max(map(len, labels))
+    beside = 0.5 + INCHES_A_LETTER * max(len(label) for _, label in ranked)
     margin = (k - 1) * beside / (WIDTH - 2 * beside)
     axes.set_xlim(1 - margin, k + margin)
     axes.set_ylim(bottom, -2.2)
     axes.axis("off")
     _rank_axis(axes, k)
-    _difference_bar(axes, difference, k)
+    if ranks.critical_difference is not None:
+        _difference_bar(axes, ranks.critical_difference)
     for place, (first, last) in enumerate(groups):
         y = 0.45 + 0.35 * place
         axes.plot([ranked[first][0] - 0.06, ranked[last][0] + 0.06], [y, y], color="black",
@@ -278,19 +274,20 @@ def draw_critical_difference(
         on_left = place < half
         y = depth + 0.55 * (place if on_left else k - 1 - place)
         _ranked(axes, rank, y, label, styles[label], on_left, k)
-    axes.set_title(
-        f"Mean ranks of {k} rows over {n} pairs, 1 is best; Friedman p = {found.p:.2g}\n"
-        "bars join rows that differ by less than the critical difference (Nemenyi, 5 %)",
-        fontsize=TEXT,
-    )
+    head = f"Mean ranks of {k} rows over {n} pairs, 1 is best"
+    said = f"; no test below {LEAST_BLOCKS} pairs"
+    if ranks.test is not None:
+        said = (
+            f"; Friedman p = {ranks.test.p:.2g}\n"
+            "bars join rows that differ by less than the critical difference (Nemenyi, 5 %)"
+        )
+    axes.set_title(head + said, fontsize=TEXT)
     return figure
 
 
-def _difference_bar(axes: Axes, difference: float, k: int) -> None:
-    shown = min(difference, k - 1)
-    beyond = ", more than the whole scale" if difference > k - 1 else ""
-    axes.plot([1, 1 + shown], [-1.4, -1.4], color="black", linewidth=1.5)
-    axes.text(1, -1.6, f"critical difference {difference:.2f} ranks{beyond}", fontsize=SMALL)
+def _difference_bar(axes: Axes, difference: float) -> None:
+    axes.plot([1, 1 + difference], [-1.4, -1.4], color="black", linewidth=1.5)
+    axes.text(1, -1.6, f"critical difference {difference:.2f} ranks", fontsize=SMALL)
 
 
 def _rank_axis(axes: Axes, k: int) -> None:

@@ -21,7 +21,7 @@ from bench.report.figures import (
     draw_gains_by_category,
 )
 from bench.report.palette import Style, row_styles
-from bench.report.ranking import Blocks, blocks_of, measured_pairs
+from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank, untested
 from bench.report.selection import file_name
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
@@ -171,12 +171,15 @@ def _student(groups: Iterable[Group]) -> dict[int, float]:
 def _ranks(blocks: Blocks, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
     if not blocks.rankable:
         return []
-    caption = (
-        f"Mean ranks over {len(blocks.pairs)} pairs of the rows that every pair measured; rows "
-        "joined by a bar differ by less than Nemenyi's critical difference at 5 %. Few pairs make "
-        "it wide."
+    joined = (
+        "Rows joined by a bar differ by less than Nemenyi's critical difference at 5 %. Few pairs "
+        "make it wide."
     )
-    figure = draw_critical_difference(blocks.labels, blocks.matrix, styles)
+    caption = (
+        f"Mean ranks over {len(blocks.pairs)} pairs of the rows that every pair measured. "
+        f"{untested(blocks) or joined}"
+    )
+    figure = draw_critical_difference(rank(blocks), styles)
     return _saved("overview", figure, folder / "critical_difference", caption)
 
 

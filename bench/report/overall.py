@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.cost.record import Quartiles
 from bench.report.comparison import STUDENT
-from bench.report.ranking import Ranks, blocks_of, dependence, rank
+from bench.report.ranking import Ranks, blocks_of, dependence, rank, untested
 from bench.report.reasons import wrapped
 from bench.report.recommend import Choice, NotCovered
 
@@ -37,7 +37,8 @@ def overall(choices: Sequence[Choice]) -> Overall | None:
 
     A row is chosen if Friedman's test rejects and its mean rank is better than the plain
     student's by Nemenyi's critical difference; among such rows those within it of the best are
-    tied, and the cheapest of them is taken where all costs are known.
+    tied, and the cheapest of them is taken where all costs are known. Below `LEAST_BLOCKS` pairs
+    nothing is tested and none is chosen.
     """
     answered = [choice for choice in choices if choice.label is not None]
     if len(answered) < 2:
@@ -52,7 +53,7 @@ def overall(choices: Sequence[Choice]) -> Overall | None:
         why = "fewer than two rows are allowed in every pair, or fewer than two pairs share seeds"
         return Overall(label=None, ranks=None, reasons=(why,))
     ranks = rank(blocks)
-    means = dict(zip(blocks.labels, ranks.test.mean_ranks, strict=True))
+    means = dict(zip(blocks.labels, ranks.mean_ranks, strict=True))
     equals = _better_by_rank(ranks, means)
     costs = {x: [found[x].cost for found in allowed.values()] for x in equals}
     return Overall(
@@ -63,7 +64,7 @@ def overall(choices: Sequence[Choice]) -> Overall | None:
 
 def _better_by_rank(ranks: Ranks, means: Mapping[str, float]) -> list[str]:
     """Rows told from the plain student and not from the best, the best first."""
-    if STUDENT not in means or not ranks.told_apart:
+    if STUDENT not in means or not ranks.told_apart or ranks.critical_difference is None:
         return []
     order = [ranks.blocks.labels[i] for i in ranks.order()]
     reach = ranks.critical_difference
@@ -89,11 +90,13 @@ def _rank_reasons(ranks: Ranks, means: Mapping[str, float], equals: Sequence[str
         f"; {STUDENT} {means[STUDENT]:.2f}" if STUDENT not in first and STUDENT in means else ""
     )
     n = len(ranks.blocks.pairs)
-    lines = [
-        f"mean ranks over {n} pairs of {len(means)} rows: {listed}{student}",
+    lines = [f"mean ranks over {n} pairs of {len(means)} rows: {listed}{student}"]
+    if ranks.test is None:
+        return [*lines, *filter(None, [untested(ranks.blocks), dependence(ranks.blocks)])]
+    lines.append(
         f"Friedman p = {ranks.test.p:.2g}; Nemenyi's critical difference "
-        f"{ranks.critical_difference:.2f} ranks",
-    ]
+        f"{ranks.critical_difference:.2f} ranks"
+    )
     if equals:
         tied = f", tied: {', '.join(equals)}" if len(equals) > 1 else ""
         lines.append(f"better than the plain student over the pairs beyond doubt{tied}")

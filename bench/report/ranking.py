@@ -15,12 +15,19 @@ from bench.report.statistics import (
     friedman,
     indistinct,
     mean_interval,
+    mean_ranks,
     nemenyi_critical_difference,
 )
 from bench.report.summary import PairKey, group_by_label, group_by_pair
 
 ALPHA = 0.05
 """The chance of any verdict that is chance alone, within what is tested together."""
+
+LEAST_BLOCKS = 10
+"""Pairs from which on Friedman's chi-square holds; Demšar, JMLR 7, 2006, section 3.2.2.
+
+Below it nothing is tested over pairs: mean ranks are shown, without p and without a verdict.
+"""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -110,24 +117,47 @@ class Ranks:
 
     Attributes:
         blocks: what was ranked.
-        test: Friedman's.
-        critical_difference: Nemenyi's at 5 %, in ranks.
-        groups: letters of each row; rows that share one cannot be told apart.
+        mean_ranks: of each row, 1 is best.
+        test: Friedman's; None below `LEAST_BLOCKS` pairs.
+        critical_difference: Nemenyi's at 5 %, in ranks; None without a test.
+        runs: first and last place, by mean rank, of rows that cannot be told apart.
+        groups: letters of each row, one a run; rows that share one cannot be told apart. Empty
+            without a test.
     """
 
     blocks: Blocks
-    test: Friedman
-    critical_difference: float
-    groups: tuple[str, ...]
+    mean_ranks: tuple[float, ...]
+    test: Friedman | None = None
+    critical_difference: float | None = None
+    runs: tuple[tuple[int, int], ...] = ()
+    groups: tuple[str, ...] = ()
 
     def order(self) -> list[int]:
         """Positions of the rows, the best mean rank first."""
-        return sorted(range(len(self.groups)), key=lambda i: self.test.mean_ranks[i])
+        return _order(self.mean_ranks)
 
     @property
     def told_apart(self) -> bool:
-        """Whether Friedman's test says that any row differs."""
-        return self.test.p <= ALPHA
+        """Whether Friedman's test says that any row differs; never without a test."""
+        return self.test is not None and self.test.p <= ALPHA
+
+
+def _order(ranks: Sequence[float]) -> list[int]:
+    return sorted(range(len(ranks)), key=lambda place: ranks[place])
+
+
+def untested(blocks: Blocks) -> str:
+    """Why nothing is tested over these pairs; empty if there are enough.
+
+    Args:
+        blocks: what is ranked.
+    """
+    if len(blocks.pairs) >= LEAST_BLOCKS:
+        return ""
+    return (
+        f"No test over {len(blocks.pairs)} pairs: Friedman's chi-square holds from about "
+        f"{LEAST_BLOCKS} on. Mean ranks alone tell no row from another."
+    )
 
 
 def dependence(blocks: Blocks) -> str:
@@ -141,14 +171,12 @@ def dependence(blocks: Blocks) -> str:
     shared = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count < n]
     if not shared:
         return ""
-    return (
-        f"The {n} pairs share {', '.join(shared)}: they are not independent blocks, and p is "
-        "smaller than it should be."
-    )
+    effect = "" if untested(blocks) else ", and p is smaller than it should be"
+    return f"The {n} pairs share {', '.join(shared)}: they are not independent blocks{effect}."
 
 
 def rank(blocks: Blocks) -> Ranks:
-    """Ranks rows over pairs.
+    """Ranks rows over pairs, and tests the ranks where there are pairs enough.
 
     Nemenyi's test counts only after Friedman's rejects: otherwise all rows share one letter.
 
@@ -161,14 +189,20 @@ def rank(blocks: Blocks) -> Ranks:
     Source:
         Demšar: Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006.
     """
+    means = tuple(mean_ranks(blocks.matrix))
+    if untested(blocks):
+        return Ranks(blocks=blocks, mean_ranks=means)
     test = friedman(blocks.matrix)
     difference = nemenyi_critical_difference(len(blocks.labels), len(blocks.pairs))
-    order = sorted(range(len(blocks.labels)), key=lambda i: test.mean_ranks[i])
-    runs = indistinct([test.mean_ranks[i] for i in order], difference)
+    order = _order(means)
+    runs = indistinct([means[i] for i in order], difference)
     alone = set(range(len(order))) - {i for a, b in runs for i in range(a, b + 1)}
     runs = sorted([*runs, *((i, i) for i in alone)]) if test.p <= ALPHA else [(0, len(order) - 1)]
     letters = [""] * len(order)
     for letter, (first, last) in enumerate(runs):
         for place in range(first, last + 1):
             letters[order[place]] += LETTERS[letter % 26] + "'" * (letter // 26)
-    return Ranks(blocks=blocks, test=test, critical_difference=difference, groups=tuple(letters))
+    return Ranks(
+        blocks=blocks, mean_ranks=means, test=test, critical_difference=difference,
+        runs=tuple(runs), groups=tuple(letters),
+    )  # fmt: skip

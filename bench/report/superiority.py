@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 from bench.report.comparison import ALPHA
 from bench.report.measures import LEAST_SEEDS, Observed, final, read
+from bench.report.ranking import LEAST_BLOCKS
 from bench.report.statistics import Friedman, effect_size, friedman, holm, paired_t_p
 from bench.report.summary import PairKey
 
 LEAST_PAIRS = 2
 """On a single pair some row is always the best: nothing can be said about all."""
-
-LEAST_BLOCKS = 10
-"""Pairs from which on Friedman's chi-square holds; Demšar, JMLR 7, 2006, section 3.2.2."""
 
 Rows = Mapping[str, Mapping[int, float]]
 
