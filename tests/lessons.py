@@ -14,9 +14,10 @@ from bench.launch.job import Report
 from bench.method import Method, View
 from bench.models.network import tap_shapes
 from bench.record import Record, Store
+from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort, build_network
-from bench.train.engine import Student, make_student
+from bench.train.engine import Student
 from bench.train.stacking import form_of
 from bench.train.step import Seen
 from bench.train.stream import Stream, open_stream

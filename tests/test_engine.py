@@ -296,7 +296,7 @@ def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
 
 def test_teacher_and_student_must_tell_the_same_classes_apart():
     from bench.models.network import tap_shapes
-    from bench.train.engine import make_student
+    from bench.train.admission import make_student
 
     lesson = Lesson(cell("soft_logits"))
     network, shape = lesson.student.network, lesson.stream.image_shape

@@ -38,10 +38,11 @@ from bench.data.batches import Batch
 from bench.data.dataset import DataSet
 from bench.method import Method, View
 from bench.models.network import Network, tap_shapes
+from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.cohort import build_network
 from bench.train.device import set_numerics
-from bench.train.engine import Student, make_student
+from bench.train.engine import Student
 from bench.train.evaluate import accuracy, predictions
 from bench.train.step import Seen
 from bench.train.stream import EVALUATION_BATCH, Stream, open_stream

@@ -16,7 +16,7 @@ from bench.method import Method, Stage, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
 from bench.seeds import derive
-from bench.train.engine import make_student
+from bench.train.admission import make_student
 from bench.train.step import Seen
 from bench.train.teacher import Teacher
 

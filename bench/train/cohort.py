@@ -37,10 +37,11 @@ from bench.record import (
     write_atomically,
 )
 from bench.seeds import derive
+from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, is_device_lost, is_out_of_memory, set_numerics
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
-from bench.train.engine import Student, make_student
+from bench.train.engine import Student
 from bench.train.evaluate import TestSet, accuracy, predictions
 from bench.train.evidence import example_images
 from bench.train.stacking import Attempt, StackedStudents, groups

@@ -1,12 +1,13 @@
-"""The optimiser and its schedule: one for every stage, started afresh."""
+"""The optimiser, its schedule and its memory: one for every stage, started afresh."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.cell import Recipe
 
@@ -55,3 +56,49 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
         # The same rounding as for the stages, so that 0.3 of 10 epochs is after 3 of them.
         return rate * recipe.decay ** sum(epoch >= round(m * epochs) for m in recipe.milestones)
     return rate
+
+
+class Memory(NamedTuple):
+    """What an optimiser keeps of earlier steps, by "<position of the parameter>.<name>".
+
+    Attributes:
+        tensors: momentum buffers.
+        strides: theirs.
+        numbers: whatever is no tensor.
+    """
+
+    tensors: Mapping[str, Tensor]
+    strides: Mapping[str, list[int]]
+    numbers: Mapping[str, float]
+
+
+def memory_of(optimiser: torch.optim.Optimizer) -> Memory:
+    """What `remember` needs."""
+    tensors, strides, numbers = {}, {}, {}
+    for position, parameter in enumerate(_optimised(optimiser)):
+        for name, value in optimiser.state[parameter].items():
+            key = f"{position}.{name}"
+            if isinstance(value, Tensor):
+                tensors[key] = value
+                strides[key] = list(value.stride())
+            elif value is not None:
+                numbers[key] = value
+    return Memory(tensors, strides, numbers)
+
+
+def remember(optimiser: torch.optim.Optimizer, memory: Memory, device: torch.device) -> None:
+    """Gives an optimiser of the same parameters the memory of another."""
+    parameters = _optimised(optimiser)
+    for key, stride in memory.strides.items():
+        position, _, name = key.partition(".")
+        saved = memory.tensors[key]
+        # In the layout it had: vectorised sums over another one may round differently.
+        tensor = torch.empty_strided(saved.shape, stride, dtype=saved.dtype, device=device)
+        optimiser.state[parameters[int(position)]][name] = tensor.copy_(saved)
+    for key, number in memory.numbers.items():
+        position, _, name = key.partition(".")
+        optimiser.state[parameters[int(position)]][name] = number
+
+
+def _optimised(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimiser.param_groups for p in group["params"]]

@@ -38,6 +38,27 @@ class Sums:
         )
         return cls(task, beside, transfer, correct, skipped, beside_skipped, clipped)
 
+    def add(self, losses: Losses) -> None:
+        """One more step."""
+        self.steps += 1
+        self.seen += len(losses.pair.labels)
+        if losses.task is not None:
+            self.task += losses.task.detach()
+            logits = losses.pair.student.logits.detach()
+            self.correct += (logits.argmax(1) == losses.pair.labels).sum()
+        if losses.beside is not None:
+            self.beside += losses.beside.detach()
+        if losses.transfer is not None:
+            self.transfer += losses.transfer.detach()
+        if losses.beside_skipped is not None:
+            self.beside_skipped += losses.beside_skipped
+        if losses.skipped is not None:
+            self.skipped += losses.skipped
+
+    def mean(self, total: Tensor) -> float:
+        """Per step, of one of the sums."""
+        return total.item() / max(self.steps, 1)
+
 
 class Seen(NamedTuple):
     """One batch as a student's step gets it.
@@ -58,13 +79,25 @@ class Seen(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What one step of one student computed: the pair, as methods see it, and the loss's parts."""
+    """What one step of one student computed; a part that the stage does not have is None.
+
+    Attributes:
+        pair: what both networks show.
+        taught: the same as methods see it, some labels hidden.
+        task: ().
+        beside: ().
+        transfer: ().
+        beside_skipped: (), samples whose loss was not finite.
+        skipped: likewise, of `transfer`.
+    """
 
     pair: Pair
     taught: Pair
     task: Tensor | None
     beside: Tensor | None
     transfer: Tensor | None
+    beside_skipped: Tensor | None
+    skipped: Tensor | None
 
 
 def skippable(pair: Pair) -> tuple[Pair, Callable[[Tensor], None]]:

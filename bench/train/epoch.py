@@ -1,0 +1,66 @@
+"""What an epoch of a student comes to: points of its curves, if its numbers are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import Stage
+from bench.train.step import NonFiniteError, Sums
+
+
+def points(
+    sums: Sums, plan: Sequence[Stage], stage: Stage, progress: float, rate: float
+) -> dict[str, float | None]:
+    """A point of every curve but the test accuracy's; None where the stage has no such number.
+
+    Args:
+        sums: of the epoch.
+        plan: of the method; a curve that any of its stages has gets a point in each.
+        stage: of the epoch.
+        progress: through the stage's epochs: 0.0 in the first, 1.0 in the last.
+        rate: the learning rate.
+    """
+    task = sums.mean(sums.task) if stage.task_weight > 0 else None
+    beside = sums.mean(sums.beside) if stage.beside is not None else None
+    transfer = sums.mean(sums.transfer) if stage.transfer is not None else None
+    total = stage.task_weight * (task or 0) + stage.beside_weight * (beside or 0)
+    total += stage.weight_at(progress) * (transfer or 0)
+    found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
+    if any(one.beside is not None for one in plan):
+        found["beside_loss"] = beside
+    if any(one.clip_norm is not None for one in plan):
+        found["clipped_steps"] = sums.clipped.item() if stage.clip_norm is not None else None
+    correct = sums.correct.item() / max(sums.seen, 1)
+    return {
+        **found,
+        "learning_rate": rate,
+        "train_accuracy": correct if task is not None else None,
+        "skipped_samples": sums.skipped.item() if transfer is not None else None,
+    }
+
+
+def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int) -> None:
+    """Refuses an epoch after which nothing can be learnt any more.
+
+    Args:
+        sums: of the epoch.
+        stage: of the epoch.
+        weights: the student's and its connector's.
+        epoch: for the message, from 1.
+
+    Raises:
+        NonFiniteError: the task loss, the transfer loss of every sample or a weight is not finite.
+    """
+    where = f"in epoch {epoch} (stage {stage.name!r})"
+    task = sums.mean(sums.task) if stage.task_weight > 0 else None
+    if task is not None and not torch.isfinite(torch.tensor(task)):
+        raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
+    skipped = max(sums.skipped.item(), sums.beside_skipped.item())
+    if stage.needs_teacher and skipped >= sums.seen:
+        raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
+    total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)
+    if not total.isfinite():
+        raise NonFiniteError(f"a weight is not finite {where}: lower the learning rate")
