@@ -237,7 +237,10 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
         ([*SMOKE, "recipe.epochs=none"], ["recipe.epochs", "none"]),
         (["tables", "--grid", "smoke"], ["no results", "run_all.py --grid smoke"]),
         (["sync", "--grid", "smoke"], ["no results"]),
-        (["tables", "--grid", "smoke", "--from", "mlflow"], ["mlflow"]),
+        (
+            ["tables", "--grid", "smoke", "--from", "mlflow"],
+            ["--from mlflow: no results of grid 'smoke' in MLflow; run: run_all.py --grid smoke"],
+        ),
         ([*SMOKE, "data.source=folder"], ["--data-root"]),
     ],
 )

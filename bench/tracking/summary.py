@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from bench.record import Plan
 from bench.tracking.description import describe, metric_key
-from bench.tracking.experiment import KIND, NOTE, Experiment, failures
+from bench.tracking.experiment import KIND, NOTE, Experiment, TrackingError, failures
 
 MOST_METRICS = 1000  # a call takes no more
+PLAN = "plan.json"
 FILES = PurePosixPath("summary")  # where the run keeps tables and figures
 
 
@@ -34,7 +35,7 @@ class Summary:
                 self.experiment.id, "mlflow.experimentKind", "custom_model_development"
             )
             run = self._run()
-            self.client.log_text(run, plan.to_json(), "plan.json")
+            self.client.log_text(run, plan.to_json(), PLAN)
 
     def send(
         self, folder: Path, files: Iterable[Path], metrics: Mapping[str, float] | None = None
@@ -92,8 +93,16 @@ class Summary:
         Raises:
             TrackingError: the experiment holds no plan, or the store cannot be read.
         """
+        grid = self.experiment.grid
         with failures(), tempfile.TemporaryDirectory() as folder:
-            return Plan.from_json(self._download(self._run(), "plan.json", folder))
+            run = self._find_run()
+            there = self.client.list_artifacts(run) if run is not None else ()
+            if run is not None and PLAN in {file.path for file in there}:
+                return Plan.from_json(self._download(run, PLAN, folder))
+        raise TrackingError(
+            f"no results of grid {grid!r} in MLflow; run: run_all.py --grid {grid}, or send what "
+            f"is recorded: run_all.py sync --grid {grid}"
+        )
 
     def _run(self) -> str:
         found = self._find_run()
