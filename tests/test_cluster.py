@@ -36,7 +36,7 @@ from bench.launch.lease import Leases
 from bench.launch.ray_cluster import ClusterError, Options, RayCluster
 from bench.launch.schedule import plan_jobs
 from bench.record import FAILED, FINISHED, Store
-from bench.train.cohort import unfinished
+from bench.train.cohort import record_without_result
 from methods import registry
 
 __all__ = ["fake_ray"]
@@ -452,7 +452,7 @@ def test_a_part_of_a_job_that_is_done_is_not_run_again(tmp_path, cells, data_roo
 
     with Leases(tmp_path / "leases") as leases:
         crew = Idle(setting(tmp_path, data_root), lambda *event: None, leases)
-        crew.store.write(unfinished(cells[0], FAILED, "as an example", {}))
+        crew.store.write(record_without_result(cells[0], FAILED, "as an example", {}))
         (done,) = crew.put_back(Job(tuple(cells[:2]), None))
     assert done.cells == (cells[0],)
     assert crew.waiting == [Job((cells[1],), None)]

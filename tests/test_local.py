@@ -12,7 +12,7 @@ from bench.launch.job import Job, Setting
 from bench.launch.lease import Leases
 from bench.launch.schedule import plan_jobs
 from bench.record import Store
-from bench.train.cohort import unfinished
+from bench.train.cohort import record_without_result
 from bench.train.device import is_out_of_memory
 from bench.train.engine import Student
 
@@ -148,7 +148,7 @@ def test_two_launchers_share_cells_and_take_over_what_the_other_gives_up(tmp_pat
         assert there.take(Job((first,), None))[0].cells == (first,)
         assert here.take(both)[0].cells == (second,)
         assert list(here.look()) == []
-        store.write(unfinished(first, "failed", "as an example", {}))
+        store.write(record_without_result(first, "failed", "as an example", {}))
         assert list(here.look()) == [share.Done((first,), here=False)]
         there.give_back([first])
         assert there.take(both) == (Job((), None), share.Done((first,), here=False))

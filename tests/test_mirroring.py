@@ -14,7 +14,7 @@ from bench.launch.lease import BusyError, Leases
 from bench.launch.mirroring import Mirroring, sole_mirror
 from bench.record import Plan
 from bench.tracking import TrackingError
-from bench.train.cohort import unfinished
+from bench.train.cohort import record_without_result
 from bench.workdir import WorkDir
 
 PLAN = Plan(name="grid", description="", config={}, rows=[])
@@ -61,7 +61,7 @@ def mirrored(work, monkeypatch, away: Away, cells, retry: float, until: str = "a
     with Leases(work.leases) as leases, Mirroring(work, PLAN, leases, console) as sending:
         sending.rows = {cell.id: None for cell in cells}
         for cell in cells:
-            work.store.write(unfinished(cell, "failed", "as an example", {}))
+            work.store.write(record_without_result(cell, "failed", "as an example", {}))
             sending.send([cell])
         assert getattr(away, until).wait(60)
     return console.file.getvalue()

@@ -15,7 +15,7 @@ from bench.launch.job import Job, Report, Setting
 from bench.launch.lease import Leases
 from bench.launch.share import Done, Share
 from bench.record import FAILED, FINISHED, Store
-from bench.train.cohort import fail, unfinished
+from bench.train.cohort import fail, record_without_result
 from bench.train.device import is_out_of_memory
 
 POLL_SECONDS = 0.2
@@ -167,7 +167,7 @@ def without_lost_needs(job: Job, store: Store, setting: Setting) -> list[Job]:
             found = store.read(need.id)
             reason = found.error if found is not None else "it has no record"
             error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
-            store.write(unfinished(cell, FAILED, error, setting.provenance))
+            store.write(record_without_result(cell, FAILED, error, setting.provenance))
     kept = tuple(c for c in job.cells if not any(need.id in lost for need in c.needs))
     return [Job(kept, next((cell.teacher for cell in kept if cell.teacher), None))]
 

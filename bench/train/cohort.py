@@ -458,12 +458,14 @@ def raise_if_shared(error: BaseException) -> None:
 def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:
     """The record of a cell that raised; a verdict on its pair is no failure."""
     if isinstance(error, NotApplicable):
-        return unfinished(cell, NOT_APPLICABLE, one_line(error), provenance)
+        return record_without_result(cell, NOT_APPLICABLE, one_line(error), provenance)
     text = "".join(traceback.format_exception(error))
-    return unfinished(cell, FAILED, f"{type(error).__name__}: {one_line(error)}", provenance, text)
+    return record_without_result(
+        cell, FAILED, f"{type(error).__name__}: {one_line(error)}", provenance, text
+    )
 
 
-def unfinished(
+def record_without_result(
     cell: Cell, status: str, error: str, provenance: Mapping[str, object], text: str = ""
 ) -> Record:
     """The record of a cell that gave no result, with the traceback if there is one."""
