@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,13 +12,14 @@ import pytest
 import torch
 from lessons import CPU, cell, dataset, plain_cell, recipe
 
+from bench.cell import Cell
 from bench.cost.forecast import Forecast
 from bench.cost.parts import EXTRAPOLATED, MEASURED, Parts, kind, stream_kind, teacher_kind
 from bench.cost.probe import Rehearsal
 from bench.cost.rough import DataSizes, Rough
 from bench.cost.together import together
 from bench.launch import calibrate, job
-from bench.launch.calibrate import Kept, groups_of, known_parts, read_parts
+from bench.launch.calibrate import CalibrationError, Kept, groups_of, known_parts, read_parts
 from bench.launch.job import Job, Library, Setting, run_job
 from bench.launch.memory import free_memory, room
 from bench.launch.outlook import look_ahead
@@ -176,6 +179,95 @@ def test_what_was_only_sketched_is_measured_when_there_is_more_time(cohort, tmp_
     groups = groups_of(cells)
     assert not calibrate._Missing(groups, kept, 1.0)
     assert len(calibrate._Missing(groups, kept, 2.0).students) == len(cells)
+
+
+def test_a_cohort_left_out_for_want_of_time_is_due_when_there_is_more(cohort, tmp_path, setting):
+    cells, _, pieces = cohort
+    kept = Kept(tmp_path, calibrate.conditions_of(setting, ["cpu"]))
+    enter(kept, cells, pieces)
+    groups, did = groups_of(cells), []
+
+    class Crew:
+        devices = ("cpu",)
+
+        def ready(self):
+            return {"startup_seconds": 2.0, "process_bytes": 5}
+
+        def do(self, tasks):
+            did.extend(task.what for task in tasks)
+            return [
+                ("cohort", calibrate._cohort_key(task.group),
+                 asdict(pieces.teachers[teacher_kind(task.group.taught)]))
+                for task in tasks
+            ]  # fmt: skip
+
+    def measure(seconds: float) -> None:
+        missing = calibrate._Missing(groups, kept, seconds)
+        calibrate._measure(missing, Crew(), kept, seconds, lambda what: None)
+
+    measure(1e-9)
+    assert did == []  # its rehearsal would take longer
+    assert not calibrate._Missing(groups, kept, 1e-9)
+    assert calibrate._Missing(groups, kept, 1e3)
+    measure(1e3)
+    assert did == ["cohort"] * len(groups)
+    assert not calibrate._Missing(groups, kept, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "no memory was left"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "no memory was"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "no memory was"),
+        (RuntimeError("CUDA error: device-side assert\nCompile with"), "a device was lost"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("counted", [False, True])
+def test_memory_or_a_device_that_is_lost_while_calibrating_is_one_line(
+    tmp_path, setting, monkeypatch, error, said, counted
+):
+    class Crew:
+        devices = ("cpu",)
+
+        def ready(self):
+            return {}
+
+        def do(self, tasks):
+            raise error
+
+    monkeypatch.setattr(calibrate, "_Crew", lambda *how: contextlib.nullcontext(Crew()))
+    with pytest.raises(CalibrationError, match=said) as told:
+        calibrate.calibrate(
+            [plain_cell("cnn2")], tmp_path, setting, ["cpu"], seconds=1.0, counted=counted
+        )
+    assert "\n" not in str(told.value)
+    assert "--calibrate-seconds 0" in str(told.value)
+
+
+def test_a_mistake_while_calibrating_is_not_taken_for_want_of_memory(
+    tmp_path, setting, monkeypatch
+):
+    monkeypatch.setattr(calibrate, "_measure", lambda *what: [][0])
+    monkeypatch.setattr(calibrate, "_Crew", lambda *how: contextlib.nullcontext())
+    with pytest.raises(IndexError):
+        calibrate.calibrate([plain_cell("cnn2")], tmp_path, setting, ["cpu"], seconds=1.0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_process_that_only_keeps_busy_tells_of_memory_alone(cohort, monkeypatch, shared):
+    cells, rehearsal, _ = cohort
+
+    def go_on(cell: Cell, ended: object) -> None:
+        raise MemoryError if shared else ValueError("a network's own mistake")
+
+    monkeypatch.setattr(calibrate, "_rehearse", lambda group: rehearsal)
+    monkeypatch.setattr(calibrate, "_stop", threading.Event(), raising=False)
+    monkeypatch.setattr(rehearsal, "go_on", go_on)
+    (group,) = [g for g in groups_of(cells) if len(g.cells) > 1]
+    busy = calibrate.Task("student", group)
+    with pytest.raises(MemoryError) if shared else contextlib.nullcontext():
+        calibrate._keep_busy(busy)
 
 
 def test_each_kind_is_measured_once_whatever_the_seeds():

@@ -213,7 +213,7 @@ def calibrate(
         report: told what is going on.
 
     Raises:
-        CalibrationError: a process died.
+        CalibrationError: a process died, memory ran out, or a device was lost.
     """
     cells = list(cells)
     conditions = {**conditions_of(setting, devices), **({"counted": True} if counted else {})}
@@ -229,11 +229,35 @@ def calibrate(
                     "a calibrating process died: killed, or out of memory; --calibrate-seconds 0 "
                     "lists the cells without estimates"
                 ) from None
+            except (MemoryError, RuntimeError) as error:
+                _raise_if_shared(error)
+                raise
     return known_parts(groups, kept)
 
 
+def _raise_if_shared(error: BaseException) -> None:
+    """Says in one line what is no cell's fault, but that of all that were measured side by side.
+
+    Raises:
+        CalibrationError: memory ran out, or a device was lost.
+    """
+    from bench.train.device import is_device_lost, is_out_of_memory
+
+    others = "--calibrate-seconds 0 lists the cells without estimates"
+    if is_out_of_memory(error):
+        raise CalibrationError(
+            "no memory was left while calibrating; measure with fewer --workers or a smaller "
+            f"recipe.batch_size; {others}"
+        ) from error
+    if is_device_lost(error):
+        raise CalibrationError(
+            f"a device was lost while calibrating ({str(error).splitlines()[0]}); start the same "
+            f"command again: what was measured is kept; {others}"
+        ) from error
+
+
 class _Missing:
-    """What is not kept yet."""
+    """What is not kept yet, and whether there is something that a calibration would now add."""
 
     def __init__(self, groups: Sequence[Group], kept: Kept, seconds: float) -> None:
         self.groups = groups
@@ -247,9 +271,12 @@ class _Missing:
                     seen.add(kind(cell))
                     self.students.append((group, cell))
         self.cohorts = [g for g in groups if not kept.read("cohort", _cohort_key(g))]
+        left_out = [kept.read("left out", _cohort_key(group)) for group in self.cohorts]
+        self._due = any(found is not None and found["limit"] < seconds for found in left_out)
 
     def __bool__(self) -> bool:
-        return bool(self.teachers or self.students)
+        # A cohort that nobody spoke of is none: its turn comes with its teacher and students.
+        return bool(self.teachers or self.students or self._due)
 
 
 def _worth_more(found: Mapping[str, Any], seconds: float) -> bool:
@@ -272,6 +299,8 @@ def _measure(
     report(f"{len(rows)} rows")
     _keep(crew.do(_row_tasks(rows, known, until, len(crew.devices))), kept, seconds)
     report("whole cohorts")
+    for group in missing.cohorts:  # until it is measured; the same limit would not do it again
+        kept.write("left out", _cohort_key(group), {"limit": seconds})
     _keep(crew.do(_cohort_tasks(missing.cohorts, kept, until, seconds)), kept, seconds)
 
 
@@ -462,8 +491,12 @@ def _student(rehearsal: Rehearsal, cell: Cell, until: float) -> StudentParts:
 def _keep_busy(task: Task) -> None:
     """Trains until all others are done."""
     from bench.cost.profiler import steady
+    from bench.train.cohort import raise_if_shared
 
     with steady():
         rehearsal = _rehearse(task.group)
         plain = next((c for c in task.group.cells if c.teacher is None), task.group.cells[0])
-        rehearsal.go_on(plain, _stop.is_set)
+        try:
+            rehearsal.go_on(plain, _stop.is_set)
+        except CODE_FAULTS as error:
+            raise_if_shared(error)  # else it does not train in a run either: see `_student`
