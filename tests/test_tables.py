@@ -390,3 +390,25 @@ def test_files_of_tables_that_a_section_no_longer_has_are_removed(tmp_path):
     write_section(Section(name="found", title="t", tables=(table("a"),)), tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"found.md", "found.tex", "found.csv", "found_by_hand.csv"}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(3e-7, "<0.0001"), (0.00009, "<0.0001"), (0.0001, "0.0001"), (1.0, "1.0000")],
+)
+def test_a_small_p_is_shown_as_small_and_not_as_nought(value, shown):
+    column = Column(key="p", name="p", digits=4, p_value=True)
+    assert show(column, Entry(value)) == shown
+    table = Table(title="t", columns=(column,), rows=((Entry(value),),))
+    assert float(to_csv(table).split()[1]) == value
+
+
+def test_every_p_of_the_report_is_shown_so():
+    from bench.report import claims, comparison, recommend
+
+    columns = (
+        *claims.MEASURE_COLUMNS, *comparison.PAIR_COLUMNS, *recommend.CANDIDATE_COLUMNS,
+    )  # fmt: skip
+    found = [column for column in columns if column.key in ("p", "holm_p")]
+    assert len(found) == 4
+    assert all(column.p_value for column in found)

@@ -74,7 +74,7 @@ MEASURE_COLUMNS = (
     Column(key="measure", name="measure", align="left"),
     Column(key="unit", name="unit", align="left"),
     Column(key="estimate", name="estimate", digits=3, interval=True),
-    Column(key="p", name="p (Holm)", digits=4),
+    Column(key="p", name="p (Holm)", digits=4, p_value=True),
     Column(key="pairs", name="pairs"),
     Column(key="agreeing", name="pairs that agree"),
     Column(key="speaks", name="speaks", align="left"),
@@ -89,6 +89,9 @@ CLAIM_NOTES = (
     "Gradient cosine: between cross-entropy and transfer loss over the student's trunk, on the "
     "first batch of every epoch of that stage; a step conflicts if it is below 0. Only stages "
     "that train on labels too decide: where the head is untrained, so is the task's gradient.",
+    "Never beaten significantly: by no other row on any pair, with Holm's correction over all "
+    "those comparisons of the row; the tables of rows compared correct over one pair and one "
+    'reference alone, so a row may be "worse" there and not beaten here.',
 )
 
 

@@ -49,8 +49,8 @@ PAIR_COLUMNS = (
         key="bootstrap", name="gain, bootstrap", unit="pp", digits=2, signed=True, interval=True
     ),
     Column(key="effect_size", name="effect size d_z", digits=2, signed=True),
-    Column(key="p", name="p, paired t", digits=4),
-    Column(key="holm_p", name="p, Holm", digits=4),
+    Column(key="p", name="p, paired t", digits=4, p_value=True),
+    Column(key="holm_p", name="p, Holm", digits=4, p_value=True),
     Column(key="verdict", name="verdict", align="left"),
 )
 
@@ -73,6 +73,8 @@ PAIR_NOTES = (
     f"{RESAMPLES:,} resamples of the n differences, seed 0; too narrow below about ten seeds.",
     "p: paired t test, two-sided; Holm: corrected for all rows of this table. Verdict: by Holm's "
     f'p at {ALPHA:g}, else "{UNDECIDED}"; an interval that excludes 0 looks at its row alone.',
+    'The claims\' "never beaten significantly" corrects over all other rows on all pairs: a row '
+    "worse in this table alone may be among them.",
     "d_z: mean over standard deviation of the differences. No p where all differences are equal "
     "or n = 1: there is no spread to judge by.",
 )

@@ -175,7 +175,7 @@ def _notes(plan: Plan, settings: Sequence[Setting], *wanted: str) -> tuple[str, 
     )  # fmt: skip
     return (
         f"Means over {seeds}; another number of seeds stands beside its entry as (n=k).",
-        *(note for note in notes_of(plan) if note.startswith(wanted)),
+        *(note for note in notes_of(plan) if note.startswith((*wanted, "Intervals"))),
     )
 
 

@@ -257,7 +257,7 @@ CANDIDATE_COLUMNS = (
     Column(key="n", name="n"),
     ACCURACY,
     Column(key="gain", name="gain over student", unit="pp", digits=2, signed=True, interval=True),
-    Column(key="holm_p", name="p, Holm", digits=4),
+    Column(key="holm_p", name="p, Holm", digits=4, p_value=True),
     Column(
         key="behind", name="reference minus row", unit="pp", digits=2, signed=True, interval=True
     ),

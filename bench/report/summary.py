@@ -71,6 +71,8 @@ NOTES = (
     "(n=k).",
     "± is the half-width of the 95 % Student t interval of the mean over n seeds; (n=1) has no "
     "interval: one seed says nothing about spread.",
+    "Intervals are over seeds (initialisation, order, augmentation) on one fixed subset of "
+    "training images, one split and one test set: another draw of images is not covered.",
     "Last accuracy: last epoch, test set. Best accuracy: best epoch of each cell, chosen on the "
     "test set and so too high.",
     "Gain: method - student, paired by seed, over the seeds at which both finished.",

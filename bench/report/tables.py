@@ -40,6 +40,7 @@ class Column:
         digits: decimals shown; None for as many as the number needs.
         signed: whether a number above 0 shows its +.
         interval: whether values are intervals, which take four columns of the CSV.
+        p_value: whether a number that its digits would show as 0 is shown as "<0.0001".
     """
 
     key: str
@@ -49,6 +50,7 @@ class Column:
     digits: int | None = None
     signed: bool = False
     interval: bool = False
+    p_value: bool = False
 
     def __post_init__(self) -> None:
         """Refuses an unknown alignment."""
@@ -158,6 +160,8 @@ def _interval(column: Column, value: Interval) -> str:
 def _number(column: Column, value: float, signed: bool) -> str:
     shown = value * column.scale
     text = f"{shown:.{column.digits}f}" if column.digits is not None else f"{shown:.10g}"
+    if column.p_value and column.digits is not None and 0 <= shown < 10**-column.digits:
+        return f"<{10**-column.digits:.{column.digits}f}"
     if float(text) == 0:
         return text.removeprefix("-")  # a rounded "-0.00" claims a direction that is not there
     return f"+{text}" if signed and shown > 0 else text
