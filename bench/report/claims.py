@@ -85,6 +85,8 @@ CLAIM_NOTES = (
     "of networks; p of the paired t test, Holm over the table; [95 % t interval], n seeds.",
     "Supported: all deciding measures speak for the claim. Not supported: one speaks against it "
     f"and none for it. Undecided: the rest; fewer than {LEAST_SEEDS} seeds decide nothing.",
+    "Costs too are means over a category's methods, so one costly method can carry its category: "
+    "the claimed order of cost compares every row with every row, and its verdict can be weaker.",
     "Knowledge: the teacher's tensors that the method's first stage with a transfer loss reads.",
     "Gradient cosine: between cross-entropy and transfer loss over the student's trunk, on the "
     "first batch of every epoch of that stage; a step conflicts if it is below 0. Only stages "
