@@ -22,7 +22,7 @@ from bench.record import (
     Store,
     write_atomically,
 )
-from bench.report.build import choice_table
+from bench.report.build import choice_table, sections
 from bench.report.candidates import Candidate
 from bench.report.comparison import compare
 from bench.report.overall import answer, overall
@@ -571,3 +571,16 @@ def test_the_command_without_costs_says_what_to_run(work, capsys) -> None:
     (work / "made" / "cost.json").unlink()
     assert main(["recommend", "--grid", "made", "--work-dir", str(work), "--max-cost", "2"]) == 2
     assert "run_all.py profile" in capsys.readouterr().err
+
+
+def test_costs_of_other_code_than_the_accuracies_are_said_under_choice_and_candidates() -> None:
+    plan, records = evidence({"a": 0.08})
+    for record in records.values():
+        record.conditions["commit"] = "1" * 40
+    for commit, said_so in (("1" * 40, False), ("2" * 40, True)):
+        at = {"device": "cpu", "threads": 1, "precision": "fp32", "batch": 50, "commit": commit}
+        costs = Costs([cost("a", 1.2, conditions=at)])
+        made = sections(plan, records, costs, recommend(plan, records, costs))
+        notes = {s.name: " ".join(n for t in s.tables for n in t.notes) for s in made}
+        for name in ("choice", "candidates", "accuracy_cost"):
+            assert (f"(commit {'2' * 10}) than accuracies ({'1' * 10})" in notes[name]) == said_so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.cost.record import Costs
@@ -14,6 +15,7 @@ from bench.report.cost import FIGURES as COST_FIGURES
 from bench.report.cost import cost_sections, cost_tables, write_costs
 from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
+from bench.report.measured import other_code
 from bench.report.overall import overall
 from bench.report.overview import AXES, axis_tables, overview_tables
 from bench.report.page import Part, render_page
@@ -82,9 +84,10 @@ def sections(
     """
     conditions = (conditions_table(plan, records), faults_table(plan, records))
     by_axis = axis_tables(plan, records)
+    version = other_code(costs.records if costs else (), records.values())
     made = [
-        _section("choice", "The choice", [choice_table(choices)]),
-        _section("candidates", "Candidates", [choice.to_table() for choice in choices]),
+        _section("choice", "The choice", [_noted(choice_table(choices), version)]),
+        _section("candidates", "Candidates", [_noted(c.to_table(), version) for c in choices]),
         _section("overview", "Accuracy and gain", overview_tables(plan, records)),
         *(_section(axis, f"By {AXES[axis]}", tables) for axis, tables in by_axis.items()),
         _section("comparison", "Rows compared", comparison_tables(plan, records)),
@@ -138,6 +141,10 @@ def choice_table(choices: Sequence[Choice]) -> Table:
         title="The choice for each pair", columns=CHOICE_COLUMNS, rows=tuple(rows),
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _noted(table: Table, note: str) -> Table:
+    return replace(table, notes=(*table.notes, note)) if note else table
 
 
 def _section(name: str, title: str, tables: Iterable[Table]) -> Section:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bench.cost.record import CostRecord, Costs
 from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import STUDENT, cost_ratio, costs_of, plain_factor
-from bench.report.measured import MIB, measured_with, quartile_entry
+from bench.report.measured import MIB, measured_with, other_code, quartile_entry
 from bench.report.summary import PairKey, group_by_pair, notes_of, pair_table
 from bench.report.tables import Column, Entry, Section, Table
 
@@ -48,7 +48,12 @@ def accuracy_cost_section(
         costs: of the same grid; None for none.
     """
     tables = (
-        _pair_table(key, pair_table(key, rows, records, notes_of(plan)), costs)
+        _pair_table(
+            key,
+            pair_table(key, rows, records, notes_of(plan)),
+            costs,
+            [records[r.cell_id] for r in rows if r.cell_id in records],
+        )
         for key, rows in group_by_pair(plan).items()
         if any(row.cell_id in records for row in rows)
     )
@@ -59,7 +64,9 @@ def accuracy_cost_section(
     )
 
 
-def _pair_table(key: PairKey, summary: Table, costs: Costs | None) -> Table | None:
+def _pair_table(
+    key: PairKey, summary: Table, costs: Costs | None, cells: Sequence[Record]
+) -> Table | None:
     measured = {record.label: record for record in costs_of(costs, key)[0]}
     if not measured:
         return None
@@ -73,7 +80,12 @@ def _pair_table(key: PairKey, summary: Table, costs: Costs | None) -> Table | No
         title=f"Accuracy and cost, {key.title}",
         columns=taken + COST_COLUMNS,
         rows=tuple(rows),
-        notes=(*GAIN_NOTES, measured_with(list(measured.values())), *NOTES),
+        notes=(
+            *GAIN_NOTES,
+            measured_with(list(measured.values())),
+            *filter(None, [other_code(measured.values(), cells)]),
+            *NOTES,
+        ),
     )
 
 

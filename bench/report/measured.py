@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.cost.record import WHERE, CostRecord, Costs, Quartiles
+from bench.record import Record
 from bench.report.statistics import Interval
 from bench.report.tables import Column, Entry, Table
 
@@ -58,6 +59,21 @@ def measured_with(records: Sequence[CostRecord]) -> str:
             texts = dict.fromkeys(map(_plain, values))
             shown.append(f"{name.replace('_', ' ')} {' or '.join(texts)}")
     return f"Measured with: {'; '.join(shown)}."
+
+
+def other_code(costs: Iterable[CostRecord], cells: Iterable[Record]) -> str:
+    """One sentence where costs and accuracies are of different commits; else empty."""
+    sides = [
+        dict.fromkeys(str(x.conditions["commit"])[:10] for x in found if x.conditions.get("commit"))
+        for found in (costs, cells)
+    ]
+    cost, accuracy = sides
+    if not cost or not accuracy or set(cost) == set(accuracy):
+        return ""
+    return (
+        f"Costs were measured with another version of the code (commit {', '.join(cost)}) than "
+        f"accuracies ({', '.join(accuracy)})."
+    )
 
 
 def _plain(value: object) -> str:
