@@ -15,9 +15,10 @@ from bench.data.resolution import degrade
 from bench.method import Method, NotApplicable, Selection, Stage, View, split_epochs
 from bench.record import Store
 from bench.train.cohort import Cohort, build_network, load_teacher, start_from_source
+from bench.train.epoch import check_finite
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
-from bench.train.step import Seen
+from bench.train.step import NonFiniteError, Seen, Sums
 from bench.train.stream import check_sizes, check_sources, open_stream
 
 
@@ -265,6 +266,34 @@ def test_a_loss_that_is_not_finite_fails_the_cell_alone(tmp_path):
     assert "epoch 1" in records[bad.id].error
     assert "Traceback" in records[bad.id].traceback
     assert not (tmp_path / bad.id / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "skipped", "weight", "words"),
+    [
+        (math.nan, 0, 1.0, r"the task loss is nan in epoch 2 \(stage 'x'\)"),
+        (1.0, 10, 1.0, "the transfer loss of every sample is not finite"),
+        (1.0, 9, math.inf, "a weight is not finite"),
+    ],
+)
+def test_an_epoch_after_which_nothing_can_be_learnt_is_refused_by_its_cause(
+    task, skipped, weight, words
+):
+    stage = Stage(name="x", share=1.0, transfer=squared_gap, taps=("logits",))
+    sums = Sums.zero(CPU)
+    sums.steps, sums.seen = 1, 10
+    sums.task += task
+    sums.skipped += skipped
+    with pytest.raises(NonFiniteError, match=words):
+        check_finite(sums, stage, [torch.full((2,), weight)], epoch=2)
+
+
+def test_a_single_finite_sample_is_enough():
+    stage = Stage(name="x", share=1.0, transfer=squared_gap, taps=("logits",))
+    sums = Sums.zero(CPU)
+    sums.steps, sums.seen = 1, 10
+    sums.skipped += 9
+    check_finite(sums, stage, [torch.ones(2)], epoch=1)
 
 
 def test_samples_without_a_finite_transfer_loss_are_skipped_and_counted():
