@@ -146,7 +146,8 @@ def _train(
 
     expansion, work = expand_grid(prepared, grid), prepared.work
     setting = make_setting(options, work)
-    if unfinished(expansion.cells.values(), work.store, options.retry_failed):
+    cells = expansion.cells.values()
+    if options.stack != "off" and unfinished(cells, work.store, options.retry_failed):
         setting = replace(setting, forms=settle_forms(options, prepared, expansion))
     retry, console = options.retry_failed, prepared.console
     try:

@@ -14,17 +14,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell, DataSpec
 from bench.cost.profiler import Clock
-from bench.cost.stacks import Comparison, compare_forms
+from bench.cost.stacks import Comparison, compare_forms, plain_pass
 from bench.data.dataset import DataSet
 from bench.models.network import Network
 from bench.models.stacked import NotStackable, Stack
 from bench.record import dump_json, write_atomically
 from bench.train.cohort import build_network
-from bench.train.device import autocast, conditions, is_out_of_memory, to_device
+from bench.train.device import conditions, is_out_of_memory, to_device
 from bench.train.stacking import form_of
 from methods import registry
 
@@ -71,8 +70,8 @@ def settle(
     machine = "{device}, {threads} threads, torch {torch}".format(**conditions(device))
     chosen: set[str] = set()
     for form, candidate in found.items():
-        key = f"{form}, {machine}"
-        if key not in _read(path):
+        key, kept = f"{form}, {machine}", _read(path)
+        if key not in kept:
             measured = measure(candidate, device)
             say(describe(form, measured))
             if measured is None:
@@ -81,7 +80,7 @@ def settle(
             kept = {key: measured, **_read(path)}
             values = {name: dataclasses.asdict(one) for name, one in kept.items()}
             write_atomically(path, dump_json(values))
-        if _read(path)[key].stack:
+        if kept[key].stack:
             chosen.add(form)
     return frozenset(chosen)
 
@@ -139,15 +138,8 @@ def measure(candidate: Candidate, device: torch.device) -> Comparison | None:
 
 def _step_ms(network: Network, images: Tensor, labels: Tensor, cell: Cell) -> float:
     """The faster of two steps of one network: the first may load libraries."""
-    network = to_device(network, images.device).train()
-
-    def step() -> None:
-        with autocast(cell, images.device):
-            logits = network(images)
-        cross_entropy(logits.float(), labels).backward()
-
-    clock = Clock(images.device)
-    return min(clock.time(step), clock.time(step))
+    network, clock = to_device(network, images.device).train(), Clock(images.device)
+    return min(clock.time(lambda: plain_pass(network, images, labels, cell)) for _ in range(2))
 
 
 def describe(form: str, measured: Comparison | None) -> str:
