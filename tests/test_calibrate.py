@@ -20,7 +20,7 @@ from bench.cost.rough import DataSizes, Rough
 from bench.cost.together import together
 from bench.launch import calibrate, job
 from bench.launch.calibrate import CalibrationError, Kept, groups_of, known_parts, read_parts
-from bench.launch.job import Job, Library, Setting, run_job
+from bench.launch.job import Job, Library, WorkerConfig, run_job
 from bench.launch.memory import free_memory, room
 from bench.launch.outlook import look_ahead
 from bench.launch.schedule import plan_jobs
@@ -130,8 +130,8 @@ def enter(kept: Kept, cells, pieces: Parts) -> None:
 
 
 @pytest.fixture
-def setting(tmp_path) -> Setting:
-    return Setting(store=tmp_path / "cells", cache=tmp_path / "data", data_root=None)
+def setting(tmp_path) -> WorkerConfig:
+    return WorkerConfig(store=tmp_path / "cells", cache=tmp_path / "data", data_root=None)
 
 
 def test_what_was_kept_is_found_again_and_nothing_is_measured(
@@ -352,7 +352,7 @@ def test_cell_by_cell_and_side_by_side_give_the_same_bits(tmp_path, monkeypatch)
     cells = [plain_cell("cnn2"), *map(cell, ("soft_logits", "selective", "rkd"))]
     weights = []
     for most in (1, 2, None):
-        setting = Setting(store=tmp_path / str(most), cache=tmp_path, data_root=None)
+        setting = WorkerConfig(store=tmp_path / str(most), cache=tmp_path, data_root=None)
         run_job(Job((teacher,), None), setting, lambda *event: None)
         fits = None if most is None else (lambda part, most=most: len(part) <= most)
         jobs = plan_jobs(cells, 1, fits=fits)

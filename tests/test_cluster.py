@@ -31,7 +31,7 @@ from bench.cli import main, parse
 from bench.launch import depot, ray_cluster, ray_worker
 from bench.launch.crew import Crew
 from bench.launch.depot import Depot, SupersededError
-from bench.launch.job import Job, Library, Setting, run_job
+from bench.launch.job import Job, Library, WorkerConfig, run_job
 from bench.launch.lease import Leases
 from bench.launch.ray_cluster import ClusterError, Options, RayCluster
 from bench.launch.schedule import plan_jobs
@@ -68,12 +68,12 @@ def cells(data_root) -> list[Cell]:
     return [teacher, cell("student", "cnn2"), *taught]
 
 
-def setting(work: Path, data_root: Path, **changes: object) -> Setting:
+def setting(work: Path, data_root: Path, **changes: object) -> WorkerConfig:
     values = {
         "store": work / "cells", "cache": data_root, "data_root": None,
         "checkpoints": work / "checkpoints", "checkpoint_seconds": 0.0,
     }  # fmt: skip
-    return Setting(**{**values, **changes})
+    return WorkerConfig(**{**values, **changes})
 
 
 def results(work: Path) -> dict[str, object]:
@@ -98,7 +98,7 @@ def undisturbed(tmp_path_factory, cells, data_root) -> dict[str, object]:
 
 
 def launch(
-    cells: list[Cell], where: Setting, options: Options = SHARED, report=lambda *event: None
+    cells: list[Cell], where: WorkerConfig, options: Options = SHARED, report=lambda *event: None
 ) -> list[str]:
     """Runs cells on the cluster that there is; the ids in the order they came back."""
     cluster = RayCluster(options, "cpu", threads=1)

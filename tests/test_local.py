@@ -8,7 +8,7 @@ from lessons import cell, plain_cell, run
 
 from bench.launch import local, share
 from bench.launch.crew import without_lost_needs
-from bench.launch.job import Job, Setting
+from bench.launch.job import Job, WorkerConfig
 from bench.launch.lease import Leases
 from bench.launch.schedule import plan_jobs
 from bench.record import Store
@@ -53,7 +53,7 @@ def test_the_culprit_fails_alone_and_all_others_finish(tmp_path, monkeypatch, wo
     monkeypatch.setattr(local, "_work", work)
     cells = [plain_cell(f"cnn{width}", seed) for width in (2, 3, 6) for seed in (0, 1)]
     jobs = plan_jobs(cells, workers=2)
-    setting = Setting(store=tmp_path, cache=tmp_path, data_root=None)
+    setting = WorkerConfig(store=tmp_path, cache=tmp_path, data_root=None)
     with Leases(tmp_path / "leases") as leases:
         devices = ["cpu", "cpu"]
         done = list(local.run_processes(jobs, setting, devices, lambda *event: None, leases))
@@ -67,7 +67,7 @@ def test_the_culprit_fails_alone_and_all_others_finish(tmp_path, monkeypatch, wo
 def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
     taught, plain = cell("soft_logits"), plain_cell("cnn2")
     store = Store(tmp_path)
-    setting = Setting(store=tmp_path, cache=tmp_path, data_root=None)
+    setting = WorkerConfig(store=tmp_path, cache=tmp_path, data_root=None)
     (left,) = without_lost_needs(Job((taught, plain), taught.teacher), store, setting)
     assert left == Job((plain,), None)
     assert "cnn3/student/0, which it learns from, did not finish" in store.read(taught.id).error
@@ -113,7 +113,7 @@ def test_what_memory_does_not_hold_is_retried_smaller_and_a_full_disk_ends_the_r
     cells = [plain_cell(f"cnn{width}") for width in (2, 3, 4, 6)]
     last = plain_cell("cnn7")
     jobs = [Job(tuple(cells), None), Job((last,), None)]
-    setting = Setting(store=tmp_path, cache=tmp_path, data_root=None)
+    setting = WorkerConfig(store=tmp_path, cache=tmp_path, data_root=None)
     with Leases(tmp_path / "leases") as leases:
         done = local.run_processes(jobs, setting, ["cpu"], lambda *event: None, leases)
         with pytest.raises(OSError, match="No space left"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bench.grid import Expansion, Grid
     from bench.launch.coordinator import Launch
-    from bench.launch.job import Library, Setting
+    from bench.launch.job import Library, WorkerConfig
     from bench.launch.ray_cluster import RayCluster
     from bench.workdir import WorkDir
 
@@ -122,11 +122,11 @@ def settle_forms(
     )  # fmt: skip
 
 
-def make_setting(options: argparse.Namespace, work: WorkDir) -> Setting:
+def make_worker_config(options: argparse.Namespace, work: WorkDir) -> WorkerConfig:
     """What jobs need to know beside their cells."""
-    from bench.launch.job import Setting, provenance
+    from bench.launch.job import WorkerConfig, provenance
 
-    return Setting(
+    return WorkerConfig(
         store=work.store.root, cache=work.cache, data_root=options.data_root,
         threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
         checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,

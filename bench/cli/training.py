@@ -12,7 +12,7 @@ from bench.cli.preparation import (
     Prepared,
     expand_grid,
     list_devices,
-    make_setting,
+    make_worker_config,
     open_launcher,
     prepare,
     settle_forms,
@@ -75,7 +75,10 @@ def scaling(options: argparse.Namespace) -> int:
     asked = Asked(
         options.gpus or WORKERS, options.tflops, options.startup_seconds, options.calibrate_seconds
     )
-    expansion, setting = expand_grid(prepared, prepared.grid), make_setting(options, prepared.work)
+    expansion, setting = (
+        expand_grid(prepared, prepared.grid),
+        make_worker_config(options, prepared.work),
+    )
     if options.tflops is None:  # else nothing is timed
         setting = replace(setting, forms=settle_forms(options, prepared, expansion))
     try:
@@ -124,7 +127,9 @@ def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
         print(preview(expansion, work.store, options.retry_failed))
         return 0
     console = prepared.console
-    setting = replace(make_setting(options, work), forms=settle_forms(options, prepared, expansion))
+    setting = replace(
+        make_worker_config(options, work), forms=settle_forms(options, prepared, expansion)
+    )
     try:
         print(preview_costs(
             expansion, work, setting, devices, prepared.library, options.calibrate_seconds,
@@ -145,7 +150,7 @@ def _train(
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = expand_grid(prepared, grid), prepared.work
-    setting = make_setting(options, work)
+    setting = make_worker_config(options, work)
     cells = expansion.cells.values()
     if options.stack != "off" and unfinished(cells, work.store, options.retry_failed):
         setting = replace(setting, forms=settle_forms(options, prepared, expansion))

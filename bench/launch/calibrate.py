@@ -39,7 +39,7 @@ from bench.cost.parts import (
 )
 from bench.faults import CODE_FAULTS
 from bench.launch.code import code_digest
-from bench.launch.job import Library, Setting
+from bench.launch.job import Library, WorkerConfig
 from bench.launch.memory import process_bytes
 from bench.launch.schedule import group_cells
 from bench.record import dump_json, write_atomically
@@ -77,7 +77,7 @@ def groups_of(cells: Iterable[Cell]) -> list[Group]:
     return [Group((cell,)) for cell in teachers] + [Group(tuple(cohort)) for cohort in cohorts]
 
 
-def conditions_of(setting: Setting, devices: Sequence[str]) -> dict[str, object]:
+def conditions_of(setting: WorkerConfig, devices: Sequence[str]) -> dict[str, object]:
     """What every measurement depends on beside its cell."""
     from bench.train.device import conditions, pick_device
 
@@ -153,7 +153,7 @@ def _teach(teachers: dict[str, TeacherParts], group: Group, parts: TeacherParts)
 
 
 def read_parts(
-    cells: Iterable[Cell], root: Path, setting: Setting, devices: Sequence[str]
+    cells: Iterable[Cell], root: Path, setting: WorkerConfig, devices: Sequence[str]
 ) -> Parts | None:
     """The pieces of all these cells, if every one was measured before under these conditions."""
     cells = list(cells)
@@ -189,7 +189,7 @@ class Task:
 def calibrate(
     cells: Iterable[Cell],
     root: Path,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     *,
     seconds: float,
@@ -361,7 +361,7 @@ def _keep(found: Iterable[tuple[str, object, dict[str, Any]]], kept: Kept, limit
 class _Crew:
     """Processes that measure side by side. A context manager: on leaving it they end."""
 
-    def __init__(self, setting: Setting, devices: Sequence[str], stand_in: bool) -> None:
+    def __init__(self, setting: WorkerConfig, devices: Sequence[str], stand_in: bool) -> None:
         self.devices = list(devices)
         context = multiprocessing.get_context("spawn")
         self._stop, free = context.Event(), context.Queue()
@@ -406,7 +406,7 @@ def _waiting_for(workers: int) -> float:
     return max(1.0, workers / len(os.sched_getaffinity(0)))
 
 
-_setting: Setting
+_setting: WorkerConfig
 _stand_in = False
 _stop: Event
 _all_ready: Barrier
@@ -416,7 +416,12 @@ _plugged = ExitStack()
 
 
 def _start(
-    setting: Setting, stand_in: bool, free: Queue, stop: Event, all_ready: Barrier, waiting: float
+    setting: WorkerConfig,
+    stand_in: bool,
+    free: Queue,
+    stop: Event,
+    all_ready: Barrier,
+    waiting: float,
 ) -> None:
     global _setting, _stand_in, _stop, _all_ready, _waiting
     import torch

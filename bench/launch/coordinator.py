@@ -16,7 +16,7 @@ from rich.console import Console
 from bench.cell import Cell
 from bench.grid import Expansion
 from bench.launch.calibrate import read_parts
-from bench.launch.job import Job, Library, Report, Setting, total_epochs, unfinished
+from bench.launch.job import Job, Library, Report, WorkerConfig, total_epochs, unfinished
 from bench.launch.lease import Leases
 from bench.launch.local import run_processes
 from bench.launch.mirroring import Mirroring
@@ -27,7 +27,7 @@ from bench.record import FINISHED, Plan, Store, write_atomically
 from bench.train.checkpoint import Checkpoints
 from bench.workdir import WorkDir
 
-Launch = Callable[[Sequence[Job], Setting, Sequence[str], Report, Leases], Generator[Done]]
+Launch = Callable[[Sequence[Job], WorkerConfig, Sequence[str], Report, Leases], Generator[Done]]
 TIMING = "timing.csv"
 TIMING_HEADER = "ended,cells,workers,estimated_seconds,took_seconds\n"
 
@@ -57,7 +57,7 @@ class Outcome:
 def run_grid(
     expansion: Expansion,
     work: WorkDir,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     *,
     retry_failed: bool,
@@ -110,7 +110,7 @@ def _outlook(
     expansion: Expansion,
     waiting: Sequence[Cell],
     work: WorkDir,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     local: bool,
 ) -> Outlook:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from bench.cell import Cell
-from bench.launch.job import Job, Report, Setting
+from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.lease import Leases
 from bench.launch.share import Done, Share
 from bench.record import FAILED, FINISHED, Store
@@ -33,7 +33,7 @@ class Crew(ABC, Generic[Handle]):
         running: what runs -> its job.
     """
 
-    def __init__(self, setting: Setting, report: Report, leases: Leases) -> None:
+    def __init__(self, setting: WorkerConfig, report: Report, leases: Leases) -> None:
         """Nothing runs yet.
 
         Args:
@@ -153,7 +153,7 @@ class Crew(ABC, Generic[Handle]):
             yield self.share.give_back(done)
 
 
-def without_lost_needs(job: Job, store: Store, setting: Setting) -> list[Job]:
+def without_lost_needs(job: Job, store: Store, setting: WorkerConfig) -> list[Job]:
     """The job, or what is left of it if a teacher or source failed: cells that do not need it.
 
     The others are recorded as failed here, naming what they needed.

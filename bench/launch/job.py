@@ -25,7 +25,7 @@ Report = Callable[[str, int, int, float | None], None]
 
 
 @dataclass(frozen=True)
-class Setting:
+class WorkerConfig:
     """Where a worker finds and leaves things; nothing here changes a number.
 
     Attributes:
@@ -130,7 +130,7 @@ class Job:
 
 def run_job(
     job: Job,
-    setting: Setting,
+    setting: WorkerConfig,
     report: Report,
     *,
     store: Store | None = None,
@@ -157,7 +157,7 @@ def run_job(
 
 
 def _run(
-    job: Job, setting: Setting, report: Report, store: Store, kept: Checkpoints | None
+    job: Job, setting: WorkerConfig, report: Report, store: Store, kept: Checkpoints | None
 ) -> None:
     import torch
 
@@ -187,7 +187,7 @@ def _run(
 
 
 def _with_teacher(
-    job: Job, store: Store, stream: Stream, device: torch.device, setting: Setting
+    job: Job, store: Store, stream: Stream, device: torch.device, setting: WorkerConfig
 ) -> tuple[list[Cell], Teacher | None]:
     """The job's teacher and the cells to train; without it, those that need none."""
     from bench.train.cohort import fail, load_teacher

@@ -16,7 +16,7 @@ from multiprocessing.queues import Queue
 import torch
 
 from bench.launch.crew import DIED, POLL_SECONDS, Crew
-from bench.launch.job import Job, Report, Setting, run_job
+from bench.launch.job import Job, Report, WorkerConfig, run_job
 from bench.launch.lease import Leases
 from bench.launch.share import Done
 from bench.train.device import is_device_lost, is_out_of_memory
@@ -24,7 +24,7 @@ from bench.train.device import is_device_lost, is_out_of_memory
 
 def run_processes(
     jobs: Sequence[Job],
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     report: Report,
     leases: Leases,
@@ -57,7 +57,7 @@ class _Processes(Crew[Future[None]]):
     """A pool of worker processes, one for each device."""
 
     def __init__(
-        self, setting: Setting, devices: Sequence[str], report: Report, leases: Leases
+        self, setting: WorkerConfig, devices: Sequence[str], report: Report, leases: Leases
     ) -> None:
         super().__init__(setting, report, leases)
         self.devices = list(devices)
@@ -126,11 +126,11 @@ class _Processes(Crew[Future[None]]):
 
 # --- inside a worker -----------------------------------------------------------------------------
 
-_setting: Setting | None = None
+_setting: WorkerConfig | None = None
 _send: Callable[..., None] = print
 
 
-def _start_worker(setting: Setting, free: Queue, events: Queue) -> None:
+def _start_worker(setting: WorkerConfig, free: Queue, events: Queue) -> None:
     global _setting, _send
     end_with_parent()
     _setting = replace(setting, device=free.get())

@@ -9,7 +9,7 @@ from bench.cell import Cell, DataSpec
 from bench.cost.forecast import Forecast
 from bench.cost.parts import Parts
 from bench.cost.rough import DataSizes, Rough
-from bench.launch.job import Job, Library, Setting
+from bench.launch.job import Job, Library, WorkerConfig
 from bench.launch.memory import process_bytes, room
 from bench.launch.schedule import Fits, Schedule, plan_jobs, simulate
 
@@ -48,7 +48,7 @@ class Outlook:
 def look_ahead(
     cells: Sequence[Cell],
     parts: Parts | None,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     library: Library,
     local: bool = True,

@@ -10,7 +10,7 @@ from bench.cost.forecast import Forecast
 from bench.cost.parts import EXTRAPOLATED, kind
 from bench.grid import Expansion
 from bench.launch.calibrate import calibrate
-from bench.launch.job import Library, Setting, total_epochs, unfinished
+from bench.launch.job import Library, WorkerConfig, total_epochs, unfinished
 from bench.launch.outlook import Outlook, look_ahead
 from bench.launch.schedule import group_cells
 from bench.record import Row, Store
@@ -40,7 +40,7 @@ def preview(expansion: Expansion, store: Store, retry_failed: bool) -> str:
 def preview_costs(
     expansion: Expansion,
     work: WorkDir,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     library: Library,
     seconds: float,

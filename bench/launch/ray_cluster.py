@@ -26,7 +26,7 @@ from typing import Any
 from bench.launch.code import code_digest
 from bench.launch.crew import DIED, POLL_SECONDS, Crew
 from bench.launch.depot import Depot
-from bench.launch.job import Job, Report, Setting
+from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.lease import Leases
 from bench.launch.share import Done
 
@@ -262,7 +262,7 @@ class RayCluster:
     def run(
         self,
         jobs: Sequence[Job],
-        setting: Setting,
+        setting: WorkerConfig,
         devices: Sequence[str],
         report: Report,
         leases: Leases,
@@ -318,7 +318,7 @@ class _Tasks(Crew[Any]):
     """Tasks of a Ray cluster; their handles are object references."""
 
     def __init__(
-        self, cluster: RayCluster, setting: Setting, report: Report, leases: Leases
+        self, cluster: RayCluster, setting: WorkerConfig, report: Report, leases: Leases
     ) -> None:
         super().__init__(setting, report, leases)
         import ray  # pyright: ignore[reportMissingImports]
@@ -493,7 +493,7 @@ class _Tasks(Crew[Any]):
         self.ray.kill(self.depot)
 
 
-def _for_nodes(setting: Setting, device: str) -> Setting:
+def _for_nodes(setting: WorkerConfig, device: str) -> WorkerConfig:
     """The setting as it is told to nodes, whose current folder is another."""
 
     def absolute(path: Path | None) -> Path | None:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 import bench
 from bench.launch.code import code_digest
 from bench.launch.depot import Call, SentCheckpoints, SentStore
-from bench.launch.job import Job, Library, Setting, run_job
+from bench.launch.job import Job, Library, WorkerConfig, run_job
 from bench.plugin import PluginError, plugged
 
 
@@ -44,7 +44,7 @@ class Order:
     job: Job
     code: str
     attempt: str
-    setting: Setting
+    setting: WorkerConfig
     marker: Path
     node_dir: str | None
 
@@ -104,7 +104,7 @@ def do(order: Order, call: Call) -> None:
 
 
 @contextmanager
-def _plugged(setting: Setting) -> Iterator[None]:
+def _plugged(setting: WorkerConfig) -> Iterator[None]:
     """With the user's own files, which ran at the coordinator already."""
     with contextlib.ExitStack() as stack:
         try:
@@ -122,7 +122,7 @@ def _check_code(order: Order) -> None:
         )
 
 
-def _check_device(setting: Setting) -> None:
+def _check_device(setting: WorkerConfig) -> None:
     from bench.train.device import pick_device
 
     try:
@@ -131,7 +131,7 @@ def _check_device(setting: Setting) -> None:
         raise NodeFaultError(str(error)) from None
 
 
-def _check_data(job: Job, setting: Setting) -> None:
+def _check_data(job: Job, setting: WorkerConfig) -> None:
     """Data sets are every node's own, and must be those that the cells name."""
     library = Library(setting.data_root, setting.cache)
     cells = [cell for one in job.cells for cell in (one, one.source) if cell is not None]

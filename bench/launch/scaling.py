@@ -10,7 +10,7 @@ from bench.cell import Cell
 from bench.cost.forecast import Forecast, at_throughput
 from bench.grid import Expansion
 from bench.launch.calibrate import calibrate, conditions_of
-from bench.launch.job import Job, Library, Setting
+from bench.launch.job import Job, Library, WorkerConfig
 from bench.launch.schedule import Fits, group_cells, longest_chain, plan_jobs, simulate
 from bench.record import write_atomically
 from bench.report.drawing import save_figure
@@ -96,7 +96,7 @@ class Asked:
 def command(
     expansion: Expansion,
     work: WorkDir,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     library: Library,
     asked: Asked,
@@ -140,7 +140,7 @@ def _conditions(
     cells: Sequence[Cell],
     forecast: Forecast,
     asked: Asked,
-    setting: Setting,
+    setting: WorkerConfig,
     devices: Sequence[str],
     startup: float,
 ) -> list[str]:
