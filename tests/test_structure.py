@@ -38,7 +38,6 @@ ALLOWED = {
     "bench.workdir": {"bench.record"},
     "bench.tracking": {"bench.tracking", "bench.record"},
     "bench.tracking.experiment": set(),
-    "bench.served_student": set(),
     "bench.export": {
         "bench.cell", "bench.data", "bench.models", "bench.record", "bench.train.device",
         "bench.workdir",

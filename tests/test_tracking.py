@@ -1,4 +1,4 @@
-"""What MLflow is sent, and what comes back: names, groups, inputs, files, the champion."""
+"""What MLflow is sent, and what comes back: names, groups, inputs, files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from students import random_student
-from summary_grid import finished, plan, records, row
+from summary_grid import plan, records, row
 
-from bench.export import Student, Trained, pack
-from bench.record import Record, Row, Store
-from bench.tracking import Mirror, ServableStudent, group_of, mirror_all
+from bench.record import Store
+from bench.tracking import Mirror, group_of, mirror_all
 
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -150,111 +146,13 @@ def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     assert mirror.summary.read("figures") is None
 
 
-# --- the champion --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def crowned(work) -> tuple[Mirror, Trained]:
-    """A grid whose first winner is registered."""
-    mirror = Mirror(work, "crowned")
-    for one in (row("soft_logits", 0), row("rkd", 0)):
-        folder = work / "crowned" / one.cell_id
-        folder.mkdir(parents=True)
-        mirror.send(cell_record(one), one, folder)
-    trained = random_student("cnn4", side=8)
-    assert mirror.registry.champion() is None
-    mirror.registry.crown(servable(row("soft_logits", 0), trained))
-    return mirror, trained
-
-
-def cell_record(row: Row) -> Record:
-    return replace(finished(row, 0.9, 0.9, None), cell={"fingerprint": "f", "data": {}})
-
-
-def servable(row: Row, trained: Trained) -> ServableStudent:
-    content, _ = pack(trained, "torch.export")
-    return ServableStudent(row, content, trained.card.to_json(), "It won by hand.")
-
-
-def logits(trained: Trained) -> np.ndarray:
-    with torch.no_grad():
-        return Student(trained.network, trained.card)(torch.from_numpy(IMAGES)).numpy()
-
-
-def test_the_champion_loads_by_its_alias_and_computes_the_same(crowned):
-    from mlflow import pyfunc
-
-    mirror, trained = crowned
-    assert mirror.registry.champion() == "narrow-soft_logits-0"
-    version = mirror.client.get_model_version_by_alias(mirror.registry.model_name, "champion")
-    found = pyfunc.load_model(version.source).predict(IMAGES)
-    np.testing.assert_allclose(found, logits(trained), rtol=1e-4, atol=1e-5)
-
-
-def test_the_registered_model_says_what_it_is_and_takes(crowned):
-    from mlflow.models import Model
-
-    mirror, _ = crowned
-    version = mirror.client.get_model_version_by_alias(mirror.registry.model_name, "champion")
-    assert "It won by hand." in version.description
-    assert "1. by hand" in version.description
-    assert version.tags["pair"] == "wide>narrow"
-    assert version.run_id in {run.info.run_id for run in runs(mirror, "cell")}
-    about = Model.load(version.source.removeprefix("file://"))
-    (images,), (scores,) = about.signature.inputs.inputs, about.signature.outputs.inputs
-    assert (images.type, images.shape) == (np.dtype("uint8"), (-1, 3, 8, 8))
-    assert (scores.type, scores.shape) == (np.dtype("float32"), (-1, 10))
-    assert about.saved_input_example_info is not None
-
-
-def test_a_new_winner_moves_the_alias_and_an_old_one_keeps_its_version(crowned):
-    mirror, trained = crowned
-
-    def versions() -> int:
-        return len(mirror.client.search_model_versions(f"name = '{mirror.registry.model_name}'"))
-
-    first, second = (servable(row(label, 0), trained) for label in ("soft_logits", "rkd"))
-    mirror.registry.crown(first)
-    assert versions() == 1
-    mirror.registry.crown(second)
-    assert (mirror.registry.champion(), versions()) == ("narrow-rkd-0", 2)
-    mirror.registry.crown(first)
-    assert (mirror.registry.champion(), versions()) == ("narrow-soft_logits-0", 2)
-    mirror.registry.withdraw()
-    assert (mirror.registry.champion(), versions()) == (None, 2)
-    mirror.registry.crown(first)
-    assert (mirror.registry.champion(), versions()) == ("narrow-soft_logits-0", 2)
+# --- the page -----------------------------------------------------------------------------------
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@pytest.mark.slow
-def test_mlflow_models_serve_answers_with_the_logits_of_the_network(crowned, tmp_path):
-    mirror, trained = crowned
-    port, name = free_port(), mirror.registry.model_name
-    words = ["models", "serve", "-m", f"models:/{name}@champion", "--env-manager", "local",
-             "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *words], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "MLFLOW_TRACKING_URI": mirror.experiment.uri},
-    ) as server:  # fmt: skip
-        try:
-            assert server.stdout is not None
-            lines = iter(server.stdout.readline, "")
-            assert any("startup complete" in line for line in lines)
-            content = json.dumps({"inputs": IMAGES.tolist()}).encode()
-            address, kind = f"http://127.0.0.1:{port}/invocations", "application/json"
-            request = urllib.request.Request(address, content, {"Content-Type": kind})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                found = np.array(json.load(answer)["predictions"])
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-    np.testing.assert_allclose(found, logits(trained), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +172,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
+def test_a_newcomer_finds_the_grid_in_the_ui(sent, browser, work):
     from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
@@ -319,8 +217,6 @@ def test_a_newcomer_finds_the_grid_in_the_ui(sent, crowned, browser, work):
                 f"experiments/{experiment}/runs/{run.info.run_id}", "wide>narrow/soft_logits/0",
                 "wide teaches narrow by soft_logits", "digits (0123456789abcdef)", "response",
             )  # fmt: skip
-            version = crowned[0].client.get_model_version_by_alias("crowned-student", "champion")
-            shows(f"models/crowned-student/versions/{version.version}", "champion", "It won by")
         finally:
             os.killpg(server.pid, signal.SIGTERM)
 

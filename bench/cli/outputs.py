@@ -1,4 +1,4 @@
-"""What commands leave: tables and figures, as files and in MLflow, and the registered winner."""
+"""What commands leave behind: tables and figures, as files and in MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from bench.cli.parser import UsageError
 if TYPE_CHECKING:
     from bench.cost.record import Costs
     from bench.record import Plan, Record
-    from bench.tracking.registry import Registry
     from bench.workdir import WorkDir
 
 
@@ -56,25 +55,8 @@ def _measured(folder: Path) -> list[Path]:
     return [folder / FILE] if (folder / FILE).is_file() else []
 
 
-def mirror_results(
-    work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs, files: list[Path]
-) -> None:
-    """Puts tables and figures into MLflow, and the winner into its registry."""
-    from bench.launch.lease import BusyError, Leases
-    from bench.launch.mirroring import sole_mirror
-    from bench.report.cost import cost_metrics
-    from bench.tracking import TrackingError
-
-    try:
-        with Leases(work.leases) as leases, sole_mirror(work, plan.name, leases) as mirror:
-            mirror.summary.send(work.grid(plan.name), files, cost_metrics(costs))
-            _crown(mirror.registry, work, plan, records, costs)
-    except (BusyError, TrackingError) as error:
-        print(f"tables are not in MLflow: {error}", file=sys.stderr)
-
-
-def mirror_costs(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
-    """Puts the tables and figures of costs into MLflow."""
+def mirror_files(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
+    """Puts a grid's tables and figures into MLflow."""
     from bench.launch.lease import BusyError, Leases
     from bench.launch.mirroring import sole_mirror
     from bench.report.cost import cost_metrics
@@ -85,27 +67,3 @@ def mirror_costs(work: WorkDir, name: str, files: list[Path], costs: Costs) -> N
             mirror.summary.send(work.grid(name), files, cost_metrics(costs))
     except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)
-
-
-def _crown(
-    registry: Registry, work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs
-) -> None:
-    """Registers the student that won, if it is another one than before; see `winner`."""
-    from bench.report.winner import winner
-    from bench.tracking import ServableStudent
-
-    best, before = winner(plan, records, costs), registry.champion()
-    if best is None and before is not None:
-        registry.withdraw()
-    if best is None or before == best.row.cell_id:
-        return
-    from bench.export import ExportError, ParityError, load_trained, pack
-
-    try:
-        trained = load_trained(best.row, work)
-        content, _ = pack(trained, "torch.export")
-    except (ExportError, ParityError) as error:
-        print(f"the winner is not in MLflow's registry: {error}", file=sys.stderr)
-        return
-    registry.crown(ServableStudent(best.row, content, trained.card.to_json(), best.why))
-    print(f"MLflow model {registry.model_name}@champion: {best.row.name}")

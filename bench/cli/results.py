@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from bench.cli.outputs import mirror_results, render, write_costs
+from bench.cli.outputs import mirror_files, render, write_costs
 from bench.cli.parser import UsageError
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name, work_dir
 
@@ -66,7 +66,7 @@ def sync(options: argparse.Namespace) -> int:
     except TrackingError as error:
         raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
     costs = fetch_costs(work, name, "records")
-    mirror_results(work, plan, records, costs, render(work, plan, records, costs))
+    mirror_files(work, plan.name, render(work, plan, records, costs), costs)
     print(f"{sent} records sent")
     return 0
 

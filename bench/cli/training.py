@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.cli.outputs import mirror_costs, mirror_results, render, write, write_costs
+from bench.cli.outputs import mirror_files, render, write, write_costs
 from bench.cli.parser import UsageError
 from bench.cli.preparation import (
     Prepared,
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     plan = expansion.plan
     records = work.store.read_all(plan.cell_ids())
     costs = fetch_costs(work, plan.name, "records")
-    mirror_results(work, plan, records, costs, render(work, plan, records, costs))
+    mirror_files(work, plan.name, render(work, plan, records, costs), costs)
     _say_outcome(outcome)
     return exit_code(outcome.counts)
 
@@ -109,7 +109,7 @@ def profile(options: argparse.Namespace) -> int:
         files = write(work, plan, records, costs)
     else:
         files = write_costs(work, name, costs)
-    mirror_costs(work, name, files, costs)
+    mirror_files(work, name, files, costs)
     return 0
 
 

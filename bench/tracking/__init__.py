@@ -7,12 +7,10 @@ apart by the tag `cell_id`. Losing the mirror loses nothing, and `sync` fills it
 from bench.tracking.description import group_of
 from bench.tracking.experiment import TrackingError
 from bench.tracking.mirror import Mirror, first_rows, mirror_all
-from bench.tracking.registry import ServableStudent
 from bench.tracking.ui import serve
 
 __all__ = [
     "Mirror",
-    "ServableStudent",
     "TrackingError",
     "first_rows",
     "group_of",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from bench.record import Plan, Record, Row
 from bench.tracking.experiment import KIND, NOTE
-from bench.tracking.registry import CHAMPION, registered_name
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -68,8 +67,6 @@ def describe(plan: Plan) -> str:
         "by*). *Columns* adds accuracies: `final/last_accuracy` is the last epoch's on the test "
         "set, in [0, 1]; `final/best_accuracy` is selected on the test set and so too high; "
         "`epoch/...` are curves.",
-        f"A student that beats the plain one beyond doubt is the registered model "
-        f"`{registered_name(plan.name)}`, alias `{CHAMPION}`.",
     ]
     return "\n\n".join(lines)
 

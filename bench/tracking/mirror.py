@@ -17,7 +17,6 @@ from bench.tracking.description import (
     tags_of,
 )
 from bench.tracking.experiment import KIND, NOTE, PARENT, Experiment, failures
-from bench.tracking.registry import Registry
 from bench.tracking.summary import Summary
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ class Mirror:
     Attributes:
         experiment: that holds it.
         summary: the run that holds its plan, tables and figures.
-        registry: where its winner is registered.
     """
 
     def __init__(self, work_dir: Path, grid: str) -> None:
@@ -43,7 +41,7 @@ class Mirror:
         """
         self.experiment = Experiment(work_dir, grid)
         self.client = self.experiment.client
-        self.summary, self.registry = Summary(self.experiment), Registry(self.experiment)
+        self.summary = Summary(self.experiment)
         self._cells: dict[str, tuple[str, str]] | None = None
         self._groups: dict[str, str] | None = None
 
