@@ -73,7 +73,7 @@ def write_scaling(
     for path, text in tables.items():
         write_atomically(path, text)
     figure = draw_scaling(points, f"Grid {grid}, simulated", conditions[0])
-    return [*tables, *save_figure(figure, folder / "figures" / "scaling")]
+    return [*tables, save_figure(figure, folder / "figures" / "scaling")]
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,7 @@ def build(
         written = write_costs(costs, folder)
         paths += written
         pictures += _cost_pictures(written)
-    for picture in pictures:
-        paths += [path for path in picture.paths if path not in paths]
+    paths += [picture.path for picture in pictures if picture.path not in paths]
     # Drawn from files beside the records, which MLflow's copy lacks: no part of the report.
     paths += write_selection_figures(plan, records, store, folder / "figures")
     summary = summarise(plan, records)

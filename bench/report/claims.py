@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 from bench.cost.record import Costs, Quartiles
 from bench.record import Plan, Record
-from bench.report.comparison import ALPHA
 from bench.report.knowledge import diagnostics_tables
 from bench.report.measures import (
     CONNECTED,
@@ -51,8 +50,7 @@ from bench.report.measures import (
     mean_cosine,
     train_test_gap,
 )
-from bench.report.ranking import LEAST_BLOCKS
-from bench.report.statistics import Interval, holm
+from bench.report.statistics import ALPHA, Interval, holm
 from bench.report.superiority import LEAST_PAIRS, Superiority, superiority
 from bench.report.tables import Column, Entry, Section, Table
 
@@ -504,9 +502,4 @@ def _superiority_evidence(found: Superiority) -> str:
     parts.append(f"n={found.seeds} seeds at least")
     if found.pairs < LEAST_PAIRS:
         parts.append(f"too few pairs to tell, wanted {LEAST_PAIRS}")
-    if found.friedman is None:
-        parts.append(f"no Friedman test below {LEAST_BLOCKS} pairs")
-    else:
-        parts.append(f"Friedman over pairs: chi2={found.friedman.statistic:.3g}, "
-                     f"p={found.friedman.p:.3g}, n={found.friedman.n}")  # fmt: skip
     return "; ".join(parts)

@@ -12,31 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.record import Plan, Record
-from bench.report.ranking import (
-    ALPHA,
-    Ranks,
-    Series,
-    blocks_of,
-    dependence,
-    measured_pairs,
-    rank,
-    untested,
-)
+from bench.report.ranking import Ranks, Series, blocks_of, dependence, measured_pairs, rank
 from bench.report.statistics import (
+    ALPHA,
     Interval,
-    bootstrap_interval,
     effect_size,
     holm,
     mean_interval,
     paired_differences,
     paired_t_p,
-    probability_of_improvement,
-    wins_ties_losses,
 )
 from bench.report.summary import PairKey
-from bench.report.tables import Column, Entry, Table
+from bench.report.tables import Column, Table, Value
 
-RESAMPLES = 10_000
 BETTER, WORSE, UNDECIDED = "better", "worse", "not enough seeds to tell"
 
 STUDENT, SOFT_LOGITS = "student", "soft_logits"
@@ -45,9 +33,6 @@ PAIR_COLUMNS = (
     Column(key="label", name="method", align="left"),
     Column(key="n", name="n"),
     Column(key="gain", name="gain", unit="pp", digits=2, signed=True, interval=True),
-    Column(
-        key="bootstrap", name="gain, bootstrap", unit="pp", digits=2, signed=True, interval=True
-    ),
     Column(key="effect_size", name="effect size d_z", digits=2, signed=True),
     Column(key="p", name="p, paired t", digits=4, p_value=True),
     Column(key="holm_p", name="p, Holm", digits=4, p_value=True),
@@ -58,19 +43,14 @@ RANK_COLUMNS = (
     Column(key="label", name="method", align="left"),
     Column(key="mean_rank", name="mean rank", digits=2),
     Column(key="group", name="group", align="left"),
-    Column(key="wins", name="pairs won"),
-    Column(key="ties", name="tied"),
-    Column(key="losses", name="lost"),
     Column(key="better", name="better"),
     Column(key="undecided", name="not told"),
     Column(key="worse", name="worse"),
-    Column(key="improvement", name="probability of improvement", unit="%", digits=1),
 )
 
 PAIR_NOTES = (
     "Differences are paired by seed, over the n seeds that both rows finished.",
-    "Gain: mean ± half-width of the 95 % t interval. Bootstrap: 95 % percentile interval, "
-    f"{RESAMPLES:,} resamples of the n differences, seed 0; too narrow below about ten seeds.",
+    "Gain: mean ± half-width of the 95 % t interval.",
     "p: paired t test, two-sided; Holm: corrected for all rows of this table. Verdict: by Holm's "
     f'p at {ALPHA:g}, else "{UNDECIDED}"; an interval that excludes 0 looks at its row alone.',
     'The claims\' "never beaten significantly" corrects over all other rows on all pairs: a row '
@@ -88,8 +68,8 @@ def comparison_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table,
         records: by cell id.
 
     Returns:
-        One or two tables a pair, then the ranks where two pairs or more can be ranked; nothing
-        where no two rows finished at one seed.
+        One or two tables a pair, then the ranks where there are pairs enough to test them;
+        nothing where no two rows finished at one seed.
     """
     pairs = measured_pairs(plan, records)
     labels = dict.fromkeys(row.label for row in plan.rows if row.method == SOFT_LOGITS)
@@ -129,13 +109,6 @@ class Compared:
     def n(self) -> int:
         """Seeds in common."""
         return len(self.differences)
-
-    @property
-    def bootstrap(self) -> Interval | None:
-        """The gain with its 95 % percentile bootstrap interval."""
-        if not self.differences:
-            return None
-        return bootstrap_interval(self.differences, resamples=RESAMPLES)
 
 
 def compare(
@@ -225,88 +198,70 @@ def _pair_table(key: PairKey, rows: Mapping[str, Series], reference: str) -> Tab
     found = compare(others, rows.get(reference, {}))
     if not any(compared.n for compared in found.values()):
         return None
-    return Table(
+    return Table.by_name(
         title=f"Gain over {reference}, {key.title}",
         columns=PAIR_COLUMNS,
-        rows=tuple(_pair_row(label, compared) for label, compared in found.items()),
+        rows=[_pair_row(label, compared) for label, compared in found.items()],
         notes=PAIR_NOTES,
     )
 
 
-def _pair_row(label: str, compared: Compared) -> tuple[Entry, ...]:
+def _pair_row(label: str, compared: Compared) -> dict[str, Value]:
     effect = compared.effect
-    return (
-        Entry(label),
-        Entry(compared.n),
-        Entry(compared.gain),
-        Entry(compared.bootstrap),
-        Entry(None if effect is None or math.isinf(effect) else effect),
-        Entry(compared.p),
-        Entry(compared.holm_p),
-        Entry(compared.verdict),
-    )
+    return {
+        "label": label,
+        "n": compared.n,
+        "gain": compared.gain,
+        "effect_size": None if effect is None or math.isinf(effect) else effect,
+        "p": compared.p,
+        "holm_p": compared.holm_p,
+        "verdict": compared.verdict,
+    }
 
 
 def _rank_table(ranks: Ranks, pairs: Mapping[PairKey, Mapping[str, Series]]) -> Table:
     blocks = ranks.blocks
-    shown = [blocks.labels[i] for i in ranks.order()]
     tests = {
         key: compare({x: s for x, s in pairs[key].items() if x != STUDENT and s}, student)
         for key in blocks.pairs
         if (student := pairs[key].get(STUDENT))
     }
-    return Table(
+    return Table.by_name(
         title=f"Ranks over {len(blocks.pairs)} pairs of {len(blocks.labels)} rows",
         columns=RANK_COLUMNS,
-        rows=tuple(_rank_row(label, ranks, pairs, tests) for label in shown),
+        rows=[_rank_row(place, ranks, tests) for place in ranks.order()],
         notes=_rank_notes(ranks),
     )
 
 
 def _rank_row(
-    label: str,
-    ranks: Ranks,
-    pairs: Mapping[PairKey, Mapping[str, Series]],
-    tests: Mapping[PairKey, Mapping[str, Compared]],
-) -> tuple[Entry, ...]:
-    blocks = ranks.blocks
-    place = blocks.labels.index(label)
-    head = (
-        Entry(label),
-        Entry(ranks.mean_ranks[place]),
-        Entry(ranks.groups[place] if ranks.groups else None),
-    )
-    if label == STUDENT or STUDENT not in blocks.labels:
-        return (*head, *(Entry(None) for _ in RANK_COLUMNS[len(head) :]))
-    baseline = blocks.labels.index(STUDENT)
-    tally = wins_ties_losses([block[place] - block[baseline] for block in blocks.matrix])
-    verdicts = [tests[key][label].verdict for key in blocks.pairs]
-    chances = [
-        probability_of_improvement(
-            list(pairs[key][label].values()), list(pairs[key][STUDENT].values())
-        )
-        for key in blocks.pairs
-    ]
-    return (
-        *head,
-        *(Entry(count) for count in tally),
-        *(Entry(verdicts.count(verdict)) for verdict in (BETTER, UNDECIDED, WORSE)),
-        Entry(mean_interval(chances).mean),
-    )
+    place: int, ranks: Ranks, tests: Mapping[PairKey, Mapping[str, Compared]]
+) -> dict[str, Value]:
+    label = ranks.blocks.labels[place]
+    row: dict[str, Value] = {
+        "label": label,
+        "mean_rank": ranks.mean_ranks[place],
+        "group": ranks.groups[place],
+    }
+    if label == STUDENT or STUDENT not in ranks.blocks.labels:
+        return row
+    verdicts = [found[label].verdict for found in tests.values()]
+    counted = {"better": BETTER, "undecided": UNDECIDED, "worse": WORSE}
+    return {**row, **{key: verdicts.count(verdict) for key, verdict in counted.items()}}
 
 
 def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
-    blocks = ranks.blocks
+    blocks, test = ranks.blocks, ranks.test
+    found = "some row differs" if ranks.told_apart else "no row can be told from another"
     lines = [
         f"A pair is one block: mean accuracies over the seeds that all its rows have "
         f"({', '.join(map(str, blocks.seeds))}); rank 1 is best, ties share their mean rank.",
-        untested(blocks),
-        *_test_notes(ranks),
+        f"Friedman's test: chi-square {test.statistic:.2f} with {len(blocks.labels) - 1} degrees "
+        f"of freedom, N = {test.n}, p = {test.p:.2g}: {found}.",
+        f"Nemenyi's critical difference at 5 %: {ranks.critical_difference:.2f} ranks. Rows that "
+        "share a letter cannot be told apart.",
         dependence(blocks),
-        "Won, tied, lost: pairs by mean accuracy against the student. Better, not told, worse: "
-        "pairs by the verdict of their own table.",
-        "Probability of improvement: a seed of the row above a seed of the student, ties half, "
-        "averaged over the pairs; no interval.",
+        "Better, not told, worse: pairs by the verdict of their own table.",
     ]
     lines += [
         f"Not ranked: {label}, without an accuracy in {_titles(where)}."
@@ -315,20 +270,6 @@ def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
     if blocks.without_seeds:
         lines.append(f"No seed at which all rows finished: {_titles(blocks.without_seeds)}.")
     return tuple(line for line in lines if line)
-
-
-def _test_notes(ranks: Ranks) -> tuple[str, ...]:
-    """What the tests over pairs say; nothing where there are too few pairs for them."""
-    test, difference, k = ranks.test, ranks.critical_difference, len(ranks.mean_ranks)
-    if test is None or difference is None:
-        return ()
-    found = "some row differs" if ranks.told_apart else "no row can be told from another"
-    return (
-        f"Friedman's test: chi-square {test.statistic:.2f} with {k - 1} degrees of freedom, N = "
-        f"{test.n}, p = {test.p:.2g}: {found}.",
-        f"Nemenyi's critical difference at 5 %: {difference:.2f} ranks. Rows that share a "
-        "letter cannot be told apart.",
-    )
 
 
 def _titles(keys: Sequence[PairKey]) -> str:

@@ -285,7 +285,7 @@ def write_costs(costs: Costs, folder: Path) -> list[Path]:
 
 
 def write_figures(costs: Costs, folder: Path) -> list[Path]:
-    """Writes the figures as SVG and PNG; returns their paths."""
+    """Writes the figures; returns their paths."""
     paths: list[Path] = []
     used: dict[str, int] = {}
     textbook = by_place(costs.references)
@@ -302,7 +302,7 @@ def write_figures(costs: Costs, folder: Path) -> list[Path]:
         }
         for kind, figure in drawn.items():
             if figure is not None:
-                paths += save_figure(figure, folder / f"cost_{kind}_{name}")
+                paths.append(save_figure(figure, folder / f"cost_{kind}_{name}"))
     if costs.scaling:
-        paths += save_figure(draw_scaling(costs.scaling), folder / "cost_scaling")
+        paths.append(save_figure(draw_scaling(costs.scaling), folder / "cost_scaling"))
     return paths

@@ -14,28 +14,19 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.record import write_atomically
 
-DPI = 150
-
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches, which lays itself out."""
-    # Letters are a little wider in one format than in the other, and one layout serves both.
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1))
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Writes `<stem>.svg` and `<stem>.png`; returns both paths."""
-    paths = []
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        content = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": "kd-bench", "svg.fonttype": "none"}):
-            figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
-        figure.set_layout_engine(
-            "none"
-        )  # laid out by the first: the second is the same, and faster
-        path = stem.with_name(f"{stem.name}.{kind}")
-        # Where the font is missing one of nearly the same widths comes next.
-        found = content.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif")
-        write_atomically(path, found if kind == "svg" else content.getvalue())
-        paths.append(path)
-    return paths
+def save_figure(figure: Figure, stem: Path) -> Path:
+    """Writes `<stem>.svg`; returns its path."""
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "kd-bench", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    path = stem.with_name(f"{stem.name}.svg")
+    # Where the font is missing one of nearly the same widths comes next.
+    text = content.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    write_atomically(path, text)
+    return path

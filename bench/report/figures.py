@@ -7,18 +7,13 @@ from collections.abc import Mapping, Sequence
 from statistics import mode
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from bench.report.drawing import new_figure
-from bench.report.palette import CATEGORIES, Style, category_style
-from bench.report.ranking import LEAST_BLOCKS, Ranks
-from bench.report.statistics import (
-    Interval,
-    mean_interval,
-    pareto_front,
-)
+from bench.report.palette import Style
+from bench.report.ranking import Ranks
+from bench.report.statistics import Interval, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -241,8 +236,6 @@ def _point(axes: Axes, point: Point, on_front: bool) -> None:
 def draw_critical_difference(ranks: Ranks, styles: Mapping[str, Style]) -> Figure:
     """Mean ranks on one axis; a bar joins rows that Nemenyi's test cannot tell apart.
 
-    Ranks over too few pairs for a test are drawn without bars and without a critical difference.
-
     Args:
         ranks: of k rows over N pairs.
         styles: of the rows' labels.
@@ -264,8 +257,7 @@ def draw_critical_difference(ranks: Ranks, styles: Mapping[str, Style]) -> Figur
     axes.set_ylim(bottom, -2.2)
     axes.axis("off")
     _rank_axis(axes, k)
-    if ranks.critical_difference is not None:
-        _difference_bar(axes, ranks.critical_difference)
+    _difference_bar(axes, ranks.critical_difference)
     for place, (first, last) in enumerate(groups):
         y = 0.45 + 0.35 * place
         axes.plot([ranked[first][0] - 0.06, ranked[last][0] + 0.06], [y, y], color="black",
@@ -274,14 +266,11 @@ def draw_critical_difference(ranks: Ranks, styles: Mapping[str, Style]) -> Figur
         on_left = place < half
         y = depth + 0.55 * (place if on_left else k - 1 - place)
         _ranked(axes, rank, y, label, styles[label], on_left, k)
-    head = f"Mean ranks of {k} rows over {n} pairs, 1 is best"
-    said = f"; no test below {LEAST_BLOCKS} pairs"
-    if ranks.test is not None:
-        said = (
-            f"; Friedman p = {ranks.test.p:.2g}\n"
-            "bars join rows that differ by less than the critical difference (Nemenyi, 5 %)"
-        )
-    axes.set_title(head + said, fontsize=TEXT)
+    axes.set_title(
+        f"Mean ranks of {k} rows over {n} pairs, 1 is best; Friedman p = {ranks.test.p:.2g}\n"
+        "bars join rows that differ by less than the critical difference (Nemenyi, 5 %)",
+        fontsize=TEXT,
+    )
     return figure
 
 
@@ -307,72 +296,3 @@ def _ranked(
     text = f"{label}  {rank:.2f}" if on_left else f"{rank:.2f}  {label}"
     axes.text(end - gap if on_left else end + gap, y, text, fontsize=SMALL, va="center",
               ha="right" if on_left else "left")  # fmt: skip
-
-
-# --- gains by category -------------------------------------------------------------------------
-
-
-class Gain(NamedTuple):
-    """One row's gain at one pair and seed.
-
-    Attributes:
-        category: the method's.
-        label: the row's.
-        gain: accuracy - the student's, of the same seed.
-        style: how the row looks.
-    """
-
-    category: str
-    label: str
-    gain: float
-    style: Style
-
-
-def draw_gains_by_category(gains: Sequence[Gain], title: str) -> Figure:
-    """A box a category over all rows, pairs and seeds; each row's mean and range beside it.
-
-    Args:
-        gains: at least one.
-        title: over all.
-    """
-    known = list(CATEGORIES)
-    found = sorted({g.category for g in gains},
-                   key=lambda c: (known.index(c) if c in known else len(known), c))  # fmt: skip
-    labels = list(dict.fromkeys(g.label for g in gains))
-    figure = new_figure(WIDTH, max(3.4, 1.0 + 0.19 * len(labels)))
-    axes = figure.subplots()
-    for place, category in enumerate(found):
-        _box(axes, place, category, [PERCENT * g.gain for g in gains if g.category == category])
-        _rows(axes, place, [g for g in gains if g.category == category])
-    axes.axhline(0, color="#555555", linewidth=0.8)
-    counts = [sum(g.category == c for g in gains) for c in found]
-    axes.set_xticks(
-        range(len(found)), [f"{c}\nn = {n}" for c, n in zip(found, counts, strict=True)],
-        fontsize=TEXT,
-    )  # fmt: skip
-    axes.set_ylabel("gain over the student (pp)", fontsize=TEXT)
-    axes.set_title(title, fontsize=TEXT + 1)
-    _tidy(axes)
-    axes.grid(axis="x", visible=False)
-    axes.legend(fontsize=SMALL, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
-                title="a row's mean", title_fontsize=SMALL)  # fmt: skip
-    return figure
-
-
-def _box(axes: Axes, place: int, category: str, values: Sequence[float]) -> None:
-    style = category_style(category)
-    box = axes.boxplot(
-        [values], positions=[place - 0.2], widths=0.3, patch_artist=True, showmeans=False,
-        medianprops={"color": "black"}, flierprops={"markersize": 2.5}, manage_ticks=False,
-    )  # fmt: skip
-    box["boxes"][0].set(facecolor=style.colour, alpha=0.45, edgecolor="black", linewidth=0.8)
-
-
-def _rows(axes: Axes, place: int, gains: Sequence[Gain]) -> None:
-    """Each row's mean over pairs and seeds, side by side to the right of the box."""
-    labels = list(dict.fromkeys(g.label for g in gains))
-    for label, x in zip(labels, np.linspace(place + 0.05, place + 0.4, len(labels)), strict=True):
-        own = [g for g in gains if g.label == label]
-        mean = PERCENT * mean_interval([g.gain for g in own]).mean
-        axes.plot([x], [mean], color=own[0].style.colour, linestyle="none", label=label,
-                  **_marker(own[0].style, 5))  # fmt: skip

@@ -12,16 +12,14 @@ from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import cost_ratios, costs_of
 from bench.report.drawing import save_figure
 from bench.report.figures import (
-    Gain,
     Line,
     Point,
     draw_critical_difference,
     draw_curves,
     draw_gain_against_cost,
-    draw_gains_by_category,
 )
 from bench.report.palette import Style, row_styles
-from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank, untested
+from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank
 from bench.report.selection import file_name
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
@@ -29,26 +27,19 @@ from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Pairs = Mapping[PairKey, Sequence[Group]]
-
 
 class Picture(NamedTuple):
     """A figure that was written.
 
     Attributes:
         part: of the report, that it belongs to.
-        svg: the file; beside it lies the same as .png.
+        path: the SVG file.
         caption: what it shows, one or two sentences.
     """
 
     part: str
-    svg: Path
+    path: Path
     caption: str
-
-    @property
-    def paths(self) -> tuple[Path, Path]:
-        """Both files."""
-        return self.svg, self.svg.with_suffix(".png")
 
 
 def write_grid_figures(
@@ -64,7 +55,7 @@ def write_grid_figures(
 
     Returns:
         For each pair `curves_<pair>` and, where it was profiled, `gain_cost_<pair>`; then
-        `critical_difference` (two pairs or more) and `gains_by_category`.
+        `critical_difference` where there are pairs enough to test the ranks.
     """
     pairs = {
         key: group_by_label(key, rows, records)
@@ -77,7 +68,6 @@ def write_grid_figures(
         pictures += _curves(plan, key, groups, styles, folder)
         pictures += _gain_cost(key, groups, costs, styles, folder)
     pictures += _ranks(blocks_of(measured_pairs(plan, records)), styles, folder)
-    pictures += _categories(pairs, styles, folder)
     return pictures
 
 
@@ -87,7 +77,7 @@ def grid_styles(plan: Plan) -> dict[str, Style]:
 
 
 def _saved(part: str, figure: Figure, stem: Path, caption: str) -> list[Picture]:
-    return [Picture(part, save_figure(figure, stem)[0], caption)]
+    return [Picture(part, save_figure(figure, stem), caption)]
 
 
 # --- learning curves -------------------------------------------------------------------------
@@ -171,32 +161,9 @@ def _student(groups: Iterable[Group]) -> dict[int, float]:
 def _ranks(blocks: Blocks, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
     if not blocks.rankable:
         return []
-    joined = (
-        "Rows joined by a bar differ by less than Nemenyi's critical difference at 5 %. Few pairs "
-        "make it wide."
-    )
     caption = (
-        f"Mean ranks over {len(blocks.pairs)} pairs of the rows that every pair measured. "
-        f"{untested(blocks) or joined}"
+        f"Mean ranks over {len(blocks.pairs)} pairs of the rows that every pair measured. Rows "
+        "joined by a bar differ by less than Nemenyi's critical difference at 5 %."
     )
     figure = draw_critical_difference(rank(blocks), styles)
     return _saved("overview", figure, folder / "critical_difference", caption)
-
-
-def _categories(pairs: Pairs, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
-    gains = [
-        Gain(group.category, group.label, difference, styles[group.label])
-        for groups in pairs.values()
-        for group in groups
-        if group.role == "method"
-        for difference in paired_differences(group.by_seed("last_accuracy"), _student(groups))
-    ]
-    if not gains:
-        return []
-    caption = (
-        "Gain over the student by category: boxes hold every row, pair and seed (quartiles; "
-        "whiskers reach to 1.5 times their distance), symbols are means of single rows."
-    )
-    title = f"Gain over the student by category, {len(pairs)} pair{'s' * (len(pairs) > 1)}"
-    figure = draw_gains_by_category(gains, title)
-    return _saved("overview", figure, folder / "gains_by_category", caption)

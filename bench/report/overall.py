@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.cost.record import Quartiles
 from bench.report.comparison import STUDENT
-from bench.report.ranking import Ranks, blocks_of, dependence, rank, untested
+from bench.report.ranking import Ranks, blocks_of, dependence, rank
 from bench.report.reasons import wrapped
 from bench.report.recommend import Choice, NotCovered
 
@@ -18,12 +18,12 @@ class Overall:
 
     Attributes:
         label: the row; None where no row can be told from the plain student over the pairs.
-        ranks: of the rows allowed in every pair; None where there are too few to rank.
+        ranks: of the rows allowed in every pair.
         reasons: one line each.
     """
 
     label: str | None
-    ranks: Ranks | None
+    ranks: Ranks
     reasons: tuple[str, ...]
 
     def to_text(self) -> str:
@@ -33,15 +33,14 @@ class Overall:
 
 
 def overall(choices: Sequence[Choice]) -> Overall | None:
-    """One row for all pairs that have an answer, by mean rank; None for fewer than two of them.
+    """One row for all pairs that have an answer, by mean rank; None for too few to be tested.
 
     A row is chosen if Friedman's test rejects and its mean rank is better than the plain
     student's by Nemenyi's critical difference; among such rows those within it of the best are
-    tied, and the cheapest of them is taken where all costs are known. Below `LEAST_BLOCKS` pairs
-    nothing is tested and none is chosen.
+    tied, and the cheapest of them is taken where all costs are known.
     """
     answered = [choice for choice in choices if choice.label is not None]
-    if len(answered) < 2:
+    if not answered:
         return None
     allowed = {choice.key: choice.allowed() for choice in answered}
     labels = set.intersection(*(set(found) for found in allowed.values()))
@@ -50,8 +49,7 @@ def overall(choices: Sequence[Choice]) -> Overall | None:
         sorted(labels),
     )
     if not blocks.rankable:
-        why = "fewer than two rows are allowed in every pair, or fewer than two pairs share seeds"
-        return Overall(label=None, ranks=None, reasons=(why,))
+        return None
     ranks = rank(blocks)
     means = dict(zip(blocks.labels, ranks.mean_ranks, strict=True))
     equals = _better_by_rank(ranks, means)
@@ -64,7 +62,7 @@ def overall(choices: Sequence[Choice]) -> Overall | None:
 
 def _better_by_rank(ranks: Ranks, means: Mapping[str, float]) -> list[str]:
     """Rows told from the plain student and not from the best, the best first."""
-    if STUDENT not in means or not ranks.told_apart or ranks.critical_difference is None:
+    if STUDENT not in means or not ranks.told_apart:
         return []
     order = [ranks.blocks.labels[i] for i in ranks.order()]
     reach = ranks.critical_difference
@@ -91,8 +89,6 @@ def _rank_reasons(ranks: Ranks, means: Mapping[str, float], equals: Sequence[str
     )
     n = len(ranks.blocks.pairs)
     lines = [f"mean ranks over {n} pairs of {len(means)} rows: {listed}{student}"]
-    if ranks.test is None:
-        return [*lines, *filter(None, [untested(ranks.blocks), dependence(ranks.blocks)])]
     lines.append(
         f"Friedman p = {ranks.test.p:.2g}; Nemenyi's critical difference "
         f"{ranks.critical_difference:.2f} ranks"

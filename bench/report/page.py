@@ -109,7 +109,7 @@ def _inline(picture: Picture, place: int, part: str) -> Markup:
 
     Ids get a prefix, for those of several figures would clash; the size is the page's to choose.
     """
-    text = picture.svg.read_text(encoding="utf-8")
+    text = picture.path.read_text(encoding="utf-8")
     text = text[text.index("<svg") :].rstrip()
     prefix = f"{part}-{place}-"
     text = re.sub(r'\bid="', f'id="{prefix}', text)

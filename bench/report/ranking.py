@@ -11,22 +11,19 @@ from dataclasses import dataclass
 
 from bench.record import Plan, Record
 from bench.report.statistics import (
+    ALPHA,
     Friedman,
     friedman,
     indistinct,
     mean_interval,
-    mean_ranks,
     nemenyi_critical_difference,
 )
 from bench.report.summary import PairKey, group_by_label, group_by_pair
 
-ALPHA = 0.05
-"""The chance of any verdict that is chance alone, within what is tested together."""
-
 LEAST_BLOCKS = 10
-"""Pairs from which on Friedman's chi-square holds; Demšar, JMLR 7, 2006, section 3.2.2.
+"""Pairs from which on Friedman's chi-square holds: Demšar, JMLR 7, 2006, section 3.2.2.
 
-Below it nothing is tested over pairs: mean ranks are shown, without p and without a verdict.
+Below it rows are not ranked over pairs.
 """
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -72,8 +69,8 @@ class Blocks:
 
     @property
     def rankable(self) -> bool:
-        """Whether there are two rows and two pairs at least."""
-        return len(self.labels) > 1 and len(self.pairs) > 1
+        """Whether there are two rows and `LEAST_BLOCKS` pairs at least."""
+        return len(self.labels) > 1 and len(self.pairs) >= LEAST_BLOCKS
 
 
 def blocks_of(
@@ -118,19 +115,18 @@ class Ranks:
     Attributes:
         blocks: what was ranked.
         mean_ranks: of each row, 1 is best.
-        test: Friedman's; None below `LEAST_BLOCKS` pairs.
-        critical_difference: Nemenyi's at 5 %, in ranks; None without a test.
+        test: Friedman's.
+        critical_difference: Nemenyi's at 5 %, in ranks.
         runs: first and last place, by mean rank, of rows that cannot be told apart.
-        groups: letters of each row, one a run; rows that share one cannot be told apart. Empty
-            without a test.
+        groups: letters of each row, one a run; rows that share one cannot be told apart.
     """
 
     blocks: Blocks
     mean_ranks: tuple[float, ...]
-    test: Friedman | None = None
-    critical_difference: float | None = None
-    runs: tuple[tuple[int, int], ...] = ()
-    groups: tuple[str, ...] = ()
+    test: Friedman
+    critical_difference: float
+    runs: tuple[tuple[int, int], ...]
+    groups: tuple[str, ...]
 
     def order(self) -> list[int]:
         """Positions of the rows, the best mean rank first."""
@@ -138,26 +134,12 @@ class Ranks:
 
     @property
     def told_apart(self) -> bool:
-        """Whether Friedman's test says that any row differs; never without a test."""
-        return self.test is not None and self.test.p <= ALPHA
+        """Whether Friedman's test says that any row differs."""
+        return self.test.p <= ALPHA
 
 
 def _order(ranks: Sequence[float]) -> list[int]:
     return sorted(range(len(ranks)), key=lambda place: ranks[place])
-
-
-def untested(blocks: Blocks) -> str:
-    """Why nothing is tested over these pairs; empty if there are enough.
-
-    Args:
-        blocks: what is ranked.
-    """
-    if len(blocks.pairs) >= LEAST_BLOCKS:
-        return ""
-    return (
-        f"No test over {len(blocks.pairs)} pairs: Friedman's chi-square holds from about "
-        f"{LEAST_BLOCKS} on. Mean ranks alone tell no row from another."
-    )
 
 
 def dependence(blocks: Blocks) -> str:
@@ -168,20 +150,24 @@ def dependence(blocks: Blocks) -> str:
         "teacher": len({key.teacher for key in blocks.pairs}),
         "student": len({key.student for key in blocks.pairs}),
     }
-    shared = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count < n]
+    shared = [
+        f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count < n
+    ]
     if not shared:
         return ""
-    effect = "" if untested(blocks) else ", and p is smaller than it should be"
-    return f"The {n} pairs share {', '.join(shared)}: they are not independent blocks{effect}."
+    return (
+        f"The {n} pairs share {', '.join(shared)}: they are not independent blocks, and p is "
+        "smaller than it should be."
+    )
 
 
 def rank(blocks: Blocks) -> Ranks:
-    """Ranks rows over pairs, and tests the ranks where there are pairs enough.
+    """Ranks rows over pairs and tests the ranks.
 
     Nemenyi's test counts only after Friedman's rejects: otherwise all rows share one letter.
 
     Args:
-        blocks: two rows and two pairs at least.
+        blocks: at least two rows and two pairs; see `Blocks.rankable`.
 
     Raises:
         ValueError: fewer.
@@ -189,10 +175,8 @@ def rank(blocks: Blocks) -> Ranks:
     Source:
         Demšar: Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006.
     """
-    means = tuple(mean_ranks(blocks.matrix))
-    if untested(blocks):
-        return Ranks(blocks=blocks, mean_ranks=means)
     test = friedman(blocks.matrix)
+    means = tuple(test.mean_ranks)
     difference = nemenyi_critical_difference(len(blocks.labels), len(blocks.pairs))
     order = _order(means)
     runs = indistinct([means[i] for i in order], difference)
@@ -203,6 +187,10 @@ def rank(blocks: Blocks) -> Ranks:
         for place in range(first, last + 1):
             letters[order[place]] += LETTERS[letter % 26] + "'" * (letter // 26)
     return Ranks(
-        blocks=blocks, mean_ranks=means, test=test, critical_difference=difference,
-        runs=tuple(runs), groups=tuple(letters),
-    )  # fmt: skip
+        blocks=blocks,
+        mean_ranks=means,
+        test=test,
+        critical_difference=difference,
+        runs=tuple(runs),
+        groups=tuple(letters),
+    )

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from bench.cost.record import Quartiles
 from bench.report.candidates import Candidate, Limits
 from bench.report.comparison import STUDENT, differences_of, told
-from bench.report.ranking import ALPHA
 from bench.report.standing import Standing, joint_level
-from bench.report.statistics import mean_interval, seeds_needed
+from bench.report.statistics import ALPHA, mean_interval, seeds_needed
 from bench.report.tables import Column, Entry, show
 
 SHOWN = 3  # of what is listed in a line

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from bench.report.candidates import Candidate
 from bench.report.comparison import BETTER, STUDENT, differences_of, told
-from bench.report.ranking import ALPHA
-from bench.report.statistics import Interval, mean_interval
+from bench.report.statistics import ALPHA, Interval, mean_interval
 
 
 @dataclass(frozen=True)

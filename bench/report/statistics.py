@@ -15,6 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+ALPHA = 0.05
+"""Level of every test: the chance of a false verdict within one family of tests."""
+
 
 class Interval(NamedTuple):
     """A mean and its confidence interval.
@@ -67,38 +70,6 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, float(mean - half), float(mean + half), n)
 
 
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval of a mean: quantiles of the means of seeded resamples.
-
-    Too narrow for a handful of values (with two, its ends are the two points): prefer
-    `mean_interval` below about ten.
-
-    Args:
-        values: one a seed, at least one.
-        level: coverage, in (0, 1).
-        resamples: how many draws with replacement.
-        seed: of the draws; equal seeds give equal intervals.
-
-    Raises:
-        ValueError: as `mean_interval`, or fewer than one resample.
-
-    Source:
-        Efron, Tibshirani: An Introduction to the Bootstrap, 1993, chapter 13.
-    """
-    _check("bootstrap_interval", values)
-    _check_level("bootstrap_interval", level)
-    if resamples < 1:
-        raise ValueError(f"bootstrap_interval: {resamples} resamples, wanted at least 1")
-    mean = float(statistics.mean(values))
-    if len(values) == 1:
-        return Interval(mean, None, None, 1)
-    draws = np.random.default_rng(seed).choice(values, (resamples, len(values))).mean(axis=1)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), len(values))
-
-
 def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
     """a - b at every seed that both have, by seed.
 
@@ -107,26 +78,6 @@ def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[f
         [1.0, 4.0]
     """
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-
-
-def paired_gain(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Interval:
-    """Mean of a - b over the seeds that both have, with its t interval.
-
-    Args:
-        a: seed -> value.
-        b: seed -> value of what `a` is compared with.
-        level: coverage, in (0, 1).
-
-    Raises:
-        ValueError: no seed in common.
-
-    Example:
-        >>> paired_gain({0: 3.0, 1: 5.0}, {0: 2.0, 7: 0.0})
-        Interval(mean=1.0, low=None, high=None, n=1)
-    """
-    if not a.keys() & b.keys():
-        raise ValueError(f"paired_gain: seeds {sorted(a)} and {sorted(b)} have none in common")
-    return mean_interval(paired_differences(a, b), level)
 
 
 def paired_t_p(differences: Sequence[float]) -> float:
@@ -172,27 +123,6 @@ def effect_size(differences: Sequence[float]) -> float:
     if deviation == 0:
         return math.copysign(math.inf, mean) if mean else 0.0
     return mean / deviation
-
-
-def wilcoxon_attainable_p(n: int) -> float:
-    """The smallest two-sided p that an exact Wilcoxon signed-rank test of n pairs can reach.
-
-    All 2^n patterns of signs are equally likely if nothing differs, and the two most extreme
-    count: 2 / 2^n. Five seeds stop at 0.0625: they can never reach 0.05, whatever the gain.
-
-    Raises:
-        ValueError: n below 1.
-
-    Source:
-        Wilcoxon: Individual Comparisons by Ranking Methods, Biometrics Bulletin 1, 1945.
-
-    Example:
-        >>> wilcoxon_attainable_p(5), wilcoxon_attainable_p(6)
-        (0.0625, 0.03125)
-    """
-    if n < 1:
-        raise ValueError(f"wilcoxon_attainable_p: n is {n}, wanted at least 1 pair")
-    return 2.0 ** (1 - n)
 
 
 def seeds_needed(
@@ -270,25 +200,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 # --- many methods over many blocks (a block is a setting, or a setting and a seed) -----------
-
-
-def mean_ranks(matrix: Sequence[Sequence[float]]) -> list[float]:
-    """Each method's rank within a block, averaged over blocks; ties share their mean rank.
-
-    Args:
-        matrix: (blocks, methods), higher is better.
-
-    Returns:
-        One rank a method, in [1, methods]; 1 is best.
-
-    Raises:
-        ValueError: no block, no method, rows of unequal length, or a value that is not finite.
-
-    Example:
-        >>> mean_ranks([[0.9, 0.8, 0.8], [0.7, 0.9, 0.1]])
-        [1.5, 1.75, 2.75]
-    """
-    return [float(rank) for rank in _ranks("mean_ranks", matrix, blocks=1, methods=1).mean(axis=0)]
 
 
 class Friedman(NamedTuple):
@@ -387,61 +298,6 @@ def indistinct(ranks: Sequence[float], difference: float) -> list[tuple[int, int
         if last > first and (not runs or last > runs[-1][1]):
             runs.append((first, last))
     return runs
-
-
-class Tally(NamedTuple):
-    """How often a method was better, equal and worse."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
-def wins_ties_losses(differences: Sequence[float], tie: float = 0.0) -> Tally:
-    """Counts the signs of paired differences.
-
-    Args:
-        differences: one a pair, see `paired_differences`.
-        tie: an absolute difference up to this counts as a tie.
-
-    Raises:
-        ValueError: a difference that is not finite, or a negative `tie`.
-
-    Example:
-        >>> wins_ties_losses([0.02, 0.0, -0.01, 0.03])
-        Tally(wins=2, ties=1, losses=1)
-    """
-    _check("wins_ties_losses", differences, least=0)
-    if not tie >= 0:
-        raise ValueError(f"wins_ties_losses: tie is {tie}, wanted at least 0")
-    wins, losses = sum(d > tie for d in differences), sum(d < -tie for d in differences)
-    return Tally(wins, len(differences) - wins - losses, losses)
-
-
-def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
-    """P(X > Y) + P(X = Y) / 2 for X drawn from `a` and Y from `b`, over all pairs.
-
-    Args:
-        a: one value a seed; need not be paired with `b`, nor as many.
-        b: what `a` is compared with.
-
-    Returns:
-        In [0, 1]; 0.5 means no difference. Over several settings, average it.
-
-    Raises:
-        ValueError: an empty sequence, or a value that is not finite.
-
-    Source:
-        Agarwal et al.: Deep Reinforcement Learning at the Edge of the Statistical Precipice,
-        NeurIPS 2021, section 4.3; the Mann-Whitney U over the number of pairs.
-
-    Example:
-        >>> probability_of_improvement([3, 2], [1, 2])
-        0.875
-    """
-    _check("probability_of_improvement", a)
-    _check("probability_of_improvement", b)
-    return sum((x > y) + 0.5 * (x == y) for x in a for y in b) / (len(a) * len(b))
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:

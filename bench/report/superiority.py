@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report.comparison import ALPHA
 from bench.report.measures import LEAST_SEEDS, Observed, final, read
-from bench.report.ranking import LEAST_BLOCKS
-from bench.report.statistics import Friedman, effect_size, friedman, holm, paired_t_p
+from bench.report.statistics import ALPHA, effect_size, holm, paired_t_p
 from bench.report.summary import PairKey
 
 LEAST_PAIRS = 2
@@ -30,7 +28,6 @@ class Superiority:
         unbeaten: methods' rows that no other row beats significantly on any pair.
         superior: rows that beat every other row significantly on every pair.
         best: pairs on which one row beats all others significantly.
-        friedman: over pairs, of the rows that all of them have; None below `LEAST_BLOCKS` pairs.
     """
 
     pairs: int
@@ -39,7 +36,6 @@ class Superiority:
     unbeaten: tuple[str, ...]
     superior: tuple[str, ...]
     best: int
-    friedman: Friedman | None
 
 
 def superiority(observed: Observed) -> Superiority:
@@ -69,7 +65,6 @@ def superiority(observed: Observed) -> Superiority:
         unbeaten=tuple(label for label, found in met.items() if not _is_beaten(found)),
         superior=tuple(_superior(met, sum(len(rows) - 1 for rows in pairs.values()))),
         best=sum(_has_best(rows) for rows in pairs.values()),
-        friedman=_friedman(list(pairs.values())),
     )
 
 
@@ -118,11 +113,3 @@ def _p(differences: Sequence[float], sign: int) -> float:
     if len(rounded) < LEAST_SEEDS or statistics.fmean(rounded) * sign <= 0:
         return 1.0
     return 1.0 if math.isinf(effect_size(rounded)) else paired_t_p(rounded)
-
-
-def _friedman(pairs: Sequence[Rows]) -> Friedman | None:
-    common = set.intersection(*map(set, pairs)) if pairs else set()
-    if len(pairs) < LEAST_BLOCKS or len(common) < 2:
-        return None
-    labels = sorted(common)
-    return friedman([[statistics.fmean(rows[x].values()) for x in labels] for rows in pairs])

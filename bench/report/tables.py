@@ -12,7 +12,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +113,34 @@ class Table:
                     f"table {self.title!r}: an interval in column {column.key!r}; "
                     "declare the column with interval=True"
                 )
+
+    @classmethod
+    def by_name(
+        cls,
+        title: str,
+        columns: tuple[Column, ...],
+        rows: Iterable[Mapping[str, Entry | Value]],
+        notes: Iterable[str] = (),
+    ) -> Table:
+        """A table of rows that name their columns; a column that a row leaves out is empty.
+
+        Args:
+            title: one line.
+            columns: from left to right.
+            rows: column's key -> entry, or its bare value.
+            notes: one line each.
+
+        Raises:
+            ValueError: a row names a column that the table does not have.
+        """
+        keys = [column.key for column in columns]
+        made = []
+        for row in rows:
+            if unknown := sorted(set(row) - set(keys)):
+                raise ValueError(f"table {title!r} has no column {', '.join(unknown)}")
+            cells = (row.get(key) for key in keys)
+            made.append(tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in cells))
+        return cls(title=title, columns=columns, rows=tuple(made), notes=tuple(notes))
 
     def pairs(self) -> list[list[tuple[Column, Entry]]]:
         """The rows, each entry with its column."""
