@@ -40,11 +40,6 @@ class WorkDir:
         return self.root / "store" / "leases"
 
     @property
-    def calibration(self) -> Path:
-        """What steps take on this machine, for estimates."""
-        return self.root / "store" / "calibration"
-
-    @property
     def plugins(self) -> Path:
         """Every version of a user's own file that cells were trained with."""
         return self.root / "store" / "plugins"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -89,8 +88,8 @@ def test_a_teacher_that_lost_its_weights_is_trained_again(work):
     assert results(work) == before
 
 
-# What a run leaves beside its tables: what it was to do, and how long it took.
-OF_A_RUN = ("plan.json", "timing.csv")
+# What a run leaves with its tables: what it was to do.
+OF_A_RUN = ("plan.json",)
 
 
 def test_tables_come_out_byte_equal_from_records_and_from_mlflow_without_torch(work):
@@ -184,7 +183,7 @@ def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(tmp_pa
 
 
 def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
-    words = ["--work-dir", str(tmp_path), "--dry-run", "--calibrate-seconds", "0"]
+    words = ["--work-dir", str(tmp_path), "--dry-run"]
     assert main([*SMOKE, *words]) == 0
     said = capsys.readouterr().out
     assert "cells: 12, done already: 0, to train: 12 (52 epochs in all)" in said
@@ -192,31 +191,15 @@ def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.glob("mlflow.db"))
 
 
-def test_a_dry_run_estimates_and_measures_nothing_twice(tmp_path, capsys, monkeypatch):
-    words = [*SMOKE, "--methods", "soft_logits", "--seeds", "0", "--workers", "1", "--dry-run"]
-    words += ["--work-dir", str(tmp_path)]
-    assert main(words) == 0
-    first = capsys.readouterr().out
-    assert "to train: 3 (12 epochs in all)" in first
-    assert re.search(r"^ +soft_logits +1 +0 +4 +\d", first, re.MULTILINE)
-    estimate = re.search(r"estimated: (\d+) s on 1 workers", first)
-    assert estimate is not None
-    assert 1 <= int(estimate[1]) <= 60  # a process has to start; on a busy machine it takes a while
-    monkeypatch.setattr("bench.launch.calibrate._Crew", None)  # would be called to measure
-    assert main(words) == 0
-    again = capsys.readouterr().out
-    assert again.splitlines()[-3:] == first.splitlines()[-3:]
-
-
 def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, capsys, monkeypatch):
     def absent(*words: object, **named: object) -> None:
         raise DataError("data set 'cifar100' is not here")
 
     monkeypatch.setattr("bench.data.sources.load", absent)
-    words = ["--grid", "cifar100-mini", "--dry-run", "--calibrate-seconds", "0"]
+    words = ["--grid", "cifar100-mini", "--dry-run"]
     assert main([*words, "--work-dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "random images stand in for the data" in said
+    assert "random images take the place of the data" in said
     assert "cells: 54, done already: 0" in said
     assert main([*words[:2], "--work-dir", str(tmp_path)]) == 2  # nobody trains on them
     assert "data set 'cifar100' is not here" in capsys.readouterr().err
@@ -257,12 +240,10 @@ def test_bad_input_gives_one_line_and_code_2(tmp_path, capsys, words, said):
 
 
 COMMANDS_WITH_A_FOLDER = (
-    "run", "tune", "scaling", "profile", "tables", "recommend", "sync", "export", "ui",
+    "run", "tune", "profile", "tables", "recommend", "sync", "export", "ui",
 )  # fmt: skip
 NO_SECONDS = [
-    ("run", "--checkpoint-seconds"), ("run", "--calibrate-seconds"),
-    ("tune", "--calibrate-seconds"), ("scaling", "--startup-seconds"), ("scaling", "--tflops"),
-    ("profile", "--seconds"),
+    ("run", "--checkpoint-seconds"), ("profile", "--seconds"),
 ]  # fmt: skip
 NO_NUMBER = [
     ("run", "--gpus-per-job"), ("tune", "--validation"), ("recommend", "--max-cost"),
@@ -281,7 +262,6 @@ NO_NUMBER = [
         *[(command, "--work-dir", "") for command in COMMANDS_WITH_A_FOLDER],
         *[(command, "--data-root", "") for command in ("run", "profile")],
         ("run", "--plugin", ""), ("export", "--output", ""), ("run", "--seeds", ""),
-        ("scaling", "--gpus", ","), ("scaling", "--tflops", "0"),
     ],
 )  # fmt: skip
 def test_text_that_is_no_value_of_an_option_is_refused_before_anything_is_read(

@@ -53,9 +53,9 @@ ALLOWED = {
         "bench.cost", "bench.train", "bench.models", "bench.method", "bench.cell",
         "bench.record", "bench.faults", "bench.seeds", "methods.registry",
     },
-    "bench.cost.probe": {
-        "bench.cost", "bench.train", "bench.data", "bench.models", "bench.method",
-        "bench.cell", "bench.record", "methods.registry",
+    "bench.cost.footprint": {
+        "bench.cost", "bench.train", "bench.data", "bench.method", "bench.cell",
+        "methods.registry",
     },
     "bench.cost.record": {"bench.record"},
     "bench.cost.command": {

@@ -14,7 +14,6 @@ from bench.cli.options import (
     add_profile,
     add_recommend,
     add_run,
-    add_scaling,
     add_sync,
     add_tables,
     add_tune,
@@ -22,7 +21,7 @@ from bench.cli.options import (
 )
 from bench.cli.parser import Parser, UsageError
 from bench.cli.results import export, list_all, recommend, sync, tables, ui
-from bench.cli.training import profile, run, scaling, tune
+from bench.cli.training import profile, run, tune
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -30,7 +29,6 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "run": (run, add_run, "train what is unfinished of a grid, then print its tables"),
     "tune": (tune, add_tune, "choose hyper-parameters on held-out training images"),
     "profile": (profile, add_profile, "measure what each method costs, by itself"),
-    "scaling": (scaling, add_scaling, "a grid's time on 1 to 1,000 GPUs, simulated"),
     "tables": (tables, add_tables, "render a grid's tables again; nothing trains"),
     "recommend": (recommend, add_recommend, "which row to choose for each pair, and why"),
     "sync": (sync, add_sync, "send to MLflow the records that it lacks"),

@@ -73,11 +73,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add("--cohort", type=_cohort, metavar="auto|N",
         help="at most so many cells side by side in one job; no number depends on it (default: "
         "auto, as many as memory holds)")  # fmt: skip
-    add("--dry-run", action="store_true", help="say what would run and what it should cost, and "
-        "stop; takes some seconds once, with large networks on a CPU minutes")  # fmt: skip
-    add("--calibrate-seconds", type=number(at_least=0), default=30.0, metavar="S",
-        help="--dry-run: measure no further row after so long, but extrapolate; 0 only lists the "
-        "cells, at once (default: 30)")  # fmt: skip
+    add("--dry-run", action="store_true",
+        help="say what would run, and stop; nothing trains")  # fmt: skip
     add("overrides", nargs="*", metavar="FIELD=VALUE",
         help="fields of the grid to replace, such as recipe.epochs=10")  # fmt: skip
 
@@ -90,20 +87,6 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
     add("--tuning-seeds", type=int, default=1, help="seeds for each setting (default: 1)")
     add("--validation", type=number(at_least=0), default=0.2,
         help="part of the training images held out to choose on (default: 0.2)")  # fmt: skip
-
-
-def add_scaling(parser: argparse.ArgumentParser) -> None:
-    """The options of `scaling`: those of `run` and its own."""
-    add_run(parser)
-    add = parser.add_argument
-    add("--gpus", type=_counts, metavar="1,2,4,...",
-        help="numbers of workers (default: powers of 2 to 512, and 1000)")  # fmt: skip
-    add("--tflops", type=number(above=0), metavar="X", help="sustained by a worker, an "
-        "assumption: nothing is timed, operations are counted (default: timed on this "
-        "machine)")  # fmt: skip
-    add("--startup-seconds", type=number(at_least=0), metavar="S",
-        help="before a worker's first job (default: as measured; with --tflops 0)")  # fmt: skip
-    parser.set_defaults(dry_run=True)
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -195,11 +178,3 @@ def _cohort(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted auto or a number of at least 1")
     return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    """ "1,2,1000" -> [1, 2, 1000]."""
-    counts = parts(text)
-    if not counts or not all(count.isdecimal() and int(count) for count in counts):
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted counts such as 1,2,4,1000")
-    return [int(count) for count in counts]

@@ -137,15 +137,17 @@ def make_worker_config(options: argparse.Namespace, work: WorkDir) -> WorkerConf
 @contextlib.contextmanager
 def open_launcher(
     options: argparse.Namespace, prepared: Prepared
-) -> Iterator[tuple[list[str], Launch]]:
-    """What runs jobs, and one device for each that runs at once."""
+) -> Iterator[tuple[list[str], Launch, int | None]]:
+    """One device for each job that runs at once, what runs jobs, and the memory of a worker."""
     from bench.launch.local import run_processes
+    from bench.launch.memory import worker_room
 
     if prepared.cluster is None:
-        yield list_devices(prepared.device, options.workers), run_processes
+        devices = list_devices(prepared.device, options.workers)
+        yield devices, run_processes, worker_room(devices)
         return
-    with prepared.cluster as cluster:
-        yield cluster.devices, cluster.run
+    with prepared.cluster as cluster:  # what is free here says nothing of its nodes
+        yield cluster.devices, cluster.run, None
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands that compute: run, tune, scaling and profile."""
+"""The commands that compute: run, tune and profile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from bench.cli.parser import UsageError
 from bench.cli.preparation import (
     Prepared,
     expand_grid,
-    list_devices,
     make_worker_config,
     open_launcher,
     prepare,
@@ -63,36 +62,6 @@ def tune(options: argparse.Namespace) -> int:
     return exit_code(outcome.counts)
 
 
-def scaling(options: argparse.Namespace) -> int:
-    """Says how a grid's time falls with the number of workers, by simulation."""
-    from bench.launch.calibrate import CalibrationError
-    from bench.launch.scaling import WORKERS, Asked, command
-
-    prepared = prepare(options)
-    if prepared.cluster is not None:
-        raise UsageError("scaling simulates any number of workers: leave --launcher out")
-    devices = list_devices(prepared.device, options.workers)
-    asked = Asked(
-        options.gpus or WORKERS, options.tflops, options.startup_seconds, options.calibrate_seconds
-    )
-    expansion, setting = (
-        expand_grid(prepared, prepared.grid),
-        make_worker_config(options, prepared.work),
-    )
-    if options.tflops is None:  # else nothing is timed
-        setting = replace(setting, forms=settle_forms(options, prepared, expansion))
-    try:
-        files = command(
-            expansion, prepared.work, setting, devices, prepared.library, asked,
-            report=lambda what: prepared.console.print(what, highlight=False),
-        )  # fmt: skip
-    except CalibrationError as error:
-        raise UsageError(str(error)) from None
-    print(files[1].read_text(encoding="utf-8"))
-    print(f"table and figure: {prepared.work.grid(prepared.grid.name)}")
-    return 0
-
-
 def profile(options: argparse.Namespace) -> int:
     """Measures what each method's loss and step cost, each method by itself."""
     from bench.cost import command
@@ -114,30 +83,13 @@ def profile(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
-    """Says what would run; measures what it would cost, unless it is told not to."""
-    from bench.launch.calibrate import CalibrationError
-    from bench.launch.preview import preview, preview_costs
+    """Says what would run."""
+    from bench.launch.dry_run import describe
 
-    local = prepared.cluster is None
-    devices = list_devices(prepared.device, options.workers) if local else []
     expansion, work = expand_grid(prepared, grid), prepared.work
     for reason in prepared.library.absent.values():
-        print(f"random images stand in for the data, and nothing counts as done: {reason}")
-    if options.calibrate_seconds <= 0 or not local:  # nodes differ from this machine
-        print(preview(expansion, work.store, options.retry_failed))
-        return 0
-    console = prepared.console
-    setting = replace(
-        make_worker_config(options, work), forms=settle_forms(options, prepared, expansion)
-    )
-    try:
-        print(preview_costs(
-            expansion, work, setting, devices, prepared.library, options.calibrate_seconds,
-            retry_failed=options.retry_failed,
-            report=lambda what: console.print(f"calibrating: {what}", highlight=False),
-        ))  # fmt: skip
-    except CalibrationError as error:
-        raise UsageError(str(error)) from None
+        print(f"random images take the place of the data, and nothing counts as done: {reason}")
+    print(describe(expansion, work.store, options.retry_failed))
     return 0
 
 
@@ -156,10 +108,10 @@ def _train(
         setting = replace(setting, forms=settle_forms(options, prepared, expansion))
     retry, console = options.retry_failed, prepared.console
     try:
-        with open_launcher(options, prepared) as (devices, launch):
+        with open_launcher(options, prepared) as (devices, launch, room_bytes):
             outcome = run_grid(
                 expansion, work, setting, devices,
-                retry_failed=retry, console=console, launch=launch,
+                retry_failed=retry, console=console, launch=launch, room_bytes=room_bytes,
             )  # fmt: skip
     except (LeaseLostError, ClusterError) as error:
         raise UsageError(str(error)) from None
@@ -173,11 +125,8 @@ def _say_outcome(outcome: Outcome) -> None:
         print(f"nothing to train, every cell has a result; in all: {states}")
         return
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
-    expected = outcome.estimated_seconds
-    known = expected is not None and not outcome.elsewhere
-    estimate = f" (estimated {expected:.0f} s)" if known else ""
     print(
-        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s{estimate}; "
+        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; "
         f"recording to MLflow took {outcome.recording_seconds:.1f} s of a processor beside them; "
         f"in all: {states}"
     )

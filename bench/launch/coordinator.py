@@ -9,27 +9,22 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from rich.console import Console
 
-from bench.cell import Cell
 from bench.grid import Expansion
-from bench.launch.calibrate import read_parts
 from bench.launch.job import Job, Library, Report, WorkerConfig, total_epochs, unfinished
 from bench.launch.lease import Leases
 from bench.launch.local import run_processes
 from bench.launch.mirroring import Mirroring
-from bench.launch.outlook import Outlook, look_ahead
 from bench.launch.progress import Display
+from bench.launch.schedule import plan_training
 from bench.launch.share import Done, Share
 from bench.record import FINISHED, Plan, Store, write_atomically
 from bench.train.checkpoint import Checkpoints
 from bench.workdir import WorkDir
 
 Launch = Callable[[Sequence[Job], WorkerConfig, Sequence[str], Report, Leases], Generator[Done]]
-TIMING = "timing.csv"
-TIMING_HEADER = "ended,cells,workers,estimated_seconds,took_seconds\n"
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,6 @@ class Outcome:
         elsewhere: cells that another command trained meanwhile.
         counts: status -> cells of the whole plan; "not run" among them.
         seconds: of all of it, wall clock.
-        estimated_seconds: what was expected of the training; None where nothing was calibrated.
         recording_seconds: of a processor's time that mirroring took, most of it while workers
             were training; none of them waited for it.
     """
@@ -51,7 +45,6 @@ class Outcome:
     counts: dict[str, int]
     seconds: float
     recording_seconds: float
-    estimated_seconds: float | None = None
 
 
 def run_grid(
@@ -63,6 +56,7 @@ def run_grid(
     retry_failed: bool,
     console: Console,
     launch: Launch = run_processes,
+    room_bytes: int | None = None,
 ) -> Outcome:
     """Trains what is unfinished and mirrors what is recorded.
 
@@ -74,6 +68,7 @@ def run_grid(
         retry_failed: whether failed cells run again.
         console: for progress and warnings.
         launch: runs jobs, see `bench.launch.local.run_processes`.
+        room_bytes: memory that one worker may fill; None if no limit is known.
     """
     plan = expansion.plan
     write_atomically(work.plan(plan.name), plan.to_json())
@@ -81,8 +76,8 @@ def run_grid(
         plugin.keep(work.plugins)
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
     began, here = time.monotonic(), 0
-    local = launch is run_processes
-    outlook = _outlook(expansion, waiting, work, setting, devices, local)
+    library = Library(setting.data_root, setting.cache)
+    jobs = plan_training(waiting, setting, devices, library, room_bytes) if waiting else []
     names = {cell.id: str(cell) for cell in waiting}
     epochs = {cell.id: total_epochs(cell) for cell in waiting}
     with Leases(work.leases) as leases:
@@ -90,9 +85,9 @@ def run_grid(
         Share(work.store, leases).discard(waiting)
         with (
             Mirroring(work, plan, leases, console) as mirroring,
-            Display(names, epochs, console, outlook.cell_seconds) as display,
+            Display(names, epochs, console) as display,
             # Closed here, whatever happens: workers end before their leases do.
-            closing(launch(outlook.jobs, setting, devices, display.epoch, leases)) as news,
+            closing(launch(jobs, setting, devices, display.epoch, leases)) as news,
         ):
             for done in news:
                 display.finished(len(done.cells))
@@ -101,37 +96,7 @@ def run_grid(
     seconds = time.monotonic() - began
     counts = count(expansion, work.store)
     elsewhere = len(waiting) - here
-    if here and not elsewhere:
-        _note_time(work, plan.name, outlook, len(devices), seconds)
-    return Outcome(here, elsewhere, counts, seconds, mirroring.seconds, outlook.seconds)
-
-
-def _outlook(
-    expansion: Expansion,
-    waiting: Sequence[Cell],
-    work: WorkDir,
-    setting: WorkerConfig,
-    devices: Sequence[str],
-    local: bool,
-) -> Outlook:
-    """The plan, by what was measured of this grid on this machine if a dry run did."""
-    if not waiting:
-        return Outlook([], None, None, None)
-    library = Library(setting.data_root, setting.cache)
-    if not local:  # what is measured and free here says nothing of other machines
-        return look_ahead(waiting, None, setting, devices, library, local=False)
-    parts = read_parts(expansion.cells.values(), work.calibration, setting, devices)
-    return look_ahead(waiting, parts, setting, devices, library)
-
-
-def _note_time(work: WorkDir, grid: str, outlook: Outlook, workers: int, seconds: float) -> None:
-    """Adds a line to the grid's timing.csv: what was expected of a run and what it took."""
-    path = work.grid(grid) / TIMING
-    known = path.read_text(encoding="utf-8") if path.is_file() else TIMING_HEADER
-    expected = "" if outlook.seconds is None else f"{outlook.seconds:.1f}"
-    cells = sum(len(job.cells) for job in outlook.jobs)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_atomically(path, f"{known}{now},{cells},{workers},{expected},{seconds:.1f}\n")
+    return Outcome(here, elsewhere, counts, seconds, mirroring.seconds)
 
 
 def sweep(work: WorkDir, leases: Leases) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -20,6 +21,20 @@ def room(device: str, workers: int) -> int | None:
     """
     free = _free_on_cuda(device) if device.startswith("cuda") else free_memory()
     return None if free is None else round(SAFE * free / workers)
+
+
+def worker_room(devices: Sequence[str]) -> int | None:
+    """Bytes that the cells of one worker may fill; None where that is not known.
+
+    Args:
+        devices: one entry for each worker, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
+    """
+    rooms = [room(device, devices.count(device)) for device in set(devices)]
+    known = [size for size in rooms if size is not None]
+    if not known:
+        return None
+    # Device memory holds no process; main memory holds the worker's own.
+    return min(known) - (process_bytes() if devices[0] == "cpu" else 0)
 
 
 def _free_on_cuda(device: str) -> int:
