@@ -15,7 +15,8 @@ from bench.report.claims import (
     claim_table,
     claims_section,
 )
-from bench.report.measures import conflict_share, mean_cosine
+from bench.report.measures import gradient_cosine
+from bench.report.statistics import Interval
 from bench.report.tables import to_csv, to_html, to_latex, to_markdown
 
 CATEGORIES = {
@@ -35,9 +36,9 @@ def noise(label: str, seed: int) -> float:
 
 # Mean over seeds; `numbers` adds the noise. As the deck has it in every respect.
 DECK = {
-    "soft_logits": {"scalars": 10, "rank": 8.0, "held": 4.0, "cosine": 0.7},
-    "fitnet": {"scalars": 900, "rank": 120.0, "held": 300.0, "cosine": -0.2},
-    "rkd": {"scalars": 64, "rank": 40.0, "held": 20.0, "cosine": 0.4},
+    "soft_logits": {"scalars": 10, "held": 4.0, "cosine": 0.7},
+    "fitnet": {"scalars": 900, "held": 300.0, "cosine": -0.2},
+    "rkd": {"scalars": 64, "held": 20.0, "cosine": 0.4},
 }
 ACCURACY = {"student": 0.70, "soft_logits": 0.80, "fitnet": 0.75, "rkd": 0.72}
 SWAPPED = {"student": 0.70, "soft_logits": 0.75, "fitnet": 0.90, "rkd": 0.95}
@@ -47,10 +48,8 @@ def measured(label: str, seed: int, values: dict[str, float], smooth: float) -> 
     more = 1 + noise(label, seed)
     return {
         "knowledge_scalars": values["scalars"],
-        "knowledge_rank": values["rank"] * more,
         "knowledge_directions": values["held"] * more,
         "attention_variation_stage1": smooth * (1 + NOISE[seed % 5]),
-        "attention_high_frequency_stage1": smooth * (1 + NOISE[(seed + 1) % 5]),
     }
 
 
@@ -59,8 +58,6 @@ def record(
 ) -> Record:
     final = {"last_accuracy": accuracy + noise(row.label, row.seed)}
     stages, curves = [], {}
-    if examined:
-        final["train_accuracy"] = 1.0
     if values is not None and examined:
         final |= measured(row.label, row.seed, values, smooth)
         stages = [{"name": "hint", "epochs": 4, "taps": ["stage1"]},
@@ -149,7 +146,7 @@ def test_a_world_as_the_deck_says_supports_every_claim():
 def test_the_opposite_world_supports_none():
     turned = {"soft_logits": DECK["fitnet"], "fitnet": DECK["soft_logits"], "rkd": DECK["fitnet"]}
     # Shared representation binds more than multi-connection; response is the largest.
-    turned["rkd"] = {"scalars": 8, "rank": 6.0, "held": 500.0, "cosine": -0.3}
+    turned["rkd"] = {"scalars": 8, "held": 500.0, "cosine": -0.3}
     costs = Costs([cost("soft_logits", 3.0, 3.0), cost("fitnet", 2.0, 2.0), cost("rkd", 1.0, 1.1)])
     superior = ({"student": 0.6, "soft_logits": 0.9, "fitnet": 0.7, "rkd": 0.65},) * 2
     found = verdicts(*grid(numbers=turned, accuracies=superior, smooth=1.5), costs)
@@ -158,7 +155,9 @@ def test_the_opposite_world_supports_none():
 
 def test_two_seeds_decide_nothing_that_needs_seeds():
     found = grid(seeds=2)
-    assert verdicts(*found) == dict.fromkeys(verdicts(*found), UNDECIDED)
+    assert {claim: v for claim, v in verdicts(*found).items() if v != UNDECIDED} == {
+        SMALL: SUPPORTED  # shapes decide it
+    }
     said = evidence(*found)
     assert "n=2, so on 2 of 2 pairs, too few seeds to tell, wanted 3" in said[SMOOTH]
     assert "n=2 seeds at least" in said[NONE_BEST]
@@ -166,25 +165,16 @@ def test_two_seeds_decide_nothing_that_needs_seeds():
 
 def test_what_shapes_decide_is_told_whatever_the_seeds():
     said = evidence(*grid(seeds=1))[SMALL]
-    assert "response < multi-connection: 10 against 900, so on 2 of 2 pairs" in said
-
-
-def test_measures_that_disagree_leave_a_claim_undecided():
-    # rkd binds fewer directions than fitnet, but conflicts with the task more often.
-    numbers = {**DECK, "fitnet": {**DECK["fitnet"], "cosine": 0.7}}
-    numbers["rkd"] = {**DECK["rkd"], "cosine": -0.2}
-    assert verdicts(*grid(numbers=numbers))[SOFTER] == UNDECIDED
+    assert "response 10, multi-connection 900, shared-representation 64: so in 4 of 4" in said
 
 
 def test_without_diagnostics_or_costs_the_reason_is_said():
     found = grid(examined=False)
     said = evidence(*found)
     for claim in (SMALL, LARGE, BINDS, SMOOTH, SOFTER):
-        assert (
-            said[claim] == "undecided: no diagnostics; the grid's diagnostics: true measures them"
-        )
+        assert "diagnostics: true" in said[claim]
     for claim in (CHEAP, DEARER):
-        assert said[claim] == "undecided: no cost profile; run_all.py profile measures it"
+        assert "run_all.py profile" in said[claim]
     assert verdicts(*found)[NONE_BEST] == SUPPORTED  # needs accuracies alone
 
 
@@ -192,10 +182,8 @@ def test_a_category_that_the_grid_lacks_is_named():
     plan, records = grid()
     plan = replace(plan, rows=[row for row in plan.rows if row.label != "rkd"])
     assert verdicts(plan, records)[SOFTER] == UNDECIDED
-    assert evidence(plan, records)[SOFTER] == (
-        "undecided: no pair of networks with a measure of shared-representation and "
-        "multi-connection"
-    )
+    said = evidence(plan, records)[SOFTER]
+    assert said.endswith("a measure of shared-representation and multi-connection")
 
 
 def test_costs_that_overlap_decide_nothing():
@@ -220,7 +208,7 @@ def test_a_row_that_is_best_without_significance_leaves_it_open():
 def test_one_pair_has_a_best_row_by_nature():
     plan, records = grid(accuracies=(ACCURACY,))
     assert verdicts(plan, records)[NONE_BEST] == UNDECIDED
-    assert "too few pairs to tell, wanted 2" in evidence(plan, records)[NONE_BEST]
+    assert "1 pairs, too few to tell, wanted 2" in evidence(plan, records)[NONE_BEST]
 
 
 def test_a_teacher_shared_by_all_seeds_is_no_spread():
@@ -240,7 +228,7 @@ def test_a_failed_cell_takes_its_seed_out_of_the_comparison():
 
 
 def test_many_tests_are_corrected_for():
-    # Alone at p = 0.02, the smoothness would be supported; among ten tests it is not.
+    # Alone at p = 0.02, the smoothness would be supported; among four tests it is not.
     plan, records = grid()
     wobble = (0.94, 0.98, 0.95, 0.99, 0.93)
     for each in records.values():
@@ -258,8 +246,7 @@ def test_cosines_are_of_the_first_stage_that_reads_the_teacher():
     _, records = grid(seeds=1)
     fitnet = records["wide-fitnet-0"]
     curve = fitnet.curves["gradient_cosine"][:4]
-    assert mean_cosine()(fitnet) == pytest.approx(sum(x for x in curve if x is not None) / 4)
-    assert conflict_share()(records["wide-soft_logits-0"]) == 0.0
+    assert gradient_cosine(fitnet) == pytest.approx(sum(x for x in curve if x is not None) / 4)
 
 
 def test_angles_to_the_gradient_of_an_untrained_head_decide_nothing():
@@ -267,22 +254,22 @@ def test_angles_to_the_gradient_of_an_untrained_head_decide_nothing():
     for each in records.values():
         if "fitnet" in each.cell_id:
             each.curves["task_loss"][:4] = [None] * 4  # its own stage has no labels
-    fitnet = records["wide-fitnet-0"]
-    assert mean_cosine()(fitnet) == pytest.approx(sum(fitnet.curves["gradient_cosine"][:4]) / 4)
-    assert mean_cosine(labelled=True)(fitnet) is None
-    assert verdicts(plan, records)[BINDS] == verdicts(plan, records)[SOFTER] == UNDECIDED
+    assert gradient_cosine(records["wide-fitnet-0"]) is None
+    assert verdicts(plan, records)[BINDS] == UNDECIDED
     assert verdicts(plan, records)[LARGE] == SUPPORTED
 
 
-def test_tables_render_alike_every_time_and_the_diagnostics_are_beside_them():
+def test_tables_render_alike_every_time_and_the_diagnostics_follow_the_claims():
     section = claims_section(*grid(), DEAR)
     again = claims_section(*grid(), DEAR)
     for render in (to_markdown, to_csv, to_latex, to_html):
         assert [render(t) for t in section.tables] == [render(t) for t in again.tables]
-    assert [table.title for table in section.tables] == [
-        "Claims", "Measures behind the claims", "d: wide -> narrow", "d: deep -> narrow"
-    ]  # fmt: skip
-    fitnet = next(row for row in section.tables[2].rows if row[0].value == "fitnet")
-    assert [entry.value for entry in fitnet[:4]] == ["fitnet", "multi-connection", 5, 900]
-    assert fitnet[4].value.mean == pytest.approx(120, rel=0.01)
-    assert len(claims_section(*grid(examined=False), None).tables) == 2
+    titles = [table.title for table in section.tables]
+    assert titles == ["Claims", "d: wide -> narrow", "d: deep -> narrow"]
+    rows = [{column.key: entry.value for column, entry in r} for r in section.tables[1].pairs()]
+    (fitnet,) = [row for row in rows if row["label"] == "fitnet"]
+    assert (fitnet["n"], fitnet["knowledge_scalars"]) == (5, 900)
+    directions = fitnet["knowledge_directions"]
+    assert isinstance(directions, Interval)
+    assert directions.mean == pytest.approx(300, rel=0.01)
+    assert len(claims_section(*grid(examined=False), None).tables) == 1

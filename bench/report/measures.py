@@ -1,4 +1,4 @@
-"""What diagnostics measured, by pair, category and seed, and differences between categories."""
+"""What diagnostics and the profiler measured, by pair, category and seed, for the claims."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.cost.record import CostRecord, Costs, Quartiles
+from bench.cost.record import Costs, Quartiles
 from bench.record import FINISHED, Plan, Record
 from bench.report.statistics import Interval, effect_size, mean_interval, paired_t_p
 from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
@@ -34,79 +34,36 @@ def final(key: str) -> Value:
     return value
 
 
-def own_cosines(record: Record, labelled: bool = False) -> list[float]:
-    """Gradient cosines in the stage of the method's own knowledge, one an epoch.
+def gradient_cosine(record: Record) -> float | None:
+    """Mean cosine between the gradients of task and transfer loss, in the method's own stage.
 
-    That stage is the first that reads the teacher: a later one with soft logits beside the labels
-    says nothing about hints.
-
-    Args:
-        record: of a finished cell.
-        labelled: only epochs whose task loss was trained too. Before the head has learned
-            anything its task gradient is close to a random one, and so is the angle to it.
+    That stage is the first one that reads the teacher. Only epochs that train on labels count:
+    where the head is untrained, its task gradient is close to a random one.
     """
     first = 0
     for stage in record.stages:
         epochs = range(first, first + stage["epochs"])
+        first = epochs.stop
         if stage["taps"]:
             curve, task = (record.curves.get(x, []) for x in ("gradient_cosine", "task_loss"))
-            cosines = [(curve[i], task[i]) for i in epochs if i < min(len(curve), len(task))]
-            return [x for x, loss in cosines if x is not None and not (labelled and loss is None)]
-        first = epochs.stop
-    return []
+            points = [(curve[i], task[i]) for i in epochs if i < min(len(curve), len(task))]
+            cosines = [x for x, loss in points if x is not None and loss is not None]
+            return statistics.fmean(cosines) if cosines else None
+    return None
 
 
-def mean_cosine(labelled: bool = False) -> Value:
-    """Mean of `own_cosines`."""
-
-    def value(record: Record) -> float | None:
-        cosines = own_cosines(record, labelled)
-        return statistics.fmean(cosines) if cosines else None
-
-    return value
+def log_variation(record: Record) -> float | None:
+    """Mean over taps of ln(total variation of attention maps over that of features)."""
+    ratios = [x for key, x in sorted(record.final.items()) if key.startswith("attention_variation")]
+    if not ratios or not all(math.isfinite(x) and x > 0 for x in ratios):
+        return None
+    return statistics.fmean(map(math.log, ratios))
 
 
-def conflict_share(labelled: bool = False) -> Value:
-    """Share of `own_cosines` below 0: measured steps on which the two losses conflict."""
-
-    def value(record: Record) -> float | None:
-        cosines = own_cosines(record, labelled)
-        return sum(cosine < 0 for cosine in cosines) / len(cosines) if cosines else None
-
-    return value
-
-
-def train_test_gap(record: Record) -> float | None:
-    """Accuracy on the training images without augmentation, minus that of the last epoch."""
-    train, test = final("train_accuracy")(record), final("last_accuracy")(record)
-    return None if train is None or test is None else train - test
-
-
-def log_smoothness(kind: str) -> Value:
-    """Mean over taps of ln(roughness of attention maps / that of features), 0 if equal.
-
-    Args:
-        kind: "variation" or "high_frequency".
-    """
-
-    def value(record: Record) -> float | None:
-        prefix = f"attention_{kind}_"
-        ratios = [x for name, x in sorted(record.final.items()) if name.startswith(prefix)]
-        if not ratios or not all(math.isfinite(x) and x > 0 for x in ratios):
-            return None
-        return statistics.fmean(map(math.log, ratios))
-
-    return value
-
-
-def logarithm(value: Value) -> Value:
-    """ln of a number above 0: differences of these are ratios."""
-
-    def log(record: Record) -> float | None:
-        found = value(record)
-        return math.log(found) if found is not None and found > 0 else None
-
-    return log
+def log_directions(record: Record) -> float | None:
+    """ln of the directions that the transfer loss holds fast."""
+    found = final("knowledge_directions")(record)
+    return math.log(found) if found is not None and found > 0 else None
 
 
 # --- by pair and category ---------------------------------------------------------------------
@@ -127,8 +84,11 @@ class Observed:
     @property
     def examined(self) -> bool:
         """Whether any record has diagnostics."""
-        value = final("train_accuracy")
-        return any(read(group, value) for groups in self.groups.values() for group in groups)
+        return any(
+            read(group, final("knowledge_scalars")) or read(group, log_variation)
+            for groups in self.groups.values()
+            for group in groups
+        )
 
     def category(self, key: PairKey, category: str, value: Value) -> dict[int, float]:
         """Seed -> mean over the category's methods, each the mean over its rows.
@@ -140,7 +100,7 @@ class Observed:
         for group in self.groups[key]:
             chosen = group.role == "method" and group.category == category
             if chosen and (series := read(group, value)):
-                methods.setdefault(method_of(group), []).append(series)
+                methods.setdefault(group.label.split(" ")[0], []).append(series)  # with variants
         rows = [series for group in methods.values() for series in group]
         seeds = set.intersection(*map(set, rows)) if rows else set()
         return {
@@ -149,11 +109,6 @@ class Observed:
             )
             for seed in sorted(seeds)
         }
-
-    def baseline(self, key: PairKey, value: Value) -> dict[int, float]:
-        """Seed -> the number of the pair's plain student."""
-        found = [group for group in self.groups[key] if group.role == "student"]
-        return read(found[0], value) if found else {}
 
     def teacher(self, key: PairKey, value: Value) -> dict[int, float]:
         """Seed -> a number that is the teacher's alone: every row of the pair has the same."""
@@ -175,11 +130,6 @@ def read(group: Group, value: Value) -> dict[int, float]:
     return found
 
 
-def method_of(group: Group) -> str:
-    """A row's method, by its label: variants are one method."""
-    return group.label.split(" ")[0]
-
-
 # --- a difference with its spread --------------------------------------------------------------
 
 
@@ -188,26 +138,20 @@ class Contrast:
     """Differences paired by seed, each the mean over pairs; or why there are none.
 
     Attributes:
-        name: what is compared.
         wanted: -1 if the claim says below 0, 1 if above.
         differences: one a seed.
         pairs: over how many pairs.
         agreeing: pairs whose mean has the wanted sign.
-        unit: of the difference.
         ratio: whether differences are logarithms, shown as ratios.
         missing: why nothing could be compared; empty if something was.
-        decides: whether the claim's verdict rests on it too; otherwise it is said beside it.
     """
 
-    name: str
     wanted: int
     differences: tuple[float, ...] = ()
     pairs: int = 0
     agreeing: int = 0
-    unit: str = ""
     ratio: bool = False
     missing: str = ""
-    decides: bool = True
 
     @property
     def p(self) -> float | None:
@@ -217,10 +161,8 @@ class Contrast:
         return paired_t_p(self.differences)
 
     @property
-    def interval(self) -> Interval | None:
+    def interval(self) -> Interval:
         """The mean with its 95 % t interval, as a ratio if it is one."""
-        if not self.differences:
-            return None
         found = mean_interval(self.differences)
         if not self.ratio:
             return found
@@ -270,26 +212,17 @@ def contrast(about: Contrast, first: Series, second: Series | None) -> Contrast:
 # --- costs -------------------------------------------------------------------------------------
 
 
-def cost_ratio(record: CostRecord) -> Quartiles | None:
-    """A method's whole training over the plain student's."""
-    return record.training_cost_ratio
+def loss_ms_by_category(costs: Costs | None) -> list[dict[str, Quartiles]]:
+    """For every profiled pair: category -> milliseconds of a step's transfer loss.
 
-
-def loss_ms(record: CostRecord) -> Quartiles | None:
-    """Milliseconds of its costliest stage's transfer loss alone, forward and backward."""
-    return record.loss.ms if record.loss is not None else None
-
-
-def cost_by_category(
-    costs: Costs | None, value: Callable[[CostRecord], Quartiles | None]
-) -> list[dict[str, Quartiles]]:
-    """For every profiled pair: category -> quartiles, each the mean over methods and their rows."""
+    Forward and backward, of a row's costliest stage; the mean over methods, each the mean over
+    its rows.
+    """
     groups: dict[tuple[str, ...], dict[str, dict[str, list[Quartiles]]]] = {}
     for record in costs.records if costs is not None else ():
-        found = value(record) if record.status == FINISHED else None
-        if found is not None:
-            categories = groups.setdefault(record.place, {})
-            categories.setdefault(record.category, {}).setdefault(record.method, []).append(found)
+        if record.status == FINISHED and record.loss is not None:
+            methods = groups.setdefault(record.place, {}).setdefault(record.category, {})
+            methods.setdefault(record.method, []).append(record.loss.ms)
     return [
         {category: _mean_of(map(_mean_of, methods.values())) for category, methods in pair.items()}
         for pair in groups.values()

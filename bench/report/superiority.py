@@ -27,7 +27,6 @@ class Superiority:
         seeds: the fewest that any comparison has.
         unbeaten: methods' rows that no other row beats significantly on any pair.
         superior: rows that beat every other row significantly on every pair.
-        best: pairs on which one row beats all others significantly.
     """
 
     pairs: int
@@ -35,7 +34,6 @@ class Superiority:
     seeds: int
     unbeaten: tuple[str, ...]
     superior: tuple[str, ...]
-    best: int
 
 
 def superiority(observed: Observed) -> Superiority:
@@ -64,7 +62,6 @@ def superiority(observed: Observed) -> Superiority:
         seeds=min((len(d) for found in met.values() for d in found.values()), default=0),
         unbeaten=tuple(label for label, found in met.items() if not _is_beaten(found)),
         superior=tuple(_superior(met, sum(len(rows) - 1 for rows in pairs.values()))),
-        best=sum(_has_best(rows) for rows in pairs.values()),
     )
 
 
@@ -97,13 +94,6 @@ def _superior(met: Mapping[str, Mapping[str, Sequence[float]]], comparisons: int
         for found in met.values()
     ]
     return [label for label, p in zip(met, holm(least), strict=True) if p <= ALPHA]
-
-
-def _has_best(rows: Rows) -> bool:
-    top = max(rows, key=lambda label: statistics.fmean(rows[label].values()))
-    found = _comparisons(top, {PairKey("", (), "", ""): rows})
-    adjusted = holm([_p(values, -1) for values in found.values()])
-    return len(found) == len(rows) - 1 and all(p <= ALPHA for p in adjusted)
 
 
 def _p(differences: Sequence[float], sign: int) -> float:

@@ -42,7 +42,7 @@ from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, is_device_lost, is_out_of_memory, set_numerics
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student
-from bench.train.evaluate import TestSet, accuracy, predictions
+from bench.train.evaluate import accuracy, predictions
 from bench.train.evidence import example_images
 from bench.train.stacking import Attempt, StackedStudents, groups
 from bench.train.step import Seen
@@ -411,18 +411,11 @@ class Cohort:
         return final | (self._examine(student) if student.cell.diagnostics else {})
 
     def _examine(self, student: Student) -> dict[str, float]:
-        """What `bench.train.diagnostics` measures of a trained student and its teacher."""
-        train = self.stream.train
-        seen = TestSet(lambda: train.clean(EVALUATION_BATCH), train.labels)
-        right = predictions(student.network, seen, self.stream.student_images) == train.labels
-        if self.stream.labelled is not None:
-            right = right[self.stream.labelled]
-        found = {"train_accuracy": right.double().mean().item()}
-        if student.method.needs_teacher:
-            stage = own_stage(student.method)
-            optional = student.optional[stage.name] if stage is not None else ()
-            found |= self._facts(student, optional)
-        return found
+        """What `bench.train.diagnostics` measures of a student's method and its teacher."""
+        if not student.method.needs_teacher:
+            return {}
+        stage = own_stage(student.method)
+        return self._facts(student, student.optional[stage.name] if stage is not None else ())
 
     def _facts(self, student: Student, optional: Sequence[str]) -> dict[str, float]:
         """Of the teacher and the method alone: the same for students of every architecture."""

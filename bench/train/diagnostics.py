@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -28,7 +29,7 @@ STEP = 1e-3
 """Length of such a probe, in root mean squares of a sample's tensor."""
 
 LEAST_SIDE = 4
-"""A map smaller than this has no frequencies to tell apart."""
+"""Pixels; a smaller map is not examined for smoothness."""
 
 
 # --- while training ---------------------------------------------------------------------------
@@ -221,31 +222,26 @@ class Knowledge:
     ) -> None:
         """Looks at nothing yet."""
         self._view, self._shapes, self._labels = view, shapes, labels
-        self._grams: dict[str, tuple[int, Tensor]] = {}
-        self._smoothness: dict[str, tuple[float, float]] = {}
 
     def facts(self, method: Method, optional: Sequence[str], batch: int) -> dict[str, float]:
         """Numbers for a record's `final`: of the method's own knowledge, see `own_stage`.
 
         "knowledge_scalars": elements of the teacher's tensors that its stage reads, per sample.
-        "knowledge_rank": their `effective_rank` over the "knowledge_images" images.
         "knowledge_directions": `constrained_directions` of its transfer loss on the first `batch`
         images, the teacher in the student's place too: what the loss holds fast once it is met.
-        And `smoothness`, whatever the method reads.
+        "attention_variation_<tap>": `attention_variation` of every stage's output, whatever the
+        method reads.
 
         Args:
-            method: with a transfer loss, or there is only `smoothness`.
+            method: with a transfer loss, or there is only the attention's variation.
             optional: those of its stage's optional taps that both networks have.
             batch: B.
         """
-        found = self.smoothness(smoothness_taps(self._shapes))
+        found = dict(self._attention)
         if (stage := own_stage(method)) is None:
             return found
         taps = (*stage.taps, *optional)
-        scalars, grams = zip(*(self._gram(tap) for tap in taps), strict=True)
-        found["knowledge_scalars"] = sum(scalars)
-        found["knowledge_rank"] = effective_rank(grams)
-        found["knowledge_images"] = len(grams[0])
+        found["knowledge_scalars"] = sum(math.prod(self._shapes[tap]) for tap in taps)
         directions = self._directions(method, stage, taps, batch)
         return found if directions is None else {**found, "knowledge_directions": directions}
 
@@ -263,31 +259,17 @@ class Knowledge:
         index = torch.arange(len(labels), device=labels.device)
         return constrained_directions(stage.transfer, Pair(view, view, labels, index), connector)
 
-    def _gram(self, tap: str) -> tuple[int, Tensor]:
-        if tap not in self._grams:
-            rows = self._view((tap,))[tap].flatten(1).double()
-            rows = rows - rows.mean(0)
-            self._grams[tap] = rows.shape[1], (rows @ rows.T).cpu()
-        return self._grams[tap]
-
-    def smoothness(self, taps: Sequence[str]) -> dict[str, float]:
-        """How rough attention maps are, as a share of how rough their features are, per tap.
-
-        "attention_variation_<tap>" by total variation, "attention_high_frequency_<tap>" by the
-        energy in high frequencies; see `attention_smoothness`.
-        """
-        found: dict[str, float] = {}
-        for tap in taps:
-            if tap not in self._smoothness:
-                self._smoothness[tap] = attention_smoothness(self._view((tap,))[tap])
-            variation, frequency = self._smoothness[tap]
-            found[f"attention_variation_{tap}"] = variation
-            found[f"attention_high_frequency_{tap}"] = frequency
+    @cached_property
+    def _attention(self) -> dict[str, float]:
+        found = {
+            f"attention_variation_{tap}": attention_variation(self._view((tap,))[tap])
+            for tap in smoothness_taps(self._shapes)
+        }
         return {name: ratio for name, ratio in found.items() if math.isfinite(ratio)}
 
 
 def smoothness_taps(shapes: Shapes) -> list[str]:
-    """The outputs of stages whose maps are large enough to be rough or smooth.
+    """The outputs of stages with maps large enough to be rough or smooth.
 
     Example:
         >>> smoothness_taps({"stage1": (8, 8, 8), "stage1.pre": (8, 8, 8), "stage3": (32, 2, 2)})
@@ -300,60 +282,25 @@ def smoothness_taps(shapes: Shapes) -> list[str]:
     ]
 
 
-def effective_rank(grams: Sequence[Tensor]) -> float:
-    """Effective rank of the samples' tensors: how many directions they spread over.
+def attention_variation(feature: Tensor) -> float:
+    """Total variation of attention maps over that of the channels they come from.
 
-    exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j, with s_i the singular values of the (M, D)
-    matrix of M samples, its mean over samples taken away, the columns of each tap divided by that
-    tap's Frobenius norm so that a tap's unit does not count.
-
-    Args:
-        grams: one (M, M) matrix X X^T a tap, X (M, D) without its mean.
-
-    Returns:
-        In [1, min(M - 1, D)]; 0 if nothing varies.
-
-    Source:
-        Roy, Vetterli: The Effective Rank, EUSIPCO 2007, definition 1. Deviations: the mean is
-        taken away, and taps are scaled, as above.
-
-    Example:
-        >>> round(effective_rank([torch.diag(torch.tensor([4.0, 4.0, 4.0, 0.0]))]), 6)
-        3.0
-    """
-    scaled = [gram / gram.trace() for gram in grams if gram.trace() > 0]
-    if not scaled:
-        return 0.0
-    values = torch.linalg.eigvalsh(torch.stack(scaled).sum(0).double()).clamp(min=0).sqrt()
-    # The root of rounding noise is not small: what lies below it is no direction.
-    values = values[values > 1e-6 * values.max()]
-    shares = values / values.sum()
-    return torch.exp(-(shares * shares.log()).sum()).item()
-
-
-def attention_smoothness(feature: Tensor) -> tuple[float, float]:
-    """Roughness of attention maps over that of the channels they come from, in two measures.
-
-    Numerator: the mean over images of the roughness of the map sqrt(sum_c A_c^2). Denominator:
-    the mean over images and channels of the roughness of A_c, channels that are zero (or, for
-    frequencies, constant) left out. Below 1, attention maps are smoother.
+    Numerator: the mean over images of the total variation of the map sqrt(sum_c A_c^2).
+    Denominator: the mean over images and channels of that of A_c, zero channels left out. Below
+    1, attention maps are smoother.
 
     Args:
         feature: (B, C, H, W).
 
     Returns:
-        the ratio by `total_variation`, the ratio by `high_frequency_share`; nan where nothing
-        is left to compare.
+        The ratio; nan where nothing is left to compare.
     """
     attention = torch.linalg.vector_norm(feature, dim=1)
-    ratios = [
-        (_mean(measure(attention)) / _mean(measure(feature.flatten(0, 1)))).item()
-        for measure in (total_variation, high_frequency_share)
-    ]
-    return ratios[0], ratios[1]
+    return (_mean_variation(attention) / _mean_variation(feature.flatten(0, 1))).item()
 
 
-def _mean(values: Tensor) -> Tensor:
+def _mean_variation(maps: Tensor) -> Tensor:
+    values = total_variation(maps)
     return values[~values.isnan()].double().mean()
 
 
@@ -377,31 +324,3 @@ def total_variation(maps: Tensor) -> Tensor:
     # nan and not 0: a dead channel is no smooth one.
     maps = maps / torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
     return maps.diff(dim=1).abs().sum((1, 2)) + maps.diff(dim=2).abs().sum((1, 2))
-
-
-def high_frequency_share(maps: Tensor) -> Tensor:
-    """Share of a map's variance at spatial frequencies above a quarter cycle a pixel.
-
-    sum of |DFT|^2 over frequencies with max(|f_y|, |f_x|) > 1/4, half the highest there is, over
-    that sum over all frequencies but 0.
-
-    Args:
-        maps: (B, H, W).
-
-    Returns:
-        (B,), in [0, 1]; nan for a constant map.
-
-    Example:
-        >>> board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)[None]
-        >>> slope = torch.cos(torch.arange(8) * torch.pi / 4).expand(1, 8, 8)
-        >>> high_frequency_share(board), high_frequency_share(slope).abs() < 1e-6
-        (tensor([1.]), tensor([True]))
-    """
-    varying = maps - maps.mean(dim=(1, 2), keepdim=True)
-    energy = torch.fft.fft2(varying).abs().square()
-    down, across = (torch.fft.fftfreq(side, device=maps.device).abs() for side in maps.shape[1:])
-    high = torch.maximum(down[:, None], across[None, :]) > 0.25
-    share = (energy * high).sum((1, 2)) / energy.sum((1, 2))
-    # What rounding leaves of a constant map is no variance.
-    varies = varying.square().sum((1, 2)) > 1e-12 * maps.square().sum((1, 2))
-    return torch.where(varies, share, torch.nan)
