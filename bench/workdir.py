@@ -30,11 +30,6 @@ class WorkDir:
         return self.root / "store" / "data"
 
     @property
-    def stacking(self) -> Path:
-        """Which networks are faster stacked, as measured on the machines that worked here."""
-        return self.root / "store" / "stacking.json"
-
-    @property
     def leases(self) -> Path:
         """Who trains what, where several commands share this work directory."""
         return self.root / "store" / "leases"

@@ -18,7 +18,6 @@ from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort, build_network
 from bench.train.engine import Student
-from bench.train.stacking import form_of
 from bench.train.step import Seen
 from bench.train.stream import Stream, open_stream
 from bench.train.teacher import Teacher
@@ -87,10 +86,9 @@ def run(
     data: DataSet | None = None,
     checkpoints: Checkpoints | None = None,
     report: Report = lambda *event: None,
-    stacked: bool = False,
     device: torch.device = CPU,
 ) -> dict[str, Record]:
-    """Trains the cells as one cohort, stacked where they can be; the records by cell id."""
+    """Trains the cells as one cohort; the records by cell id."""
     stream = open_stream(cells[0], data or dataset(), device)
     teachers = [teacher_for(c, stream, device) for c in cells]
     teacher = next((t for t in teachers if t is not None), None)
@@ -98,8 +96,7 @@ def run(
     for source in [c.source for c in cells if c.source is not None]:
         if store.read(source.id) is None:
             run([source], folder, data, device=device)
-    forms = {form_of(c, stream.image_shape) for c in cells} if stacked else ()
-    Cohort(stream, teacher, store, device, report, {}, checkpoints, forms).run(cells)
+    Cohort(stream, teacher, store, device, report, {}, checkpoints).run(cells)
     return store.read_all([c.id for c in cells])
 
 

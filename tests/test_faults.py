@@ -36,10 +36,8 @@ from bench.workdir import WorkDir
 
 SEED = 20261123
 TIMEOUT = 1800
-# Not stacked: what is faster is measured anew in each work directory, and changes bits.
 GRID = [
     "--grid", "smoke", "recipe.epochs=30", "--checkpoint-seconds", "0", "--workers", "2",
-    "--stack", "off",
 ]  # fmt: skip
 NAME = "smoke"
 

@@ -58,10 +58,9 @@ def test_the_same_bits_again_unless_the_record_names_what_prevents_it(name, tmp_
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_side_by_side_is_alone_up_to_rounding(tmp_path, cuda, stacked):
+def test_side_by_side_is_alone_up_to_rounding(tmp_path, cuda):
     cells = [cell(name, recipe=recipe(learning_rate=0.01)) for name in METHODS]
-    together = run(cells, tmp_path / "together", stacked=stacked, device=cuda)
+    together = run(cells, tmp_path / "together", device=cuda)
     finished(together)
     for one in cells:
         finished(run([one], tmp_path / one.id, device=cuda))

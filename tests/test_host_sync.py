@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.method import Method, Stage
-from bench.train.stacking import StackedStudents
 from methods import registry
 from tests.lessons import Lesson, cell
 
@@ -44,26 +41,22 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def waits(lesson: Lesson, stacked: bool = False) -> set[str]:
+def waits(lesson: Lesson) -> set[str]:
     """Operations that wait in any step of any stage but an epoch's last, where `watch` runs."""
     student, train, found = lesson.student, lesson.stream.train, set()
     while not student.finished:
         student.begin_epoch(lesson.clean_view, train.labels)
-        step = student.step
-        if stacked and student.stackable:
-            step = partial(StackedStudents([student]).step, attempt=lambda who, action: action())
         for batch in train.epoch(student.epochs_done, student.subset):
             with Waits() as mode:
-                step(lesson.seen(batch))
+                student.step(lesson.seen(batch))
             found |= mode.found
         student.end_epoch(lambda: 0.5)
     return found
 
 
 @pytest.mark.parametrize("name", registry.names())
-@pytest.mark.parametrize("stacked", [False, True])
-def test_no_step_waits_for_the_device(name, stacked):
-    found = waits(Lesson(cell(name)), stacked)
+def test_no_step_waits_for_the_device(name):
+    found = waits(Lesson(cell(name)))
     if name in DECOMPOSED:
         assert found <= {str(func) for func in WAITING}
     else:

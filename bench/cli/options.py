@@ -54,10 +54,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, metavar="N",
         help="torch threads per process on the CPU; results are bit-equal for equal numbers of "
         "threads (default: 1)")  # fmt: skip
-    add("--stack", choices=("off", "on", "auto"), default="off",
-        help="compute a teacher's students of one architecture as one network: never, wherever it "
-        "can be done, or where it is measured to be faster (auto); numbers differ by rounding, and "
-        "each record says which it was (default: off)")  # fmt: skip
     add("--checkpoint-seconds", type=number(at_least=0), default=60.0, metavar="S",
         help="at least so long between two checkpoints of a training; 0 for one after every epoch "
         "(default: 60)")  # fmt: skip

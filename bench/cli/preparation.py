@@ -102,26 +102,6 @@ def expand_grid(prepared: Prepared, grid: Grid) -> Expansion:
     return expansion
 
 
-def settle_forms(
-    options: argparse.Namespace, prepared: Prepared, expansion: Expansion
-) -> frozenset[str]:
-    """Whose networks are stacked in this run."""
-    import torch
-
-    from bench.launch.forms import settle
-    from bench.train.device import pick_device
-
-    if prepared.cluster is not None and options.stack == "auto":
-        return frozenset()  # what is faster on the nodes cannot be measured here
-    torch.set_num_threads(options.threads)
-    device = pick_device(prepared.device if prepared.cluster is None else "cpu")
-    return settle(
-        expansion.cells.values(), prepared.library.read, device,
-        options.stack, prepared.work.stacking,
-        lambda line: prepared.console.print(line, highlight=False),
-    )  # fmt: skip
-
-
 def make_worker_config(options: argparse.Namespace, work: WorkDir) -> WorkerConfig:
     """What jobs need to know beside their cells."""
     from bench.launch.job import WorkerConfig, provenance

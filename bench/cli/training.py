@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.cli.outputs import mirror_files, render, write, write_costs
@@ -14,7 +13,6 @@ from bench.cli.preparation import (
     make_worker_config,
     open_launcher,
     prepare,
-    settle_forms,
 )
 from bench.cli.recorded import fetch_costs, fetch_results, work_dir
 
@@ -97,15 +95,11 @@ def _train(
     options: argparse.Namespace, prepared: Prepared, grid: Grid
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
-    from bench.launch.job import unfinished
     from bench.launch.lease import LeaseLostError
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = expand_grid(prepared, grid), prepared.work
     setting = make_worker_config(options, work)
-    cells = expansion.cells.values()
-    if options.stack != "off" and unfinished(cells, work.store, options.retry_failed):
-        setting = replace(setting, forms=settle_forms(options, prepared, expansion))
     retry, console = options.retry_failed, prepared.console
     try:
         with open_launcher(options, prepared) as (devices, launch, room_bytes):

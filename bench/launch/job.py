@@ -41,7 +41,6 @@ class WorkerConfig:
         plugins: the user's own files, as they were when the command began; see `bench.plugin`.
         cohort: at most so many cells train side by side in one job; None for as many as a
             worker's memory holds.
-        forms: whose networks are stacked; see `bench.train.stacking`.
     """
 
     store: Path
@@ -54,7 +53,6 @@ class WorkerConfig:
     checkpoint_seconds: float = 60.0
     plugins: tuple[Plugin, ...] = ()
     cohort: int | None = None
-    forms: frozenset[str] = frozenset()
 
 
 class Library:
@@ -181,9 +179,7 @@ def _run(
         return
     if not cells:
         return
-    Cohort(
-        stream, teacher, store, device, report, dict(setting.provenance), kept, setting.forms
-    ).run(cells)
+    Cohort(stream, teacher, store, device, report, dict(setting.provenance), kept).run(cells)
 
 
 def _with_teacher(

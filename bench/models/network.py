@@ -18,14 +18,10 @@ class Network(nn.Module):
     Attributes:
         tap_names: every tap from shallow to deep, "logits" last.
         head: the classifier that maps the embedding to the logits; the rest is the trunk.
-        channelwise: whether all that `view` does between its modules works on every channel by
-            itself (sums, activations, poolings), so that `bench.models.stacked` can run several
-            such networks as one.
     """
 
     tap_names: tuple[str, ...]
     head: nn.Module
-    channelwise = False
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """The named taps of one batch, running no deeper than the deepest of them.

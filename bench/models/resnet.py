@@ -67,8 +67,6 @@ Block = type[BasicBlock] | type[Bottleneck]
 class ResNet(StagedNetwork):
     """A residual network without the ImageNet stem: the first stage keeps the image's size."""
 
-    channelwise = True
-
     def __init__(
         self,
         classes: int,

@@ -13,8 +13,6 @@ class SmallCnn(StagedNetwork):
     Maps of an 8x8 image: stem 8, stages 8, 4, 2. A stage is one block, so it has no entry tap.
     """
 
-    channelwise = True
-
     def __init__(self, classes: int, image_shape: tuple[int, int, int], *, width: int) -> None:
         """Builds the network.
 

@@ -24,8 +24,6 @@ class Vgg(StagedNetwork):
     for images of 64 or more, where a fourth pooling comes between them.
     """
 
-    channelwise = True
-
     def __init__(
         self, classes: int, image_shape: tuple[int, int, int], *, depths: Sequence[int]
     ) -> None:

@@ -47,7 +47,6 @@ class WideResNet(StagedNetwork):
     """
 
     pre_comes_first = False
-    channelwise = True
 
     def __init__(
         self, classes: int, image_shape: tuple[int, int, int], *, depth: int, widen: int

@@ -10,10 +10,10 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import safetensors.torch
@@ -44,11 +44,12 @@ from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student
 from bench.train.evaluate import accuracy, predictions
 from bench.train.evidence import example_images
-from bench.train.stacking import Attempt, StackedStudents, groups
 from bench.train.step import Seen
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
 from methods import registry
+
+Attempt = Callable[[list[Student], Callable[[], None]], None]
 
 SECONDS = ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
@@ -126,7 +127,6 @@ class Cohort:
             last test accuracy or None).
         provenance: commit and the like, put into every record.
         checkpoints: where unfinished cells are kept and found; None for nowhere.
-        forms: whose networks are stacked, see `bench.train.stacking.form_of`.
     """
 
     stream: Stream
@@ -136,14 +136,12 @@ class Cohort:
     report: Callable[[str, int, int, float | None], None]
     provenance: dict[str, object] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
-    forms: Collection[str] = ()
 
     def __post_init__(self) -> None:
         """Looks at the teacher once: its taps' shapes, and what it predicts on the test set."""
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._histories: dict[str, History] = {}
         self._caught: Sequence[warnings.WarningMessage] = ()
-        self._stacked: set[str] = set()
         self._known: dict[str, dict[str, float]] = {}
         self._teacher_shapes: Shapes | None = None
         self._teacher_predictions: Tensor | None = None
@@ -254,8 +252,7 @@ class Cohort:
 
     def _conditions(self, student: Student) -> dict[str, object]:
         """What this process trains a student with."""
-        stacked = student.cell.id in self._stacked
-        return {**conditions(self.device), **self.provenance, "stacked": stacked}
+        return {**conditions(self.device), **self.provenance}
 
     # --- training -------------------------------------------------------------------------------
 
@@ -277,19 +274,17 @@ class Cohort:
 
         began = time.perf_counter()
         for student in active:
-            attempt(
-                [student],
-                lambda s=student: s.begin_epoch(self._clean_view, self.stream.train.labels),
-            )
+            begin = partial(student.begin_epoch, self._clean_view, self.stream.train.labels)
+            attempt([student], begin)
         going = [s for s in active if s not in failed]
         together = [s for s in going if s.subset is None]
         apart = [[s] for s in going if s.subset is not None]
         for group in filter(None, [together, *apart]):
-            attempt(group, lambda g=group: self._train_group(g, attempt))
+            attempt(group, partial(self._train_group, group, attempt))
         self._share(active, train_seconds=time.perf_counter() - began)
         began = time.perf_counter()
         for student in going:
-            attempt([student], lambda s=student: self._end_epoch(s))
+            attempt([student], partial(self._end_epoch, student))
         self._share(active, evaluation_seconds=time.perf_counter() - began)
         return failed
 
@@ -305,17 +300,12 @@ class Cohort:
         train, epoch, subset = self.stream.train, group[0].epochs_done, group[0].subset
         taps = tuple(dict.fromkeys(tap for s in group if s.reads_teacher for tap in s.taps))
         steps = train.steps(self.stream.train_images if subset is None else len(subset))
-        stacks = [StackedStudents(g) for g in groups(group, self.forms, self.stream.image_shape)]
-        self._stacked |= {s.cell.id for stack in stacks for s in stack.students}
-        apart = [s for s in group if not any(s in stack.students for stack in stacks)]
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
             view = self._look(batch.images, taps)
             images = self.stream.student_images(batch.images)
             seen = Seen(images, batch.labels, batch.index, view, step == steps)
-            for student in apart:
-                attempt([student], lambda s=student, seen=seen: s.step(seen))
-            for stack in stacks:
-                stack.step(seen, attempt)
+            for student in group:
+                attempt([student], partial(student.step, seen))
 
     def _look(self, images: Tensor, taps: tuple[str, ...]) -> View | None:
         if not taps:

@@ -182,65 +182,16 @@ class Student:
 
     def step(self, batch: Seen) -> None:
         """One batch: losses, gradient, update."""
-        if self.diagnosed and self.stage.task_weight == 0:
+        stage = self.stage
+        # The first batch of an epoch is never a short one.
+        diagnosed = self.cell.diagnostics and stage.transfer is not None and self.sums.steps == 0
+        if diagnosed and stage.task_weight == 0:
             self._diagnose(batch)
         self._seed_step()
-        losses = self._objective.losses(self._pair(self._show(batch.images, self.reads), batch))
-        if self.diagnosed and losses.task is not None and losses.transfer is not None:
-            trunk = self.trunk()
-            self.note_cosine(gradient_cosine(losses.task, losses.transfer, trunk))
+        losses = self._objective.losses(self._pair(self._show(batch.images, self._reads()), batch))
+        if diagnosed and losses.task is not None and losses.transfer is not None:
+            self._note_cosine(losses.task, losses.transfer)
         self._backward(losses)
-        self.end_step(losses, batch)
-
-    # A step in pieces, for students whose networks are computed as one: one forward pass,
-    # `losses_of` each, one backward pass over their totals, `end_step` of each.
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Every tap that a step asks of the student."""
-        labels = ("logits",) if self.stage.task_weight > 0 else ()
-        return tuple(dict.fromkeys((*self.taps, *labels)))
-
-    @property
-    def stackable(self) -> bool:
-        """Whether this stage's step may be taken in pieces.
-
-        The loss must reach every parameter: where one would have had no gradient it would get
-        zeros, which decay and momentum do not treat alike. And its gradient must be one sum.
-        """
-        stage = self.stage
-        return self.network.channelwise and stage.task_weight > 0 and stage.merge is None
-
-    @property
-    def diagnosed(self) -> bool:
-        """Whether the step to come gives a point of "gradient_cosine".
-
-        The first batch of an epoch does, which is never a short one.
-        """
-        wanted = self.cell.diagnostics and self.stage.transfer is not None
-        return wanted and self.sums.steps == 0
-
-    def trunk(self) -> list[nn.Parameter]:
-        """What the cosine is over."""
-        return self._parts()["trunk"]
-
-    def note_cosine(self, value: float | None) -> None:
-        """Adds a point of "gradient_cosine"."""
-        self._note("gradient_cosine", value)
-
-    def losses_of(self, shown: Mapping[str, Tensor], batch: Seen) -> Losses:
-        """What the stage asks to minimise, of taps that were computed elsewhere.
-
-        Args:
-            shown: the student's taps of this batch, those it reads and maybe more.
-            batch: what they were computed of.
-        """
-        self._seed_step()
-        return self._objective.losses(self._pair({tap: shown[tap] for tap in self.reads}, batch))
-
-    def end_step(self, losses: Losses, batch: Seen) -> None:
-        """The update, once all gradients are there."""
-        stage = self.stage
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
             self.sums.clipped += norm > stage.clip_norm
@@ -249,6 +200,14 @@ class Student:
         self.sums.add(losses)
         if batch.last and stage.watch is not None:
             self._watch(losses.taught)
+
+    def _reads(self) -> tuple[str, ...]:
+        """Every tap that a step asks of the student."""
+        labels = ("logits",) if self.stage.task_weight > 0 else ()
+        return tuple(dict.fromkeys((*self.taps, *labels)))
+
+    def _note_cosine(self, task: Tensor, transfer: Tensor) -> None:
+        self._note("gradient_cosine", gradient_cosine(task, transfer, self._parts()["trunk"]))
 
     def _seed_step(self) -> None:
         # Dropout and the like draw from torch's global generator: its own stream for every step
@@ -276,22 +235,18 @@ class Student:
         assert self.stage.transfer is not None
         with unchanged(self.network, self.connector):
             self._seed_step()
-            taps = tuple(dict.fromkeys((*self.reads, "logits")))
+            taps = tuple(dict.fromkeys((*self._reads(), "logits")))
             pair = self._pair(self._show(batch.images, taps), batch)
             objective = self._objective
             transfer, _ = objective.reduce(self.stage.transfer, objective.hide_labels(pair))
-            self.note_cosine(gradient_cosine(objective.task(pair), transfer, self.trunk()))
-
-    def total(self, losses: Losses) -> Tensor:
-        """What a stage without `merge` minimises, ()."""
-        weighted = self._objective.weighted(losses, self.progress)
-        return sum(weighted[1:], start=weighted[0])
+            self._note_cosine(objective.task(pair), transfer)
 
     def _backward(self, losses: Losses) -> None:
+        weighted = self._objective.weighted(losses, self.progress)
         if self.stage.merge is None:
-            self.total(losses).backward()
+            sum(weighted[1:], start=weighted[0]).backward()
             return
-        weighted, trained = self._objective.weighted(losses, self.progress), self._trained()
+        trained = self._trained()
         task_gradients = torch.autograd.grad(
             weighted[0], trained, retain_graph=True, allow_unused=True
         )
