@@ -1,6 +1,7 @@
-"""As much of Ray as the coordinator speaks to, in one process: faults happen when a test says so.
+"""A stand-in for the parts of Ray that the coordinator uses, in one process.
 
-A task runs inside `wait`. A node that dies does so in the middle of a report.
+A task runs inside `wait`, on the first node that may run it. A test makes faults happen through
+`on_event`, which sees every event that a task sends before it arrives.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 import pytest
 
-VAIN = 200
-"""So often in a row nothing may be there to wait for; it takes no time here."""
+PATIENCE = 200
+"""How many times in a row the coordinator may find nothing to wait for."""
 
 
 class NodeDies(BaseException):
-    """Stands for the end of a node: nothing in the training catches it."""
+    """Raised in a task by a test: its node is gone. Nothing in the training catches it."""
 
 
 class RayError(Exception):
@@ -44,23 +45,20 @@ class NodeDiedError(RayError):
 
 
 class Ref:
-    """A promise: a call that is still to be made, or what came of it."""
+    """A task that has been submitted, and what came of it."""
 
-    def __init__(self, call: Callable[[], Any], asked: dict[str, Any]) -> None:
-        self.call, self.asked = call, asked
+    def __init__(self, call: Callable[[], Any], options: dict[str, Any]) -> None:
+        self.call, self.options = call, options
         self.value: Any = None
         self.error: BaseException | None = None
         self.done = False
 
     def may_run_on(self, node: dict[str, Any]) -> bool:
-        """Whether the node lives and is none of those that the task shuns."""
-        _, _, asked = self.asked.get("scheduling_strategy", ("", (), {}))
-        _, shunned, _ = asked.get("hard", {}).get("ray.io/node-id", ("NotIn", (), {}))
-        return node["Alive"] and node["NodeID"] not in shunned
+        strategy = self.options.get("scheduling_strategy")
+        excluded = strategy.hard["ray.io/node-id"].values if strategy else ()
+        return node["Alive"] and node["NodeID"] not in excluded
 
-    def run(self) -> Ref:
-        if self.done:
-            return self
+    def run(self) -> None:
         self.done = True
         try:
             self.value = self.call()
@@ -68,59 +66,48 @@ class Ref:
             self.error = NodeDiedError("the node is dead")
         except RayError as error:
             self.error = error
-        except Exception as error:
+        except Exception as error:  # as Ray does with whatever a task raises
             self.error = RayTaskError(error)
-        return self
 
 
-class Remote:
-    """What `ray.remote` makes of a function, of a class, or of an object's method."""
+class Task:
+    """What `ray.remote` makes of a function."""
 
-    def __init__(self, target: Any, eager: bool = False, **asked: Any) -> None:
-        self.target, self.eager, self.asked = target, eager, asked
+    def __init__(self, target: Callable[..., Any], options: dict[str, Any]) -> None:
+        self.target, self.chosen = target, options
 
-    def options(self, **asked: Any) -> Remote:
-        if "max_calls" in asked:
-            raise ValueError("Setting 'max_calls' is not supported in '.options()'.")
-        return Remote(self.target, self.eager, **{**self.asked, **asked})
+    def options(self, **options: Any) -> Task:
+        return Task(self.target, {**self.chosen, **options})
 
-    def remote(self, *values: Any) -> Any:
-        if isinstance(self.target, type):
-            return Actor(self.target(*values))
-        ref = Ref(lambda: self.target(*values), self.asked)
-        return ref.run() if self.eager else ref
-
-
-class Actor:
-    def __init__(self, inside: object) -> None:
-        self.inside = inside
-
-    def __getattr__(self, name: str) -> Remote:
-        return Remote(getattr(self.inside, name), eager=True)
+    def remote(self, *values: Any) -> Ref:
+        return Ref(lambda: self.target(*values), self.chosen)
 
 
 class FakeRay(ModuleType):
-    """The module. `nodes_there` may change at any time; the first one that may runs a task."""
+    """The module. Nodes may be added and killed at any time."""
 
     def __init__(self) -> None:
         super().__init__("ray")
         self.__spec__ = ModuleSpec("ray", None)
         self.exceptions = sys.modules[__name__]
         self.nodes_there: list[dict[str, Any]] = []
-        self.tasks: list[Ref] = []
+        self.ran_on: list[str] = []
         self.cancelled: list[Ref] = []
-        self.killed: list[Actor] = []
-        self.here = "where the coordinator runs"
+        self.on_event: Callable[..., None] = lambda *event: None
+        self.before_wait: Callable[[], None] = lambda: None
+        self.here = "head"
         self.waited_in_vain = self.shut_down = 0
 
-    def add_node(self, name: str, **resources: float) -> None:
-        self.nodes_there.append({"NodeID": name, "Alive": True, "Resources": resources})
+    def add_node(self, name: str, **resources: float) -> dict[str, Any]:
+        node = {"NodeID": name, "Alive": True, "Resources": resources}
+        self.nodes_there.append(node)
+        return node
 
     def nodes(self) -> list[dict[str, Any]]:
         return self.nodes_there
 
-    def remote(self, target: Any = None, **asked: Any) -> Any:
-        return Remote(target, **asked) if target else lambda target: Remote(target, **asked)
+    def remote(self, **options: Any) -> Callable[[Callable[..., Any]], Task]:
+        return lambda target: Task(target, options)
 
     def get(self, ref: Ref) -> Any:
         if ref.error is not None:
@@ -128,23 +115,23 @@ class FakeRay(ModuleType):
         return ref.value
 
     def wait(self, refs: list[Ref], **how: Any) -> tuple[list[Ref], list[Ref]]:
+        self.before_wait()
         for ref in refs:
             node = next(filter(ref.may_run_on, self.nodes_there), None)
             if node is not None and not ref.done:
                 self.here = node["NodeID"]
-                self.tasks.append(ref.run())
+                self.ran_on.append(self.here)
+                ref.run()
+                self.here = "head"
             if ref.done:
                 return [ref], [other for other in refs if other is not ref]
         self.waited_in_vain += 1
-        assert self.waited_in_vain < VAIN, "the coordinator would wait for ever"
+        assert self.waited_in_vain < PATIENCE, "the coordinator would wait for ever"
         return [], refs
 
     def cancel(self, ref: Ref, force: bool) -> None:
         self.cancelled.append(ref)
         ref.done = True
-
-    def kill(self, actor: Actor) -> None:
-        self.killed.append(actor)
 
     def shutdown(self) -> None:
         self.shut_down += 1
@@ -155,16 +142,35 @@ class FakeRay(ModuleType):
 
 @pytest.fixture
 def fake_ray(monkeypatch) -> FakeRay:
-    """Stands in for the package, installed or not."""
+    """Replaces the package, installed or not."""
     fake = FakeRay()
-    names = ("NodeAffinitySchedulingStrategy", "NodeLabelSchedulingStrategy", "NotIn")
-    strategies = SimpleNamespace(**{name: _keep(name) for name in names})
+
+    class Queue:
+        def __init__(self, **options: Any) -> None:
+            self.events: list[Any] = []
+
+        def put(self, event: tuple[Any, ...]) -> None:
+            fake.on_event(*event)
+            self.events.append(event)
+
+        def qsize(self) -> int:
+            return len(self.events)
+
+        def get_nowait_batch(self, count: int) -> list[Any]:
+            batch, self.events = self.events[:count], self.events[count:]
+            return batch
+
+        def shutdown(self, force: bool) -> None:
+            pass
+
+    strategies = SimpleNamespace(
+        NodeAffinitySchedulingStrategy=lambda node, soft: None,
+        NodeLabelSchedulingStrategy=lambda hard: SimpleNamespace(hard=hard),
+        NotIn=lambda *values: SimpleNamespace(values=values),
+    )
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.exceptions", fake.exceptions)
     monkeypatch.setitem(sys.modules, "ray.util", ModuleType("ray.util"))
+    monkeypatch.setitem(sys.modules, "ray.util.queue", SimpleNamespace(Queue=Queue))
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
     return fake
-
-
-def _keep(name: str) -> Callable[..., Any]:
-    return lambda *values, **words: (name, values, words)

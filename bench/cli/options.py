@@ -63,8 +63,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "(default: starts Ray on this machine, and stops it at the end)")  # fmt: skip
     add("--gpus-per-job", type=number(at_least=0), default=1.0, metavar="X",
         help="GPUs that a job on the Ray cluster takes, such as 0.5 (default: 1)")  # fmt: skip
-    add("--node-dir", metavar="DIR", help="for Ray nodes that do not share the work directory: "
-        "a folder of each node's own, such as '$TMPDIR/kd-bench'")  # fmt: skip
     add("--retry-failed", action="store_true", help="train failed cells again")
     add("--cohort", type=_cohort, metavar="auto|N",
         help="at most so many cells side by side in one job; no number depends on it (default: "

@@ -71,14 +71,12 @@ def prepare(options: argparse.Namespace) -> Prepared:
 def _cluster(options: argparse.Namespace) -> RayCluster | None:
     """The Ray cluster that is asked for; nothing is connected yet."""
     if options.launcher == "local":
-        if options.address is not None or options.node_dir is not None:
-            raise UsageError("--address and --node-dir are of a Ray cluster: add --launcher ray")
+        if options.address is not None:
+            raise UsageError("--address is of a Ray cluster: add --launcher ray")
         return None
     from bench.launch import ray_cluster
 
-    asked = ray_cluster.Options(
-        options.address, options.workers, options.gpus_per_job, options.node_dir
-    )
+    asked = ray_cluster.Options(options.address, options.workers, options.gpus_per_job)
     return ray_cluster.RayCluster(asked, options.device, options.threads)
 
 

@@ -2,8 +2,7 @@
 
 The coordinator is a driver on one of the nodes. It alone decides what runs again: a task that
 raises or whose process dies is taken apart as on one machine, a job whose node was lost goes on
-elsewhere from its checkpoints. Ray carries small messages; results go through the shared disk, or
-through an actor beside the coordinator where nodes share none (`bench.launch.depot`).
+elsewhere from its checkpoints. All nodes share the work directory: Ray carries only small messages.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bench.launch.code import code_digest
 from bench.launch.crew import DIED, POLL_SECONDS, Crew
-from bench.launch.depot import Depot
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.lease import Leases
 from bench.launch.share import Done
@@ -57,13 +57,11 @@ class Options:
         address: "auto" or HOST:PORT; None starts Ray on this machine, and stops it at the end.
         workers: at most so many jobs at once; None for as many as there is room for.
         gpus_per_job: a part of a GPU, or whole ones; only where jobs run on GPUs.
-        node_dir: folder of each node's own, if nodes share no disk; see `Order`.
     """
 
     address: str | None = None
     workers: int | None = None
     gpus_per_job: float = 1.0
-    node_dir: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what Ray would refuse later, less clearly."""
@@ -332,22 +330,21 @@ class _Tasks(Crew[Any]):
         self.losses: Counter[str] = Counter()
         self.landed: dict[Any, float] = {}
         self.slots = cluster.slots()
-        self.depot = self._open_depot()
+        self.events = self._open_events()
         # A process that had a GPU is not used again: it may have lost it, or hold its memory.
         calls = {"max_calls": 1} if cluster.device == "cuda" else {}
         self.task = self.ray.remote(max_retries=0, **calls)(_body())
 
-    def _open_depot(self) -> Any:
+    def _open_events(self) -> Any:
+        """A queue next to the coordinator, whom no lost node takes with it."""
+        from ray.util.queue import Queue  # pyright: ignore[reportMissingImports]
         from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
             NodeAffinitySchedulingStrategy,
         )
 
         here = self.ray.get_runtime_context().get_node_id()
-        options = self.ray.remote(Depot).options(
-            num_cpus=0, max_restarts=-1, max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        )  # fmt: skip
-        return options.remote(self.theirs.store, self.theirs.checkpoints)
+        strategy = NodeAffinitySchedulingStrategy(here, soft=False)
+        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": strategy})
 
     def has_room(self, alone: bool) -> bool:
         if self.cluster.options.workers:
@@ -358,12 +355,9 @@ class _Tasks(Crew[Any]):
     def submit(self, job: Job, alone: bool) -> Any:
         from bench.launch.ray_worker import Order
 
-        order = Order(
-            job, self.code, uuid.uuid4().hex, self.theirs, self.leases.heart.absolute(),
-            self.cluster.options.node_dir,
-        )  # fmt: skip
+        order = Order(job, uuid.uuid4().hex, self.code, self.theirs, self.leases.heart.absolute())
         task = self.task.options(**self.cluster.asks(alone))
-        handle = task.remote(order.to_json(), self.depot)
+        handle = task.remote(TypeAdapter(Order).dump_json(order), self.events)
         self.attempts[handle] = order.attempt
         return handle
 
@@ -376,9 +370,8 @@ class _Tasks(Crew[Any]):
             )
         else:
             self.leases.pause(POLL_SECONDS)
-        self._show(self.ray.get(self.depot.events.remote()))
+        self._show(self.events.get_nowait_batch(self.events.qsize()))
         for handle in ended:
-            self.ray.get(self.depot.end.remote(self.attempts[handle]))
             yield from self._after(handle)
         for handle in list(self.landed):
             yield from self._land(handle)
@@ -472,11 +465,11 @@ class _Tasks(Crew[Any]):
             os.listdir(folder)
         return self.store.read(cell_id) is not None
 
-    def _show(self, events: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
-        for kind, values in events:
+    def _show(self, events: Sequence[tuple[Any, ...]]) -> None:
+        for kind, *values in events:
             if kind == "begin":
                 self.begun.add(*values)
-            elif kind == "say":
+            elif kind == "warning":
                 logger.warning("%s", *values)
             else:
                 self.trained = True
@@ -490,7 +483,7 @@ class _Tasks(Crew[Any]):
             self.ray.cancel(handle, force=True)
         if handles:
             self.ray.wait(handles, num_returns=len(handles), timeout=CANCEL_SECONDS)
-        self.ray.kill(self.depot)
+        self.events.shutdown(force=True)
 
 
 def _for_nodes(setting: WorkerConfig, device: str) -> WorkerConfig:
@@ -511,29 +504,27 @@ def _body() -> Callable[[bytes, Any], tuple[str, str] | None]:
     A node without this package can then say so.
     """
 
-    def do_on_node(order: bytes, depot: Any) -> tuple[str, str] | None:
+    def do_on_node(text: bytes, events: Any) -> tuple[str, str] | None:
         """Does a job; returns the node and why it cannot, if it cannot."""
         import socket
 
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
 
-        def call(method: str, *values: Any) -> Any:
-            try:
-                return ray.get(getattr(depot, method).remote(*values))
-            except RayTaskError as error:
-                raise error.cause from None
+        def send(*event: Any) -> None:
+            events.put(event)
 
         node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
         try:
-            from bench.launch.ray_worker import NodeFaultError, Order, do
+            from pydantic import TypeAdapter
 
-            parsed = Order.from_json(order)
+            from bench.launch.ray_worker import NodeFaultError, Order, run_order
+
+            order = TypeAdapter(Order).validate_json(text)
         except (ImportError, ValueError) as error:
             reason = str(error).splitlines()[0]
             return node, f"node {host}: it has not this kd-bench ({reason}); install it there"
         try:
-            do(parsed, call)
+            run_order(order, send)
         except NodeFaultError as error:
             return node, f"node {host}: {error}"
         return None
