@@ -9,35 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
+import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.method import Method, Pair, Selection, Shapes, Stage, View
 from methods._checks import above_zero, between, one_of, same_shape
-from methods._graph_cut import (
+from methods._minimum_cut import (
     UNITS,
     Bools,
-    Edges,
-    Floats,
-    Group,
-    Integers,
-    Unary,
-    energy,
+    cut_problems,
     in_units,
-    keep_costs,
     keep_set,
-    neighbour_edges,
     smallest_threshold,
-    split_by_class,
-    with_floor,
+    with_least_kept,
 )
-from methods._selection_evidence import evidence_of
-
-if TYPE_CHECKING:
-    import networkx as nx
+from methods._selection_graph import Floats, Unary, drawing_of, selection_graph
 
 Choice = Literal["graph_cut", "random"]
 
@@ -62,12 +52,10 @@ class GraphCut:
         keep_cost: (N,) float64, U1: 0 for a perfectly embedded image, 1 on the border to the
             nearest wrong class ("ratio").
         energy: E of what the cut kept, the lowest there is.
-        added_back: indices that the cut dropped and the floor of their class took back.
+        added_back: indices that the cut dropped and that went back to keep half of their class.
         kept_per_class: label -> (kept, all).
         points: (N, D) float64, the embeddings as they were compared.
-        labels: (N,) class of each.
-        edges: between near classmates.
-        pairwise: lambda, on the edges' weight.
+        graph: what was cut, see `selection_graph`.
     """
 
     kept: Tensor
@@ -77,9 +65,7 @@ class GraphCut:
     added_back: tuple[int, ...]
     kept_per_class: Mapping[int, tuple[int, int]]
     points: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    edges: Edges = field(repr=False)
-    pairwise: float
+    graph: nx.Graph = field(repr=False)
 
     @property
     def indices(self) -> list[int]:
@@ -87,25 +73,32 @@ class GraphCut:
         return self.kept.nonzero().flatten().tolist()
 
     def energy_of(self, kept: Tensor) -> float:
-        """E of any choice, (N,) bool: at least `energy`, save for the rounding of its costs."""
-        return energy(kept.numpy(), self.keep_cost.numpy(), self.tau, self.edges, self.pairwise)
+        """E of any choice, (N,) bool: at least `energy`, up to the rounding of its costs."""
+        return _energy(self.graph, kept.numpy(), self.keep_cost.numpy(), self.tau)
 
-    def evidence(self, kept: Tensor | None = None) -> dict[str, object]:
-        """JSON-able: threshold, energies, and all that `evidence_of` says of what was kept.
+    def details(self, kept: Tensor | None = None) -> dict[str, object]:
+        """JSON-able: thresholds, energies, counts, the kept images, and what a figure draws.
 
         Args:
-            kept: (N,) bool, another choice, to be seen beside the cut's; None for the cut's own,
-                with what the floor of a class took back.
+            kept: (N,) bool, another choice to describe; None for the one made here.
         """
-        own = kept is None
-        kept = self.kept if own else kept
-        images = (x.numpy() for x in (kept, self.keep_cost, self.points, self.labels))
+        added_back = self.added_back if kept is None else ()
+        kept = self.kept if kept is None else kept
+        labels = np.array([label for _, label in self.graph.nodes.data("label")])
         return {
             "tau": self.tau,
             "energy": self.energy,
             "energy_of_kept": self.energy_of(kept),
-            "added_back": list(self.added_back) if own else [],
-            **evidence_of(*images),
+            "added_back": list(added_back),
+            "images": len(kept),
+            "kept": int(kept.sum()),
+            "kept_per_class": {
+                str(label): [int(kept[labels == label].sum()), int((labels == label).sum())]
+                for label in np.unique(labels).tolist()
+            },
+            "indices": kept.nonzero().flatten().tolist(),
+            "keep_costs": [float(f"{cost:.4g}") for cost in self.keep_cost.tolist()],
+            "drawing": drawing_of(self.graph, kept.numpy(), self.points.numpy()),
         }
 
 
@@ -133,7 +126,7 @@ def select_by_graph_cut(
         embeddings: e, (N, D).
         labels: (N,) class of each, at least two classes.
         keep: share to keep, in (0, 1]: tau is the smallest at which as many are kept. More are
-            where classmates come and go together.
+            kept where classmates come and go together.
         tau: fixed cost of dropping; then `keep` is not used.
         unary: "ratio", or "inter" for exp(-distance to the nearest other centre / its mean).
         neighbours: an edge for each of this many nearest classmates; None for all of them.
@@ -141,12 +134,9 @@ def select_by_graph_cut(
         normalise: scales every embedding to length 1 first.
         sigma: width of the edges' weight; None for the root mean squared edge.
 
-    Returns:
-        The selection and its evidence.
-
     Raises:
         ValueError: shapes, values that are not finite, a single class, a number out of range, or
-            a class too large for 32-bit flows.
+            a connected component too large for 32-bit flows.
 
     Source:
         See `SOURCE`.
@@ -159,58 +149,6 @@ def select_by_graph_cut(
         ([0, 1, 3, 4], 0.97827)
     """
     between("select_by_graph_cut", 0, 1 + 1e-9, keep=keep)
-    points, names, classes = _prepared(embeddings, labels, normalise)
-    costs, edges = _costs_and_edges(points, classes, unary, neighbours, pairwise, sigma)
-    groups = split_by_class(in_units(costs), classes, edges, pairwise)
-    units, cut = _cut(groups, keep, tau)
-    kept = with_floor(cut, groups)
-    per_class = {
-        int(name): (int(kept[group.members].sum()), len(group.members))
-        for name, group in zip(names, groups, strict=True)
-    }
-    threshold = units / UNITS if tau is None else tau
-    return GraphCut(
-        kept=torch.from_numpy(kept),
-        tau=threshold,
-        keep_cost=torch.from_numpy(costs),
-        energy=energy(cut, costs, threshold, edges, pairwise),
-        added_back=tuple(np.flatnonzero(kept & ~cut).tolist()),
-        kept_per_class=per_class,
-        points=torch.from_numpy(points),
-        labels=labels.cpu(),
-        edges=edges,
-        pairwise=pairwise,
-    )
-
-
-def _prepared(
-    embeddings: Tensor, labels: Tensor, normalise: bool
-) -> tuple[Floats, Integers, Integers]:
-    """Embeddings in float64, the labels' distinct values, and each item's place among those."""
-    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"selective: embeddings {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; "
-            "wanted (N, D) and (N,)"
-        )
-    if not embeddings.isfinite().all():
-        raise ValueError("selective: an embedding is not finite; look at the teacher's weights")
-    names, classes = np.unique(labels.cpu().numpy(), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("selective: all items are of one class; there is nothing to confuse")
-    points = embeddings.detach().cpu().double()
-    if normalise:
-        points = nn.functional.normalize(points, dim=1)
-    return points.numpy(), names, classes.astype(np.int64)
-
-
-def _costs_and_edges(
-    points: Floats,
-    classes: Integers,
-    unary: Unary,
-    neighbours: int | None,
-    pairwise: float,
-    sigma: float | None,
-) -> tuple[Floats, Edges]:
     one_of("selective", "unary", unary, get_args(Unary))
     if pairwise < 0 or (neighbours is not None and neighbours < 0):
         raise ValueError(
@@ -218,25 +156,65 @@ def _costs_and_edges(
         )
     if sigma is not None:
         above_zero("selective", sigma=sigma)
-    edges = neighbour_edges(points, classes, neighbours, sigma)
-    return keep_costs(points, classes, unary), edges
+    points = _points(embeddings, labels, normalise)
+    names, classes = np.unique(labels.cpu().numpy(), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("selective: all items are of one class; there is nothing to confuse")
+    graph = selection_graph(
+        points, names[classes], unary=unary, neighbours=neighbours, pairwise=pairwise, sigma=sigma
+    )
+    costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])
+    threshold, cut = _cut(graph, classes, keep, tau)
+    kept = with_least_kept(cut, in_units(costs), classes)
+    counts = np.bincount(classes[kept], minlength=len(names)).tolist()
+    sizes = np.bincount(classes).tolist()
+    return GraphCut(
+        kept=torch.from_numpy(kept),
+        tau=threshold,
+        keep_cost=torch.from_numpy(costs),
+        energy=_energy(graph, cut, costs, threshold),
+        added_back=tuple(np.flatnonzero(kept & ~cut).tolist()),
+        kept_per_class=dict(zip(names.tolist(), zip(counts, sizes, strict=True), strict=True)),
+        points=torch.from_numpy(points),
+        graph=graph,
+    )
 
 
-def _cut(groups: list[Group], keep: float, tau: float | None) -> tuple[int, Bools]:
-    """Cost of dropping in whole units, and what the cut at it keeps."""
-    size = sum(len(group.members) for group in groups)
-    if tau is None:
-        # Less a hair, so that 0.9 of 10 asks for 9 and not, by rounding, for 10.
-        return smallest_threshold(groups, max(1, int(np.ceil(keep * size - 1e-6))))
-    above_zero("selective", tau=tau)
-    units = int(in_units(tau))
-    return units, keep_set(groups, units, np.ones(size, np.bool_))
+def _points(embeddings: Tensor, labels: Tensor, normalise: bool) -> Floats:
+    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"selective: embeddings {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; "
+            "wanted (N, D) and (N,)"
+        )
+    if not embeddings.isfinite().all():
+        raise ValueError("selective: an embedding is not finite; look at the teacher's weights")
+    points = embeddings.detach().cpu().double()
+    return (nn.functional.normalize(points, dim=1) if normalise else points).numpy()
+
+
+def _cut(
+    graph: nx.Graph, classes: np.ndarray, keep: float, tau: float | None
+) -> tuple[float, Bools]:
+    """The cost of dropping, and what the cut at it keeps."""
+    problems = cut_problems(graph)
+    if tau is not None:
+        above_zero("selective", tau=tau)
+        return tau, keep_set(problems, int(in_units(tau)), np.ones(len(classes), np.bool_))
+    # Less a hair, so that 0.9 of 10 asks for 9 and not, by rounding, for 10.
+    wanted = max(1, int(np.ceil(keep * len(classes) - 1e-6)))
+    units, kept = smallest_threshold(problems, classes, wanted)
+    return units / UNITS, kept
+
+
+def _energy(graph: nx.Graph, kept: Bools, keep_cost: Floats, tau: float) -> float:
+    severed = nx.cut_size(graph, np.flatnonzero(kept).tolist(), weight="cost")
+    return float(np.where(kept, keep_cost, tau).sum() + severed)
 
 
 def select_at_random(like: GraphCut, labels: Tensor, seed: int = 0) -> Tensor:
     """As many items of each class as `like` keeps, drawn at random: its control.
 
-    What remains between the two is which images were dropped, neither how many nor of which class.
+    The two selections differ only in which images they drop, not in how many of which class.
 
     Args:
         like: a selection by graph cut.
@@ -253,79 +231,6 @@ def select_at_random(like: GraphCut, labels: Tensor, seed: int = 0) -> Tensor:
         members = (labels.cpu() == label).nonzero().flatten()
         kept[members[order[members].argsort()[:count]]] = True
     return kept
-
-
-def selection_graph(
-    embeddings: Tensor,
-    labels: Tensor,
-    tau: float,
-    *,
-    unary: Unary = "ratio",
-    neighbours: int | None = 10,
-    pairwise: float = 0.1,
-    normalise: bool = True,
-    sigma: float | None = None,
-) -> nx.Graph:
-    """The graph that `select_by_graph_cut` cuts, to look at or to export.
-
-    Args:
-        embeddings: (N, D).
-        labels: (N,) class of each.
-        tau: cost of dropping an item.
-        unary: see `select_by_graph_cut`, as all that follows.
-        neighbours: nearest classmates that have an edge.
-        pairwise: lambda.
-        normalise: scales every embedding to length 1 first.
-        sigma: width of the edges' weight.
-
-    Returns:
-        Undirected: nodes 0..N-1 with "label", "keep_cost" and "drop_cost", edges with "weight"
-        w_ij and "cost" lambda w_ij.
-
-    Raises:
-        ValueError: as `select_by_graph_cut`.
-
-    Example:
-        >>> points = torch.tensor([[0.0], [0.2], [1.1], [2.0], [2.2]])
-        >>> graph = selection_graph(points, torch.tensor([0, 0, 0, 1, 1]), 0.5,
-        ...                         neighbours=None, normalise=False, sigma=0.5)
-        >>> graph.number_of_edges(), sorted(minimum_cut_by_networkx(graph))
-        (4, [0, 1, 3, 4])
-    """
-    import networkx as nx
-
-    points, names, classes = _prepared(embeddings, labels, normalise)
-    costs, edges = _costs_and_edges(points, classes, unary, neighbours, pairwise, sigma)
-    graph = nx.Graph()
-    for item, cost in enumerate(costs.tolist()):
-        label = int(names[classes[item]])
-        graph.add_node(item, label=label, keep_cost=cost, drop_cost=float(tau))
-    for first, second, weight in zip(*(x.tolist() for x in edges), strict=True):
-        graph.add_edge(first, second, weight=weight, cost=pairwise * weight)
-    return graph
-
-
-def minimum_cut_by_networkx(graph: nx.Graph) -> set[int]:
-    """The items that the minimum cut keeps: a second way to `select_by_graph_cut`, and slow.
-
-    Args:
-        graph: from `selection_graph`; its costs are rounded to 1e-6.
-
-    Returns:
-        The kept nodes; of equally good choices the largest. No class has a floor.
-    """
-    import networkx as nx
-
-    network = nx.DiGraph()
-    network.add_nodes_from(["source", "sink"])
-    for item, costs in graph.nodes.items():
-        network.add_edge("source", item, capacity=int(in_units(costs["drop_cost"])))
-        network.add_edge(item, "sink", capacity=int(in_units(costs["keep_cost"])))
-    for first, second, cost in graph.edges.data("cost"):
-        network.add_edge(first, second, capacity=int(in_units(cost)))
-        network.add_edge(second, first, capacity=int(in_units(cost)))
-    _, (kept, _) = nx.minimum_cut(network, "source", "sink")
-    return kept - {"source"}
 
 
 class EmbeddingRegressor(nn.Module):
@@ -464,9 +369,9 @@ def method(
             normalise=normalise,
         )
         if selection == "graph_cut":
-            return Selection(found.kept, {"selection": selection, **found.evidence()})
+            return Selection(found.kept, {"selection": selection, **found.details()})
         kept = select_at_random(found, labels, selection_seed)
-        return Selection(kept, {"selection": selection, **found.evidence(kept)})
+        return Selection(kept, {"selection": selection, **found.details(kept)})
 
     def connect(student: Shapes, teacher: Shapes) -> EmbeddingRegressor:
         return EmbeddingRegressor(*student["embedding"], *teacher["embedding"], normalise=normalise)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 
+import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -325,3 +326,21 @@ def cheapest_selection(
     lowest = min(energies.values())
     ties = [kept for kept, energy in energies.items() if energy <= lowest + 1e-9]
     return lowest, max(ties, key=sum)
+
+
+def minimum_cut_by_networkx(graph: nx.Graph, dropping: float) -> set[int]:
+    """The nodes that stay with the source, by networkx's own flow and all components at once."""
+
+    def units(cost: float) -> int:
+        return round(cost * 1_000_000)
+
+    network = nx.DiGraph()
+    network.add_nodes_from(["source", "sink"])
+    for item, cost in graph.nodes.data("keep_cost"):
+        network.add_edge("source", item, capacity=units(dropping))
+        network.add_edge(item, "sink", capacity=units(cost))
+    for first, second, cost in graph.edges.data("cost"):
+        network.add_edge(first, second, capacity=units(cost))
+        network.add_edge(second, first, capacity=units(cost))
+    _, (kept, _) = nx.minimum_cut(network, "source", "sink")
+    return kept - {"source"}

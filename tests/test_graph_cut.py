@@ -2,7 +2,9 @@
 
 from itertools import product
 
+import networkx as nx
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,31 +12,29 @@ from hypothesis import strategies as st
 
 from bench.method import Pair, View
 from methods import selective
-from methods._graph_cut import (
-    MOST,
+from methods._minimum_cut import (
+    FLOW_LIMIT,
+    CutProblem,
     Edges,
-    Group,
+    cut_problems,
     in_units,
     keep_set,
     largest_keep_set,
-    neighbour_edges,
+    least_kept,
     smallest_threshold,
-    split_by_class,
-    with_floor,
+    with_least_kept,
 )
 from methods.selective import (
     EmbeddingRegressor,
-    minimum_cut_by_networkx,
     regression_loss,
     select_at_random,
     select_by_graph_cut,
-    selection_graph,
 )
 
 
-def edges_of(weights: dict[tuple[int, int], int]) -> Edges:
-    ends = np.array(list(weights), dtype=np.int64).reshape(-1, 2)
-    return Edges(ends[:, 0], ends[:, 1], np.array(list(weights.values()), dtype=np.int64))
+def edges_of(units: dict[tuple[int, int], int]) -> Edges:
+    ends = np.array(list(units), dtype=np.int64).reshape(-1, 2)
+    return Edges(ends[:, 0], ends[:, 1], np.array(list(units.values()), dtype=np.int64))
 
 
 @st.composite
@@ -50,7 +50,7 @@ def problems(draw: st.DrawFn, most: int = 12) -> tuple[np.ndarray, Edges]:
 def cost(kept: np.ndarray, gain: np.ndarray, edges: Edges) -> int:
     """E less the constant cost of dropping all."""
     severed = kept[edges.first] != kept[edges.second]
-    return int(-gain[kept].sum() + edges.weight[severed].sum())
+    return int(-gain[kept].sum() + edges.units[severed].sum())
 
 
 def best_by_trying(gain: np.ndarray, edges: Edges) -> np.ndarray:
@@ -59,8 +59,8 @@ def best_by_trying(gain: np.ndarray, edges: Edges) -> np.ndarray:
     return min(choices, key=lambda kept: (cost(kept, gain, edges), -kept.sum()))
 
 
-def one_group(costs: np.ndarray, edges: Edges) -> list[Group]:
-    return [Group(np.arange(len(costs)), costs, edges)]
+def one_problem(costs: np.ndarray, edges: Edges) -> list[CutProblem]:
+    return [CutProblem(np.arange(len(costs)), costs, edges)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -76,7 +76,7 @@ def test_no_choice_is_cheaper_and_none_as_cheap_is_larger(problem, drop):
 def test_capacities_beyond_32_bits_are_cut_as_exactly(problem, size):
     # An edge so strong that no cheap cut severs it may be as strong as it likes.
     costs, edges = problem
-    strong = edges._replace(weight=edges.weight * size)
+    strong = edges._replace(units=edges.units * size)
     found = largest_keep_set(6 - costs, strong)
     assert found.tolist() == best_by_trying(6 - costs, strong).tolist()
 
@@ -84,65 +84,74 @@ def test_capacities_beyond_32_bits_are_cut_as_exactly(problem, size):
 @settings(max_examples=100, deadline=None)
 @given(problem=problems(), drops=st.tuples(*[st.integers(0, 14)] * 3))
 def test_kept_sets_are_nested_and_known_ones_shorten_the_way(problem, drops):
-    groups = one_group(*problem)
+    whole = one_problem(*problem)
     everything = np.ones(len(problem[0]), bool)
-    low, middle, high = (keep_set(groups, drop, everything) for drop in sorted(drops))
+    low, middle, high = (keep_set(whole, drop, everything) for drop in sorted(drops))
     assert (low <= middle).all()
     assert (middle <= high).all()
-    assert keep_set(groups, sorted(drops)[1], high, low).tolist() == middle.tolist()
+    assert keep_set(whole, sorted(drops)[1], high, low).tolist() == middle.tolist()
 
 
 @settings(max_examples=100, deadline=None)
 @given(problem=problems(), data=st.data())
 def test_bisection_finds_the_smallest_cost_of_dropping(problem, data):
-    groups = one_group(*problem)
+    whole = one_problem(*problem)
     size = len(problem[0])
+    classes = np.zeros(size, np.int64)
     wanted = data.draw(st.integers(1, size))
     everything = np.ones(size, bool)
-    threshold, kept = smallest_threshold(groups, wanted)
-    assert keep_set(groups, threshold, everything).tolist() == kept.tolist()
-    assert with_floor(kept, groups).sum() >= wanted
+    threshold, kept = smallest_threshold(whole, classes, wanted)
+    assert keep_set(whole, threshold, everything).tolist() == kept.tolist()
+    assert with_least_kept(kept, problem[0], classes).sum() >= wanted
     if threshold > 0:
-        below = keep_set(groups, threshold - 1, everything)
-        assert with_floor(below, groups).sum() < wanted
+        below = keep_set(whole, threshold - 1, everything)
+        assert with_least_kept(below, problem[0], classes).sum() < wanted
 
 
 def test_refuses_flows_that_do_not_fit_32_bits():
     none = edges_of({})
-    gain = np.array([MOST // 2, MOST // 2, -MOST])
-    with pytest.raises(ValueError, match=f"flow of up to {MOST} units exceeds {MOST - 1}"):
+    gain = np.array([FLOW_LIMIT // 2, FLOW_LIMIT // 2, -FLOW_LIMIT])
+    with pytest.raises(
+        ValueError, match=f"flow of up to {FLOW_LIMIT} units exceeds {FLOW_LIMIT - 1}"
+    ):
         largest_keep_set(gain, none)
     gain[0] -= 1
     assert largest_keep_set(gain, none).tolist() == [True, True, False]
 
 
 def test_the_largest_flow_that_fits_is_cut_exactly():
-    half = MOST // 2
-    chain = edges_of({(0, 1): MOST, (1, 2): half - 2})
-    assert largest_keep_set(np.array([half, half - 1, -MOST]), chain).tolist() == [
+    half = FLOW_LIMIT // 2
+    chain = edges_of({(0, 1): FLOW_LIMIT, (1, 2): half - 2})
+    assert largest_keep_set(np.array([half, half - 1, -FLOW_LIMIT]), chain).tolist() == [
         True,
         True,
         False,
     ]
-    chain = edges_of({(0, 1): MOST, (1, 2): MOST})
-    assert not largest_keep_set(np.array([half, half - 1, -MOST]), chain).any()
+    chain = edges_of({(0, 1): FLOW_LIMIT, (1, 2): FLOW_LIMIT})
+    assert not largest_keep_set(np.array([half, half - 1, -FLOW_LIMIT]), chain).any()
 
 
 def test_costs_become_whole_millionths():
     assert in_units(np.array([0.1234564, 0.1234566, 1e30])).tolist() == [123456, 123457, 10**13]
 
 
-def test_classes_are_cut_apart_from_each_other():
-    points = np.random.default_rng(0).normal(size=(30, 3))
-    classes = np.arange(30) % 3
-    edges = neighbour_edges(points, classes, 4)
-    costs = in_units(np.random.default_rng(1).uniform(0, 1, 30))
-    units = edges._replace(weight=in_units(0.1 * edges.weight))
-    everything = np.ones(30, bool)
-    apart = keep_set(split_by_class(costs, classes, edges, 0.1), 500_000, everything)
-    together = keep_set([Group(np.arange(30), costs, units)], 500_000, everything)
-    assert apart.tolist() == together.tolist()
-    assert 0 < apart.sum() < 30
+@pytest.mark.parametrize("size", [32, 700])
+def test_components_cut_one_by_one_are_the_whole_graph_cut_at_once(size):
+    generator = np.random.default_rng(size)
+    graph = nx.random_regular_graph(3, size // 2, seed=0)  # one component
+    graph.add_edges_from((i, i + 1) for i in range(size // 2, size - 1, 2))  # and pairs
+    graph.add_nodes_from(range(size))
+    for item in graph:
+        graph.nodes[item]["keep_cost"] = generator.uniform()
+    for edge in graph.edges.values():
+        edge["cost"] = generator.uniform(0, 0.1)
+    apart = keep_set(cut_problems(graph), 500_000, np.ones(size, bool))
+    assert set(np.flatnonzero(apart)) == oracles.minimum_cut_by_networkx(graph, 0.5)
+    assert 0 < apart.sum() < size
+
+
+def test_half_of_a_class_and_two_stay():
+    assert least_kept(np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3])).tolist() == [1, 2, 2, 3]
 
 
 def clouds(size: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,14 +163,14 @@ def clouds(size: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("unary", ["ratio", "inter"])
-def test_networkx_cuts_the_exported_graph_at_the_same_items(seed, unary):
+def test_networkx_cuts_the_selection_graph_at_the_same_items(seed, unary):
     embeddings, labels = clouds(45, seed=seed)
     found = select_by_graph_cut(embeddings, labels, 0.8, unary=unary, neighbours=3)
-    graph = selection_graph(embeddings, labels, found.tau, unary=unary, neighbours=3)
     by_cut = set(found.indices) - set(found.added_back)
-    assert minimum_cut_by_networkx(graph) == by_cut
+    assert oracles.minimum_cut_by_networkx(found.graph, found.tau) == by_cut
     assert 0 < len(by_cut) < 45
-    assert all(graph.nodes[i]["label"] == graph.nodes[j]["label"] for i, j in graph.edges)
+    nodes = found.graph.nodes
+    assert all(nodes[i]["label"] == nodes[j]["label"] for i, j in found.graph.edges)
 
 
 def test_random_control_drops_as_many_of_each_class_but_others():
@@ -181,11 +190,10 @@ def test_stage_keeps_what_was_selected_and_says_why():
     for choice in ("graph_cut", "random"):
         keep = selective.method(keep=0.75, selection=choice).plan[1].keep
         assert keep is not None
-        kept, evidence = keep(view, labels)
+        kept, details = keep(view, labels)
         assert 45 <= kept.sum() < 60
-        assert evidence["indices"] == kept.nonzero().flatten().tolist()
-        assert sum(evidence["keep_cost_histogram"]["counts"]) == 60
-        assert evidence["selection"] == choice
+        assert details["indices"] == kept.nonzero().flatten().tolist()
+        assert details["selection"] == choice
 
 
 def test_regression_target_is_standardised_over_the_whole_training_set():

@@ -142,10 +142,6 @@ class Batches:
         """Images without augmentation, normalised, (B, C, H, W), for positions (B,)."""
         return self._normalised(self._images[index])
 
-    def raw_at(self, index: Tensor) -> Tensor:
-        """Images as they came, (B, C, H, W) uint8, for positions (B,)."""
-        return self._images[index.to(self.device)]
-
     def _normalised(self, images: Tensor) -> Tensor:
         # One pass converts and lays out; in place after that. Two roundings, the same everywhere.
         values = images.to(torch.float32, memory_format=self._format)

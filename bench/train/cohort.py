@@ -43,7 +43,6 @@ from bench.train.device import conditions, is_device_lost, is_out_of_memory, set
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student
 from bench.train.evaluate import accuracy, predictions
-from bench.train.evidence import example_images
 from bench.train.step import Seen
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
@@ -372,13 +371,9 @@ class Cohort:
             self.checkpoints.discard(cell.id)
 
     def _write_selection(self, folder: Path, name: str, selection: Selection) -> dict[str, str]:
-        """Writes what a selection was made by, and examples; returns the record's files."""
+        """Writes what a selection chose, and why; returns the record's files."""
         files = {name: f"{name}.json"}
         write_atomically(folder / files[name], dump_json(selection.evidence))
-        train = self.stream.train
-        if images := example_images(selection, train.labels, train.raw_at):
-            files[f"{name}_images"] = f"{name}_images.safetensors"
-            write_atomically(folder / files[f"{name}_images"], safetensors.torch.save(images))
         return files
 
     def _final(self, student: Student) -> dict[str, float]:
