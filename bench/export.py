@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -68,6 +68,8 @@ class Card:
         preprocessing: all of it in words, first to last.
         last_accuracy: on the test set, in [0, 1], as recorded.
         parameters: how many.
+        choice: why this network, if it was chosen as its grid's winner: "proven: ..." or "best
+            bet, not proven: ..."; else empty.
         torch: the version that wrote the file.
     """
 
@@ -84,6 +86,7 @@ class Card:
     preprocessing: tuple[str, ...]
     last_accuracy: float
     parameters: int
+    choice: str
     torch: str
 
     def to_json(self) -> str:
@@ -307,8 +310,13 @@ def _place(row: Row) -> str:
     return f"{row.name} on {row.data}{axes}"
 
 
-def load_trained(row: Row, work: WorkDir) -> Trained:
+def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
     """The network of a finished cell with what it was trained on.
+
+    Args:
+        row: of the cell.
+        work: where it was trained.
+        choice: see `Card.choice`.
 
     Raises:
         ExportError: the cell is not finished, its weights or its decoded data are not here.
@@ -324,7 +332,7 @@ def load_trained(row: Row, work: WorkDir) -> Trained:
         if source is None:
             raise ExportError(f"{row.name}: the record of its source is not in {work.store.root}")
         statistics = _data_of(source, work)
-    card = _card(row, record, data, statistics)
+    card = replace(_card(row, record, data, statistics), choice=choice)
     _check_code(card, record)
     return Trained(_network(card, work.store), data, card)
 
@@ -362,9 +370,9 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet) -> Card:
         channels="grey" if channels == 1 else "RGB", mean=statistics.mean, std=statistics.std,
         resolution=spec.resolution, preprocessing=(),
         last_accuracy=record.final["last_accuracy"], parameters=int(record.final["parameters"]),
-        torch=torch.__version__,
+        choice="", torch=torch.__version__,
     )  # fmt: skip
-    return Card(**{**vars(card), "preprocessing": _steps(card)})
+    return replace(card, preprocessing=_steps(card))
 
 
 def _steps(card: Card) -> tuple[str, ...]:

@@ -23,6 +23,6 @@ def random_student(model: str, side: int) -> Trained:
     card = Card(
         name=model, cell_id="", model=model, method="", classes=data.classes,
         image_shape=(3, side, side), channels="RGB", mean=data.mean, std=data.std, resolution=2,
-        preprocessing=("by hand",), last_accuracy=0.0, parameters=0, torch="",
+        preprocessing=("by hand",), last_accuracy=0.0, parameters=0, choice="", torch="",
     )  # fmt: skip
     return Trained(network.eval(), data, card)

@@ -18,7 +18,8 @@ ALLOWED = {
     "bench.cli.parser": set(),
     "bench.cli.options": {"bench.arguments", "bench.cost.command"},
     "bench.cli.recorded": {
-        "bench.cli.parser", "bench.cost.command", "bench.cost.record", "bench.record",
+        "bench.archive", "bench.cli.parser", "bench.cost.command",
+        "bench.cost.record", "bench.record",
         "bench.tracking", "bench.workdir",
     },
     "bench.plugin": {
@@ -32,6 +33,7 @@ ALLOWED = {
     "bench.arguments": set(),
     "bench.method": set(),
     "bench.record": set(),
+    "bench.archive": {"bench.record"},
     "bench.checked": set(),
     "bench.seeds": set(),
     "bench.faults": set(),

@@ -27,11 +27,13 @@ def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) 
 
 def write(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
     """Writes tables, figures and the report of a grid; returns what to mirror."""
+    from bench.archive import FILE, write_archive
     from bench.report.build import build
 
     folder = work.grid(plan.name)
     try:
         files = build(plan, records, costs, work.store.root, folder)
+        write_archive(plan, records, folder / FILE)
     except ValueError as error:
         raise UsageError(str(error)) from None
     print(f"tables and figures: {folder}")

@@ -41,6 +41,8 @@ def grid_name(name_or_path: str) -> str:
 def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:
     """A grid's plan and records, from the work directory or from MLflow alone.
 
+    A work directory in which the grid was not trained may hold its archive; see `bench.archive`.
+
     Raises:
         UsageError: there are none, or they cannot be read.
     """
@@ -56,12 +58,31 @@ def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str
     try:
         plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
-            f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
-        ) from None
+        return _fetch_archived(work, grid)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
     return plan, work.store.read_all(plan.cell_ids())
+
+
+def _fetch_archived(work: WorkDir, grid: str) -> tuple[Plan, dict[str, Record]]:
+    """What is committed next to the tables, where nothing was trained in this work directory."""
+    from bench.archive import FILE, read_archive
+
+    try:
+        return read_archive(work.grid(grid) / FILE)
+    except OSError:
+        raise UsageError(
+            f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{error}; run the grid: run_all.py --grid {grid}") from None
+
+
+def has_results(work: WorkDir, grid: str) -> bool:
+    """Whether a grid was trained here, or its records are committed here."""
+    from bench.archive import FILE
+
+    return work.plan(grid).is_file() or (work.grid(grid) / FILE).is_file()
 
 
 def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.cli.outputs import mirror_files, render, write_costs
 from bench.cli.parser import UsageError
-from bench.cli.recorded import fetch_costs, fetch_results, grid_name, work_dir
+from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results, work_dir
 
 if TYPE_CHECKING:
     from bench.record import Plan, Record, Row
@@ -20,7 +20,7 @@ def tables(options: argparse.Namespace) -> int:
     work = work_dir(options)
     name = grid_name(options.grid)
     costs = fetch_costs(work, name, options.origin)
-    if costs and options.origin == "records" and not work.plan(name).is_file():
+    if costs and options.origin == "records" and not has_results(work, name):
         write_costs(work, name, costs)
         return 0
     plan, records = fetch_results(work, name, options.origin)
@@ -81,8 +81,11 @@ def export(options: argparse.Namespace) -> int:
         raise UsageError("wanted either a CELL or --winner (see: run_all.py export --help)")
     plan, records = fetch_results(work, grid_name(options.grid), "records")
     try:
-        row = _winner_row(work, plan, records) if options.winner else find_row(plan, options.cell)
-        trained = load_trained(row, work)
+        row, why = (
+            _winner(work, plan, records) if options.winner else (find_row(plan, options.cell), "")
+        )
+        _check_trained(work, row, options.grid, records)
+        trained = load_trained(row, work, why)
         content, parity = pack(trained, options.format)
     except ExportError as error:
         raise UsageError(str(error)) from None
@@ -99,17 +102,28 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _winner_row(work: WorkDir, plan: Plan, records: dict[str, Record]) -> Row:
+def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row, str]:
+    """The row to take home, and why."""
     from bench.report.winner import winner
 
     best = winner(plan, records, fetch_costs(work, plan.name, "records"))
     if best is None:
         raise UsageError(
-            f"no row of {plan.name} beats the plain student beyond doubt (see: run_all.py "
-            "recommend); name a CELL instead"
+            f"no row of {plan.name} has a higher mean than the plain student over two seeds (see: "
+            "run_all.py recommend); name a CELL instead"
         )
     print(best.why)
-    return best.row
+    return best.row, best.why
+
+
+def _check_trained(work: WorkDir, row: Row, grid: str, records: dict[str, Record]) -> None:
+    """Refuses a cell that has a committed record and no weights here."""
+    if row.cell_id in records and work.store.read(row.cell_id) is None:
+        raise UsageError(
+            f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
+            f"--grid {grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
+            f"--seeds {row.seed}"
+        )
 
 
 def list_all(options: argparse.Namespace) -> int:

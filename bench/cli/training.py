@@ -14,7 +14,7 @@ from bench.cli.preparation import (
     open_launcher,
     prepare,
 )
-from bench.cli.recorded import fetch_costs, fetch_results, work_dir
+from bench.cli.recorded import fetch_costs, fetch_results, has_results, work_dir
 
 if TYPE_CHECKING:
     from bench.grid import Expansion, Grid
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 def tune(options: argparse.Namespace) -> int:
     """Searches hyper-parameters with an equal budget per row, on held-out training images."""
+    from bench.archive import write_archive
     from bench.launch import tune as tuning
     from bench.record import write_atomically
 
@@ -53,6 +54,7 @@ def tune(options: argparse.Namespace) -> int:
     results = tuning.collect(trials, expansion.plan, records)
     chosen, folder = tuning.best(results), prepared.work.grid(prepared.grid.name)
     write_atomically(folder / "tuning.csv", tuning.to_csv(results))
+    write_archive(expansion.plan, records, folder / "tuning.jsonl.gz")
     print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
@@ -71,7 +73,7 @@ def profile(options: argparse.Namespace) -> int:
     except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
         raise UsageError(str(error)) from None
     print(costs_to_text(costs))
-    if work.plan(name).is_file():
+    if has_results(work, name):
         plan, records = fetch_results(work, name, "records")
         files = write(work, plan, records, costs)
     else:

@@ -1,0 +1,67 @@
+"""A grid's plan and records in one compressed file, so that results outlive their work directory.
+
+The file lies next to the grid's tables and is committed with them: one JSON object a line, the
+plan first, then the records by cell id. Equal results give equal bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from bench.record import Plan, Record, write_atomically
+
+FILE = "records.jsonl.gz"
+
+
+def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
+    """Writes the plan and its records, tracebacks left out; an equal archive is left alone.
+
+    Args:
+        plan: of the grid.
+        records: by cell id; those of other cells are left out.
+        path: of the file.
+    """
+    kept = [replace(records[i], traceback="") for i in sorted(plan.cell_ids()) if i in records]
+    lines = [_in_one_line(text.to_json()) for text in (plan, *kept)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if path.is_file() and _unpacked(path.read_bytes()) == content:
+        return  # another version of zlib would give other bytes
+    packed = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
+        file.write(content)
+    write_atomically(path, packed.getvalue())
+
+
+def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:
+    """The plan and the records by cell id, as `write_archive` wrote them.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = _unpacked(path.read_bytes())
+    try:
+        if content is None:
+            raise ValueError("not a gzip file")
+        first, *lines = content.decode().splitlines()
+        plan = Plan.from_json(first)
+        records = {record.cell_id: record for record in map(Record.from_json, lines)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return plan, {cell_id: records[cell_id] for cell_id in plan.cell_ids() if cell_id in records}
+
+
+def _in_one_line(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def _unpacked(packed: bytes) -> bytes | None:
+    try:
+        return gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error):
+        return None
