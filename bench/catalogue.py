@@ -6,19 +6,21 @@ import yaml
 
 from bench.data import sources
 from bench.grid import find_grid, grid_names
+from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
-from methods import registry
 
 
 def catalogue() -> str:
     """A plain text for the terminal."""
     lines = ["methods (hyper-parameters with their defaults):"]
-    for name in registry.names():
-        values = ", ".join(f"{key}={value!r}" for key, value in registry.defaults(name).items())
-        category = registry.build(name).category
+    for name in METHODS.names():
+        values = ", ".join(
+            f"{key}={value!r}" for key, value in default_hyperparameters(name).items()
+        )
+        category = build_method(name).category
         lines.append(f"  {name:<20} {category:<22} {values}".rstrip())
-    lines += ["", "models:", *_wrapped(zoo.names())]
-    lines += ["", "data sources:", *_wrapped(list(sources.names()))]
+    lines += ["", "models:", *_wrapped(zoo.MODELS.names())]
+    lines += ["", "data sources:", *_wrapped(sources.names())]
     lines += ["", "grids:"]
     for name in grid_names():
         values = yaml.safe_load(find_grid(name).read_text(encoding="utf-8"))

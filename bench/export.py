@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 import safetensors.torch
@@ -25,9 +24,11 @@ from bench.data.batches import Batches
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.data.sources import find_decoded
+from bench.faults import reason
 from bench.models import zoo
 from bench.models.network import Network
 from bench.record import FINISHED, Plan, Record, Row, Store, dump_json
+from bench.registry import unknown
 from bench.train.device import to_device
 from bench.workdir import WorkDir
 
@@ -180,9 +181,8 @@ def trace(student: Student, card: Card) -> torch.export.ExportedProgram:
     try:
         return torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
     except RuntimeError as error:  # the base of all that its tracer raises
-        reason = " ".join(str(error).split())[:200]
         raise ExportError(
-            f"{card.name}: torch.export cannot follow {card.model} ({reason}); "
+            f"{card.name}: torch.export cannot follow {card.model} ({reason(error)}); "
             "--format safetensors needs no graph"
         ) from None
 
@@ -300,9 +300,8 @@ def find_row(plan: Plan, cell: str) -> Row:
         raise ExportError(
             f"{cell!r} names {len(found)} cells of {plan.name}; give a whole id: {which}"
         )
-    near = get_close_matches(cell, [row.name for row in rows.values()], n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"see {plan.name}/cells.csv"
-    raise ExportError(f"grid {plan.name} has no cell {cell!r}; {hint}")
+    names = [row.name for row in rows.values()]
+    raise ExportError(f"grid {plan.name}: {unknown('cell', cell, names)}")
 
 
 def _place(row: Row) -> str:
@@ -339,9 +338,9 @@ def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
 
 def _check_code(card: Card, record: Record) -> None:
     """Refuses a network whose code is not here, or not what was trained."""
-    if record.cell.get("network_code", "") == zoo.code_digest(card.model):
+    if record.cell.get("network_code", "") == zoo.model_code(card.model):
         return
-    what = "has changed since then" if card.model in zoo.names() else "is not here"
+    what = "has changed since then" if card.model in zoo.MODELS else "is not here"
     raise ExportError(
         f"{card.name}: the code of its model {card.model} {what}; name the file that it was "
         "trained with: --plugin FILE"
@@ -395,10 +394,9 @@ def _network(card: Card, store: Store) -> Network:
     try:
         network.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ExportError(
-            f"{card.name}: the weights in {path} cannot be used ({reason}); start the grid again "
-            "to train it again"
+            f"{card.name}: the weights in {path} cannot be used ({reason(error)}); start the grid "
+            "again to train it again"
         ) from None
     return network.eval()
 

@@ -1,6 +1,6 @@
 """What code that is not the harness's own can raise: a method, a model, a data set, a plugin.
 
-Nothing here stands for a full disk or an interrupt: those are nobody's cell and end the run.
+A full disk and an interrupt are not among them: no cell is at fault, and they end the run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,41 @@ CODE_FAULTS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""While it runs: its own mistakes, and shapes and sizes that do not go together."""
+"""Raised while it runs: its own mistakes, and shapes and sizes that do not fit together."""
 
 LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
-"""While its file is loaded, or reads files of its own."""
+"""Raised while its file is loaded, or while it reads files of its own."""
+
+LONGEST_MESSAGE = 300
+
+
+def one_line(text: object) -> str:
+    """Text without line breaks, runs of spaces or control characters.
+
+    Example:
+        >>> one_line("CUDA error:  out\\n of memory ")
+        'CUDA error: out of memory'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def reason(error: BaseException) -> str:
+    """An error's message in one line, cut to a table's width.
+
+    Example:
+        >>> reason(ValueError("wanted\\n a number")), reason(EOFError())
+        ('wanted a number', 'EOFError')
+    """
+    text = one_line(error) or type(error).__name__
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+
+
+def name_and_reason(error: BaseException) -> str:
+    """The error's class and message in one line.
+
+    Example:
+        >>> name_and_reason(KeyError("tap")), name_and_reason(EOFError())
+        ("KeyError: 'tap'", 'EOFError')
+    """
+    name, why = type(error).__name__, reason(error)
+    return name if why == name else f"{name}: {why}"

@@ -6,7 +6,6 @@ and the rows of its tables.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import math
@@ -20,8 +19,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from bench import record
 from bench.cell import Cell, DataSpec, Fraction, Recipe, Spec
+from bench.hyperparameters import JOINT, METHODS, build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
-from methods import registry
+from bench.registry import unknown
 
 GRIDS = Path(__file__).parent / "grids"
 RESERVED = {"store", "mlartifacts"}
@@ -100,9 +100,9 @@ class MethodSpec(Spec):
     @property
     def label(self) -> str:
         """The row's name: the method and what differs from its defaults."""
-        own = {k: v for k, v in self.hyperparameters.items() if k != registry.JOINT}
+        own = {k: v for k, v in self.hyperparameters.items() if k != JOINT}
         changed = ", ".join(f"{k}={_short(v)}" for k, v in own.items())
-        joint = " + soft_logits" if self.hyperparameters.get(registry.JOINT) else ""
+        joint = " + soft_logits" if self.hyperparameters.get(JOINT) else ""
         return self.name + joint + (f" ({changed})" if changed else "")
 
 
@@ -174,7 +174,7 @@ class Grid(Spec):
         labels = [method.label for method in self.methods]
         for label in self.tuned:
             if label not in labels:
-                raise ValueError(f"tuned: {unknown(label, labels)}")
+                raise ValueError(f"tuned: {unknown('row', label, labels)}")
         return self
 
     def hyperparameters(self, method: MethodSpec) -> dict[str, Any]:
@@ -243,7 +243,9 @@ def find_grid(name_or_path: str) -> Path:
             raise GridError(f"grid: no file {name_or_path}")
         return path
     if name_or_path not in grid_names():
-        raise GridError(f"grid: {unknown(name_or_path, grid_names())}, or a path to a .yaml file")
+        raise GridError(
+            unknown("grid", name_or_path, grid_names()) + " (or a path to a .yaml file)"
+        )
     return GRIDS / f"{name_or_path}.yaml"
 
 
@@ -301,7 +303,7 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     came = f"got {fault['input']!r}" if fault["type"] != "missing" else "missing"
     if fault["type"] == "extra_forbidden":
         known = _fields_at(model, fault["loc"][:-1])
-        text = f"unknown field; {_near(str(fault['loc'][-1]), known)}"
+        text = unknown("field", fault["loc"][-1], known)
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))
     else:
@@ -324,16 +326,6 @@ def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
                 model = kind
                 break
     return list(model.model_fields)
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-
-
-def unknown(name: str, known: Sequence[str]) -> str:
-    """The text for a name that is none of `known`: with near matches, or else all of them."""
-    return f"unknown {name!r}; {_near(name, known)}"
 
 
 def check_names(grid: Grid) -> None:
@@ -369,7 +361,7 @@ def _check_methods(grid: Grid) -> None:
                 raise ValueError(
                     f"{EPOCHS_FACTOR} is for {BASELINE} alone; methods share the recipe's epochs"
                 )
-            registry.check(method.name, grid.hyperparameters(method))
+            build_method(method.name, **grid.hyperparameters(method))
         except (ValueError, TypeError) as error:
             raise GridError(f"methods.{position}: {error}") from None
 
@@ -396,7 +388,7 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
     for model in grid.recipe_for:
         if not any(model in (p.teacher, p.student) for p in grid.all_pairs):
             used = sorted({m for p in grid.all_pairs for m in (p.teacher, p.student)})
-            raise GridError(f"recipe_for: {unknown(model, used)}")
+            raise GridError(f"recipe_for: {unknown('model', model, used)}")
         yield f"recipe_for.{model}", model, {}
     for pair in grid.all_pairs:
         yield "teacher.recipe", pair.teacher, grid.teacher.recipe
@@ -427,7 +419,7 @@ def narrow(
     """
     changed: dict[str, Any] = {}
     if methods:
-        names = [n for name in methods for n in (registry.names() if name == "all" else [name])]
+        names = [n for name in methods for n in (METHODS.names() if name == "all" else [name])]
         rows = {n: [m for m in grid.methods if m.name == n] or [MethodSpec(name=n)] for n in names}
         changed["methods"] = tuple(m for same in rows.values() for m in same)
     if pairs:
@@ -506,10 +498,10 @@ def _rows(
 ) -> Iterable[tuple[record.Row, Cell]]:
     def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
         return Cell(
-            model=grid.model(model), network_code=zoo.code_digest(grid.model(model)),
+            model=grid.model(model), network_code=zoo.model_code(grid.model(model)),
             data=data, fingerprint=fingerprint(data), method="student",
-            code=registry.code_digest("student"), recipe=recipe, seed=seed,
-            hyperparameters=registry.resolve("student", {}),
+            code=method_code("student"), recipe=recipe, seed=seed,
+            hyperparameters=resolve_hyperparameters("student", {}),
             precision=grid.precision, deterministic=grid.deterministic,
         )  # fmt: skip
 
@@ -545,12 +537,12 @@ def _rows(
                 longer = _longer(student, spec.epochs_factor)
                 yield row("method", spec.label, BASELINE, "baseline", longer), longer
             continue
-        hyperparameters = registry.resolve(spec.name, grid.hyperparameters(spec))
-        method = registry.build(spec.name, **hyperparameters)
+        hyperparameters = resolve_hyperparameters(spec.name, grid.hyperparameters(spec))
+        method = build_method(spec.name, **hyperparameters)
         cell = student.model_copy(
             update={
                 "method": spec.name,
-                "code": registry.code_digest(spec.name),
+                "code": method_code(spec.name),
                 "hyperparameters": hyperparameters,
                 "teacher": teacher if method.needs_teacher else None,
                 "source": source if method.starts_from == "source" else None,

@@ -25,8 +25,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from bench.faults import LOAD_FAULTS
+from bench.code_digest import method_digest
+from bench.faults import LOAD_FAULTS, name_and_reason
 from bench.record import write_atomically
+from bench.registry import Registry
 
 PACKAGE = "kd_bench_plugin"
 
@@ -58,9 +60,7 @@ class Plugin:
     @property
     def code(self) -> str:
         """Hash of what it does, as it stands in cells."""
-        from methods import registry
-
-        return registry.digest(self.name, self.text)
+        return method_digest(self.name, self.text)
 
     def keep(self, folder: Path) -> None:
         """Writes the text to `<folder>/<name>-<code>.py`: the file itself may change."""
@@ -109,12 +109,12 @@ def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
         PluginError: a file that fails, adds nothing, or a name that is taken.
 
     Example:
-        >>> from bench.models import zoo
+        >>> from bench.models.zoo import MODELS
         >>> text = "MODELS = {'tiny': lambda classes, image_shape: None}"
         >>> with plugged([Plugin("mine.py", text)]):
-        ...     "tiny" in zoo.names()
+        ...     "tiny" in MODELS
         True
-        >>> "tiny" in zoo.names()
+        >>> "tiny" in MODELS
         False
     """
     with ExitStack() as stack:
@@ -135,8 +135,7 @@ def _plug(plugin: Plugin, stack: ExitStack) -> None:
         where = _line(plugin, error)
         if not where and not isinstance(error, LOAD_FAULTS):
             raise
-        reason = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
-        raise PluginError(f"--plugin {plugin.path}: {where}{reason}") from error
+        raise PluginError(f"--plugin {plugin.path}: {where}{name_and_reason(error)}") from error
     _plugged.append(plugin)
     stack.callback(_plugged.remove, plugin)
 
@@ -172,9 +171,9 @@ def _load(plugin: Plugin, stack: ExitStack) -> ModuleType:
 
 
 def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
-    from bench.data import sources
-    from bench.models import zoo
-    from methods import registry
+    from bench.data.sources import SOURCES
+    from bench.hyperparameters import METHODS, build_method, search_space
+    from bench.models.zoo import MODELS
 
     code = plugin.code
     models, data = _table(module, "MODELS"), _table(module, "DATA_SOURCES")
@@ -185,17 +184,18 @@ def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
             "it has none of them"
         )
     for name, builder in models.items():
-        zoo.add(name, builder, code)
-        stack.callback(zoo.remove, name)
+        _register(MODELS, name, builder, code, stack)
     for name, source in data.items():
-        sources.add(name, source, code)
-        stack.callback(sources.remove, name)
+        _register(SOURCES, name, source, code, stack)
     if has_method:
-        registry.add(plugin.name, module, code)
-        stack.callback(registry.remove, plugin.name)
-        registry.check(plugin.name, {})
-        registry.search_space(plugin.name)
-        registry.loss_forms(plugin.name)
+        _register(METHODS, plugin.name, lambda: module, code, stack)
+        build_method(plugin.name)
+        search_space(plugin.name)
+
+
+def _register(registry: Registry, name: str, item: object, code: str, stack: ExitStack) -> None:
+    registry.add(name, item, code)
+    stack.callback(registry.remove, name)
 
 
 def _table(module: ModuleType, name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.cell import Cell, DataSpec, Recipe
 from bench.data.batches import Batch
 from bench.data.dataset import DataSet
+from bench.hyperparameters import build_method, resolve_hyperparameters
 from bench.launch.job import Report
 from bench.method import Method, View
 from bench.models.network import tap_shapes
@@ -21,7 +22,6 @@ from bench.train.engine import Student
 from bench.train.step import Seen
 from bench.train.stream import Stream, open_stream
 from bench.train.teacher import Teacher
-from methods import registry
 
 CPU = torch.device("cpu")
 
@@ -61,8 +61,8 @@ def cell(
     **changes: object,
 ) -> Cell:
     """A cell of `method`; with a teacher if it needs one, with a source if it starts from one."""
-    resolved = registry.resolve(method, hyperparameters or {})
-    built = registry.build(method, **resolved)
+    resolved = resolve_hyperparameters(method, hyperparameters or {})
+    built = build_method(method, **resolved)
     if built.starts_from == "source":
         other = DataSpec(source="synthetic", pad=1, classes=4)
         changes = {"source": plain_cell(student, seed, data=other), **changes}
@@ -115,7 +115,7 @@ class Lesson:
         shape = self.stream.image_shape
         network = build_network(cell, self.stream.classes, shape)
         theirs = tap_shapes(self.teacher.network, shape) if self.teacher else None
-        method = method or registry.build(cell.method, **cell.hyperparameters)
+        method = method or build_method(cell.method, **cell.hyperparameters)
         self.student: Student = make_student(
             cell, method, network, tap_shapes(network, shape), theirs, device, self.stream.labelled
         )

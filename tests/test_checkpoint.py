@@ -10,10 +10,10 @@ import torch
 from lessons import cell, plain_cell, recipe, run
 
 from bench.checked import DamagedError, pack, unpack
+from bench.hyperparameters import METHODS, build_method
 from bench.record import Record, Store
 from bench.train import checkpoint
 from bench.train.checkpoint import Checkpoints, History, State
-from methods import registry
 
 EPOCHS = 4
 
@@ -25,7 +25,7 @@ class Killed(BaseException):
 def all_cells() -> list:
     """Every method, under one teacher, with a plain student beside."""
     short = recipe(epochs=EPOCHS)
-    plain = [n for n in registry.names() if registry.build(n).starts_from == "fresh"]
+    plain = [n for n in METHODS.names() if build_method(n).starts_from == "fresh"]
     return [cell(name, recipe=short) for name in plain]
 
 

@@ -18,12 +18,12 @@ from processes import ROOT
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.cli import main, parse
+from bench.hyperparameters import method_code, resolve_hyperparameters
 from bench.launch.job import Job, Library, WorkerConfig, run_job
 from bench.launch.lease import Leases
 from bench.launch.ray_cluster import ClusterError, Options, RayCluster
 from bench.launch.schedule import plan_jobs
 from bench.record import FAILED, FINISHED, Store
-from methods import registry
 
 __all__ = ["fake_ray"]
 DATA = DataSpec(source="digits", classes=2, fraction=0.3, pad=1, flip=False)
@@ -44,7 +44,7 @@ def cells(data_root) -> list[Cell]:
     def cell(method: str, model: str, teacher: Cell | None = None) -> Cell:
         return Cell(
             model=model, data=DATA, fingerprint=fingerprint, method=method, recipe=recipe, seed=0,
-            code=registry.code_digest(method), hyperparameters=registry.resolve(method, {}),
+            code=method_code(method), hyperparameters=resolve_hyperparameters(method, {}),
             teacher=teacher,
         )  # fmt: skip
 

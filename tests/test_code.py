@@ -1,4 +1,4 @@
-"""The hash of the code that decides numbers."""
+"""The digest of the code that decides numbers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import shutil
 
 from processes import ROOT
 
-from bench.launch import code
+from bench.code_digest import method_digest, numerics_digest
 
 
-def test_code_is_told_apart_by_what_decides_numbers(tmp_path, monkeypatch):
-    for package in ("bench", "methods"):
-        shutil.copytree(ROOT / package, tmp_path / package)
-    monkeypatch.setattr(code.bench, "__file__", str(tmp_path / "bench/__init__.py"))
-    monkeypatch.setattr(code.registry, "__file__", str(tmp_path / "methods/registry.py"))
-    own = code.code_digest()
-    (tmp_path / "bench/report/tables.py").write_text("")
-    assert code.code_digest() == own
-    found = {own}
-    for name in ("bench/train/engine.py", "bench/cell.py", "methods/rkd.py", "bench/models/wrn.py"):
-        path = tmp_path / name
-        path.write_text(path.read_text() + "# edited\n")
-        found.add(code.code_digest())
-    assert len(found) == 5
-    with_cost = code.code_digest("cost")
-    (tmp_path / "bench/cost/loss.py").write_text("")
-    assert code.code_digest("cost") != with_cost
+def test_the_digest_follows_code_and_ignores_words_and_layout():
+    plain = method_digest("f", "def f(x):\n    return x + 1\n")
+    reworded = 'def f(x):\n    """Adds."""\n    # one\n    return (x +\n            1)\n'
+    assert method_digest("f", reworded) == plain
+    assert method_digest("f", "def f(x):\n    return x - 1\n") != plain
+
+
+def test_every_package_that_decides_numbers_is_in_the_digest(tmp_path):
+    found = {numerics_digest()}
+    edits = (
+        "bench/train/optim.py", "bench/cell.py", "bench/data/augment.py", "bench/models/wrn.py",
+        "methods/_pool.py", "bench/report/tables.py", "methods/rkd.py",
+    )  # fmt: skip
+    for number, name in enumerate(edits):
+        root = tmp_path / str(number)
+        for package in ("bench", "methods"):
+            shutil.copytree(ROOT / package, root / package)
+        path = root / name
+        path.write_text(path.read_text() + "\nEDITED = True\n")
+        found.add(numerics_digest(root=root))
+    assert len(found) == 1 + 5  # reports decide no number, and methods have digests of their own

@@ -13,14 +13,21 @@ import torch
 from lessons import Lesson, cell, run
 from torch import Tensor
 
+from bench.hyperparameters import (
+    METHODS,
+    build_method,
+    default_hyperparameters,
+    resolve_hyperparameters,
+    search_space,
+)
 from bench.method import Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import tap_shapes
-from methods import registry
+from methods._forms import in_reference_form, two_forms
 
-METHODS = registry.names()
-TAUGHT = [name for name in METHODS if registry.build(name).needs_teacher]
-TWO_FORMS = [name for name in METHODS if registry.loss_forms(name)]
+NAMES = METHODS.names()
+TAUGHT = [name for name in NAMES if build_method(name).needs_teacher]
+TWO_FORMS = [name for name in NAMES if two_forms(METHODS.get(name)())]
 B, K = 6, 4
 
 
@@ -30,7 +37,7 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
 
 def transfer_stages(name: str) -> list[tuple[object, Stage]]:
     """(method, stage) for each stage that has a transfer loss."""
-    method = registry.build(name)
+    method = build_method(name)
     return [(method, stage) for stage in method.plan if stage.transfer is not None]
 
 
@@ -66,20 +73,20 @@ def with_gradient(view: View) -> View:
     return View({tap: x.clone().requires_grad_() for tap, x in view.taps.items()})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_hyperparameters_are_keyword_only_with_json_able_defaults(name):
-    for key, default in registry.defaults(name).items():
+    for key, default in default_hyperparameters(name).items():
         assert json.loads(json.dumps(default)) == default, key
-    signature = inspect.signature(registry.build(name).plan[0].__class__)
+    signature = inspect.signature(build_method(name).plan[0].__class__)
     assert signature.parameters
-    assert registry.resolve(name, {}) == registry.defaults(name)
+    assert resolve_hyperparameters(name, {}) == default_hyperparameters(name)
 
 
 @pytest.mark.parametrize("name", TWO_FORMS)
 def test_the_textbook_form_of_a_method_is_the_method(name):
     # At random tensors; that textbook forms run at all is in tests/test_losses_fast_forms.py.
     for method, stage in transfer_stages(name):
-        textbook = registry.in_reference_form(method).plan[method.plan.index(stage)]
+        textbook = in_reference_form(method).plan[method.plan.index(stage)]
         connector, pair = connector_for(method, stage), random_pair(1)
         expected = textbook.transfer(pair, connector)
         torch.testing.assert_close(stage.transfer(pair, connector), expected, rtol=1e-4, atol=1e-7)
@@ -87,13 +94,13 @@ def test_the_textbook_form_of_a_method_is_the_method(name):
 
 @pytest.mark.parametrize("name", TWO_FORMS)
 def test_two_forms_of_a_loss_are_called_alike(name):
-    for fast, reference in registry.loss_forms(name).values():
+    for fast, reference in two_forms(METHODS.get(name)()).values():
         assert inspect.signature(fast) == inspect.signature(reference)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_source_names_a_paper(name):
-    source = registry.build(name).source
+    source = build_method(name).source
     assert len(source) > 20
     assert name == "student" or any(str(year) in source for year in range(2013, 2027)), source
 
@@ -152,7 +159,7 @@ def test_the_transfer_loss_falls_on_one_batch(name):
         assert losses[-1] < losses[0], stage.name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_only_named_parts_move_and_the_teacher_stays_bit_equal(name):
     lesson = Lesson(cell(name))
     student, teacher = lesson.student, lesson.teacher
@@ -202,7 +209,7 @@ def _parameters_beyond(lesson: Lesson, tap: str) -> set[str]:
     return {name for name, g in zip(named, gradients, strict=True) if g is None}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_bits_other_seed_other_bits(name, tmp_path):
     first, again, other = cell(name), cell(name), cell(name, seed=1)
     results = [run([c], tmp_path / f"{i}")[c.id] for i, c in enumerate((first, again, other))]
@@ -213,7 +220,7 @@ def test_same_seed_same_bits_other_seed_other_bits(name, tmp_path):
 
 
 def test_trained_side_by_side_equals_trained_alone_bit_for_bit(tmp_path):
-    cells = [cell(name) for name in METHODS]
+    cells = [cell(name) for name in NAMES]
     cells.append(cell("soft_logits", student="cnn3"))
     together = run(cells, tmp_path / "together")
     for one in cells:
@@ -229,7 +236,7 @@ def load(folder, cell_id: str) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_saved_is_the_student_alone(name, tmp_path):
     one = cell(name)
     record = run([one], tmp_path)[one.id]
@@ -256,14 +263,14 @@ NETWORKS = {("fsp", "points"): "resnet14"}
 
 def alternatives(name: str, key: str) -> list[object]:
     """Other values of a hyper-parameter, from its default and its annotation."""
-    default = registry.defaults(name)[key]
+    default = default_hyperparameters(name)[key]
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int):
         return [default + 1, max(default // 3, 1)]
     if isinstance(default, float):
         return [default * factor for factor in (0.01, 0.5, 2.0, 30.0)]
-    wanted = get_type_hints(registry.module(name).method)[key]
+    wanted = get_type_hints(METHODS.get(name)().method)[key]
     kinds = (wanted, *get_args(wanted))
     options = [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
     options += [True, False] * (bool in kinds)
@@ -284,7 +291,7 @@ def trained(name: str, network: str, changes: str) -> bytes:
 
 # "connectors" off makes a pair of unequal widths not applicable: tested with the engine.
 HYPERPARAMETERS = [
-    (name, key) for name in METHODS for key in registry.defaults(name) if key != "connectors"
+    (name, key) for name in NAMES for key in default_hyperparameters(name) if key != "connectors"
 ]
 
 
@@ -295,7 +302,7 @@ def test_every_hyper_parameter_changes_what_is_trained(name, key):
     for value in alternatives(name, key):
         changed = {**beside, key: value}
         try:
-            registry.check(name, changed)
+            build_method(name, **changed)
         except ValueError:
             continue  # out of its range
         tried.append(value)
@@ -304,23 +311,21 @@ def test_every_hyper_parameter_changes_what_is_trained(name, key):
     pytest.fail(f"{key}: none of {tried} changed a bit of the student")
 
 
-UNREAD = [
-    (name, key) for name in METHODS for key in getattr(registry.module(name), "READ_WHEN", {})
-]
+UNREAD = [(name, key) for name in NAMES for key in getattr(METHODS.get(name)(), "READ_WHEN", {})]
 
 
 @pytest.mark.parametrize(("name", "key"), UNREAD)
 def test_what_read_when_rules_out_changes_nothing(name, key):
-    ((other, wanted),) = registry.module(name).READ_WHEN[key].items()
+    ((other, wanted),) = METHODS.get(name)().READ_WHEN[key].items()
     off = next(v for v in alternatives(name, other) if v != wanted)
     for value in alternatives(name, key):
         changed = {other: off, key: value}
         try:
-            registry.check(name, changed)
+            build_method(name, **changed)
         except ValueError:
             continue  # out of its range
         assert trained(name, "cnn2", json.dumps(changed)) == trained(
             name, "cnn2", json.dumps({other: off})
         )
-    assert key not in registry.search_space(name, {other: off})
-    assert key in registry.search_space(name, {})
+    assert key not in search_space(name, {other: off})
+    assert key in search_space(name, {})

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import hyperparameters
 from bench.cell import Recipe
 from bench.cli import main
 from bench.cost import machine, scaling
@@ -37,6 +38,7 @@ from bench.cost.record import (
     training_cost_ratio,
 )
 from bench.cost.steps import Bench, Scene, Setting
+from bench.hyperparameters import build_method
 from bench.method import Pair, View
 from bench.record import NOT_APPLICABLE
 from bench.report.cost import method_table, stage_table, write_costs
@@ -46,7 +48,6 @@ from bench.report.palette import CATEGORIES, METHODS
 from bench.report.roofline import roofline_table
 from bench.report.tables import Entry, to_csv, to_markdown
 from bench.tracking import Mirror
-from methods import registry
 
 
 def tiny(**changes) -> Setting:
@@ -128,8 +129,8 @@ def test_every_operator_of_every_method_is_counted_knowingly():
             return out
 
     scene = Scene("cnn3", tiny())
-    for name in registry.names():
-        method = registry.build(name)
+    for name in hyperparameters.METHODS.names():
+        method = build_method(name)
         for stage in method.plan:
             bench = Bench(scene, "cnn2", name, method, stage)
             with Names():
@@ -156,7 +157,7 @@ def test_memory_follows_tensors_until_they_are_freed():
 
 
 def bench_of(name: str, position: int = 0, **hparams) -> Bench:
-    method = registry.build(name, **hparams)
+    method = build_method(name, **hparams)
     return Bench(Scene("cnn3", tiny()), "cnn2", name, method, method.plan[position])
 
 
@@ -442,8 +443,8 @@ def test_files_are_the_same_bytes_every_time(tmp_path):
 
 
 def test_every_method_and_category_has_a_look_of_its_own():
-    assert set(METHODS) >= set(registry.names())
-    categories = {registry.build(name).category for name in registry.names()}
+    assert set(METHODS) >= set(hyperparameters.METHODS.names())
+    categories = {build_method(name).category for name in hyperparameters.METHODS.names()}
     assert set(CATEGORIES) >= categories
     for looks in (METHODS.values(), CATEGORIES.values()):
         assert (
@@ -523,7 +524,7 @@ def test_both_forms_are_measured_where_there_are_two(profiled):
 
 
 def test_a_textbook_form_is_measured_though_its_gradient_is_not_finite():
-    method = registry.build("soft_logits")
+    method = build_method("soft_logits")
 
     def rootless(pair: Pair, connector: nn.Module) -> torch.Tensor:
         return (pair.student.logits * 0).sqrt().sum(1)  # 0, with a slope of infinity times 0

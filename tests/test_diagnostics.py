@@ -10,6 +10,7 @@ from lessons import Lesson, cell, plain_cell, recipe, run
 from torch import nn
 
 from bench.grid import expand, load_grid
+from bench.hyperparameters import METHODS, build_method
 from bench.launch.tune import trials_of, tuning_grid
 from bench.method import Method, NoConnector, Pair, Stage, View
 from bench.record import FINISHED, Store
@@ -24,7 +25,6 @@ from bench.train.diagnostics import (
     smoothness_taps,
     total_variation,
 )
-from methods import registry
 from methods.attention_transfer import attention_transfer_loss
 
 CURVES = ("gradient_cosine",)
@@ -45,7 +45,7 @@ def trained(folder, cells):
     return [records[c.id] for c in cells], weights
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_training_is_bit_equal_with_diagnostics_on_and_off(name, tmp_path):
     plain = cell(name, recipe=recipe(epochs=2))
     examined = plain.model_copy(update={"diagnostics": True})
@@ -148,7 +148,7 @@ def test_nothing_is_measured_of_a_baseline(tmp_path):
 
 
 def test_own_knowledge_is_that_of_the_first_teaching_stage():
-    stages = [own_stage(registry.build(name)) for name in ("fitnet", "selective", "student")]
+    stages = [own_stage(build_method(name)) for name in ("fitnet", "selective", "student")]
     assert [stage and stage.name for stage in stages] == ["hint", "finetune", None]
 
 
@@ -272,7 +272,7 @@ def test_directions_are_those_held_fast_once_the_loss_is_met():
 @pytest.mark.parametrize("name", ["attention_transfer", "fitnet"])
 def test_what_methods_hold_fast_of_three_maps(name):
     taps = {f"stage{i}": rand(20, 8, 4, 4, seed=i).relu() for i in (1, 2, 3)}
-    facts = knowledge_of(taps).facts(registry.build(name), (), 20)
+    facts = knowledge_of(taps).facts(build_method(name), (), 20)
     # A hint holds every element. A normalised attention map holds one direction a position but
     # for its length, whatever the channels.
     exact = {"attention_transfer": 3 * 15, "fitnet": 3 * 8 * 16}[name]

@@ -429,7 +429,7 @@ def test_a_selection_by_labels_is_not_applicable_where_some_are_hidden(tmp_path)
 
 
 def test_soft_logits_beside_a_method_are_the_sum_written_out():
-    from methods import registry
+    from bench.hyperparameters import build_method
 
     lesson = Lesson(cell("rkd", hyperparameters={"with_soft_logits": True}))
     student = lesson.student
@@ -443,8 +443,8 @@ def test_soft_logits_beside_a_method_are_the_sum_written_out():
     from bench.method import Pair
 
     pair = Pair(shown, view, batch.labels, batch.index)
-    soft = registry.build("soft_logits").plan[0].transfer(pair, twin.connector).mean()
-    relation = registry.build("rkd").plan[0].transfer(pair, twin.connector)
+    soft = build_method("soft_logits").plan[0].transfer(pair, twin.connector).mean()
+    relation = build_method("rkd").plan[0].transfer(pair, twin.connector)
     task = torch.nn.functional.cross_entropy(shown.logits, batch.labels)
     (0.1 * task + 0.9 * soft + relation).backward()
     student.optimiser.param_groups[0] |= {"momentum": 0.0, "weight_decay": 0.0}

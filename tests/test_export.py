@@ -172,7 +172,7 @@ def test_not_a_number_is_no_parity(work, monkeypatch):
     [
         ("cnn3>cnn2/soft_logit/0", "did you mean cnn3>cnn2/soft_logits/0"),
         ("cnn3>cnn2/soft_logits/0", "names 2 cells of taught; give a whole id"),
-        ("", "has no cell ''"),
+        ("", "unknown cell ''"),
         ("student", "did you mean cnn2/student/1"),
     ],
 )

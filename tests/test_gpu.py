@@ -19,14 +19,14 @@ from torch import Tensor
 from bench.cell import Cell
 from bench.cost.profiler import MethodRow, profile
 from bench.cost.steps import Setting
+from bench.hyperparameters import METHODS
 from bench.record import Record
 from bench.train.checkpoint import Checkpoints
 from bench.train.device import set_numerics
-from methods import registry
 from tests.lessons import Lesson, cell, recipe, run
 
 pytestmark = pytest.mark.gpu
-METHODS = registry.names()
+NAMES = METHODS.names()
 WAITING = {"kd_svd"}  # its decompositions wait for the device
 
 
@@ -46,7 +46,7 @@ def finished(records: dict[str, Record]) -> None:
     assert [r.error for r in records.values() if r.status != "finished"] == []
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_bits_again_unless_the_record_names_what_prevents_it(name, tmp_path, cuda):
     one = cell(name)
     records = [run([one], tmp_path / part, device=cuda)[one.id] for part in "ab"]
@@ -59,7 +59,7 @@ def test_the_same_bits_again_unless_the_record_names_what_prevents_it(name, tmp_
 
 
 def test_side_by_side_is_alone_up_to_rounding(tmp_path, cuda):
-    cells = [cell(name, recipe=recipe(learning_rate=0.01)) for name in METHODS]
+    cells = [cell(name, recipe=recipe(learning_rate=0.01)) for name in NAMES]
     together = run(cells, tmp_path / "together", device=cuda)
     finished(together)
     for one in cells:
@@ -71,7 +71,7 @@ def test_side_by_side_is_alone_up_to_rounding(tmp_path, cuda):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_every_precision_learns(precision, tmp_path, cuda):
-    cells = [cell(name, precision=precision, recipe=recipe(epochs=12)) for name in METHODS]
+    cells = [cell(name, precision=precision, recipe=recipe(epochs=12)) for name in NAMES]
     records = run(cells, tmp_path, device=cuda)
     finished(records)
     for record in records.values():
@@ -98,7 +98,7 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path, cuda):
     assert again.curves["task_loss"] == pytest.approx(whole.curves["task_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in WAITING])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WAITING])
 def test_no_step_waits_for_the_device(name, cuda):
     lesson = Lesson(cell(name), device=cuda)
     set_numerics(lesson.student.cell)

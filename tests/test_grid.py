@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from bench.grid import (
     narrow,
 )
 from bench.launch.tune import Result, Trial, best, to_csv, to_yaml, trials_of, tuning_grid
-from methods import registry
 
 SMALL = {
     "description": "two nets, two seeds",
@@ -280,26 +278,6 @@ def test_a_part_of_a_grid_has_a_name_and_so_tables_of_its_own(tmp_path):
     assert name_part(narrow(whole, seeds=[1]), whole).name != part.name
     kept = set(expand(part, named("d")).cells)
     assert kept < set(expand(whole, named("d")).cells)
-
-
-def test_a_method_whose_code_changed_is_another_cell(tmp_path, monkeypatch):
-    before = expand(load(tmp_path), named("d")).cells
-    real = registry.code_digest
-    monkeypatch.setattr(registry, "code_digest", lambda n: "x" if n == "soft_logits" else real(n))
-    after = expand(load(tmp_path), named("d")).cells
-    changed = {cell.method for cell in after.values() if cell.id not in before}
-    assert changed == {"soft_logits"}
-
-
-def test_the_digest_of_code_ignores_words_and_layout():
-    def digest(text):
-        return ast.dump(registry._without_docstrings(ast.parse(text)))
-
-    plain = digest("def f(x):\n    return x + 1\n")
-    assert (
-        digest('def f(x):\n    """Adds."""\n    # one\n    return (x +\n            1)\n') == plain
-    )
-    assert digest("def f(x):\n    return x - 1\n") != plain
 
 
 def test_tuning_holds_out_images_and_keeps_the_number_of_a_students(tmp_path):

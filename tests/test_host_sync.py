@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.hyperparameters import METHODS
 from bench.method import Method, Stage
-from methods import registry
 from tests.lessons import Lesson, cell
 
 aten = torch.ops.aten
@@ -54,7 +54,7 @@ def waits(lesson: Lesson) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_no_step_waits_for_the_device(name):
     found = waits(Lesson(cell(name)))
     if name in DECOMPOSED:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cost.counting import AllocationMode
+from bench.hyperparameters import build_method
 from bench.method import Pair, View
 from methods import (
     _blocks,
@@ -13,9 +14,9 @@ from methods import (
     fitnet,
     fsp,
     kd_svd,
-    registry,
     rkd,
 )
+from methods._forms import in_reference_form, two_forms
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -63,14 +64,14 @@ def test_a_method_in_reference_form_runs_every_textbook_form_and_no_fast_one(mon
         return loss
 
     called: list[str] = []
-    for name in registry.loss_forms("rkd"):
+    for name in two_forms(rkd):
         monkeypatch.setattr(rkd, f"{name}_reference", marked(name))
-    method = registry.build("rkd")
+    method = build_method("rkd")
     views = [View({"embedding": drawn(4, 3, seed=s, dtype=torch.float32)}) for s in (0, 1)]
     pair = Pair(*views, torch.zeros(4), torch.arange(4))
     method.plan[0].transfer(pair, nn.Identity())
     assert called == []
-    registry.in_reference_form(method).plan[0].transfer(pair, nn.Identity())
+    in_reference_form(method).plan[0].transfer(pair, nn.Identity())
     assert sorted(called) == ["rkd_angle_loss", "rkd_distance_loss"]
     method.plan[0].transfer(pair, nn.Identity())
     assert len(called) == 2

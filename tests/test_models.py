@@ -74,8 +74,13 @@ def as_printed(value: float, printed: str) -> str:
 
 
 def test_every_name_of_the_field_is_there():
-    assert set(CIFAR_NAMES) <= set(zoo.names())
-    assert [n for n in zoo.names() if n not in CIFAR_NAMES] == ["cnn4", "cnn8", "cnn16", "cnn32"]
+    assert set(CIFAR_NAMES) <= set(zoo.MODELS.names())
+    assert [n for n in zoo.MODELS.names() if n not in CIFAR_NAMES] == [
+        "cnn4",
+        "cnn8",
+        "cnn16",
+        "cnn32",
+    ]
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
@@ -478,13 +483,13 @@ def test_torchvision_net_survives_pickling():
         (
             "resnet21",
             (3, 32, 32),
-            r"no model 'resnet21'; near: .*resnet20.*; there are .*vgg13.*cnn<w>",
+            r"unknown model 'resnet21'; did you mean .*resnet20",
         ),
-        ("mobilenetv2", (3, 32, 32), r"near: MobileNetV2"),
-        ("cnn0", (1, 8, 8), r"no model 'cnn0'; near: cnn"),
+        ("mobilenetv2", (3, 32, 32), r"did you mean MobileNetV2"),
+        ("cnn0", (1, 8, 8), r"unknown model 'cnn0'; did you mean cnn"),
         ("vgg8", (1, 4, 4), r"images of 4x4, wanted 8x8 up"),
         ("resnet8", (32, 32), r"image_shape is \(32, 32\), wanted \(C, H, W\)"),
-        ("torchvision/resnet19", (3, 32, 32), r"no classifier 'resnet19'; near: resnet1"),
+        ("torchvision/resnet19", (3, 32, 32), r"'resnet19'; did you mean resnet1"),
         ("torchvision/mobilenet_v2", (3, 32, 32), r"no default taps: give .* features, classifier"),
         ("torchvision/resnet18", (1, 8, 8), r"cannot take images of \(1, 8, 8\)"),
         (DENSENET, (3, 8, 8), r"densenet121 cannot take images of \(3, 8, 8\): .*too small"),
@@ -493,7 +498,7 @@ def test_torchvision_net_survives_pickling():
         (
             {"torchvision": "resnet18", "taps": {"stage1": "layr1"}},
             (3, 32, 32),
-            r"tap 'stage1': nothing runs at 'layr1'; near: layer1",
+            r"tap 'stage1': unknown module path 'layr1'; did you mean layer1",
         ),
         (
             {"torchvision": "resnet18", "taps": {"stgae1": "layer1"}},

@@ -15,13 +15,14 @@ import yaml
 from processes import ROOT, kd_bench, plan_of, results, start
 
 from bench.cli import main, outputs
+from bench.code_digest import method_digest
 from bench.data import sources
 from bench.grid import Expansion, expand, load_grid
+from bench.hyperparameters import METHODS, build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
 from bench.plugin import Plugin, PluginError, plugged, read_plugins
 from bench.record import Record
 from bench.workdir import WorkDir
-from methods import registry
 
 # The smallest of each kind. The method's loss has a factor, so that two versions of it differ.
 METHOD = '''
@@ -95,15 +96,15 @@ def grid_file(folder: Path, **changes: object) -> str:
 
 
 def test_what_files_add_is_known_by_name_until_left(files):
-    before = (registry.names(), zoo.names(), sources.names())
+    before = (METHODS.names(), zoo.MODELS.names(), sources.names())
     with plugged(read_plugins(files)):
-        assert "matching" in registry.names()
-        assert registry.resolve("matching", {"weight": 2}) == {"weight": 2.0}
-        assert registry.build("matching").plan[0].taps == ("logits",)
+        assert "matching" in METHODS.names()
+        assert resolve_hyperparameters("matching", {"weight": 2}) == {"weight": 2.0}
+        assert build_method("matching").plan[0].taps == ("logits",)
         network = zoo.build("tiny", 2, (1, 8, 8))
         assert network.head.out_features == 2
         assert "stripes" in sources.names()
-    assert (registry.names(), zoo.names(), sources.names()) == before
+    assert (METHODS.names(), zoo.MODELS.names(), sources.names()) == before
 
 
 def test_list_shows_them(files, capsys):
@@ -116,19 +117,18 @@ def test_list_shows_them(files, capsys):
 def test_a_text_that_is_plugged_already_is_not_run_again(files):
     plugins = read_plugins(files)
     with plugged(plugins), plugged(plugins):
-        module = registry.loss_forms("matching")
-        assert module == {}
-    assert "matching" not in registry.names()
+        assert "matching" in METHODS
+    assert "matching" not in METHODS.names()
 
 
 def test_workers_run_the_text_as_it_was_when_the_command_began(files):
     """It may be edited while a grid trains; cells that have the old hash get the old code."""
     plugins = read_plugins(files)
     with plugged(plugins):
-        code = registry.code_digest("matching")
+        code = method_code("matching")
     files[0].write_text("raise SystemExit")
     with plugged(plugins):
-        assert registry.code_digest("matching") == code
+        assert method_code("matching") == code
 
 
 def test_an_error_inside_shows_the_line_that_ran(files):
@@ -136,7 +136,7 @@ def test_an_error_inside_shows_the_line_that_ran(files):
     plugins = read_plugins(files)
     files[0].unlink()
     with plugged(plugins):
-        transfer = registry.build("matching").plan[0].transfer
+        transfer = build_method("matching").plan[0].transfer
         with pytest.raises(NameError) as caught:
             transfer(None, None)
     assert "FACTOR * undefined" in str(caught.getrepr())
@@ -168,11 +168,11 @@ def test_two_files_of_one_name_share_no_cell_and_comments_do_not_count():
 
 def test_a_method_is_another_one_where_it_imports_another_piece():
     other = METHOD.replace("methods.soft_logits", "methods.rkd")
-    assert registry.digest("matching", METHOD) != registry.digest("matching", other)
+    assert method_digest("matching", METHOD) != method_digest("matching", other)
     whole = "from methods import soft_logits\n"
     plain = "import methods.soft_logits\n"
-    alone = registry.digest("a", whole.replace("methods", "elsewhere"))
-    assert len({alone, registry.digest("a", whole), registry.digest("a", plain)}) == 3
+    alone = method_digest("a", whole.replace("methods", "elsewhere"))
+    assert len({alone, method_digest("a", whole), method_digest("a", plain)}) == 3
 
 
 def test_models_of_two_files_share_no_cell_and_their_students_have_other_teachers():
@@ -220,19 +220,19 @@ def test_a_source_whose_code_changed_is_read_again(tmp_path):
         ("broken.py", "from methods.gone import a\n", "No module named 'methods.gone'"),
         ("nothing.py", "x = 1\n", "wanted a function method(*, ...), MODELS or DATA_SOURCES"),
         ("nothing.py", "import bench.method as method\n", "wanted a function method(*, ...)"),
-        ("fitnet.py", METHOD, "a method fitnet exists already; rename the file"),
-        ("teacher.py", METHOD, "a method teacher exists already; rename the file"),
+        ("fitnet.py", METHOD, "a method fitnet exists already; choose another name"),
+        ("teacher.py", METHOD, "a row teacher is in every table; choose another name"),
         ("mine.py", METHOD.replace("*, weight", "weight"), "weight must be keyword-only"),
         ("mine.py", METHOD.replace('"response"', '"best"'), "category 'best' is none of"),
         ("mine.py", METHOD.replace("return Method", "return dict"), "wanted a Method"),
-        ("mine.py", f"{METHOD}\nSEARCH = {{'wait': [1.0]}}", "SEARCH names 'wait'"),
+        ("mine.py", f"{METHOD}\nSEARCH = {{'wait': [1.0]}}", "SEARCH: unknown hyper-parameter"),
         ("mine.py", "MODELS = ['tiny']\n", "MODELS is ['tiny'], wanted {'name': ...}"),
         ("mine.py", "MODELS = {'resnet8': print}\n", "a model resnet8 exists already"),
         ("mine.py", "MODELS = {'cnn77': print}\n", "a model cnn77 exists already"),
         ("mine.py", "MODELS = {'a:b': print}\n", "model 'a:b': wanted letters"),
         ("mine.py", "MODELS = {'tiny': 3}\n", "wanted (classes, image_shape) -> Network"),
         ("mine.py", "DATA_SOURCES = {'digits': print}\n", "a data source digits exists already"),
-        ("mine.py", "DATA_SOURCES = {'../x': print}\n", "no plain file name"),
+        ("mine.py", "DATA_SOURCES = {'../x': print}\n", "data source '../x': wanted letters"),
         ("mine.py", "DATA_SOURCES = {'x': print}\n", "wanted a bench.data.sources.Source"),
     ],
 )  # fmt: skip
@@ -242,14 +242,14 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(tmp_path, capsys, name, text,
         path.mkdir()
     elif text is not None:
         path.write_text(text)
-    before = (registry.names(), zoo.names(), sources.names())
+    before = (METHODS.names(), zoo.MODELS.names(), sources.names())
     assert main(["list", "--plugin", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --plugin ")
     assert error.count("\n") == 1
     assert name in error
     assert said in error
-    assert (registry.names(), zoo.names(), sources.names()) == before
+    assert (METHODS.names(), zoo.MODELS.names(), sources.names()) == before
 
 
 def test_two_files_of_one_name_cannot_come_together(tmp_path, capsys):
@@ -274,7 +274,7 @@ def test_a_model_that_gives_no_network_and_data_that_fail_are_one_line(tmp_path,
     assert main([*words, *options(files)]) == 2
     assert "its train images are (80, 1, 8, 8) torch.uint8 with 79" in capsys.readouterr().err
     assert main([*words, *options(files[:2])]) == 2
-    assert "no data source 'stripes'" in capsys.readouterr().err
+    assert "unknown data source 'stripes'" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_no_fault_of_the_file(tmp_path, capsys):
@@ -287,7 +287,7 @@ def test_a_fault_of_the_harness_keeps_its_traceback(tmp_path, monkeypatch):
     def broken(name: str, *more: object) -> None:
         raise EOFError
 
-    monkeypatch.setattr(zoo, "add", broken)
+    monkeypatch.setattr(zoo.MODELS, "add", broken)
     with (
         pytest.raises(EOFError),
         plugged([Plugin(str(tmp_path / "mine.py"), "MODELS = {'tiny': lambda *shape: None}")]),

@@ -14,8 +14,8 @@ from students import random_student
 from bench.cli import COMMANDS
 from bench.export import Student, pack
 from bench.grid import Grid, check_names, grid_names
+from bench.hyperparameters import build_method, resolve_hyperparameters
 from bench.plugin import Plugin, plugged
-from methods import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,8 +42,8 @@ def test_the_method_of_the_readme_trains():
 def test_the_method_of_the_readme_is_a_plugin_too():
     _, code = blocks("python")
     with plugged([Plugin("/anywhere/logit_matching.py", code)]):
-        assert registry.resolve("logit_matching", {}) == {"weight": 1.0}
-        assert registry.build("logit_matching").needs_teacher
+        assert resolve_hyperparameters("logit_matching", {}) == {"weight": 1.0}
+        assert build_method("logit_matching").needs_teacher
 
 
 def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ import summary_grid as grid
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.faults import one_line
 from bench.record import FAILED, NOT_APPLICABLE, Plan
 from bench.report.statistics import Interval
 from bench.report.summary import (
@@ -31,7 +32,6 @@ from bench.report.tables import (
     Entry,
     Section,
     Table,
-    one_line,
     show,
     to_csv,
     to_html,

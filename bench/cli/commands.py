@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from bench.cli.options import (
 from bench.cli.parser import Parser, UsageError
 from bench.cli.results import export, list_all, recommend, sync, tables, ui
 from bench.cli.training import profile, run, tune
+from bench.registry import unknown
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -77,9 +77,7 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
     if not words or words[0].startswith("-") or "=" in words[0]:
         words = ["run", *words]
     if words[0] not in COMMANDS:
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
-        raise UsageError(f"unknown command {words[0]!r}; {hint}")
+        raise UsageError(unknown("command", words[0], COMMANDS))
     command, add_options, text = COMMANDS[words[0]]
     parser = Parser(prog=f"run_all.py {words[0]}", description=text)
     add_options(parser)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from typing import NoReturn
+
+from bench.registry import unknown
 
 
 class UsageError(ValueError):
@@ -19,6 +20,5 @@ class Parser(argparse.ArgumentParser):
         words = message.split()
         if message.startswith("unrecognized arguments:"):
             known = [o for action in self._actions for o in action.option_strings]
-            near = difflib.get_close_matches(words[2].split("=")[0], known, n=1)
-            message = f"unknown option {words[2]}" + (f"; did you mean {near[0]}?" if near else "")
+            message = unknown("option", words[2].split("=")[0], known)
         raise UsageError(f"{message} (see: run_all.py {self.prog.split()[-1]} --help)")

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from bench.cell import Cell, DataSpec
 from bench.cost.counting import AllocationMode, CountingMode
 from bench.data.dataset import DataSet
+from bench.hyperparameters import build_method
 from bench.method import split_epochs
 from bench.train.cohort import build_network
-from methods import registry
 
 IMAGES = 2
 """Batch of the counted step. BatchNorm needs more than one image."""
@@ -81,7 +81,7 @@ class Footprint:
         return round(counted.held_bytes + ALLOWANCE * activations)
 
     def _steps(self, cell: Cell) -> float:
-        plan = registry.build(cell.method, **cell.hyperparameters).plan
+        plan = build_method(cell.method, **cell.hyperparameters).plan
         epochs = sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
         images = len(self._read(cell.data).train_images) * cell.data.fraction
         return epochs * images / cell.recipe.batch_size

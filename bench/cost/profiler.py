@@ -35,12 +35,12 @@ from bench.cost.record import (
     training_cost_ratio,
 )
 from bench.cost.steps import PLAIN, Bench, Model, Scene, Setting
-from bench.faults import CODE_FAULTS
+from bench.faults import CODE_FAULTS, name_and_reason, one_line
+from bench.hyperparameters import METHODS, build_method
 from bench.method import Method, NotApplicable, split_epochs
 from bench.record import FAILED, NOT_APPLICABLE
-from bench.train.cohort import one_line
 from bench.train.device import conditions, set_numerics
-from methods import registry
+from methods._forms import in_reference_form, two_forms
 
 LEAST_ROUNDS = 3
 LONG_MS = 50.0  # whatever takes longer finds its data in no cache and needs none brought back
@@ -163,7 +163,7 @@ def _profile_pair(
         report(f"{title}: preparing {row.label}", done, len(rows))
         shipped = _prepare(row, student, scene)
         subjects.append(shipped)
-        if shipped.turns and registry.loss_forms(row.name):
+        if shipped.turns and two_forms(METHODS.get(row.name)()):
             subjects.append(_prepare(row, student, scene, shipped))
     plain = subjects[0]
     if plain.error:
@@ -177,9 +177,9 @@ def _prepare(
     row: MethodRow, student: Model, scene: Scene, shipped: _Subject | None = None
 ) -> _Subject:
     """A row with its losses as shipped, or in their textbook form beside `shipped`."""
-    method, recipe = registry.build(row.name, **row.hyperparameters), scene.setting.recipe
+    method, recipe = build_method(row.name, **row.hyperparameters), scene.setting.recipe
     if shipped is not None:
-        method = registry.in_reference_form(method)
+        method = in_reference_form(method)
     turns = []
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
@@ -194,7 +194,7 @@ def _prepare(
     except NotApplicable as reason:
         return _Subject(row, method, shipped, status=NOT_APPLICABLE, error=one_line(reason))
     except CODE_FAULTS as error:
-        text = f"{type(error).__name__}: {one_line(error)}"
+        text = name_and_reason(error)
         return _Subject(row, method, shipped, status=FAILED, error=text)
     return _Subject(row, method, shipped, turns, epochs)
 

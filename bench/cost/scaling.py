@@ -19,9 +19,9 @@ from bench.cost.loss import LossAlone
 from bench.cost.profiler import LEAST_ROUNDS, Clock, Progress, count, measured_with, steady
 from bench.cost.record import AXES, Quartiles, Scaling
 from bench.cost.steps import Setting
+from bench.hyperparameters import build_method
 from bench.method import Method, Pair, Shapes, Stage, View
 from bench.train.device import set_numerics
-from methods import registry
 
 BASE = {"batch": 64, "channels": 32, "positions": 64}
 """The sizes that stay while another one grows."""
@@ -106,7 +106,7 @@ def measure_scaling(
 
 
 def _lines(name: str, setting: Setting) -> list[_Line]:
-    method = registry.build(name)
+    method = build_method(name)
     stage = next((s for s in method.plan if s.transfer is not None), None)
     if stage is None:
         return []

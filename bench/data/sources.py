@@ -1,4 +1,4 @@
-"""Where data sets come from. A new source is one entry of `SOURCES`."""
+"""Where data sets come from. A new source is one entry of `_OWN`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -21,8 +20,9 @@ from bench.data.cache import cached, open_cached
 from bench.data.dataset import Classes, DataError, DataSet, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
 from bench.data.splits import stratified_order
-from bench.faults import LOAD_FAULTS
+from bench.faults import LOAD_FAULTS, name_and_reason, reason
 from bench.record import check_file_names
+from bench.registry import Registry, unknown
 from bench.seeds import derive
 
 FOLDER = "folder"
@@ -61,38 +61,9 @@ class Source:
     sizes: Sizes | None = None
 
 
-_CODE: dict[str, str] = {}
-"""Hash of the code of each source that was added."""
-
-
-def names() -> tuple[str, ...]:
+def names() -> list[str]:
     """Every source there is, "folder" last; a folder's own name under the data root works too."""
-    return (*sorted(SOURCES), FOLDER)
-
-
-def add(name: str, source: Source, code: str) -> None:
-    """Makes a source from elsewhere known by name, until `remove`.
-
-    Args:
-        name: as it stands in grids and tables.
-        source: how it is read.
-        code: hash of the code that reads it; what other code decoded is never taken for its own.
-
-    Raises:
-        TypeError: not a `Source`.
-        ValueError: a name that is taken, or none of a file.
-    """
-    check_file_names("data source", [name])
-    if name in names():
-        raise ValueError(f"a data source {name} exists already; give it another name")
-    if not isinstance(source, Source):
-        raise TypeError(f"data source {name} is {source!r}, wanted a bench.data.sources.Source")
-    SOURCES[name], _CODE[name] = source, code
-
-
-def remove(name: str) -> None:
-    """Forgets a source that was added."""
-    del SOURCES[name], _CODE[name]
+    return [*SOURCES.names(), FOLDER]
 
 
 def load(
@@ -146,8 +117,8 @@ def load(
         return cached(_cache_path(cache, asked), key, partial(read_tree, tree, source, size))
     if source not in SOURCES:
         raise _unknown(source, data_root)
-    if source in _CODE:
-        asked["code"] = _CODE[source]
+    if code := SOURCES.code(source):
+        asked["code"] = code
     downloads = data_root or cache / "downloads"
     build = partial(_read_known, source, downloads, size, classes)
     return cached(_cache_path(cache, asked), asked, build)
@@ -174,7 +145,7 @@ def _tree_root(source: str, data_root: Path | None) -> Path | None:
         if data_root is None:
             raise DataError("source 'folder' needs --data-root D with D/{train,test}/<class>/")
         return data_root
-    known = SOURCES.get(source)
+    known = SOURCES.get(source) if source in SOURCES else None
     if data_root is None or (known and not known.as_tree):
         return None
     named = data_root / source
@@ -215,17 +186,15 @@ def _label(source: str) -> str:
 
 
 def _unknown(source: str, data_root: Path | None) -> DataError:
-    near = get_close_matches(source, names(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     where = f"{data_root / source}" if data_root else f"D/{source} with --data-root D"
     return DataError(
-        f"no data source {source!r}; {hint}known: {', '.join(names())}. "
-        f"A tree of your own would be {where}, holding {{train,test}}/<class>/<image>"
+        f"{unknown('data source', source, names())}; a tree of your own would be {where}, "
+        "holding {train,test}/<class>/<image>"
     )
 
 
 def _read_known(source: str, downloads: Path, size: int | None, classes: Classes | None) -> DataSet:
-    read = _read_added if source in _CODE else SOURCES[source].read
+    read = _read_added if SOURCES.code(source) else SOURCES.get(source).read
     data = read(source, downloads)
     if classes is not None:
         data = data.only(classes)
@@ -234,12 +203,11 @@ def _read_known(source: str, downloads: Path, size: int | None, classes: Classes
 
 def _read_added(source: str, downloads: Path) -> DataSet:
     try:
-        data = SOURCES[source].read(source, downloads)
+        data = SOURCES.get(source).read(source, downloads)
     except DataError:
         raise
     except LOAD_FAULTS as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"data source {source!r}: {type(error).__name__}: {reason}") from error
+        raise DataError(f"data source {source!r}: {name_and_reason(error)}") from error
     if not isinstance(data, DataSet):
         raise DataError(f"data source {source!r} gave a {type(data).__name__}, wanted a DataSet")
     train = _own_part(source, "train", data.train_images, data.train_labels, len(data.classes))
@@ -287,9 +255,9 @@ def _read_torchvision(kind: str, name: str, downloads: Path) -> DataSet:
     try:
         train, test = (dataset(root=downloads, train=part, download=True) for part in (True, False))
     except (RuntimeError, OSError, HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"data set {name!r} is not here and could not be downloaded to {downloads} ({reason}); "
+            f"data set {name!r} is not here and could not be downloaded to {downloads} "
+            f"({reason(error)}); "
             f"supply it with --data-root D: torchvision's own files in D, or images as "
             f"D/{name}/{{train,test}}/<class>/<image>"
         ) from error
@@ -318,7 +286,7 @@ def stand_in(source: str, *, size: int | None = None, classes: Classes | None = 
         >>> images.shape
         torch.Size([12000, 1, 16, 16])
     """
-    known = SOURCES.get(source)
+    known = SOURCES.get(source) if source in SOURCES else None
     if known is None or known.sizes is None:
         raise DataError(f"data set {source!r} is not here, and its sizes are not known")
     sizes = known.sizes
@@ -342,10 +310,21 @@ def stand_in(source: str, *, size: int | None = None, classes: Classes | None = 
 _CIFAR = Sizes((3, 32, 32), 50_000, 10_000)
 _MNIST = Sizes((1, 28, 28), 60_000, 10_000)
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(_read_digits, 10, False, Sizes((1, 8, 8), 1297, 500)),
+
+def _check_added(name: str, source: Source) -> None:
+    check_file_names("data source", [name])
+    if name == FOLDER:
+        raise ValueError(f"a data source {name} exists already; choose another name")
+    if not isinstance(source, Source):
+        raise TypeError(f"data source {name} is {source!r}, wanted a bench.data.sources.Source")
+
+
+_OWN = {
     "cifar10": Source(partial(_read_torchvision, "CIFAR10"), 10, sizes=_CIFAR),
     "cifar100": Source(partial(_read_torchvision, "CIFAR100"), 100, sizes=_CIFAR),
+    "digits": Source(_read_digits, 10, False, Sizes((1, 8, 8), 1297, 500)),
     "fashion_mnist": Source(partial(_read_torchvision, "FashionMNIST"), 10, sizes=_MNIST),
     "mnist": Source(partial(_read_torchvision, "MNIST"), 10, sizes=_MNIST),
 }
+
+SOURCES: Registry[Source] = Registry("data source", _OWN, _check_added)

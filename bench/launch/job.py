@@ -201,10 +201,10 @@ def _with_teacher(
 
 def total_epochs(cell: Cell) -> int:
     """Epochs of all stages together."""
+    from bench.hyperparameters import build_method
     from bench.method import split_epochs
-    from methods import registry
 
-    plan = registry.build(cell.method, **cell.hyperparameters).plan
+    plan = build_method(cell.method, **cell.hyperparameters).plan
     return sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
 
 

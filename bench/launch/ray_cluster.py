@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.launch.code import code_digest
+from bench.code_digest import numerics_digest
 from bench.launch.crew import DIED, POLL_SECONDS, Crew
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.lease import Leases
@@ -321,7 +321,7 @@ class _Tasks(Crew[Any]):
         super().__init__(setting, report, leases)
         import ray  # pyright: ignore[reportMissingImports]
 
-        self.cluster, self.ray, self.code = cluster, ray, code_digest()
+        self.cluster, self.ray, self.code = cluster, ray, numerics_digest("methods/*.py")
         self.theirs = _for_nodes(setting, cluster.device)
         self.attempts: dict[Any, str] = {}
         self.begun: set[str] = set()

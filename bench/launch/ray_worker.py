@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.launch.code import code_digest
+from bench.code_digest import numerics_digest
 from bench.launch.job import Job, Library, WorkerConfig, run_job
 from bench.plugin import PluginError, plugged
 
@@ -30,7 +30,7 @@ class Order:
     Attributes:
         job: its teachers and sources are finished.
         attempt: names this try of the job.
-        code: digest of the coordinator's code, see `bench.launch.code`.
+        code: digest of the coordinator's code, see `bench.code_digest`.
         config: with absolute paths.
         heartbeat: a file of the work directory that exists while the coordinator lives.
     """
@@ -55,7 +55,7 @@ def run_order(order: Order, send: Send) -> None:
     """
     send("begin", order.attempt)
     with _warnings_to(send), _plugged(order.config):
-        if code_digest() != order.code:
+        if numerics_digest("methods/*.py") != order.code:
             raise NodeFaultError(
                 f"the code in {Path(bench.__file__).parent} differs from the coordinator's; "
                 "install the same version on every node, and start again"

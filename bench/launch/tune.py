@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from bench.grid import BASELINE, Grid, MethodSpec
+from bench.hyperparameters import default_hyperparameters, search_space
 from bench.record import FINISHED, Plan, Record
 from bench.seeds import derive
-from methods import registry
 
 FIRST_SEED = 1000
 
@@ -63,9 +63,9 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
     for row in grid.methods:
         if row.name == BASELINE:
             continue  # it has no hyper-parameters, however long it trains
-        free = registry.search_space(row.name, row.hyperparameters)
+        free = search_space(row.name, row.hyperparameters)
         points = [dict(zip(free, v, strict=True)) for v in itertools.product(*free.values())]
-        defaults = registry.defaults(row.name)
+        defaults = default_hyperparameters(row.name)
         others = [p for p in points if any(p[key] != defaults[key] for key in p)]
         random.Random(derive(0, "trials", row.label)).shuffle(others)
         for chosen in [{}, *others[: count - 1]]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from bench.models.network import Network, tap_shapes
+from bench.registry import unknown
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -53,8 +53,7 @@ def build_torchvision(
 
     known = models.list_models(module=models)
     if name not in known:
-        near = ", ".join(get_close_matches(name, known)) or "none"
-        raise ValueError(f"torchvision has no classifier {name!r}; near: {near}")
+        raise ValueError(unknown("classifier of torchvision", name, known))
     model = models.get_model(name, weights=None, num_classes=classes)
     if taps is None and isinstance(model, models.ResNet):
         taps = resnet_taps(model)
@@ -195,8 +194,7 @@ def _check_paths(taps: Mapping[str, str], head: str, order: Sequence[str]) -> No
         if _place(path, order) < 0:
             parts = [node.split(".") for node in order]
             known = dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1))
-            near = get_close_matches(path, known) or [top for top in known if "." not in top]
-            raise ValueError(f"tap {tap!r}: nothing runs at {path!r}; near: {', '.join(near)}")
+            raise ValueError(f"tap {tap!r}: {unknown('module path', path, known)}")
 
 
 def _check_fit(network: TorchvisionNetwork, name: str, image_shape: tuple[int, int, int]) -> None:

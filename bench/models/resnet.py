@@ -10,6 +10,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,6 +90,11 @@ class ResNet(StagedNetwork):
         stages = _stages(depths, widths, block)
         super().__init__(stem, stages, widths[-1] * block.expansion, classes)
         draw_convolutions(self)
+
+
+def bottleneck_resnet(classes: int, image_shape: tuple[int, int, int], **sizes: Any) -> ResNet:
+    """A `ResNet` of bottleneck blocks, such as ResNet50."""
+    return ResNet(classes, image_shape, block=Bottleneck, **sizes)
 
 
 def _stages(

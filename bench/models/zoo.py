@@ -21,99 +21,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 
-from bench.models.adapter import build_torchvision
-from bench.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from bench.models.network import Network
-from bench.models.resnet import Bottleneck, ResNet
-from bench.models.small import SmallCnn
-from bench.models.vgg import Vgg
-from bench.models.wrn import WideResNet
+from bench.registry import Registry, unknown
 
 ImageShape = tuple[int, int, int]
 Builder = Callable[[int, ImageShape], Network]
 
 THIN, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 SMALL = re.compile(r"cnn([1-9]\d*)")
-NAME = re.compile(r"\w[\w.-]*")
 TORCHVISION = "torchvision/"
 
 
+def _build_own(name: str, classes: int, image_shape: ImageShape, **options: object) -> Network:
+    """A network of this package by "module.Class". The module is imported only to build it."""
+    module, kind = name.split(".")
+    return getattr(import_module(f"bench.models.{module}"), kind)(classes, image_shape, **options)
+
+
+def _own(name: str, **options: object) -> Builder:
+    return partial(_build_own, name, **options)
+
+
 def _resnet(depth: int, widths: tuple[int, ...]) -> Builder:
-    return partial(ResNet, depths=((depth - 2) // 6,) * 3, widths=widths)
+    return _own("resnet.ResNet", depths=((depth - 2) // 6,) * 3, widths=widths)
+
+
+def _check_added(name: str, builder: Builder) -> None:
+    if SMALL.fullmatch(name):
+        raise ValueError(f"a model {name} exists already; choose another name")
+    if not callable(builder):
+        raise TypeError(f"model {name} is {builder!r}, wanted (classes, image_shape) -> Network")
 
 
 _ZOO: dict[str, Builder] = {
     **{f"resnet{depth}": _resnet(depth, THIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _resnet(depth, WIDE) for depth in (8, 32)},
     **{
-        f"wrn_{depth}_{widen}": partial(WideResNet, depth=depth, widen=widen)
+        f"wrn_{depth}_{widen}": _own("wrn.WideResNet", depth=depth, widen=widen)
         for widen in (1, 2, 4)
         for depth in (16, 40)
     },
-    "vgg8": partial(Vgg, depths=(1, 1, 1, 1, 1)),
-    "vgg11": partial(Vgg, depths=(1, 1, 2, 2, 2)),
-    "vgg13": partial(Vgg, depths=(2, 2, 2, 2, 2)),
-    "vgg16": partial(Vgg, depths=(2, 2, 3, 3, 3)),
-    "vgg19": partial(Vgg, depths=(2, 2, 4, 4, 4)),
-    "MobileNetV2": MobileNetV2,
-    "ShuffleV1": ShuffleNetV1,
-    "ShuffleV2": ShuffleNetV2,
-    "ResNet50": partial(
-        ResNet, depths=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512), block=Bottleneck
+    "vgg8": _own("vgg.Vgg", depths=(1, 1, 1, 1, 1)),
+    "vgg11": _own("vgg.Vgg", depths=(1, 1, 2, 2, 2)),
+    "vgg13": _own("vgg.Vgg", depths=(2, 2, 2, 2, 2)),
+    "vgg16": _own("vgg.Vgg", depths=(2, 2, 3, 3, 3)),
+    "vgg19": _own("vgg.Vgg", depths=(2, 2, 4, 4, 4)),
+    "MobileNetV2": _own("mobile.MobileNetV2"),
+    "ShuffleV1": _own("mobile.ShuffleNetV1"),
+    "ShuffleV2": _own("mobile.ShuffleNetV2"),
+    "ResNet50": _own(
+        "resnet.bottleneck_resnet", depths=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512)
     ),
-    **{f"cnn{width}": partial(SmallCnn, width=width) for width in (4, 8, 16, 32)},
+    **{f"cnn{width}": _own("small.SmallCnn", width=width) for width in (4, 8, 16, 32)},
 }
 
-
-@dataclass(frozen=True)
-class _Added:
-    """A network from outside of this package."""
-
-    builder: Builder
-    code: str
+MODELS: Registry[Builder] = Registry("model", _ZOO, _check_added)
+"""Every name that `build` takes, except cnn<w> of other widths and torchvision's."""
 
 
-_ADDED: dict[str, _Added] = {}
-
-
-def names() -> list[str]:
-    """Every name that `build` takes, but for cnn<w> of other widths and torchvision's."""
-    return [*_ZOO, *_ADDED]
-
-
-def add(name: str, builder: Builder, code: str) -> None:
-    """Makes a network from elsewhere known by name, until `remove`.
-
-    Args:
-        name: letters, digits, "_", "-" and ".", as it stands in grids and tables.
-        builder: (K, (C, H, W)) -> a freshly initialised `Network`.
-        code: hash of the code that defines it; a part of its cells' ids.
-
-    Raises:
-        TypeError: the builder cannot be called.
-        ValueError: a name that is taken, or no name.
-    """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"model {name!r}: wanted letters, digits, '_', '-' and '.'")
-    if name in names() or SMALL.fullmatch(name):
-        raise ValueError(f"a model {name} exists already; give it another name")
-    if not callable(builder):
-        raise TypeError(f"model {name} is {builder!r}, wanted (classes, image_shape) -> Network")
-    _ADDED[name] = _Added(builder, code)
-
-
-def remove(name: str) -> None:
-    """Forgets a network that was added."""
-    del _ADDED[name]
-
-
-def code_digest(model: str | Mapping[str, object]) -> str:
+def model_code(model: str | Mapping[str, object]) -> str:
     """Hash of an added network's code; "" for those that come with the harness."""
-    return _ADDED[model].code if isinstance(model, str) and model in _ADDED else ""
+    return MODELS.code(model) if isinstance(model, str) else ""
 
 
 def build(
@@ -122,7 +93,7 @@ def build(
     """A freshly initialised network; draws from torch's global generator only.
 
     Args:
-        model: a name of `names()`, "cnn<w>" with any width w, "torchvision/<resnet>", or
+        model: a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or
             {"torchvision": name, "taps": {tap: path}, "head": path}, see `build_torchvision`.
         classes: K, at least 2.
         image_shape: (C, H, W).
@@ -144,6 +115,8 @@ def build(
     if not isinstance(model, str):
         raise TypeError(f"model is {model!r}, wanted a name or a mapping with 'torchvision'")
     if model.startswith(TORCHVISION):
+        from bench.models.adapter import build_torchvision
+
         return build_torchvision(model.removeprefix(TORCHVISION), classes, image_shape)
     network = _builder(model)(classes, image_shape)
     if not isinstance(network, Network):
@@ -155,18 +128,9 @@ def build(
 
 
 def _builder(name: str) -> Builder:
-    if name in _ZOO:
-        return _ZOO[name]
-    if name in _ADDED:
-        return _ADDED[name].builder
     if small := SMALL.fullmatch(name):
-        return partial(SmallCnn, width=int(small[1]))
-    by_lower = {known.lower(): known for known in names()}
-    near = [by_lower[match] for match in get_close_matches(name.lower(), by_lower)]
-    raise ValueError(
-        f"no model {name!r}; near: {', '.join(near) or 'none'}; there are {', '.join(names())}, "
-        f"cnn<w> of any width w and {TORCHVISION}<name>; one of your own: --plugin FILE.py"
-    )
+        return _own("small.SmallCnn", width=int(small[1]))
+    return MODELS.get(name)
 
 
 def _build_described(model: Mapping[str, object], classes: int, image_shape: ImageShape) -> Network:
@@ -183,6 +147,8 @@ def _build_described(model: Mapping[str, object], classes: int, image_shape: Ima
         raise TypeError(f"model's 'taps' is {taps!r}, wanted a mapping of tap names to paths")
     if not isinstance(head, str | None):
         raise TypeError(f"model's 'head' is {head!r}, wanted the path of the last linear layer")
+    from bench.models.adapter import build_torchvision
+
     return build_torchvision(name, classes, image_shape, taps=taps, head=head)
 
 
@@ -205,5 +171,4 @@ def check(model: str | Mapping[str, object]) -> None:
 
     name, known = model.removeprefix(TORCHVISION), models.list_models(module=models)
     if name not in known:
-        near = ", ".join(get_close_matches(name, known)) or "none"
-        raise ValueError(f"torchvision has no classifier {name!r}; near: {near}")
+        raise ValueError(unknown("classifier of torchvision", name, known))

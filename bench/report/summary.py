@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.faults import one_line
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row, write_atomically
 from bench.report.statistics import mean_interval, paired_differences
 from bench.report.tables import (
     Column,
     Entry,
     Table,
-    one_line,
     to_csv,
     to_latex,
     to_markdown,

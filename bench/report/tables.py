@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.faults import one_line
 from bench.record import write_atomically
 from bench.report.statistics import Interval
 
@@ -193,16 +194,6 @@ def _number(column: Column, value: float, signed: bool) -> str:
     if float(text) == 0:
         return text.removeprefix("-")  # a rounded "-0.00" claims a direction that is not there
     return f"+{text}" if signed and shown > 0 else text
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks, runs of spaces or control characters: safe in any cell.
-
-    Example:
-        >>> one_line("CUDA error:  out\\n of memory ")
-        'CUDA error: out of memory'
-    """
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _headings(table: Table) -> list[str]:

@@ -23,7 +23,8 @@ from torch import Tensor
 from bench.cell import Cell, DataSpec
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
-from bench.faults import CODE_FAULTS
+from bench.faults import CODE_FAULTS, name_and_reason, reason
+from bench.hyperparameters import build_method
 from bench.method import NotApplicable, Selection, Shapes, View, split_epochs
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
@@ -46,7 +47,6 @@ from bench.train.evaluate import accuracy, predictions
 from bench.train.step import Seen
 from bench.train.stream import EVALUATION_BATCH, Stream
 from bench.train.teacher import Teacher
-from methods import registry
 
 Attempt = Callable[[list[Student], Callable[[], None]], None]
 
@@ -185,7 +185,7 @@ class Cohort:
 
     def _admit(self, cell: Cell) -> Student | None:
         try:
-            method = registry.build(cell.method, **cell.hyperparameters)
+            method = build_method(cell.method, **cell.hyperparameters)
             network = build_network(cell, self.stream.classes, self.stream.image_shape)
             if method.starts_from == "source":
                 start_from_source(cell, network, self.store)
@@ -436,28 +436,20 @@ def raise_if_shared(error: BaseException) -> None:
 def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:
     """The record of a cell that raised; a verdict on its pair is no failure."""
     if isinstance(error, NotApplicable):
-        return record_without_result(cell, NOT_APPLICABLE, one_line(error), provenance)
+        return record_without_result(cell, NOT_APPLICABLE, reason(error), provenance)
     text = "".join(traceback.format_exception(error))
-    return record_without_result(
-        cell, FAILED, f"{type(error).__name__}: {one_line(error)}", provenance, text
-    )
+    return record_without_result(cell, FAILED, name_and_reason(error), provenance, text)
 
 
 def record_without_result(
     cell: Cell, status: str, error: str, provenance: Mapping[str, object], text: str = ""
 ) -> Record:
     """The record of a cell that gave no result, with the traceback if there is one."""
-    method = registry.build(cell.method, **cell.hyperparameters)
+    method = build_method(cell.method, **cell.hyperparameters)
     return Record(
         cell_id=cell.id, cell=cell.resolved(), category=method.category, source=method.source,
         status=status, error=error, traceback=text, conditions=dict(provenance),
     )  # fmt: skip
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, cut to a table's width."""
-    text = " ".join(str(error).split()) or "no message"
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def check_fit(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> None:
@@ -470,7 +462,7 @@ def check_fit(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> Non
     built: set[tuple[str, DataSpec]] = set()
     for cell in cells:
         try:
-            data, method = read(cell.data), registry.build(cell.method, **cell.hyperparameters)
+            data, method = read(cell.data), build_method(cell.method, **cell.hyperparameters)
             split_epochs(method.plan, cell.recipe.epochs, cell.recipe.budget)
             key = (json.dumps(cell.model), cell.data)
             if key in built:
@@ -485,4 +477,4 @@ def check_fit(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> Non
                     f"data.pad {cell.data.pad} reflects more than the image, {height}x{width}"
                 )
         except CODE_FAULTS as error:
-            raise ValueError(f"cell {cell}: {one_line(error)}") from None
+            raise ValueError(f"cell {cell}: {reason(error)}") from None

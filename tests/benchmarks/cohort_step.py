@@ -34,11 +34,11 @@ from bench.cost.record import Quartiles
 from bench.cost.steps import Bench, Images, Scene, Setting, set_statistics
 from bench.data.augment import Augment
 from bench.data.batches import Batches
+from bench.hyperparameters import build_method
 from bench.method import View
 from bench.train.device import conditions
 from bench.train.step import Seen
-from methods import registry
-from methods.registry import in_reference_form
+from methods._forms import in_reference_form
 
 ROWS = (
     "student", "soft_logits", "selective", "fitnet", "attention_transfer", "activation_boundary",
@@ -79,7 +79,7 @@ def pieces_of(pair: str, setting: Setting) -> tuple[list[Piece], Scene]:
     here, plain = Scene(teacher, setting), PlainScene(teacher, setting)
     pieces = []
     for row in ROWS:
-        method = registry.build(row)
+        method = build_method(row)
         textbook = in_reference_form(method)
         for stage, old in zip(method.plan, textbook.plan, strict=True):
             mine = Bench(here, student, row, method, stage)

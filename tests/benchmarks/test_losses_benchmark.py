@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from bench.cost.profiler import count
+from bench.hyperparameters import METHODS
 from bench.models import zoo
 from bench.models.network import tap_shapes
-from methods import registry
+from methods._forms import two_forms
 from methods.fsp import match_size
 
 PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2")
@@ -76,7 +77,7 @@ class Case(NamedTuple):
 
     def forms(self) -> dict[str, Loss]:
         """What there is of it: "fast", and "reference" where the textbook form differs."""
-        forms = registry.loss_forms(self.method).get(self.loss)
+        forms = two_forms(METHODS.get(self.method)()).get(self.loss)
         if forms is None:
             return {"fast": getattr(import_module(f"methods.{self.method}"), self.loss)}
         return forms._asdict()
@@ -98,8 +99,8 @@ CASES = (
 def measured() -> Iterator[tuple[Case, str, Loss]]:
     """(case, form, the loss in that form); fails if a loss of two forms is measured in none."""
     listed = {(case.method, case.loss) for case in CASES}
-    for method in registry.names():
-        for loss in registry.loss_forms(method):
+    for method in METHODS.names():
+        for loss in two_forms(METHODS.get(method)()):
             if (method, loss) not in listed:
                 raise LookupError(f"{method}.{loss} has two forms and no benchmark")
     for case in CASES:

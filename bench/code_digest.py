@@ -1,0 +1,104 @@
+"""Digests of code: what it does, without comments, docstrings and layout."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ROOT / "methods"
+NUMERICAL = (
+    "bench/cell.py", "bench/method.py", "bench/seeds.py", "bench/data/*.py", "bench/models/*.py",
+    "bench/train/*.py", "methods/_*.py",
+)  # fmt: skip
+"""The code that decides the numbers of every cell. A method's own file has its own digest."""
+
+
+def method_digest(name: str, text: str) -> str:
+    """The digest of a module and of every module of `methods` that it imports.
+
+    Args:
+        name: the module's name.
+        text: its source.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        SyntaxError: the text is not Python.
+        OSError: it imports a module of `methods` that does not exist.
+
+    Example:
+        >>> method_digest("mine", "rate = 2") == method_digest("mine", "# faster\\nrate  =  2")
+        True
+        >>> method_digest("mine", "rate = 2") == method_digest("mine", "rate = 3")
+        False
+    """
+    trees: dict[str, ast.Module] = {}
+    waiting = [(name, text)]
+    while waiting:
+        module, text = waiting.pop()
+        trees[module] = ast.parse(text)
+        imported = (piece for piece in _imported_methods(trees[module]) if piece not in trees)
+        waiting += [(piece, _read(METHODS / f"{piece}.py")) for piece in imported]
+    return _digest(trees)
+
+
+def numerics_digest(*more: str, root: Path = ROOT) -> str:
+    """The digest of the code that decides the numbers of every cell.
+
+    Records name it, so that tables can say which rows were trained by different code.
+
+    Args:
+        more: further file patterns to include, as in `NUMERICAL`.
+        root: the folder that holds `bench` and `methods`.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return _numerics_digest(more, root)
+
+
+@cache
+def _numerics_digest(more: tuple[str, ...], root: Path) -> str:
+    files = {path for pattern in (*NUMERICAL, *more) for path in root.glob(pattern)}
+    return _digest({path.relative_to(root).as_posix(): ast.parse(_read(path)) for path in files})
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _digest(trees: Mapping[str, ast.Module]) -> str:
+    parts = "\n".join(f"{name}: {_code_only(trees[name])}" for name in sorted(trees))
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def _imported_methods(tree: ast.Module) -> Iterator[str]:
+    """The modules of `methods` that a module imports, in any form of import."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            # `from methods import a` names modules; `from methods.a import b` what is in one.
+            names = [f"{node.module}.{name}" for name in names]
+        for name in names:
+            if name.startswith("methods."):
+                yield name.split(".")[1]
+
+
+def _code_only(tree: ast.Module) -> str:
+    """The syntax tree as text, without docstrings."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # pyright: ignore[reportAttributeAccessIssue]
+                part
+                for part in body
+                if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+    return ast.dump(tree)
