@@ -22,7 +22,7 @@ ALLOWED = {
     "bench.data": {"bench"},
     "bench.models": {"bench"},
     "bench.train": TRAINING,
-    "bench.cost": TRAINING,
+    "bench.cost": {*TRAINING, "methods"},
     "bench.tracking": {"bench"},
     "bench.report": {"bench", "bench.cost"},
     "bench.launch": {*TRAINING, "bench.cost", "bench.tracking"},
