@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 import methods
-from bench.code_digest import method_digest
+from bench.code_version import method_digest
 from bench.faults import LOAD_FAULTS, name_and_reason
 from bench.method import Method
 from bench.registry import Registry, unknown

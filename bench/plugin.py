@@ -25,7 +25,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from bench.code_digest import method_digest
+from bench.code_version import method_digest
 from bench.faults import LOAD_FAULTS, name_and_reason
 from bench.record import write_atomically
 from bench.registry import Registry

@@ -15,7 +15,7 @@ import yaml
 from processes import ROOT, kd_bench, plan_of, results, start
 
 from bench.cli import main, outputs
-from bench.code_digest import method_digest
+from bench.code_version import method_digest
 from bench.data import sources
 from bench.grid import Expansion, expand, load_grid
 from bench.hyperparameters import METHODS, build_method, method_code, resolve_hyperparameters

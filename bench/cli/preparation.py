@@ -7,7 +7,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.parser import UsageError
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from bench.launch.job import Library, WorkerConfig
     from bench.launch.ray_cluster import RayCluster
     from bench.workdir import WorkDir
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -102,11 +99,12 @@ def expand_grid(prepared: Prepared, grid: Grid) -> Expansion:
 
 def make_worker_config(options: argparse.Namespace, work: WorkDir) -> WorkerConfig:
     """What jobs need to know beside their cells."""
-    from bench.launch.job import WorkerConfig, provenance
+    from bench.code_version import provenance
+    from bench.launch.job import WorkerConfig
 
     return WorkerConfig(
         store=work.store.root, cache=work.cache, data_root=options.data_root,
-        threads=options.threads, provenance=provenance(CHECKOUT), checkpoints=work.checkpoints,
+        threads=options.threads, provenance=provenance(), checkpoints=work.checkpoints,
         checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
         cohort=options.cohort,
     )  # fmt: skip

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 HELP = "measure what each method costs, one method by itself"
 FILE = "cost.json"
-CHECKOUT = Path(__file__).resolve().parents[2]
 PLAIN_LINE_SECONDS = 15.0
 
 
@@ -90,9 +89,9 @@ def _setting(options: argparse.Namespace) -> tuple[Grid, Setting]:
     """The grid, narrowed to what was asked for, and the conditions."""
     import torch
 
+    from bench.code_version import provenance
     from bench.cost.steps import Setting
     from bench.grid import data_name, load_grid, narrow
-    from bench.launch.job import provenance
     from bench.train.device import pick_device
 
     _check(options)
@@ -111,7 +110,7 @@ def _setting(options: argparse.Namespace) -> tuple[Grid, Setting]:
         deterministic=grid.deterministic,
         rounds=options.rounds,
         seconds=options.seconds,
-        provenance={**provenance(CHECKOUT), "started": _now()},
+        provenance={**provenance(), "started": _now()},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,23 +237,3 @@ def _opens(folder: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-def provenance(checkout: Path) -> dict[str, object]:
-    """Commit of the harness and whether files differ from it; empty outside its git checkout.
-
-    Results are left out of the comparison: a run writes them.
-    """
-
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(checkout), *words]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("rev-parse", "--show-toplevel") != str(checkout.resolve()):
-        return {}
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-    return {"commit": git("rev-parse", "HEAD") or "none", "dirty": bool(changes)}

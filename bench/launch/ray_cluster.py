@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.code_digest import numerics_digest
+from bench.code_version import numerics_digest
 from bench.launch.crew import DIED, POLL_SECONDS, Crew
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.lease import Leases

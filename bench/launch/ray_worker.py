@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.code_digest import numerics_digest
+from bench.code_version import numerics_digest
 from bench.launch.job import Job, Library, WorkerConfig, run_job
 from bench.plugin import PluginError, plugged
 
@@ -30,7 +30,7 @@ class Order:
     Attributes:
         job: its teachers and sources are finished.
         attempt: names this try of the job.
-        code: digest of the coordinator's code, see `bench.code_digest`.
+        code: digest of the coordinator's code, see `bench.code_version`.
         config: with absolute paths.
         heartbeat: a file of the work directory that exists while the coordinator lives.
     """

@@ -6,7 +6,7 @@ import shutil
 
 from processes import ROOT
 
-from bench.code_digest import method_digest, numerics_digest
+from bench.code_version import method_digest, numerics_digest
 
 
 def test_the_digest_follows_code_and_ignores_words_and_layout():

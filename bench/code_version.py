@@ -1,9 +1,13 @@
-"""Digests of code: what it does, without comments, docstrings and layout."""
+"""Which code produced a result: digests of what code does, and the commit.
+
+Comments, docstrings and layout are not part of a digest.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -66,6 +70,29 @@ def numerics_digest(*more: str, root: Path = ROOT) -> str:
 def _numerics_digest(more: tuple[str, ...], root: Path) -> str:
     files = {path for pattern in (*NUMERICAL, *more) for path in root.glob(pattern)}
     return _digest({path.relative_to(root).as_posix(): ast.parse(_read(path)) for path in files})
+
+
+def provenance() -> dict[str, object]:
+    """What records say of the code: its digest, the commit, and whether files differ from it.
+
+    The commit is left out where the code does not run from its git checkout. Results do not count
+    as differences: a run writes them.
+    """
+    about: dict[str, object] = {"code": numerics_digest()}
+    if _git("rev-parse", "--show-toplevel") != str(ROOT):
+        return about
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return {**about, "commit": _git("rev-parse", "HEAD") or "none", "dirty": bool(changes)}
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _read(path: Path) -> str:
