@@ -1,9 +1,9 @@
-"""Activation boundary: the student's neurons switch on where the teacher's do.
+"""Activation boundary: the student's neurons fire where the teacher's do.
 
 Erratum. The survey deck prints minus the gradient of its loss with the wrong sign in the first
 branch: for a neuron that should be active (t > 0) and is not yet past the margin (s < mu) it has
 +2 (s - mu), where minus the gradient is -2 (s - mu). Taken literally, descent would push such
-neurons down without bound. The loss is authoritative here and autograd differentiates it.
+neurons down without bound. Here the loss decides, and its exact gradient is used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from bench.method import Method, Pair, Shapes, Stage
 from methods._boundary import BoundaryShortfall
 from methods._checks import above_zero, between, same_shape
 from methods._connector import Connectors, connect_points
-from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
-from methods._precision import full_precision, no_autocast
+from methods._precision import no_autocast
 from methods._two_stages import BELOW_HEAD, SecondStage, finetune
 
 SOURCE = """\
@@ -27,20 +26,20 @@ Heo, Lee, Yun, Choi: Knowledge Transfer via Distillation of Activation Boundarie
 Neurons, AAAI 2019 (arXiv 1811.03233).
 Deviations: the second stage adds CE and the weight lambda from 4 to 1 (the authors' code: \
 stage2="kd_only"); the teacher stays in evaluation mode; strided and transposed connectors where \
-sizes differ; the survey deck's derivative has a wrong sign in its first branch: the loss counts."""
+sizes differ; the survey deck's derivative has a wrong sign in its first branch: the gradient here \
+is that of the loss."""
 
 POINTS = {"all": tuple(f"{stage}.pre" for stage in STAGE_OUTPUTS)}
 
 
-@has_reference
 def activation_boundary_loss(
     student_pre: Tensor, teacher_pre: Tensor, margin: float = 1.0
 ) -> Tensor:
     """Squared hinge that drives each neuron to its teacher's side of zero, past a margin.
 
-    sum_{c,h,w} max(0, mu - y s)^2, y = +1 where the teacher's t > 0, otherwise -1 (t = 0 too).
+    sum_{c,h,w} max(0, mu - y s)^2, y = +1 where the teacher's t > 0, -1 where t <= 0.
     Gradient: 2 (s - mu) where t > 0 and s < mu, 2 (s + mu) where t <= 0 and s > -mu, else 0.
-    Equal networks do not pay 0: neurons with |s| < mu still do.
+    The loss of equal networks is not 0: neurons with |s| < mu still pay.
 
     Args:
         student_pre: s, features before the ReLU, after the connector, (B, C, H, W).
@@ -68,23 +67,8 @@ def activation_boundary_loss(
         return BoundaryShortfall.apply(student_pre, teacher_pre.detach(), margin)
 
 
-def activation_boundary_loss_reference(
-    student_pre: Tensor, teacher_pre: Tensor, margin: float = 1.0
-) -> Tensor:
-    """`activation_boundary_loss` as the paper writes it: the textbook form.
-
-    || rho(t) max(0, mu - s) + (1 - rho(t)) max(0, mu + s) ||^2, rho(t) = 1 where t > 0, or 0.
-    """
-    same_shape("activation_boundary_loss", student_pre, teacher_pre)
-    above_zero("activation_boundary_loss", margin=margin)
-    student_pre = full_precision(student_pre)
-    fires = (teacher_pre > 0).to(student_pre.dtype)
-    shortfall = fires * (margin - student_pre).relu() + (1 - fires) * (margin + student_pre).relu()
-    return shortfall.square().flatten(1).sum(dim=1)
-
-
 def activation_agreement(student_pre: Tensor, teacher_pre: Tensor) -> Tensor:
-    """Share of neurons on the same side of zero: what the loss stands in for.
+    """Share of neurons on the same side of zero, which the loss is a surrogate for.
 
     mean_{c,h,w} [ (s > 0) == (t > 0) ].
 
@@ -123,14 +107,14 @@ def method(
 ) -> Method:
     """Stage "init": the boundary loss at every point, without labels; then "finetune".
 
-    L_AB = weight sum_l 2^-(L-1-l) l_l: the last of the L points counts whole, those before it half,
-    a quarter... It trains the student up to the last point and the connectors (convolution and
-    BatchNorm, no ReLU). Then L = CE + lambda KD_T, lambda from 4 to 1, without T^2. The curves
-    "activation_agreement.<tap>" show the share of neurons that already agree.
+    L_AB = weight sum_l 2^-(L-1-l) l_l: the last of the L points has weight 1, the one before it
+    1/2, then 1/4... The stage trains the student up to the last point, and the connectors
+    (convolution and BatchNorm, no ReLU). Then L = CE + lambda KD_T, lambda from 4 to 1, without
+    T^2. The curves "activation_agreement.<tap>" show the share of neurons that already agree.
 
     Args:
         margin: mu, above 0.
-        weight: of the sum over points, above 0; 3 / 1000 as in the authors' code.
+        weight: on the sum over points, above 0; 3 / 1000 as in the authors' code.
         points: "all" three stages before their ReLU, or a list of taps, shallow to deep.
         stage2: "ce+kd"; "ce" for labels alone; "kd_only" for the soft targets alone at weight 1.
         temperature: T of the second stage's KD, above 0.
@@ -142,7 +126,7 @@ def method(
 
     Source:
         Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019. The
-        module's head has the survey deck's erratum.
+        module's docstring has the survey deck's erratum.
 
     Example:
         >>> method().plan[0].taps

@@ -1,4 +1,4 @@
-"""Attention transfer: the student looks where its teacher looks."""
+"""Attention transfer: the student responds at the positions where its teacher does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.autograd.function import once_differentiable
 from bench.method import Method, Pair, Stage
 from methods._blocks import blocks_of_samples, samples_at_a_time
 from methods._checks import above_zero, between, one_of
-from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
 from methods._pool import common_size, pool_to
 from methods._precision import full_precision
@@ -22,7 +21,7 @@ Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017 (arXiv 1612.
 Deviations: two stages, initialisation by the attention loss and then fine-tuning, as the survey \
 deck has it (the paper's single stage: mode="joint"); the root of the sum of squares as the map \
 (the paper's: kind="sumsq"); the larger map is pooled to the smaller one after its channels are \
-collapsed; samples whose map is zero pay nothing."""
+collapsed; a sample with a zero map has loss 0."""
 
 Kind = Literal["l2", "sumsq"]
 Mode = Literal["init_finetune", "joint"]
@@ -56,16 +55,20 @@ def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
     one_of("attention_map", "kind", kind, get_args(Kind))
     if feature.dim() != 4:
         raise ValueError(f"attention_map: {tuple(feature.shape)} is no feature map (B, C, H, W)")
-    return _response(_Energy.apply(full_precision(feature)), kind)
+    energy = _Energy.apply(full_precision(feature))
+    if kind == "sumsq":
+        return energy
+    # The root's gradient is infinite at 0, and infinity times 0 is NaN.
+    silent = energy == 0
+    return torch.where(silent, 0.0, torch.where(silent, 1.0, energy).sqrt())
 
 
-@has_reference
 def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2") -> Tensor:
     """Mean squared difference of the two networks' normalised attention maps.
 
     (1 / P) sum_p (q_s[p] - q_t[p])^2, with q = m / ||m||_2 over the P = H W positions. The larger
-    map is average-pooled to the smaller one's size first. A sample of which either map has a norm
-    below 1e-8 pays 0: its direction is rounding noise and its gradient would be huge.
+    map is average-pooled to the smaller one's size first. A sample has loss 0 if the norm of either
+    map is below 1e-8: the map's direction is rounding noise and its gradient would be huge.
 
     Args:
         student: feature map (B, C, H, W).
@@ -88,20 +91,20 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
         >>> attention_transfer_loss(student, teacher)       # q_s = (.6, .8), q_t = (1, 0)
         tensor([0.4000])
     """
-    return _map_distance(attention_map(student, kind), attention_map(teacher, kind))
-
-
-def attention_transfer_loss_reference(
-    student: Tensor, teacher: Tensor, kind: Kind = "l2"
-) -> Tensor:
-    """`attention_transfer_loss` from the maps' squares, (B, C, H, W): the textbook form."""
-    one_of("attention_map", "kind", kind, get_args(Kind))
-    squares = full_precision(student).square(), full_precision(teacher).square()
-    return _map_distance(*(_response(square.sum(dim=1), kind) for square in squares))
+    ours, theirs = attention_map(student, kind), attention_map(teacher, kind)
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"attention_transfer_loss: batches of {len(ours)} (student) and {len(theirs)} (teacher)"
+        )
+    size = common_size(ours, theirs)
+    student_map, student_alive = _normalised(pool_to(ours, size, "average"))
+    teacher_map, teacher_alive = _normalised(pool_to(theirs, size, "average"))
+    distance = (student_map - teacher_map).square().mean(dim=1)
+    return torch.where(student_alive & teacher_alive, distance, 0.0)
 
 
 class _Energy(torch.autograd.Function):
-    """sum_c feature[b, c, h, w]^2, (B, H, W), without the squares of more than a few samples."""
+    """sum_c feature[b, c, h, w]^2, (B, H, W), squaring only a few samples at a time."""
 
     @staticmethod
     def forward(ctx, feature: Tensor) -> Tensor:
@@ -120,29 +123,8 @@ class _Energy(torch.autograd.Function):
         return feature * (2 * grad[:, None])
 
 
-def _response(energy: Tensor, kind: Kind) -> Tensor:
-    """The attention map of sums of squares; its gradient is 0 where there is no response."""
-    if kind == "sumsq":
-        return energy
-    silent = energy == 0  # there the root's gradient would be infinite, and times 0 not a number
-    return torch.where(silent, 0.0, torch.where(silent, 1.0, energy).sqrt())
-
-
-def _map_distance(here: Tensor, there: Tensor) -> Tensor:
-    """(B,) of the student's and the teacher's attention maps, before normalising."""
-    if len(here) != len(there):
-        raise ValueError(
-            f"attention_transfer_loss: batches of {len(here)} (student) and {len(there)} (teacher)"
-        )
-    size = common_size(here, there)
-    student_map, student_alive = _normalised(pool_to(here, size, "average"))
-    teacher_map, teacher_alive = _normalised(pool_to(there, size, "average"))
-    distance = (student_map - teacher_map).square().mean(dim=1)
-    return torch.where(student_alive & teacher_alive, distance, 0.0)
-
-
 def _normalised(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, P) unit vectors, and (B,) whether each is one."""
+    """(B, P) unit vectors, and (B,) False where a map is too small to have a direction."""
     flat = maps.flatten(1)
     norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     return flat / norm.clamp_min(1e-12), ~(norm[:, 0] < SMALLEST_NORM)
@@ -158,7 +140,7 @@ READ_WHEN = {
     "init_lr_factor": {"mode": "init_finetune"},
     "init_share": {"mode": "init_finetune"},
 }
-"""Settings without which nothing reads a hyper-parameter."""
+"""A hyper-parameter -> the settings under which it has an effect."""
 
 
 def method(
@@ -176,7 +158,7 @@ def method(
 
     L_AT = sum_l (1 / P) ||q_s - q_t||^2. The first stage reads no labels and trains the student up
     to the deepest point; then L = CE + lambda KD_T, lambda from 4 to 1, without T^2. mode="joint"
-    is one stage "distil" of L = CE + beta L_AT, which only `kind`, `beta` and `points` concern.
+    is a single stage "distil" with L = CE + beta L_AT; only `kind`, `beta` and `points` apply.
 
     Args:
         mode: "init_finetune", or the paper's "joint".

@@ -12,7 +12,6 @@ from bench.method import Method, Pair, Shapes, Stage
 from methods._blocks import blocks_of_samples, samples_at_a_time
 from methods._checks import between, one_of, same_shape
 from methods._connector import Connectors, Kind, Relu, connect_points
-from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
 from methods._precision import full_precision
 from methods._two_stages import BELOW_HEAD, finetune
@@ -28,7 +27,6 @@ Scale = Literal["mean", "sum"]
 POINTS = {"all": STAGE_OUTPUTS, "paper": ("stage2",)}
 
 
-@has_reference
 def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "mean") -> Tensor:
     """Half the squared distance of the regressed guided layer to the hint layer.
 
@@ -62,32 +60,21 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "
     return half / student_feature[:1].numel() if scale == "mean" else half
 
 
-def hint_loss_reference(
-    student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "mean"
-) -> Tensor:
-    """`hint_loss` from all squared differences, (B, C, H, W): the textbook form."""
-    same_shape("hint_loss", student_feature, teacher_feature)
-    one_of("hint_loss", "scale", scale, get_args(Scale))
-    difference = full_precision(student_feature) - full_precision(teacher_feature)
-    squares = difference.square().flatten(1)
-    return 0.5 * (squares.mean(dim=1) if scale == "mean" else squares.sum(dim=1))
-
-
 class _HalfSquaredDistance(torch.autograd.Function):
-    """1/2 ||s - t||^2 of each sample, (B,), a few samples at a time; nothing is kept but s and t.
+    """1/2 ||s - t||^2 of each sample, (B,), a few samples at a time; only s and t are saved.
 
-    The backward pass takes the difference again: it costs less than to have written it down.
+    The backward pass subtracts again, which costs less than storing the difference.
     """
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
         half = student.new_empty(len(student))
         space = torch.empty_like(student[: samples_at_a_time(student)])
-        every_other = tuple(range(1, student.dim()))  # flattening would copy a channels-last map
+        per_sample = tuple(range(1, student.dim()))  # flattening would copy a channels-last map
         for block in blocks_of_samples(student):
             part = student[block]
             squares = torch.sub(part, teacher[block], out=space[: len(part)]).square_()
-            torch.sum(squares, dim=every_other, out=half[block])
+            torch.sum(squares, dim=per_sample, out=half[block])
         ctx.save_for_backward(student, teacher)
         return half.mul_(0.5)
 
@@ -105,7 +92,7 @@ class _HalfSquaredDistance(torch.autograd.Function):
 SEARCH = {"init_lr_factor": [0.1, 0.3, 1.0], "init_share": [0.1, 0.3], "temperature": [3.0, 5.0]}
 """What tuning tries."""
 READ_WHEN = {"temperature": {"stage2": "ce+kd"}}
-"""Settings without which nothing reads a hyper-parameter."""
+"""A hyper-parameter -> the settings under which it has an effect."""
 
 
 def method(
@@ -122,14 +109,15 @@ def method(
     """Stage "hint": sum over points of the hint loss, without labels; then stage "finetune".
 
     L_hint = sum_l 1/2 ||u_l - r_l(v_l)||^2 / (C H W), v_l the student's guided layer, r_l its
-    regressor, u_l the teacher's hint layer. It trains the student up to the deepest point and the
-    regressors; head and layers above stay. Then L = CE + lambda KD_T, lambda from 4 to 1, no T^2.
+    regressor, u_l the teacher's hint layer. The stage trains the student up to the deepest point,
+    and the regressors; the head and the layers above do not move. Then L = CE + lambda KD_T,
+    lambda from 4 to 1, without T^2.
 
     Args:
         points: "all" three stage outputs; "paper": the middle one; or a list of taps.
-        regressor: "auto" leaves it out where the shapes are equal; "conv" never does.
+        regressor: "auto" is the identity where the shapes are equal; "conv" is a layer even there.
         regressor_relu: whether it ends in ReLU; "auto": where the hint lies after a ReLU. Give
-            False for teachers of linear blocks (MobileNetV2), which "auto" does not see.
+            False for teachers with linear bottlenecks (MobileNetV2), which "auto" cannot detect.
         scale: "mean" over the hint's elements, or the paper's "sum".
         stage2: "ce+kd", or "ce" for labels alone.
         temperature: T of the second stage's KD, above 0.

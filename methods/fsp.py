@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bench.method import Method, Pair, Shapes, Stage
 from methods._checks import between, one_of, same_shape
 from methods._connector import Connectors, connect_widths
-from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS
 from methods._pool import common_size, pool_to
 from methods._precision import full_precision, no_autocast
@@ -20,9 +19,10 @@ from methods._two_stages import BELOW_HEAD
 SOURCE = """\
 Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation: Fast Optimization, Network Minimization \
 and Transfer Learning, CVPR 2017.
-Deviations: consecutive stage outputs are compared (points inside a stage: points="within_stage"); \
-1x1 convolution and BatchNorm on the student's points where widths differ, dropped after the first \
-stage; its gradient is clipped at a global norm of 5 and its learning rate is a tenth."""
+Deviations: consecutive stage outputs are compared (points inside a stage: \
+points="within_stage"); 1x1 convolution and BatchNorm on the student's points where widths differ, \
+dropped after the first stage; in that stage the gradient is clipped at a global norm of 5 and \
+the learning rate is a tenth of the recipe's."""
 
 Points = Literal["stage_outputs", "within_stage"]
 Scale = Literal["sum", "mean"]
@@ -66,7 +66,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         (B, C, D), in the maps' units multiplied.
 
     Raises:
-        ValueError: batch or spatial sizes differ; `match_size` mends the latter.
+        ValueError: batch or spatial sizes differ; `match_size` pools the larger map.
 
     Source:
         Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation, CVPR 2017, eq. 1.
@@ -87,7 +87,6 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         return torch.bmm(flat, full_precision(second).flatten(2).mT) / flat.shape[2]
 
 
-@has_reference
 def fsp_loss(
     student_first: Tensor,
     student_second: Tensor,
@@ -122,28 +121,9 @@ def fsp_loss(
         >>> fsp_loss(first, second, teacher, teacher)
         tensor([4.5000])
     """
+    one_of("fsp_loss", "scale", scale, get_args(Scale))
     student = fsp_matrix(student_first, student_second)
     teacher = fsp_matrix(teacher_first, teacher_second)
-    return _squared_distance(student, teacher, scale)
-
-
-def fsp_loss_reference(
-    student_first: Tensor,
-    student_second: Tensor,
-    teacher_first: Tensor,
-    teacher_second: Tensor,
-    scale: Scale = "sum",
-) -> Tensor:
-    """`fsp_loss` from the products of all channels at all positions, (B, C, D, P): the textbook."""
-    student, teacher = (
-        (full_precision(first)[:, :, None] * full_precision(second)[:, None]).mean((3, 4))
-        for first, second in ((student_first, student_second), (teacher_first, teacher_second))
-    )
-    return _squared_distance(student, teacher, scale)
-
-
-def _squared_distance(student: Tensor, teacher: Tensor, scale: Scale) -> Tensor:
-    one_of("fsp_loss", "scale", scale, get_args(Scale))
     same_shape("fsp_loss", student, teacher)
     squares = (student - teacher).square().flatten(1)
     return squares.sum(dim=1) if scale == "sum" else squares.mean(dim=1)
@@ -164,19 +144,19 @@ def method(
 ) -> Method:
     """Stage "init": sum over pairs of points of the FSP loss, without labels; then CE alone.
 
-    L_FSP = sum_pairs ||G_t - G_s||_F^2. It trains the student up to the last point, and 1x1
-    connectors where widths differ. Stage "main" is plain training, without a teacher.
+    L_FSP = sum_pairs ||G_t - G_s||_F^2. The stage trains the student up to the last point, and
+    1x1 connectors where widths differ. Stage "main" is plain training, without a teacher.
 
     Args:
         points: "stage_outputs": stem to stage 1, 1 to 2, 2 to 3, the larger map max-pooled.
-            "within_stage": from each stage's first block to its output; where one of the networks
-            has no such inner point, that pair is of stage outputs in both.
-        scale: "sum", or "mean" over the matrix, which weighs narrow and wide pairs alike.
+            "within_stage": from each stage's first block to its output; where either network has
+            no such inner point, both use that stage's outputs.
+        scale: "sum", or "mean" over the matrix, which weights narrow and wide pairs alike.
         connectors: False makes pairs of unequal widths not applicable.
         init_share: part of the epochs for the first stage, in (0, 1).
         init_lr_factor: the first stage's learning rate as a factor of the recipe's.
-        clip_norm: bound on the first stage's gradient norm, or None. The loss is of fourth order
-            in the features, so early steps can explode.
+        clip_norm: bound on the first stage's gradient norm; None for no bound. The loss is of
+            fourth order in the features, so early steps can explode.
 
     Raises:
         ValueError: a value out of range.
@@ -194,7 +174,7 @@ def method(
 
     def transfer(pair: Pair, connector: nn.Module) -> Tensor:
         pairs = _pairs(points, pair.student.taps, pair.teacher.taps)
-        # Once a tap, though it may be in two pairs: BatchNorm counts every call.
+        # Once per tap, even if it is in two pairs: every call updates BatchNorm's statistics.
         student = {tap: connector(tap, pair.student[tap]) for tap in _taps(pairs)}
         losses = [
             fsp_loss(
@@ -232,7 +212,7 @@ def method(
 def _pairs(
     points: Points, student: Container[str], teacher: Container[str]
 ) -> list[tuple[str, str]]:
-    """(first, second) point of each stage, out of the taps that each network has."""
+    """(first, second) point of each stage, among the taps that both networks have."""
     pairs = []
     for before, entry, after in zip(OUTPUTS[:-1], ENTRIES, STAGE_OUTPUTS, strict=True):
         inside = points == "within_stage" and entry in student and entry in teacher
@@ -241,5 +221,5 @@ def _pairs(
 
 
 def _taps(pairs: list[tuple[str, str]]) -> list[str]:
-    """Every tap of the pairs once, in order."""
+    """The taps of all pairs, each once, in order."""
     return list(dict.fromkeys(tap for pair in pairs for tap in pair))

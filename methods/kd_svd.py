@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from bench.method import Method, NotApplicable, Pair, Shapes, Stage
 from methods._checks import above_zero, one_of
 from methods._connector import Connectors, connect_widths
-from methods._eigenvectors import nearest
-from methods._forms import has_reference
 from methods._points import STAGE_OUTPUTS, sensing_points
-from methods._precision import full_precision, no_autocast
+from methods._precision import no_autocast
 from methods._svd import RightVectors, nearest_right_vectors, right_vectors
 
 Clip = Literal["per_tensor", "global", "none"]
@@ -27,12 +25,11 @@ Decomposition, ECCV 2018.
 Deviations: teacher vectors have a canonical sign (their entries sum to at least 0), without which \
 the loss depends on signs that a decomposition leaves open; the sensed maps are the stage outputs; \
 1x1 convolution and BatchNorm on the student's maps where widths differ, which learn from the \
-unclipped transfer gradient; a sample with a singular vector without direction is left out."""
+unclipped transfer gradient; a sample with a singular vector of undefined direction has loss 0."""
 
 TERMS = {torch.float32: 8, torch.float64: 13}  # of the series behind a relation
 
 
-@has_reference
 def kd_svd_loss(
     student_features: Sequence[Tensor],
     teacher_features: Sequence[Tensor],
@@ -42,31 +39,32 @@ def kd_svd_loss(
     """Squared difference of both networks' relations between consecutive maps.
 
     Each map, as a matrix of positions by channels, is compressed to its first right singular
-    vectors V (C, rank), which then pass through:
+    vectors V (C, rank). Then
 
     0. every teacher vector takes the sign that makes its entries sum to at least 0;
-    1. it is matched with the one of the student's first rank + extra vectors whose inner product
-       with it is largest in size, turned to its side (an inner product of 0 counts as positive);
+    1. of the student's first rank + extra vectors, the one with the largest absolute inner product
+       with it is its match, with the sign that makes the product positive (0 counts as positive);
     2. both are weighted by the teacher's s_l / |s_1..rank|.
 
     With a and b such vectors of the front and the back map of a pair of neighbours,
     R[i, j, l] = exp(-(a_il - b_jl)^2 / 8), and the loss is the sum over pairs, i, j and l of
     (R_student - R_teacher)^2. It depends on no sign, scale or order of positions of any map.
 
-    A sample with a vector in use whose direction is undefined (see `right_vectors`) gives 0 and
-    no gradient; `resolved_samples` tells which. A map that is not finite gives NaN.
+    If the direction of a vector in use is undefined (see `right_vectors`), the sample gives 0 and
+    no gradient; `resolved_samples` finds these samples. A map that is not finite gives NaN.
 
     Args:
         student_features: maps from shallow to deep, each (B, C, H, W).
-        teacher_features: as many; channels as the student's, sizes free. Without gradient.
+        teacher_features: as many, with the student's channels and any size; they get no gradient.
         rank: vectors compared per map, at most min(C, H * W).
-        extra: further student vectors that may be chosen, where there are as many.
+        extra: further student vectors that may be matched, as far as the map has them.
 
     Returns:
         (B,), without unit.
 
     Raises:
-        ValueError: unequal numbers of maps or channels, fewer than two maps, impossible ranks.
+        ValueError: unequal numbers of maps or channels, fewer than two maps, or a rank out of
+            range.
 
     Source:
         Lee, Kim, Song: Self-supervised Knowledge Distillation Using Singular Value Decomposition,
@@ -96,7 +94,7 @@ def resolved_samples(
     rank: int = 1,
     extra: int = 3,
 ) -> Tensor:
-    """Which samples `kd_svd_loss` can use: every vector that it reads has a direction, (B,) bool.
+    """Whether every vector that `kd_svd_loss` reads of a sample has a direction, (B,) bool.
 
     Arguments and errors are those of `kd_svd_loss`.
 
@@ -108,32 +106,6 @@ def resolved_samples(
     """
     matched = _matched(student_features, teacher_features)
     return _all_resolved([_aligned(*two, rank, extra) for two in matched])
-
-
-def kd_svd_loss_reference(
-    student_features: Sequence[Tensor],
-    teacher_features: Sequence[Tensor],
-    rank: int = 1,
-    extra: int = 3,
-) -> Tensor:
-    """`kd_svd_loss` by a whole SVD per map and all relations at once: the textbook form.
-
-    Differs where a direction is undefined: it masks nothing, and the gradient is NaN there.
-    """
-    maps = []
-    for student, teacher in _matched(student_features, teacher_features):
-        flat = [full_precision(x).flatten(2).mT for x in (student, teacher.detach())]
-        student_rows = torch.linalg.svd(flat[0], full_matrices=False)[2][:, : rank + extra]
-        _, values, teacher_rows = torch.linalg.svd(flat[1], full_matrices=False)
-        directions = _canonical(teacher_rows[:, :rank].mT)
-        chosen, _ = nearest(student_rows.mT, directions)
-        weight = values[:, None, :rank] / values[:, :rank].norm(dim=1)[:, None, None]
-        maps.append((chosen * weight, directions * weight))
-    losses = [
-        (_relation(a, b) - _relation(c, d)).square().sum((1, 2, 3))
-        for (a, c), (b, d) in pairwise(maps)
-    ]
-    return torch.stack(losses).sum(0)
 
 
 def _relation(front: Tensor, back: Tensor) -> Tensor:
@@ -194,7 +166,7 @@ def _weights(teacher: RightVectors) -> Tensor:
 
 
 def _canonical(vectors: Tensor) -> Tensor:
-    """Columns whose entries sum to at least 0; if they cancel, the largest entry is positive."""
+    """Columns with a sum of at least 0; where it cancels, with a positive largest entry."""
     total = vectors.sum(1, keepdim=True)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     decisive = torch.where(total.abs() < 1e-6, largest, total)
@@ -214,7 +186,7 @@ def _relation_gap(front: _Aligned, back: _Aligned) -> Tensor:
 
         F_s^T G_s - F_t^T G_t = [F_s - F_t; F_t]^T [G_s; G_s - G_t] = U^T W,
 
-    and |U^T W|^2 = tr(U U^T W W^T): (C + D) (2 N)^2 operations, not some 50 C D, and no
+    and |U^T W|^2 = tr(U U^T W W^T): (C + D) (2 N)^2 operations instead of some 50 C D, and no
     difference of large numbers.
     """
     ours, theirs = _features(front.student), _features(front.teacher)
@@ -231,7 +203,7 @@ def _features(x: Tensor) -> Tensor:
     Entries of weighted unit vectors are in [-1, 1], so the first term left out, (a b / 4)^N / N!,
     is at most 4e-10 in float32 and 3e-18 in float64.
     """
-    # f_0 - 1, not f_0: entries are small, so f_0 is near 1 and would lose their digits.
+    # f_0 - 1 instead of f_0: entries are small, so f_0 is near 1 and would lose their digits.
     columns = [torch.expm1(x.square() / -8)]
     term = columns[0] + 1
     for n in range(1, TERMS[x.dtype]):
@@ -252,12 +224,12 @@ def clipped_merge(
     clip: Clip = "per_tensor",
     ramp: bool = True,
 ) -> list[Tensor | None]:
-    """Adds the transfer gradient to the task gradient, never longer than that.
+    """Adds the transfer gradient to the task gradient, clipped to at most its norm.
 
     g = g_task + g_transfer min(1, c / |g_transfer|), c = |g_task| sigmoid(epoch), for every
-    parameter by itself or, with "global", with the norms over all of them. A gradient that one
-    loss does not have (None) leaves the other as it is: a connector has only the transfer loss to
-    learn from. Nothing waits for the device.
+    parameter by itself or, with "global", with the norms over all of them. Where one loss has no
+    gradient (None), the other's is left as it is: a connector has only the transfer loss to learn
+    from. Does not wait for the device.
 
     Args:
         task_gradients: one per parameter.
@@ -305,8 +277,8 @@ def _clip_factors(
 ) -> Sequence[Tensor]:
     """min(1, share |g_task| / |g_transfer|), one per parameter; 0 where |g_transfer| is 0."""
     task_norms, norms = (
-        torch.stack(torch._foreach_norm(list(x)))  # pyright: ignore[reportPrivateImportUsage]
-        for x in (task, transfer)
+        torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        for gradients in (task, transfer)
     )
     if clip == "global":
         task_norms, norms = (x.norm().expand_as(x) for x in (task_norms, norms))
@@ -331,13 +303,14 @@ def method(
 
     Args:
         rank: singular vectors compared per map.
-        extra: further student vectors that may be chosen.
+        extra: further student vectors that may be matched.
         clip: bound on the transfer gradient, see `clipped_merge`.
         ramp: the bound grows with sigmoid(epoch).
-        weight: on the transfer loss; of little effect where the bound holds.
-        points: taps of the maps, from shallow to deep, each related with the next; "all" three
-            stage outputs.
-        connectors: 1x1 convolution and BatchNorm where widths differ; False refuses such a pair.
+        weight: on the transfer loss; of little effect where the gradient is clipped.
+        points: "all" three stage outputs, or a list of taps from shallow to deep; each map is
+            related to the next.
+        connectors: 1x1 convolution and BatchNorm where widths differ; False makes such a pair not
+            applicable.
 
     Raises:
         ValueError: a value out of range, fewer than two points, or an unknown `clip`.
@@ -376,28 +349,26 @@ def method(
 
     def connect(student: Shapes, teacher: Shapes) -> Connectors:
         layers = connect_widths(taps, student, teacher, allowed=connectors)
-        for tap in taps:
-            for name, (_, height, width) in (("student", student[tap]), ("teacher", teacher[tap])):
-                vectors = min(teacher[tap][0], height * width)
-                if rank > vectors:
-                    raise NotApplicable(
-                        f"rank {rank}, but the {name}'s map at {tap} has {vectors} singular vectors"
-                    )
+        _check_rank(rank, taps, student, teacher)
         return layers
 
-    return Method(
-        category="shared-representation",
-        source=SOURCE,
-        plan=(
-            Stage(
-                name="distil",
-                share=1.0,
-                transfer=transfer,
-                taps=taps,
-                transfer_weight=weight,
-                merge=merge,
-                watch=watch,
-            ),
-        ),
-        connect=connect,
+    stage = Stage(
+        name="distil",
+        share=1.0,
+        transfer=transfer,
+        taps=taps,
+        transfer_weight=weight,
+        merge=merge,
+        watch=watch,
     )
+    return Method(category="shared-representation", source=SOURCE, plan=(stage,), connect=connect)
+
+
+def _check_rank(rank: int, taps: Sequence[str], student: Shapes, teacher: Shapes) -> None:
+    for tap in taps:
+        for name, (_, height, width) in (("student", student[tap]), ("teacher", teacher[tap])):
+            vectors = min(teacher[tap][0], height * width)
+            if rank > vectors:
+                raise NotApplicable(
+                    f"rank {rank}, but the {name}'s map at {tap} has {vectors} singular vectors"
+                )

@@ -1,13 +1,11 @@
 """Relational knowledge distillation: keep the distances and angles within a batch.
 
-Nothing about single embeddings is compared, only how they lie to each other; so the two networks
-may have embeddings of different sizes. Relations across devices are not formed: the batch of one
-device is the set of points.
+Only relations between embeddings are compared, so the two networks may have embeddings of different
+sizes. The points are the batch of one device; no relation crosses devices.
 
-The fast forms take distances and angles from a Gram matrix, where a pair's squared distance is a
-small difference of large numbers. In float32 nothing would be left of it for two samples a
-thousandth of the batch's spread apart, so they compute in float64, whatever the networks do; the
-textbook forms take the difference of the samples first and do not need to.
+Distances and angles come from a Gram matrix, where a squared distance is a small difference of
+large numbers. In float32 no digit of it would be left for two samples a thousandth of the batch's
+spread apart, so the losses compute in float64, whatever the networks' precision.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from torch.nn.functional import huber_loss
 
 from bench.method import Method, Pair, Stage
 from methods._checks import one_of
-from methods._forms import has_reference
 from methods._precision import full_precision, no_autocast
 
 Tap = Literal["embedding", "logits"]
@@ -30,15 +27,14 @@ Reduction = Literal["peers", "distinct"]
 
 SOURCE = """\
 W. Park, D. Kim, Y. Lu, M. Cho: Relational Knowledge Distillation, CVPR 2019.
-Deviations: a side of no length gives no angle and no gradient, where public code divides by \
-1e-12; weights 25 and 50 beside cross-entropy, as public classification benchmarks have them."""
+Deviations: a side of length zero gives no angle and no gradient, where public code divides by \
+1e-12; weights 25 and 50 next to cross-entropy, as public classification benchmarks have them."""
 
 COINCIDE = 1e-12  # squared distances up to this share of the largest count as zero
-CPU_CHUNK = 1 << 16  # angles formed at a time: the three temporaries of 512 KiB stay in the cache
-GPU_CHUNK = 1 << 23  # 64 MiB each: enough for a launch to be worth it
+CPU_CHUNK = 1 << 16  # angles formed at a time: three temporaries of 512 KiB stay in the cache
+GPU_CHUNK = 1 << 23  # 64 MiB each: large enough to hide the cost of a kernel launch
 
 
-@has_reference
 def rkd_distance_loss(
     student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
 ) -> Tensor:
@@ -78,17 +74,16 @@ def rkd_distance_loss(
         return (factor * huber_loss(*relative, reduction="sum")).to(student.dtype)
 
 
-@has_reference
 def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers") -> Tensor:
     """Huber distance between the cosines of all angles in the batch.
 
     psi(i, j, k) = <x_i - x_j, x_k - x_j> / (|x_i - x_j| |x_k - x_j|), the cosine at vertex j;
     L = mean over (i, j, k) of huber(psi_student - psi_teacher), delta = 1. A cosine with a side
-    of no length (squared, at most 1e-12 of the batch's largest) is 0 and so is its gradient.
+    of length zero (squared, at most 1e-12 of the batch's largest) is 0, and so is its gradient.
 
-    The numerators come from the Gram matrix of the centred points, which holds every difference:
-    O(B^2 D + B^3) operations in place of O(B^3 D). The B^3 cosines exist only a few vertices at a
-    time: a chunk's part of the gradient is taken while the chunk is there.
+    The numerators come from the Gram matrix of the centred points: O(B^2 D + B^3) operations
+    instead of O(B^3 D). The B^3 cosines exist only for a few vertices at a time, and the gradient
+    of each chunk is formed together with its value.
 
     Args:
         student: embeddings, (B, D).
@@ -122,38 +117,6 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "
         return (factor * total).to(student.dtype)
 
 
-def rkd_distance_loss_reference(
-    student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
-) -> Tensor:
-    """`rkd_distance_loss` from all difference vectors, (B, B, D): the textbook form."""
-    student, teacher = _points(student, teacher)
-    factor = _mean_factor(len(student), 2, reduction)
-    if factor == 0:
-        return _zero(student)
-    relative = []
-    for points in (student, teacher):
-        squared = (points[:, None] - points).square().sum(-1)
-        distances = squared * _inverse_lengths(squared)
-        relative.append(distances * _inverse_or_zero(_mean_distance(distances)))
-    return factor * huber_loss(*relative, reduction="sum")
-
-
-def rkd_angle_loss_reference(
-    student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
-) -> Tensor:
-    """`rkd_angle_loss` from all unit difference vectors, (B, B, D): the textbook form."""
-    student, teacher = _points(student, teacher)
-    factor = _mean_factor(len(student), 3, reduction)
-    if factor == 0:
-        return _zero(student)
-    cosines = []
-    for points in (student, teacher):
-        difference = points - points[:, None]
-        units = difference * _inverse_lengths(difference.square().sum(-1))[..., None]
-        cosines.append(units @ units.mT)
-    return factor * huber_loss(*cosines, reduction="sum")
-
-
 def _points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
         raise ValueError(
@@ -172,12 +135,12 @@ def _mean_factor(batch: int, size: int, reduction: Reduction) -> float:
 
 
 def _zero(student: Tensor) -> Tensor:
-    # The sum of nothing is 0 and still part of the student's graph.
+    # The sum of no elements is 0 and still part of the student's graph.
     return student[:0].sum()
 
 
 def _centred_gram(points: Tensor) -> Tensor:
-    # Distances do not change with the origin, but their rounding does: far from it, P_ii and P_ij
+    # Distances do not depend on the origin, but their rounding does: far from it, P_ii and P_ij
     # are large and nearly equal.
     centred = points - points.mean(0)
     return centred @ centred.mT
@@ -211,9 +174,9 @@ def _relative_distances(points: Tensor) -> Tensor:
 class _AngleHuber(torch.autograd.Function):
     """Sum of huber(cos_student - cos_teacher) over all triples.
 
-    With r_ij = 1 / d_ij, cos[j; i, k] = (P_ik - P_ij - P_jk + P_jj) r_ij r_jk. The value is one
-    number, so its gradient is known up to a factor as soon as it is, and is formed along with it:
-    (B, B) for P and for r. Nothing of size B^3 is kept, and nothing is computed twice.
+    With r_ij = 1 / d_ij, cos[j; i, k] = (P_ik - P_ij - P_jk + P_jj) r_ij r_jk. The value is a
+    scalar, so the forward pass already forms its gradient, (B, B) for P and for r, and the backward
+    pass only scales it. Nothing of size B^3 is kept, and nothing is computed twice.
     """
 
     @staticmethod
@@ -224,7 +187,7 @@ class _AngleHuber(torch.autograd.Function):
         total = gram.new_zeros(())
         gram_slope, pulls = torch.zeros_like(gram), torch.zeros_like(sides)
         step = max(1, min(batch, (GPU_CHUNK if gram.is_cuda else CPU_CHUNK) // batch**2))
-        # Made once: memory that the allocator gives back and takes again costs more than the sums.
+        # Allocated once: returning pages and faulting them in again costs more than the sums.
         spaces = [gram.new_empty(step, batch, batch) for _ in range(3)]
         for start in range(0, batch, step):
             vertices = slice(start, min(start + step, batch))
@@ -237,7 +200,7 @@ class _AngleHuber(torch.autograd.Function):
             if any(ctx.needs_input_grad):
                 pulls[vertices] = 2 * cosines.mul_(slope).sum(2)
                 _add_gram_slope(_scaled(slope, sides, vertices), vertices, gram_slope)
-        # r d/dr is what a cosine and its slope give; a side of no length pulls nothing.
+        # `pulls` is r times the slope by r; a side of length zero has none.
         ctx.save_for_backward(gram_slope, torch.where(sides > 0, pulls / sides, 0.0))
         return total
 
@@ -263,7 +226,7 @@ def _scaled(products: Tensor, sides: Tensor, vertices: slice) -> Tensor:
 
 
 def _add_gram_slope(slope: Tensor, vertices: slice, gram_slope: Tensor) -> None:
-    """Adds what the numerators of the cosines hand back, for a slope symmetric in i and k."""
+    """Adds the slope by the Gram matrix through the cosines' numerators, symmetric in i and k."""
     gram_slope += slope.sum(0)
     by_end = slope.sum(2)
     gram_slope[vertices] -= 2 * by_end
@@ -313,17 +276,16 @@ def method(
         )
     one_of("rkd", "tap", tap, get_args(Tap))
     one_of("rkd", "reduction", reduction, get_args(Reduction))
-    weighted = [
-        (weight, loss)
-        for weight, loss in ((distance_weight, rkd_distance_loss), (angle_weight, rkd_angle_loss))
-        if weight > 0
-    ]
 
     def transfer(pair: Pair, connector: nn.Module) -> Tensor:
         points = [pair.student[tap], pair.teacher[tap]]
         if normalise:
             points = [_unit_rows(x) for x in points]
-        terms = [weight * loss(*points, reduction=reduction) for weight, loss in weighted]
+        terms = []
+        if distance_weight > 0:
+            terms.append(distance_weight * rkd_distance_loss(*points, reduction=reduction))
+        if angle_weight > 0:
+            terms.append(angle_weight * rkd_angle_loss(*points, reduction=reduction))
         return torch.stack(terms).sum()
 
     return Method(

@@ -23,11 +23,9 @@ from bench.hyperparameters import (
 from bench.method import Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import tap_shapes
-from methods._forms import in_reference_form, two_forms
 
 NAMES = METHODS.names()
 TAUGHT = [name for name in NAMES if build_method(name).needs_teacher]
-TWO_FORMS = [name for name in NAMES if two_forms(METHODS.get(name)())]
 B, K = 6, 4
 
 
@@ -80,22 +78,6 @@ def test_hyperparameters_are_keyword_only_with_json_able_defaults(name):
     signature = inspect.signature(build_method(name).plan[0].__class__)
     assert signature.parameters
     assert resolve_hyperparameters(name, {}) == default_hyperparameters(name)
-
-
-@pytest.mark.parametrize("name", TWO_FORMS)
-def test_the_textbook_form_of_a_method_is_the_method(name):
-    # At random tensors; that textbook forms run at all is in tests/test_losses_fast_forms.py.
-    for method, stage in transfer_stages(name):
-        textbook = in_reference_form(method).plan[method.plan.index(stage)]
-        connector, pair = connector_for(method, stage), random_pair(1)
-        expected = textbook.transfer(pair, connector)
-        torch.testing.assert_close(stage.transfer(pair, connector), expected, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", TWO_FORMS)
-def test_two_forms_of_a_loss_are_called_alike(name):
-    for fast, reference in two_forms(METHODS.get(name)()).values():
-        assert inspect.signature(fast) == inspect.signature(reference)
 
 
 @pytest.mark.parametrize("name", NAMES)

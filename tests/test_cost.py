@@ -510,19 +510,6 @@ def test_every_stage_is_measured_by_parts(measured):
             assert part.n >= 2
 
 
-def test_both_forms_are_measured_where_there_are_two(profiled):
-    record = next(r for r in profiled.references if r.label == "kd_svd")
-    assert record.form == REFERENCE
-    shipped = next(r for r in profiled.records if r.label == "kd_svd")
-    fast, textbook = shipped.stages[0].loss, record.stages[0].loss
-    assert fast.over_fast is None
-    assert textbook.over_fast.n == fast.ms.n == 2
-    assert textbook.count.decomposition != fast.count.decomposition
-    assert textbook.traffic.inputs == fast.traffic.inputs
-    assert record.training_cost_ratio != shipped.training_cost_ratio
-    assert not {"soft_logits", "selective"} & {r.label for r in profiled.references}
-
-
 def test_a_textbook_form_is_measured_though_its_gradient_is_not_finite():
     method = build_method("soft_logits")
 

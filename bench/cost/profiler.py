@@ -36,11 +36,10 @@ from bench.cost.record import (
 )
 from bench.cost.steps import PLAIN, Bench, Model, Scene, Setting
 from bench.faults import CODE_FAULTS, name_and_reason, one_line
-from bench.hyperparameters import METHODS, build_method
+from bench.hyperparameters import build_method
 from bench.method import Method, NotApplicable, split_epochs
 from bench.record import FAILED, NOT_APPLICABLE
 from bench.train.device import conditions, set_numerics
-from methods._forms import in_reference_form, two_forms
 
 LEAST_ROUNDS = 3
 LONG_MS = 50.0  # whatever takes longer finds its data in no cache and needs none brought back
@@ -163,8 +162,6 @@ def _profile_pair(
         report(f"{title}: preparing {row.label}", done, len(rows))
         shipped = _prepare(row, student, scene)
         subjects.append(shipped)
-        if shipped.turns and two_forms(METHODS.get(row.name)()):
-            subjects.append(_prepare(row, student, scene, shipped))
     plain = subjects[0]
     if plain.error:
         raise ValueError(f"profile of {title}: the plain student cannot be trained: {plain.error}")
@@ -178,8 +175,6 @@ def _prepare(
 ) -> _Subject:
     """A row with its losses as shipped, or in their textbook form beside `shipped`."""
     method, recipe = build_method(row.name, **row.hyperparameters), scene.setting.recipe
-    if shipped is not None:
-        method = in_reference_form(method)
     turns = []
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)

@@ -1,6 +1,6 @@
 """What a cohort's step costs against its rows one after another, each as a plain script runs it.
 
-    python -m tests.benchmarks.cohort_step --pair resnet32x4:resnet8x4 --rounds 5
+    PYTHONPATH=tests python -m tests.benchmarks.cohort_step --pair resnet32x4:resnet8x4 --rounds 5
 
 Rows: the plain student and the eight methods with their default hyper-parameters. Every stage of
 every row is stepped in two forms, in turn, in one process:
@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from textbook_losses import in_textbook_form  # PYTHONPATH=tests
 from torchvision import transforms
 
 from bench.cell import Recipe
@@ -38,7 +39,6 @@ from bench.hyperparameters import build_method
 from bench.method import View
 from bench.train.device import conditions
 from bench.train.step import Seen
-from methods._forms import in_reference_form
 
 ROWS = (
     "student", "soft_logits", "selective", "fitnet", "attention_transfer", "activation_boundary",
@@ -80,7 +80,7 @@ def pieces_of(pair: str, setting: Setting) -> tuple[list[Piece], Scene]:
     pieces = []
     for row in ROWS:
         method = build_method(row)
-        textbook = in_reference_form(method)
+        textbook = in_textbook_form(method)
         for stage, old in zip(method.plan, textbook.plan, strict=True):
             mine = Bench(here, student, row, method, stage)
             theirs = Bench(plain, student, row, textbook, old)

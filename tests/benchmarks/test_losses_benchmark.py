@@ -1,7 +1,7 @@
 """Every loss by itself, forward and backward, at the shapes of three well-known pairs.
 
-A loss that `registry.loss_forms` has in two forms runs in both, in one group, so that a speed-up
-can be attributed. Run from the checkout, on an otherwise idle machine:
+A loss with a textbook form (tests/textbook_losses.py) runs in both, in one group, so that a
+speed-up can be attributed. Run from the checkout, on an otherwise idle machine:
 
     pytest tests/benchmarks --benchmark-only --benchmark-json=FILE
 
@@ -19,13 +19,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from textbook_losses import TEXTBOOK
 from torch import Tensor
 
 from bench.cost.profiler import count
-from bench.hyperparameters import METHODS
 from bench.models import zoo
 from bench.models.network import tap_shapes
-from methods._forms import two_forms
 from methods.fsp import match_size
 
 PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2")
@@ -76,11 +75,11 @@ class Case(NamedTuple):
     arguments: tuple[float, ...] = ()
 
     def forms(self) -> dict[str, Loss]:
-        """What there is of it: "fast", and "reference" where the textbook form differs."""
-        forms = two_forms(METHODS.get(self.method)()).get(self.loss)
-        if forms is None:
-            return {"fast": getattr(import_module(f"methods.{self.method}"), self.loss)}
-        return forms._asdict()
+        """The loss as shipped, and in its textbook form where that differs."""
+        shipped = getattr(import_module(f"methods.{self.method}"), self.loss)
+        return {"shipped": shipped} | (
+            {"textbook": TEXTBOOK[self.loss]} if self.loss in TEXTBOOK else {}
+        )
 
 
 CASES = (
@@ -97,12 +96,7 @@ CASES = (
 
 
 def measured() -> Iterator[tuple[Case, str, Loss]]:
-    """(case, form, the loss in that form); fails if a loss of two forms is measured in none."""
-    listed = {(case.method, case.loss) for case in CASES}
-    for method in METHODS.names():
-        for loss in two_forms(METHODS.get(method)()):
-            if (method, loss) not in listed:
-                raise LookupError(f"{method}.{loss} has two forms and no benchmark")
+    """(case, form, the loss in that form)."""
     for case in CASES:
         yield from ((case, form, loss) for form, loss in case.forms().items())
 
