@@ -13,21 +13,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from digits_cells import EPOCHS, digits_cell, results, worker_config
 from fake_ray import NodeDies, RayError, WorkerCrashedError, fake_ray
 from processes import ROOT
 
-from bench.cell import Cell, DataSpec, Recipe
+from bench.cell import Cell
 from bench.cli import main, parse
-from bench.hyperparameters import method_code, resolve_hyperparameters
-from bench.launch.job import Job, Library, WorkerConfig, run_job
-from bench.launch.lease import Leases
+from bench.launch.job import Job, WorkerConfig, run_job
+from bench.launch.leases import Leases
 from bench.launch.ray_cluster import ClusterError, Options, RayCluster
 from bench.launch.schedule import plan_jobs
 from bench.record import FAILED, FINISHED, Store
 
 __all__ = ["fake_ray"]
-DATA = DataSpec(source="digits", classes=2, fraction=0.3, pad=1, flip=False)
-EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +36,9 @@ def data_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cells(data_root) -> list[Cell]:
     """A teacher, a student of its own and two that it teaches."""
-    fingerprint = Library(None, data_root).fingerprint(DATA)
-    recipe = Recipe(epochs=EPOCHS, batch_size=16, learning_rate=0.05)
-
-    def cell(method: str, model: str, teacher: Cell | None = None) -> Cell:
-        return Cell(
-            model=model, data=DATA, fingerprint=fingerprint, method=method, recipe=recipe, seed=0,
-            code=method_code(method), hyperparameters=resolve_hyperparameters(method, {}),
-            teacher=teacher,
-        )  # fmt: skip
-
-    teacher = cell("student", "cnn3")
-    taught = [cell(name, "cnn2", teacher) for name in ("soft_logits", "fitnet")]
-    return [teacher, cell("student", "cnn2"), *taught]
-
-
-def worker_config(work: Path, data_root: Path) -> WorkerConfig:
-    return WorkerConfig(
-        store=work / "cells", cache=data_root, data_root=None, checkpoints=work / "checkpoints",
-        checkpoint_seconds=0.0,
-    )  # fmt: skip
-
-
-def results(work: Path) -> dict[str, object]:
-    found = {}
-    for folder in sorted((work / "cells").iterdir()):
-        record = Store(work / "cells").read(folder.name)
-        assert record is not None
-        final = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
-        weights = (folder / "weights.safetensors").read_bytes()
-        found[folder.name] = (record.status, record.curves, final, weights)
-    return found
+    teacher = digits_cell("cnn3", data_root)
+    taught = [digits_cell("cnn2", data_root, name, teacher) for name in ("soft_logits", "fitnet")]
+    return [teacher, digits_cell("cnn2", data_root), *taught]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +153,7 @@ def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
     assert launch(cells[:1], worker_config(tmp_path, data_root)) == [cells[0].id]
     assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
     assert caplog.text.count("waiting for one to join") == 1
-    assert "a job asks for 1 CPU" in caplog.text
+    assert "asks for 1 CPU" in caplog.text
 
 
 def test_warnings_of_workers_are_shown_by_the_coordinator(

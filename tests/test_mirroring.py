@@ -10,7 +10,7 @@ from lessons import plain_cell
 from rich.console import Console
 
 from bench.launch import mirroring
-from bench.launch.lease import BusyError, Leases
+from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import Mirroring, sole_mirror
 from bench.record import Plan
 from bench.tracking import TrackingError

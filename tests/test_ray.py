@@ -37,7 +37,7 @@ from test_faults import (
     words,
 )
 
-from bench.launch.lease import Leases
+from bench.launch.leases import Leases
 from bench.workdir import WorkDir
 
 __all__ = ["tally", "undisturbed"]

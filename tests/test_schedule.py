@@ -12,7 +12,7 @@ from lessons import cell, dataset, plain_cell, recipe
 
 from bench.cost.footprint import Footprint
 from bench.launch.job import Job, Library, WorkerConfig, run_job
-from bench.launch.memory import free_memory, room
+from bench.launch.resources import free_memory, room
 from bench.launch.schedule import (
     cut_to_memory,
     group_cells,
@@ -179,7 +179,7 @@ def test_free_memory_is_the_systems_or_what_the_container_may_still_use(tmp_path
 
 
 def test_workers_share_the_memory(monkeypatch):
-    monkeypatch.setattr("bench.launch.memory.free_memory", lambda: 1000)
+    monkeypatch.setattr("bench.launch.resources.free_memory", lambda: 1000)
     assert room("cpu", 2) == 400
 
 

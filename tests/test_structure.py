@@ -93,7 +93,7 @@ def test_one_package_alone_speaks_to_each_of_these_libraries():
     ("statement", "absent"),
     [
         ("import bench.report.build, bench.workdir, bench.tracking, bench.cli", ["torch"]),
-        ("import bench.train.cohort, bench.launch.job, bench.launch.local", ["mlflow"]),
+        ("import bench.train.cohort, bench.launch.job, bench.launch.workers", ["mlflow"]),
         ("import bench.grid", ["torchvision", "bench.models.resnet", "bench.report"]),
     ],
 )

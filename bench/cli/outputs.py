@@ -59,7 +59,7 @@ def _measured(folder: Path) -> list[Path]:
 
 def mirror_files(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
     """Puts a grid's tables and figures into MLflow."""
-    from bench.launch.lease import BusyError, Leases
+    from bench.launch.leases import BusyError, Leases
     from bench.launch.mirroring import sole_mirror
     from bench.report.cost import cost_metrics
     from bench.tracking import TrackingError

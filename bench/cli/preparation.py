@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -115,8 +114,8 @@ def open_launcher(
     options: argparse.Namespace, prepared: Prepared
 ) -> Iterator[tuple[list[str], Launch, int | None]]:
     """One device for each job that runs at once, what runs jobs, and the memory of a worker."""
-    from bench.launch.local import run_processes
-    from bench.launch.memory import worker_room
+    from bench.launch.resources import worker_room
+    from bench.launch.workers import run_processes
 
     if prepared.cluster is None:
         devices = list_devices(prepared.device, options.workers)
@@ -135,7 +134,9 @@ def list_devices(device: str, workers: int | None) -> list[str]:
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: got {workers}, wanted 1 or more")
     if device == "cpu":
-        return ["cpu"] * (workers or len(os.sched_getaffinity(0)))
+        from bench.launch.resources import usable_cpus
+
+        return ["cpu"] * (workers or usable_cpus())
     import torch
 
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]

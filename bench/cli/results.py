@@ -51,7 +51,7 @@ def recommend(options: argparse.Namespace) -> int:
 
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
-    from bench.launch.lease import BusyError, Leases
+    from bench.launch.leases import BusyError, Leases
     from bench.launch.mirroring import sole_mirror
     from bench.tracking import TrackingError, mirror_all
 

@@ -97,7 +97,7 @@ def _train(
     options: argparse.Namespace, prepared: Prepared, grid: Grid
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
-    from bench.launch.lease import LeaseLostError
+    from bench.launch.leases import LeaseLostError
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = expand_grid(prepared, grid), prepared.work

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from bench.cell import Cell
 from bench.grid import Expansion
 from bench.launch.job import Job, Library, Report, WorkerConfig, total_epochs, unfinished
-from bench.launch.lease import Leases
-from bench.launch.local import run_processes
+from bench.launch.launcher import Done
+from bench.launch.leases import Leases
 from bench.launch.mirroring import Mirroring
 from bench.launch.progress import Display
 from bench.launch.schedule import plan_training
-from bench.launch.share import Done, Share
+from bench.launch.workers import run_processes
 from bench.record import FINISHED, Plan, Store, write_atomically
 from bench.train.checkpoint import Checkpoints
 from bench.workdir import WorkDir
@@ -67,7 +68,7 @@ def run_grid(
         devices: one entry for each job that can run at once.
         retry_failed: whether failed cells run again.
         console: for progress and warnings.
-        launch: runs jobs, see `bench.launch.local.run_processes`.
+        launch: runs jobs, see `bench.launch.workers.run_processes`.
         room_bytes: memory that one worker may fill; None if no limit is known.
     """
     plan = expansion.plan
@@ -82,7 +83,7 @@ def run_grid(
     epochs = {cell.id: total_epochs(cell) for cell in waiting}
     with Leases(work.leases) as leases:
         sweep(work, leases)
-        Share(work.store, leases).discard(waiting)
+        discard_records(waiting, work.store, leases)
         with (
             Mirroring(work, plan, leases, console) as mirroring,
             Display(names, epochs, console) as display,
@@ -97,6 +98,14 @@ def run_grid(
     counts = count(expansion, work.store)
     elsewhere = len(waiting) - here
     return Outcome(here, elsewhere, counts, seconds, mirroring.seconds)
+
+
+def discard_records(cells: Sequence[Cell], store: Store, leases: Leases) -> None:
+    """Forgets the records of cells that are to run again, unless another command runs them."""
+    for cell in cells:
+        if store.read(cell.id) is not None and leases.acquire(cell.id):
+            store.discard(cell.id)
+            leases.release(cell.id)
 
 
 def sweep(work: WorkDir, leases: Leases) -> None:

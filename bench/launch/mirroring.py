@@ -16,7 +16,7 @@ from types import TracebackType
 from rich.console import Console
 
 from bench.cell import Cell
-from bench.launch.lease import BusyError, Leases
+from bench.launch.leases import BusyError, Leases
 from bench.record import Plan
 from bench.tracking import Mirror, TrackingError, first_rows, mirror_all
 from bench.workdir import WorkDir

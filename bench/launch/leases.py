@@ -59,7 +59,12 @@ class Leases:
     """
 
     def __init__(
-        self, root: Path, *, beat: float = BEAT_SECONDS, expiry: float = EXPIRY_SECONDS
+        self,
+        root: Path,
+        *,
+        beat: float = BEAT_SECONDS,
+        expiry: float = EXPIRY_SECONDS,
+        machine: str | None = None,
     ) -> None:
         """Nothing is written before it is entered.
 
@@ -67,11 +72,12 @@ class Leases:
             root: their folder, shared by all who ask.
             beat: seconds between two heartbeats.
             expiry: age in seconds of a heartbeat whose owner counts as dead.
+            machine: identifies the running kernel; None to ask it.
         """
         self._hearts, self._names = root / "hearts", root / "held"
-        self.beat, self.expiry = beat, expiry
+        self.beat_seconds, self.expiry = beat, expiry
         self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        self._machine = _machine()
+        self._machine = machine or _machine()
         self._held: dict[str, Path] = {}
         self._lost: str | None = None
         self._guard = threading.Lock()
@@ -191,16 +197,17 @@ class Leases:
     # --- the heart ------------------------------------------------------------------------------
 
     def _live(self) -> None:
-        while not self._ended.wait(self.beat):
-            self._beats += 1
-            # In place: neither a full disk nor the lock on it stands in the way. A beat that the
-            # file system refuses is left out; a working disk is needed for everything else too.
-            with contextlib.suppress(OSError):
-                os.pwrite(self._heart, f"{self._beats:0{COUNTER}d}".encode(), 0)
-                os.fsync(self._heart)
-            self._check_all()
+        while not self._ended.wait(self.beat_seconds):
+            self.beat()
 
-    def _check_all(self) -> None:
+    def beat(self) -> None:
+        """Shows that this process lives, and looks whether its leases are still its own."""
+        self._beats += 1
+        # In place: neither a full disk nor the lock on it stands in the way. A beat that the
+        # file system refuses is left out; a working disk is needed for everything else too.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._heart, f"{self._beats:0{COUNTER}d}".encode(), 0)
+            os.fsync(self._heart)
         with self._guard:
             held = dict(self._held)
         for name, path in held.items():

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.launch import lease
-from bench.launch.lease import LeaseLostError, Leases
+from bench.launch.leases import LeaseLostError, Leases
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys
 from pathlib import Path
-from bench.launch.lease import Leases
+from bench.launch.leases import Leases
 with Leases(Path(sys.argv[1]), beat=0.05) as leases:
     print(leases.acquire("cell"), flush=True)
     sys.stdin.read()
@@ -48,12 +47,11 @@ def test_a_killed_holder_on_this_machine_is_dead_at_once_and_a_living_one_is_not
         assert mine.acquire("cell")
 
 
-def test_a_holder_elsewhere_is_dead_when_its_heart_has_not_beaten_for_long(tmp_path, monkeypatch):
+def test_a_holder_elsewhere_is_dead_when_its_heart_has_not_beaten_for_long(tmp_path):
     with Leases(tmp_path, beat=1000) as theirs:
         assert theirs.acquire("cell")
-        monkeypatch.setattr(lease, "_machine", lambda: "another")
         heart = tmp_path / "hearts" / theirs.owner
-        with Leases(tmp_path, beat=1000, expiry=60) as mine:
+        with Leases(tmp_path, beat=1000, expiry=60, machine="another") as mine:
             assert not mine.acquire("cell")
             written = (tmp_path / "hearts" / mine.owner).stat().st_mtime
             os.utime(heart, (written - 59, written - 59))
@@ -66,31 +64,29 @@ def test_only_the_clock_of_the_file_system_counts(tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 0.0)  # a host whose clock is fifty years late
     with Leases(tmp_path) as theirs:
         assert theirs.acquire("cell")
-        monkeypatch.setattr(lease, "_machine", lambda: "another")
-        with Leases(tmp_path) as mine:
+        with Leases(tmp_path, machine="another") as mine:
             assert not mine.acquire("cell")
 
 
-def test_whoever_lost_a_lease_is_told(tmp_path, monkeypatch):
+def test_whoever_lost_a_lease_is_told(tmp_path):
     with Leases(tmp_path, beat=1000) as theirs:
         assert theirs.acquire("cell")
         assert theirs.acquire("other")
         theirs.check()
         os.utime(tmp_path / "hearts" / theirs.owner, (0, 0))
-        monkeypatch.setattr(lease, "_machine", lambda: "another")
-        with Leases(tmp_path) as mine:
+        with Leases(tmp_path, machine="another") as mine:
             assert mine.acquire("cell")
-            theirs._check_all()
+            theirs.beat()
             with pytest.raises(LeaseLostError, match="took over cell: this process was suspended"):
                 theirs.check()
             theirs.release("cell")  # does not take it from its new holder
             assert mine.acquire("cell")
-            mine._check_all()
+            mine.beat()
             mine.check()
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_who_ask_at_once_one_gets_it(tmp_path, monkeypatch, stale):
+def test_of_many_who_ask_at_once_one_gets_it(tmp_path, stale):
     crowd = 8
     if stale:
         with Leases(tmp_path) as dead:

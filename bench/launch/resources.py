@@ -1,4 +1,4 @@
-"""How much memory is free for one worker: what limits the size of a cohort."""
+"""What this machine has for workers: CPUs, and memory, which limits the size of a cohort."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 SAFE = 0.8
-"""Share of the free memory that is planned with: estimates are not exact, and others want some."""
+"""Part of the free memory that plans may fill: estimates are rough, and others need some."""
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may run on; all of the machine where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def room(device: str, workers: int) -> int | None:

@@ -1,0 +1,272 @@
+"""What every launcher does: start jobs, try the cells of a failed job again, share with others.
+
+A launcher adds where jobs run: in worker processes of this machine, or as tasks of a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from bench.cell import Cell
+from bench.launch.job import Job, Report, WorkerConfig
+from bench.launch.leases import Leases
+from bench.record import FAILED, FINISHED, Store
+from bench.train.cohort import fail, record_without_result
+from bench.train.device import is_out_of_memory
+
+POLL_SECONDS = 0.2
+FOLLOW_SECONDS = 1.0
+"""Time between two looks at the cells that other commands train."""
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+Handle = TypeVar("Handle")
+
+
+@dataclass(frozen=True)
+class Done:
+    """Cells that have a record now.
+
+    Attributes:
+        cells: those cells.
+        here: whether this launcher trained them, not another command.
+    """
+
+    cells: tuple[Cell, ...]
+    here: bool = True
+
+
+class Launcher(ABC, Generic[Handle]):
+    """Jobs that wait, jobs that run, and cells that other commands train.
+
+    A job that raises, or loses its process, costs itself and nothing else: its cells without a
+    record are tried once more, each in a job of its own, and a cell that fails again is recorded
+    as failed. A job that ran out of memory is halved first; a single cell that ran out of memory
+    is tried again when nothing else runs.
+
+    Attributes:
+        waiting: jobs to start, in this order, as soon as a worker is free and what they need is
+            finished.
+        running: what runs -> its job.
+        elsewhere: jobs whose cells other commands hold.
+    """
+
+    def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
+        """Starts nothing.
+
+        Args:
+            config: for the workers.
+            report: called after every epoch, in this process.
+            leases: of this process, entered.
+        """
+        self.config, self.report, self.leases = config, report, leases
+        self.store = Store(config.store)
+        self.waiting: list[Job] = []
+        self.running: dict[Handle, Job] = {}
+        self.elsewhere: list[Job] = []
+        self._starved: list[Job] = []
+        self._alone: Job | None = None
+        self._retried: set[str] = set()
+        self._recorded: set[str] = set()
+        self._followed = 0.0
+
+    # --- what a launcher adds -------------------------------------------------------------------
+
+    @abstractmethod
+    def has_room(self) -> bool:
+        """Whether one more job can start."""
+
+    @abstractmethod
+    def submit(self, job: Job, alone: bool) -> Handle:
+        """Starts a job.
+
+        Args:
+            job: what it needs is finished.
+            alone: whether it is a cell that ran out of memory: it gets a whole device.
+        """
+
+    @abstractmethod
+    def collect(self) -> Iterator[Done]:
+        """Waits at most `POLL_SECONDS` for what runs, and takes what ended out of `running`."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends the workers, at once if jobs still run."""
+
+    # --- what all share -------------------------------------------------------------------------
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        """Runs the jobs. Stops the workers at the end, whatever ends it.
+
+        Raises:
+            OSError: the disk is full or broken, which is no cell's fault.
+            LeaseLostError: this process was suspended, and another command took its cells.
+        """
+        self.waiting = list(jobs)
+        try:
+            while self.waiting or self.running or self._starved or self.elsewhere:
+                self.leases.check()
+                yield from self._follow()
+                yield from self._start()
+                yield from self.collect()
+        finally:
+            self.stop()
+
+    def _start(self) -> Iterator[Done]:
+        """Starts what can start now."""
+        if self._alone is not None:
+            return
+        for job in list(self.waiting):
+            if not self.has_room():
+                return
+            if self._is_ready(job):
+                self.waiting = [other for other in self.waiting if other is not job]
+                yield from self._start_job(job)
+        if self._starved and not self.running:
+            self._alone = self._starved.pop(0)
+            self.running[self.submit(self._alone, alone=True)] = self._alone
+
+    def _start_job(self, job: Job) -> Iterator[Done]:
+        mine, recorded = self._acquire(job)
+        if recorded:
+            yield Done(tuple(recorded), here=False)
+        left = without_failed_needs(mine, self.store, self.config)
+        if left.cells:
+            self.running[self.submit(left, alone=False)] = left
+        if failed := [cell for cell in mine.cells if cell not in left.cells]:
+            yield self._release(failed)
+
+    def _is_ready(self, job: Job) -> bool:
+        return all(self._has_record(need.id) for need in job.needs)
+
+    def _has_record(self, cell_id: str) -> bool:
+        if cell_id not in self._recorded and self.store.read(cell_id) is not None:
+            self._recorded.add(cell_id)
+        return cell_id in self._recorded
+
+    # --- how a job ends -------------------------------------------------------------------------
+
+    def after_end(self, job: Job, error: BaseException | None = None) -> Iterator[Done]:
+        """Releases the cells of a job that have a record, and tries the others again.
+
+        Args:
+            job: it runs no more.
+            error: what ended it; None if nothing did.
+
+        Raises:
+            OSError: the disk is full or broken, which is no cell's fault.
+        """
+        alone, self._alone = self._alone is job, None
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise error
+        left = self._without_record(job)
+        if left:
+            error = error or RuntimeError(f"it ended without a record in {self.config.store}")
+            left = self._try_again(left, error, alone)
+        yield from self._release_all_but(left, job)
+
+    def after_loss(self, job: Job) -> Iterator[Done]:
+        """Puts a job first in line again that ended through no fault of its cells."""
+        self._alone = None
+        left = self._without_record(job)
+        if left:
+            self.waiting.insert(0, _job(left))
+        yield from self._release_all_but(left, job)
+
+    def _without_record(self, job: Job) -> list[Cell]:
+        return [cell for cell in job.cells if self.store.read(cell.id) is None]
+
+    def _try_again(self, cells: list[Cell], error: BaseException, alone: bool) -> list[Cell]:
+        """Queues the cells of a failed job, or records their failure; returns those queued."""
+        if is_out_of_memory(error) and not alone:
+            if len(cells) == 1:
+                self._starved.append(_job(cells))
+            else:
+                self.waiting[:0] = [_job(cells[0::2]), _job(cells[1::2])]
+            return cells
+        again = [cell for cell in cells if cell.id not in self._retried and not alone]
+        for cell in cells:
+            if cell not in again:
+                self.store.write(fail(cell, error, self.config.provenance))
+        self._retried |= {cell.id for cell in again}
+        self.waiting[:0] = [_job([cell]) for cell in again]
+        return again
+
+    # --- cells that several commands share ------------------------------------------------------
+
+    def _acquire(self, job: Job) -> tuple[Job, list[Cell]]:
+        """The part of a job that is this launcher's to train, and cells recorded meanwhile.
+
+        Cells that other commands hold are followed from here on.
+        """
+        mine, recorded, held = [], [], []
+        for cell in job.cells:
+            if not self.leases.acquire(cell.id):
+                held.append(cell)
+            elif self.store.read(cell.id) is not None:
+                self.leases.release(cell.id, forget=True)
+                recorded.append(cell)
+            else:
+                self.store.discard(cell.id)  # files that a killed process left half-written
+                mine.append(cell)
+        if held:
+            self.elsewhere.append(_job(held))
+        return _job(mine), recorded
+
+    def _release(self, cells: Sequence[Cell]) -> Done:
+        for cell in cells:
+            self.leases.release(cell.id, forget=True)
+        return Done(tuple(cells))
+
+    def _release_all_but(self, left: Sequence[Cell], job: Job) -> Iterator[Done]:
+        if done := [cell for cell in job.cells if cell not in left]:
+            yield self._release(done)
+
+    def _follow(self) -> Iterator[Done]:
+        """Looks from time to time at cells that others hold: recorded, or free to be taken."""
+        now = time.monotonic()
+        if now - self._followed < FOLLOW_SECONDS:
+            return
+        self._followed = now
+        followed, self.elsewhere = self.elsewhere, []
+        for job in followed:
+            left = self._without_record(job)
+            if recorded := [cell for cell in job.cells if cell not in left]:
+                yield Done(tuple(recorded), here=False)
+            free = [cell for cell in left if self.leases.holder(cell.id) is None]
+            if free:
+                self.waiting.append(_job(free))
+            if held := [cell for cell in left if cell not in free]:
+                self.elsewhere.append(_job(held))
+
+
+def _job(cells: Sequence[Cell]) -> Job:
+    return Job(tuple(cells), next((cell.teacher for cell in cells if cell.teacher), None))
+
+
+def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
+    """The cells of a job that can train. The others are recorded as failed here.
+
+    A cell cannot train if its teacher, or the source that it starts from, did not finish.
+    """
+    failed = {need.id for need in job.needs if not _is_finished(need, store)}
+    kept = []
+    for cell in job.cells:
+        need = next((need for need in cell.needs if need.id in failed), None)
+        if need is None:
+            kept.append(cell)
+            continue
+        found = store.read(need.id)
+        reason = found.error if found is not None else "it has no record"
+        error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
+        store.write(record_without_result(cell, FAILED, error, config.provenance))
+    return _job(kept)
+
+
+def _is_finished(cell: Cell, store: Store) -> bool:
+    found = store.read(cell.id)
+    return found is not None and found.status == FINISHED

@@ -1,0 +1,238 @@
+"""Jobs in worker processes of this machine, one for each entry of a list of devices.
+
+A worker takes one job after another, because importing torch costs seconds. A worker that dies
+costs the job it held and no other: a new one takes its place, and the other workers go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from bench.faults import CODE_FAULTS
+from bench.launch.job import Job, Report, WorkerConfig, run_job
+from bench.launch.launcher import POLL_SECONDS, Done, Launcher
+from bench.launch.leases import Leases
+from bench.train.device import is_device_lost, is_out_of_memory
+
+DIED = "its process died twice (exit code {}): killed, or out of memory"
+EPOCH, ENDED = "epoch", "ended"
+
+
+def run_processes(
+    jobs: Sequence[Job],
+    config: WorkerConfig,
+    devices: Sequence[str],
+    report: Report,
+    leases: Leases,
+) -> Generator[Done]:
+    """Runs jobs in one process per entry of `devices`, and yields cells as they are done.
+
+    What happens to a job that fails is said at `bench.launch.launcher.Launcher`. Cells with a
+    checkpoint go on from it. Other commands may work on the same cells: each cell is trained by
+    the command that holds its lease. Cells that others hold are waited for, and taken over if
+    their holder dies.
+
+    Args:
+        jobs: in the order in which to start them; a job waits for its teachers and sources.
+        config: for the workers; each gets a device of its own.
+        devices: of the workers, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
+        report: called after every epoch, in this process.
+        leases: of this process, entered.
+
+    Raises:
+        OSError: the disk is full or broken, which is no cell's fault.
+        LeaseLostError: this process was suspended, and another command took its cells.
+    """
+    yield from WorkerProcesses(config, devices, report, leases).run(jobs)
+
+
+class Worker:
+    """A worker process, as the launcher sees it.
+
+    Attributes:
+        config: what the process was started with, its device among it.
+        process: the process.
+        connection: jobs go in, events and ends come out.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        """Starts the process.
+
+        Args:
+            config: with the worker's own device.
+        """
+        context = multiprocessing.get_context("spawn")
+        self.config = config
+        self.connection, its_end = context.Pipe()
+        self.process = context.Process(target=serve_jobs, args=(its_end, config))
+        # The process inherits the mask: Ctrl-C is for the launcher, which ends its workers.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        its_end.close()
+
+    def send(self, job: Job) -> None:
+        """Hands over a job."""
+        with contextlib.suppress(ConnectionError):  # it died: `receive` says so
+            self.connection.send(job)
+
+    def receive(self) -> tuple[Any, ...] | None:
+        """The next message; None if there is none yet.
+
+        Returns:
+            (EPOCH, cell id, epochs done, of how many, accuracy) or (ENDED, error or None).
+        """
+        is_alive = self.process.is_alive()  # asked first: what a dead process sent is still read
+        try:
+            if self.connection.poll():
+                return self.connection.recv()
+        except (EOFError, OSError):
+            is_alive = False
+        if is_alive:
+            return None
+        self.end(at_once=True)
+        return ENDED, RuntimeError(DIED.format(self.process.exitcode))
+
+    def end(self, at_once: bool) -> None:
+        """Ends the process.
+
+        Args:
+            at_once: whether it may still run a job, and is not to finish it.
+        """
+        if at_once:
+            self.process.terminate()
+        self.connection.close()
+        self.process.join()
+
+
+class WorkerProcesses(Launcher[Worker]):
+    """Worker processes that start when there is a job for them."""
+
+    def __init__(
+        self, config: WorkerConfig, devices: Sequence[str], report: Report, leases: Leases
+    ) -> None:
+        """Starts nothing.
+
+        Args:
+            config: for the workers.
+            devices: one entry for each worker.
+            report: called after every epoch, in this process.
+            leases: of this process, entered.
+        """
+        super().__init__(config, report, leases)
+        self._free_devices = list(devices)
+        self._idle: list[Worker] = []
+
+    def has_room(self) -> bool:
+        """Whether a worker is idle, or a device has none yet."""
+        return bool(self._idle or self._free_devices)
+
+    def submit(self, job: Job, alone: bool) -> Worker:
+        """Gives a job to a worker, and starts one if none is idle."""
+        if self._idle:
+            worker = self._idle.pop(0)
+        else:
+            worker = Worker(replace(self.config, device=self._free_devices.pop(0)))
+        worker.send(job)
+        return worker
+
+    def collect(self) -> Iterator[Done]:
+        """Reports the epochs of all workers, and sorts out the jobs that ended."""
+        workers = (*self.running, *self._idle)
+        if workers:
+            ends = [*(w.connection for w in workers), *(w.process.sentinel for w in workers)]
+            wait(ends, POLL_SECONDS)
+        else:  # other commands hold all that is left, or what it waits for
+            self.leases.pause(POLL_SECONDS)
+        for worker in list(self._idle):
+            if not worker.process.is_alive():
+                self._idle.remove(worker)
+                self._replace(worker)
+        for worker in list(self.running):
+            while (message := worker.receive()) is not None:
+                kind, *values = message
+                if kind == EPOCH:
+                    self.report(*values)
+                    continue
+                (error,) = values
+                job = self.running.pop(worker)
+                if not worker.process.is_alive() or (error is not None and _is_unusable(error)):
+                    self._replace(worker)
+                else:
+                    self._idle.append(worker)
+                yield from self.after_end(job, error)
+                break
+
+    def _replace(self, worker: Worker) -> None:
+        """Ends a worker; the next job for its device starts another."""
+        worker.end(at_once=True)
+        self._free_devices.append(worker.config.device)
+
+    def stop(self) -> None:
+        """Ends all workers; those that run a job at once."""
+        for worker in self.running:
+            worker.process.terminate()
+        for worker in (*self.running, *self._idle):
+            worker.end(at_once=False)
+        self._idle = []
+
+
+def _is_unusable(error: BaseException) -> bool:
+    """Whether whatever ran next in that process would fail too: it lost its CUDA device."""
+    return is_device_lost(error) and not is_out_of_memory(error)
+
+
+# --- in the worker process -----------------------------------------------------------------------
+
+
+def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
+    """Runs the jobs that come in, until the launcher closes its end of the connection."""
+    import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            error = _run(connection.recv(), config, connection)
+            # Workers may share a device: memory that this one keeps may be needed by another.
+            torch.cuda.empty_cache()
+            connection.send((ENDED, error))
+
+
+def _run(job: Job, config: WorkerConfig, connection: Connection) -> BaseException | None:
+    """Runs a job; returns what ended it, if anything did."""
+    try:
+        run_job(job, config, lambda *event: connection.send((EPOCH, *event)))
+    except BaseException as error:  # a plugin may raise what it likes, SystemExit too
+        return _portable(error)
+    return None
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error in a form that can be sent, with its traceback as a note."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        portable = pickle.loads(pickle.dumps(error))
+    except (*CODE_FAULTS, pickle.PickleError):
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    portable.add_note(text)
+    return portable
+
+
+def _end_with_parent() -> None:
+    """Ends this process with its launcher, which cannot stop it when it is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,62 @@
+"""Cells on two digits, and jobs of them: what tests of the launchers train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.cell import Cell, DataSpec, Recipe
+from bench.hyperparameters import method_code, resolve_hyperparameters
+from bench.launch.job import Library, WorkerConfig
+from bench.record import Store
+
+DATA = DataSpec(source="digits", classes=2, fraction=0.3, pad=1, flip=False)
+EPOCHS = 3
+
+
+def digits_cell(
+    model: str,
+    cache: Path,
+    method: str = "student",
+    teacher: Cell | None = None,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+) -> Cell:
+    """A cell that trains for some milliseconds an epoch.
+
+    Args:
+        model: name of a model.
+        cache: folder of decoded data sets.
+        method: name of a method.
+        teacher: the cell that teaches it.
+        seed: of the training.
+        epochs: how many it trains for.
+    """
+    return Cell(
+        model=model, data=DATA, fingerprint=Library(None, cache).fingerprint(DATA), method=method,
+        recipe=Recipe(epochs=epochs, batch_size=16, learning_rate=0.05), seed=seed,
+        code=method_code(method), hyperparameters=resolve_hyperparameters(method, {}),
+        teacher=teacher,
+    )  # fmt: skip
+
+
+def worker_config(work: Path, cache: Path, **changes: object) -> WorkerConfig:
+    """For workers that write a checkpoint after every epoch."""
+    values = {
+        "store": work / "cells", "cache": cache, "data_root": None,
+        "checkpoints": work / "checkpoints", "checkpoint_seconds": 0.0,
+    }  # fmt: skip
+    return WorkerConfig(**{**values, **changes})
+
+
+def results(work: Path) -> dict[str, object]:
+    """Everything that must be equal between two trainings of the same cells, by cell id."""
+    found = {}
+    for folder in sorted((work / "cells").iterdir()):
+        record = Store(work / "cells").read(folder.name)
+        assert record is not None
+        final = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
+        weights = folder / "weights.safetensors"
+        found[folder.name] = (
+            record.status, record.curves, final, weights.read_bytes() if weights.exists() else b""
+        )  # fmt: skip
+    return found

@@ -1,0 +1,263 @@
+"""Jobs that fail or lose their process: what is tried again, what is recorded as failed."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from digits_cells import digits_cell, results, worker_config
+from lessons import cell, plain_cell, run
+
+from bench.cell import Cell
+from bench.launch.job import Job, Report, WorkerConfig, run_job
+from bench.launch.launcher import Done, Launcher, without_failed_needs
+from bench.launch.leases import Leases
+from bench.launch.workers import run_processes
+from bench.plugin import Plugin
+from bench.record import FAILED, FINISHED, Record, Store
+from bench.train.cohort import record_without_result
+from bench.train.device import is_out_of_memory
+from bench.train.engine import Student
+
+# --- real processes ------------------------------------------------------------------------------
+
+# cnn2 with something that happens in the midst of a training step. `wait_once` returns when the
+# test opens the pipe of that name for writing, and at once in later trainings.
+MODELS = """
+import itertools, os, signal
+from pathlib import Path
+from bench.models.small import SmallCnn
+
+FOLDER = Path({folder!r})
+
+def wait_once(name):
+    if not (FOLDER / (name + "-waited")).exists():
+        (FOLDER / (name + "-waited")).touch()
+        (FOLDER / name).open().close()
+
+def killed():
+    wait_once("killed")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def held():
+    wait_once("held")
+
+def broken():
+    raise OSError("no such file")
+
+def quits():
+    raise SystemExit(3)
+
+def model(act):
+    def build(classes, image_shape):
+        network, steps = SmallCnn(classes, image_shape, width=2), itertools.count(1)
+        def hook(module, inputs, output):
+            if module.training and next(steps) == 8:  # in the second epoch
+                act()
+        network.head.register_forward_hook(hook)
+        return network
+    return build
+
+MODELS = {{act.__name__: model(act) for act in (killed, held, broken, quits)}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> WorkerConfig:
+    """With models that wait, raise, or kill their process."""
+    plugin = Plugin(str(tmp_path / "culprits.py"), MODELS.format(folder=str(tmp_path)))
+    return worker_config(tmp_path, tmp_path / "data", plugins=(plugin,))
+
+
+def launch(jobs: list[Job], config: WorkerConfig, workers: int, report: Report) -> Iterator[Done]:
+    with Leases(config.store.parent / "leases") as leases:
+        yield from run_processes(jobs, config, ["cpu"] * workers, report, leases)
+
+
+def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
+    """It is killed while another worker is in the midst of an epoch, and stays there meanwhile."""
+    for name in ("killed", "held"):
+        os.mkfifo(tmp_path / name)
+    names = ("killed", "cnn2", "held", "cnn3")
+    culprit, mate, held, other = cells = [digits_cell(name, config.cache) for name in names]
+    jobs = [Job((culprit, mate), None), Job((held, other), None)]
+    events: list[tuple[str, int]] = []
+
+    def report(cell_id: str, done: int, total: int, accuracy: float | None) -> None:
+        events.append((cell_id, done))
+        if (cell_id, done) == (held.id, 1):  # the other job trains: now the first may die
+            (tmp_path / "killed").open("w").close()
+
+    for done in launch(jobs, config, 2, report):
+        if culprit in done.cells:  # it died twice: now the other job may go on
+            (tmp_path / "held").open("w").close()
+    store = Store(config.store)
+    records = [store.read(one.id) for one in cells]
+    assert [record.status for record in records] == [FAILED, FINISHED, FINISHED, FINISHED]
+    assert "its process died twice" in records[0].error
+    assert [record.conditions["resumed"] for record in records[1:]] == [1, 0, 0]
+    for one in (held, other):
+        assert [epoch for cell_id, epoch in events if cell_id == one.id] == [1, 2, 3]
+    alone = worker_config(tmp_path / "alone", config.cache, plugins=config.plugins)
+    for one in cells[1:]:
+        run_job(Job((one,), None), alone, lambda *event: None)
+    found = results(tmp_path)
+    assert {one.id: found[one.id] for one in cells[1:]} == results(tmp_path / "alone")
+
+
+def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path, config):
+    names = ("cnn2", "broken", "cnn3", "quits")
+    cells = [digits_cell(name, config.cache) for name in names]
+    workers: set[int | None] = set()
+
+    def report(*event: object) -> None:
+        workers.update(process.pid for process in multiprocessing.active_children())
+
+    done = list(launch([Job(tuple(cells), None)], config, 1, report))
+    assert {one.id for part in done for one in part.cells} == {one.id for one in cells}
+    records = [Store(config.store).read(one.id) for one in cells]
+    assert [record.status for record in records] == [FINISHED, FAILED, FINISHED, FAILED]
+    assert records[1].error == "OSError: no such file"
+    assert "in broken" in records[1].traceback
+    assert records[3].error == "SystemExit: 3"
+    assert len(workers) == 1
+
+
+# --- the rules, with jobs that run in this process ------------------------------------------------
+
+
+class InProcess(Launcher[int]):
+    """One job at a time, run by a function of the test."""
+
+    def __init__(self, work: Path, leases: Leases, train: Callable[[Job], None]) -> None:
+        config = WorkerConfig(store=work / "cells", cache=work, data_root=None)
+        super().__init__(config, lambda *event: None, leases)
+        self.train = train
+        self.ran: list[list[str]] = []
+
+    def has_room(self) -> bool:
+        return not self.running
+
+    def submit(self, job: Job, alone: bool) -> int:
+        return len(self.ran)
+
+    def collect(self) -> Iterator[Done]:
+        for handle, job in list(self.running.items()):
+            self.ran.append([str(one.model) for one in job.cells])
+            error = None
+            try:
+                self.train(job)
+            except (OSError, RuntimeError) as caught:
+                error = caught
+            del self.running[handle]
+            yield from self.after_end(job, error)
+
+    def stop(self) -> None:
+        self.running.clear()
+
+
+def finish(store: Store, one: Cell) -> None:
+    store.write(
+        Record(
+            cell_id=one.id, cell=one.resolved(), category="baseline", source="test",
+            status=FINISHED,
+        )
+    )  # fmt: skip
+
+
+def test_a_job_that_ran_out_of_memory_is_halved_and_a_full_disk_ends_the_run(tmp_path):
+    """Memory holds one student, and no cnn6; the disk is full when cnn7 trains."""
+    cells = [plain_cell(f"cnn{width}") for width in (2, 3, 4, 6)]
+    last, store = plain_cell("cnn7"), Store(tmp_path / "cells")
+
+    def train(job: Job) -> None:
+        if len(job.cells) > 1 or job.cells[0].model == "cnn6":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if job.cells[0].model == "cnn7":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finish(store, job.cells[0])
+
+    with Leases(tmp_path / "leases") as leases:
+        launcher = InProcess(tmp_path, leases, train)
+        list(launcher.run([Job(tuple(cells), None)]))
+        with pytest.raises(OSError, match="No space left"):
+            list(launcher.run([Job((last,), None)]))
+    assert [store.read(one.id).status for one in cells] == [FINISHED] * 3 + [FAILED]
+    assert store.read(cells[3].id).error.startswith("OutOfMemoryError: CUDA out of memory")
+    assert store.read(last.id) is None  # no cell is to blame
+    assert launcher.ran[:3] == [["cnn2", "cnn3", "cnn4", "cnn6"], ["cnn2", "cnn4"], ["cnn2"]]
+    assert launcher.ran[-2:] == [["cnn6"], ["cnn7"]]
+
+
+def test_a_cell_that_ran_out_of_memory_is_tried_again_when_nothing_else_runs(tmp_path):
+    large, small = plain_cell("cnn8"), plain_cell("cnn2")
+    store = Store(tmp_path / "cells")
+
+    def train(job: Job) -> None:
+        if job.cells == (large,) and store.read(small.id) is None:
+            raise MemoryError
+        finish(store, job.cells[0])
+
+    def caught(job: Job) -> None:
+        try:
+            train(job)
+        except MemoryError:
+            raise RuntimeError("CUDA error: out of memory") from None
+
+    with Leases(tmp_path / "leases") as leases:
+        launcher = InProcess(tmp_path, leases, caught)
+        list(launcher.run([Job((large,), None), Job((small,), None)]))
+    assert launcher.ran == [["cnn8"], ["cnn2"], ["cnn8"]]
+    assert store.read(large.id).status == FINISHED
+
+
+def test_memory_that_runs_out_in_a_cohort_is_for_the_launcher_to_sort_out(tmp_path, monkeypatch):
+    """The CPU's own error, from the place where a step of training allocates."""
+
+    def step(*batch: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(Student, "step", step)
+    with pytest.raises(RuntimeError, match="can't allocate memory") as caught:
+        run([plain_cell("cnn2"), plain_cell("cnn3")], tmp_path)
+    assert is_out_of_memory(caught.value)
+    assert Store(tmp_path).read(plain_cell("cnn2").id) is None
+
+
+def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
+    taught, plain = cell("soft_logits"), plain_cell("cnn2")
+    store = Store(tmp_path)
+    config = WorkerConfig(store=tmp_path, cache=tmp_path, data_root=None)
+    left = without_failed_needs(Job((taught, plain), taught.teacher), store, config)
+    assert left == Job((plain,), None)
+    assert "cnn3/student/0, which it learns from, did not finish" in store.read(taught.id).error
+
+
+def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tmp_path):
+    """The other one records the first cell while this one trains, and ends without the second."""
+    first, second, third = (plain_cell(f"cnn{width}") for width in (2, 3, 4))
+    store = Store(tmp_path / "cells")
+    with Leases(tmp_path / "leases") as mine, Leases(tmp_path / "leases") as theirs:
+        assert theirs.acquire(first.id)
+        assert theirs.acquire(second.id)
+
+        def train(job: Job) -> None:
+            if third in job.cells:
+                store.write(record_without_result(first, FAILED, "as an example", {}))
+                theirs.release(first.id, forget=True)
+                theirs.release(second.id)
+            for one in job.cells:
+                finish(store, one)
+
+        launcher = InProcess(tmp_path, mine, train)
+        done = list(launcher.run([Job((first, second, third), None)]))
+    assert [(part.cells, part.here) for part in done] == [
+        ((third,), True), ((first,), False), ((second,), True)
+    ]  # fmt: skip
+    assert launcher.ran == [["cnn4"], ["cnn3"]]
+    assert store.read(first.id).error == "as an example"
