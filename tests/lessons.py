@@ -17,11 +17,12 @@ from bench.models.network import tap_shapes
 from bench.record import Record, Store
 from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints
-from bench.train.cohort import Cohort, build_network
+from bench.train.cohort import Cohort
 from bench.train.engine import Student
 from bench.train.step import Seen
 from bench.train.stream import Stream, open_stream
 from bench.train.teacher import Teacher
+from bench.train.weights import build_network
 
 CPU = torch.device("cpu")
 

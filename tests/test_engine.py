@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import warnings
 
 import pytest
 import safetensors.torch
@@ -14,12 +16,16 @@ from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.method import Method, NotApplicable, Selection, Stage, View, split_epochs
 from bench.record import Store
-from bench.train.cohort import Cohort, build_network, load_teacher, start_from_source
+from bench.train.cohort import Cohort
+from bench.train.device import note_nondeterministic, set_numerics
 from bench.train.epoch import check_finite
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
+from bench.train.preflight import check_cells
 from bench.train.step import NonFiniteError, Seen, Sums
-from bench.train.stream import check_sizes, check_sources, open_stream
+from bench.train.stream import open_stream
+from bench.train.teacher import load_teacher
+from bench.train.weights import build_network, head_keys, start_from_source
 
 
 def squared_gap(pair, connector):
@@ -253,6 +259,27 @@ def test_the_test_set_is_the_held_out_part_where_asked():
     assert (stream.train_images, len(stream.test.labels)) == (32, 8)
 
 
+def test_a_nondeterministic_operation_leaves_its_name_and_no_warning_for_each_step(recwarn):
+    set_numerics(plain_cell("cnn2"))
+    found: set[str] = set()
+    with note_nondeterministic(found):
+        for _ in range(100):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+        warnings.warn("something else", stacklevel=1)
+    assert found == {"put_"}
+    assert [str(w.message) for w in recwarn] == ["something else"]
+    kept = [x for x in gc.get_objects() if type(x) in (UserWarning, warnings.WarningMessage)]
+    assert not [x for x in kept if "determin" in str(x)]
+
+
+def test_a_record_names_the_nondeterministic_operations_of_its_cohort(tmp_path):
+    def report(*event: object) -> None:
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+    one = plain_cell("cnn2")
+    assert run([one], tmp_path, report=report)[one.id].conditions["nondeterministic"] == ["put_"]
+
+
 # --- faults --------------------------------------------------------------------------------------
 
 
@@ -349,7 +376,7 @@ def test_a_tap_that_was_not_asked_for_is_named():
 
 def test_a_batch_larger_than_the_set_is_refused_before_anything_trains():
     with pytest.raises(ValueError, match=r"batch_size 64 is larger than its 40 training images"):
-        check_sizes([plain_cell("cnn2", recipe=recipe(batch_size=64))], lambda spec: dataset())
+        check_cells([plain_cell("cnn2", recipe=recipe(batch_size=64))], lambda spec: dataset())
 
 
 def test_a_teacher_is_loaded_from_what_its_cell_saved(tmp_path):
@@ -488,7 +515,7 @@ def test_transfer_refuses_another_architecture_and_does_without_a_source(tmp_pat
     crossed = cell("transfer", source=plain_cell("cnn3"))
     record = run([crossed], tmp_path)[crossed.id]
     assert record.status == "failed"
-    assert "one architecture; got cnn3 for cnn2" in record.error
+    assert "got cnn3 for cnn2" in record.error
     alone = cell("transfer", source=None)
     assert run([alone], tmp_path)[alone.id].status == "not_applicable"
 
@@ -503,8 +530,8 @@ def test_the_copied_layers_learn_more_slowly_than_the_new_classifier():
 def test_a_source_must_not_hold_test_images_of_its_target():
     one = source_cell()
     with pytest.raises(ValueError, match="20 test images are among the training images"):
-        check_sources([one], lambda spec: overlapping(spec))
-    check_sources([one], lambda spec: dataset())
+        check_cells([one], lambda spec: overlapping(spec))
+    check_cells([one], lambda spec: dataset())
 
 
 def overlapping(spec):
@@ -517,7 +544,6 @@ def overlapping(spec):
 
 def test_the_head_stays_behind_wherever_it_sits_in_the_network():
     from bench.models import zoo
-    from bench.train.cohort import head_keys
 
     assert head_keys(zoo.build("cnn2", 4, (1, 8, 8))) == {"head.weight", "head.bias"}
     network = zoo.build("torchvision/resnet18", 4, (3, 32, 32))
@@ -560,19 +586,15 @@ def test_random_losses_do_not_depend_on_who_is_beside(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_trains(changes, words):
-    from bench.train.cohort import check_fit
-
     one = plain_cell("cnn2").model_copy(update=changes)
     with pytest.raises(ValueError, match=words):
-        check_fit([one], lambda spec: dataset())
-    check_fit([plain_cell("cnn2")], lambda spec: dataset())
+        check_cells([one], lambda spec: dataset())
+    check_cells([plain_cell("cnn2")], lambda spec: dataset())
 
 
 def test_fewer_epochs_than_stages_are_refused_before_anything_trains():
-    from bench.train.cohort import check_fit
-
     with pytest.raises(ValueError, match="1 epochs cannot hold 2 stages"):
-        check_fit([cell("fitnet", recipe=recipe(epochs=1))], lambda spec: dataset())
+        check_cells([cell("fitnet", recipe=recipe(epochs=1))], lambda spec: dataset())
 
 
 # --- a student that trains longer than those beside it ----------------------------------------

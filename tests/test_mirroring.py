@@ -14,7 +14,7 @@ from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import Mirroring, sole_mirror
 from bench.record import Plan
 from bench.tracking import TrackingError
-from bench.train.cohort import record_without_result
+from bench.train.failure import record_without_result
 from bench.workdir import WorkDir
 
 PLAN = Plan(name="grid", description="", config={}, rows=[])

@@ -20,9 +20,9 @@ from bench.launch.leases import Leases
 from bench.launch.workers import run_processes
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
-from bench.train.cohort import record_without_result
 from bench.train.device import is_out_of_memory
 from bench.train.engine import Student
+from bench.train.failure import record_without_result
 
 # --- real processes ------------------------------------------------------------------------------
 

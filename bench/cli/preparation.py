@@ -83,14 +83,11 @@ def expand_grid(prepared: Prepared, grid: Grid) -> Expansion:
         UsageError: one does not.
     """
     from bench.grid import expand
-    from bench.train.cohort import check_fit
-    from bench.train.stream import check_sizes, check_sources
+    from bench.train.preflight import check_cells
 
     try:
         expansion = expand(grid, prepared.library.fingerprint)
-        check_sizes(expansion.cells.values(), prepared.library.read)
-        check_sources(expansion.cells.values(), prepared.library.read)
-        check_fit(expansion.cells.values(), prepared.library.read)
+        check_cells(expansion.cells.values(), prepared.library.read)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return expansion

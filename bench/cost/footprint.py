@@ -18,7 +18,7 @@ from bench.cost.counting import AllocationMode, CountingMode
 from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
-from bench.train.cohort import build_network
+from bench.train.weights import build_network
 
 IMAGES = 2
 """Batch of the counted step. BatchNorm needs more than one image."""

@@ -158,8 +158,9 @@ def _run(
 ) -> None:
     import torch
 
-    from bench.train.cohort import Cohort, fail, raise_if_shared
+    from bench.train.cohort import Cohort
     from bench.train.device import pick_device, set_numerics
+    from bench.train.failure import fail, raise_if_shared
     from bench.train.stream import open_stream
 
     torch.set_num_threads(setting.threads)
@@ -185,7 +186,8 @@ def _with_teacher(
     job: Job, store: Store, stream: Stream, device: torch.device, setting: WorkerConfig
 ) -> tuple[list[Cell], Teacher | None]:
     """The job's teacher and the cells to train; without it, those that need none."""
-    from bench.train.cohort import fail, load_teacher
+    from bench.train.failure import fail
+    from bench.train.teacher import load_teacher
 
     if job.teacher is None:
         return list(job.cells), None

@@ -16,8 +16,8 @@ from bench.cell import Cell
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.leases import Leases
 from bench.record import FAILED, FINISHED, Store
-from bench.train.cohort import fail, record_without_result
 from bench.train.device import is_out_of_memory
+from bench.train.failure import fail, record_without_result
 
 POLL_SECONDS = 0.2
 FOLLOW_SECONDS = 1.0

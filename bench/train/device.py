@@ -1,13 +1,15 @@
-"""Where and how precisely tensors are computed: devices, determinism, autocast."""
+"""Devices, determinism and precision."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -44,10 +46,10 @@ def to_device(module: Module, device: torch.device) -> Module:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seeds the generators that code on this device draws from.
+    """Seeds the random generators of the CPU and of `device`.
 
-    `torch.manual_seed` seeds those of all devices. Where CUDA was never used it keeps every call,
-    with its traceback, for the day when it is: 50 microseconds and some memory for each step.
+    `torch.manual_seed` seeds all devices. As long as CUDA is not initialised, it stores every call
+    with its traceback, which takes 50 microseconds and some memory for each step.
 
     Example:
         >>> seed_device(3, torch.device("cpu"))
@@ -62,22 +64,51 @@ def seed_device(seed: int, device: torch.device) -> None:
 
 
 def set_numerics(cell: Cell) -> None:
-    """Sets what is global in torch: determinism and the precision of products on CUDA.
+    """Sets torch's global determinism and the precision of convolutions on CUDA.
 
-    TF32 is given to convolutions only: relations and losses are matrix products and stay exact.
+    TF32 is used by convolutions only. Losses are matrix products and keep full precision.
     """
     if cell.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # An operation without a deterministic form is named in a warning, not refused. The other call
-    # for this, use_deterministic_algorithms, imports torch's whole compiler: seconds a process.
+    # An operation without a deterministic form causes a warning, not an error. The other way to
+    # ask for this, use_deterministic_algorithms, imports torch's compiler, which takes seconds.
     torch.set_deterministic_debug_mode("warn" if cell.deterministic else "default")
     torch.backends.cudnn.benchmark = not cell.deterministic
     torch.backends.cudnn.allow_tf32 = cell.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+@contextlib.contextmanager
+def note_nondeterministic(found: set[str]) -> Iterator[None]:
+    """Adds the name of every operation that runs without a deterministic form to `found`.
+
+    torch warns of such an operation each time it runs. Only the name is kept; other warnings are
+    shown as usual.
+
+    Example:
+        >>> found = set()
+        >>> with note_nondeterministic(found):
+        ...     for _ in range(3):
+        ...         warnings.warn("put_ does not have a deterministic implementation")
+        >>> found
+        {'put_'}
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=".*deterministic.*")
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *rest: Any, **more: Any) -> None:
+            if "determin" in str(message):
+                found.add(str(message).split(" ")[0])
+            else:
+                show(message, *rest, **more)
+
+        warnings.showwarning = note
+        yield
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had no memory left; less work beside may mend that.
+    """Whether the device or the machine ran out of memory.
 
     Example:
         >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
@@ -87,25 +118,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # The CPU's allocator, the libraries' and CUDA's own calls have no type for it.
+    # The CPU's allocator, the libraries and CUDA itself raise plain RuntimeErrors.
     signs = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether the process can no longer use its CUDA device, whatever it runs next."""
+    """Whether the process has lost its CUDA device: everything it runs there will fail."""
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
 def autocast(cell: Cell, device: torch.device) -> AbstractContextManager:
-    """The context in which networks (never losses) run: bfloat16 where the cell says so."""
+    """The context in which networks, never losses, run: bfloat16 if the cell asks for it."""
     if cell.precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def processor() -> str:
-    """The CPU's name as the system knows it, or else its architecture."""
+    """The CPU's model name, or else its architecture."""
     if CPUINFO.is_file():
         for line in CPUINFO.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
@@ -115,7 +146,7 @@ def processor() -> str:
 
 
 def conditions(device: torch.device) -> dict[str, object]:
-    """What a result was obtained with: device, threads, versions."""
+    """Device, threads and versions, for the records."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else processor(),

@@ -1,8 +1,8 @@
-"""The stage engine: one student going through its method's stages, an epoch at a time.
+"""The stage engine: trains one student through its method's stages, epoch by epoch.
 
-The only place where a student's weights change. It owns train and evaluation mode, freezing, a
-fresh optimiser and schedule per stage, the reduction and weighting of losses, and the curves; a
-method owns none of these.
+This is the only place where a student's weights change. The engine owns train and evaluation mode,
+freezing, one fresh optimiser and schedule per stage, the reduction and weighting of losses, and
+the curves. A method owns none of these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.train.checkpoint import State
 from bench.train.device import autocast, seed_device
 from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.epoch import check_finite, points
-from bench.train.objective import Objective
+from bench.train.objective import Objective, weigh
 from bench.train.optim import Memory, learning_rate, memory_of, remember
 from bench.train.stage import freeze, images_of, optimiser_of, parts_of
 from bench.train.step import Losses, Seen, Sums
@@ -33,13 +33,18 @@ class Student:
     """One student in training.
 
     Attributes:
-        cell: what is trained.
-        method: its plan.
-        network: the student.
-        connector: the method's trained parts beside it, never saved with it.
-        labelled: (N,) bool, whose labels the task loss may see; None for all.
-        curves: name -> one value per epoch done.
-        selections: stage name -> what its `keep` chose.
+        cell: the cell that is trained.
+        method: the cell's method, with its stages.
+        network: the student network.
+        connector: the method's own trained modules; they are not saved with the student.
+        device: where the student is trained.
+        optional: stage name -> the stage's optional taps that both networks have.
+        labelled: (N,) bool, the images whose labels the task loss may see; None for all.
+        epochs_done: finished epochs, of all stages together.
+        curves: name -> one value for each finished epoch.
+        selections: stage name -> the training images that its `keep` chose.
+        subset: positions of the images that the epoch goes through; None for all.
+        sums: running sums of the epoch.
     """
 
     cell: Cell
@@ -54,63 +59,65 @@ class Student:
     selections: dict[str, Selection] = field(default_factory=dict)
     _stage_epoch: int = 0
     _position: int = -1
-    _table: View | None = None
+    _clean: View | None = None
 
     def __post_init__(self) -> None:
-        """Splits the epochs over the stages."""
+        """Divides the epochs among the stages."""
         recipe = self.cell.recipe
         self.stage_epochs = split_epochs(self.method.plan, recipe.epochs, recipe.budget)
         self.total_epochs = sum(self.stage_epochs)
         self.sums = Sums.zero(self.device)
         self.subset: Tensor | None = None
 
-    # --- the stage at hand ----------------------------------------------------------------------
+    # --- the current stage ------------------------------------------------------------------------
 
     @property
     def stage(self) -> Stage:
-        """The stage of the epoch under way."""
+        """The current epoch's stage."""
         return self.method.plan[self._position]
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """What this stage reads of both networks."""
+        """The taps that this stage reads of both networks."""
         return (*self.stage.all_taps, *self.optional[self.stage.name])
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether this epoch needs the teacher's forward pass over the augmented batches."""
+        """Whether this epoch needs a forward pass of the teacher for every augmented batch."""
         return self.stage.needs_teacher and not self.stage.clean
 
     @property
     def progress(self) -> float:
-        """Through the stage's epochs: 0.0 in the first, 1.0 in the last."""
+        """Position in the stage's epochs: 0.0 in the first, 1.0 in the last."""
         return self._stage_epoch / max(self.stage_epochs[self._position] - 1, 1)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Whether all epochs are finished."""
         return self.epochs_done == self.total_epochs
 
     @property
     def has_head(self) -> bool:
-        """Whether the stage trains the classifier, so that a test accuracy means something."""
+        """Whether the stage reads the logits; without them a test accuracy means nothing."""
         return self.stage.task_weight > 0 or "logits" in self.taps
 
     # --- an epoch -------------------------------------------------------------------------------
 
     def begin_epoch(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
-        """Enters the next stage when one ended; sets the learning rate.
+        """Enters the next stage if the last one has ended, and sets the learning rate.
 
         Args:
-            clean_view: gives the teacher's view of the whole training set, un-augmented.
-            labels: (N,) of the training set.
+            clean_view: taps -> the teacher's view of the whole training set without augmentation.
+            labels: (N,), of the training set.
         """
         if self._position < 0 or self._stage_epoch == self.stage_epochs[self._position]:
             self._position += 1
             self._stage_epoch = 0
-            # What a stage's own preparation draws must not depend on what was drawn before it.
+            # The random numbers of a stage's preparation do not depend on earlier draws.
             torch.manual_seed(derive(self.cell.seed, "stage", self._position))
-            self._enter(clean_view, labels, self._prepare)
+            self._read_clean(clean_view)
+            self._prepare(labels)
+            self._enter(len(labels))
         rate = learning_rate(self.cell.recipe, self._stage_epoch, self.stage_epochs[self._position])
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
@@ -120,7 +127,7 @@ class Student:
         """Adds a point to every curve.
 
         Args:
-            test_accuracy: measures it; called only where the recipe and the stage ask for it.
+            test_accuracy: measures the test accuracy; called only in epochs that need it.
 
         Raises:
             NonFiniteError: a loss or a weight is not finite.
@@ -139,32 +146,30 @@ class Student:
         for curve in self.curves.values():
             curve.extend([None] * (self.epochs_done - len(curve)))
 
-    def _enter(
-        self,
-        clean_view: Callable[[Sequence[str]], View],
-        labels: Tensor,
-        prepare: Callable[[View, Tensor], None] | None = None,
-    ) -> None:
+    def _read_clean(self, clean_view: Callable[[Sequence[str]], View]) -> None:
+        """The teacher's view of the clean training set, for a stage that reads it."""
+        self._clean = None  # frees the last stage's view before the next one is computed
+        if self.stage.clean:
+            self._clean = clean_view(self.taps)
+
+    def _prepare(self, labels: Tensor) -> None:
+        """What a stage does once, before its first epoch."""
         stage = self.stage
-        self._table = None  # makes room for the next one
-        if stage.clean:
-            self._table = clean_view(self.taps)
-            if prepare is not None:
-                prepare(self._table, labels)
+        if self._clean is None:
+            return
+        if stage.prepare is not None:
+            stage.prepare(self.connector, self._clean)
+        if stage.keep is not None:
+            self.selections[stage.name] = stage.keep(self._clean, labels)
+
+    def _enter(self, train_images: int) -> None:
+        stage = self.stage
         chosen = self.selections.get(stage.name)
         kept = None if chosen is None else chosen.kept.to(self.device)
-        self.subset, taught = images_of(stage, kept, self.labelled, len(labels))
+        self.subset, taught = images_of(stage, kept, self.labelled, train_images)
         self._objective = Objective(stage, self.cell.method, self.connector, self.labelled, taught)
         freeze(stage, self.network, self.connector)
         self.optimiser = optimiser_of(stage, self._parts(), self.cell.recipe)
-
-    def _prepare(self, table: View, labels: Tensor) -> None:
-        """What a stage does once, before its first epoch."""
-        stage = self.stage
-        if stage.prepare is not None:
-            stage.prepare(self.connector, table)
-        if stage.keep is not None:
-            self.selections[stage.name] = stage.keep(table, labels)
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:
         return parts_of(self.network, self.connector)
@@ -173,7 +178,7 @@ class Student:
         return [p for part, ps in self._parts().items() if part in self.stage.trains for p in ps]
 
     def _note(self, name: str, value: float | None) -> None:
-        """This epoch's point of a curve; epochs before it may lack theirs."""
+        """Adds this epoch's point to a curve; earlier epochs without a point get None."""
         curve = self.curves.setdefault(name, [])
         curve.extend([None] * (self.epochs_done - len(curve)))
         curve.append(value)
@@ -181,7 +186,7 @@ class Student:
     # --- a step ---------------------------------------------------------------------------------
 
     def step(self, batch: Seen) -> None:
-        """One batch: losses, gradient, update."""
+        """One training step: losses, gradients, update."""
         stage = self.stage
         # The first batch of an epoch is never a short one.
         diagnosed = self.cell.diagnostics and stage.transfer is not None and self.sums.steps == 0
@@ -202,7 +207,7 @@ class Student:
             self._watch(losses.taught)
 
     def _reads(self) -> tuple[str, ...]:
-        """Every tap that a step asks of the student."""
+        """Every tap of the student that a step needs."""
         labels = ("logits",) if self.stage.task_weight > 0 else ()
         return tuple(dict.fromkeys((*self.taps, *labels)))
 
@@ -210,8 +215,8 @@ class Student:
         self._note("gradient_cosine", gradient_cosine(task, transfer, self._parts()["trunk"]))
 
     def _seed_step(self) -> None:
-        # Dropout and the like draw from torch's global generator: its own stream for every step
-        # keeps a student's numbers independent of who else is in the cohort.
+        # Dropout draws from torch's global generator. A stream of its own for every step keeps a
+        # student's numbers independent of the other students of the cohort.
         seed_device(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps), self.device)
 
     def _show(self, images: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
@@ -220,17 +225,17 @@ class Student:
 
     def _pair(self, shown: Mapping[str, Tensor], batch: Seen) -> Pair:
         teacher = batch.teacher
-        if self._table is not None:
-            teacher = View({tap: self._table[tap][batch.index] for tap in self.taps})
+        if self._clean is not None:
+            teacher = View({tap: self._clean[tap][batch.index] for tap in self.taps})
         elif teacher is not None:
-            # Others of the cohort may have asked for more: this stage sees what it named.
+            # Other students of the cohort may read more taps: this stage sees those it names.
             teacher = View({tap: teacher[tap] for tap in self.taps})
         return Pair(in_float32(shown), teacher or View({}), batch.labels, batch.index)
 
     def _diagnose(self, batch: Seen) -> None:
-        """The cosine in a stage without labels, by a forward pass of its own.
+        """Notes the gradient cosine in a stage without a task loss, by one more forward pass.
 
-        With the weights and random numbers of the step to come; it leaves no trace.
+        It uses the weights and random numbers of the next step and changes no state.
         """
         assert self.stage.transfer is not None
         with unchanged(self.network, self.connector):
@@ -242,15 +247,20 @@ class Student:
             self._note_cosine(objective.task(pair), transfer)
 
     def _backward(self, losses: Losses) -> None:
-        weighted = self._objective.weighted(losses, self.progress)
-        if self.stage.merge is None:
-            sum(weighted[1:], start=weighted[0]).backward()
-            return
-        trained = self._trained()
-        task_gradients = torch.autograd.grad(
-            weighted[0], trained, retain_graph=True, allow_unused=True
+        terms = weigh(
+            self.stage,
+            self.progress,
+            task=losses.task,
+            beside=losses.beside,
+            transfer=losses.transfer,
         )
-        transfer_gradients = torch.autograd.grad(weighted[1], trained, allow_unused=True)
+        if self.stage.merge is None:
+            sum(terms[1:], start=terms[0]).backward()
+            return
+        task, transfer = terms
+        trained = self._trained()
+        task_gradients = torch.autograd.grad(task, trained, retain_graph=True, allow_unused=True)
+        transfer_gradients = torch.autograd.grad(transfer, trained, allow_unused=True)
         merged = self.stage.merge(task_gradients, transfer_gradients, self._stage_epoch)
         for parameter, gradient in zip(trained, merged, strict=True):
             parameter.grad = gradient
@@ -265,9 +275,9 @@ class Student:
     # --- between epochs -------------------------------------------------------------------------
 
     def state(self) -> State:
-        """All that `restore` needs, after an epoch's end.
+        """Everything that `restore` needs, taken between two epochs.
 
-        Nothing random is in it: order, augmentation and every step's draws are made anew from the
+        No random state is stored: order, augmentation and the draws of every step follow from the
         seed, the epoch and the step.
         """
         tensors = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
@@ -291,15 +301,15 @@ class Student:
     def restore(
         self, state: State, clean_view: Callable[[Sequence[str]], View], labels: Tensor
     ) -> None:
-        """Brings a student that has not begun to where `state` was taken.
+        """Brings a student that has not begun to the point where `state` was taken.
 
         Args:
-            state: of this cell.
+            state: a state of this cell.
             clean_view: see `begin_epoch`.
-            labels: (N,) of the training set.
+            labels: (N,), of the training set.
 
         Raises:
-            ValueError: it is of another network or method.
+            ValueError: the state belongs to another network or method.
         """
         tensors, values = state
         here = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
@@ -314,7 +324,8 @@ class Student:
             name: Selection(tensors[f"kept.{name}"].to(self.device), evidence)
             for name, evidence in values["evidence"].items()
         }
-        self._enter(clean_view, labels)
+        self._read_clean(clean_view)
+        self._enter(len(labels))
         strides = values["strides"]
         momenta = {key: tensors[f"optimiser.{key}"] for key in strides}
         remember(self.optimiser, Memory(momenta, strides, values["numbers"]), self.device)

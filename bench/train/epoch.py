@@ -1,4 +1,4 @@
-"""What an epoch of a student comes to: points of its curves, if its numbers are finite."""
+"""The end of an epoch: a point for each curve, and the check that losses and weights are finite."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from bench.method import Stage
+from bench.train.objective import weigh
 from bench.train.step import NonFiniteError, Sums
 
 
 def points(
     sums: Sums, plan: Sequence[Stage], stage: Stage, progress: float, rate: float
 ) -> dict[str, float | None]:
-    """A point of every curve but the test accuracy's; None where the stage has no such number.
+    """A point of each curve except the test accuracy; None where the stage has no such number.
 
     Args:
-        sums: of the epoch.
-        plan: of the method; a curve that any of its stages has gets a point in each.
-        stage: of the epoch.
-        progress: through the stage's epochs: 0.0 in the first, 1.0 in the last.
+        sums: the epoch's sums.
+        plan: the method's stages; a curve that one of them has gets a point in all of them.
+        stage: the epoch's stage.
+        progress: position in the stage's epochs: 0.0 in the first, 1.0 in the last.
         rate: the learning rate.
     """
     task = sums.mean(sums.task) if stage.task_weight > 0 else None
     beside = sums.mean(sums.beside) if stage.beside is not None else None
     transfer = sums.mean(sums.transfer) if stage.transfer is not None else None
-    total = stage.task_weight * (task or 0) + stage.beside_weight * (beside or 0)
-    total += stage.weight_at(progress) * (transfer or 0)
+    total = sum(weigh(stage, progress, task=task, beside=beside, transfer=transfer))
     found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
     if any(one.beside is not None for one in plan):
         found["beside_loss"] = beside
@@ -43,13 +43,13 @@ def points(
 
 
 def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int) -> None:
-    """Refuses an epoch after which nothing can be learnt any more.
+    """Refuses an epoch that ended with numbers from which training cannot recover.
 
     Args:
-        sums: of the epoch.
-        stage: of the epoch.
-        weights: the student's and its connector's.
-        epoch: for the message, from 1.
+        sums: the epoch's sums.
+        stage: the epoch's stage.
+        weights: the student's and its connector's parameters.
+        epoch: number of the epoch, from 1, for the message.
 
     Raises:
         NonFiniteError: the task loss, the transfer loss of every sample or a weight is not finite.

@@ -1,8 +1,9 @@
-"""What a stage asks to minimise of one batch: the task loss and the transfer losses, weighted."""
+"""The losses of one batch in one stage: task loss and transfer losses, reduced and weighted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,19 @@ from torch.nn.functional import cross_entropy
 from bench.method import Pair, Stage, Transfer
 from bench.train.step import Losses, skippable
 
+Loss = TypeVar("Loss", float, Tensor)
+
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """A stage's losses, each as one number.
+    """The losses of one stage.
 
     Attributes:
-        stage: whose.
-        method: name of the method that the stage is of.
-        connector: the method's trained parts beside the student.
-        labelled: (N,) bool, whose labels the task loss may see; None for all.
-        taught: (N,) bool, for whom the transfer loss counts; None for all.
+        stage: the stage.
+        method: name of the stage's method, for messages.
+        connector: the method's own trained modules.
+        labelled: (N,) bool, the images whose labels the task loss may see; None for all.
+        taught: (N,) bool, the images whose transfer loss counts; None for all.
     """
 
     stage: Stage
@@ -31,7 +34,7 @@ class Objective:
     taught: Tensor | None
 
     def losses(self, pair: Pair) -> Losses:
-        """All that the stage has, of one batch."""
+        """Every loss of the stage, for one batch."""
         stage = self.stage
         task = self.task(pair) if stage.task_weight > 0 else None
         taught = self.hide_labels(pair)
@@ -43,7 +46,7 @@ class Objective:
         return Losses(pair, taught, task, beside, transfer, beside_skipped, skipped)
 
     def task(self, pair: Pair) -> Tensor:
-        """The mean cross-entropy with the labels that may be seen, ()."""
+        """Mean cross-entropy with the labels that the task loss may see, ()."""
         logits, labels = pair.student.logits, pair.labels
         if self.labelled is None:
             return cross_entropy(logits, labels)
@@ -52,17 +55,21 @@ class Objective:
         return (each * seen).sum() / seen.sum().clamp(min=1)
 
     def hide_labels(self, pair: Pair) -> Pair:
-        """The pair as methods see it: -1 for a label that only the teacher could tell."""
+        """The pair as methods see it: hidden labels are -1."""
         if self.labelled is None:
             return pair
         return pair._replace(labels=pair.labels.where(self.labelled[pair.index], -1))
 
     def reduce(self, transfer: Transfer, pair: Pair) -> tuple[Tensor, Tensor]:
-        """A transfer loss of one batch as one number, and how many samples were not finite.
+        """A transfer loss of one batch, and the number of samples whose loss is not finite.
+
+        Returns:
+            The mean over the samples that are taught, (), in which a loss that is not finite
+            counts as 0; and how many samples had such a loss, ().
 
         Raises:
-            TypeError: the loss is no tensor.
-            ValueError: it is neither (B,) nor ().
+            TypeError: the loss is not a tensor.
+            ValueError: the loss is neither (B,) nor ().
         """
         pair, skip = skippable(pair)
         loss = transfer(pair, self.connector)
@@ -85,20 +92,31 @@ class Objective:
             return (loss * kept).sum() / kept.sum().clamp(min=1), skipped
         return loss.mean(), skipped
 
-    def weighted(self, losses: Losses, progress: float) -> list[Tensor]:
-        """The task's side and the transfer's, each with its weight; either may be missing.
 
-        Args:
-            losses: of one batch.
-            progress: through the stage's epochs: 0.0 in the first, 1.0 in the last.
-        """
-        stage, weighted = self.stage, []
-        if losses.task is not None:
-            weighted.append(
-                losses.task if stage.task_weight == 1 else stage.task_weight * losses.task
-            )
-        if losses.beside is not None:
-            weighted[0] = weighted[0] + stage.beside_weight * losses.beside
-        if losses.transfer is not None:
-            weighted.append(stage.weight_at(progress) * losses.transfer)
-        return weighted
+def weigh(
+    stage: Stage,
+    progress: float,
+    *,
+    task: Loss | None,
+    beside: Loss | None,
+    transfer: Loss | None,
+) -> list[Loss]:
+    """The two weighted terms that a stage minimises the sum of: from labels, from the teacher.
+
+    Args:
+        stage: has the weights.
+        progress: position in the stage's epochs: 0.0 in the first, 1.0 in the last.
+        task: the task loss; None if the stage has none.
+        beside: the transfer loss that is added to the task loss; None if the stage has none.
+        transfer: the transfer loss; None if the stage has none.
+
+    Returns:
+        One or two terms; a term without a loss is left out.
+    """
+    terms = []
+    if task is not None:
+        term = stage.task_weight * task
+        terms.append(term if beside is None else term + stage.beside_weight * beside)
+    if transfer is not None:
+        terms.append(stage.weight_at(progress) * transfer)
+    return terms

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -107,46 +105,3 @@ def open_stream(
         resolution=spec.resolution,
         labelled=None if mask is None else mask.to(device),
     )  # fmt: skip
-
-
-def check_sizes(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> None:
-    """Refuses a batch larger than its training set, before anything trains.
-
-    Raises:
-        ValueError: naming the cell, both sizes and the cure.
-    """
-    counts: dict[DataSpec, int] = {}
-    for cell in cells:
-        if cell.data not in counts:
-            labels = read(cell.data).train_labels
-            counts[cell.data] = len(training_positions(cell.data, labels)[0])
-        batch, count = cell.recipe.batch_size, counts[cell.data]
-        if cell.recipe.drop_last and batch > count:
-            raise ValueError(
-                f"cell {cell}: recipe.batch_size {batch} is larger than its {count} training "
-                "images; choose a smaller batch, or recipe.drop_last=false"
-            )
-
-
-def check_sources(cells: Iterable[Cell], read: Callable[[DataSpec], DataSet]) -> None:
-    """Refuses a source whose training images hold test images of its target.
-
-    Raises:
-        ValueError: naming the cell and how many images both hold.
-    """
-    checked: set[tuple[DataSpec, DataSpec]] = set()
-    for cell in cells:
-        if cell.source is None or (cell.source.data, cell.data) in checked:
-            continue
-        checked.add((cell.source.data, cell.data))
-        seen = _hashes(read(cell.source.data).train_images)
-        shared = len(seen & _hashes(read(cell.data).test_images))
-        if shared:
-            raise ValueError(
-                f"cell {cell}: {shared} test images are among the training images of its source; "
-                "choose other classes or another set for source.data"
-            )
-
-
-def _hashes(images: Tensor) -> set[bytes]:
-    return {hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images}

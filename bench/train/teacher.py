@@ -1,4 +1,4 @@
-"""A trained network that only looks: frozen, in evaluation mode, without gradient."""
+"""The teacher of a cohort: a trained network, frozen and in evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,39 +11,50 @@ from torch import Tensor
 from bench.cell import Cell
 from bench.method import View, in_float32
 from bench.models.folding import folded
-from bench.models.network import Network
+from bench.models.network import Network, tap_shapes
+from bench.record import Store
 from bench.train.device import autocast, to_device
+from bench.train.stream import Stream
+from bench.train.weights import build_network, read_weights
 
 
 class Teacher:
-    """One teacher of a cohort: its view of each batch, asked for once for all students."""
+    """A frozen network that computes what the students of a cohort read of each batch.
+
+    Attributes:
+        network: on the device, its BatchNorms folded into the convolutions before them.
+        cell: the cell that trained it.
+        device: where it runs.
+        shapes: shape of one sample's tensor at every tap.
+    """
 
     def __init__(
         self, network: Network, cell: Cell, device: torch.device, image_shape: tuple[int, int, int]
     ) -> None:
-        """Takes the network over: its BatchNorms folded, moved to `device`, frozen for good."""
+        """Folds the network's BatchNorms, moves it to `device` and freezes it."""
         lean = folded(network.eval(), image_shape)
         self.network = to_device(lean, device).eval().requires_grad_(False)
         self.cell = cell
         self.device = device
+        self.shapes = tap_shapes(self.network, image_shape)
         self._clean: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def view(self, images: Tensor, taps: Collection[str]) -> View:
-        """The teacher's view of a batch, no deeper than the deepest of `taps`."""
+        """The given taps of one batch; runs no deeper than the deepest of them."""
         with autocast(self.cell, self.device):
             shown = self.network.view(images, taps)
         return in_float32(shown)
 
     def clean_view(self, images: Iterator[Tensor], taps: Collection[str]) -> View:
-        """The view of the whole training set without augmentation, computed once per tap.
+        """The given taps of the whole training set without augmentation, computed once per tap.
 
         Args:
-            images: batches in the order of the training set.
-            taps: what is wanted.
+            images: batches of images in the order of the training set.
+            taps: names of taps.
 
         Returns:
-            taps with the whole training set as batch, (N, ...).
+            The taps, (N, ...) each.
         """
         if missing := [tap for tap in taps if tap not in self._clean]:
             views = [self.view(batch, missing) for batch in images]
@@ -51,8 +62,19 @@ class Teacher:
         return View({tap: self._clean[tap] for tap in taps})
 
     def digest(self) -> str:
-        """Hash of all parameters and buffers: equal as long as nobody touched them."""
+        """Hash of all parameters and buffers."""
         digest = hashlib.sha256()
         for _, tensor in sorted(self.network.state_dict().items()):
             digest.update(tensor.detach().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
+    """The trained network of a finished cell, as a teacher.
+
+    Raises:
+        ValueError: its weights are missing or damaged.
+    """
+    network = build_network(cell, stream.classes, stream.image_shape)
+    network.load_state_dict(read_weights(cell, store))
+    return Teacher(network, cell, device, stream.image_shape)

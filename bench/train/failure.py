@@ -1,0 +1,55 @@
+"""Cells that give no result: their records, and errors that are not one cell's fault."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+
+from bench.cell import Cell
+from bench.faults import name_and_reason, reason
+from bench.hyperparameters import build_method
+from bench.method import NotApplicable
+from bench.record import FAILED, NOT_APPLICABLE, Record
+from bench.train.device import is_device_lost, is_out_of_memory
+
+
+def raise_if_shared(error: BaseException) -> None:
+    """Raises an error that concerns every cell of the process; the launcher deals with it.
+
+    All cells use the memory that ran out, and a lost CUDA device is lost to all of them.
+    """
+    if is_out_of_memory(error) or is_device_lost(error):
+        raise error
+
+
+def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:
+    """The record of a cell that raised `error`: failed, or not applicable to its pair."""
+    if isinstance(error, NotApplicable):
+        return record_without_result(cell, NOT_APPLICABLE, reason(error), provenance)
+    text = "".join(traceback.format_exception(error))
+    return record_without_result(cell, FAILED, name_and_reason(error), provenance, text)
+
+
+def record_without_result(
+    cell: Cell, status: str, error: str, provenance: Mapping[str, object], text: str = ""
+) -> Record:
+    """The record of a cell without a result.
+
+    Args:
+        cell: the cell.
+        status: one of `bench.record`'s, not finished.
+        error: the reason, in one line.
+        provenance: commit and the like.
+        text: the traceback, if there is one.
+    """
+    method = build_method(cell.method, **cell.hyperparameters)
+    return Record(
+        cell_id=cell.id,
+        cell=cell.resolved(),
+        category=method.category,
+        source=method.source,
+        status=status,
+        error=error,
+        traceback=text,
+        conditions=dict(provenance),
+    )

@@ -1,0 +1,92 @@
+"""Checks that every cell of a grid can be trained on its data, before anything trains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from bench.cell import Cell, DataSpec
+from bench.data.dataset import DataSet
+from bench.data.resolution import degrade
+from bench.faults import CODE_FAULTS, reason
+from bench.hyperparameters import build_method
+from bench.method import split_epochs
+from bench.models.network import tap_shapes
+from bench.train.stream import training_positions
+from bench.train.weights import build_network
+
+Read = Callable[[DataSpec], DataSet]
+
+
+def check_cells(cells: Iterable[Cell], read: Read) -> None:
+    """Refuses the first cell that cannot be trained.
+
+    Args:
+        cells: all cells of a grid.
+        read: the decoded data set of a specification.
+
+    Raises:
+        ValueError: names the cell and the fault. A batch is larger than the training set, training
+            images of a source are test images of its target, the images do not fit the network,
+            the resolution or the padding, or a method has more stages than epochs.
+    """
+    cells = list(cells)
+    _check_batches(cells, read)
+    _check_sources(cells, read)
+    _check_networks(cells, read)
+
+
+def _check_batches(cells: Iterable[Cell], read: Read) -> None:
+    counts: dict[DataSpec, int] = {}
+    for cell in cells:
+        if cell.data not in counts:
+            labels = read(cell.data).train_labels
+            counts[cell.data] = len(training_positions(cell.data, labels)[0])
+        batch, count = cell.recipe.batch_size, counts[cell.data]
+        if cell.recipe.drop_last and batch > count:
+            raise ValueError(
+                f"cell {cell}: recipe.batch_size {batch} is larger than its {count} training "
+                "images; choose a smaller batch, or recipe.drop_last=false"
+            )
+
+
+def _check_sources(cells: Iterable[Cell], read: Read) -> None:
+    pairs = {(cell.source.data, cell.data): cell for cell in cells if cell.source is not None}
+    for (source, target), cell in pairs.items():
+        shared = len(_hashes(read(source).train_images) & _hashes(read(target).test_images))
+        if shared:
+            raise ValueError(
+                f"cell {cell}: {shared} test images are among the training images of its source; "
+                "choose other classes or another set for source.data"
+            )
+
+
+def _hashes(images: Tensor) -> set[bytes]:
+    return {hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images}
+
+
+def _check_networks(cells: Iterable[Cell], read: Read) -> None:
+    built: set[tuple[str, DataSpec]] = set()
+    for cell in cells:
+        key = (json.dumps(cell.model), cell.data)
+        try:
+            method = build_method(cell.method, **cell.hyperparameters)
+            split_epochs(method.plan, cell.recipe.epochs, cell.recipe.budget)
+            if key not in built:
+                built.add(key)
+                _try_network(cell, read(cell.data))
+        except CODE_FAULTS as error:
+            raise ValueError(f"cell {cell}: {reason(error)}") from None
+
+
+def _try_network(cell: Cell, data: DataSet) -> None:
+    channels, height, width = data.train_images.shape[1:]
+    shape = (channels, height, width)
+    tap_shapes(build_network(cell, len(data.classes), shape), shape)
+    degrade(torch.zeros(1, *shape), cell.data.resolution)
+    if cell.data.padding == "reflect" and cell.data.pad >= min(height, width):
+        raise ValueError(f"data.pad {cell.data.pad} reflects more than the image, {height}x{width}")

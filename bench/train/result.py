@@ -1,0 +1,113 @@
+"""The result of a finished student: its weights, files and record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from bench.method import View
+from bench.record import FINISHED, Record, Store, dump_json, write_atomically
+from bench.train.checkpoint import History
+from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
+from bench.train.engine import Student
+from bench.train.evaluate import accuracy, predictions
+from bench.train.stream import Stream
+from bench.train.teacher import Teacher
+from bench.train.weights import FILE, save_weights
+
+SECONDS = ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
+
+
+class Results:
+    """Writes the results of students that share a stream and a teacher."""
+
+    def __init__(self, stream: Stream, teacher: Teacher | None, store: Store) -> None:
+        """Predicts the teacher's classes of the test set, once for all students."""
+        self.stream, self.teacher, self.store = stream, teacher, store
+        self._diagnosed: dict[str, dict[str, float]] = {}
+        self._teacher_predictions = (
+            None if teacher is None else predictions(teacher.network, stream.test)
+        )
+
+    def write(self, student: Student, history: History, conditions: Mapping[str, object]) -> None:
+        """Writes a finished student's weights, selections and record.
+
+        Args:
+            student: all its epochs are finished.
+            history: of its training.
+            conditions: device, versions and the like, for the record.
+        """
+        cell, method = student.cell, student.method
+        save_weights(cell, student.network, self.store)
+        self.store.write(
+            Record(
+                cell_id=cell.id,
+                cell=cell.resolved(),
+                category=method.category,
+                source=method.source,
+                status=FINISHED,
+                conditions=dict(conditions),
+                stages=[
+                    {"name": stage.name, "epochs": epochs, "taps": list(stage.taps)}
+                    for stage, epochs in zip(method.plan, student.stage_epochs, strict=True)
+                ],
+                curves=student.curves,
+                final=self._final(student, history),
+                files={"weights": FILE, **self._write_selections(student)},
+            )
+        )
+
+    def _write_selections(self, student: Student) -> dict[str, str]:
+        """Writes which images each stage selected and why; returns the record's files."""
+        files = {f"selection_{stage}": f"selection_{stage}.json" for stage in student.selections}
+        folder = self.store.folder(student.cell.id)
+        for file, selection in zip(files.values(), student.selections.values(), strict=True):
+            write_atomically(folder / file, dump_json(selection.evidence))
+        return files
+
+    def _final(self, student: Student, history: History) -> dict[str, float]:
+        curve = enumerate(student.curves["test_accuracy"], start=1)
+        measured = [(accuracy, epoch) for epoch, accuracy in curve if accuracy is not None]
+        best, epoch = max(measured, key=lambda point: (point[0], -point[1]))
+        final = {
+            "last_accuracy": measured[-1][0],
+            "best_accuracy": best,
+            "best_epoch": epoch,
+            "epochs": student.total_epochs,
+            "train_images": self.stream.train_images,
+            "test_images": len(self.stream.test.labels),
+            "parameters": sum(p.numel() for p in student.network.parameters()),
+            **{name: round(getattr(history, name), 3) for name in SECONDS},
+        }
+        if self._teacher_predictions is not None and student.method.needs_teacher:
+            predicted = predictions(student.network, self.stream.test, self.stream.student_images)
+            final["agreement"] = accuracy(predicted, self._teacher_predictions)
+            if student.cell.diagnostics:
+                final |= self._diagnose(student)
+        return final
+
+    def _diagnose(self, student: Student) -> dict[str, float]:
+        """The diagnostics of the method's knowledge.
+
+        They depend on the teacher and the method alone, so that students of every architecture
+        have the same.
+        """
+        cell, stage = student.cell, own_stage(student.method)
+        optional = () if stage is None else student.optional[stage.name]
+        batch_size = cell.recipe.batch_size
+        key = dump_json([cell.method, cell.hyperparameters, list(optional), batch_size])
+        if key not in self._diagnosed:
+            self._diagnosed[key] = self._knowledge.facts(student.method, optional, batch_size)
+        return self._diagnosed[key]
+
+    @cached_property
+    def _knowledge(self) -> Knowledge:
+        teacher = self.teacher
+        assert teacher is not None
+        batch = next(self.stream.test.batches())
+        images, labels = batch.images[:EXAMINED], batch.labels[:EXAMINED]
+
+        def view(taps: Sequence[str]) -> View:
+            return teacher.view(images, taps)
+
+        return Knowledge(view, teacher.shapes, labels)
