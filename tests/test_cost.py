@@ -665,7 +665,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys, monkeypatch):
     assert main(["tables", "--grid", "small", "--work-dir", str(tmp_path)]) == 0
     assert (folder / "cost.md").read_bytes() == before
     again = Mirror(tmp_path, "small")
-    assert again.summary.read("cost.json") == (folder / "cost.json").read_text()
+    assert again.tables.read("cost.json") == (folder / "cost.json").read_text()
     (run,) = again.client.search_runs(
         [again.client.get_experiment_by_name("kd-bench/small").experiment_id]
     )

@@ -1,4 +1,4 @@
-"""What MLflow is sent, and what comes back: names, groups, inputs, files."""
+"""What MLflow is sent, and what comes back: names, parents, inputs, files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from summary_grid import plan, records, row
 
-from bench.record import Store
-from bench.tracking import Mirror, group_of, mirror_all
+from bench.record import Row, Store
+from bench.tracking import Mirror, mirror_all, parent_run_of
 
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = np.random.default_rng(1).integers(0, 256, (3, 3, 8, 8), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +122,9 @@ def test_a_failed_cell_is_a_failed_run(sent):
     assert "traceback.txt" in {file.path for file in mirror.client.list_artifacts(run.info.run_id)}
 
 
-def test_neutral_axes_are_left_out_of_a_group_name():
+def test_neutral_axes_are_left_out_of_the_parent_run_s_name():
     whole = replace(row("fitnet", 0), axes={"fraction": 1.0, "resolution": 2.0})
-    assert group_of(whole).name == "wide>narrow resolution=2"
+    assert parent_run_of(whole).name == "wide>narrow resolution=2"
 
 
 # --- the summary run -----------------------------------------------------------------------------
@@ -134,16 +133,16 @@ def test_neutral_axes_are_left_out_of_a_group_name():
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     folder = work / "summarised"
     mirror = Mirror(work, folder.name)
-    assert mirror.summary.read("cost.json") is None  # no summary run
+    assert mirror.tables.read("cost.json") is None  # no summary run
     for text in ('{"schema": 1}\n', '{"schema": "ü"}\n'):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         (folder / "cost.json").write_text(text, encoding="utf-8")
         (folder / "figures" / "cost.svg").write_text("<svg/>")
-        mirror.summary.send(folder, [folder / "cost.json", folder / "figures" / "cost.svg"])
-        assert Mirror(work, folder.name).summary.read("cost.json") == text
-    assert mirror.summary.read("figures/cost.svg") == "<svg/>"
-    assert mirror.summary.read("cost") is None
-    assert mirror.summary.read("figures") is None
+        mirror.tables.send(folder, [folder / "cost.json", folder / "figures" / "cost.svg"])
+        assert Mirror(work, folder.name).tables.read("cost.json") == text
+    assert mirror.tables.read("figures/cost.svg") == "<svg/>"
+    assert mirror.tables.read("cost") is None
+    assert mirror.tables.read("figures") is None
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ def test_a_newcomer_finds_the_grid_in_the_ui(sent, browser, work):
     from selenium.webdriver.support.ui import WebDriverWait
 
     mirror, _ = sent
-    mirror.summary.send_plan(plan())
+    mirror.tables.send_plan(plan())
     (run,) = [r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/soft_logits/0"]
     experiment = run.info.experiment_id
     port = free_port()
@@ -224,64 +223,45 @@ def test_a_newcomer_finds_the_grid_in_the_ui(sent, browser, work):
 # --- faults --------------------------------------------------------------------------------------
 
 
-def test_a_result_that_two_send_at_once_is_kept_once(sent, work):
-    """Both find that it is missing; the later one sees both and keeps one."""
-    _, store = sent
-    first, second = (Mirror(work, "raced") for _ in range(2))
-    for mirror in (first, second):
-        mirror.summary.send_plan(plan())
-        assert mirror._known() == {}
-    one = plan().cell_ids()[0]
-    record, where = store.read(one), plan().rows[0]
-    told = [mirror.send(record, where, store.folder(one)) for mirror in (first, second)]
-    assert told[0]
-    (kept,) = runs(first, "cell")
-    assert second._known()[one] == (kept.info.run_id, record.status)
-    assert told[1] == (kept.info.run_id != first._known()[one][0])
-
-
-def test_two_senders_at_once_leave_one_experiment_one_summary_and_one_group_of_each(sent, work):
-    """Each looks before the other has made anything."""
+def test_two_senders_at_once_leave_one_run_of_everything(sent, work):
+    """Both begin before the other has sent anything, and each sends some of the results first."""
     _, store = sent
     first, second = (Mirror(work, "both") for _ in range(2))
-    one, other = first.experiment, second.experiment
-    assert one.id == other._find_or_create("kd-bench/both", one.uri, work)
-    for mirror in (first, second):
-        mirror._groups = {}
-        assert mirror._known() == {}
-        mirror.client.create_run(mirror.experiment.id, run_name="summary",
-                                 tags={"kd_bench.kind": "summary"})  # fmt: skip
-    plans = [where for where in plan().rows if where.cell_id in records()]
-    for mirror, some in ((first, plans[0::2]), (second, plans[1::2])):
-        for where in some:
-            mirror.send(store.read(where.cell_id), where, store.folder(where.cell_id))
-    assert len(runs(first, "group")) == 4
+    assert first.experiment.id == second.experiment.id
+    rows = [where for where in plan().rows if where.cell_id in records()]
+
+    def send(mirror: Mirror, where: Row) -> bool:
+        return mirror.send(store.read(where.cell_id), where, store.folder(where.cell_id))
+
+    for mirror in (first, second):  # neither knows that the other has begun
+        assert mirror.tables.read("cost.json") is None
+        mirror.client.create_run(
+            mirror.experiment.id, run_name="summary", tags={"kd_bench.kind": "summary"}
+        )
+        send(mirror, rows[0])
+    for where in rows:
+        send(first, where)
+        send(second, where)
+    assert len(runs(first, "cell")) > len(rows)
     mirror_all(first, plan(), store)
-    # The second goes on under a group that the first has just deleted, maybe.
-    late = plans[0]
-    second.client.delete_run(first._known()[late.cell_id][0])
-    second._known().pop(late.cell_id, None)
-    second.send(store.read(late.cell_id), late, store.folder(late.cell_id))
+    # The second may go on under a parent run that the first has just deleted.
     mirror_all(second, plan(), store)
-    (summary,) = runs(first, "summary")
     assert first.fetch()[0] == plan()
-    groups = {run.info.run_id: run.info.run_name for run in runs(first, "group")}
-    assert sorted(groups.values()) == sorted({group_of(where).name for where in plans})
+    assert len(runs(first, "summary")) == 1
+    parents = {run.info.run_id: run.info.run_name for run in runs(first, "group")}
+    assert sorted(parents.values()) == sorted({parent_run_of(where).name for where in rows})
     cells = runs(first, "cell")
     assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
-    assert {run.data.tags["mlflow.parentRunId"] for run in cells} == groups.keys()
-    assert summary.info.run_id not in groups
+    assert {run.data.tags["mlflow.parentRunId"] for run in cells} == parents.keys()
 
 
 def test_an_experiment_that_another_made_meanwhile_is_taken(work, monkeypatch):
-    mirror = Mirror(work, "meanwhile")
-    looks = iter([None])
-    look = mirror.client.get_experiment_by_name
+    made = Mirror(work, "meanwhile").experiment.id
+    look, looks = MlflowClient.get_experiment_by_name, iter([None])
     monkeypatch.setattr(
-        mirror.client, "get_experiment_by_name", lambda name: next(looks, look(name))
+        MlflowClient, "get_experiment_by_name", lambda self, name: next(looks, look(self, name))
     )
-    found = mirror.experiment._find_or_create("kd-bench/meanwhile", mirror.experiment.uri, work)
-    assert found == mirror.experiment.id
+    assert Mirror(work, "meanwhile").experiment.id == made
 
 
 def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, work, monkeypatch):
@@ -294,13 +274,13 @@ def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, wor
         make(*args, **kwargs)
         return make(*args, **kwargs)
 
-    mirror.summary.send_plan(plan())
+    mirror.tables.send_plan(plan())
     monkeypatch.setattr(mirror.client, "create_run", twice)
     assert mirror_all(mirror, plan(), store) == len(records())
     cells = runs(mirror, "cell")
     assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
     assert {run.info.status for run in cells} == {"FINISHED", "FAILED"}
-    assert len(runs(mirror, "group")) == len({group_of(where).name for where in plan().rows})
+    assert len(runs(mirror, "group")) == len({parent_run_of(where).name for where in plan().rows})
     assert mirror_all(mirror, plan(), store) == 0
 
 

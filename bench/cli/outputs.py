@@ -66,6 +66,6 @@ def mirror_files(work: WorkDir, name: str, files: list[Path], costs: Costs) -> N
 
     try:
         with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
-            mirror.summary.send(work.grid(name), files, cost_metrics(costs))
+            mirror.tables.send(work.grid(name), files, cost_metrics(costs))
     except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)

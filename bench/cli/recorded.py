@@ -100,7 +100,7 @@ def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
         from bench.tracking import Mirror, TrackingError
 
         try:
-            text = Mirror(work.root, grid).summary.read(FILE)
+            text = Mirror(work.root, grid).tables.read(FILE)
         except TrackingError as error:
             raise UsageError(f"--from mlflow: {error}") from None
         return Costs() if text is None else Costs.from_json(text)

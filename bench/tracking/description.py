@@ -1,4 +1,4 @@
-"""What MLflow is told of a plan and its records: groups, notes, tags, parameters, metrics, data."""
+"""How plans and records look in MLflow: parent runs, notes, tags, parameters, metrics, data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that the UI lists together, under a run of this name.
+class ParentRun:
+    """A run without numbers, under which the UI lists others.
 
     Attributes:
-        name: of that run.
-        pair: the tag that its runs have, so that a filter by it finds both; "none" without one.
+        name: of the run.
+        pair: its tag `pair`, the same as that of the runs under it; "none" without a teacher.
         note: its description, Markdown.
     """
 
@@ -29,20 +29,19 @@ class Group:
     note: str
 
 
-def group_of(row: Row) -> Group:
-    """A method's runs are grouped by pair; whatever trains without a teacher stands by itself.
+def parent_run_of(row: Row) -> ParentRun:
+    """The run under which a row's run is listed: its pair's, or that of all teachers and baselines.
 
-    A baseline or a teacher belongs to several pairs, and a run has one place only.
+    A teacher or a baseline belongs to several pairs, and a run can have one parent only.
     """
     if row.role != "method":
-        return Group(
+        return ParentRun(
             "teachers and plain students",
             "none",
-            "Networks trained without a teacher: what every pair is compared with. One run each, "
-            "however many pairs they belong to.",
+            "Networks trained without a teacher, one run each: every pair is compared with them.",
         )
     axes = "".join(f" {name}={value:g}" for name, value in row.axes.items() if value != 1)
-    return Group(
+    return ParentRun(
         f"{row.teacher}>{row.student}{axes}",
         f"{row.teacher}>{row.student}",
         f"All methods and seeds by which `{row.teacher}` taught `{row.student}` on `{row.data}`"
@@ -71,8 +70,8 @@ def describe(plan: Plan) -> str:
     return "\n\n".join(lines)
 
 
-def began_at(record: Record) -> int | None:
-    """Milliseconds since 1970; None if the record does not say."""
+def started_at(record: Record) -> int | None:
+    """When the training started, in milliseconds since 1970; None if the record does not say."""
     from datetime import datetime
 
     started = record.conditions.get("started")
@@ -83,13 +82,20 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
     """What runs can be filtered and grouped by, and the run's note."""
     paired = row.role == "method" and row.method != "student"
     tags = {
-        KIND: "cell", "cell_id": record.cell_id, "status": record.status, "role": row.role,
-        "method": row.method, "label": row.label, "category": record.category,
-        "teacher": row.teacher if paired else "none", "seed": row.seed, "data": row.data,
+        KIND: "cell",
+        "cell_id": record.cell_id,
+        "status": record.status,
+        "role": row.role,
+        "method": row.method,
+        "label": row.label,
+        "category": record.category,
+        "teacher": row.teacher if paired else "none",
+        "seed": row.seed,
+        "data": row.data,
         "student": row.teacher if row.role == "teacher" else row.student,
         "pair": f"{row.teacher}>{row.student}" if paired else "none",
         "error": record.error,
-    }  # fmt: skip
+    }
     tags |= row.axes | {NOTE: _describe_run(record, row)}
     for name in ("commit", "dirty", "torch", "device"):
         tags[name] = record.conditions.get(name, "")
@@ -97,7 +103,7 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
 
 
 def _describe_run(record: Record, row: Row) -> str:
-    """What a run is, for a reader who meets the method for the first time; Markdown."""
+    """What the run trained, Markdown."""
     taught = f"`{row.teacher}` teaches `{row.student}` by " if row.role == "method" else ""
     what = f"{taught}**{row.label}** ({record.category}), seed {row.seed}, on `{row.data}`."
     failure = f"{record.status}: {record.error}" if record.error else ""
@@ -105,21 +111,24 @@ def _describe_run(record: Record, row: Row) -> str:
 
 
 def dataset_of(record: Record, row: Row) -> DatasetInput:
-    """Which images, known by their hash; none of them is sent."""
+    """The data set by its hash; no image is sent."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     spec = record.cell.get("data", {})
     images = record.final.get("train_images")
     about = {"fingerprint": record.cell.get("fingerprint"), "train_images": images}
     data = Dataset(
-        name=row.data, digest=str(record.cell.get("fingerprint")), source=json.dumps(spec),
-        source_type=str(spec.get("source")), profile=json.dumps(about),
-    )  # fmt: skip
+        name=row.data,
+        digest=str(record.cell.get("fingerprint")),
+        source=json.dumps(spec),
+        source_type=str(spec.get("source")),
+        profile=json.dumps(about),
+    )
     return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
 
 
 def params_of(record: Record) -> list[Any]:
-    """All that decides the cell's numbers, a level of nesting folded into the names."""
+    """All fields that decide the cell's numbers; nested ones as `outer.inner`."""
     from mlflow.entities import Param
 
     flat: dict[str, object] = {}
@@ -133,25 +142,25 @@ def params_of(record: Record) -> list[Any]:
     return [Param(name, str(value)[:6000]) for name, value in flat.items()]
 
 
-def metrics_of(record: Record, began: int) -> list[Any]:
+def metrics_of(record: Record, started: int) -> list[Any]:
     """The curves, an epoch a step, and the final numbers.
 
     Args:
         record: of the cell.
-        began: when, in milliseconds since 1970; the time of every point.
+        started: in milliseconds since 1970; the time of every point.
     """
     from mlflow.entities import Metric
 
     # The UI draws a section for each prefix, in this order: curves first, single points apart.
     curves = [
-        Metric(metric_key(f"epoch/{name}"), value, began, epoch)
+        Metric(metric_key(f"epoch/{name}"), value, started, epoch)
         for name, curve in record.curves.items()
         for epoch, value in enumerate(curve, start=1)
         if value is not None
     ]
     last = int(record.final.get("epochs", 0))
     final = [
-        Metric(metric_key(f"final/{name}"), v, began, last) for name, v in record.final.items()
+        Metric(metric_key(f"final/{name}"), v, started, last) for name, v in record.final.items()
     ]
     return curves + final
 

@@ -1,4 +1,4 @@
-"""A grid's experiment in an MLflow store: how it is opened and searched, and how a store fails."""
+"""A grid's experiment in an MLflow store: opening it, searching it, and how a store fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 KIND = "kd_bench.kind"
 NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"  # tags that the UI reads
-PAGE = 200  # runs of a search; a busy server needs seconds for a thousand, and calls have a limit
+PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
 
 
 class TrackingError(RuntimeError):
@@ -23,13 +22,13 @@ class TrackingError(RuntimeError):
 
 
 def quiet() -> None:
-    """Settings that mlflow reads when it is imported or called: brief in retries and words."""
+    """Sets what mlflow reads when it is imported or called: few retries, little output."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Seven retries with backoff would stall a grid for four minutes a call on a dead server.
+    # The default of seven retries stalls each call to a dead server for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # Two lines for each run in the midst of the progress display, and a request for each.
+    # Otherwise each run prints two lines into the progress display, at a request each.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -41,7 +40,7 @@ def tracking_uri(work_dir: Path) -> str:
 
 @contextlib.contextmanager
 def failures() -> Iterator[None]:
-    """Every way in which a tracking store can fail, as one error."""
+    """Turns every way in which a tracking store can fail into one error."""
     from alembic.util.exc import CommandError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -65,7 +64,7 @@ class Experiment:
     """
 
     def __init__(self, work_dir: Path, grid: str) -> None:
-        """Opens the store; the database is made here, by one process, if there is none.
+        """Opens the store; makes the database if there is none.
 
         Raises:
             TrackingError: the store cannot be opened.
@@ -93,15 +92,14 @@ class Experiment:
         try:
             return self.client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
-            # Another sender made it meanwhile, or this one did: a call without an answer is
-            # made again.
+            # Made meanwhile: by another sender, or by this one in a call that lost its answer.
             found = self.client.get_experiment_by_name(name)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
                 raise
             return found.experiment_id
 
     def search(self, text: str) -> list[Run]:
-        """All runs that MLflow's filter finds, however many pages they fill."""
+        """All runs that MLflow's filter finds, on all pages."""
         runs: list[Run] = []
         token: str | None = None
         while True:
@@ -110,10 +108,3 @@ class Experiment:
             token = page.token
             if not token:
                 return runs
-
-    def files_of(self, run: Run) -> ArtifactRepository:
-        """Where a run keeps its files. The client's own calls ask the store for the run again."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        assert run.info.artifact_uri is not None
-        return get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)

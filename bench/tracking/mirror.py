@@ -1,23 +1,28 @@
-"""A grid's records in MLflow: one run for each, sent once and read back."""
+"""A grid's records in MLflow: one run for each, sent once and read back.
+
+Commands on one work directory take turns. Commands on several work directories may send to one
+server at the same time: each makes what it does not find, and `mirror_all` then removes what was
+made twice.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 from bench.tracking.description import (
-    Group,
-    began_at,
+    ParentRun,
     dataset_of,
-    group_of,
     metrics_of,
     params_of,
+    parent_run_of,
+    started_at,
     tags_of,
 )
 from bench.tracking.experiment import KIND, NOTE, PARENT, Experiment, failures
-from bench.tracking.summary import Summary
+from bench.tracking.tables_run import TablesRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -25,25 +30,37 @@ if TYPE_CHECKING:
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 
 
+class _Sent(NamedTuple):
+    """A run of a cell.
+
+    Attributes:
+        run: its id.
+        status: of the record; empty if the run was cut off before everything was sent.
+    """
+
+    run: str
+    status: str
+
+
 class Mirror:
     """One grid in an MLflow store.
 
     Attributes:
         experiment: that holds it.
-        summary: the run that holds its plan, tables and figures.
+        tables: the run that holds its plan, tables and figures.
     """
 
     def __init__(self, work_dir: Path, grid: str) -> None:
-        """Opens the store; the database is made here, by one process, if there is none.
+        """Opens the store; makes the database if there is none.
 
         Raises:
             TrackingError: the store cannot be opened.
         """
         self.experiment = Experiment(work_dir, grid)
         self.client = self.experiment.client
-        self.summary = Summary(self.experiment)
-        self._cells: dict[str, tuple[str, str]] | None = None
-        self._groups: dict[str, str] | None = None
+        self.tables = TablesRun(self.experiment)
+        self._sent: dict[str, _Sent] | None = None
+        self._parents: dict[str, str] | None = None
 
     def send(self, record: Record, row: Row, folder: Path) -> bool:
         """Copies one record, once.
@@ -57,119 +74,31 @@ class Mirror:
             False if the store holds this result already.
 
         Raises:
-            TrackingError: the store failed; nothing is half there that counts as sent.
+            TrackingError: the store failed; a run that was cut off does not count as sent.
         """
         with failures():
-            run, status = self._known().get(record.cell_id, ("", ""))
-            if status == record.status:
+            if self._sent is None:
+                self._sent = self._read_sent()
+            sent = self._sent.get(record.cell_id)
+            if sent is not None and sent.status == record.status:
                 return False
-            if run:  # of an earlier status, or cut off before it was whole
-                self.client.delete_run(run)
-            run = self._copy(record, row, folder)
-            kept = self._keep_one(run, record)
-        self._known()[record.cell_id] = (kept, record.status)
-        return kept == run
+            if sent is not None:  # of an earlier status, or cut off
+                self.client.delete_run(sent.run)
+            self._sent[record.cell_id] = _Sent(self._copy(record, row, folder), record.status)
+        return True
 
-    def _known(self) -> dict[str, tuple[str, str]]:
-        """Cell id -> (run, status) of what the store holds; status "" if it is not whole."""
-        if self._cells is None:
-            self._cells = {}
-            for run in self.experiment.search(f"tags.`{KIND}` = 'cell'"):
-                cell_id = run.data.tags["cell_id"]
-                found = (run.info.run_id, run.data.tags["status"] if _is_whole(run) else "")
-                other = self._cells.setdefault(cell_id, found)
-                if other != found:  # a sender was cut off before it looked for others
-                    kept, spare = (other, found) if other[1] else (found, other)
-                    self._cells[cell_id] = kept
-                    self.client.delete_run(spare[0])
-        return self._cells
-
-    def _keep_one(self, run: str, record: Record) -> str:
-        """Of this run and those that others sent of the same result meanwhile, keeps one.
-
-        Commands on one work directory take turns; this is for those on several, with one server.
-        Each looks after it has sent, so the last to look sees all; whoever sees several keeps the
-        smallest id.
-        """
-        same = {
-            other.info.run_id
-            for other in self.experiment.search(f"tags.cell_id = '{record.cell_id}'")
-            if _is_whole(other) and other.data.tags["status"] == record.status
-        }
-        kept, *spare = sorted({run, *same})
-        for other in spare:
-            self.client.delete_run(other)
-        return kept
-
-    def close_left(self) -> int:
-        """Ends runs of cells that a killed process left running; returns how many there were.
-
-        One beside a whole run of its cell is deleted: it was made by a call whose answer was lost,
-        and that was made again.
-        """
-        with failures():
-            left = self.experiment.search(
-                f"tags.`{KIND}` = 'cell' AND attributes.status = 'RUNNING'"
-            )
-            for run in left:
-                cell_id, run_id = run.data.tags["cell_id"], run.info.run_id
-                kept, status = self._known().get(cell_id, ("", ""))
-                if status and kept != run_id:
-                    self.client.delete_run(run_id)
-                else:
-                    self.client.set_terminated(run_id, status="KILLED")
-                    self._known()[cell_id] = (run_id, "")
-            return len(left)
-
-    def _copy(self, record: Record, row: Row, folder: Path) -> str:
-        started = began_at(record)
-        tags = tags_of(record, row) | {PARENT: self._group(group_of(row))}
-        made = self.client.create_run(
-            self.experiment.id, start_time=started, run_name=row.name, tags=tags
-        )
-        run = made.info.run_id
-        self.client.log_batch(
-            run, metrics=metrics_of(record, started or 0), params=params_of(record)
-        )
-        self.client.log_inputs(run, [dataset_of(record, row)])
-        self.experiment.files_of(made).log_artifacts(str(folder))
-        took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
-        ended = started and int(started + 1000 * took)
-        status = STATUS.get(record.status, "FINISHED")
-        self.client.set_terminated(run, status=status, end_time=ended)
-        return run
-
-    def _group(self, group: Group) -> str:
-        """The run under which the UI lists the runs of a group; made when first asked for."""
-        if self._groups is None:
-            found = self.experiment.search(f"tags.`{KIND}` = 'group'")
-            self._groups = {run.info.run_name or "": run.info.run_id for run in found}
-        if group.name not in self._groups:
-            tags = {KIND: "group", NOTE: group.note, "pair": group.pair}
-            made = self.client.create_run(self.experiment.id, run_name=group.name, tags=tags)
-            self.client.set_terminated(made.info.run_id)
-            self._groups[group.name] = made.info.run_id
-        return self._groups[group.name]
-
-    def join_groups(self) -> None:
-        """Makes one of groups of the same name, which several senders made at the same time.
+    def tidy(self) -> None:
+        """Removes what several senders made twice, and ends runs that a killed sender left.
 
         Raises:
             TrackingError: the store failed.
         """
         with failures():
-            there: dict[str, list[str]] = {}
-            for run in self.experiment.search(f"tags.`{KIND}` = 'group'"):
-                there.setdefault(run.info.run_name or "", []).append(run.info.run_id)
-            for name, alive in there.items():
-                used = (self._groups or {}).get(name, min(alive))
-                # Another sender may have deleted the one that this sender used.
-                for spare in {*alive, used} - {min(alive)}:
-                    for run in self.experiment.search(f"tags.`{PARENT}` = '{spare}'"):
-                        self.client.set_tag(run.info.run_id, PARENT, min(alive))
-                    if spare in alive:
-                        self.client.delete_run(spare)
-            self._groups = {name: min(alive) for name, alive in there.items()}
+            self._sent = self._read_sent()
+            for sent in self._sent.values():
+                if not sent.status:
+                    self.client.set_terminated(sent.run, status="KILLED")
+            self._join_parents()
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
         """The plan and all its records, from MLflow alone.
@@ -178,19 +107,83 @@ class Mirror:
             TrackingError: the experiment holds no plan, or the store cannot be read.
         """
         with failures(), tempfile.TemporaryDirectory() as folder:
-            plan = self.summary.fetch_plan()
+            plan = self.tables.fetch_plan()
             wanted = set(plan.cell_ids())
             records = {}
             for run in self.experiment.search(f"tags.`{KIND}` = 'cell'"):
                 if _is_whole(run) and run.data.tags["cell_id"] in wanted:
-                    path = self.experiment.files_of(run).download_artifacts("record.json", folder)
+                    path = self.client.download_artifacts(run.info.run_id, "record.json", folder)
                     record = Record.from_json(Path(path).read_text(encoding="utf-8"))
                     records[record.cell_id] = record
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
 
+    def _read_sent(self) -> dict[str, _Sent]:
+        """Cell id -> its run; of several the whole one with the smallest id stays."""
+        runs: dict[str, list[_Sent]] = {}
+        for run in self.experiment.search(f"tags.`{KIND}` = 'cell'"):
+            tags = run.data.tags
+            status = tags["status"] if _is_whole(run) else ""
+            runs.setdefault(tags["cell_id"], []).append(_Sent(run.info.run_id, status))
+        sent = {}
+        for cell_id, found in runs.items():
+            sent[cell_id], *spare = sorted(found, key=lambda one: (not one.status, one.run))
+            for one in spare:
+                self.client.delete_run(one.run)
+        return sent
+
+    def _copy(self, record: Record, row: Row, folder: Path) -> str:
+        started = started_at(record)
+        tags = tags_of(record, row) | {PARENT: self._parent(parent_run_of(row))}
+        made = self.client.create_run(
+            self.experiment.id, start_time=started, run_name=row.name, tags=tags
+        )
+        run = made.info.run_id
+        self.client.log_batch(
+            run, metrics=metrics_of(record, started or 0), params=params_of(record)
+        )
+        self.client.log_inputs(run, [dataset_of(record, row)])
+        self.client.log_artifacts(run, str(folder))
+        took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
+        ended = started and int(started + 1000 * took)
+        status = STATUS.get(record.status, "FINISHED")
+        self.client.set_terminated(run, status=status, end_time=ended)
+        return run
+
+    # --- the runs that others are listed under --------------------------------------------------
+
+    def _parent(self, parent: ParentRun) -> str:
+        """The id of a parent run, made when it is first asked for."""
+        if self._parents is None:
+            self._parents = {name: min(runs) for name, runs in self._find_parents().items()}
+        if parent.name not in self._parents:
+            tags = {KIND: "group", NOTE: parent.note, "pair": parent.pair}
+            made = self.client.create_run(self.experiment.id, run_name=parent.name, tags=tags)
+            self.client.set_terminated(made.info.run_id)
+            self._parents[parent.name] = made.info.run_id
+        return self._parents[parent.name]
+
+    def _find_parents(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for run in self.experiment.search(f"tags.`{KIND}` = 'group'"):
+            found.setdefault(run.info.run_name or "", []).append(run.info.run_id)
+        return found
+
+    def _join_parents(self) -> None:
+        """Makes one of parent runs of the same name."""
+        there = self._find_parents()
+        for name, runs in there.items():
+            # The one that this sender used may have been deleted by another sender.
+            used = (self._parents or {}).get(name, min(runs))
+            for spare in {*runs, used} - {min(runs)}:
+                for run in self.experiment.search(f"tags.`{PARENT}` = '{spare}'"):
+                    self.client.set_tag(run.info.run_id, PARENT, min(runs))
+                if spare in runs:
+                    self.client.delete_run(spare)
+        self._parents = {name: min(runs) for name, runs in there.items()}
+
 
 def _is_whole(run: Run) -> bool:
-    """Whether everything of a run was sent; one that was cut off is RUNNING, or KILLED by now."""
+    """Whether everything of a run was sent; one that was cut off is RUNNING or KILLED."""
     return run.info.status in STATUS.values()
 
 
@@ -198,13 +191,15 @@ def mirror_all(mirror: Mirror, plan: Plan, store: Store) -> int:
     """Sends every record of the plan that the store lacks; returns how many were sent.
 
     Runs that a killed process left unfinished are sent anew, or closed if there is no record.
+
+    Raises:
+        TrackingError: the store failed.
     """
-    mirror.summary.send_plan(plan)
+    mirror.tables.send_plan(plan)
     rows = first_rows(plan)
     records = store.read_all(rows)
     sent = sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
-    mirror.close_left()
-    mirror.join_groups()
+    mirror.tidy()
     return sent
 
 

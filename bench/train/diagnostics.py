@@ -1,4 +1,4 @@
-"""Optional measurements beside a training: how large, how smooth and how binding knowledge is.
+"""Optional measurements next to a training: how large, smooth and binding knowledge is.
 
 Nothing here trains, and nothing that trains is altered: weights, BatchNorm statistics and random
 streams are the same with diagnostics on and off. Off, nothing here runs.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bench.method import Method, Pair, Shapes, Stage, Transfer, View
 
 EXAMINED = 256
-"""Test images at most on which a teacher's tensors are examined: the first of the test set."""
+"""How many test images a teacher's tensors are examined on, at most: the first ones."""
 
 DRAWS = 8
 """Random directions along which the curvature of a transfer loss is probed."""
@@ -81,39 +81,23 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
     moving = [parameter for parameter in parameters if parameter.requires_grad]
     if not (moving and task.requires_grad and transfer.requires_grad):
         return None
-    return cosine(
-        torch.autograd.grad(task, moving, retain_graph=True, allow_unused=True),
-        torch.autograd.grad(transfer, moving, retain_graph=True, allow_unused=True),
+    ours, theirs = (
+        torch.autograd.grad(loss, moving, retain_graph=True, materialize_grads=True)
+        for loss in (task, transfer)
     )
-
-
-def cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float | None:
-    """Cosine of the angle between two gradients, over the parameters that both reach.
-
-    Args:
-        first: of every parameter its gradient; None or all zeros where there is none.
-        second: likewise.
-
-    Returns:
-        In [-1, 1]; None where nothing is reached by both, or something is not finite.
-    """
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return None
-    # Sums of all in one go: the device is asked once.
-    sums = torch.stack([
-        (a.count_nonzero() > 0) * (b.count_nonzero() > 0) * _products(a.double(), b.double())
-        for a, b in pairs
-    ])  # fmt: skip
-    dot, ours, theirs = sums.sum(0).tolist()
-    scale = math.sqrt(ours) * math.sqrt(theirs)
+    # A parameter that only one of the losses reaches is left out.
+    sums = torch.stack(
+        [
+            torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
+            for a, b in ((a.double(), b.double()) for a, b in zip(ours, theirs, strict=True))
+        ]
+    )
+    reached = (sums[:, 1:] != 0).all(dim=1)
+    dot, task_square, transfer_square = sums[reached].sum(0).tolist()
+    scale = math.sqrt(task_square) * math.sqrt(transfer_square)
     if not (math.isfinite(scale) and math.isfinite(dot) and scale > 0):
         return None
     return min(1.0, max(-1.0, dot / scale))
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    return torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
 
 
 def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module) -> float | None:

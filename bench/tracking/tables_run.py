@@ -11,16 +11,16 @@ from bench.record import Plan
 from bench.tracking.description import describe, metric_key
 from bench.tracking.experiment import KIND, NOTE, Experiment, TrackingError, failures
 
-MOST_METRICS = 1000  # a call takes no more
+MOST_METRICS = 1000  # that one call takes
 PLAN = "plan.json"
 FILES = PurePosixPath("summary")  # where the run keeps tables and figures
 
 
-class Summary:
-    """What belongs to a grid as a whole; of everything the latest is kept."""
+class TablesRun:
+    """What belongs to a grid as a whole; the latest version of each file is kept."""
 
     def __init__(self, experiment: Experiment) -> None:
-        """The run is looked for, or made, whenever it is needed."""
+        """The run is looked for, or made, when it is needed."""
         self.experiment, self.client = experiment, experiment.client
 
     def send_plan(self, plan: Plan) -> None:
@@ -34,8 +34,7 @@ class Summary:
             self.client.set_experiment_tag(
                 self.experiment.id, "mlflow.experimentKind", "custom_model_development"
             )
-            run = self._run()
-            self.client.log_text(run, plan.to_json(), PLAN)
+            self.client.log_text(self._run(), plan.to_json(), PLAN)
 
     def send(
         self, folder: Path, files: Iterable[Path], metrics: Mapping[str, float] | None = None
@@ -77,15 +76,7 @@ class Summary:
         Raises:
             TrackingError: the store cannot be read.
         """
-        path = FILES / name
-        with failures(), tempfile.TemporaryDirectory() as folder:
-            run = self._find_run()
-            if run is None:
-                return None
-            there = self.client.list_artifacts(run, path.parent.as_posix())
-            if path.as_posix() not in {file.path for file in there if not file.is_dir}:
-                return None
-            return self._download(run, path.as_posix(), folder)
+        return self._read(FILES / name)
 
     def fetch_plan(self) -> Plan:
         """The plan that was sent last.
@@ -93,16 +84,27 @@ class Summary:
         Raises:
             TrackingError: the experiment holds no plan, or the store cannot be read.
         """
-        grid = self.experiment.grid
+        text = self._read(PurePosixPath(PLAN))
+        if text is None:
+            grid = self.experiment.grid
+            raise TrackingError(
+                f"no results of grid {grid!r} in MLflow; run: run_all.py --grid {grid}, or send "
+                f"what is recorded: run_all.py sync --grid {grid}"
+            )
+        with failures():
+            return Plan.from_json(text)
+
+    def _read(self, path: PurePosixPath) -> str | None:
         with failures(), tempfile.TemporaryDirectory() as folder:
             run = self._find_run()
-            there = self.client.list_artifacts(run) if run is not None else ()
-            if run is not None and PLAN in {file.path for file in there}:
-                return Plan.from_json(self._download(run, PLAN, folder))
-        raise TrackingError(
-            f"no results of grid {grid!r} in MLflow; run: run_all.py --grid {grid}, or send what "
-            f"is recorded: run_all.py sync --grid {grid}"
-        )
+            if run is None:
+                return None
+            parent = None if path.parent == PurePosixPath() else path.parent.as_posix()
+            there = self.client.list_artifacts(run, parent)
+            if path.as_posix() not in {file.path for file in there if not file.is_dir}:
+                return None
+            local = self.client.download_artifacts(run, path.as_posix(), folder)
+            return Path(local).read_text(encoding="utf-8")
 
     def _run(self) -> str:
         found = self._find_run()
@@ -114,13 +116,10 @@ class Summary:
         return self._find_run() or made
 
     def _find_run(self) -> str | None:
-        """The summary run; of several, which senders made at the same time, one is kept."""
+        """The run; of several that senders made at the same time the smallest id stays."""
         ids = sorted(
             run.info.run_id for run in self.experiment.search(f"tags.`{KIND}` = 'summary'")
         )
         for spare in ids[1:]:
             self.client.delete_run(spare)
         return ids[0] if ids else None
-
-    def _download(self, run: str, name: str, folder: str) -> str:
-        return Path(self.client.download_artifacts(run, name, folder)).read_text(encoding="utf-8")
