@@ -1,1 +1,1 @@
-"""Distillation methods: one file each; pieces shared by several start with an underscore."""
+"""Distillation methods, one file each; what several share is in files with a leading underscore."""

@@ -1,8 +1,9 @@
-"""The activation boundary loss in one pass over memory, with one bit kept for a teacher's neuron.
+"""The activation boundary loss in one pass over memory, saving one bit per neuron of the teacher.
 
 Both maps are read block by block, and every intermediate result of a block stays in the cache. The
-backward pass computes the shortfall again: from the student's map, which is there anyway, and from
-the packed signs of the teacher's. `torch.where` is avoided: on a CPU it costs ten times a product.
+backward pass computes the shortfall again, from the student's map, which exists anyway, and from
+the packed signs of the teacher's. `torch.where` is avoided: on a CPU it costs ten times as much as
+a product.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WORDS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class _Block(NamedTuple):
-    """A part of (B, P) neurons, and where its packed signs lie."""
+    """A part of (B, P) neurons, and the place of its packed signs."""
 
     rows: slice
     columns: slice
@@ -32,20 +33,18 @@ class BoundaryShortfall(torch.autograd.Function):
     """sum_p max(0, mu - y s)^2 of (B, ...) maps, with y = +1 where t > 0 and -1 elsewhere: (B,).
 
     Arguments: student (B, ...), teacher (B, ...), margin mu. The gradient, -2 y max(0, mu - y s)
-    times what comes in, goes to the student alone.
+    times the incoming one, goes to the student only.
     """
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, margin: float) -> Tensor:
-        """Packs the teacher's signs beside, if a gradient is wanted."""
+        """Also packs the teacher's signs if a gradient is needed."""
         neurons, signs = _rows(student, student), _rows(teacher, student)
         loss = torch.zeros(len(neurons), dtype=_full(student), device=student.device)
         one, mu = loss.new_ones(()), loss.new_full((), margin)
         blocks = list(_blocks(neurons))
-        packed = torch.empty(
-            blocks[-1].bytes.stop if blocks and ctx.needs_input_grad[0] else 0,
-            dtype=torch.uint8, device=student.device,
-        )  # fmt: skip
+        octets = blocks[-1].bytes.stop if blocks and ctx.needs_input_grad[0] else 0
+        packed = torch.empty(octets, dtype=torch.uint8, device=student.device)
         powers = 2 ** torch.arange(8, dtype=loss.dtype, device=student.device)
         space = _space(blocks, loss)
         for block in blocks:
@@ -54,7 +53,7 @@ class BoundaryShortfall(torch.autograd.Function):
             torch.gt(signs[block.rows, block.columns], 0, out=fires)  # 1.0 or 0.0
             if len(packed):
                 size = block.bytes.stop - block.bytes.start
-                space[part.numel() : 8 * size] = 0  # what is left of the block before
+                space[part.numel() : 8 * size] = 0  # clears what a larger block left behind
                 packed[block.bytes] = torch.mv(space[: 8 * size].view(8, size).mT, powers)
             away = torch.sub(one, fires, alpha=2, out=fires)  # -y
             shortfall = torch.addcmul(mu, away, part, out=away).relu_()
@@ -66,7 +65,7 @@ class BoundaryShortfall(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        """Turns the sign bit of the student's numbers where the teacher's neuron fires."""
+        """Flips the sign bit of the student's numbers where the teacher's neuron fires."""
         student, packed = ctx.saved_tensors
         neurons = _rows(student, student)
         slope = torch.empty_like(neurons)
@@ -119,12 +118,12 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _rows(tensor: Tensor, like: Tensor) -> Tensor:
-    """(B, P) neurons in the order in which those of `like` lie in memory; a view if they do."""
+    """(B, P) neurons in the memory order of `like`; a view if `tensor` has that order."""
     return (tensor.permute(0, 2, 3, 1) if _channels_last(like) else tensor).flatten(1)
 
 
 def _as_map(neurons: Tensor, like: Tensor) -> Tensor:
-    """What `_rows` undoes."""
+    """The inverse of `_rows`."""
     if not _channels_last(like):
         return neurons.view(like.shape)
     batch, channels, height, width = like.shape

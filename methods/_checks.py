@@ -1,4 +1,4 @@
-"""What every loss and every plan refuses, with one clear line."""
+"""Checks of arguments that losses and methods share; each error is one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
-    """Refuses tensors that would broadcast: the loss would silently be another one.
+    """Refuses tensors that would broadcast and so give another loss.
 
     Args:
         function: the caller's name, for the message.
@@ -27,33 +27,33 @@ def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def one_of(where: str, name: str, value: object, allowed: Sequence[object]) -> None:
-    """Refuses a switch in a position that it does not have.
+    """Refuses an unknown choice.
 
     Args:
         where: the method's or function's name, for the message.
-        name: the switch's name.
-        value: what came.
-        allowed: what may come.
+        name: the argument's name.
+        value: its value.
+        allowed: the known choices.
 
     Raises:
-        ValueError: `value` is none of `allowed`.
+        ValueError: `value` is not one of `allowed`.
     """
     if value not in allowed:
         known = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{where}: {name} {value!r} is none of {known}")
+        raise ValueError(f"{where}: {name} {value!r} must be one of {known}")
 
 
 def between(where: str, low: float, high: float, **values: float) -> None:
-    """Refuses numbers outside the open interval (low, high), NaN among them.
+    """Refuses NaN and numbers outside the open interval (low, high).
 
     Args:
         where: the method's or function's name, for the message.
-        low: not allowed itself.
-        high: not allowed itself.
+        low: lower bound, excluded.
+        high: upper bound, excluded.
         **values: name -> number.
 
     Raises:
-        ValueError: naming the first number outside.
+        ValueError: a number is outside; names the first one.
     """
     for name, value in values.items():
         if not low < value < high:
@@ -62,5 +62,5 @@ def between(where: str, low: float, high: float, **values: float) -> None:
 
 
 def above_zero(where: str, **values: float) -> None:
-    """Refuses numbers that are not finite and above 0; see `between`."""
+    """Refuses numbers that are not above 0 and finite; see `between`."""
     between(where, 0.0, math.inf, **values)

@@ -1,8 +1,8 @@
 """Trained layers between a student's tap and a teacher's: regressors and connectors.
 
-They exist during the stages that read them and are never part of the student. They always map
-the student towards the teacher: a map trained on the teacher's side could reach a loss of zero by
-mapping everything to zero.
+They exist during the stages that read them and are never part of the student. They always map the
+student's features to the teacher's shape: a layer trained on the teacher's side could reach a loss
+of zero by mapping everything to zero.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ def connector(
     relu: bool = False,
     kind: Kind = "auto",
 ) -> nn.Module:
-    """A convolution from the student's map to the teacher's shape, BatchNorm, and maybe ReLU.
+    """A convolution from the student's map to the teacher's shape, BatchNorm, optionally ReLU.
 
-    Each spatial axis takes the first rule that fits: equal sizes: kernel 1; student twice the
-    teacher: kernel 3, stride 2, padding 1; half of it: transposed, kernel 4, stride 2, padding 1;
-    larger: valid, kernel Hs - Ht + 1 (the rule of the FitNet paper). Weights start as
-    N(0, sqrt(2 / (Ct * kernel area))); there is no bias, BatchNorm would take it out again.
+    Each spatial axis takes the first rule that fits. Equal sizes: kernel 1. Student twice the
+    teacher: kernel 3, stride 2, padding 1. Half of it: transposed, kernel 4, stride 2, padding 1.
+    Larger: no padding, kernel Hs - Ht + 1 (the rule of the FitNet paper). Weights start as
+    N(0, sqrt(2 / (Ct * kernel area))); there is no bias, because BatchNorm would cancel it.
 
     Args:
         student_shape: (Cs, Hs, Ws) of one sample.
         teacher_shape: (Ct, Ht, Wt) of one sample.
-        relu: ends in ReLU, which suits a target that has been through one.
-        kind: "auto" gives the identity for equal shapes; "conv" the layers even then.
+        relu: whether it ends in ReLU, which suits a target after a ReLU.
+        kind: "auto" gives the identity for equal shapes, "conv" a convolution even then.
 
     Returns:
         A module (B, Cs, Hs, Ws) -> (B, Ct, Ht, Wt).
 
     Raises:
-        NotApplicable: no rule serves these sizes, or a shape is not that of a map.
+        NotApplicable: no rule fits these sizes, or a shape is not that of a map.
         ValueError: an unknown `kind`.
 
     Example:
@@ -83,7 +83,7 @@ def _convolution(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...])
     if height is None or width is None or (up and down):
         raise NotApplicable(
             f"no connector from the student's {student_shape} to the teacher's {teacher_shape}: "
-            "each side must be equal, larger, or half, and not one up while the other goes down"
+            "each side must be equal, larger, or half, and both sides must grow or both shrink"
         )
     kernel = (height.kernel, width.kernel)
     layer = (nn.ConvTranspose2d if up else nn.Conv2d)(
@@ -109,7 +109,7 @@ def _axis(student: int, teacher: int) -> _Axis | None:
 
 
 class Connectors(nn.Module):
-    """One connector a tap, called as `connectors(tap, student_map)`."""
+    """One connector per tap, called as `connectors(tap, student_map)`."""
 
     def __init__(self, by_tap: Mapping[str, nn.Module]) -> None:
         """`by_tap`: tap name -> its connector."""
@@ -137,7 +137,7 @@ def connect_points(
     relu: Relu = False,
     kind: Kind = "auto",
 ) -> Connectors:
-    """Connectors at `points` from the student's whole shape to the teacher's.
+    """Connectors at `points` from the student's shapes to the teacher's.
 
     Args:
         points: tap names, which both networks must have.
@@ -147,7 +147,7 @@ def connect_points(
         kind: see `connector`.
 
     Raises:
-        NotApplicable: a network lacks a tap, or no connector fits; with the reason.
+        NotApplicable: a network lacks a tap, or no connector fits.
     """
     return Connectors(
         {
@@ -167,13 +167,13 @@ def connect_widths(
 ) -> Connectors:
     """Connectors (1x1 convolution and BatchNorm) at the `points` where the widths differ.
 
-    For relations inside one network, which need equal channels but not equal sizes.
+    They serve relations within one network, which need equal channels but not equal sizes.
 
     Args:
         points: tap names, which both networks must have.
         student: shapes of the student's taps.
         teacher: shapes of the teacher's taps.
-        allowed: False refuses unequal widths in place of connecting them.
+        allowed: False refuses unequal widths instead of connecting them.
 
     Raises:
         NotApplicable: a network lacks a tap, or widths differ while not `allowed`.
@@ -200,9 +200,9 @@ def connect_widths(
 def is_rectified(tap: str, shapes: Shapes) -> bool:
     """Whether the features at `tap` have been through a ReLU, from the taps' order.
 
-    Networks list their taps from shallow to deep, and "stageK.pre" is what stage K's ReLU reads.
-    Where it lies deeper than "stageK", as in pre-activation networks, the stage's output and the
-    entry to it are raw sums. Blocks that end linear, as MobileNetV2's, cannot be told apart.
+    Networks list their taps from shallow to deep, and "stageK.pre" is the input of stage K's ReLU.
+    Where it is deeper than "stageK", as in pre-activation networks, the stage's entry and output
+    are raw sums. Blocks with a linear end, like those of MobileNetV2, cannot be recognised.
 
     Example:
         >>> plain = {"stage1.pre": (16, 8, 8), "stage1": (16, 8, 8)}
@@ -221,5 +221,5 @@ def map_shape(tap: str, shapes: Shapes) -> tuple[int, ...]:
     if tap not in shapes:
         raise NotApplicable(f"tap {tap!r} is missing in one of the networks")
     if len(shapes[tap]) != 3:
-        raise NotApplicable(f"tap {tap!r} is no map (C, H, W) but {shapes[tap]}")
+        raise NotApplicable(f"tap {tap!r} has shape {shapes[tap]}; wanted a map (C, H, W)")
     return shapes[tap]

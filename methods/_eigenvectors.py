@@ -1,4 +1,4 @@
-"""Leading eigenvectors of the Gram matrices of feature maps, by iteration where that is exact."""
+"""Leading eigenvectors of the Gram matrices of feature maps, by iteration where it is exact."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-GAP = 1e-6  # eigenvalues nearer than this share of the largest have no direction of their own
-SMALLEST = 32  # below it a whole decomposition costs less than the iteration's many small steps
-ROUNDS = {torch.float32: 2, torch.float64: 5}  # of POWERS products and an orthonormalisation each
+GAP = 1e-6  # eigenvalues closer than this share of the largest have no direction of their own
+SMALLEST = 32  # below this size a whole decomposition is faster than the many small products
+ROUNDS = {torch.float32: 2, torch.float64: 5}  # of POWERS products and one orthonormalisation
 POWERS = 4
-SPARE = 3  # columns of the iterated block beyond the vectors sought
-RESIDUAL = 8  # times the machine's epsilon and the largest eigenvalue: what `eigh` leaves as well
-LEAD = 0.9  # the bound on all other eigenvalues is below this share of the last one found
+SPARE = 3  # columns of the iterated block in addition to the vectors sought
+RESIDUAL = 8  # times machine epsilon and the largest eigenvalue: the residual of `eigh`, too
+LEAD = 0.9  # all other eigenvalues must be below this share of the last one found
 CLEAR = 1e-3  # of the largest eigenvalue: far above both GAP and rounding
-RANGE = 1e-30  # traces from here to its inverse neither over- nor underflow
-GOLDEN = 2.399963  # an angle whose multiples never line up
+RANGE = 1e-30  # traces between it and its inverse neither overflow nor underflow
+GOLDEN = 2.399963  # the golden angle: no two of its multiples coincide
 
 
 class Maps(NamedTuple):
@@ -25,8 +25,8 @@ class Maps(NamedTuple):
     Attributes:
         flat: the unscaled maps, transposed: (B, C, P).
         gram: the smaller of X^T X and X X^T, (B, n, n), n = min(C, P).
-        scale: the Frobenius norms of the maps, (B,). Of a map that is zero or not finite it is
-            such, too, and its X is 0.
+        scale: the Frobenius norms of the maps, (B,); zero or not finite where the map is, and
+            then X is 0.
     """
 
     flat: Tensor
@@ -39,9 +39,9 @@ class Maps(NamedTuple):
         gram, trace = _products(flat)
         scale = trace.sqrt()
         odd = ~((trace > RANGE) & (trace < 1 / RANGE))
-        rows = odd.nonzero()[:, 0]  # a GPU is waited for here
+        rows = odd.nonzero()[:, 0]  # waits for a GPU
         if len(rows):
-            # Squares under- or overflow, directions do not: 1e25 must not be infinite.
+            # Squares of 1e25 or 1e-25 leave float32, but the map's directions are well defined.
             size = torch.linalg.vector_norm(flat[rows], torch.inf, dim=(1, 2))
             usable = (size >= torch.finfo(flat.dtype).tiny) & size.isfinite()
             scaled = flat[rows] / size[:, None, None]
@@ -94,9 +94,9 @@ class Found(NamedTuple):
 def eigenvectors(maps: Maps, candidates: int, directions: Tensor | None = None) -> Found:
     """The first `candidates` eigenvectors, or of these the nearest to each direction (B, C, k).
 
-    By subspace iteration for the samples for which it is proved exact, see `_leading` and
-    `_none_nearer`; by a whole decomposition for all others. Each sample goes its own way, whatever
-    the others of its batch are.
+    By subspace iteration for samples where it is proved exact, see `_leading` and `_none_nearer`,
+    and by a whole decomposition for all others. The result for a sample does not depend on the
+    rest of its batch.
 
     Example:
         >>> maps = Maps.of(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]))
@@ -112,7 +112,7 @@ def eigenvectors(maps: Maps, candidates: int, directions: Tensor | None = None) 
     if maps.gram.shape[1] < SMALLEST:
         return exact(slice(None))
     found, certain = _leading(maps, candidates, directions)
-    rows = (~certain).nonzero()[:, 0]  # a GPU is waited for here
+    rows = (~certain).nonzero()[:, 0]  # waits for a GPU
     if not len(rows):
         return found
     parts = zip(found, exact(rows), strict=True)
@@ -125,26 +125,26 @@ def _exact(maps: Maps, count: int) -> Found:
     squares, vectors = squares.flip(1).clamp(min=0), vectors.flip(2)[:, :, :count]
     first, least = squares[:, :count], GAP * squares[:, :1]
     near = (first[:, None] - squares[:, :, None]).abs() <= least[:, None]
-    resolved = (least > 0) & (near.sum(1) == 1)  # itself only
-    if maps.wide:  # there are directions that no position has: eigenvalue 0
+    resolved = (least > 0) & (near.sum(1) == 1)  # only itself
+    if maps.wide:  # X^T X has further eigenvalues, all 0
         resolved &= first > least
-        # Below the gap rule X^T u is rounding noise; such a vector is none.
+        # Below the gap X^T u is rounding noise.
         vectors = torch.where((first > least)[:, None], maps.among_channels(vectors), 0.0)
     return Found(vectors, first, resolved)
 
 
 def _leading(maps: Maps, candidates: int, directions: Tensor | None) -> tuple[Found, Tensor]:
-    """The first vectors by iteration, and (B,) for which samples they are certain.
+    """The first vectors by iteration, and (B,) whether they are certain.
 
     Ritz pairs (theta_i, v_i) of the Gram matrix G, see `_ritz`, are its first k eigenpairs, as
-    exactly as `eigh` has them, if
+    exact as those of `eigh`, if
 
         |G v_i - theta_i v_i| <= 8 eps theta_1,
         |G|_F^2 - sum_(i <= k) theta_i^2 < (0.9 theta_k)^2,
 
-    whose left bounds the square of every other eigenvalue, so that none has been missed, and if
-    the theta_i are clearly apart. Where that does not hold, or another candidate may be nearer to
-    a direction, the sample is not certain.
+    and the theta_i are clearly apart. The left side of the second bounds the square of every other
+    eigenvalue, so none has been missed. If a condition fails, or another candidate may be nearer
+    to a direction, the sample is not certain.
     """
     count = candidates if directions is None else directions.shape[2]
     columns = min(max(candidates, count + SPARE), maps.gram.shape[1])
@@ -162,8 +162,8 @@ def _ritz(gram: Tensor, columns: int, count: int) -> tuple[Tensor, Tensor, Tenso
     """All Ritz values (B, columns), the first vectors (B, n, k) and their residuals (B, k).
 
     Subspace iteration: a fixed block is multiplied by the matrix eight times (twenty in float64).
-    Its columns have no structure; the first is all of a sign, as the Perron vector of a map after
-    a ReLU is.
+    Its columns have no structure, except that the first is constant: close to the Perron vector
+    of a map after a ReLU.
     """
     rows, turns = (
         torch.arange(n, dtype=gram.dtype, device=gram.device) for n in (gram.shape[1], columns)
@@ -182,7 +182,7 @@ def _ritz(gram: Tensor, columns: int, count: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _leads(gram: Tensor, first: Tensor, residual: Tensor) -> Tensor:
-    """Whether Ritz values (B, k), with the residuals of their vectors, are the first, (B,)."""
+    """Whether Ritz values (B, k) with these residuals are the first eigenvalues, (B,)."""
     epsilon, largest = torch.finfo(gram.dtype).eps, first[:, :1]
     rest = torch.linalg.vector_norm(gram, dim=(1, 2)).square() - first.square().sum(1)
     small = rest + 100 * epsilon * largest[:, 0].square() < (LEAD * first[:, -1]).square()
@@ -193,11 +193,11 @@ def _leads(gram: Tensor, first: Tensor, residual: Tensor) -> Tensor:
 def _none_nearer(maps: Maps, found: Found, least: Tensor, directions: Tensor) -> Tensor:
     """Whether no later candidate v_j can be nearer to any direction t, (B,).
 
-    With u = t less its part in the vectors found, and theta <= lam_j, a Ritz value:
+    With u the part of t outside the vectors found, and a Ritz value theta <= lam_j,
 
         (v_j . t)^2 <= u^T (X^T X)^q u / theta^q,    q = 0, 1, 2,
 
-    as u^T (X^T X)^q u is the sum of lam_j^q (v_j . u)^2 over all j.
+    because u^T (X^T X)^q u is the sum of lam_j^q (v_j . u)^2 over all j.
     """
     inside = found.vectors.mT @ directions
     outside = directions - found.vectors @ inside
@@ -208,9 +208,9 @@ def _none_nearer(maps: Maps, found: Found, least: Tensor, directions: Tensor) ->
 
 
 def nearest(candidates: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the columns (B, C, m) the nearest to each direction (B, C, k), and which it is, (B, k).
+    """The nearest column (B, C, m) to each direction (B, C, k), and its index, (B, k).
 
-    Turned to the direction's side; an inner product of 0 counts as positive.
+    Its sign makes the inner product with the direction positive; 0 counts as positive.
     """
     products = candidates.detach().mT @ directions
     index = products.abs().argmax(1)

@@ -1,4 +1,4 @@
-"""Joint forms: any method with soft logits beside its task loss, as the field compares them."""
+"""Joint forms: a method with soft logits in addition to its task loss, a usual comparison."""
 
 from __future__ import annotations
 
@@ -13,45 +13,47 @@ TEMPERATURE, RHO = 4.0, 0.9
 
 
 def with_soft_logits(method: Method) -> Method:
-    """The method with (1 - rho) CE + rho T^2 KL in the place of CE, in every stage with labels.
+    """The method with (1 - rho) CE + rho T^2 KL in place of CE, in every stage with labels.
 
     T = 4 and rho = 0.9, the defaults of soft_logits. Where gradients are merged, the soft targets
-    count with the task: the method's own loss is clipped against both.
+    count as part of the task: the method's own loss is clipped against both.
 
     Raises:
-        ValueError: the method is a baseline, or soft targets are all that it is.
+        ValueError: the method is a baseline, or has no loss but soft targets.
 
     Source:
-        Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020, combine
-        methods so ("+ KD").
+        Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020, where it is
+        called "+ KD".
     """
     if method.category == "baseline":
-        raise ValueError("with_soft_logits: a baseline has no transfer loss to stand beside")
-    plan = tuple(_beside(stage) if _can_take(stage) else stage for stage in method.plan)
+        raise ValueError("with_soft_logits: a baseline has no transfer loss to add soft logits to")
+    plan = tuple(
+        _with_soft_targets(stage) if _takes_soft_targets(stage) else stage for stage in method.plan
+    )
     if plan == method.plan:
         raise ValueError(
             "with_soft_logits: every stage with labels reads soft logits already; "
-            "a method with a second stage can do without them (stage2=ce)"
+            "set stage2=ce where a method has that hyper-parameter"
         )
     note = (
-        f" Joint form: with soft logits (T = {TEMPERATURE:g}, rho = {RHO:g}) beside the task loss."
+        f" Joint form: with soft logits (T = {TEMPERATURE:g}, rho = {RHO:g}) next to the task loss."
     )
     return replace(method, plan=plan, source=method.source + note)
 
 
-def _can_take(stage: Stage) -> bool:
+def _takes_soft_targets(stage: Stage) -> bool:
     return stage.task_weight > 0 and stage.taps != ("logits",)
 
 
-def _beside(stage: Stage) -> Stage:
+def _with_soft_targets(stage: Stage) -> Stage:
     return replace(
         stage,
         task_weight=stage.task_weight * (1 - RHO),
-        beside=_soft_targets,
+        beside=_soft_target_loss,
         beside_weight=stage.task_weight * RHO,
     )
 
 
-def _soft_targets(pair: Pair, connector: nn.Module) -> Tensor:
+def _soft_target_loss(pair: Pair, connector: nn.Module) -> Tensor:
     divergence = soft_target_divergence(pair.student.logits, pair.teacher.logits, TEMPERATURE)
     return TEMPERATURE**2 * divergence

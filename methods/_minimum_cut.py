@@ -37,7 +37,7 @@ Bools = NDArray[np.bool_]
 UNITS = 1_000_000  # capacity of a cost of 1
 LARGEST_COST = 1e7
 FLOW_LIMIT = 1 << 30  # the residual of an edge is up to twice its capacity and must fit 31 bits
-BATCH = 256  # nodes cut at a time: one call of SciPy per component would be slow for small ones
+BATCH = 256  # nodes cut at a time: SciPy's overhead per call would dominate small components
 
 
 class Edges(NamedTuple):
@@ -154,8 +154,8 @@ def keep_set(
     Args:
         problems: from `cut_problems`.
         drop_units: tau in whole units.
-        within: (N,) bool, kept at a higher cost of dropping; all True if none is known.
-        without: (N,) bool, kept at a lower one; None if none is known.
+        within: (N,) bool, kept at a higher cost of dropping; all True if unknown.
+        without: (N,) bool, kept at a lower one; None if unknown.
 
     Returns:
         (N,) bool, kept.
@@ -190,7 +190,7 @@ def smallest_threshold(
 ) -> tuple[int, Bools]:
     """The smallest cost of dropping at which at least `wanted` items are kept, by bisection.
 
-    What `with_least_kept` will add counts as kept: it grows with tau as the cut does.
+    Items that `with_least_kept` will add count as kept; their number grows with tau, too.
 
     Args:
         problems: from `cut_problems`.

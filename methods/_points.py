@@ -1,4 +1,4 @@
-"""Sensing points: the taps at which a method compares the two networks."""
+"""Sensing points: the taps at which a method compares student and teacher."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ STAGE_OUTPUTS = ("stage1", "stage2", "stage3")
 def sensing_points(
     method: str, points: str | Sequence[str], named: Mapping[str, Sequence[str]]
 ) -> tuple[str, ...]:
-    """The taps behind `points`: a name out of `named`, or the taps themselves.
+    """The taps that `points` means: a name of `named`, or the taps themselves.
 
     Raises:
-        ValueError: an unknown name, no point at all, or a point twice.
+        ValueError: an unknown name, no tap, or a tap twice.
 
     Example:
         >>> sensing_points("fitnet", "all", {"all": STAGE_OUTPUTS})
@@ -24,8 +24,7 @@ def sensing_points(
     if isinstance(points, str):
         if points not in named:
             raise ValueError(
-                f"{method}: points {points!r} is none of {', '.join(named)}; "
-                "or give a list of tap names"
+                f"{method}: points {points!r} must be one of {', '.join(named)}, or a list of taps"
             )
         return tuple(named[points])
     if not points or len(set(points)) != len(points):

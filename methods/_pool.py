@@ -1,4 +1,4 @@
-"""Bringing a larger map down to a smaller one's size."""
+"""Pooling of a larger map to the size of a smaller one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 
 def common_size(first: Tensor, second: Tensor) -> tuple[int, int]:
-    """(H, W), the smaller of each of two maps (..., H, W)."""
+    """The smaller height and the smaller width of two maps (..., H, W)."""
     return min(first.shape[-2], second.shape[-2]), min(first.shape[-1], second.shape[-1])
 
 
 def pool_to(maps: Tensor, size: tuple[int, int], kind: Literal["average", "max"]) -> Tensor:
-    """Adaptive pooling of (B, C, H, W) or (B, H, W) maps to `size`, no larger than they are.
+    """Adaptive pooling of (B, C, H, W) or (B, H, W) maps to `size`, which must not be larger.
 
-    Window i of an axis covers floor(i n / m) up to ceil((i + 1) n / m), n to m positions.
+    From n to m positions, window i covers floor(i n / m) to ceil((i + 1) n / m).
 
     Example:
         >>> import torch
@@ -27,7 +27,7 @@ def pool_to(maps: Tensor, size: tuple[int, int], kind: Literal["average", "max"]
     if (height, width) == size:
         return maps
     if height % size[0] == 0 and width % size[1] == 0:
-        # The same windows; adaptive pooling's gradient has no deterministic CUDA kernel.
+        # The same windows. The gradient of adaptive pooling has no deterministic CUDA kernel.
         window = (height // size[0], width // size[1])
         return F.avg_pool2d(maps, window) if kind == "average" else F.max_pool2d(maps, window)
     adaptive = F.adaptive_avg_pool2d if kind == "average" else F.adaptive_max_pool2d

@@ -1,4 +1,4 @@
-"""Relations are computed in full precision: their small differences vanish in half precision."""
+"""Full precision for relations: their small differences vanish in half precision."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """`tensor` in float32, or as it is if it already is float64."""
+    """`tensor` in float32; float64 stays as it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A context in which matrix products on `tensor`'s device keep the precision of their input."""
+    """A context in which matrix products on the tensor's device keep their input's precision."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -19,7 +19,7 @@ class RightVectors(NamedTuple):
         vectors: (B, C, k), unit columns; their signs are arbitrary.
         values: (B, k), the singular values, without gradient; not finite for a map that is not.
         resolved: (B, k) bool, whether the vector's direction is defined: its squared singular
-            value is more than 1e-6 of the largest away from every other one.
+            value differs from every other one by more than 1e-6 of the largest.
     """
 
     vectors: Tensor
@@ -36,19 +36,19 @@ def right_vectors(feature: Tensor, count: int) -> RightVectors:
         w_i = (lam_i I - X^T X)^+ vbar_i = sum_(j != i) v_j (v_j . vbar_i) / (lam_i - lam_j),
         Xbar = sum_i (X w_i) v_i^T + (X v_i) w_i^T,
 
-    by a linear system for each i, so only gaps of the first k vectors enter: two dead channels are
-    no obstacle, while the gradient of a whole decomposition is 0/0 there. A vector without
-    direction has no gradient.
+    by one linear system per i, so only the gaps of the first k vectors matter: with two dead
+    channels the gradient of a whole decomposition is 0/0, and this one is finite. A vector of
+    undefined direction has no gradient.
 
     Args:
         feature: (B, C, H, W), P = H * W.
         count: k, at most min(C, P).
 
     Returns:
-        vectors by falling singular value, values, and where they are resolved.
+        Vectors by decreasing singular value, values, and whether they are resolved.
 
     Raises:
-        ValueError: not a map, or a count that it does not have.
+        ValueError: not a map, or more vectors than it has.
 
     Example:
         >>> feature = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
@@ -60,20 +60,20 @@ def right_vectors(feature: Tensor, count: int) -> RightVectors:
 
 
 def nearest_right_vectors(feature: Tensor, directions: Tensor, extra: int) -> RightVectors:
-    """For each direction, the one of the map's first vectors that is nearest to it.
+    """For each direction, the nearest of the map's first right vectors.
 
     Of the first k + extra right vectors v_j, the one with the largest (v_j . t_l)^2, with the
-    gradient of `right_vectors`. Mostly it is provably among the first k, and then the others are
-    never formed: see `eigenvectors`.
+    gradient of `right_vectors`. Usually it is provably among the first k, and the others are never
+    formed: see `eigenvectors`.
 
     Args:
         feature: (B, C, H, W).
         directions: t, (B, C, k), unit columns; k at most min(C, P).
-        extra: further vectors that may be chosen, where the map has as many.
+        extra: further vectors that may be chosen, as far as the map has them.
 
     Returns:
-        vectors in the order of the directions, turned to their side (an inner product of 0 counts
-        as positive), their values, and where they are resolved.
+        Vectors in the order of the directions, with a positive inner product (0 counts as
+        positive), their values, and whether they are resolved.
 
     Raises:
         ValueError: not a map, or more directions than it has vectors.
@@ -101,24 +101,29 @@ def _flat(feature: Tensor, count: int) -> Tensor:
 
 
 def _solved(flat: Tensor, candidates: int, directions: Tensor | None = None) -> RightVectors:
-    """The first vectors or, with directions, the nearest ones to these."""
+    """The first vectors, or the nearest to each direction."""
     with no_autocast(flat):
         with torch.no_grad():
             maps = Maps.of(flat)
             found = eigenvectors(maps, candidates, directions)
             values = found.squares.sqrt() * maps.scale[:, None]
-        vectors = _Followed.apply(flat, maps.gram, maps.scale, *found)
+        vectors = _WithGradient.apply(flat, maps.gram, maps.scale, *found)
         return RightVectors(vectors, values, found.resolved)
 
 
-class _Followed(torch.autograd.Function):
-    """The vectors found for maps (B, C, P), with their gradient by the maps."""
+class _WithGradient(torch.autograd.Function):
+    """Passes on the vectors found for maps (B, C, P), and gives them a gradient by the maps."""
 
     @staticmethod
     def forward(
-        ctx, flat: Tensor, gram: Tensor, scale: Tensor,
-        vectors: Tensor, squares: Tensor, resolved: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx,
+        flat: Tensor,
+        gram: Tensor,
+        scale: Tensor,
+        vectors: Tensor,
+        squares: Tensor,
+        resolved: Tensor,
+    ) -> Tensor:
         ctx.save_for_backward(flat, gram, scale, vectors, squares, resolved)
         return vectors.clone()
 
@@ -142,8 +147,8 @@ def _resolvent(
 ) -> Tensor:
     """w_i = (lam_i I - X^T X)^-1 b_i for b_i orthogonal to v_i, (B, C, k), X = `inverse` map.
 
-    v_i v_i^T, which w_i does not notice, makes the matrix regular. Where X has fewer
-    positions than channels, (lam - X^T X)^-1 = (I + X^T (lam - X X^T)^-1 X) / lam.
+    Adding v_i v_i^T makes the matrix regular and does not change w_i. Where X has fewer positions
+    than channels, (lam - X^T X)^-1 = (I + X^T (lam - X X^T)^-1 X) / lam.
     """
     along, right = vectors, across
     wide = flat.shape[1] > flat.shape[2]

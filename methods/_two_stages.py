@@ -1,4 +1,4 @@
-"""What the methods share that first initialise the student's trunk and then train all of it."""
+"""The second stage of methods that first initialise the student's trunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods._checks import above_zero, one_of
 from methods._soft_targets import soft_target_divergence
 
 BELOW_HEAD = frozenset({"trunk", "connector"})
-"""What an initialising stage trains: the head must stay bit-equal, weight decay included."""
+"""What an initialising stage trains; the head stays bit-equal, in spite of weight decay."""
 
 SecondStage = Literal["ce+kd", "ce", "kd_only"]
 
@@ -21,17 +21,17 @@ FIRST_KD_WEIGHT, LAST_KD_WEIGHT = 4.0, 1.0
 def finetune(stage2: SecondStage, *, share: float, temperature: float) -> Stage:
     """The second stage of FitNet, attention transfer and activation boundary.
 
-    "ce+kd": CE + lambda * KD_T, lambda falling linearly from 4 to 1 over the stage, as FitNet's;
-    "ce": CE alone, no teacher; "kd_only": KD_T alone at weight 1, no labels.
-    KD_T is the divergence at temperature T without the factor T^2, as in FitNet's own code.
+    "ce+kd": CE + lambda * KD_T, with lambda falling linearly from 4 to 1 over the stage, as in
+    FitNet. "ce": CE alone, no teacher. "kd_only": KD_T alone at weight 1, no labels. KD_T is the
+    divergence at temperature T without the factor T^2, as in the code of FitNet's authors.
 
     Args:
         stage2: one of the three.
         share: part of the cell's epochs.
-        temperature: T of KD_T; nothing reads it under "ce".
+        temperature: T of KD_T; not used by "ce".
 
     Raises:
-        ValueError: an unknown `stage2`, a temperature not above 0, or a share out of (0, 1].
+        ValueError: an unknown `stage2`, a temperature not above 0, or a share outside (0, 1].
 
     Example:
         >>> stage = finetune("ce+kd", share=0.7, temperature=3.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.method import Method, Pair, Stage
-from methods._blocks import blocks_of_samples, samples_at_a_time
+from methods._blocks import blocks_of_samples, samples_per_block
 from methods._checks import above_zero, between, one_of
 from methods._points import STAGE_OUTPUTS, sensing_points
 from methods._pool import common_size, pool_to
@@ -109,7 +109,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feature: Tensor) -> Tensor:
         energy = feature.new_empty(len(feature), *feature.shape[2:])
-        squares = torch.empty_like(feature[: samples_at_a_time(feature)])
+        squares = torch.empty_like(feature[: samples_per_block(feature)])
         for block in blocks_of_samples(feature):
             part = feature[block]
             torch.sum(torch.mul(part, part, out=squares[: len(part)]), dim=1, out=energy[block])

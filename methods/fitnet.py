@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.method import Method, Pair, Shapes, Stage
-from methods._blocks import blocks_of_samples, samples_at_a_time
+from methods._blocks import blocks_of_samples, samples_per_block
 from methods._checks import between, one_of, same_shape
 from methods._connector import Connectors, Kind, Relu, connect_points
 from methods._points import STAGE_OUTPUTS, sensing_points
@@ -69,7 +69,7 @@ class _HalfSquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
         half = student.new_empty(len(student))
-        space = torch.empty_like(student[: samples_at_a_time(student)])
+        space = torch.empty_like(student[: samples_per_block(student)])
         per_sample = tuple(range(1, student.dim()))  # flattening would copy a channels-last map
         for block in blocks_of_samples(student):
             part = student[block]

@@ -1,8 +1,8 @@
-"""Selective KD: distil the teacher's embedding of those images that it embeds well.
+"""Selective KD: distil the teacher's embedding of the images that it embeds well.
 
-A low-resolution student first learns alone; then a graph cut drops the images that the teacher
-embeds badly; then the student is fine-tuned on the rest, regressing the teacher's embedding of
-the clean high-resolution image beside the classification.
+A low-resolution student first learns alone. A graph cut then drops the images that the teacher
+embeds badly, and the student is fine-tuned on the rest: it classifies them and regresses the
+teacher's embedding of the clean high-resolution image.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Choice = Literal["graph_cut", "random"]
 SOURCE = """\
 S. Ge, S. Zhao, C. Li, J. Li: Low-resolution Face Recognition in the Wild via Selective Knowledge \
 Distillation, IEEE Transactions on Image Processing 2019.
-A reconstruction: the paper's energy was not at hand. What is dropped minimises a cost per image \
-(distance to the own class centre over that to the nearest other) plus the weight of edges between \
-near classmates that the choice separates. The student learns all the labels first and sees only \
-kept images while it regresses the standardised embedding. The regression is a side branch; the \
-paper's layers inside the student, which would change its size, are left out. Resolution is an \
-axis of the grid, not of the method."""
+A reconstruction: the paper's energy was not available. The selection minimises a cost per kept \
+image (distance to the own class centre over that to the nearest other), a constant cost per \
+dropped image, and the weight of edges between near classmates that it separates. The student \
+first learns from all labels; it sees only kept images while it regresses the standardised \
+embedding. The regression is a side branch; the paper's layers inside the student, which would \
+change its size, are left out. Resolution is an axis of the grid, not of the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ def _cut(
     if tau is not None:
         above_zero("selective", tau=tau)
         return tau, keep_set(problems, int(in_units(tau)), np.ones(len(classes), np.bool_))
-    # Less a hair, so that 0.9 of 10 asks for 9 and not, by rounding, for 10.
+    # The margin keeps rounding from asking for 10 of 10 at keep = 0.9.
     wanted = max(1, int(np.ceil(keep * len(classes) - 1e-6)))
     units, kept = smallest_threshold(problems, classes, wanted)
     return units / UNITS, kept
@@ -236,7 +236,8 @@ def select_at_random(like: GraphCut, labels: Tensor, seed: int = 0) -> Tensor:
 class EmbeddingRegressor(nn.Module):
     """Maps the student's embedding to the teacher's, standardised per dimension.
 
-    The teacher's mean and deviation over the training set are buffers, filled by `fit`.
+    The mean and deviation of the teacher's embeddings over the training set are buffers, set by
+    `fit`.
 
     Args:
         student_width: D of the student.
@@ -248,7 +249,7 @@ class EmbeddingRegressor(nn.Module):
     scale: Tensor
 
     def __init__(self, student_width: int, teacher_width: int, *, normalise: bool = True) -> None:
-        """Statistics start as those of standardised embeddings."""
+        """Starts with mean 0 and scale 1."""
         super().__init__()
         self.linear = nn.Linear(student_width, teacher_width)
         self.normalise = normalise
@@ -257,9 +258,9 @@ class EmbeddingRegressor(nn.Module):
 
     @torch.no_grad()
     def fit(self, embeddings: Tensor) -> None:
-        """Takes mean and 1 / deviation from all of the teacher's embeddings, (N, D).
+        """Sets mean and 1 / deviation from all of the teacher's embeddings, (N, D).
 
-        A dimension that does not vary gets the scale 0: its target is 0 everywhere.
+        A dimension that does not vary gets scale 0: its target is 0 everywhere.
         """
         points = self._scaled(embeddings.double())
         deviation, mean = torch.std_mean(points, dim=0, correction=0)
@@ -322,21 +323,21 @@ def method(
     """Stage "train": cross-entropy on all images; then stage "finetune" on the selected ones.
 
     L = CE(z_s, y) + lam_r mean over (n, d) of (r(f_s) - e)^2, with e the teacher's embedding of
-    the clean image, standardised per dimension over the training set, and r a linear layer beside
-    the student. Between the stages the teacher sees every training image once, and
-    `select_by_graph_cut` picks those of the second stage.
+    the clean image, standardised per dimension over the training set, and r a linear layer that
+    is not part of the student. Between the stages the teacher sees every training image once, and
+    `select_by_graph_cut` chooses those of the second stage.
 
     Args:
         keep: share of the images to keep, reached by the cost of dropping one.
         tau: fixed cost of dropping; then `keep` is not used.
-        unary: see `select_by_graph_cut`.
-        neighbours: see there.
-        pairwise: lambda, see there.
+        unary: cost of keeping, see `select_by_graph_cut`.
+        neighbours: edges per image, see `select_by_graph_cut`.
+        pairwise: lambda, the weight on edges that the selection separates.
         normalise: scales the teacher's embeddings to length 1, for the selection and the target.
-        selection: "graph_cut", or "random": the control, which drops as many images of each class
-            as the cut does, but any.
-        selection_seed: of the random selection; the same for all seeds of a grid's cells.
-        ce_on_all: images not selected keep their classification loss in the second stage.
+        selection: "graph_cut", or "random", the control, which drops as many images of each class
+            as the cut, drawn at random.
+        selection_seed: seed of the random selection, the same in all cells of a grid.
+        ce_on_all: keeps the classification loss of images not selected in the second stage.
         lam_r: weight on the regression.
         train_share: part of the epochs for the first stage, in (0, 1).
         finetune_lr_factor: the second stage's learning rate as a factor of the recipe's.

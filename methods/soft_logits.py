@@ -1,4 +1,4 @@
-"""Soft logits: the student answers as softly as its teacher."""
+"""Soft logits: the student learns the teacher's softened class probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods._soft_targets import soft_target_divergence
 SOURCE = """\
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, NIPS Deep Learning Workshop, \
 2015 (arXiv 1503.02531).
-Deviations: the divergence in place of the soft cross-entropy, which differs by the teacher's \
+Deviations: the divergence instead of the soft cross-entropy, which differs by the teacher's \
 entropy and so has the same gradient; task and transfer are weighted 1 - rho and rho."""
 
 
@@ -19,7 +19,7 @@ def soft_logits_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     """Divergence from the teacher's softened probabilities, on the scale of a T = 1 gradient.
 
     T^2 sum_k q_k (log q_k - log p_k), with q = softmax(teacher / T) and p = softmax(student / T).
-    T^2 undoes the 1 / T^2 that softening brings into the gradient.
+    T^2 cancels the factor 1 / T^2 that softening brings into the gradient.
 
     Args:
         student_logits: (B, K).
@@ -58,7 +58,7 @@ def method(
 
     Args:
         temperature: T, above 0; CE is at T = 1.
-        rho: weight of the soft targets, in [0, 1]. At 0 no teacher runs; at 1 no label is read.
+        rho: weight on the soft targets, in [0, 1]. At 0 no teacher runs; at 1 no label is read.
         scale_by_temperature_squared: False leaves T^2 out, as some published results did.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The baseline: the student by itself, which every method has to beat."""
+"""The baseline: the student without a teacher, which every method has to beat."""
 
 from __future__ import annotations
 

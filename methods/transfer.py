@@ -1,4 +1,4 @@
-"""Transfer learning: the same architecture, trained on a source first. No teacher."""
+"""Transfer learning: the network first trains on a source data set. No teacher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from methods._checks import above_zero
 SOURCE = """\
 Baseline: parameter transfer as in Yosinski, Clune, Bengio, Lipson: How transferable are features \
 in deep neural networks?, NIPS 2014.
-Deviations: all layers but the classifier move; the learning rate of what moved is a tenth of the \
+Deviations: all layers but the classifier are copied; their learning rate is a tenth of the \
 recipe's by default."""
 
 SEARCH = {"trunk_lr_factor": [0.01, 0.1, 0.3, 1.0]}
@@ -19,11 +19,11 @@ def method(*, trunk_lr_factor: float = 0.1, freeze_trunk: bool = False) -> Metho
     """Starts from the weights of the cell's source training, then trains on the target's labels.
 
     All parameters and buffers but the classifier's are copied; L = CE(z_s, y), one stage, a fresh
-    optimiser. Parameters move only between equal architectures, so another one is refused.
+    optimiser. Parameters can be copied only between equal architectures; any other is refused.
 
     Args:
-        trunk_lr_factor: of the recipe's learning rate for the copied layers; the new classifier
-            has the recipe's own.
+        trunk_lr_factor: learning rate of the copied layers as a factor of the recipe's; the new
+            classifier has the recipe's own.
         freeze_trunk: trains the classifier alone (linear probe).
 
     Raises:
