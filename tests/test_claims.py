@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cost.record import CostRecord, Costs, Count, LossCost, Quartiles, StageCost, Traffic
+from bench.cost.costs import CostRecord, Costs, Count, LossCost, Quartiles, StageCost
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.claims import (
     NOT_SUPPORTED,
@@ -103,10 +103,7 @@ def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRec
 
     stage = StageCost(
         name="distil", epochs=1, kept=1.0, taps=["logits"], step_ms=around(1.0),
-        ratio=around(1.0), parts_ms={}, once_ms=None, count={}, once_count=Count(), peak_bytes=0,
-        loss=LossCost(
-            ms=around(2 * loss), count=Count(), traffic=Traffic(0, 0, 0), peak_bytes=0
-        ),
+        ratio=around(1.0),         loss=LossCost(ms=around(2 * loss), count=Count(), peak_bytes=0),
     )  # fmt: skip
     return CostRecord(
         data="d", teacher="wide", student="narrow", label=label, method=label,

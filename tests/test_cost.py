@@ -18,102 +18,85 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import hyperparameters
 from bench.cell import Recipe
 from bench.cli import main
-from bench.cost import machine, scaling
-from bench.cost.counting import AllocationMode, CountingMode
-from bench.cost.loss import LossAlone
-from bench.cost.profiler import MethodRow, count, count_parts, profile
-from bench.cost.record import (
-    REFERENCE,
+from bench.cost.costs import (
     CostRecord,
     Costs,
     Count,
     LossCost,
-    Machine,
     Quartiles,
-    Scaling,
     StageCost,
     StageShare,
-    Traffic,
     read_costs,
     training_cost_ratio,
 )
-from bench.cost.steps import Bench, Scene, Setting
+from bench.cost.counting import AllocationMode, CountingMode, count, peak_bytes
+from bench.cost.profiler import MethodRow, Profile, profile
+from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.hyperparameters import build_method
-from bench.method import Pair, View
 from bench.record import NOT_APPLICABLE
 from bench.report.cost import method_table, stage_table, write_costs
-from bench.report.cost_figures import fitted_exponent
-from bench.report.cost_order import category_table, findings, in_form
+from bench.report.cost_order import category_table, findings
 from bench.report.palette import CATEGORIES, METHODS
-from bench.report.roofline import roofline_table
-from bench.report.tables import Entry, to_csv, to_markdown
+from bench.report.tables import to_csv, to_markdown
 from bench.tracking import Mirror
 
 
-def tiny(**changes) -> Setting:
+def tiny(**changes) -> Workload:
     recipe = Recipe(epochs=10, batch_size=6, learning_rate=0.1)
-    fields = {"data": "toy", "classes": 3, "image_shape": (1, 8, 8), "recipe": recipe,
-              "device": torch.device("cpu"), "rounds": 2, "warm_up": 1}  # fmt: skip
-    return Setting(**{**fields, **changes})
+    fields = {"classes": 3, "image_shape": (1, 8, 8), "recipe": recipe}
+    return Workload(**{**fields, "device": torch.device("cpu"), **changes})
 
 
-# --- counting ----------------------------------------------------------------------------------
+def stage_of(name: str, position: int = 0, **hparams) -> StudentStage:
+    method = build_method(name, **hparams)
+    return StudentStage(TeacherBatch("cnn3", tiny()), "cnn2", name, method, method.plan[position])
 
 
-def counted(action) -> Count:
-    return count(action)
+# --- counting -----------------------------------------------------------------------------------
 
 
 def test_a_product_counts_two_flop_a_multiply_add():
     a, b = torch.ones(5, 7), torch.ones(7, 3)
-    assert counted(lambda: a @ b) == Count(
-        matmul=2 * 5 * 7 * 3, moved_bytes=4 * (5 * 7 + 7 * 3 + 5 * 3)
-    )
+    assert count(lambda: a @ b) == Count(matmul=2 * 5 * 7 * 3)
 
 
 def test_a_convolution_and_its_gradients_count_three_times_its_forward():
     layer, x = nn.Conv2d(4, 6, 3, padding=1), torch.ones(2, 4, 8, 8, requires_grad=True)
     forward = 2 * 2 * 6 * 4 * 9 * 64
-    assert counted(lambda: layer(x)).matmul == forward
-    assert counted(lambda: layer(x).sum().backward()).matmul == 3 * forward
+    assert count(lambda: layer(x)).matmul == forward
+    assert count(lambda: layer(x).sum().backward()).matmul == 3 * forward
 
 
-def test_elementwise_operations_count_one_an_element_and_softmax_five():
+def test_elementwise_operations_count_one_an_element_softmax_five_and_moves_nothing():
     x = torch.ones(4, 10)
-    assert counted(lambda: x * 2).elementwise == 40
-    assert counted(lambda: x.exp()).elementwise == 40
-    assert counted(lambda: x.sum(1)).elementwise == 40
-    assert counted(lambda: x.softmax(1)).elementwise == 5 * 40
-
-
-def test_views_move_nothing_and_copies_compute_nothing():
-    x = torch.ones(4, 10)
-    assert counted(lambda: x.view(10, 4).t()[1:]) == Count()
-    assert counted(lambda: x.clone()) == Count(moved_bytes=2 * 160)
+    for action in (lambda: x * 2, lambda: x.exp(), lambda: x.sum(1)):
+        assert count(action) == Count(elementwise=40)
+    assert count(lambda: x.softmax(1)).elementwise == 5 * 40
+    assert count(lambda: x.view(10, 4).t()[1:]) == count(lambda: x.clone()) == Count()
 
 
 def test_decompositions_count_by_formula():
-    square = torch.eye(6).expand(5, 6, 6).contiguous()
-    assert counted(lambda: torch.linalg.eigh(square)).decomposition == 5 * 9 * 6**3
-    tall = torch.ones(2, 8, 4)
-    done = counted(lambda: torch.linalg.svd(tall, full_matrices=False))
-    assert done.decomposition == 2 * (14 * 8 * 4**2 + 8 * 4**3)
-    done = counted(lambda: torch.linalg.solve_ex(square, square[..., 0]))
-    assert done.decomposition == 5 * (2 * 6**3 // 3 + 2 * 6**2)
-    done = counted(lambda: torch.linalg.qr(tall))
-    assert done.decomposition == 2 * round(4 * 8 * 4**2 - 4 / 3 * 4**3)
+    square, tall = torch.eye(6).expand(5, 6, 6).contiguous(), torch.ones(2, 8, 4)
+    wanted = {
+        5 * 9 * 6**3: lambda: torch.linalg.eigh(square),
+        2 * (14 * 8 * 4**2 + 8 * 4**3): lambda: torch.linalg.svd(tall, full_matrices=False),
+        5 * (2 * 6**3 // 3 + 2 * 6**2): lambda: torch.linalg.solve_ex(square, square[..., 0]),
+        2 * round(4 * 8 * 4**2 - 4 / 3 * 4**3): lambda: torch.linalg.qr(tall),
+    }
+    for flops, action in wanted.items():
+        assert count(action).decomposition == flops
 
 
 def test_matmul_count_is_that_of_torch():
-    scene = Scene("cnn3", tiny())
-    network = scene.build("resnet8")
+    lesson = TeacherBatch("cnn3", tiny())
+    network = lesson.workload.build("resnet8")
 
     def step() -> None:
-        network(scene.batch.images).sum().backward()
+        network(lesson.batch.images).sum().backward()
 
     with FlopCounterMode(display=False) as reference:
         step()
-    assert counted(step).matmul == reference.get_total_flops()
+    assert count(step).matmul == reference.get_total_flops()
 
 
 def test_every_operator_of_every_method_is_counted_knowingly():
@@ -128,13 +111,13 @@ def test_every_operator_of_every_method_is_counted_knowingly():
                 seen.add(func.overloadpacket.__name__)
             return out
 
-    scene = Scene("cnn3", tiny())
+    lesson = TeacherBatch("cnn3", tiny())
     for name in hyperparameters.METHODS.names():
         method = build_method(name)
         for stage in method.plan:
-            bench = Bench(scene, "cnn2", name, method, stage)
+            step = StudentStage(lesson, "cnn2", name, method, stage).step
             with Names():
-                bench.step()
+                step()
     copies = ("copy", "clone", "fill", "empty", "zeros", "ones", "cat", "stack", "index", "gather")
     adds = {"scatter_add"}
     assert not [name for name in seen - adds if any(word in name for word in copies)]
@@ -153,69 +136,43 @@ def test_memory_follows_tensors_until_they_are_freed():
     assert (memory.live_bytes, memory.peak_bytes) == (0, 600)
 
 
-# --- the parts of a step -----------------------------------------------------------------------
+# --- a stage ------------------------------------------------------------------------------------
 
 
-def bench_of(name: str, position: int = 0, **hparams) -> Bench:
-    method = build_method(name, **hparams)
-    return Bench(Scene("cnn3", tiny()), "cnn2", name, method, method.plan[position])
-
-
-@pytest.mark.parametrize(
-    ("name", "hparams"),
-    [("fitnet", {}), ("kd_svd", {}), ("rkd", {}), ("attention_transfer", {"mode": "joint"}),
-     ("kd_svd", {"with_soft_logits": True})],
-)  # fmt: skip
-def test_parts_add_up_to_the_step(name, hparams):
-    bench = bench_of(name, **hparams)
-    bench.step()  # momentum buffers exist from the second step on
-    assert Count.total(count_parts(bench).values()) == counted(bench.step)
-
-
-def test_the_loss_part_holds_the_loss_and_its_connectors():
-    bench = bench_of("fitnet")
-    parts = count_parts(bench)
+def test_a_step_is_the_students_the_teachers_pass_and_the_loss():
+    fitnet, plain = stage_of("fitnet"), stage_of("student")
+    loss = fitnet.loss_alone()
+    assert loss is not None
     # Three regressors from cnn2's widths to cnn3's: forward, and twice that backward.
     maps = [(2, 3, 64), (4, 6, 16), (8, 12, 4)]
     products = sum(2 * 6 * here * there * places for here, there, places in maps)
-    assert parts["loss_forward"].matmul == products
-    assert parts["loss_backward"].matmul == 2 * products
-    assert parts["teacher"].matmul > 0
-    assert "second_backward" not in parts
+    assert count(loss).matmul == 3 * products
+    teacher = count(fitnet.teacher_view).matmul
+    # The hint stage runs the student without its head: a product and two gradients less.
+    head = 3 * 2 * 6 * 8 * 3
+    assert count(fitnet.step).matmul == 3 * products + teacher + count(plain.step).matmul - head
+    assert plain.loss_alone() is None
+    assert plain.teacher_view() is None
 
 
-def test_a_merge_has_a_second_backward_pass_through_the_trunk():
-    parts = count_parts(bench_of("kd_svd"))
-    assert parts["loss_forward"].decomposition > 0
-    assert parts["student_backward"].decomposition == parts["second_backward"].decomposition == 0
-    # The head is not below the deepest map: it has no part in the second pass.
-    head = 3 * 2 * 6 * 8 * 3  # a product and its two gradients, 6 images, 8 wide, 3 classes
-    plain = count_parts(bench_of("student"))
-    assert plain["student_backward"].matmul - parts["second_backward"].matmul == head * 2 // 3
+def test_watching_for_the_loss_keeps_no_graph_of_later_steps():
+    stage = stage_of("rkd")
+    stage.step()
+    before = peak_bytes(stage.step, torch.device("cpu"))
+    assert stage.loss_alone() is not None
+    assert peak_bytes(stage.step, torch.device("cpu")) == before
 
 
-def test_plain_training_has_no_teacher_and_no_loss():
-    assert set(count_parts(bench_of("student"))) == {
-        "student_forward", "student_backward", "optimiser",
-    }  # fmt: skip
-
-
-# --- how costs add up --------------------------------------------------------------------------
-
-
-def test_ratio_of_the_plain_student_is_one():
-    assert training_cost_ratio([StageShare(30, 1.0, 4.2)], 30, 4.2) == 1.0
+# --- how costs add up ---------------------------------------------------------------------------
 
 
 def test_stages_count_by_epochs_kept_images_and_work_done_once():
+    assert training_cost_ratio([StageShare(30, 1.0, 4.2)], 30, 4.2) == 1.0
+    assert training_cost_ratio([StageShare(9, 1, 5.0), StageShare(30, 1, 5.0)], 30, 5.0) == 1.3
     plan = [StageShare(18, 1.0, 10.0), StageShare(12, 0.9, 15.0, once=6.0)]
     assert math.isclose(
         training_cost_ratio(plan, 30, 10.0), (18 * 10 + 12 * 0.9 * 15 + 6) / (30 * 10)
     )
-
-
-def test_epochs_added_on_top_cost_more():
-    assert training_cost_ratio([StageShare(9, 1, 5.0), StageShare(30, 1, 5.0)], 30, 5.0) == 1.3
 
 
 def test_impossible_costs_are_refused():
@@ -225,80 +182,46 @@ def test_impossible_costs_are_refused():
         Quartiles.of([])
 
 
-def test_exponent_of_a_power_law_is_found():
-    assert math.isclose(fitted_exponent([16, 32, 64], [x**1.5 for x in (16, 32, 64)]), 1.5)
-
-
-# --- constructed records -----------------------------------------------------------------------
+# --- constructed records ------------------------------------------------------------------------
 
 
 def around(value: float) -> Quartiles:
     return Quartiles(value, 0.9 * value, 1.2 * value, 5)
 
 
-def loss_cost(median: float, **changes) -> LossCost:
-    fields = {"ms": around(median), "count": Count(5 * 10**5, 10**5, 0, 10**6),
-              "traffic": Traffic(3000, 1000, 2000), "peak_bytes": 2**20}  # fmt: skip
-    return LossCost(**{**fields, **changes})
-
-
 def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
-    parts = {"student_forward": around(1.0), "student_backward": around(2.0)}
-    counts = {"student_forward": Count(10**6), "student_backward": Count(2 * 10**6)}
-    if loss is not None:
-        parts |= {"loss_forward": around(loss), "loss_backward": around(2 * loss)}
-        counts |= {"loss_forward": Count(5 * 10**5, 10**5, 0, 10**6)}
     fields = {
-        "epochs": 10, "kept": 1.0, "taps": [], "ratio": around(step / 3), "once_ms": None,
-        "once_count": Count(), "peak_bytes": 3 * 2**20,
-        "loss": None if loss is None else loss_cost(12 * loss),
+        "epochs": 10, "kept": 1.0, "taps": [], "ratio": around(step / 3), "peak_bytes": 3 * 2**20,
+        "step_flops": 10**6, "teacher_ms": None if loss is None else around(1.0),
+        "loss": None if loss is None else LossCost(
+            ms=around(loss), count=Count(5 * 10**5, 10**5), peak_bytes=2**20),
     }  # fmt: skip
-    return StageCost(
-        name=name, step_ms=around(step), parts_ms=parts, count=counts, **{**fields, **changes}
-    )
+    return StageCost(name=name, step_ms=around(step), **{**fields, **changes})
 
 
 SHARED = {
     "data": "toy", "teacher": "big", "student": "small", "epochs": 10, "plain_ms": around(3.0),
-    "plain_count": Count(3 * 10**6), "plain_peak_bytes": 2**20, "teacher_ms": around(4.0),
-    "teacher_count": Count(7), "teacher_bytes": 2**19,
+    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20, "teacher_ms": around(4.0),
+    "teacher_bytes": 2**19,
     "conditions": {"device": "a machine", "device_type": "cpu", "threads": 1, "precision": "fp32",
                    "batch": 50, "image_shape": [1, 8, 8], "rounds": 5},
 }  # fmt: skip
 
-COSTS = Costs(
-    [
-        CostRecord(**SHARED, label="student", method="student", category="baseline",
-                   stages=[stage("train", 3.0, None, peak_bytes=2**20)],
-                   training_cost_ratio=Quartiles(1.0, 1.0, 1.0, 5), training_flop_ratio=1.0),
-        CostRecord(**SHARED, label="hints", method="fitnet", category="multi-connection",
-                   stages=[stage("hint", 12.0, 2.0, epochs=3, held_bytes=2**20),
-                           stage("finetune", 6.0, 0.1, epochs=7)],
-                   training_cost_ratio=around(2.0), training_flop_ratio=2.5, extra_parameters=1234),
-        CostRecord(**SHARED, label="fsp", method="fsp", category="shared-representation",
-                   status=NOT_APPLICABLE, error="widths differ"),
-    ],
-    scaling=[
-        Scaling(method="fsp", category="shared-representation", stage="init", axis="channels",
-                sizes=[16, 32], milliseconds=[around(1.0), around(4.0)],
-                count=[Count(100), Count(400)],
-                conditions={"device": "a machine", "precision": "fp32", "batch": 64,
-                            "positions": 64}),
-    ],
-    references=[
-        CostRecord(**SHARED, label="hints", method="fitnet", category="multi-connection",
-                   form=REFERENCE,
-                   stages=[replace(stage("hint", 30.0, 2.0, epochs=3),
-                                   loss=loss_cost(96.0, over_fast=around(4.0))),
-                           stage("finetune", 6.0, 0.1, epochs=7)],
-                   training_cost_ratio=around(3.8), training_flop_ratio=2.5),
-    ],
-    machines=[
-        Machine(matmul_gflops=60.0, matmul_size=512, matmul_repeats=around(50.0), triad_gbs=6.0,
-                triad_bytes=2**28, triad_repeats=around(5.0),
-                conditions={"device": "a machine", "threads": 1}),
-    ],
-)  # fmt: skip
+
+def record(label: str, category: str, *stages: StageCost, **changes) -> CostRecord:
+    fields = {"method": label, "category": category, "stages": list(stages)}
+    return CostRecord(**{**SHARED, "label": label, **fields, **changes})
+
+
+COSTS = Costs([
+    record("student", "baseline", stage("train", 3.0, None, peak_bytes=2**20),
+           training_cost_ratio=Quartiles(1.0, 1.0, 1.0, 5), training_flop_ratio=1.0),
+    record("hints", "multi-connection",
+           stage("hint", 12.0, 3.0, epochs=3, held_bytes=2**20),
+           stage("finetune", 6.0, 0.12, epochs=7), method="fitnet",
+           training_cost_ratio=around(2.0), training_flop_ratio=2.5, extra_parameters=1234),
+    record("fsp", "shared-representation", status=NOT_APPLICABLE, error="widths differ"),
+])  # fmt: skip
 
 
 def test_costs_survive_their_file(tmp_path):
@@ -307,11 +230,12 @@ def test_costs_survive_their_file(tmp_path):
     assert read_costs(tmp_path / "none.json") == Costs()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 2, "records": [{}]}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 3, "records": [{}]}'])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "cost.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is damaged .*remove it and profile again"):
+    with pytest.raises(ValueError, match=r"is damaged .*remove it and profile again") as told:
         read_costs(tmp_path / "cost.json")
+    assert "\n" not in str(told.value)
 
 
 def test_newer_measurements_replace_older_ones_in_their_place():
@@ -319,7 +243,6 @@ def test_newer_measurements_replace_older_ones_in_their_place():
     elsewhere = replace(newer, conditions={**newer.conditions, "batch": 64})
     merged = COSTS.with_newer(Costs([newer, elsewhere]))
     assert [r.extra_parameters for r in merged.records] == [0, 7, 0, 7]
-    assert merged.scaling == COSTS.scaling
 
 
 def test_extra_memory_is_that_of_the_costliest_stage():
@@ -327,85 +250,68 @@ def test_extra_memory_is_that_of_the_costliest_stage():
 
 
 def test_table_of_methods_reads_as_expected():
-    lines = to_markdown(method_table(COSTS.records, COSTS)).splitlines()
+    lines = to_markdown(method_table(COSTS.records)).splitlines()
     assert lines[0] == (
         "## Cost of training, toy: big -> small, batch 50, a machine, threads 1, fp32"
     )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert rows[2:] == [
-        ["student", "baseline", "1.00 ± 0.00", "1.00", "3.00", "-", "-", "0.00", "0", "measured"],
-        ["hints", "multi-connection", r"2.00 \[1.80, 2.40]", "2.50", "12.00; 6.00", "24.00; 1.20",
-         "96.00; 1.20", "3.00", "1234", "measured"],
-        ["fsp", "shared-representation", "-", "-", "-", "-", "-", "-", "-",
-         "not applicable: widths differ"],
+        ["student", "baseline", "1.00 ± 0.00", "1.00", "3.00", "-", "0.00", "0", "measured"],
+        ["hints", "multi-connection", r"2.00 \[1.80, 2.40]", "2.50", "12.00; 6.00", "3.00; 0.12",
+         "3.00", "1234", "measured"],
+        ["fsp", "shared-representation", *"------", "not applicable: widths differ"],
     ]  # fmt: skip
     assert any("image shape 1x8x8" in line for line in lines)
 
 
-def test_table_of_stages_counts_the_loss_apart():
+def test_table_of_stages_counts_the_loss_and_its_share_of_the_step():
     rows = list(csv.DictReader(to_csv(stage_table(COSTS.records)).splitlines()))
     assert [(row["label"], row["stage"]) for row in rows] == [
         ("student", "train"), ("hints", "hint"), ("hints", "finetune"),
     ]  # fmt: skip
-    assert rows[0]["loss_matmul_mflop"] == rows[0]["teacher_ms"] == ""
+    assert rows[0]["loss_matmul_mflop"] == rows[0]["teacher_ms"] == rows[0]["loss_share"] == ""
     hint = rows[1]
     assert (hint["loss_matmul_mflop"], hint["loss_elementwise_mflop"]) == ("0.5", "0.1")
     assert (hint["step_ms"], hint["step_ms_low"], hint["step_ms_n"]) == ("12.0", "10.8", "5")
+    assert (hint["loss_share"], hint["loss_peak_mib"]) == ("0.25", "1.0")
 
 
-def test_roofline_says_the_least_time_what_sets_it_and_how_far_both_forms_are():
-    rows = list(csv.DictReader(to_csv(roofline_table(COSTS.records, COSTS)).splitlines()))
-    assert [row["label"] + ": " + row["stage"] for row in rows] == [
-        "hints: hint",
-        "hints: finetune",
-    ]
-    hint = rows[0]
-    # 600,000 FLOP at 60 GFLOP/s are 0.01 ms; 6,000 bytes at 6 GB/s a tenth of that.
-    assert (float(hint["bound_ms"]), hint["bound_by"]) == (0.01, "compute")
-    assert (hint["inputs_mb"], hint["outputs_mb"], hint["saved_mb"]) == ("0.003", "0.001", "0.002")
-    assert float(hint["fast_over_bound"]) == pytest.approx(2400)
-    assert float(hint["reference_over_bound"]) == pytest.approx(9600)
-    assert (hint["speedup"], hint["speedup_low"]) == ("4.0", "3.6")
-    assert rows[1]["reference_ms"] == ""  # one form only
-    slow = replace(COSTS.machines[0], triad_gbs=0.06)
-    memory = roofline_table(COSTS.records, replace(COSTS, machines=[slow]))
-    assert Entry("memory") in memory.rows[0]
-    unknown = roofline_table(COSTS.records, replace(COSTS, machines=[]))
-    assert "not measured" in unknown.notes[0]
-
-
-def ordered(**medians: tuple[str, float]) -> Costs:
-    return Costs([
-        CostRecord(**SHARED, label=label, method=label, category=category,
-                   stages=[replace(stage("distil", 5.0, 1.0), loss=loss_cost(median))],
-                   training_cost_ratio=around(1.5))
-        for label, (category, median) in medians.items()
-    ])  # fmt: skip
-
-
-def verdicts(costs: Costs) -> dict[str, tuple[str, int, int, tuple[tuple[str, str], ...]]]:
-    return {
-        f.claim: (f.verdict, f.in_order, f.undecided, f.violations)
-        for f in findings(costs.records, costs)
-        if (f.form, f.measure) == ("fast", "transfer loss (ms)")
-    }
-
+# --- the claimed order of cost ------------------------------------------------------------------
 
 WHOLE = "response < multi-connection < shared-representation"
 
 
+def ranked(**medians: tuple[str, float]) -> list[CostRecord]:
+    return [
+        record(label, category, stage("train", 100.0, median), training_cost_ratio=around(1.5))
+        for label, (category, median) in medians.items()
+    ]
+
+
+def verdicts(records: list[CostRecord]) -> dict[str, tuple]:
+    return {
+        f.claim: (f.verdict, f.in_order, f.undecided, f.violations)
+        for f in findings(records)
+        if f.measure == "transfer loss (ms)"
+    }
+
+
 def test_the_claimed_order_is_supported_if_every_comparison_is_as_claimed():
-    found = verdicts(ordered(soft=("response", 1.0), hint=("multi-connection", 5.0),
-                             flow=("shared-representation", 50.0)))  # fmt: skip
+    records = ranked(soft=("response", 1.0), hint=("multi-connection", 5.0),
+                     flow=("shared-representation", 50.0))  # fmt: skip
+    found = verdicts(records)
     assert {verdict for verdict, *_ in found.values()} == {"supported"}
     assert found[WHOLE][1:] == (3, 0, ())
+    rows = list(csv.DictReader(to_csv(category_table(records)).splitlines()))
+    assert [row["cheapest"] for row in rows][:3] == ["soft", "hint", "flow"]
+    assert [row["median"] for row in rows] == ["1.0", "5.0", "50.0", "1.5", "1.5", "1.5"]
 
 
 def test_what_goes_against_the_claimed_order_is_named_and_overlaps_decide_nothing():
-    found = verdicts(ordered(soft=("response", 1.0), hint=("multi-connection", 5.0),
-                             bound=("multi-connection", 20.0),
-                             points=("shared-representation", 5.2),
-                             flow=("shared-representation", 50.0)))  # fmt: skip
+    found = verdicts(ranked(soft=("response", 1.0), hint=("multi-connection", 5.0),
+                            bound=("multi-connection", 20.0),
+                            points=("shared-representation", 5.2),
+                            flow=("shared-representation", 50.0)))  # fmt: skip
     part = found["multi-connection < shared-representation"]
     assert part == ("partly supported", 2, 1, (("bound", "points"),))
     assert found["response < shared-representation"][0] == "supported"
@@ -413,20 +319,10 @@ def test_what_goes_against_the_claimed_order_is_named_and_overlaps_decide_nothin
 
 
 def test_an_order_the_other_way_round_is_not_supported():
-    found = verdicts(ordered(soft=("response", 50.0), hint=("multi-connection", 5.0),
-                             flow=("shared-representation", 1.0)))  # fmt: skip
+    soft, hint = ("response", 50.0), ("multi-connection", 5.0)
+    found = verdicts(ranked(soft=soft, hint=hint, flow=("shared-representation", 1.0)))
     assert {verdict for verdict, *_ in found.values()} == {"not supported"}
-    costs = ordered(soft=("response", 50.0), hint=("multi-connection", 5.0))
-    assert set(verdicts(costs)) == {"response < multi-connection"}
-
-
-def test_textbook_forms_take_the_place_of_those_shipped():
-    shipped, textbook = (in_form(COSTS.records, COSTS, form) for form in ("fast", REFERENCE))
-    assert [r.label for r in shipped] == [r.label for r in textbook]
-    assert [r.form for r in textbook] == ["fast", REFERENCE, "fast"]
-    rows = list(csv.DictReader(to_csv(category_table(COSTS.records, COSTS)).splitlines()))
-    loss = {row["form"]: row["median"] for row in rows if row["measure"] == "transfer loss (ms)"}
-    assert loss == {"as shipped": "24.0", "textbook": "96.0"}
+    assert set(verdicts(ranked(soft=soft, hint=hint))) == {"response < multi-connection"}
 
 
 def test_files_are_the_same_bytes_every_time(tmp_path):
@@ -434,9 +330,8 @@ def test_files_are_the_same_bytes_every_time(tmp_path):
         write_costs(COSTS, tmp_path / folder)
     written = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")}
     assert {path.name for path in written} == {
-        "cost.md", "cost.tex", "cost.csv", "cost_stages.csv", "cost_scaling.csv",
-        *(f"cost_{kind}.{end}" for end in ("svg", "png")
-          for kind in ("step_big-small", "loss_big-small", "memory_big-small", "scaling")),
+        "cost.md", "cost.tex", "cost.csv", "cost_stages.csv", "cost_step_big-small.svg",
+        "cost_loss_big-small.svg", "cost_memory_big-small.svg",
     }  # fmt: skip
     for path in written:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
@@ -447,21 +342,18 @@ def test_every_method_and_category_has_a_look_of_its_own():
     categories = {build_method(name).category for name in hyperparameters.METHODS.names()}
     assert set(CATEGORIES) >= categories
     for looks in (METHODS.values(), CATEGORIES.values()):
-        assert (
-            len({look.colour for look in looks})
-            == len({look.marker for look in looks})
-            == len(looks)
-        )
+        colours, markers = {look.colour for look in looks}, {look.marker for look in looks}
+        assert len(colours) == len(markers) == len(looks)
 
 
 def test_tables_of_costs_need_no_torch():
-    code = "import bench.report.cost, bench.cost.command, sys\nassert 'torch' not in sys.modules"
+    code = "import bench.report.cost, sys\nassert 'torch' not in sys.modules"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-# --- measured ----------------------------------------------------------------------------------
+# --- measured -----------------------------------------------------------------------------------
 
 ROWS = [
     MethodRow("soft_logits", "soft_logits"),
@@ -470,20 +362,15 @@ ROWS = [
     MethodRow("fsp (connectors=False)", "fsp", {"connectors": False}),
     MethodRow("kd_svd", "kd_svd"),
 ]
+HOW = Profile(data="toy", train_images=1000, rounds=2)
 
 
 @pytest.fixture(scope="module")
-def profiled() -> Costs:
+def measured() -> dict[str, CostRecord]:
     messages: list[str] = []
-    setting = tiny(train_images=1000)
-    costs = profile([("cnn3", "cnn2")], ROWS, setting, lambda what, *_: messages.append(what))
+    costs = profile("cnn3", "cnn2", ROWS, tiny(), HOW, lambda what, *_: messages.append(what))
     assert any("preparing fsp" in what for what in messages)
-    return costs
-
-
-@pytest.fixture(scope="module")
-def measured(profiled: Costs) -> dict[str, CostRecord]:
-    return {record.label: record for record in profiled.records}
+    return {record.label: record for record in costs.records}
 
 
 def test_the_plain_student_comes_first_and_costs_one(measured):
@@ -495,32 +382,21 @@ def test_the_plain_student_comes_first_and_costs_one(measured):
     assert plain.stages[0].step_ms == plain.plain_ms
 
 
-def test_every_stage_is_measured_by_parts(measured):
-    assert [stage.name for stage in measured["fsp"].stages] == ["init", "main"]
-    init, main = measured["fsp"].stages
-    assert {"teacher", "loss_forward", "loss_backward"} <= set(init.parts_ms)
+def test_every_stage_is_measured_with_its_loss_and_its_teacher(measured):
+    init, main_stage = measured["fsp"].stages
+    assert [init.name, main_stage.name] == ["init", "main"]
+    assert (init.epochs, main_stage.epochs) == (3, 7)
     assert init.loss is not None
-    assert set(main.parts_ms) == {"student_forward", "student_backward", "optimiser"}
-    assert main.loss is None
-    assert (init.epochs, main.epochs) == (3, 7)
-    assert "second_backward" in measured["kd_svd"].stages[0].parts_ms
+    assert init.teacher_ms is not None
+    assert main_stage.loss is main_stage.teacher_ms is None
+    svd = measured["kd_svd"].stages[0].loss
+    assert svd is not None
+    assert svd.count.decomposition > 0
     for record in measured.values():
-        for part in (part for stage in record.stages for part in stage.parts_ms.values()):
-            assert 0 <= part.q1 <= part.median <= part.q3
-            assert part.n >= 2
-
-
-def test_a_textbook_form_is_measured_though_its_gradient_is_not_finite():
-    method = build_method("soft_logits")
-
-    def rootless(pair: Pair, connector: nn.Module) -> torch.Tensor:
-        return (pair.student.logits * 0).sqrt().sum(1)  # 0, with a slope of infinity times 0
-
-    stage = replace(method.plan[0], transfer=rootless)
-    bench = Bench(Scene("cnn3", tiny()), "cnn2", "soft_logits", method, stage)
-    bench.drop_faulty_gradients()
-    bench.step()
-    assert all(x.isfinite().all() for x in bench.student.network.parameters())
+        for part in (s for s in record.stages if s.loss is not None):
+            for ms in (part.step_ms, part.loss.ms):
+                assert 0 < ms.q1 <= ms.median <= ms.q3
+                assert ms.n == 2
 
 
 def test_what_is_held_from_step_to_step_counts(measured):
@@ -534,56 +410,17 @@ def test_what_is_held_from_step_to_step_counts(measured):
     assert measured["soft_logits"].teacher_bytes > 0
 
 
-def test_traffic_is_inputs_and_gradients_once_and_intermediates_twice():
-    labels, one = torch.zeros(6, dtype=torch.long), 4 * 6 * 5
-    student, teacher = torch.ones(6, 5, requires_grad=True), torch.ones(6, 5)
-    pair = Pair(View({"x": student}), View({"x": teacher}), labels, labels)
-
-    def squares(pair: Pair, connector: nn.Module) -> torch.Tensor:
-        gap = pair.student["x"] - pair.teacher["x"]
-        return (gap * gap).sum(1)  # keeps the gap, which is no input
-
-    def products(pair: Pair, connector: nn.Module) -> torch.Tensor:
-        return (pair.student["x"] * pair.teacher["x"]).sum(1)  # keeps the teacher's tap
-
-    def through(pair: Pair, connector: nn.Module) -> torch.Tensor:
-        return connector(pair.student["x"]).sum(1)  # keeps the tap and the weight
-
-    assert LossAlone([squares], pair, nn.Identity()).traffic() == (2 * one, one, 2 * one)
-    assert LossAlone([products], pair, nn.Identity()).traffic() == (2 * one, one, one)
-    weight = 4 * 5 * 5
-    moved = LossAlone([through], pair, nn.Linear(5, 5, bias=False)).traffic()
-    assert moved == (2 * one + weight, one + weight, one + weight)
-
-
-def test_machine_reports_its_fastest_repeat_at_its_best_size(monkeypatch):
-    monkeypatch.setattr(machine, "SIZES", {"cpu": (8, 128)})
-    monkeypatch.setattr(machine, "TRIAD_BYTES", {"cpu": 1 << 16})
-    found = machine.measure_machine(tiny())
-    assert found.matmul_size == 128  # launching weighs less
-    assert found.matmul_gflops >= found.matmul_repeats.q3 > 0
-    assert found.triad_gbs >= found.triad_repeats.q3 > 0
-    assert found.triad_bytes == 1 << 16
-
-
-def test_flop_ratio_follows_from_the_counts(measured):
-    record = measured["soft_logits"]
-    stage = record.stages[0]
-    assert record.training_flop_ratio == stage.step_count.flops / record.plain_count.flops
-    assert stage.step_count.matmul == record.plain_count.matmul + record.teacher_count.matmul
-
-
 def test_selection_costs_kept_steps_and_one_teacher_pass(measured):
     record = measured["selective"]
     first, second = record.stages
     assert (first.kept, first.once_ms) == (1.0, None)
     assert 0.85 < second.kept < 1
     assert second.once_ms is not None
-    assert second.once_count.matmul > 0
+    assert second.once_flops > 0
     wanted = training_cost_ratio(
-        [StageShare(6, 1.0, first.step_count.flops),
-         StageShare(4, second.kept, second.step_count.flops, second.once_count.flops)],
-        10, record.plain_count.flops,
+        [StageShare(6, 1.0, first.step_flops),
+         StageShare(4, second.kept, second.step_flops, second.once_flops)],
+        10, record.plain_flops,
     )  # fmt: skip
     assert record.training_flop_ratio == wanted
 
@@ -596,69 +433,46 @@ def test_a_method_that_cannot_serve_the_pair_says_why(measured):
 
 
 def test_conditions_are_stored(measured):
+    wanted = {"device", "threads", "torch", "precision", "batch", "rounds", "memory"}
     for record in measured.values():
-        wanted = {"device", "threads", "torch", "precision", "batch", "rounds", "memory"}
         assert wanted <= set(record.conditions)
         assert record.conditions["rounds"] == 2
-    assert read_back(measured) == list(measured.values())
-
-
-def read_back(measured: dict[str, CostRecord]) -> list[CostRecord]:
-    return Costs.from_json(Costs(list(measured.values())).to_json()).records
+    costs = Costs(list(measured.values()))
+    assert Costs.from_json(costs.to_json()) == costs
 
 
 def test_counts_and_memory_do_not_depend_on_the_run(measured):
-    again = profile([("cnn3", "cnn2")], ROWS[-1:], tiny(rounds=1)).records[-1]
+    again = profile("cnn3", "cnn2", ROWS[-1:], tiny(), replace(HOW, rounds=1)).records[-1]
     before = measured["kd_svd"]
-    assert [s.count for s in again.stages] == [s.count for s in before.stages]
+    assert [s.step_flops for s in again.stages] == [s.step_flops for s in before.stages]
     assert [s.peak_bytes for s in again.stages] == [s.peak_bytes for s in before.stages]
 
 
 def test_two_rows_of_one_label_are_refused():
     with pytest.raises(ValueError, match="two methods are called 'fsp'"):
-        profile([("cnn3", "cnn2")], [ROWS[2], ROWS[2]], tiny())
+        profile("cnn3", "cnn2", [ROWS[2], ROWS[2]], tiny(), HOW)
 
 
 def test_a_time_limit_leaves_three_rounds():
-    costs = profile([("cnn3", "cnn2")], [], tiny(rounds=50, seconds=0.0))
+    costs = profile("cnn3", "cnn2", [], tiny(), replace(HOW, rounds=50, seconds=0.0))
     assert costs.records[0].conditions["rounds"] == 3
 
 
-def test_losses_alone_grow_along_every_axis(monkeypatch):
-    small = {"batch": (4, 8), "channels": (8, 16), "positions": (16, 64)}
-    monkeypatch.setattr(scaling, "SIZES", small)
-    monkeypatch.setattr(scaling, "BASE", {"batch": 4, "channels": 8, "positions": 16})
-    found = scaling.measure_scaling(["student", "fsp", "rkd", "soft_logits"], tiny())
-    assert [(line.method, line.axis) for line in found] == [
-        (name, axis) for name in ("fsp", "rkd", "soft_logits") for axis in small
-    ]
-    flops = {(line.method, line.axis): [c.flops for c in line.count] for line in found}
-    assert flops["fsp", "batch"][1] == 2 * flops["fsp", "batch"][0]
-    assert flops["fsp", "channels"][1] > 3 * flops["fsp", "channels"][0]
-    assert flops["soft_logits", "channels"][1] == flops["soft_logits", "channels"][0]
-    assert flops["rkd", "batch"][1] > 4 * flops["rkd", "batch"][0]
-    assert all(time.n == 2 for line in found for time in line.milliseconds)
-
-
-# --- the command -------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow's own
-def test_the_command_writes_tables_and_figures(tmp_path, capsys, monkeypatch):
+def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     words = ["--pairs", "cnn3:cnn2", "--methods", "soft_logits", "--image-shape", "1x8x8",
              "--classes", "3", "--train-images", "10", "--batch", "4", "--rounds", "1",
-             "--no-scaling", "--name", "small"]  # fmt: skip
-    monkeypatch.setattr(machine, "SIZES", {"cpu": (8, 16)})
-    monkeypatch.setattr(machine, "TRIAD_BYTES", {"cpu": 4096})
+             "--name", "small"]  # fmt: skip
     assert main(["profile", *words, "--work-dir", str(tmp_path)]) == 0
     assert "soft_logits" in capsys.readouterr().out
     folder = tmp_path / "small"
     saved = json.loads((folder / "cost.json").read_text())
     assert [record["label"] for record in saved["records"]] == ["student", "soft_logits"]
     assert saved["records"][0]["conditions"]["batch"] == 4
-    assert (folder / "cost.md").is_file()
     assert (folder / "figures" / "cost_step_cnn3-cnn2.svg").is_file()
-    assert "textbook" in (folder / "roofline.md").read_text()
     # Rendered again from the file alone: the same bytes, though nothing was ever trained here.
     before = (folder / "cost.md").read_bytes()
     (folder / "cost.md").unlink()
@@ -675,13 +489,13 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--grid", "digit"], "did you mean digits"),
-        (["--classes", "3"], "come together"),
-        (["--rounds", "0"], "--rounds: got 0"),
-        (["--batch", "1"], "--batch: got 1"),
+        (["--grid", "digit"], "digits"),
+        (["--classes", "3"], "--train-images"),
+        (["--rounds", "0"], "--rounds"),
+        (["--batch", "1"], "--batch"),
         (["--methods", "fitnett"], "fitnet"),
-        (["--name", "a/b"], "--name: got 'a/b'"),
-        (["--name", "store"], "--name: got 'store'"),
+        (["--name", "a/b"], "'a/b'"),
+        (["--name", "store"], "'store'"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line(words, complaint, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 import summary_grid as grid
 from test_cost import COSTS
 
-from bench.cost.record import Costs, Quartiles
+from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan
 from bench.report.figures import (
     Line,

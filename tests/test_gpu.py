@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bench.cell import Cell
-from bench.cost.profiler import MethodRow, profile
-from bench.cost.steps import Setting
+from bench.cost.profiler import MethodRow, Profile, profile
+from bench.cost.steps import Workload
 from bench.hyperparameters import METHODS
 from bench.record import Record
 from bench.train.checkpoint import Checkpoints
@@ -115,13 +115,16 @@ def test_no_step_waits_for_the_device(name, cuda):
 
 
 def test_costs_are_measured_on_the_device(cuda):
-    setting = Setting(
-        data="random", classes=5, image_shape=(3, 16, 16), device=cuda, rounds=3, warm_up=1,
+    workload = Workload(
+        classes=5,
+        image_shape=(3, 16, 16),
+        device=cuda,
         recipe=recipe(epochs=20, batch_size=16),
-    )  # fmt: skip
+    )
+    how = Profile(data="random", rounds=3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*determinis.*")
-        costs = profile([("resnet20", "resnet8")], [MethodRow("rkd", "rkd")], setting)
+        costs = profile("resnet20", "resnet8", [MethodRow("rkd", "rkd")], workload, how)
     for record in costs.records:
         assert record.conditions["device"] == torch.cuda.get_device_name(cuda)
         assert all(stage.step_ms.median > 0 for stage in record.stages)

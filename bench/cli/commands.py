@@ -19,8 +19,9 @@ from bench.cli.options import (
     add_ui,
 )
 from bench.cli.parser import Parser, UsageError
+from bench.cli.profiling import profile
 from bench.cli.results import export, list_all, recommend, sync, tables, ui
-from bench.cli.training import profile, run, tune
+from bench.cli.training import run, tune
 from bench.registry import unknown
 
 Command = Callable[[argparse.Namespace], int]

@@ -85,10 +85,24 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
     """The options of `profile`."""
-    from bench.cost import command
-
-    command.add_options(parser)
+    add_grid(parser)
     add_plugin(parser)
+    add = parser.add_argument
+    add("--pairs", type=names, metavar="T:S,...", help="these teacher:student pairs instead")
+    add("--methods", type=names, metavar="A,B", help="these methods instead; 'all' for every one")
+    add("--batch", type=int, metavar="B", help="batch size (default: the grid's)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--threads", type=int, default=1, metavar="N", help="of torch on the CPU (default: 1)")
+    add("--rounds", type=int, default=20, metavar="N", help="of every step (default: 20)")
+    add("--seconds", type=number(at_least=0), default=60.0, metavar="S", help="time after which "
+        "no further round of a pair starts, except for the first three (default: 60)")  # fmt: skip
+    add("--image-shape", type=_shape, metavar="CxHxW",
+        help="measure without the data set, on images of this shape; needs --classes and "
+        "--train-images")  # fmt: skip
+    add("--classes", type=int, metavar="K", help="see --image-shape")
+    add("--train-images", type=int, metavar="N", help="see --image-shape")
+    add("--name", metavar="NAME", help="results go to DIR/NAME (default: the grid's name)")
+    add("--data-root", type=path, metavar="DIR", help="where your data sets are")
 
 
 def add_tables(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +164,15 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
     """The options of `ui`."""
     parser.add_argument("--work-dir", type=path, default=Path("results"), metavar="DIR")
     parser.add_argument("--port", type=int, default=5000, help="on loopback (default: 5000)")
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """ "3x32x32" -> (3, 32, 32)."""
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted CxHxW such as 3x32x32")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def _numbers(text: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.cli.parser import UsageError
 
 if TYPE_CHECKING:
-    from bench.cost.record import Costs
+    from bench.cost.costs import Costs
     from bench.record import Plan, Record
     from bench.workdir import WorkDir
 
@@ -52,7 +52,7 @@ def write_costs(work: WorkDir, name: str, costs: Costs) -> list[Path]:
 
 def _measured(folder: Path) -> list[Path]:
     """What the profiler wrote, if it ran."""
-    from bench.cost.command import FILE
+    from bench.cost.costs import FILE
 
     return [folder / FILE] if (folder / FILE).is_file() else []
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.cli.parser import UsageError
 
 if TYPE_CHECKING:
-    from bench.cost.record import Costs
+    from bench.cost.costs import Costs
     from bench.record import Plan, Record
     from bench.workdir import WorkDir
 
@@ -91,8 +91,7 @@ def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
     Raises:
         UsageError: it cannot be read.
     """
-    from bench.cost.command import FILE
-    from bench.cost.record import Costs, read_costs
+    from bench.cost.costs import FILE, Costs, read_costs
 
     try:
         if origin == "records":

@@ -1,11 +1,11 @@
-"""The commands that compute: run, tune and profile."""
+"""The commands that compute: run and tune."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from bench.cli.outputs import mirror_files, render, write, write_costs
+from bench.cli.outputs import mirror_files, render
 from bench.cli.parser import UsageError
 from bench.cli.preparation import (
     Prepared,
@@ -14,7 +14,7 @@ from bench.cli.preparation import (
     open_launcher,
     prepare,
 )
-from bench.cli.recorded import fetch_costs, fetch_results, has_results, work_dir
+from bench.cli.recorded import fetch_costs
 
 if TYPE_CHECKING:
     from bench.grid import Expansion, Grid
@@ -60,26 +60,6 @@ def tune(options: argparse.Namespace) -> int:
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
         print(f"no trial of {row} finished")
     return exit_code(outcome.counts)
-
-
-def profile(options: argparse.Namespace) -> int:
-    """Measures what each method's loss and step cost, each method by itself."""
-    from bench.cost import command
-    from bench.report.cost import costs_to_text
-
-    work = work_dir(options)
-    try:
-        name, costs = command.run(options)
-    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
-        raise UsageError(str(error)) from None
-    print(costs_to_text(costs))
-    if has_results(work, name):
-        plan, records = fetch_results(work, name, "records")
-        files = write(work, plan, records, costs)
-    else:
-        files = write_costs(work, name, costs)
-    mirror_files(work, name, files, costs)
-    return 0
 
 
 def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:

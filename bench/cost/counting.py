@@ -1,7 +1,6 @@
-"""Operations, bytes and memory of whatever runs inside a `with`, seen operator by operator.
+"""Operations and peak memory of the code inside a `with`, counted operator by operator.
 
-Nothing is estimated from the code of a loss: torch's dispatcher names every operator that runs,
-forward and backward, with its tensors.
+Torch's dispatcher names every operator that runs, forward and backward, with its tensors.
 
 | kind | which operators | FLOP |
 |---|---|---|
@@ -10,9 +9,8 @@ forward and backward, with its tensors.
 | elementwise | all others that compute | 1 per element, times `PASSES` for those of several |
 | - | views, copies, lookups, random draws | 0 |
 
-An element is one of the largest tensor that the operator reads or writes; an exponential counts 1
-like an addition. Bytes are those of all tensors read and written, views apart: what would have to
-move if nothing were fused and nothing stayed in a cache, so an upper bound.
+The number of elements is that of the largest tensor that the operator reads or writes. An
+exponential counts 1, like an addition.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bench.cost.record import Count
+from bench.cost.costs import Count
 
 _MOVES = """
     arange cat clone constant_pad_nd copy_ diagonal_backward embedding empty empty_like
@@ -71,8 +69,8 @@ class CountingMode(TorchDispatchMode):
     Example:
         >>> with CountingMode() as counter:
         ...     product = torch.ones(2, 3) @ torch.ones(3, 4)
-        >>> counter.count.matmul, counter.count.moved_bytes      # after filling 18 elements
-        (48, 176)
+        >>> counter.count.matmul                                # 2 * 2 * 3 * 4
+        48
     """
 
     def __init__(self) -> None:
@@ -91,11 +89,9 @@ class CountingMode(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not func.is_view and name != "_unsafe_view":
-            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-            flops = _flops(func, name, args, kwargs or {}, out, [*tensors, *results])
-            moved = sum(x.numel() * x.element_size() for x in (*tensors, *results))
-            self.count = Count(*map(sum, zip(self.count, (*flops, moved), strict=True)))
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            flops = _flops(func, name, args, kwargs or {}, out, tensors)
+            self.count = Count(*map(sum, zip(self.count, flops, strict=True)))
         return out
 
 
@@ -135,11 +131,11 @@ def _decomposition(name: str, matrices: Tensor) -> int:
 class AllocationMode(TorchDispatchMode):
     """Follows the tensors that operators make inside it, until they are freed.
 
-    Deterministic, and the same on every machine; an operator's own workspace is not seen.
+    The result is the same in every run and on every machine. An operator's workspace is left out.
 
     Attributes:
-        live_bytes: of tensors made inside and still alive.
-        peak_bytes: the most that were alive at a time.
+        live_bytes: of tensors that were made inside and still exist.
+        peak_bytes: the maximum of `live_bytes`.
 
     Example:
         >>> with AllocationMode() as memory:
@@ -184,3 +180,23 @@ class AllocationMode(TorchDispatchMode):
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
+
+
+def count(action: Callable[[], object]) -> Count:
+    """Operations of a function."""
+    with CountingMode() as counter:
+        action()
+    return counter.count
+
+
+def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
+    """Peak memory of a function, on top of what existed before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - before
+    with AllocationMode() as memory:
+        action()
+    return memory.peak_bytes

@@ -1,8 +1,8 @@
-"""The cost of methods: every stage of every method, stepped by the engine, one by itself.
+"""The cost of methods: every stage of every method stepped alone, by the engine.
 
 All stages of all methods of a pair take turns, in a new order every round, so that a machine that
-slows down or heats up does so for all alike; and a step is compared with the plain student's step
-of the same round.
+slows down does so for all of them. A step is compared with the plain student's step of the same
+round.
 """
 
 from __future__ import annotations
@@ -19,31 +19,27 @@ from typing import Any
 
 import torch
 
-from bench.cost.counting import AllocationMode, CountingMode
-from bench.cost.loss import LossAlone
-from bench.cost.record import (
-    FAST,
-    PARTS,
-    REFERENCE,
+from bench.cost.costs import (
     CostRecord,
     Costs,
-    Count,
     LossCost,
     Quartiles,
     StageCost,
     StageShare,
     training_cost_ratio,
 )
-from bench.cost.steps import PLAIN, Bench, Model, Scene, Setting
+from bench.cost.counting import count, peak_bytes
+from bench.cost.steps import PLAIN, LossAlone, Model, StudentStage, TeacherBatch, Workload
 from bench.faults import CODE_FAULTS, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import Method, NotApplicable, split_epochs
 from bench.record import FAILED, NOT_APPLICABLE
 from bench.train.device import conditions, set_numerics
 
+WARM_UP = 2  # steps of every stage before the first round
 LEAST_ROUNDS = 3
-LONG_MS = 50.0  # whatever takes longer finds its data in no cache and needs none brought back
-PLAIN_TURNS = 3  # the plain step is under every ratio: its round counts by the median of three
+LONG_MS = 50.0  # what takes longer outgrows every cache, and is not run once more to fill them
+PLAIN_TURNS = 3  # every ratio divides by the plain step: its round is the median of three
 
 MEMORY = {
     "cuda": "torch.cuda.max_memory_allocated above what the step found",
@@ -52,7 +48,7 @@ MEMORY = {
 """How peak memory is measured: on CUDA, and on any other device."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is going on, and how much of how much is done."""
+"""Called with what is going on, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -64,46 +60,74 @@ class MethodRow:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def profile(
-    pairs: Sequence[tuple[Model, Model]],
-    methods: Sequence[MethodRow],
-    setting: Setting,
-    progress: Progress | None = None,
-) -> Costs:
-    """Measures every method on every pair; the plain student always among them.
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How methods are measured, and on which data.
 
-    Methods with losses of two forms are measured in both, in turns like all others.
+    Attributes:
+        data: the data set's name, for the tables. The images are random.
+        train_images: N, the number of views that a stage caches if it reads clean images.
+        rounds: how many times every step is measured.
+        seconds: time after which no further round of a pair starts, except for the first three;
+            None for no limit.
+        provenance: commit and the like, for the conditions.
+    """
+
+    data: str
+    train_images: int = 0
+    rounds: int = 20
+    seconds: float | None = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+
+def profile(
+    teacher: Model,
+    student: Model,
+    methods: Sequence[MethodRow],
+    workload: Workload,
+    how: Profile,
+    progress: Progress = lambda what, done, total: None,
+) -> Costs:
+    """Measures every method on one pair, the plain student always among them.
 
     Args:
-        pairs: teacher and student, as the zoo knows them.
-        methods: rows, each of another label.
-        setting: what all measurements have in common.
+        teacher: as the zoo knows it.
+        student: likewise.
+        methods: rows with different labels.
+        workload: what all steps have in common.
+        how: rounds and what the tables state.
         progress: called before each method's preparation and each round.
 
     Returns:
-        One record a pair and method, in that order; also of methods that cannot serve the pair or
-        fail on it, with the reason. Those of textbook forms are among the references.
+        One record for each method, in that order. A method that cannot serve the pair or fails on
+        it has a record with the reason.
 
     Raises:
-        ValueError: a label twice, or a pair whose plain student cannot be trained.
+        ValueError: a repeated label, or a plain student that cannot be trained.
     """
     labels = [row.label for row in methods]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"profile: two methods are called {repeated[0]!r}")
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
-    report = progress or (lambda what, done, total: None)
-    set_numerics(setting.cell(PLAIN))
-    with steady():
-        records = [r for pair in pairs for r in _profile_pair(*pair, rows, setting, report)]
-    return Costs(
-        [record for record in records if record.form == FAST],
-        references=[record for record in records if record.form == REFERENCE],
-    )
+    set_numerics(workload.cell(PLAIN))
+    with _steady():
+        lesson = TeacherBatch(teacher, workload)
+        title = " > ".join(workload.cell(model).model_name for model in (teacher, student))
+        subjects = []
+        for done, row in enumerate(rows):
+            progress(f"{title}: preparing {row.label}", done, len(rows))
+            subjects.append(_prepare(row, student, lesson))
+        plain = subjects[0]
+        if plain.error:
+            raise ValueError(f"{title}: the plain student cannot be trained: {plain.error}")
+        whole = _measure(subjects, lesson, how, lambda *at: progress(f"{title}: round", *at))
+        shared = _shared_fields(teacher, student, plain, whole, lesson, how)
+        return Costs([_record(subject, plain, how, shared) for subject in subjects])
 
 
 @contextmanager
-def steady() -> Iterator[None]:
-    """No garbage collection by chance, and no warning about what is not deterministic."""
+def _steady() -> Iterator[None]:
+    """No garbage collection by chance, and no warnings about nondeterminism."""
     gc.disable()
     try:
         with warnings.catch_warnings():
@@ -113,323 +137,205 @@ def steady() -> Iterator[None]:
         gc.enable()
 
 
-# --- one pair --------------------------------------------------------------------------------
-
-
-@dataclass
-class _Samples:
-    """What the rounds gave for one stage, in milliseconds, one entry a round."""
-
-    step: list[float] = field(default_factory=list)
-    once: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    parts: list[dict[str, float]] = field(default_factory=list)
+# --- measuring ----------------------------------------------------------------------------------
 
 
 @dataclass
 class _Turn:
-    """One stage under measurement."""
+    """One stage under measurement; samples are milliseconds, one for each round."""
 
-    bench: Bench
+    stage: StudentStage
     loss: LossAlone | None
-    samples: _Samples = field(default_factory=_Samples)
+    step_ms: list[float] = field(default_factory=list)
+    teacher_ms: list[float] = field(default_factory=list)
+    once_ms: list[float] = field(default_factory=list)
+    loss_ms: list[float] = field(default_factory=list)
 
 
 @dataclass
 class _Subject:
-    """A method under measurement; without turns it was refused, with a reason.
-
-    In its textbook form it is beside `shipped`, and has that one's turns where there is one form.
-    """
+    """A method under measurement. One without turns was refused, for the reason in `error`."""
 
     row: MethodRow
     method: Method
-    shipped: _Subject | None = None
     turns: list[_Turn] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     status: str = ""
     error: str = ""
 
 
-def _profile_pair(
-    teacher: Model, student: Model, rows: Sequence[MethodRow], setting: Setting, report: Progress
-) -> list[CostRecord]:
-    scene = Scene(teacher, setting)
-    names = [setting.cell(model).model_name for model in (teacher, student)]
-    title = " > ".join(names)
-    subjects: list[_Subject] = []
-    for done, row in enumerate(rows):
-        report(f"{title}: preparing {row.label}", done, len(rows))
-        shipped = _prepare(row, student, scene)
-        subjects.append(shipped)
-    plain = subjects[0]
-    if plain.error:
-        raise ValueError(f"profile of {title}: the plain student cannot be trained: {plain.error}")
-    whole = _measure(subjects, scene, lambda n: report(f"{title}: round", n, setting.rounds))
-    shared = _shared(setting, names, plain, whole, scene)
-    return [_record(subject, plain, setting, shared) for subject in subjects]
-
-
-def _prepare(
-    row: MethodRow, student: Model, scene: Scene, shipped: _Subject | None = None
-) -> _Subject:
-    """A row with its losses as shipped, or in their textbook form beside `shipped`."""
-    method, recipe = build_method(row.name, **row.hyperparameters), scene.setting.recipe
+def _prepare(row: MethodRow, student: Model, lesson: TeacherBatch) -> _Subject:
+    method, recipe = build_method(row.name, **row.hyperparameters), lesson.workload.recipe
     turns = []
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        for position, stage in enumerate(method.plan):
-            bench = Bench(scene, student, row.name, method, stage)
-            if shipped is not None:
-                bench.drop_faulty_gradients()
-            turn = _turn(bench, scene.setting.warm_up)
-            if shipped is not None and _same_work(turn, shipped.turns[position]):
-                turn = shipped.turns[position]
-            turns.append(turn)
+        for plan_stage in method.plan:
+            stage = StudentStage(lesson, student, row.name, method, plan_stage)
+            for _ in range(WARM_UP):
+                stage.step()
+            turns.append(_Turn(stage, stage.loss_alone()))
     except NotApplicable as reason:
-        return _Subject(row, method, shipped, status=NOT_APPLICABLE, error=one_line(reason))
+        return _Subject(row, method, status=NOT_APPLICABLE, error=one_line(reason))
     except CODE_FAULTS as error:
-        text = name_and_reason(error)
-        return _Subject(row, method, shipped, status=FAILED, error=text)
-    return _Subject(row, method, shipped, turns, epochs)
+        return _Subject(row, method, status=FAILED, error=name_and_reason(error))
+    return _Subject(row, method, turns, epochs)
 
 
-def _turn(bench: Bench, warm_up: int) -> _Turn:
-    for _ in range(warm_up):
-        bench.step()
-    return _Turn(bench, bench.loss_alone())
-
-
-def _same_work(one: _Turn, other: _Turn) -> bool:
-    """Whether two forms of a stage are one: then it is measured once."""
-    return one.loss is None or other.loss is None or count(one.loss) == count(other.loss)
-
-
-class Clock:
-    """A meter of milliseconds that waits for the device before every reading."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Of the device that is waited for."""
-        self._device = device
-
-    @property
-    def waits(self) -> bool:
-        """Whether a reading has to wait for the device."""
-        return self._device.type == "cuda"
-
-    def __call__(self) -> tuple[float]:
-        """Now."""
-        if self.waits:
-            torch.cuda.synchronize(self._device)
-        return (time.perf_counter() * 1e3,)
-
-    def time(self, action: Callable[[], object]) -> float:
-        """How long `action` takes."""
-        began = self()[0]
-        action()
-        return self()[0] - began
+def milliseconds(action: Callable[[], object], device: torch.device) -> float:
+    """How long an action takes, on CUDA until the device has finished it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) * 1e3
 
 
 def _measure(
-    subjects: Sequence[_Subject], scene: Scene, report: Callable[[int], None]
+    subjects: Sequence[_Subject],
+    lesson: TeacherBatch,
+    how: Profile,
+    progress: Callable[[int, int], None],
 ) -> list[float]:
-    """Fills the samples; returns the teacher's whole forward pass, milliseconds a round.
+    """Fills the samples; returns the teacher's whole forward pass, milliseconds for each round.
 
     The first subject is the plain student.
     """
-    turns = list({id(turn): turn for s in subjects for turn in s.turns}.values())
-    plain = turns[0].samples
-    turns += (PLAIN_TURNS - 1) * turns[:1]
-    clock, setting = Clock(scene.setting.device), scene.setting
+    turns = [turn for subject in subjects for turn in subject.turns]
+    plain, device = turns[0], lesson.workload.device
+    turns += [plain] * (PLAIN_TURNS - 1)
     whole: list[float] = []
     began = time.monotonic()
-    for number in range(setting.rounds):
+    for number in range(how.rounds):
         spent = time.monotonic() - began
-        if setting.seconds is not None and spent > setting.seconds and number >= LEAST_ROUNDS:
+        if how.seconds is not None and spent > how.seconds and number >= LEAST_ROUNDS:
             break
-        report(number)
+        progress(number, how.rounds)
         gc.collect()
         random.Random(number).shuffle(turns)
         for turn in turns:
-            _measure_turn(turn, clock)
-        plain.step[-PLAIN_TURNS:] = [statistics.median(plain.step[-PLAIN_TURNS:])]
-        _time(scene.teach, whole, clock)
+            _time(turn.stage.step, turn.step_ms, device)
+            if turn.stage.student.reads_teacher:
+                _time(turn.stage.teacher_view, turn.teacher_ms, device)
+            if turn.stage.stage.clean:
+                _time(turn.stage.once, turn.once_ms, device)
+            if turn.loss is not None:
+                _time(turn.loss, turn.loss_ms, device)
+        plain.step_ms[-PLAIN_TURNS:] = [statistics.median(plain.step_ms[-PLAIN_TURNS:])]
+        _time(lesson.view, whole, device)
     return whole
 
 
-def _measure_turn(turn: _Turn, clock: Clock) -> None:
-    """The step and its parts, work done once, and the loss alone."""
-    bench, samples = turn.bench, turn.samples
-    if not samples.step or samples.step[-1] < LONG_MS:
-        bench.step()  # brings this student back into the caches; not counted
-    if clock.waits:  # waiting at every mark makes the whole longer than it is: a step of its own
-        samples.step.append(clock.time(bench.step))
-    with bench.marks.reading(clock) as parts:
-        bench.step()
-    samples.parts.append({part: advanced[0] for part, advanced in parts.items()})
-    if not clock.waits:
-        samples.step.append(sum(samples.parts[-1].values()))
-    samples.once.append(clock.time(bench.once) if bench.stage.clean else 0.0)
-    if turn.loss is not None:
-        _time(turn.loss, samples.loss, clock)
-
-
-def _time(action: Callable[[], object], samples: list[float], clock: Clock) -> None:
-    """Adds how long `action` takes, its data in the caches if they are of any use to it."""
+def _time(action: Callable[[], object], samples: list[float], device: torch.device) -> None:
+    """Adds how long an action takes, after one run that fills the caches if that is any use."""
     if not samples or samples[-1] < LONG_MS:
         action()
-    samples.append(clock.time(action))
+    samples.append(milliseconds(action, device))
 
 
-# --- what is not time ------------------------------------------------------------------------
+# --- records ------------------------------------------------------------------------------------
 
 
-def count(action: Callable[[], object]) -> Count:
-    """Operations of a function."""
-    with CountingMode() as counter:
-        action()
-    return counter.count
-
-
-def count_parts(bench: Bench) -> dict[str, Count]:
-    """Operations of one step, by its parts."""
-    with CountingMode() as counter, bench.marks.reading(lambda: counter.count) as parts:
-        bench.step()
-    return {part: Count(*map(int, parts[part])) for part in PARTS if part in parts}
-
-
-def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
-    """The most memory that a function holds at a time beyond what was there before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        return torch.cuda.max_memory_allocated(device) - before
-    with AllocationMode() as memory:
-        action()
-    return memory.peak_bytes
-
-
-# --- records ---------------------------------------------------------------------------------
-
-
-def _shared(
-    setting: Setting, names: Sequence[str], plain: _Subject, whole: Sequence[float], scene: Scene
+def _shared_fields(
+    teacher: Model,
+    student: Model,
+    plain: _Subject,
+    whole: Sequence[float],
+    lesson: TeacherBatch,
+    how: Profile,
 ) -> dict[str, Any]:
     """The fields that all records of a pair have in common."""
-    bench, device, teacher = plain.turns[0].bench, setting.device, scene.teacher.network
+    workload, step = lesson.workload, plain.turns[0].stage.step
+    state = lesson.teacher.network.state_dict().values()
     return {
-        "data": setting.data,
-        "teacher": names[0],
-        "student": names[1],
-        "epochs": setting.recipe.epochs,
-        "plain_ms": Quartiles.of(plain.turns[0].samples.step),
-        "plain_count": count(bench.step),
-        "plain_peak_bytes": peak_bytes(bench.step, device),
+        "data": how.data,
+        "teacher": workload.cell(teacher).model_name,
+        "student": workload.cell(student).model_name,
+        "epochs": workload.recipe.epochs,
+        "plain_ms": Quartiles.of(plain.turns[0].step_ms),
+        "plain_flops": count(step).flops,
+        "plain_peak_bytes": peak_bytes(step, workload.device),
         "teacher_ms": Quartiles.of(whole),
-        "teacher_count": count(scene.teach),
-        "teacher_bytes": sum(x.numel() * x.element_size() for x in teacher.state_dict().values()),
-        "conditions": {**measured_with(setting), "rounds": len(whole)},
+        "teacher_bytes": sum(x.numel() * x.element_size() for x in state),
+        "conditions": {**_conditions(workload, how), "rounds": len(whole)},
     }
 
 
-def measured_with(setting: Setting) -> dict[str, Any]:
-    """The conditions of a measurement."""
+def _conditions(workload: Workload, how: Profile) -> dict[str, Any]:
     return {
-        **conditions(setting.device),
-        "precision": setting.precision,
-        "deterministic": setting.deterministic,
-        "batch": setting.recipe.batch_size,
-        "image_shape": list(setting.image_shape),
-        "classes": setting.classes,
-        "train_images": setting.train_images,
-        "warm_up": setting.warm_up,
-        "memory": MEMORY["cuda" if setting.device.type == "cuda" else "cpu"],
-        **setting.provenance,
+        **conditions(workload.device),
+        "precision": workload.precision,
+        "deterministic": workload.deterministic,
+        "batch": workload.recipe.batch_size,
+        "image_shape": list(workload.image_shape),
+        "classes": workload.classes,
+        "train_images": how.train_images,
+        "warm_up": WARM_UP,
+        "memory": MEMORY["cuda" if workload.device.type == "cuda" else "cpu"],
+        **how.provenance,
     }
 
 
 def _record(
-    subject: _Subject, plain: _Subject, setting: Setting, shared: Mapping[str, Any]
+    subject: _Subject, plain: _Subject, how: Profile, shared: Mapping[str, Any]
 ) -> CostRecord:
     row = {
         **shared,
         "label": subject.row.label,
         "method": subject.row.name,
         "category": subject.method.category,
-        "form": FAST if subject.shipped is None else REFERENCE,
     }
     if subject.error:
         return CostRecord(**row, status=subject.status, error=subject.error)
-    plain_steps = plain.turns[0].samples.step
-    shipped = subject.shipped or subject
-    stages = [
-        _stage_cost(turn, fast, epochs, plain_steps, setting)
-        for turn, fast, epochs in zip(subject.turns, shipped.turns, subject.epochs, strict=True)
-    ]
-    operations = [
-        StageShare(s.epochs, s.kept, s.step_count.flops, s.once_count.flops) for s in stages
-    ]
-    return CostRecord(
-        **row,
-        stages=stages,
-        extra_parameters=subject.turns[0].bench.extra_parameters,
-        training_cost_ratio=_time_ratio(subject, plain_steps, setting.recipe.epochs),
-        training_flop_ratio=training_cost_ratio(
-            operations, setting.recipe.epochs, shared["plain_count"].flops
-        ),
-    )
-
-
-def _time_ratio(subject: _Subject, plain_steps: Sequence[float], epochs: int) -> Quartiles:
-    """The whole training's, round by round against the plain step of the same round."""
+    plain_steps, epochs = plain.turns[0].step_ms, shared["epochs"]
     measured = list(zip(subject.turns, subject.epochs, strict=True))
+    stages = [_stage_cost(turn, n, plain_steps, how) for turn, n in measured]
     ratios = []
     for number, plain_step in enumerate(plain_steps):
         plan = [
             StageShare(
-                stage_epochs, turn.bench.kept, turn.samples.step[number], turn.samples.once[number]
+                stage_epochs,
+                turn.stage.kept,
+                turn.step_ms[number],
+                turn.once_ms[number] if turn.once_ms else 0.0,
             )
             for turn, stage_epochs in measured
         ]
         ratios.append(training_cost_ratio(plan, epochs, plain_step))
-    return Quartiles.of(ratios)
-
-
-def _stage_cost(
-    turn: _Turn, fast: _Turn, epochs: int, plain_steps: Sequence[float], setting: Setting
-) -> StageCost:
-    """A stage's cost; `fast` is the same stage as shipped."""
-    bench, samples = turn.bench, turn.samples
-    ratios = [step / plain for step, plain in zip(samples.step, plain_steps, strict=True)]
-    return StageCost(
-        name=bench.stage.name,
-        epochs=epochs,
-        kept=bench.kept,
-        taps=list(bench.student.taps),
-        step_ms=Quartiles.of(samples.step),
-        ratio=Quartiles.of(ratios),
-        parts_ms={
-            part: Quartiles.of([parts[part] for parts in samples.parts])
-            for part in PARTS
-            if part in samples.parts[0]
-        },
-        once_ms=Quartiles.of(samples.once) if bench.stage.clean else None,
-        count=count_parts(bench),
-        once_count=count(bench.once),
-        peak_bytes=peak_bytes(bench.step, setting.device),
-        held_bytes=bench.held_bytes,
-        loss=None if turn.loss is None else _loss_cost(turn, turn.loss, fast, setting),
+    operations = [StageShare(s.epochs, s.kept, s.step_flops, s.once_flops) for s in stages]
+    return CostRecord(
+        **row,
+        stages=stages,
+        extra_parameters=subject.turns[0].stage.extra_parameters,
+        training_cost_ratio=Quartiles.of(ratios),
+        training_flop_ratio=training_cost_ratio(operations, epochs, shared["plain_flops"]),
     )
 
 
-def _loss_cost(turn: _Turn, loss: LossAlone, fast: _Turn, setting: Setting) -> LossCost:
-    both = zip(turn.samples.loss, fast.samples.loss, strict=True)
-    return LossCost(
-        ms=Quartiles.of(turn.samples.loss),
-        over_fast=None if turn is fast else Quartiles.of([mine / other for mine, other in both]),
-        count=count(loss),
-        traffic=loss.traffic(),
-        peak_bytes=peak_bytes(loss, setting.device),
+def _stage_cost(turn: _Turn, epochs: int, plain_steps: Sequence[float], how: Profile) -> StageCost:
+    stage = turn.stage
+    device = stage.lesson.workload.device
+    ratios = [step / plain for step, plain in zip(turn.step_ms, plain_steps, strict=True)]
+    loss = None
+    if turn.loss is not None:
+        loss = LossCost(
+            ms=Quartiles.of(turn.loss_ms),
+            count=count(turn.loss),
+            peak_bytes=peak_bytes(turn.loss, device),
+        )
+    return StageCost(
+        name=stage.stage.name,
+        epochs=epochs,
+        kept=stage.kept,
+        taps=list(stage.student.taps),
+        step_ms=Quartiles.of(turn.step_ms),
+        ratio=Quartiles.of(ratios),
+        teacher_ms=Quartiles.of(turn.teacher_ms) if turn.teacher_ms else None,
+        once_ms=Quartiles.of(turn.once_ms) if turn.once_ms else None,
+        step_flops=count(stage.step).flops,
+        once_flops=count(stage.once).flops,
+        peak_bytes=peak_bytes(stage.step, device),
+        held_bytes=stage.held_bytes(how.train_images),
+        loss=loss,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.cost.record import Costs
+from bench.cost.costs import Costs
 from bench.record import Plan, Record, write_atomically
 from bench.report.claims import claims_section
 from bench.report.comparison import comparison_tables
@@ -32,7 +32,7 @@ NO_COSTS = (
     "cost is drawn then."
 )
 
-LAST = ("accuracy_cost", "roofline", "cost_order", "published", "claims", "conditions")
+LAST = ("accuracy_cost", "cost_order", "published", "claims", "conditions")
 """Parts of the report that come after the pairs and the costs."""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench.cost.record import FAST, CostRecord, Costs, Quartiles
+from bench.cost.costs import CostRecord, Costs, Quartiles
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
 from bench.report.comparison import STUDENT, Compared, compare
 from bench.report.ranking import Series
@@ -223,7 +223,7 @@ def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     for record in costs.records if costs is not None else ():
         data, teacher, student, *conditions = record.place
         same = (data, teacher, student) == (key.data, key.teacher, key.student)
-        if same and record.form == FAST:
+        if same:
             sets.setdefault(tuple(conditions), []).append(record)
     if not sets:
         return [], ""

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.cost.record import Costs, Quartiles
+from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan, Record
 from bench.report.measures import (
     CONNECTED,

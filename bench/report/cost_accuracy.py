@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.cost.record import CostRecord, Costs
+from bench.cost.costs import CostRecord, Costs
 from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import STUDENT, cost_ratio, costs_of, plain_factor
 from bench.report.measured import MIB, measured_with, other_code, quartile_entry

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from bench.cost.record import FAST, FORMS, REFERENCE, CostRecord, Costs, Quartiles
+from bench.cost.costs import CostRecord, Quartiles
 from bench.record import FINISHED
-from bench.report.measured import measured_with, pair_title, textbook_of
-from bench.report.tables import Column, Entry, Table
+from bench.report.measured import measured_with, pair_title
+from bench.report.tables import Column, Entry, Table, Value
 
 ORDER = ("response", "multi-connection", "shared-representation")
 """The categories from the cheapest to the costliest, as the survey claims."""
@@ -25,7 +25,6 @@ MEASURES: Mapping[str, Callable[[CostRecord], Quartiles | None]] = {
 }
 
 CATEGORY_COLUMNS = (
-    Column(key="form", name="losses", align="left"),
     Column(key="measure", name="cost", align="left"),
     Column(key="category", name="category", align="left"),
     Column(key="n", name="rows"),
@@ -37,7 +36,6 @@ CATEGORY_COLUMNS = (
 )
 
 ORDER_COLUMNS = (
-    Column(key="form", name="losses", align="left"),
     Column(key="measure", name="cost", align="left"),
     Column(key="claim", name="claim", align="left"),
     Column(key="comparisons", name="comparisons"),
@@ -53,8 +51,6 @@ NOTES = (
     f"Claim of the survey deck: {' < '.join(ORDER)} in cost.",
     "Transfer loss: of a row's costliest stage, alone, forward and backward, with its connectors. "
     "Whole training: over the plain student's, all stages by their epochs.",
-    f"Losses {FORMS[REFERENCE]}: in their textbook form where there are two; a loss of one form is "
-    f"in both groups.",
     "Every row of one category is compared with every row of the other: undecided where the middle "
     "halves of their measurements overlap.",
     f"{SUPPORTED}: every comparison as claimed; {PARTLY}: more as claimed than against; "
@@ -76,7 +72,6 @@ class Finding(NamedTuple):
     """One part of the claim against what was measured.
 
     Attributes:
-        form: of the losses, "fast" or "reference".
         measure: one of `MEASURES`.
         claim: "response < multi-connection".
         in_order: comparisons that came out as claimed.
@@ -87,7 +82,6 @@ class Finding(NamedTuple):
         spearman: rank correlation, of the whole order; None if all costs are equal.
     """
 
-    form: str
     measure: str
     claim: str
     in_order: int
@@ -105,34 +99,27 @@ def ranked(records: Sequence[CostRecord], measure: str) -> list[Ranked]:
     return [Ranked(r.label, r.category, cost) for r, cost in found if cost is not None]
 
 
-def in_form(records: Sequence[CostRecord], costs: Costs, form: str) -> list[CostRecord]:
-    """The records, those with a textbook form replaced by it if that is what is asked for."""
-    if form == FAST:
-        return list(records)
-    textbook = textbook_of(costs)
-    return [textbook.get((*record.place, record.label), record) for record in records]
-
-
-def findings(records: Sequence[CostRecord], costs: Costs) -> list[Finding]:
-    """The claim's three parts and the whole of it, by both forms and measures.
+def findings(records: Sequence[CostRecord]) -> list[Finding]:
+    """The claim's three parts and the whole of it, by both measures.
 
     Args:
-        records: of one pair under one set of conditions, as shipped.
-        costs: has their textbook forms.
+        records: of one pair under one set of conditions.
 
     Returns:
         Parts with nothing to compare are left out, and so is the whole of one part.
     """
     found = []
-    for form, measure in product(FORMS, MEASURES):
-        rows = ranked(in_form(records, costs, form), measure)
-        parts = [part for pair in combinations(ORDER, 2)
-                 if (part := _part(form, measure, rows, *pair)) is not None]  # fmt: skip
-        found += [*parts, *([_whole(form, measure, rows, parts)] if len(parts) > 1 else [])]
+    for measure in MEASURES:
+        rows = ranked(records, measure)
+        pairs = (_part(measure, rows, less, more) for less, more in combinations(ORDER, 2))
+        parts = [part for part in pairs if part is not None]
+        found += parts
+        if len(parts) > 1:
+            found.append(_whole(measure, rows, parts))
     return found
 
 
-def _part(form: str, measure: str, rows: Sequence[Ranked], less: str, more: str) -> Finding | None:
+def _part(measure: str, rows: Sequence[Ranked], less: str, more: str) -> Finding | None:
     pairs = list(product(*([r for r in rows if r.category == kind] for kind in (less, more))))
     if not pairs:
         return None
@@ -142,15 +129,14 @@ def _part(form: str, measure: str, rows: Sequence[Ranked], less: str, more: str)
     verdict = SUPPORTED if in_order == len(pairs) else NOT_SUPPORTED
     if len(against) < in_order < len(pairs):
         verdict = PARTLY
-    return Finding(form, measure, f"{less} < {more}", in_order, undecided, against, verdict)
+    return Finding(measure, f"{less} < {more}", in_order, undecided, against, verdict)
 
 
-def _whole(form: str, measure: str, rows: Sequence[Ranked], parts: Sequence[Finding]) -> Finding:
+def _whole(measure: str, rows: Sequence[Ranked], parts: Sequence[Finding]) -> Finding:
     verdicts = {part.verdict for part in parts}
     verdict = verdicts.pop() if len(verdicts) == 1 else PARTLY
     ranks, costs = zip(*((ORDER.index(r.category), r.cost.median) for r in rows), strict=True)
     return Finding(
-        form=form,
         measure=measure,
         claim=" < ".join(kind for kind in ORDER if any(row.category == kind for row in rows)),
         in_order=sum(part.in_order for part in parts),
@@ -162,51 +148,56 @@ def _whole(form: str, measure: str, rows: Sequence[Ranked], parts: Sequence[Find
     )
 
 
-def category_table(records: Sequence[CostRecord], costs: Costs) -> Table:
+def category_table(records: Sequence[CostRecord]) -> Table:
     """Median, least and most of each category's costs, of one pair under one set of conditions."""
-    return Table(
-        title=f"Cost by category, {pair_title(records[0])}",
-        columns=CATEGORY_COLUMNS,
-        rows=tuple(_category_rows(records, costs)),
-        notes=(measured_with(records), *NOTES[1:3]),
+    return Table.by_name(
+        f"Cost by category, {pair_title(records[0])}",
+        CATEGORY_COLUMNS,
+        _category_rows(records),
+        (measured_with(records), NOTES[1]),
     )
 
 
-def _category_rows(records: Sequence[CostRecord], costs: Costs) -> Iterator[tuple[Entry, ...]]:
-    for form, measure, category in product(FORMS, MEASURES, ORDER):
-        rows = ranked(in_form(records, costs, form), measure)
-        rows = sorted((r for r in rows if r.category == category), key=lambda r: r.cost.median)
+def _category_rows(records: Sequence[CostRecord]) -> Iterator[dict[str, Entry | Value]]:
+    for measure, category in product(MEASURES, ORDER):
+        rows = [row for row in ranked(records, measure) if row.category == category]
+        rows.sort(key=lambda row: row.cost.median)
         if rows:
-            values = [row.cost.median for row in rows]
-            numbers = (len(rows), median(values), values[0], values[-1])
-            names = (rows[0].label, rows[-1].label)
-            yield tuple(map(Entry, (FORMS[form], measure, category, *numbers, *names)))
+            yield {
+                "measure": measure,
+                "category": category,
+                "n": len(rows),
+                "median": median(row.cost.median for row in rows),
+                "min": rows[0].cost.median,
+                "max": rows[-1].cost.median,
+                "cheapest": rows[0].label,
+                "costliest": rows[-1].label,
+            }
 
 
-def order_table(records: Sequence[CostRecord], costs: Costs) -> Table:
+def order_table(records: Sequence[CostRecord]) -> Table:
     """The claimed order of cost against the measured one, with what goes against it."""
-    return Table(
-        title=f"Claimed order of cost, {pair_title(records[0])}",
-        columns=ORDER_COLUMNS,
-        rows=tuple(_order_row(finding) for finding in findings(records, costs)),
-        notes=NOTES,
+    return Table.by_name(
+        f"Claimed order of cost, {pair_title(records[0])}",
+        ORDER_COLUMNS,
+        map(_order_row, findings(records)),
+        NOTES,
     )
 
 
-def _order_row(finding: Finding) -> tuple[Entry, ...]:
+def _order_row(finding: Finding) -> dict[str, Entry | Value]:
     against = len(finding.violations)
-    return (
-        Entry(FORMS[finding.form]),
-        Entry(finding.measure),
-        Entry(finding.claim),
-        Entry(finding.in_order + against + finding.undecided),
-        Entry(finding.in_order),
-        Entry(against),
-        Entry(finding.undecided),
-        Entry(finding.spearman),
-        Entry(finding.verdict),
-        Entry(None if finding.whole else _named(finding.violations)),
-    )
+    return {
+        "measure": finding.measure,
+        "claim": finding.claim,
+        "comparisons": finding.in_order + against + finding.undecided,
+        "in_order": finding.in_order,
+        "against": against,
+        "undecided": finding.undecided,
+        "spearman": finding.spearman,
+        "verdict": finding.verdict,
+        "violations": None if finding.whole else _named(finding.violations),
+    }
 
 
 def _named(violations: Sequence[tuple[str, str]]) -> str | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bench.cost.record import Quartiles
+    from bench.cost.costs import Quartiles
 
 WIDTH = 7.1
 """Inches: the text of a two-column page, so that 7 points stay 7 points in print."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.cost.record import Costs
+from bench.cost.costs import Costs
 from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import cost_ratios, costs_of
 from bench.report.drawing import save_figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.cost.record import WHERE, CostRecord, Costs, Quartiles
+from bench.cost.costs import WHERE, CostRecord, Quartiles
 from bench.record import Record
 from bench.report.statistics import Interval
 from bench.report.tables import Column, Entry, Table
@@ -33,11 +33,6 @@ def by_place(records: Iterable[CostRecord]) -> dict[Place, list[CostRecord]]:
     for record in records:
         places.setdefault(record.place, []).append(record)
     return places
-
-
-def textbook_of(costs: Costs) -> Mapping[tuple[str, ...], CostRecord]:
-    """The records of textbook forms, by place and label."""
-    return {(*record.place, record.label): record for record in costs.references}
 
 
 def pair_title(record: CostRecord) -> str:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.cost.record import Costs, Quartiles
+from bench.cost.costs import Costs, Quartiles
 from bench.record import FINISHED, Plan, Record
 from bench.report.statistics import Interval, effect_size, mean_interval, paired_t_p
 from bench.report.summary import Group, PairKey, group_by_label, group_by_pair

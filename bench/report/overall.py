@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.cost.record import Quartiles
+from bench.cost.costs import Quartiles
 from bench.report.comparison import STUDENT
 from bench.report.ranking import Ranks, blocks_of, dependence, rank
 from bench.report.reasons import wrapped

@@ -56,9 +56,8 @@ OTHER_CATEGORY = Style("#AA3377", "h", "--")
 
 STEP_PARTS: Mapping[str, Style] = {
     "teacher": Style("#BBBBBB"),
-    "student": Style("#4477AA"),
     "loss": Style("#EE6677", hatch="//"),
-    "second backward": Style("#AA3377", hatch="xx"),
+    "student": Style("#4477AA"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from bench.cost.record import Quartiles
+from bench.cost.costs import Quartiles
 from bench.report.candidates import Candidate, Limits
 from bench.report.comparison import STUDENT, differences_of, told
 from bench.report.standing import Standing, joint_level

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.cost.record import Costs
+from bench.cost.costs import Costs
 from bench.record import Plan, Record, Row
 from bench.report.candidates import Candidate, Limits, candidates_of, costs_of
 from bench.report.comparison import BETTER, STUDENT, WORSE, Compared

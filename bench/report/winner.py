@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bench.cost.record import Costs
+from bench.cost.costs import Costs
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.candidates import STUDENT, Candidate
 from bench.report.recommend import Choice, recommend

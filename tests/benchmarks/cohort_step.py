@@ -21,6 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,12 @@ from textbook_losses import in_textbook_form  # PYTHONPATH=tests
 from torchvision import transforms
 
 from bench.cell import Recipe
-from bench.cost.record import Quartiles
-from bench.cost.steps import Bench, Images, Scene, Setting, set_statistics
+from bench.cost.costs import Quartiles
+from bench.cost.steps import Images, StudentStage, TeacherBatch, Workload, set_statistics
 from bench.data.augment import Augment
 from bench.data.batches import Batches
 from bench.hyperparameters import build_method
-from bench.method import View
 from bench.train.device import conditions
-from bench.train.step import Seen
 
 ROWS = (
     "student", "soft_logits", "selective", "fitnet", "attention_transfer", "activation_boundary",
@@ -48,12 +47,12 @@ CPU = torch.device("cpu")
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 
-class PlainScene(Scene):
-    """A scene as a plain script has it: channels first, nothing folded."""
+class PlainTeacherBatch(TeacherBatch):
+    """A teacher and a batch as a plain script has them: channels first, nothing folded."""
 
-    def __init__(self, teacher: str, setting: Setting) -> None:
-        super().__init__(teacher, setting)
-        network = self.build(teacher)
+    def __init__(self, teacher: str, workload: Workload) -> None:
+        super().__init__(teacher, workload)
+        network = workload.build(teacher)
         set_statistics(network, self.batch.images.contiguous())
         network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         self.teacher.network = network.eval().requires_grad_(False)
@@ -66,27 +65,27 @@ class Piece(NamedTuple):
 
     row: str
     share: float
-    here: Bench
-    plain: Bench
+    here: StudentStage
+    plain: StudentStage
 
     @property
     def reads_teacher(self) -> bool:
         return self.here.student.reads_teacher
 
 
-def pieces_of(pair: str, setting: Setting) -> tuple[list[Piece], Scene]:
+def pieces_of(pair: str, workload: Workload) -> tuple[list[Piece], TeacherBatch]:
     teacher, student = pair.split(":")
-    here, plain = Scene(teacher, setting), PlainScene(teacher, setting)
+    here, plain = TeacherBatch(teacher, workload), PlainTeacherBatch(teacher, workload)
     pieces = []
     for row in ROWS:
         method = build_method(row)
         textbook = in_textbook_form(method)
         for stage, old in zip(method.plan, textbook.plan, strict=True):
-            mine = Bench(here, student, row, method, stage)
-            theirs = Bench(plain, student, row, textbook, old)
+            mine = StudentStage(here, student, row, method, stage)
+            theirs = StudentStage(plain, student, row, textbook, old)
             for part in (theirs.student.network, theirs.student.connector):
                 part.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-            theirs.drop_faulty_gradients()
+            drop_faulty_gradients(theirs)
             pieces.append(Piece(row, stage.share, mine, theirs))
     return pieces, here
 
@@ -97,9 +96,16 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def step(bench: Bench, view: View | None) -> None:
-    scene = bench.scene
-    bench.student.step(Seen(*scene.batch, scene.index, view, last=False))
+def drop_faulty_gradients(stage: StudentStage) -> None:
+    """Sets gradients that are not finite to 0: textbook forms have some, and would end here."""
+
+    def clean(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+    stage.student.optimiser.register_step_pre_hook(clean)
 
 
 class Loaders:
@@ -138,19 +144,19 @@ class Round(NamedTuple):
     plain_loading: float
 
 
-def measure(pieces: Sequence[Piece], scene: Scene, loaders: Loaders) -> Round:
+def measure(pieces: Sequence[Piece], lesson: TeacherBatch, loaders: Loaders) -> Round:
     union = tuple(dict.fromkeys(t for p in pieces if p.reads_teacher for t in p.here.student.taps))
-    view = scene.teacher.view(scene.batch.images, union)
+    view = lesson.view(union)
     here, plain = dict.fromkeys(ROWS, 0.0), dict.fromkeys(ROWS, 0.0)
     for piece in pieces:
         seen = view if piece.reads_teacher else None
-        here[piece.row] += piece.share * seconds(lambda p=piece, v=seen: step(p.here, v))
+        here[piece.row] += piece.share * seconds(partial(piece.here.step_on, seen))
         plain[piece.row] += piece.share * seconds(piece.plain.step)
-    old = pieces[0].plain.scene
+    old = pieces[0].plain.lesson
     return Round(
         here, plain,
-        teacher=seconds(lambda: scene.teacher.view(scene.batch.images, union)),
-        plain_teacher=seconds(lambda: old.teacher.view(old.batch.images, union)),
+        teacher=seconds(lambda: lesson.view(union)),
+        plain_teacher=seconds(lambda: old.view(union)),
         loading=seconds(loaders.here) / 4,
         plain_loading=seconds(loaders.plain),
     )  # fmt: skip
@@ -183,14 +189,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="every round's seconds, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    setting = Setting(
-        data="random", classes=100, image_shape=(3, 32, 32), device=CPU,
+    workload = Workload(
+        classes=100, image_shape=(3, 32, 32), device=CPU,
         recipe=Recipe(epochs=100, batch_size=options.batch, learning_rate=0.1),
     )  # fmt: skip
-    pieces, scene = pieces_of(options.pair, setting)
+    pieces, lesson = pieces_of(options.pair, workload)
     loaders = Loaders(options.batch)
-    measure(pieces, scene, loaders)  # warms up
-    rounds = [measure(pieces, scene, loaders) for _ in range(options.rounds)]
+    measure(pieces, lesson, loaders)  # warms up
+    rounds = [measure(pieces, lesson, loaders) for _ in range(options.rounds)]
     here = conditions(CPU)
     print(f"{options.pair}, batch {options.batch}, n = {options.rounds} rounds, one thread, "
           f"{here['device']}, torch {here['torch']}\n")  # fmt: skip

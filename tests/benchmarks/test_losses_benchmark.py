@@ -22,7 +22,7 @@ import torch
 from textbook_losses import TEXTBOOK
 from torch import Tensor
 
-from bench.cost.profiler import count
+from bench.cost.counting import count
 from bench.models import zoo
 from bench.models.network import tap_shapes
 from methods.fsp import match_size

@@ -1,0 +1,184 @@
+"""The command `profile`: measures what a grid's methods cost, and renders it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from bench.cli.outputs import mirror_files, write, write_costs
+from bench.cli.parser import UsageError
+from bench.cli.recorded import fetch_results, has_results, work_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Live
+
+    from bench.cost.costs import Costs
+    from bench.cost.profiler import Profile, Progress
+    from bench.cost.steps import Workload
+    from bench.grid import Grid
+
+
+def profile(options: argparse.Namespace) -> int:
+    """Measures what each method's loss and step cost, each method alone."""
+    from rich.console import Console
+
+    from bench.cost.costs import FILE, read_costs
+    from bench.record import write_atomically
+    from bench.report.cost import costs_to_text
+
+    work = work_dir(options)
+    try:
+        asked = _read(options)
+        name = options.name or asked.grid.name
+        file = work.grid(name) / FILE
+        costs = read_costs(file)
+        with Display(Console(soft_wrap=True)) as display:
+            for newer in _measure(asked, display.show):
+                costs = costs.with_newer(newer)
+                write_atomically(file, costs.to_json())
+    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
+        raise UsageError(str(error)) from None
+    print(costs_to_text(costs))
+    if has_results(work, name):
+        plan, records = fetch_results(work, name, "records")
+        files = write(work, plan, records, costs)
+    else:
+        files = write_costs(work, name, costs)
+    mirror_files(work, name, files, costs)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    grid: Grid
+    workload: Workload
+    how: Profile
+
+
+def _read(options: argparse.Namespace) -> _Asked:
+    """The grid narrowed to what was asked for, and how it is measured."""
+    import torch
+
+    from bench.code_version import provenance
+    from bench.cost.profiler import Profile
+    from bench.cost.steps import Workload
+    from bench.grid import data_name, load_grid, narrow
+    from bench.train.device import pick_device
+
+    _check(options)
+    grid = narrow(load_grid(options.grid), options.methods, options.pairs)
+    classes, image_shape, train_images = _sizes(options, grid)
+    batch = grid.recipe.batch_size if options.batch is None else options.batch
+    torch.set_num_threads(options.threads)
+    workload = Workload(
+        classes=classes,
+        image_shape=image_shape,
+        recipe=grid.recipe.model_copy(update={"batch_size": batch}),
+        device=pick_device(options.device),
+        precision=grid.precision,
+        deterministic=grid.deterministic,
+    )
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    how = Profile(
+        data=data_name(grid.data),
+        train_images=train_images,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        provenance={**provenance(), "started": started},
+    )
+    return _Asked(grid, workload, how)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from bench.grid import RESERVED
+
+    for name, least in (("rounds", 1), ("threads", 1), ("batch", 2)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name}: got {value}, wanted at least {least}")
+    name = options.name
+    if name is not None and (name in RESERVED or not re.fullmatch(r"\w[\w.-]*", name)):
+        taken = ", ".join(sorted(RESERVED))
+        raise ValueError(f"--name: got {name!r}, wanted the name of a folder other than {taken}")
+
+
+def _sizes(options: argparse.Namespace, grid: Grid) -> tuple[int, tuple[int, int, int], int]:
+    """K, (C, H, W) and N, as given or of the grid's data set."""
+    from bench.data.sources import load
+    from bench.workdir import WorkDir
+
+    given = (options.image_shape, options.classes, options.train_images)
+    if any(given):
+        if not all(given) or min(given[1:]) < 1:
+            raise ValueError(
+                "--image-shape, --classes and --train-images come together, each at least 1"
+            )
+        return options.classes, options.image_shape, options.train_images
+    data = load(
+        grid.data.source,
+        data_root=options.data_root,
+        cache=WorkDir(options.work_dir).cache,
+        size=grid.data.size,
+        classes=grid.data.classes,
+    )
+    channels, height, width = data.train_images.shape[1:]
+    largest = max(grid.axes.fraction or (grid.data.fraction,))
+    return len(data.classes), (channels, height, width), round(largest * len(data.train_images))
+
+
+def _measure(asked: _Asked, progress: Progress) -> Iterator[Costs]:
+    """One pair after another."""
+    from bench.cost.profiler import MethodRow, profile
+
+    grid, batch = asked.grid, {"batch_size": asked.workload.recipe.batch_size}
+    rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
+    for pair in grid.all_pairs:
+        recipe = grid.recipe_of(pair.student).model_copy(update=batch)
+        workload = replace(asked.workload, recipe=recipe)
+        models = grid.model(pair.teacher), grid.model(pair.student)
+        yield profile(*models, rows, workload, asked.how, progress)
+
+
+PLAIN_LINE_SECONDS = 15.0
+
+
+class Display:
+    """What is being measured: one live line on a terminal, plain lines now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        """Nothing is shown before it is entered."""
+        self.console = console
+        self._live: Live | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Display:
+        """Starts the live line, on a terminal."""
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._live = Progress(*columns, console=self.console, transient=True)
+            self._task = self._live.add_task("starting", total=None)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops the live line."""
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """So much of it is done."""
+        if self._live is not None:
+            self._live.update(self._task, description=what, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if now - self._last_line > PLAIN_LINE_SECONDS:
+            self._last_line = now
+            self.console.print(f"{what} {done}/{total}", highlight=False, markup=False)

@@ -1,0 +1,291 @@
+"""What the profiler measured, as one JSON file for each grid. Without torch, for the tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.record import FINISHED, STATUSES, dump_json
+
+FILE = "cost.json"
+SCHEMA = 3
+WHERE = ("device", "threads", "precision", "batch")
+"""The conditions under which costs are compared. Tables state all others."""
+
+
+class Quartiles(NamedTuple):
+    """The middle half of repeated measurements.
+
+    Attributes:
+        median: in the unit of the field that holds it, like `q1` and `q3`.
+        q1: first quartile.
+        q3: third quartile.
+        n: number of measurements.
+    """
+
+    median: float
+    q1: float
+    q3: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Quartiles of at least one value, interpolated between neighbours.
+
+        Example:
+            >>> Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0])
+            Quartiles(median=3.0, q1=2.0, q3=4.0, n=5)
+        """
+        if not values:
+            raise ValueError("Quartiles.of: no values")
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, q1, q3, len(values))
+
+
+class Count(NamedTuple):
+    """Operations counted while they ran. `bench.cost.counting` states the rules.
+
+    Attributes:
+        matmul: FLOP of matrix products and convolutions (1 multiply-add = 2).
+        elementwise: FLOP of everything else but decompositions.
+        decomposition: FLOP of eigenvalue and singular value decompositions, by formula.
+    """
+
+    matmul: int = 0
+    elementwise: int = 0
+    decomposition: int = 0
+
+    @property
+    def flops(self) -> int:
+        """The sum of all three kinds."""
+        return sum(self)
+
+
+class StageShare(NamedTuple):
+    """What one stage adds to the cost of a training, in any unit.
+
+    Attributes:
+        epochs: of this stage.
+        kept: steps of an epoch as a share of those over the whole training set.
+        step: cost of one step.
+        once: cost of the teacher's pass over the clean images before the stage, for as many
+            images as a batch holds; 0 for stages without.
+    """
+
+    epochs: int
+    kept: float
+    step: float
+    once: float = 0.0
+
+
+def training_cost_ratio(plan: Iterable[StageShare], epochs: int, plain_step: float) -> float:
+    """Cost of a method's whole training over that of the plain student.
+
+    sum over stages of (epochs_s kept_s step_s + once_s) / (E plain_step). An epoch has the same
+    number of batches for all, so it cancels out. The teacher's own training is left out.
+
+    Args:
+        plan: the method's stages.
+        epochs: E, the plain student's.
+        plain_step: cost of its step, in the stages' unit, above 0.
+
+    Example:
+        >>> plan = [StageShare(3, 1.0, 30.0), StageShare(7, 0.5, 20.0, once=10.0)]
+        >>> training_cost_ratio(plan, 10, 10.0)       # (3 * 30 + 7 * 0.5 * 20 + 10) / (10 * 10)
+        1.7
+    """
+    if epochs < 1 or plain_step <= 0:
+        raise ValueError(
+            f"training_cost_ratio: got epochs {epochs} and plain_step {plain_step}, wanted at "
+            "least 1 and above 0"
+        )
+    total = sum(stage.epochs * stage.kept * stage.step + stage.once for stage in plan)
+    return total / (epochs * plain_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCost:
+    """The transfer losses of a stage alone, with their connectors, on existing tensors.
+
+    Attributes:
+        ms: forward and backward.
+        count: operations, forward and backward.
+        peak_bytes: peak memory of the tensors that it makes, its gradients included.
+    """
+
+    ms: Quartiles
+    count: Count
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """One stage of a method, measured alone.
+
+    Attributes:
+        name: the stage's.
+        epochs: of this stage, under the recipe.
+        kept: share of the training images that it trains on.
+        taps: what it reads of both networks.
+        step_ms: one training step, the teacher's forward pass included.
+        ratio: that over the plain student's step of the same round.
+        teacher_ms: the teacher's forward pass to the deepest tap; None for stages without.
+        once_ms: the teacher's pass over one batch of clean images, made once in a training; None
+            for stages without.
+        step_flops: of one step.
+        once_flops: of that pass over one batch.
+        peak_bytes: peak memory of the tensors that a step makes.
+        held_bytes: held from step to step on top of plain training: the connector's parameters,
+            buffers and momentum, and the teacher's view of all training images if it is cached.
+        loss: the transfer losses alone; None for stages without.
+    """
+
+    name: str
+    epochs: int
+    kept: float
+    taps: list[str]
+    step_ms: Quartiles
+    ratio: Quartiles
+    teacher_ms: Quartiles | None = None
+    once_ms: Quartiles | None = None
+    step_flops: int = 0
+    once_flops: int = 0
+    peak_bytes: int = 0
+    held_bytes: int = 0
+    loss: LossCost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRecord:
+    """One method on one pair, and the plain student that it is compared with.
+
+    Attributes:
+        data: the data set's name; its image shape and classes were used.
+        label: the row's name in tables.
+        method: the method's name.
+        status: one of `bench.record.STATUSES`; only "finished" has the fields after `error`.
+        error: why there is no measurement, one line.
+        epochs: E, the plain student's.
+        stages: in the plan's order.
+        extra_parameters: trained with the student and dropped afterwards.
+        training_cost_ratio: of measured time, paired by round.
+        training_flop_ratio: of counted FLOP.
+        plain_ms: the plain student's step.
+        plain_flops: of that step.
+        plain_peak_bytes: peak memory of the tensors that it makes.
+        teacher_ms: the teacher's whole forward pass over a batch.
+        teacher_bytes: its parameters and buffers.
+        conditions: device, threads, torch, precision, batch, rounds, memory method, commit, ...
+    """
+
+    data: str
+    teacher: str
+    student: str
+    label: str
+    method: str
+    category: str
+    status: str = FINISHED
+    error: str = ""
+    epochs: int = 0
+    stages: list[StageCost] = field(default_factory=list)
+    extra_parameters: int = 0
+    training_cost_ratio: Quartiles | None = None
+    training_flop_ratio: float | None = None
+    plain_ms: Quartiles | None = None
+    plain_flops: int = 0
+    plain_peak_bytes: int = 0
+    teacher_ms: Quartiles | None = None
+    teacher_bytes: int = 0
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown status."""
+        if self.status not in STATUSES:
+            raise ValueError(
+                f"cost of {self.label}: got status {self.status!r}, wanted one of {STATUSES}"
+            )
+
+    @property
+    def extra_peak_bytes(self) -> int:
+        """Memory of the costliest stage above that of the plain step, at least 0.
+
+        It is a step's peak and what is held from step to step. The teacher's weights are extra.
+        """
+        above = (s.peak_bytes + s.held_bytes - self.plain_peak_bytes for s in self.stages)
+        return max([0, *above])
+
+    @property
+    def loss(self) -> LossCost | None:
+        """The transfer losses of the stage where they cost most; None if no stage has any."""
+        found = [stage.loss for stage in self.stages if stage.loss is not None]
+        return max(found, key=lambda loss: loss.ms.median, default=None)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The pair and the conditions. Records with equal places share a table."""
+        where = (str(self.conditions.get(name)) for name in WHERE)
+        return (self.data, self.teacher, self.student, *where)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that was profiled of a grid, one record for each pair, row and set of conditions."""
+
+    records: list[CostRecord] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self.records)
+
+    def with_newer(self, newer: Costs) -> Costs:
+        """These costs and newer ones, which replace those of the same place and row."""
+        both = (*self.records, *newer.records)
+        return Costs(list({(*record.place, record.label): record for record in both}.values()))
+
+    def to_json(self) -> str:
+        """The same text for equal costs."""
+        return dump_json({"schema": SCHEMA, "records": [asdict(r) for r in self.records]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Costs:
+        """The costs that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        try:
+            return cls(_FILE.validate_json(text).records)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole"
+            raise ValueError(f"{where}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class _File:
+    schema: Literal[3]
+    records: list[CostRecord]
+
+
+_FILE = TypeAdapter(_File)
+
+
+def read_costs(path: Path) -> Costs:
+    """The costs in a file, none if there is no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return Costs.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Costs()
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and profile again") from None
