@@ -81,12 +81,12 @@ def _train(
     from bench.launch.ray_cluster import ClusterError
 
     expansion, work = expand_grid(prepared, grid), prepared.work
-    setting = make_worker_config(options, work)
+    config = make_worker_config(options, work)
     retry, console = options.retry_failed, prepared.console
     try:
         with open_launcher(options, prepared) as (devices, launch, room_bytes):
             outcome = run_grid(
-                expansion, work, setting, devices,
+                expansion, work, config, devices,
                 retry_failed=retry, console=console, launch=launch, room_bytes=room_bytes,
             )  # fmt: skip
     except (LeaseLostError, ClusterError) as error:
@@ -103,7 +103,7 @@ def _say_outcome(outcome: Outcome) -> None:
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     print(
         f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; "
-        f"recording to MLflow took {outcome.recording_seconds:.1f} s of a processor beside them; "
+        f"sending records to MLflow took {outcome.mirror_cpu_seconds:.1f} s of CPU time meanwhile; "
         f"in all: {states}"
     )
 

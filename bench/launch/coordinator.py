@@ -1,11 +1,12 @@
-"""The coordinator: takes a grid from its cells to its records, mirror and tables.
+"""The coordinator of a run: from a grid's cells to their records and their mirror in MLflow.
 
-Records come first. Everything else here is made from them and may fail without losing one.
+Records come first. Everything else is made from them, and may fail without losing one.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from bench.launch.job import Job, Library, Report, WorkerConfig, total_epochs, u
 from bench.launch.launcher import Done
 from bench.launch.leases import Leases
 from bench.launch.mirroring import Mirroring
-from bench.launch.progress import Display
 from bench.launch.schedule import plan_training
 from bench.launch.workers import run_processes
+from bench.progress import ProgressDisplay, TrainingProgress
 from bench.record import FINISHED, Plan, Store, write_atomically
 from bench.train.checkpoint import Checkpoints
 from bench.workdir import WorkDir
@@ -30,28 +31,27 @@ Launch = Callable[[Sequence[Job], WorkerConfig, Sequence[str], Report, Leases], 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of a grid came to.
+    """What a run of a grid did.
 
     Attributes:
         trained: cells that this run trained.
         elsewhere: cells that another command trained meanwhile.
-        counts: status -> cells of the whole plan; "not run" among them.
-        seconds: of all of it, wall clock.
-        recording_seconds: of a processor's time that mirroring took, most of it while workers
-            were training; none of them waited for it.
+        counts: status -> cells of the whole plan; "not run" is among them.
+        seconds: wall clock of the whole run.
+        mirror_cpu_seconds: CPU time of sending records to MLflow. Workers trained meanwhile.
     """
 
     trained: int
     elsewhere: int
     counts: dict[str, int]
     seconds: float
-    recording_seconds: float
+    mirror_cpu_seconds: float
 
 
 def run_grid(
     expansion: Expansion,
     work: WorkDir,
-    setting: WorkerConfig,
+    config: WorkerConfig,
     devices: Sequence[str],
     *,
     retry_failed: bool,
@@ -59,45 +59,48 @@ def run_grid(
     launch: Launch = run_processes,
     room_bytes: int | None = None,
 ) -> Outcome:
-    """Trains what is unfinished and mirrors what is recorded.
+    """Trains the cells of a grid that are unfinished, and mirrors all records.
 
     Args:
         expansion: the grid, written out.
         work: the work directory.
-        setting: for the workers.
+        config: for the workers.
         devices: one entry for each job that can run at once.
         retry_failed: whether failed cells run again.
         console: for progress and warnings.
         launch: runs jobs, see `bench.launch.workers.run_processes`.
         room_bytes: memory that one worker may fill; None if no limit is known.
     """
-    plan = expansion.plan
+    plan, began = expansion.plan, time.monotonic()
     write_atomically(work.plan(plan.name), plan.to_json())
-    for plugin in setting.plugins:
+    for plugin in config.plugins:
         plugin.keep(work.plugins)
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
-    began, here = time.monotonic(), 0
-    library = Library(setting.data_root, setting.cache)
-    jobs = plan_training(waiting, setting, devices, library, room_bytes) if waiting else []
-    names = {cell.id: str(cell) for cell in waiting}
-    epochs = {cell.id: total_epochs(cell) for cell in waiting}
+    library = Library(config.data_root, config.cache)
+    jobs = plan_training(waiting, config, devices, library, room_bytes) if waiting else []
     with Leases(work.leases) as leases:
-        sweep(work, leases)
+        discard_stale_checkpoints(work, leases)
         discard_records(waiting, work.store, leases)
         with (
             Mirroring(work, plan, leases, console) as mirroring,
-            Display(names, epochs, console) as display,
-            # Closed here, whatever happens: workers end before their leases do.
-            closing(launch(jobs, setting, devices, display.epoch, leases)) as news,
+            ProgressDisplay(console, "epochs") as display,
         ):
-            for done in news:
-                display.finished(len(done.cells))
-                mirroring.send(done.cells)
-                here += len(done.cells) if done.here else 0
+            names = {cell.id: str(cell) for cell in waiting}
+            epochs = {cell.id: total_epochs(cell) for cell in waiting}
+            progress = TrainingProgress(names, epochs, display)
+            trained = 0
+            # Closed here, whatever happens: workers end before their leases do.
+            with closing(launch(jobs, config, devices, progress.epoch, leases)) as all_done:
+                for done in all_done:
+                    progress.finished(len(done.cells))
+                    mirroring.send(done.cells)
+                    trained += len(done.cells) if done.here else 0
+    records = (work.store.read(cell_id) for cell_id in expansion.cells)
+    counts = Counter("not run" if record is None else record.status for record in records)
     seconds = time.monotonic() - began
-    counts = count(expansion, work.store)
-    elsewhere = len(waiting) - here
-    return Outcome(here, elsewhere, counts, seconds, mirroring.seconds)
+    return Outcome(
+        trained, len(waiting) - trained, dict(counts), seconds, mirroring.cpu_seconds
+    )  # fmt: skip
 
 
 def discard_records(cells: Sequence[Cell], store: Store, leases: Leases) -> None:
@@ -108,31 +111,21 @@ def discard_records(cells: Sequence[Cell], store: Store, leases: Leases) -> None
             leases.release(cell.id)
 
 
-def sweep(work: WorkDir, leases: Leases) -> None:
-    """Removes checkpoints that nobody will go on from.
+def discard_stale_checkpoints(work: WorkDir, leases: Leases) -> None:
+    """Removes checkpoints that no training will go on from.
 
-    They are of cells that are finished, or that no plan in the work directory names any more (the
-    code of their method changed, say), and that nobody is training.
+    Their cells are finished, or no plan in the work directory names them any more (because the
+    code of their method changed, say), and no command is training them.
     """
-    named: set[str] = set()
+    planned: set[str] = set()
     for path in work.root.glob("*/plan.json"):
         try:
-            named |= set(Plan.from_json(path.read_text(encoding="utf-8")).cell_ids())
-        except (ValueError, TypeError, KeyError):  # damaged: it may have named any
+            planned |= set(Plan.from_json(path.read_text(encoding="utf-8")).cell_ids())
+        except (ValueError, TypeError, KeyError):  # damaged: it may have named any cell
             return
-    kept = Checkpoints(work.checkpoints)
-    for cell_id in kept.cell_ids():
+    checkpoints = Checkpoints(work.checkpoints)
+    for cell_id in checkpoints.cell_ids():
         found = work.store.read(cell_id)
-        over = cell_id not in named or (found is not None and found.status == FINISHED)
-        if over and leases.holder(cell_id) is None:
-            kept.discard(cell_id)
-
-
-def count(expansion: Expansion, store: Store) -> dict[str, int]:
-    """Status -> number of cells of the plan."""
-    counts: dict[str, int] = {}
-    for cell_id in expansion.cells:
-        found = store.read(cell_id)
-        status = found.status if found else "not run"
-        counts[status] = counts.get(status, 0) + 1
-    return counts
+        stale = cell_id not in planned or (found is not None and found.status == FINISHED)
+        if stale and leases.holder(cell_id) is None:
+            checkpoints.discard(cell_id)

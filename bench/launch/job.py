@@ -1,4 +1,4 @@
-"""A job: the unit that a launcher hands to a worker. A cohort, and all it needs to run."""
+"""A job: the cells that one worker trains side by side, and what it needs to train them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
     from bench.data.dataset import DataSet
-    from bench.train.checkpoint import Checkpoints
     from bench.train.stream import Stream
     from bench.train.teacher import Teacher
 
@@ -25,21 +24,21 @@ Report = Callable[[str, int, int, float | None], None]
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Where a worker finds and leaves things; nothing here changes a number.
+    """Where a worker reads and writes, and with what it trains. No cell's id depends on it.
 
     Attributes:
         store: folder of the records.
         cache: folder of decoded data sets.
         data_root: where the user keeps data sets; None for the work directory's own.
         device: "cpu", "cuda", "cuda:1".
-        threads: of torch on the CPU. Sums are split by thread, so bits depend on it: it is one
-            unless asked otherwise.
-        provenance: commit and the like, for the records.
+        threads: of torch on the CPU. Sums are split by thread, so that the last bits of a result
+            depend on it.
+        provenance: commit and code, for the records.
         checkpoints: folder of the checkpoints; None for none.
-        checkpoint_seconds: at least so long between two of them; see `bench.train.checkpoint`.
+        checkpoint_seconds: least time between two of them; see `bench.train.checkpoint`.
         plugins: the user's own files, as they were when the command began; see `bench.plugin`.
-        cohort: at most so many cells train side by side in one job; None for as many as a
-            worker's memory holds.
+        cohort: the most cells that train side by side in one job; None for as many as a worker's
+            memory holds.
     """
 
     store: Path
@@ -55,16 +54,16 @@ class WorkerConfig:
 
 
 class Library:
-    """Data sets by what cells ask for, each decoded and hashed once per process."""
+    """Data sets by what cells ask for, each decoded and hashed once in a process."""
 
     def __init__(self, data_root: Path | None, cache: Path, stand_in: bool = False) -> None:
-        """Nothing is read yet.
+        """Reads nothing yet.
 
         Args:
             data_root: where the user keeps data sets; None for nowhere.
             cache: folder of decoded data sets.
-            stand_in: whether random images take the place of a data set that is not here; for
-                estimates, never for training.
+            stand_in: whether random images replace a data set that is not here. For estimates,
+                never for training.
         """
         self.data_root, self.cache, self.stand_in = data_root, cache, stand_in
         self.absent: dict[str, str] = {}
@@ -72,7 +71,11 @@ class Library:
         self._fingerprints: dict[str, str] = {}
 
     def read(self, spec: DataSpec) -> DataSet:
-        """The decoded data set; `DataError` if it is missing or at fault."""
+        """The decoded data set.
+
+        Raises:
+            DataError: it is missing, or cannot be used.
+        """
         key = self._key(spec)
         if key not in self._sets:
             self._sets[key] = self._load(spec)
@@ -98,7 +101,7 @@ class Library:
             return found
 
     def fingerprint(self, spec: DataSpec) -> str:
-        """The hash of its content."""
+        """The hash of a data set's content; "absent" where random images replace it."""
         from bench.data.dataset import fingerprint
 
         key = self._key(spec)
@@ -121,71 +124,58 @@ class Job:
 
     @property
     def needs(self) -> list[Cell]:
-        """The cells that must be finished before: the teacher, sources; each once."""
+        """The cells that must be finished first: the teacher and sources, each once."""
         return list({need.id: need for cell in self.cells for need in cell.needs}.values())
 
 
-def run_job(
-    job: Job,
-    setting: WorkerConfig,
-    report: Report,
-    *,
-    store: Store | None = None,
-    kept: Checkpoints | None = None,
-) -> None:
-    """Trains a job's cells in this process; every one of them has a record afterwards.
+def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
+    """Trains the cells of a job in this process; each of them has a record afterwards.
 
     Args:
-        job: all that it needs is finished.
-        setting: where things are.
+        job: what it needs is finished.
+        config: where things are.
         report: called after every epoch.
-        store: where records go; None for the setting's.
-        kept: where checkpoints go; None for the setting's.
 
     Raises:
         PluginError: a file of the user's fails here.
     """
-    from bench.train.checkpoint import Checkpoints
-
-    if kept is None and setting.checkpoints is not None:
-        kept = Checkpoints(setting.checkpoints, setting.checkpoint_seconds)
-    with plugged(setting.plugins):
-        _run(job, setting, report, store or Store(setting.store), kept)
+    with plugged(config.plugins):
+        _train(job, config, report)
 
 
-def _run(
-    job: Job, setting: WorkerConfig, report: Report, store: Store, kept: Checkpoints | None
-) -> None:
+def _train(job: Job, config: WorkerConfig, report: Report) -> None:
     import torch
 
+    from bench.train.checkpoint import Checkpoints
     from bench.train.cohort import Cohort
     from bench.train.device import pick_device, set_numerics
     from bench.train.failure import fail, raise_if_shared
     from bench.train.stream import open_stream
 
-    torch.set_num_threads(setting.threads)
-    device = pick_device(setting.device)
-    cell = job.cells[0]
+    torch.set_num_threads(config.threads)
+    device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
     set_numerics(cell)
     try:
-        library = Library(setting.data_root, setting.cache)
+        library = Library(config.data_root, config.cache)
         statistics = library.read(cell.source.data) if cell.source else None
         stream = open_stream(cell, library.read(cell.data), device, statistics)
-        cells, teacher = _with_teacher(job, store, stream, device, setting)
+        cells, teacher = _with_teacher(job, store, stream, device, config)
     except CODE_FAULTS as error:
         raise_if_shared(error)
         for cell in job.cells:
-            store.write(fail(cell, error, setting.provenance))
+            store.write(fail(cell, error, config.provenance))
         return
     if not cells:
         return
-    Cohort(stream, teacher, store, device, report, dict(setting.provenance), kept).run(cells)
+    folder, provenance = config.checkpoints, dict(config.provenance)
+    checkpoints = Checkpoints(folder, config.checkpoint_seconds) if folder else None
+    Cohort(stream, teacher, store, device, report, provenance, checkpoints).run(cells)
 
 
 def _with_teacher(
-    job: Job, store: Store, stream: Stream, device: torch.device, setting: WorkerConfig
+    job: Job, store: Store, stream: Stream, device: torch.device, config: WorkerConfig
 ) -> tuple[list[Cell], Teacher | None]:
-    """The job's teacher and the cells to train; without it, those that need none."""
+    """The cells to train and their teacher; without a teacher, the cells that need none."""
     from bench.train.failure import fail
     from bench.train.teacher import load_teacher
 
@@ -196,12 +186,12 @@ def _with_teacher(
     except ValueError as error:
         for cell in job.cells:
             if cell.teacher is not None:
-                store.write(fail(cell, error, setting.provenance))
+                store.write(fail(cell, error, config.provenance))
         return [cell for cell in job.cells if cell.teacher is None], None
 
 
 def total_epochs(cell: Cell) -> int:
-    """Epochs of all stages together."""
+    """Epochs of all stages of a cell together."""
     from bench.hyperparameters import build_method
     from bench.method import split_epochs
 
@@ -214,9 +204,8 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
 
     Args:
         cells: of a grid.
-        store: the records there are.
-        retry_failed: whether failed and not applicable cells run again; otherwise they keep their
-            record.
+        store: their records.
+        retry_failed: whether cells that failed or were not applicable run again.
     """
     waiting = []
     for cell in cells:
@@ -231,7 +220,7 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
 
 
 def _opens(folder: Path) -> bool:
-    """Whether the weights are there and whole: their header tells the file's length."""
+    """Whether the weights exist and are complete: the file's header says how long it is."""
     from safetensors import SafetensorError, safe_open
 
     try:

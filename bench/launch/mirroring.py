@@ -1,7 +1,7 @@
-"""Records to MLflow while a grid trains: in a thread of its own, so that training never waits.
+"""Records go to MLflow while a grid trains, in a thread, so that training never waits.
 
-The store may be away. It is then named once, tried again from time to time, and at the end;
-whatever is left is sent by `sync`. One process at a time sends the records of a grid.
+A store that is away is named once, tried again from time to time, and at the end. What is left
+then, `sync` sends. One process at a time sends the records of a grid.
 """
 
 from __future__ import annotations
@@ -30,50 +30,48 @@ POLL_SECONDS = 0.2
 def sole_mirror(
     work: WorkDir, grid: str, leases: Leases, patience: float = PATIENCE_SECONDS
 ) -> Iterator[Mirror]:
-    """The grid's mirror, which nobody else writes to meanwhile.
+    """The mirror of a grid, to which no other command writes meanwhile.
 
     Args:
         work: the work directory.
-        grid: its name.
+        grid: name of the grid.
         leases: of this process, entered.
-        patience: seconds to wait for another sender.
+        patience: seconds to wait for another command that sends.
 
     Raises:
         BusyError: another command is sending this grid's records.
         TrackingError: the store cannot be opened.
     """
-    name = f"mlflow-{grid}"
-    _acquire(name, leases, patience)
-    try:
-        # The database is made by whoever opens it first, whatever the grid.
-        _acquire("mlflow", leases, PATIENCE_SECONDS)
-        try:
+    with _lease(f"mlflow-{grid}", leases, patience):
+        # Whoever opens the store first makes the database, whatever the grid.
+        with _lease("mlflow", leases, PATIENCE_SECONDS):
             mirror = Mirror(work.root, grid)
-        finally:
-            leases.release("mlflow")
         yield mirror
-    finally:
-        leases.release(name)
 
 
-def _acquire(name: str, leases: Leases, patience: float) -> None:
+@contextlib.contextmanager
+def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
     until = time.monotonic() + patience
     while not leases.acquire(name):
         if time.monotonic() >= until:
             who = leases.holder(name) or "another command"
             raise BusyError(f"{who} is sending records to MLflow from this work directory")
         leases.pause(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        leases.release(name)
 
 
 class Mirroring:
-    """A context manager around the training: sends what is recorded before, meanwhile and after.
+    """Sends the records of a grid before, while and after it trains. A context manager.
 
     Attributes:
-        seconds: of a processor's time that sending took, once it is over.
+        cpu_seconds: CPU time of sending, once it is over.
     """
 
     def __init__(self, work: WorkDir, plan: Plan, leases: Leases, console: Console) -> None:
-        """Nothing is opened before it is entered.
+        """Opens nothing before it is entered.
 
         Args:
             work: the work directory.
@@ -83,10 +81,9 @@ class Mirroring:
         """
         self.work, self.plan, self.leases, self.console = work, plan, leases, console
         self.rows = first_rows(plan)
-        self.seconds = 0.0
-        self._news: queue.SimpleQueue[Sequence[Cell] | None] = queue.SimpleQueue()
-        self._stopped = self._over = False
-        self._named = False
+        self.cpu_seconds = 0.0
+        self._recorded: queue.SimpleQueue[Sequence[Cell] | None] = queue.SimpleQueue()
+        self._ended = self._interrupted = self._warned = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirroring")
 
     def __enter__(self) -> Mirroring:
@@ -101,33 +98,33 @@ class Mirroring:
         trace: TracebackType | None,
     ) -> None:
         """Sends what is left and ends the thread; after an error only ends it."""
-        self._stopped = kind is not None
-        self._news.put(None)
+        self._interrupted = kind is not None
+        self._recorded.put(None)
         self._thread.join()
 
     def send(self, cells: Sequence[Cell]) -> None:
-        """These cells have a record now."""
+        """Queues the records of these cells."""
         if cells:
-            self._news.put(cells)
+            self._recorded.put(cells)
 
     # --- in the thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._session(patience=0.0):
-            if not self._wait_to_retry():
-                if not self._stopped:
-                    self._session(patience=PATIENCE_SECONDS)
-                break
-        self.seconds = time.thread_time()
+        sent = self._send_all(patience=0.0)
+        while not sent and not self._ends_within(RETRY_SECONDS):
+            sent = self._send_all(patience=0.0)
+        if not sent and not self._interrupted:
+            self._send_all(patience=PATIENCE_SECONDS)
+        self.cpu_seconds = time.thread_time()
 
-    def _session(self, patience: float) -> bool:
-        """Sends until the training ends or the store fails; whether it came to the end."""
+    def _send_all(self, patience: float) -> bool:
+        """Sends records until the training ends; returns False if the store failed before."""
         try:
             with sole_mirror(self.work, self.plan.name, self.leases, patience) as mirror:
                 mirror_all(mirror, self.plan, self.work.store)
                 while cells := self._next():
                     self._send(mirror, cells)
-                if not self._stopped:
+                if not self._interrupted:
                     mirror_all(mirror, self.plan, self.work.store)
                 return True
         except (TrackingError, OSError) as error:  # OSError: the disk of the work directory
@@ -138,19 +135,23 @@ class Mirroring:
         return False
 
     def _next(self, timeout: float | None = None) -> Sequence[Cell] | None:
-        """Cells to send; None at the training's end, again and again; queue.Empty in between."""
-        cells = None if self._over else self._news.get(timeout=timeout)
-        self._over = cells is None
+        """Cells to send; None once the training has ended.
+
+        Raises:
+            queue.Empty: neither came in time.
+        """
+        cells = None if self._ended else self._recorded.get(timeout=timeout)
+        self._ended = cells is None
         return cells
 
-    def _wait_to_retry(self) -> bool:
-        """Whether it is time for another try, and not the training's end."""
-        until = time.monotonic() + RETRY_SECONDS
+    def _ends_within(self, seconds: float) -> bool:
+        """Whether the training ends in that time."""
+        until = time.monotonic() + seconds
         with contextlib.suppress(queue.Empty):
-            # What comes meanwhile needs no note: a new session begins with all that is there.
+            # The next try begins with all records, so that nothing has to be kept here.
             while self._next(timeout=max(0.0, until - time.monotonic())):
                 pass
-        return not self._over
+        return self._ended
 
     def _send(self, mirror: Mirror, cells: Sequence[Cell]) -> None:
         for cell in cells:
@@ -159,10 +160,10 @@ class Mirroring:
                 mirror.send(found, self.rows[cell.id], self.work.store.folder(cell.id))
 
     def _warn(self, what: str) -> None:
-        if not self._named:
+        if not self._warned:
             self.console.print(
                 f"{what}. Training goes on; what is not sent at its end, send with: "
                 "run_all.py sync",
                 style="yellow", markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
-        self._named = True
+        self._warned = True

@@ -1,0 +1,122 @@
+"""Progress of a command that takes long: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 15.0
+
+
+class ProgressDisplay:
+    """What is being done, how much of it, and the time left. A context manager."""
+
+    def __init__(self, console: Console, unit: str = "") -> None:
+        """Shows nothing before the first `show`.
+
+        Args:
+            console: where to show.
+            unit: of what is counted, such as "epochs".
+        """
+        self.console, self.unit = console, f" {unit}" if unit else ""
+        self._began = self._last_line = time.monotonic()
+        self._live: tuple[Progress, TaskID] | None = None
+
+    def __enter__(self) -> ProgressDisplay:
+        """Returns the display."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops the live bar."""
+        if self._live is not None:
+            self._live[0].stop()
+
+    def show(
+        self, what: str, done: int, total: int, *, at_once: bool = False, skipped: int = 0
+    ) -> None:
+        """Shows how far it is.
+
+        Args:
+            what: is being done.
+            done: units of it.
+            total: units in all.
+            at_once: whether a plain line is due now, not only every `PLAIN_LINE_SECONDS`.
+            skipped: units of `done` that took no time, because an earlier command did them.
+        """
+        if self.console.is_terminal:
+            live, task = self._live_bar()
+            live.update(task, description=what, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if not at_once and now - self._last_line < PLAIN_LINE_SECONDS:
+            return
+        self._last_line = now
+        seconds, worked = now - self._began, done - skipped
+        left = f", about {seconds / worked * (total - done):.0f} s left" if worked > 0 else ""
+        self.console.print(
+            f"{what}  {done}/{total}{self.unit}, {seconds:.0f} s{left}",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+    def _live_bar(self) -> tuple[Progress, TaskID]:
+        if self._live is None:
+            counted = TextColumn("{task.completed:.0f}/{task.total:.0f}" + self.unit)
+            columns = (TextColumn("{task.description}"), BarColumn(), counted)
+            live = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+            live.start()
+            self._live = live, live.add_task("starting", total=1)
+        return self._live
+
+
+class TrainingProgress:
+    """Cells done, epochs done and the latest accuracy of a grid that trains."""
+
+    def __init__(
+        self, names: Mapping[str, str], epochs: Mapping[str, int], display: ProgressDisplay
+    ) -> None:
+        """Shows nothing yet.
+
+        Args:
+            names: cell id -> name, of the cells that will train.
+            epochs: cell id -> how many it trains for.
+            display: where to show.
+        """
+        self.names, self.total_epochs, self.display = names, sum(epochs.values()), display
+        self.cells, self.latest = 0, ""
+        self._done: dict[str, int] = {}
+        self._resumed = 0
+
+    def epoch(self, cell_id: str, done: int, total: int, accuracy: float | None) -> None:
+        """A cell ended an epoch, or is at a checkpoint again after a fault.
+
+        Args:
+            cell_id: of the cell.
+            done: epochs of the cell that are done.
+            total: epochs of the cell in all.
+            accuracy: on the test set, None where it was not measured.
+        """
+        if cell_id not in self._done:
+            self._resumed += done - 1
+        self._done[cell_id] = done
+        shown = f" {accuracy:.1%}" if accuracy is not None else ""
+        self.latest = f"{self.names.get(cell_id, cell_id)}{shown}"
+        self._show()
+
+    def finished(self, cells: int) -> None:
+        """That many more cells have a record."""
+        self.cells += cells
+        self._show(at_once=True)
+
+    def _show(self, at_once: bool = False) -> None:
+        what = f"cells {self.cells}/{len(self.names)}  {self.latest}"
+        done = sum(self._done.values())
+        self.display.show(what, done, self.total_epochs, at_once=at_once, skipped=self._resumed)
