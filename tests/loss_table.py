@@ -83,14 +83,22 @@ class Loss:
         )
 
 
-def _one_tensor(name: str, compute, oracle, *arguments, **fields) -> Loss:
-    """A loss of one tensor a network, with its further arguments bound."""
+def _of_one(name: str, compute, oracle, *arguments, student, teacher, **fields) -> Loss:
+    """A loss of one tensor per network, with its further arguments bound."""
     return Loss(
         name=name,
-        compute=lambda student, teacher: compute(*student, *teacher, *arguments),
-        oracle=lambda student, teacher: oracle(*student, *teacher, *arguments),
+        compute=lambda ours, theirs: compute(*ours, *theirs, *arguments),
+        oracle=lambda ours, theirs: oracle(*ours, *theirs, *arguments),
+        student=(student,),
+        teacher=(teacher,),
         **fields,
     )
+
+
+def _attention(name: str, kind: str, teacher: Shape) -> Loss:
+    compute, oracle = attention_transfer_loss, oracles.attention_transfer_loss
+    name = f"attention_transfer, {name}"
+    return _of_one(name, compute, oracle, kind, student=MAP, teacher=teacher)
 
 
 def _rkd(name: str, compute, oracle, reduction: str) -> Loss:
@@ -107,68 +115,34 @@ def _rkd(name: str, compute, oracle, reduction: str) -> Loss:
 def _kd_svd(name: str, rank: int, extra: int, student, teacher) -> Loss:
     return Loss(
         name=f"kd_svd, {name}",
-        compute=lambda student, teacher: kd_svd_loss(student, teacher, rank, extra),
-        oracle=lambda student, teacher: oracles.kd_svd_loss(student, teacher, rank, extra),
+        compute=lambda ours, theirs: kd_svd_loss(ours, theirs, rank, extra),
+        oracle=lambda ours, theirs: oracles.kd_svd_loss(ours, theirs, rank, extra),
         student=student,
         teacher=teacher,
         rtol=1e-9,  # an eigenvector carries the rounding of its matrix over its gap
     )
 
 
-MAP = ((2, 4, 3),)
-WIDE_MAP = ((3, 4, 3),)
+LOGITS, MAP, WIDE_MAP = (6,), (2, 4, 3), (3, 4, 3)
+BOUNDARY = activation_boundary_loss, oracles.activation_boundary_loss, 1.0
+DISTANCE = "rkd_distance", rkd_distance_loss, oracles.rkd_distance_loss
+ANGLE = "rkd_angle", rkd_angle_loss, oracles.rkd_angle_loss
 
 LOSSES = (
-    _one_tensor(
+    _of_one(
         "soft_logits",
         soft_logits_loss,
         oracles.soft_logits_loss,
         4.0,
-        student=((6,),),
-        teacher=((6,),),
+        student=LOGITS,
+        teacher=LOGITS,
     ),
-    _one_tensor("fitnet", hint_loss, oracles.hint_loss, student=MAP, teacher=MAP),
-    _one_tensor(
-        "attention_transfer, l2",
-        attention_transfer_loss,
-        oracles.attention_transfer_loss,
-        "l2",
-        student=MAP,
-        teacher=WIDE_MAP,
-    ),
-    _one_tensor(
-        "attention_transfer, sumsq",
-        attention_transfer_loss,
-        oracles.attention_transfer_loss,
-        "sumsq",
-        student=MAP,
-        teacher=WIDE_MAP,
-    ),
-    _one_tensor(
-        "attention_transfer, pooled teacher",
-        attention_transfer_loss,
-        oracles.attention_transfer_loss,
-        "l2",
-        student=MAP,
-        teacher=((3, 8, 6),),
-    ),
-    _one_tensor(
-        "attention_transfer, pooled student",
-        attention_transfer_loss,
-        oracles.attention_transfer_loss,
-        "sumsq",
-        student=MAP,
-        teacher=((3, 2, 2),),  # windows of unequal width: 3 columns to 2
-    ),
-    _one_tensor(
-        "activation_boundary",
-        activation_boundary_loss,
-        oracles.activation_boundary_loss,
-        1.0,
-        student=MAP,
-        teacher=MAP,
-        zero_at_equal=False,
-    ),
+    _of_one("fitnet", hint_loss, oracles.hint_loss, student=MAP, teacher=MAP),
+    _attention("l2", "l2", WIDE_MAP),
+    _attention("sumsq", "sumsq", WIDE_MAP),
+    _attention("pooled teacher", "l2", (3, 8, 6)),
+    _attention("pooled student", "sumsq", (3, 2, 2)),  # windows of unequal width: 3 columns to 2
+    _of_one("activation_boundary", *BOUNDARY, student=MAP, teacher=MAP, zero_at_equal=False),
     Loss(
         name="fsp",
         compute=lambda student, teacher: fsp_loss(student[0], student[1], teacher[0], teacher[1]),
@@ -179,10 +153,10 @@ LOSSES = (
     _kd_svd("rank 1", 1, 3, ((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2))),
     _kd_svd("rank 2", 2, 1, ((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3))),
     _kd_svd("more channels than positions", 2, 2, ((6, 2, 2), (7, 2, 2)), ((6, 2, 3), (7, 2, 2))),
-    _rkd("rkd_distance", rkd_distance_loss, oracles.rkd_distance_loss, "peers"),
-    _rkd("rkd_distance", rkd_distance_loss, oracles.rkd_distance_loss, "distinct"),
-    _rkd("rkd_angle", rkd_angle_loss, oracles.rkd_angle_loss, "peers"),
-    _rkd("rkd_angle", rkd_angle_loss, oracles.rkd_angle_loss, "distinct"),
+    _rkd(*DISTANCE, "peers"),
+    _rkd(*DISTANCE, "distinct"),
+    _rkd(*ANGLE, "peers"),
+    _rkd(*ANGLE, "distinct"),
 )
 
 
