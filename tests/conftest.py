@@ -20,7 +20,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="rows of the table of faults")
     parser.addoption("--plugin", metavar="FILE.py", type=Path, action="append", default=[],
                      help="a method of your own, for tests/test_contract.py")  # fmt: skip
-    parser.addoption("--server-table", metavar="FILE", help="figures of the MLflow server")
 
 
 def pytest_configure(config: pytest.Config) -> None:

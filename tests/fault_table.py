@@ -1,24 +1,33 @@
-"""Tables that long tests write: results/faults.md, and any other whose rows have a name."""
+"""What the long tests of faults share: the grid that they run, and results/faults.md."""
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.record import write_atomically
+import pytest
+from processes import kd_bench, plan_of, results
 
+from bench.record import write_atomically
+from bench.tracking import Mirror
+from bench.workdir import WorkDir
+
+SEED = 20261123
+TIMEOUT = 1800
+GRID = ["--grid", "smoke", "recipe.epochs=30", "--checkpoint-seconds", "0", "--workers", "2"]
 HEAD = """\
 # Faults
 
-Each fault is done to real processes. They run the grid `smoke` with 30 epochs, 2 workers and a
-checkpoint after every epoch, if the row says nothing else; then the same command runs until it ends
-by itself. A result counts as lost if its cell has no record (or, where the row is about MLflow, no
-run), and as changed if a weight, a curve or a number differs by one bit from the undisturbed run's
-(from the record's). Random moments are drawn by a seed. Made by:
+Each fault is done to real processes. Unless the row says otherwise, they run the grid `smoke` with
+30 epochs, 2 workers and a checkpoint after every epoch; afterwards the same command runs until it
+ends by itself. A result is lost if its cell has no record (or, where the row is about MLflow, no
+run). It is changed if a weight, a curve or a number differs by one bit from the undisturbed run (or
+from the record). Random moments come from a seed. Made by:
 
     python -m pytest -m slow tests/test_faults.py tests/test_server.py tests/test_ray.py \\
         --faults-table results/faults.md
@@ -27,6 +36,7 @@ run), and as changed if a weight, a curve or a number differs by one bit from th
 |---|--:|--:|--:|--:|---|
 """
 ROW = re.compile(r"^\| (?!fault )([^|]+) \| \d.*\|$", re.MULTILINE)
+quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @dataclass
@@ -36,7 +46,7 @@ class Tally:
     rows: list[tuple[str, int, int, int, int]] = field(default_factory=list)
 
     def add(self, fault: str, times: int, expected: dict, found: dict) -> None:
-        """Counts a fault's results and refuses any loss."""
+        """Counts the results after a fault, and refuses any loss or change."""
         lost = len(expected.keys() - found.keys())
         changed = sum(found[i] != expected[i] for i in expected.keys() & found.keys())
         self.rows.append((fault, times, len(expected), lost, changed))
@@ -45,21 +55,74 @@ class Tally:
 
     def write(self, path: Path) -> None:
         """Puts the rows into the table, in place of older ones of the same fault."""
-        write_rows(path, HEAD, self.rows)
+        import torch
+
+        where = f"{time.strftime('%Y-%m-%d')}, {torch.__version__}, {os.cpu_count()}"
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines = {found[1]: found[0] for found in ROW.finditer(before)}
+        lines |= {row[0]: f"| {' | '.join(map(str, row))} | {where} |" for row in self.rows}
+        write_atomically(path, HEAD + "\n".join(lines.values()) + "\n")
 
 
-def write_rows(path: Path, head: str, rows: Sequence[Sequence[object]]) -> None:
-    """Writes a Markdown table anew; rows that are there and not among these stay.
+@pytest.fixture(scope="module")
+def tally(request) -> Iterator[Tally]:
+    counted = Tally()
+    yield counted
+    if counted.rows and (path := request.config.getoption("--faults-table")):
+        counted.write(Path(path))
 
-    Args:
-        path: the file.
-        head: all that comes before the first row.
-        rows: their first entries are their names; when, where and with which torch is added.
-    """
-    import torch
 
-    where = f"{time.strftime('%Y-%m-%d')}, {torch.__version__}, {os.cpu_count()}"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = {found[1]: found[0] for found in ROW.finditer(before)}
-    lines |= {str(row[0]): f"| {' | '.join(map(str, row))} | {where} |" for row in rows}
-    write_atomically(path, head + "\n".join(lines.values()) + "\n")
+@dataclass(frozen=True)
+class Undisturbed:
+    """The results of a run that nothing disturbs, and how long it takes."""
+
+    results: dict[str, object]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    work = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    finish(work)
+    return Undisturbed(found(work), time.monotonic() - began)
+
+
+def words(work: Path, *more: str) -> list[str]:
+    """The command line of a run in a work directory."""
+    return [*GRID, "--work-dir", str(work), *more]
+
+
+def finish(work: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The same command, until it ends by itself."""
+    done = kd_bench(*words(work, *more), timeout=TIMEOUT, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def grid_of(work: Path) -> str:
+    """The name of the grid as it is overridden here."""
+    (plan,) = work.glob("smoke*/plan.json")
+    return plan.parent.name
+
+
+def found(work: Path) -> dict[str, object]:
+    """The results in a work directory."""
+    return results(work, grid_of(work))
+
+
+def checkpoints(work: Path) -> list[Path]:
+    """The checkpoints in a work directory."""
+    return list((work / "store" / "checkpoints").glob("*/*.safetensors"))
+
+
+def mirrored_once(work: Path, env: dict[str, str], monkeypatch) -> None:
+    """Every cell is in MLflow once, whole, and as the records say."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    mirror = Mirror(work, grid_of(work))
+    runs = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
+    ids = plan_of(work, grid_of(work)).cell_ids()
+    assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(ids)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert mirror.fetch()[1] == WorkDir(work).store.read_all(ids)

@@ -80,7 +80,7 @@ class Nodes:
     @staticmethod
     def at_work(node: subprocess.Popen[bytes]) -> bool:
         """Whether a job runs on it."""
-        return any("ray::do_on_node" in word for p in children(node) for word in words_of(p))
+        return any("ray::run_on_node" in word for p in children(node) for word in words_of(p))
 
     @staticmethod
     def kill(node: subprocess.Popen[bytes]) -> None:

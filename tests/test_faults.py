@@ -18,28 +18,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import test_checkpoint
-from fault_table import Tally
+from fault_table import (
+    SEED,
+    TIMEOUT,
+    Undisturbed,
+    checkpoints,
+    finish,
+    found,
+    grid_of,
+    mirrored_once,
+    quiet_mlflow,
+    tally,
+    undisturbed,
+    words,
+)
 from lessons import plain_cell, recipe, run
-from processes import ROOT, environment, kd_bench, plan_of, results, start
-from tracking_servers import MlflowServer
+from mlflow_server import MlflowServer
+from processes import ROOT, environment, kd_bench, start
 
 from bench.record import write_atomically
-from bench.tracking import Mirror
 from bench.train.checkpoint import Checkpoints
-from bench.workdir import WorkDir
 
-SEED = 20261123
-TIMEOUT = 1800
-GRID = [
-    "--grid", "smoke", "recipe.epochs=30", "--checkpoint-seconds", "0", "--workers", "2",
-]  # fmt: skip
-NAME = "smoke"
+__all__ = ["tally", "undisturbed"]
 
 # --- short forms ---------------------------------------------------------------------------------
 
@@ -106,64 +111,6 @@ def test_training_goes_on_where_checkpoints_find_no_room(tmp_path, caplog):
 # --- long forms ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tally(request) -> Iterator[Tally]:
-    counted = Tally()
-    yield counted
-    if counted.rows and (path := request.config.getoption("--faults-table")):
-        counted.write(Path(path))
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    results: dict[str, object]
-    seconds: float
-
-
-def words(work: Path, *more: str) -> list[str]:
-    return [*GRID, "--work-dir", str(work), *more]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Undisturbed:
-    work = tmp_path_factory.mktemp("undisturbed")
-    began = time.monotonic()
-    done = kd_bench(*words(work), timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr
-    return Undisturbed(results(work, grid_of(work)), time.monotonic() - began)
-
-
-def grid_of(work: Path) -> str:
-    (plan,) = work.glob(f"{NAME}*/plan.json")
-    return plan.parent.name
-
-
-def finish(work: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The same command until it ends by itself."""
-    done = kd_bench(*words(work, *more), timeout=TIMEOUT, **env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def found(work: Path) -> dict[str, object]:
-    return results(work, grid_of(work))
-
-
-def mirrored_once(work: Path, env: dict[str, str], monkeypatch) -> None:
-    """Every cell is in MLflow once, whole, and as the records say."""
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    mirror = Mirror(work, grid_of(work))
-    runs = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
-    ids = plan_of(work, grid_of(work)).cell_ids()
-    assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(ids)
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert mirror.fetch()[1] == WorkDir(work).store.read_all(ids)
-
-
-quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
 @pytest.mark.slow
 @quiet_mlflow
 def test_kill_9_at_twenty_random_moments(tmp_path, undisturbed, tally, monkeypatch):
@@ -217,13 +164,13 @@ def is_worker(process: psutil.Process) -> bool:
 
 def whole(work: Path, usual: Undisturbed) -> bool:
     """Whether nothing is left to be killed."""
-    return bool(list(work.glob(f"{NAME}*/plan.json"))) and found(work) == usual.results
+    return bool(list(work.glob("smoke*/plan.json"))) and found(work) == usual.results
 
 
 def run_until_checkpoints(work: Path, output: Path) -> list[Path]:
     """Kills a run in its midst; returns the latest checkpoint of each cell, two each."""
     with output.open("w") as file, start(file, *words(work)) as launcher:
-        while len(files := sorted((work / "store" / "checkpoints").glob("*/*.safetensors"))) < 8:
+        while len(files := sorted(checkpoints(work))) < 8:
             assert launcher.poll() is None, "it ended by itself"
             time.sleep(0.01)  # looks again; nothing depends on how soon
         os.killpg(launcher.pid, signal.SIGKILL)
@@ -290,7 +237,7 @@ def test_a_disk_that_fills_up(small_disk, tmp_path, undisturbed, tally):
 @quiet_mlflow
 def test_a_tracking_server_that_is_killed_and_comes_back(tmp_path, undisturbed, tally, monkeypatch):
     work, output = tmp_path / "work", tmp_path / "output"
-    server = MlflowServer(tmp_path, WORKERS="1")
+    server = MlflowServer(tmp_path)
     env = {"MLFLOW_TRACKING_URI": server.address}
     with output.open("w") as file:
         with server:
@@ -319,7 +266,7 @@ def test_two_launchers_at_once(tmp_path, undisturbed, tally, monkeypatch, killed
     with outputs[0].open("w") as first, outputs[1].open("w") as second:
         launchers = [start(file, *words(work, "--workers", "1")) for file in (first, second)]
         if killed:
-            while not list((work / "store" / "checkpoints").glob("*/*.safetensors")):
+            while not checkpoints(work):
                 assert launchers[0].poll() is None, outputs[0].read_text()
                 time.sleep(0.01)  # looks again
             os.killpg(launchers[0].pid, signal.SIGKILL)

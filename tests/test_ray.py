@@ -22,12 +22,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from processes import kd_bench, plan_of, start
-from ray_nodes import ALONE, Nodes
-from test_faults import (
+from fault_table import (
     SEED,
     TIMEOUT,
     Undisturbed,
+    checkpoints,
     found,
     grid_of,
     mirrored_once,
@@ -36,6 +35,8 @@ from test_faults import (
     undisturbed,
     words,
 )
+from processes import kd_bench, plan_of, start
+from ray_nodes import ALONE, Nodes
 
 from bench.launch.leases import Leases
 from bench.workdir import WorkDir
@@ -81,10 +82,6 @@ def until(condition: Callable[[], object], running: subprocess.Popen[str], outpu
     while not condition():
         assert running.poll() is None, output.read_text()
         time.sleep(0.02)  # looks again; nothing depends on how soon
-
-
-def checkpoints(work: Path) -> list[Path]:
-    return list((work / "store" / "checkpoints").glob("*/*.safetensors"))
 
 
 def whole(work: Path, undisturbed: Undisturbed) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import torch
@@ -70,46 +69,6 @@ def test_the_readme_names_commands_and_grids_that_exist():
     rows = re.findall(r"^\| (`[\w-]+`(?:, `[\w-]+`)*) \| ", README, flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     assert set(grid_names()) <= named
-
-
-# --- the document of the tracking server ---------------------------------------------------------
-
-SERVER = ROOT / "bench" / "launch" / "mlflow-server.sh"
-DOCUMENT = SERVER.with_suffix(".md").read_text(encoding="utf-8")
-
-
-def test_the_documented_line_starts_the_server_behind_its_names(tmp_path):
-    fake = tmp_path / "mlflow"
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$MLFLOW_SERVER_ENABLE_JOB_EXECUTION" "$@"\n')
-    fake.chmod(0o755)
-    line = re.search(r"^(BIND=.*?mlflow-server\.sh)$", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert line is not None
-    done = subprocess.run(
-        ["bash", "-c", f"{line[1]} --app-name basic-auth"], cwd=ROOT, text=True,
-        capture_output=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True,
-    )  # fmt: skip
-    jobs, command, *words = done.stdout.splitlines()
-    assert (jobs, command, words[-2:]) == ("false", "server", ["--app-name", "basic-auth"])
-    given = dict(zip(words[0:-2:2], words[1:-2:2], strict=True))
-    hosts = given.pop("--allowed-hosts").split(",")
-    assert {"gpu-head", "gpu-head:5000", "gpu-head.cluster", "localhost:*"} <= set(hosts)
-    assert "*" not in hosts
-    assert given == {
-        "--host": "10.0.0.5", "--port": "5000", "--workers": "2",
-        "--backend-store-uri": "postgresql+psycopg://mlflow@localhost/mlflow",
-        "--artifacts-destination": "/srv/mlflow/artifacts",
-    }  # fmt: skip
-
-
-def test_the_document_names_every_variable_of_the_script_with_its_default():
-    defaults = dict(re.findall(r'^: "\$\{(\w+):=(.*?)\}"', SERVER.read_text(), re.MULTILINE))
-    named = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", DOCUMENT, re.MULTILINE))
-    assert named == defaults
-    assert defaults["BIND"] == "127.0.0.1"  # loopback, unless it is said otherwise
-    unit = re.search(r"```ini\n(.*?)```", DOCUMENT, re.DOTALL)
-    assert unit is not None
-    used = set(re.findall(r'[ "=]([A-Z]+)=', unit[1])) - {"PATH"}
-    assert used <= defaults.keys()
 
 
 def test_the_table_of_the_readme_is_the_committed_one():
