@@ -173,7 +173,6 @@ def test_rows_missing_in_some_pairs_and_pairs_without_a_common_seed_are_named() 
     assert found.left_out == {"c": (key(1),)}
     assert found.pairs == (key(0), key(1))
     assert found.without_seeds == (key(2),)
-    assert blocks_of(pairs, labels=["a", "c"]).labels == ("a",)
 
 
 def test_means_that_are_equal_but_for_the_last_bit_tie() -> None:

@@ -161,6 +161,6 @@ def test_a_row_of_another_length_has_an_end_and_no_curve():
         Line(label, range(1, end + 1), [0.5] * end, Interval(0.5, 0.4, 0.6, 3), styles[label])
         for label, end in (("student", 4), ("rkd", 4), ("longer", 8))
     ]
-    curves, _, ends = draw_curves(lines, "t", "test set").axes
+    curves, ends = draw_curves(lines, "t", "test set").axes
     assert [max(line.get_xdata()) for line in curves.lines] == [4, 4]
     assert len(ends.get_yticks()) == 3

@@ -25,8 +25,7 @@ from bench.record import (
 from bench.report.build import choice_table, sections
 from bench.report.candidates import Candidate
 from bench.report.comparison import compare
-from bench.report.overall import answer, overall
-from bench.report.recommend import Choice, NotCovered, Question, recommend
+from bench.report.recommend import Choice, NotCovered, Question, answer, recommend
 from bench.report.standing import Standing
 from bench.report.tables import to_csv, to_text
 
@@ -408,40 +407,6 @@ def test_a_fraction_picks_its_pairs() -> None:
 def test_limits_that_nothing_can_meet_are_refused(asked: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Question(**asked)
-
-
-# --- over pairs ------------------------------------------------------------------------------
-
-
-def many_pairs(count: int) -> tuple[Choice, ...]:
-    rows, records = [], {}
-    for number in range(count):
-        gains = {"a": 0.05 + 0.001 * (number % 3), "b": 0.051, "c": -0.01}
-        plan, more = evidence(gains, teacher=f"big{number}", student=f"small{number}")
-        rows += plan.rows
-        records |= more
-    plan = Plan(name="made", description="", config={}, rows=rows)
-    costs = [
-        cost(label, ratio, teacher=f"big{number}", student=f"small{number}")
-        for number in range(count)
-        for label, ratio in (("a", 1.8), ("b", 1.2), ("c", 1.1))
-    ]
-    return recommend(plan, records, Costs(costs))
-
-
-def test_over_many_pairs_the_cheapest_of_those_better_than_the_student_is_chosen() -> None:
-    # Ranks: a and b share the first two places, student 3, c 4. CD of 4 rows over 20 pairs: 1.05.
-    whole = overall(many_pairs(20))
-    assert whole is not None
-    assert whole.label == "b"
-    assert "tied" in whole.to_text()
-    (note,) = [n for n in choice_table(many_pairs(20)).notes if n.startswith("Over all pairs")]
-    assert note.startswith("Over all pairs: b; mean ranks over 20 pairs of 4 rows: ")
-
-
-def test_over_fewer_than_ten_pairs_nothing_is_chosen() -> None:
-    assert overall(many_pairs(9)) is None
-    assert not any(n.startswith("Over all") for n in choice_table(many_pairs(9)).notes)
 
 
 # --- how often it errs -----------------------------------------------------------------------

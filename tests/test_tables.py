@@ -401,14 +401,3 @@ def test_a_small_p_is_shown_as_small_and_not_as_nought(value, shown):
     assert show(column, Entry(value)) == shown
     table = Table(title="t", columns=(column,), rows=((Entry(value),),))
     assert float(to_csv(table).split()[1]) == value
-
-
-def test_every_p_of_the_report_is_shown_so():
-    from bench.report import claims, comparison, recommend
-
-    columns = (
-        *claims.MEASURE_COLUMNS, *comparison.PAIR_COLUMNS, *recommend.CANDIDATE_COLUMNS,
-    )  # fmt: skip
-    found = [column for column in columns if column.key in ("p", "holm_p")]
-    assert len(found) == 4
-    assert all(column.p_value for column in found)

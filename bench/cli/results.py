@@ -30,8 +30,7 @@ def tables(options: argparse.Namespace) -> int:
 
 def recommend(options: argparse.Namespace) -> int:
     """Says which row to choose for each pair, and why; 2 if the evidence answers for none."""
-    from bench.report.overall import answer
-    from bench.report.recommend import Question
+    from bench.report.recommend import Question, answer
     from bench.report.recommend import recommend as choose
 
     work, name = work_dir(options), grid_name(options.grid)

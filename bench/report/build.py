@@ -16,16 +16,14 @@ from bench.report.cost import cost_sections, cost_tables, write_costs
 from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
-from bench.report.overall import overall
 from bench.report.overview import AXES, axis_tables, overview_tables
 from bench.report.page import Part, render_page
 from bench.report.published import published_tables
 from bench.report.reasons import ACCURACY, COST, GAIN
-from bench.report.recommend import Choice, recommend
+from bench.report.recommend import Choice, cost_value, recommend
 from bench.report.selection import write_selection_figures
-from bench.report.statistics import Interval
 from bench.report.summary import Summary, summarise, write_summary
-from bench.report.tables import Column, Entry, Section, Table, write_section
+from bench.report.tables import Column, Entry, Section, Table, Value, write_section
 
 NO_COSTS = (
     "Nothing was profiled: `run_all.py profile` measures what each method costs, and gain against "
@@ -109,37 +107,35 @@ CHOICE_COLUMNS = (
     Column(key="ties", name="rows not told from the reference"),
 )
 
+CHOICE_NOTES = (
+    "A row is chosen only if it is better than the plain student beyond doubt; else the plain "
+    "student stands.",
+    "Reference: of the allowed rows better than the plain student beyond doubt the one of the "
+    "highest mean, else the plain student itself. Rows not told from it, the choice left out: "
+    "their difference by seed is not above 0 by an interval that holds for all allowed rows "
+    "together; rows that are not better than the student beyond doubt count too, and may lie above "
+    "the reference.",
+)
+
 
 def choice_table(choices: Sequence[Choice]) -> Table:
-    """The choice for each pair in one line; a dash where the evidence does not cover it.
-
-    Under it the choice for all pairs, where there are several.
-    """
+    """The choice for each pair in one line; a dash where the evidence does not cover it."""
     rows = []
     for choice in choices:
-        chosen = choice.chosen
-        gained = chosen.gained if chosen else None
-        cost = chosen.cost if chosen else None
-        ratio = cost.median if cost and cost.n == 1 else cost and Interval(*cost)
-        rows.append((
-            Entry(choice.key.title), Entry(choice.label, instead="no answer"),
-            Entry(chosen.mean if chosen else None), Entry(gained.gain if gained else None),
-            Entry(ratio), Entry(choice.reference), Entry(len(choice.ties) if chosen else None),
-        ))  # fmt: skip
-    notes = ["A row is chosen only if it is better than the plain student beyond doubt; else "
-             "the plain student stands.",
-             "Reference: of the allowed rows better than the plain student beyond doubt the one "
-             "of the highest mean, else the plain student itself. Rows not told from it, the "
-             "choice left out: their difference by seed is not above 0 by an interval that "
-             "holds for all allowed rows together; rows that are not better than the student "
-             "beyond doubt count too, and may lie above the reference."]  # fmt: skip
-    if (whole := overall(choices)) is not None:
-        reasons = "; ".join(reason.rstrip(".") for reason in whole.reasons)
-        notes.append(f"Over all pairs: {whole.label or 'pair by pair'}; {reasons}.")
-    return Table(
-        title="The choice for each pair", columns=CHOICE_COLUMNS, rows=tuple(rows),
-        notes=tuple(notes),
-    )  # fmt: skip
+        row: dict[str, Entry | Value] = {
+            "pair": choice.key.title,
+            "label": Entry(choice.label, instead="no answer"),
+            "reference": choice.reference,
+        }
+        if (chosen := choice.chosen) is not None:
+            row |= {
+                "accuracy": chosen.mean,
+                "gain": chosen.gained.gain if chosen.gained else None,
+                "cost": cost_value(chosen.cost),
+                "ties": len(choice.ties),
+            }
+        rows.append(row)
+    return Table.by_name("The choice for each pair", CHOICE_COLUMNS, rows, CHOICE_NOTES)
 
 
 def _noted(table: Table, note: str) -> Table:
@@ -163,24 +159,32 @@ def _parts(
     """The sections with their figures, the pairs' summaries and the costs among them."""
     found = {
         section.name: Part(
-            id=section.name, title=section.title, text=section.text, tables=section.tables,
+            id=section.name,
+            title=section.title,
+            text=section.text,
+            tables=section.tables,
             choices=choices if section.name == "choice" else (),
             pictures=_of(section.name, pictures),
         )
         for section in made
         if section.name != "candidates"  # each choice shows its own
-    }  # fmt: skip
+    }
     tables = cost_tables(costs) if costs is not None else ()
     more = {
         "pairs": Part(
-            id="pairs", title="Every pair", tables=tuple(summary.tables.values()),
+            id="pairs",
+            title="Every pair",
+            tables=tuple(summary.tables.values()),
             pictures=_of("pairs", pictures),
         ),
         "cost": Part(
-            id="cost", title="What methods cost", tables=tables, text="" if tables else NO_COSTS,
+            id="cost",
+            title="What methods cost",
+            text="" if tables else NO_COSTS,
+            tables=tables,
             pictures=_of("cost", pictures),
         ),
-    }  # fmt: skip
+    }
     last = {name: found.pop(name) for name in LAST if name in found}
     return list({**found, **more, **last}.values())
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record
 from bench.report.summary import NOT_RUN, group_by_pair
-from bench.report.tables import Column, Entry, Table
+from bench.report.tables import Column, Table, Value
 
 CONDITIONS = (
-    "device", "device_type", "threads", "precision", "torch", "cuda", "python", "commit", "dirty",
-    "nondeterministic",
-)  # fmt: skip
+    *("device", "device_type", "threads", "precision", "torch", "cuda", "python"),
+    *("commit", "dirty", "nondeterministic"),
+)
 """What is said of the cells, in this order; whatever else their records hold comes after."""
 
 PASSING = ("started", "cohort")
@@ -57,10 +57,10 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
         for key in fields:
             values = [_mapping(r.cell.get(part)).get(key) for r in cells]
             rows += _counted(f"{part}: {key}", values)
-    return Table(
+    return Table.by_name(
         title="Conditions of the finished cells",
         columns=CONDITION_COLUMNS,
-        rows=tuple(rows),
+        rows=rows,
         notes=("Teachers and students may differ in recipe and data: each value has its cells.",),
     )
 
@@ -69,18 +69,18 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _row(what: str, value: str, cells: int) -> tuple[Entry, ...]:
-    return Entry(what.replace("_", " ")), Entry(value), Entry(cells)
+def _row(what: str, value: str, cells: int) -> dict[str, Value]:
+    return {"what": what.replace("_", " "), "value": value, "cells": cells}
 
 
-def _started(cells: Iterable[Record]) -> list[tuple[Entry, ...]]:
+def _started(cells: Iterable[Record]) -> list[dict[str, Value]]:
     times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
     if not times:
         return []
     return [_row("first cell started", times[0], 1), _row("last cell started", times[-1], 1)]
 
 
-def _counted(what: str, values: Iterable[Any]) -> list[tuple[Entry, ...]]:
+def _counted(what: str, values: Iterable[Any]) -> list[dict[str, Value]]:
     """A row a value, in the order of first mention; empty ones say nothing."""
     counts: dict[str, int] = {}
     for value in values:
@@ -133,14 +133,11 @@ def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
                 seeds.setdefault((key.title, row.label, *fault), []).append(row.seed)
     if not seeds:
         return None
-    return Table(
-        title="Cells without a result",
-        columns=FAULT_COLUMNS,
-        rows=tuple(
-            (Entry(pair), Entry(label), Entry(_joined(found)), Entry(status), Entry(reason))
-            for (pair, label, status, reason), found in seeds.items()
-        ),
-    )
+    rows = [
+        {"pair": pair, "label": label, "seeds": _joined(found), "status": status, "reason": reason}
+        for (pair, label, status, reason), found in seeds.items()
+    ]
+    return Table.by_name("Cells without a result", FAULT_COLUMNS, rows)
 
 
 def _fault(record: Record | None) -> tuple[str, str] | None:

@@ -30,8 +30,6 @@ INCHES_A_LETTER = 0.058
 """Of the font in size `SMALL`, rather more than less."""
 
 COST_TICKS = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
-LAST_PART = 0.25
-"""Part of the epochs that the inset shows."""
 
 
 class Line(NamedTuple):
@@ -71,11 +69,10 @@ def _marker(style: Style, size: float = 4.5) -> dict:
 
 
 def draw_curves(lines: Sequence[Line], title: str, measured_on: str) -> Figure:
-    """Accuracy over epochs, an inset of the last part beside it, and the last epoch's intervals.
+    """Accuracy over epochs, and the last epoch's intervals.
 
-    The inset lies outside of the curves: inside it would hide what rises late. Rows of another
-    length than most, such as the student trained longer, have no curve, which would squeeze all
-    others; their last epoch is shown.
+    Rows of another length than most, such as the student trained longer, have no curve, which
+    would squeeze all others; their last epoch is shown.
 
     Args:
         lines: at least one; teacher and student among them where they ran.
@@ -83,48 +80,31 @@ def draw_curves(lines: Sequence[Line], title: str, measured_on: str) -> Figure:
         measured_on: what the accuracy is of, such as "test set".
     """
     figure = new_figure(WIDTH, max(3.2, 1.0 + 0.17 * len(lines)))
-    left, inset, right = figure.subplots(1, 3, width_ratios=[2.2, 1.1, 1.1])
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
     figure.suptitle(title, fontsize=TEXT + 1)
     usual = mode(line.epochs[-1] for line in lines)
     curves = [line for line in lines if line.epochs[-1] == usual]
     for line in curves:
-        _curve(left, line, every=max(1, len(line.epochs) // 6))
-    for axes in (left, inset):
-        _tidy(axes)
-        axes.set_xlabel("epoch", fontsize=TEXT)
-        axes.margins(x=0.02)
+        _curve(left, line)
+    _tidy(left)
+    left.set_xlabel("epoch", fontsize=TEXT)
+    left.margins(x=0.02)
     left.set_ylabel(f"accuracy on the {measured_on} (%)", fontsize=TEXT)
     left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _inset(left, inset, curves)
     _last_epochs(right, lines)
     return figure
 
 
-def _curve(axes: Axes, line: Line, every: int, width: float = 1.1) -> None:
-    style = line.style
+def _curve(axes: Axes, line: Line) -> None:
     axes.plot(
-        line.epochs, [PERCENT * x for x in line.values], color=style.colour, linestyle=style.dash,
-        linewidth=width, markevery=every, **_marker(style, 3.5),
-    )  # fmt: skip
-
-
-def _inset(axes: Axes, inset: Axes, lines: Sequence[Line]) -> None:
-    """The last part of the curves, on the scale of where the students end."""
-    end = max(line.epochs[-1] for line in lines)
-    start = end - LAST_PART * (end - 1)
-    for line in lines:
-        _curve(inset, line, every=1)
-    ends = [
-        PERCENT * line.values[-1] for line in lines if line.label != "teacher" or len(lines) < 2
-    ]
-    spread = max(ends) - min(ends) or 1.0
-    axes.set_ylim(*axes.get_ylim())
-    inset.set_xlim(start, end + 0.01 * end)
-    inset.set_ylim(min(ends) - 0.25 * spread, max(ends) + 0.15 * spread)
-    inset.set_title(f"last {LAST_PART:.0%}", fontsize=SMALL)
-    inset.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    inset.yaxis.set_major_locator(MaxNLocator(6))
-    axes.indicate_inset_zoom(inset, edgecolor="#555555", linewidth=0.6)
+        line.epochs,
+        [PERCENT * x for x in line.values],
+        color=line.style.colour,
+        linestyle=line.style.dash,
+        linewidth=1.1,
+        markevery=max(1, len(line.epochs) // 6),
+        **_marker(line.style, 3.5),
+    )
 
 
 def _last_epochs(axes: Axes, lines: Sequence[Line]) -> None:

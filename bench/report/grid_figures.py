@@ -92,8 +92,8 @@ def _curves(
     held_out = plan.config.get("data", {}).get("validation")
     measured_on = "held-out training images" if held_out else "test set"
     caption = (
-        f"{key.title}: accuracy on the {measured_on} over epochs, mean over seeds, with an inset "
-        "of the last part; on the right the last epoch with its 95 % t interval."
+        f"{key.title}: accuracy on the {measured_on} over epochs, mean over seeds; on the right "
+        "the last epoch with its 95 % t interval."
     )
     figure = draw_curves(lines, key.title, measured_on)
     return _saved("pairs", figure, folder / f"curves_{file_name(key.title)}", caption)

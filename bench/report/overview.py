@@ -15,7 +15,7 @@ from bench.report.summary import (
     group_by_pair,
     notes_of,
 )
-from bench.report.tables import Column, Entry, Table
+from bench.report.tables import Column, Entry, Table, Value
 
 AXES = {
     "fraction": "part of the training images",
@@ -90,8 +90,10 @@ def _values(keys: Iterable[PairKey], axis: str) -> list[float]:
 def _named(key: PairKey, data: bool, varying: Sequence[str]) -> tuple[str, str]:
     """The pair's key and heading; data set and axes only where the grid has several."""
     axes = dict(key.axes)
-    words = [key.data] * data + [_shown(name, axes.get(name, 1.0)) for name in varying]
-    parts = [key.data] * data + [f"{name}={axes.get(name, 1.0):g}" for name in varying]
+    words = [_shown(name, axes.get(name, 1.0)) for name in varying]
+    parts = [f"{name}={axes.get(name, 1.0):g}" for name in varying]
+    if data:
+        words, parts = [key.data, *words], [key.data, *parts]
     return (
         ";".join([*parts, f"{key.teacher}>{key.student}"]),
         ", ".join([*words, f"{key.teacher} -> {key.student}"]),
@@ -152,9 +154,12 @@ def _along(
 
 def _accuracies(title: str, settings: Sequence[Setting], plan: Plan) -> Table:
     columns = (Column(key=s.key, name=s.name, unit="%", digits=2, interval=True) for s in settings)
-    rows = _rows(settings, _labels(settings), _accuracy)
-    notes = _notes(plan, settings, "Last accuracy:")
-    return Table(title=title, columns=(*LABEL_COLUMNS, *columns), rows=rows, notes=notes)
+    return Table.by_name(
+        title,
+        (*LABEL_COLUMNS, *columns),
+        _rows(settings, _labels(settings), _accuracy),
+        _notes(plan, settings, "Last accuracy:"),
+    )
 
 
 def _gains(title: str, settings: Sequence[Setting], plan: Plan) -> Table:
@@ -163,16 +168,19 @@ def _gains(title: str, settings: Sequence[Setting], plan: Plan) -> Table:
         for s in settings
     )
     labels = [label for label in _labels(settings) if label != "student"]
-    rows = _rows(settings, labels, _gain)
-    notes = _notes(plan, settings, "Gain:", NO_EVIDENCE)
-    return Table(title=title, columns=(*LABEL_COLUMNS, *columns), rows=rows, notes=notes)
+    return Table.by_name(
+        title,
+        (*LABEL_COLUMNS, *columns),
+        _rows(settings, labels, _gain),
+        _notes(plan, settings, "Gain:", NO_EVIDENCE),
+    )
 
 
 def _notes(plan: Plan, settings: Sequence[Setting], *wanted: str) -> tuple[str, ...]:
     n = _usual_n(settings)
-    seeds = "1 seed, without an interval" if n == 1 else (
-        f"{n} seeds ± the half-width of the 95 % Student t interval"
-    )  # fmt: skip
+    seeds = f"{n} seeds ± the half-width of the 95 % Student t interval"
+    if n == 1:
+        seeds = "1 seed, without an interval"
     return (
         f"Means over {seeds}; another number of seeds stands beside its entry as (n=k).",
         *(note for note in notes_of(plan) if note.startswith((*wanted, "Intervals"))),
@@ -188,14 +196,16 @@ def _labels(settings: Sequence[Setting]) -> list[str]:
 
 def _rows(
     settings: Sequence[Setting], labels: Iterable[str], entry: MakeEntry
-) -> tuple[tuple[Entry, ...], ...]:
+) -> list[dict[str, Entry | Value]]:
     usual = _usual_n(settings)
-    rows = []
-    for label in labels:
-        category = next(s.groups[label].category for s in settings if label in s.groups)
-        cells = (entry(s.groups, label, usual) for s in settings)
-        rows.append((Entry(label), Entry(category), *cells))
-    return tuple(rows)
+    return [
+        {
+            "label": label,
+            "category": next(s.groups[label].category for s in settings if label in s.groups),
+            **{s.key: entry(s.groups, label, usual) for s in settings},
+        }
+        for label in labels
+    ]
 
 
 def _usual_n(settings: Sequence[Setting]) -> int:

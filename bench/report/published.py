@@ -18,7 +18,7 @@ import yaml
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
-from bench.report.tables import Column, Entry, Table
+from bench.report.tables import Column, Entry, Table, Value
 
 FOLDER = Path(__file__).parent / "published"
 MEASURES = {"last_accuracy": "last epoch", "best_accuracy": "best epoch, test-selected"}
@@ -89,10 +89,10 @@ def _pair_table(
             lines += _lines(name, measure, percent / 100, by_method[name], records)
     if not lines:
         return None
-    return Table(
+    return Table.by_name(
         title=f"{key.title}: published and ours",
         columns=COLUMNS,
-        rows=tuple(lines),
+        rows=lines,
         notes=(*_about(source, key), *NOTES),
     )
 
@@ -111,7 +111,7 @@ def _about(source: Mapping[str, Any], key: PairKey) -> Iterable[str]:
 
 def _lines(
     name: str, measure: str, published: float, rows: Iterable[Row], records: Mapping[str, Record]
-) -> Iterable[tuple[Entry, ...]]:
+) -> Iterable[dict[str, Entry | Value]]:
     labels: dict[str, dict[str, float]] = {}
     for row in rows:
         value = records[row.cell_id].final.get(measure)
@@ -120,11 +120,16 @@ def _lines(
     for label, cells in labels.items():
         values = list(cells.values())
         ours = mean_interval(values)
-        yield (
-            Entry(name), Entry(label), Entry(MEASURES[measure]), Entry(published), Entry(ours),
-            Entry(statistics.stdev(values) if len(values) > 1 else None),
-            Entry(len(values)), _difference(ours, published),
-        )  # fmt: skip
+        yield {
+            "published_method": name,
+            "label": label,
+            "measure": MEASURES[measure],
+            "published": published,
+            "ours": ours,
+            "deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "n": len(values),
+            "difference": _difference(ours, published),
+        }
 
 
 def _difference(ours: Interval, published: float) -> Entry:

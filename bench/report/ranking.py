@@ -73,19 +73,15 @@ class Blocks:
         return len(self.labels) > 1 and len(self.pairs) >= LEAST_BLOCKS
 
 
-def blocks_of(
-    pairs: Mapping[PairKey, Mapping[str, Series]], labels: Sequence[str] | None = None
-) -> Blocks:
+def blocks_of(pairs: Mapping[PairKey, Mapping[str, Series]]) -> Blocks:
     """The rows that every pair measured, with their means over the seeds common to all of them.
 
     Args:
         pairs: pair -> row -> accuracy by seed.
-        labels: rank these alone; None for all.
     """
     named = dict.fromkeys(label for rows in pairs.values() for label in rows)
-    asked = [label for label in named if labels is None or label in labels]
-    missing = {x: tuple(key for key, rows in pairs.items() if not rows.get(x)) for x in asked}
-    ranked = tuple(label for label in asked if not missing[label])
+    missing = {x: tuple(key for key, rows in pairs.items() if not rows.get(x)) for x in named}
+    ranked = tuple(label for label in named if not missing[label])
     common = {
         key: sorted(set.intersection(*(set(rows[label]) for label in ranked))) if ranked else []
         for key, rows in pairs.items()

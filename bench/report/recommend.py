@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.cost.costs import Costs
+from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan, Record, Row
 from bench.report.candidates import Candidate, Limits, candidates_of, costs_of
 from bench.report.comparison import BETTER, STUDENT, WORSE, Compared
@@ -20,7 +20,7 @@ from bench.report.reasons import ACCURACY, COST, changes, points, reasons, wrapp
 from bench.report.standing import Standing
 from bench.report.statistics import Interval
 from bench.report.summary import PairKey, group_by_pair
-from bench.report.tables import Column, Entry, Table
+from bench.report.tables import Column, Table, Value
 
 
 class NotCovered(ValueError):
@@ -124,17 +124,13 @@ class Choice:
             lines += [wrapped(line, 4) for line in block]
         return "\n".join(lines) + "\n"
 
-    def allowed(self) -> dict[str, Candidate]:
-        """The candidates that nothing rules out, by label."""
-        return {c.label: c for c in self.candidates if not c.excluded}
-
     def to_table(self) -> Table:
         """Every row of the pair with what the choice rests on, the chosen one first."""
         order = sorted(self.candidates, key=lambda c: (c.label != self.label, bool(c.excluded)))
-        return Table(
+        return Table.by_name(
             title=f"Candidates, {self.key.title}",
             columns=CANDIDATE_COLUMNS,
-            rows=tuple(_candidate_row(self, candidate) for candidate in order),
+            rows=[_candidate_row(self, candidate) for candidate in order],
             notes=_candidate_notes(self),
         )
 
@@ -166,6 +162,18 @@ def recommend(
     """
     pairs = _asked(plan, question)
     return tuple(_choose(key, rows, records, costs, question) for key, rows in pairs.items())
+
+
+def answer(choices: Sequence[Choice]) -> str:
+    """All choices as one text for a terminal.
+
+    Raises:
+        NotCovered: none of them has an answer; one line with the reasons.
+    """
+    if not any(choice.label for choice in choices):
+        problems = dict.fromkeys(choice.problem for choice in choices)
+        raise NotCovered(f"the evidence does not cover the question: {'; '.join(problems)}")
+    return "\n".join(choice.to_text() for choice in choices)
 
 
 def _asked(plan: Plan, question: Question) -> dict[PairKey, list[Row]]:
@@ -289,23 +297,24 @@ def _candidate_notes(choice: Choice) -> tuple[str, ...]:
     return GAIN_NOTE, reference, COST_NOTE
 
 
-def _candidate_row(choice: Choice, candidate: Candidate) -> tuple[Entry, ...]:
-    gained, cost = candidate.gained, candidate.cost
-    ratio = None if cost is None else Interval(cost.median, cost.q1, cost.q3, cost.n)
-    if cost is not None and cost.n == 1:
-        ratio = cost.median
-    behind = (choice.behind or {}).get(candidate.label)
-    return (
-        Entry(candidate.label),
-        Entry(candidate.category),
-        Entry(len(candidate.accuracy)),
-        Entry(candidate.mean),
-        Entry(gained.gain if gained else None),
-        Entry(gained.holm_p if gained else None),
-        Entry(behind),
-        Entry(ratio),
-        Entry(_standing(choice, candidate)),
-    )
+def _candidate_row(choice: Choice, candidate: Candidate) -> dict[str, Value]:
+    gained = candidate.gained
+    return {
+        "label": candidate.label,
+        "category": candidate.category,
+        "n": len(candidate.accuracy),
+        "accuracy": candidate.mean,
+        "gain": gained.gain if gained else None,
+        "holm_p": gained.holm_p if gained else None,
+        "behind": (choice.behind or {}).get(candidate.label),
+        "cost": cost_value(candidate.cost),
+        "standing": _standing(choice, candidate),
+    }
+
+
+def cost_value(cost: Quartiles | None) -> Value:
+    """A cost as a table shows it: with its quartiles if it was measured."""
+    return cost.median if cost is not None and cost.n == 1 else cost and Interval(*cost)
 
 
 def _standing(choice: Choice, candidate: Candidate) -> str:

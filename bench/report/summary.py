@@ -20,6 +20,7 @@ from bench.report.tables import (
     Column,
     Entry,
     Table,
+    Value,
     to_csv,
     to_latex,
     to_markdown,
@@ -60,11 +61,11 @@ COUNTED_KEYS = ("best_epoch", "epochs", "train_images", "parameters")
 CELL_COLUMNS = tuple(
     Column(key=key, name=key)
     for key in (
-        "data", "axes", "teacher", "student", "label", "method", "category", "seed", "status",
-        "last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images",
-        "parameters", "train_seconds", "error", "cell_id",
+        *("data", "axes", "teacher", "student", "label", "method", "category", "seed", "status"),
+        *("last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images"),
+        *("parameters", "train_seconds", "error", "cell_id"),
     )
-)  # fmt: skip
+)
 
 NOTES = (
     "n: finished cells with an accuracy, one a seed; a number from other than n seeds says so as "
@@ -157,18 +158,18 @@ class Summary:
 
     def to_csv(self) -> str:
         """All tables as one CSV of raw numbers, in [0, 1], with the pair in its first columns."""
-        rows = tuple(
-            (
-                Entry(key.data),
-                Entry(_axes_text(key.axes)),
-                Entry(key.teacher),
-                Entry(key.student),
-                *row,
-            )
+        rows = [
+            {
+                "data": key.data,
+                "axes": _axes_text(key.axes),
+                "teacher": key.teacher,
+                "student": key.student,
+                **{column.key: entry for column, entry in row},
+            }
             for key, table in self.tables.items()
-            for row in table.rows
-        )
-        return to_csv(Table(title=self.name, columns=PAIR_COLUMNS + COLUMNS, rows=rows))
+            for row in table.pairs()
+        ]
+        return to_csv(Table.by_name(self.name, PAIR_COLUMNS + COLUMNS, rows))
 
 
 SOURCE_NOTE = (
@@ -227,10 +228,10 @@ def pair_table(
     rows = list(rows)
     groups = group_by_label(key, rows, records)
     teacher, student = _baseline(groups, "teacher"), _baseline(groups, "student")
-    return Table(
+    return Table.by_name(
         title=key.title,
         columns=COLUMNS,
-        rows=tuple(_row(group, teacher, student) for group in groups),
+        rows=[_row(group, teacher, student) for group in groups],
         notes=(
             *(line for group in groups for line in group.failures()),
             *([SOURCE_NOTE] if any(row.role == "source" for row in rows) else []),
@@ -323,22 +324,22 @@ def _baseline(groups: Iterable[Group], role: str) -> dict[int, float]:
 
 def _row(
     group: Group, teacher: Mapping[int, float], student: Mapping[int, float]
-) -> tuple[Entry, ...]:
+) -> dict[str, Entry | Value]:
     n = len(group.by_cell("last_accuracy"))
     own = {} if group.role == "student" else group.by_seed("last_accuracy")
     gap = {} if group.role == "teacher" else teacher
-    return (
-        Entry(group.label),
-        Entry(group.category),
-        Entry(n),
-        _mean(group.by_cell("last_accuracy"), n, instead=_why_empty(group)),
-        _mean(group.by_cell("best_accuracy"), n),
-        _gain(own, student, n),
-        _share(own, student, gap, n),
-        _mean(group.by_cell("agreement"), n),
-        Entry(_epochs(group.by_cell("epochs"))),
-        Entry(_status_text(group)),
-    )
+    return {
+        "label": group.label,
+        "category": group.category,
+        "n": n,
+        "last_accuracy": _mean(group.by_cell("last_accuracy"), n, instead=_why_empty(group)),
+        "best_accuracy": _mean(group.by_cell("best_accuracy"), n),
+        "gain": _gain(own, student, n),
+        "gap_recovered": _share(own, student, gap, n),
+        "agreement": _mean(group.by_cell("agreement"), n),
+        "epochs": _epochs(group.by_cell("epochs")),
+        "status": _status_text(group),
+    }
 
 
 def _mean(values: list[float], n: int, instead: str = "-") -> Entry:
@@ -447,20 +448,19 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
     Numbers are of finished cells alone. A cell that several rows name has several lines with one
     `cell_id`.
     """
-    rows = tuple(_cell_entries(row, records.get(row.cell_id)) for row in plan.rows)
-    return to_csv(Table(title=plan.name, columns=CELL_COLUMNS, rows=rows))
+    rows = [_cell(row, records.get(row.cell_id)) for row in plan.rows]
+    return to_csv(Table.by_name(plan.name, CELL_COLUMNS, rows))
 
 
-def _cell_entries(row: Row, record: Record | None) -> tuple[Entry, ...]:
-    values = {
+def _cell(row: Row, record: Record | None) -> dict[str, Value]:
+    return {
         "axes": _axes_text(sorted(row.axes.items())),
         "status": _status(record),
         "error": record.error if record is not None else "",
+        **{key: getattr(row, key) for key in ROW_KEYS},
+        **{key: _final(record, key) for key in MEASURED_KEYS},
+        **{key: _whole(_final(record, key)) for key in COUNTED_KEYS},
     }
-    values |= {key: getattr(row, key) for key in ROW_KEYS}
-    values |= {key: _final(record, key) for key in MEASURED_KEYS}
-    values |= {key: _whole(_final(record, key)) for key in COUNTED_KEYS}
-    return tuple(Entry(values[column.key]) for column in CELL_COLUMNS)
 
 
 def write_summary(plan: Plan, records: Mapping[str, Record], folder: Path) -> list[Path]:
