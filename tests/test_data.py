@@ -17,18 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.data import cache as cache_module
-from bench.data.augment import Augment, Draws, crop_flip
+from bench.data.augment import Augment, crop_flip
 from bench.data.batches import Batches
 from bench.data.dataset import DataError, DataSet, channel_statistics, fingerprint
 from bench.data.resolution import degrade
-from bench.data.sources import SOURCES, load, names
-from bench.data.splits import (
-    class_split,
-    hold_out,
-    labelled_mask,
-    stratified_order,
-    take_fraction,
-)
+from bench.data.sources import load
+from bench.data.splits import hold_out, labelled_mask, stratified_order, take_fraction
 from bench.seeds import derive
 
 FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -149,55 +143,37 @@ def test_no_network_says_what_was_wanted_and_how_to_supply_it(monkeypatch, tmp_p
     assert str(tmp_path / "downloads") in str(caught.value)
 
 
-def test_torchvision_colour_images_become_channels_first(monkeypatch, tmp_path):
-    pixels = random_images(4).permute(0, 2, 3, 1).numpy()
-    asked = []
+@pytest.mark.parametrize(("kind", "channels"), [("CIFAR10", 3), ("MNIST", 1)])
+def test_torchvision_images_become_channels_first(monkeypatch, tmp_path, kind, channels):
+    images, asked = random_images(4, channels=channels), []
 
     def construct(root, train, download):
         asked.append((root, train, download))
-        return SimpleNamespace(data=pixels.copy(), targets=[0, 1, 1, 0], classes=["ant", "bee"])
+        copy = images.clone()
+        pixels = copy[:, 0] if channels == 1 else copy.permute(0, 2, 3, 1).numpy()
+        return SimpleNamespace(data=pixels, targets=[0, 1, 1, 0], classes=["ant", "bee"])
 
-    fake_torchvision(monkeypatch, "CIFAR10", construct)
-    data = load("cifar10", data_root=tmp_path, cache=tmp_path / "cache")
+    fake_torchvision(monkeypatch, kind, construct)
+    data = load(kind.lower(), data_root=tmp_path, cache=tmp_path / "cache")
     assert asked == [(tmp_path, True, True), (tmp_path, False, True)]
-    assert torch.equal(data.train_images, random_images(4))
+    assert torch.equal(data.train_images, images)
     assert data.test_labels.tolist() == [0, 1, 1, 0]
 
 
-def test_torchvision_grey_images_get_one_channel(monkeypatch, tmp_path):
-    grey = random_images(4, channels=1)
-
-    def construct(**arguments):
-        targets = torch.tensor([0, 1, 1, 0])
-        return SimpleNamespace(data=grey[:, 0].clone(), targets=targets, classes=["0", "1"])
-
-    fake_torchvision(monkeypatch, "MNIST", construct)
-    data = load("mnist", data_root=None, cache=tmp_path)
-    assert torch.equal(data.train_images, grey)
-
-
-def test_unknown_source_names_the_near_one_and_the_known_ones(tmp_path):
-    with pytest.raises(DataError, match=r"'cifar_100'; did you mean 'cifar100'.*digits.*folder"):
-        load("cifar_100", data_root=tmp_path, cache=tmp_path)
-
-
-def test_names_hold_every_source():
-    assert set(names()) == {*SOURCES, "folder"}
-
-
-def test_data_root_that_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match="no folder; give --data-root"):
-        load("digits", data_root=tmp_path / "nowhere", cache=tmp_path)
-
-
-def test_folder_needs_a_data_root(tmp_path):
-    with pytest.raises(DataError, match="needs --data-root"):
-        load("folder", data_root=None, cache=tmp_path)
-
-
-def test_size_below_one(tmp_path):
-    with pytest.raises(DataError, match="size 0"):
-        load("digits", data_root=None, cache=tmp_path, size=0)
+@pytest.mark.parametrize(
+    ("source", "root", "size", "words"),
+    [
+        ("cifar_100", ".", None, "did you mean cifar100"),
+        ("digits", "nowhere", None, "is not a folder"),
+        ("digits", ".", 0, "size 0"),
+        ("folder", None, None, "needs --data-root"),
+        ("../digits", ".", None, "--data-root"),
+    ],
+)
+def test_a_source_that_cannot_be_loaded_is_one_clear_line(tmp_path, source, root, size, words):
+    with pytest.raises(DataError, match=words) as caught:
+        load(source, data_root=root and tmp_path / root, cache=tmp_path / "cache", size=size)
+    assert "\n" not in str(caught.value)
 
 
 # Which classes
@@ -228,7 +204,7 @@ def test_labels_follow_the_kept_classes(tree):
         ("ant", "is one name"),
         (["ant", "ant"], "two different"),
         (["ant"], "two different"),
-        (["ant", "dog"], r"no class 'dog' among the 3 there are \(ant, bee, cat\)"),
+        (["ant", "dog"], r"no class 'dog' .*\(ant, bee, cat\)"),
         ([0, 3], "no class 3"),
     ],
 )
@@ -299,7 +275,7 @@ def test_another_sets_tree_in_the_data_root_is_not_taken_for_a_known_set(monkeyp
         raise OSError("no network")
 
     fake_torchvision(monkeypatch, "CIFAR100", refuse)
-    with pytest.raises(DataError, match="could not be downloaded"):
+    with pytest.raises(DataError, match="cannot be downloaded"):
         load("cifar100", data_root=tree, cache=tree.parent / "cache")
 
 
@@ -314,7 +290,7 @@ def test_a_folder_of_ones_own_goes_by_its_name(tmp_path, data_root):
     make_tree(tmp_path / "insects")
     data = load("insects", data_root=tmp_path / data_root, cache=tmp_path / "cache")
     assert data.name == "insects"
-    with pytest.raises(DataError, match="no data source 'beetles'"):
+    with pytest.raises(DataError, match="unknown data source 'beetles'"):
         load("beetles", data_root=tmp_path / data_root, cache=tmp_path / "cache")
 
 
@@ -362,11 +338,11 @@ def mix_sizes(tree):
         (empty_a_class, r"class folder .*train/bee holds no image"),
         (leave_one_class, "1 class folders; wanted at least 2"),
         (add_a_test_class, r"test/dog is a class that .*train lacks"),
-        (empty_the_test, "folder for none of the classes"),
+        (empty_the_test, "no folder for any of the classes"),
         (cut_an_image_short, r"unreadable image .*test/bee/1\.png"),
-        (save_sixteen_bits, r"train/bee/1\.png: mode I;16 is more than 8 bits"),
+        (save_sixteen_bits, r"train/bee/1\.png: mode I;16"),
         (break_a_link, r"unreadable image .*train/bee/9\.png"),
-        (mix_sizes, r"train/bee/1\.png is 7x5 but .*train/ant/0\.png is 6x6 pixels; give .* size"),
+        (mix_sizes, r"train/bee/1\.png is 7x5 but .*train/ant/0\.png is 6x6 pixels; data\.size"),
     ],
 )
 def test_each_fault_of_a_tree_is_one_clear_line(tree, fault, message):
@@ -404,16 +380,20 @@ def test_growing_is_bilinear(tmp_path):
 # The cache
 
 
-def forbid_decoding(monkeypatch):
-    monkeypatch.setattr(
-        "bench.data.sources.read_tree", lambda *a, **k: pytest.fail("decoded again")
-    )
+def spoil_unnoticed(path):
+    """Makes an image unreadable, but leaves its size and time of change as they were."""
+    status = path.stat()
+    path.write_bytes(b"x" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_second_load_reads_the_cache_and_is_the_same(monkeypatch, tree):
+def test_a_second_load_reads_the_cache_unless_it_is_of_another_version(monkeypatch, tree):
     first = load_tree(tree)
-    forbid_decoding(monkeypatch)
+    spoil_unnoticed(tree / "train/ant/1.png")
     assert_same(first, load_tree(tree))
+    monkeypatch.setattr(cache_module, "VERSION", cache_module.VERSION + 1)
+    with pytest.raises(DataError, match="unreadable image"):
+        load_tree(tree)
 
 
 def test_sizes_and_classes_have_their_own_caches(tree):
@@ -472,14 +452,6 @@ def test_a_changed_tree_is_decoded_anew_in_place_of_the_old(tree, change):
         path.rename(tree / "train/ant/9.png")
         assert torch.equal(load_tree(tree).train_images[2], before.train_images[1])
     cache_file(tree)  # there is just one
-
-
-def test_a_newer_format_is_decoded_anew(monkeypatch, tree):
-    load_tree(tree)
-    monkeypatch.setattr(cache_module, "VERSION", cache_module.VERSION + 1)
-    forbid_decoding(monkeypatch)
-    with pytest.raises(pytest.fail.Exception):
-        load_tree(tree)
 
 
 def load_in_process(root, results):
@@ -582,17 +554,6 @@ def test_impossible_splits():
         hold_out(torch.tensor([0, 1]), 1.0, 0)
     with pytest.raises(ValueError, match=r"wanted \(N,\)"):
         take_fraction(torch.zeros(0, dtype=torch.int64), 0.5, 0)
-    with pytest.raises(ValueError, match="4 for the source and 1 for the target"):
-        class_split("abcde", 0.8, 0)
-
-
-def test_class_split_parts_the_classes():
-    classes = [f"c{number}" for number in range(20)]
-    source, target = class_split(classes, 0.6, seed=1)
-    assert len(source) == 12
-    assert sorted(source + target) == sorted(classes)
-    assert list(source) == [name for name in classes if name in source]
-    assert class_split(classes, 0.6, seed=2) != (source, target)
 
 
 # Resolution
@@ -605,6 +566,7 @@ def test_degrade_keeps_means_and_constant_images(factor):
     torch.testing.assert_close(lower.mean((2, 3)), images.mean((2, 3)), rtol=1e-12, atol=0)
     constant = torch.full((1, 1, 8, 8), 0.3, dtype=torch.float64)
     torch.testing.assert_close(degrade(constant, factor), constant, rtol=1e-12, atol=0)
+    assert degrade(images, 1) is images
 
 
 def test_degrade_by_two_by_hand():
@@ -618,18 +580,10 @@ def test_degrade_removes_what_is_finer_than_the_factor():
     assert torch.equal(degrade(checkers[None, None], 2), torch.full((1, 1, 8, 8), 0.5))
 
 
-def test_degrade_by_one_is_its_input():
-    images = torch.rand(1, 1, 3, 3)
-    assert degrade(images, 1) is images
-
-
-@pytest.mark.parametrize("factor", [3, 0, -2])
-def test_degrade_wants_a_divisor(factor):
-    with pytest.raises(ValueError, match=f"factor {factor} does not divide 8x8"):
-        degrade(torch.rand(1, 1, 8, 8), factor)
-
-
-def test_degrade_wants_a_batch_of_floats():
+def test_degrade_refuses_what_it_cannot_average():
+    for factor in (3, 0, -2):
+        with pytest.raises(ValueError, match=f"factor {factor} does not divide 8x8"):
+            degrade(torch.rand(1, 1, 8, 8), factor)
     with pytest.raises(TypeError, match=r"torch\.uint8"):
         degrade(random_images(1, 8, 8), 2)
     with pytest.raises(ValueError, match="wanted"):
@@ -847,8 +801,3 @@ def test_batches_on_the_gpu_are_those_of_the_cpu():
     here, there = (as_one(make_batches(device=device).epoch(2)) for device in ("cpu", "cuda"))
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one, other.cpu())
-
-
-def test_draws_move_together():
-    draws = Augment(1).draw(3, seed=0).to("cpu")
-    assert isinstance(draws, Draws)

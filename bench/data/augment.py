@@ -1,7 +1,7 @@
-"""Random crop and horizontal flip, drawn for each sample, of a whole batch at once.
+"""Random crop and horizontal flip, drawn for each image and applied to a whole batch.
 
-The draws of an epoch are made together on the CPU from one seed. So they are the same on every
-device, and an image's crop depends on (seed, epoch, its position) alone: not on the batch it is in.
+All draws of an epoch are made on the CPU from one seed. They are the same on every device, and an
+image's crop depends on the seed, the epoch and its position alone, not on the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PADDINGS = ("zeros", "reflect")
 
 
 class Draws(NamedTuple):
-    """One epoch's augmentation of each of N images.
+    """The augmentation of N images in one epoch.
 
     Attributes:
         dy: (N,) int64, first row of the crop in the padded image.
@@ -30,19 +30,19 @@ class Draws(NamedTuple):
     flip: Tensor
 
     def to(self, device: torch.device | str) -> Draws:
-        """The same draws on a device."""
+        """The draws on a device."""
         return Draws(*(values.to(device) for values in self))
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Pad every side, crop back to the original size at random, mirror with probability 1/2.
+    """Pads every side, crops at random to the original size, and mirrors with probability 1/2.
 
     Attributes:
         pad: pixels added on each side; 0 for no crop.
-        padding: "zeros": black, the uint8 value 0 *before* normalisation (so not 0 after it), as
-            the field's recipes have it; or "reflect": mirrored about the edge pixel.
-        flip: whether images are mirrored at all; wrong for digits and letters.
+        padding: "zeros" for black, which is 0 before normalisation, as in published recipes;
+            "reflect" to mirror about the edge pixel.
+        flip: whether images are mirrored. Digits and letters must not be.
     """
 
     pad: int
@@ -57,11 +57,11 @@ class Augment:
             raise ValueError(f"padding {self.padding!r} is none of {', '.join(PADDINGS)}")
 
     def draw(self, count: int, seed: int) -> Draws:
-        """Draws for `count` images, on the CPU.
+        """The draws for one epoch, on the CPU.
 
         Args:
-            count: N.
-            seed: of this epoch's augmentation stream.
+            count: N, number of images.
+            seed: seed of the epoch's augmentation.
         """
         generator = torch.Generator().manual_seed(seed)
         offsets = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
@@ -69,16 +69,16 @@ class Augment:
         return Draws(offsets[0], offsets[1], mirrored & self.flip)
 
     def pad_images(self, images: Tensor) -> Tensor:
-        """Pads a whole set once, so that a batch only needs to be cut out of it.
+        """Pads a whole set once; crops are cut out of the result.
 
         Args:
             images: (N, C, H, W) uint8.
 
         Returns:
-            (N, C, H + 2 pad, W + 2 pad), contiguous; the images themselves if pad is 0.
+            (N, C, H + 2 pad, W + 2 pad), contiguous; `images` if pad is 0.
 
         Raises:
-            ValueError: "reflect" with a pad that is not below H and W.
+            ValueError: the padding is "reflect" and the pad is not below H and W.
         """
         if self.pad == 0:
             return images.contiguous()
@@ -97,7 +97,7 @@ class Augment:
 def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
     """Source positions of a padded axis: pad, ..., 1, 0, 1, ..., size - 1, size - 2, ...
 
-    torch's own reflect padding has no uint8.
+    torch's reflect padding does not support uint8.
     """
     positions = torch.arange(-pad, size + pad, device=device).abs()
     return size - 1 - (size - 1 - positions).abs()
@@ -106,14 +106,14 @@ def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
 def crop_flip(padded: Tensor, index: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
     """The augmented images of one batch, each with its own crop and flip.
 
-    Rows are copied whole and then cut by a gather that runs backwards where the image is mirrored.
-    For 256 images of 3x32x32 on one CPU thread that took 0.9 ms; fancy indexing of unfolded
-    windows 1.6 to 2.7 ms, one gather over pixels 1.5 ms, a loop over samples 1.8 ms.
+    Whole rows are copied, then cut by a gather that runs backwards for mirrored images. For 256
+    images of 3x32x32 on one CPU thread this took 0.9 ms; fancy indexing of unfolded windows took
+    1.6 to 2.7 ms, one gather over pixels 1.5 ms, a loop over images 1.8 ms.
 
     Args:
-        padded: (N, C, H', W') uint8, contiguous, see `Augment.pad_images`.
+        padded: (N, C, H', W') uint8, contiguous; see `Augment.pad_images`.
         index: (B,) positions in the set.
-        draws: of all N images, on the same device.
+        draws: the draws of all N images, on the same device.
         size: (H, W) of the crop.
 
     Returns:

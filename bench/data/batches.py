@@ -1,4 +1,4 @@
-"""Batches of a data set that lies on the training device as a whole."""
+"""Batches of a data set that is kept on the training device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.seeds import derive
 
 
 class Batch(NamedTuple):
-    """Images, their labels and which images they are.
+    """Images with their labels and positions.
 
     Attributes:
         images: (B, C, H, W), normalised.
@@ -27,14 +27,14 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """A set of images, served as normalised batches.
+    """A set of images that is served as normalised batches.
 
-    Order and augmentation of an epoch come from `derive(seed, "order", epoch)` and
-    `derive(seed, "augment", epoch)`: any epoch can be served alone, and everyone with this seed is
-    served the same. Nothing inside an epoch waits for the device.
+    An epoch's order and augmentation follow from `derive(seed, "order", epoch)` and
+    `derive(seed, "augment", epoch)`, so that any epoch can be served by itself. Nothing within an
+    epoch waits for the device.
 
-    A last batch shorter than the others is served unless `drop_last`; but one of a single image
-    never is, because BatchNorm has no variance of one. (Which image that is changes every epoch.)
+    A short last batch is served unless `drop_last` is set. A last batch of one image is never
+    served, because BatchNorm needs two; which image is left out changes every epoch.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class Batches:
         Args:
             images: (N, C, H, W) uint8.
             labels: (N,) int64.
-            mean: C values, of images scaled to [0, 1].
-            std: C values, likewise.
-            augment: of training batches; `clean` and `images_at` have none.
+            mean: C means of images scaled to [0, 1].
+            std: C standard deviations of images scaled to [0, 1].
+            augment: augmentation of `epoch`; `clean` and `images_at` have none.
             batch_size: B, at least 2.
             drop_last: whether a short last batch is left out.
             seed: master seed of order and augmentation.
-            device: where images lie and batches are made.
-            channels_last: memory format of the batches.
-            dtype: of the batches; normalised in float32 before.
+            device: where images are kept and batches are made.
+            channels_last: whether batches have the channels-last memory format.
+            dtype: type of the batches; they are normalised in float32 first.
 
         Raises:
-            TypeError: images that are not uint8.
-            ValueError: shapes that do not fit together, or no batch to be had.
+            TypeError: the images are not uint8.
+            ValueError: shapes do not fit together, or there is not a single batch.
         """
         _check(images, labels, mean, std)
         if batch_size < 2:
@@ -77,7 +77,7 @@ class Batches:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device, self.dtype = augment, torch.device(device), dtype
         self.labels = labels.to(self.device)
-        # In planes, whatever the source's strides: crops are cut out of rows.
+        # Contiguous, because crops are cut out of rows.
         self._padded = augment.pad_images(images.to(self.device).contiguous())
         self._size = (images.shape[2], images.shape[3])
         inside = [slice(augment.pad, augment.pad + side) for side in self._size]
@@ -89,14 +89,14 @@ class Batches:
         self.steps(len(labels))
 
     def __len__(self) -> int:
-        """Batches in an epoch of the whole set."""
+        """Number of batches in an epoch of the whole set."""
         return self.steps(len(self.labels))
 
     def steps(self, count: int) -> int:
-        """Batches in an epoch of `count` images.
+        """Number of batches in an epoch of `count` images.
 
         Raises:
-            ValueError: none at all.
+            ValueError: there is not a single batch.
         """
         if self.drop_last and self.batch_size > count:
             raise ValueError(
@@ -112,12 +112,12 @@ class Batches:
         """The augmented batches of one epoch, in random order.
 
         Args:
-            epoch: which one; decides order and draws.
-            subset: (M,) positions, or (N,) bool, of the only images to serve. An image's crop is
-                the same as in the epoch of the whole set.
+            epoch: number of the epoch; determines order and draws.
+            subset: (M,) positions or (N,) bool of the images to serve; None for all. An image's
+                crop is the same as in the epoch of the whole set.
 
         Raises:
-            ValueError: a subset that makes no batch.
+            ValueError: the subset is too small for a batch.
         """
         positions = torch.arange(len(self.labels)) if subset is None else subset.cpu()
         if positions.dtype == torch.bool:
@@ -134,16 +134,16 @@ class Batches:
             yield Batch(self._normalised(images), self.labels[index], index)
 
     def clean(self, batch_size: int) -> Iterator[Batch]:
-        """All images in order without augmentation; the last batch is as short as it is."""
+        """All images in order and without augmentation, a short last batch included."""
         for index in torch.arange(len(self.labels), device=self.device).split(batch_size):
             yield Batch(self.images_at(index), self.labels[index], index)
 
     def images_at(self, index: Tensor) -> Tensor:
-        """Images without augmentation, normalised, (B, C, H, W), for positions (B,)."""
+        """The images at positions (B,), normalised, without augmentation, (B, C, H, W)."""
         return self._normalised(self._images[index])
 
     def _normalised(self, images: Tensor) -> Tensor:
-        # One pass converts and lays out; in place after that. Two roundings, the same everywhere.
+        # One pass converts the type and the layout; the rest is in place.
         values = images.to(torch.float32, memory_format=self._format)
         return values.sub_(self._mean).div_(self._std).to(self.dtype)
 

@@ -1,7 +1,7 @@
-"""Decoded once: a data set as one checked file of uint8 tensors.
+"""The cache of decoded data sets: one file of uint8 tensors with a checksum for each.
 
-The file holds a SHA-256 over everything in it. It is verified at every load (about 0.15 s for
-CIFAR-100), so a damaged cache is decoded anew and never trained on.
+The SHA-256 is verified at every load (about 0.15 s for CIFAR-100), so that a damaged file is
+decoded again and never used for training.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from bench.data.dataset import DataError, DataSet
 from bench.record import write_atomically
 
 VERSION = 1
-"""Raise it when decoding changes: older files are then made again."""
+"""Version of the decoding. Files of other versions are decoded again."""
 
 TENSORS = ("test_images", "test_labels", "train_images", "train_labels")
 logger = logging.getLogger(__name__)
 
 
 def cached(path: Path, key: Mapping[str, object], build: Callable[[], DataSet]) -> DataSet:
-    """The data set stored at `path`, built and stored first if need be.
+    """The data set stored at `path`; built and stored first if it is not there.
 
-    Processes that ask at once wait for the first to build (and to download), then read its file.
+    If several processes ask at once, one builds (and downloads) and the others wait for its file.
 
     Args:
-        path: the cache file; its folder is made.
-        key: JSON-able; everything the content depends on. A file stored under another key is
-            built anew and replaced.
+        path: the cache file.
+        key: everything that the content depends on, JSON-able. A file with another key is
+            replaced.
         build: decodes the data set.
 
     Raises:
-        DataError: the cache cannot be written, or whatever `build` finds wrong.
+        DataError: the cache cannot be written, or `build` fails.
     """
     wanted = {"version": VERSION, **key}
     with _locked(path):
@@ -49,7 +49,7 @@ def cached(path: Path, key: Mapping[str, object], build: Callable[[], DataSet]) 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds `path` for this process. The lock file stays: removing it would let two hold it."""
+    """Locks `path` for this process. The lock file remains, or two processes could lock it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed by the with below
@@ -59,26 +59,26 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            # Some network file systems have no locks. The file is renamed into place whole, so
-            # the worst case is that two processes decode the same data.
-            logger.warning("no file lock for the data cache %s (%s); going on without", path, error)
+            # Some network file systems have no locks. The file is written atomically, so the worst
+            # case is that two processes decode the same data.
+            logger.warning("no file lock for the data cache %s (%s)", path, error)
         yield
 
 
 def _read(path: Path, wanted: Mapping[str, object]) -> DataSet | None:
-    """The stored data set; None if there is none, it is damaged, or it is of another key."""
+    """The stored data set; None if it is missing, damaged or has another key."""
     found = open_cached(path) if path.exists() else None
     if found is None:
         return None
     data, key = found
     if key != wanted:
-        logger.info("data cache %s is of other data than now asked for; building it anew", path)
+        logger.info("data cache %s holds other data; it is built again", path)
         return None
     return data
 
 
 def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:
-    """What a cache file holds, and the key it was stored under; None if it is damaged."""
+    """A cache file's data set and key; None if the file is damaged."""
     try:
         tensors, about = unpack(path)
     except (FileNotFoundError, DamagedError) as error:

@@ -1,4 +1,4 @@
-"""What a data set is once it is in memory: two stacks of uint8 images and their labels."""
+"""A data set in memory: training and test images as uint8 tensors, with labels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Part = tuple[Tensor, Tensor]
 
 
 class DataError(ValueError):
-    """The data that was asked for is missing, unreadable or unfit; one line says what to do."""
+    """The data is missing, unreadable or unusable; the message is one line and says what to do."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DataSet:
-    """A data set, decoded. Build it with `DataSet.of`, which measures the statistics.
+    """A decoded data set. `DataSet.of` builds it and computes the statistics.
 
     Attributes:
         name: the source's name.
@@ -34,8 +34,8 @@ class DataSet:
         test_images: (M, C, H, W) uint8.
         test_labels: (M,) int64.
         classes: the class names.
-        mean: per channel, of the training images scaled to [0, 1].
-        std: per channel, likewise; the population's (divided by N, not N - 1).
+        mean: mean of each channel of the training images, scaled to [0, 1].
+        std: their standard deviation (divided by N, not N - 1).
     """
 
     name: str
@@ -49,7 +49,7 @@ class DataSet:
 
     @classmethod
     def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> DataSet:
-        """The data set of these images, with the mean and deviation of its training part."""
+        """The data set of these images, with the statistics of its training part."""
         mean, std = channel_statistics(train[0])
         return cls(
             name=name,
@@ -63,13 +63,13 @@ class DataSet:
         )
 
     def only(self, classes: Classes) -> DataSet:
-        """The images of some classes, labelled anew from 0 in this set's own class order.
+        """The images of some classes, relabelled from 0 in this set's class order.
 
         Args:
-            classes: the first n, or names or positions in any order.
+            classes: how many of the first classes, or names or positions in any order.
 
         Raises:
-            DataError: an unknown class, or fewer than two.
+            DataError: a class is unknown, or there are fewer than two.
         """
         kept = choose_classes(self.classes, classes)
         relabel = torch.full((len(self.classes),), -1)
@@ -82,7 +82,7 @@ class DataSet:
         )
 
     def resized(self, size: int) -> DataSet:
-        """Every image at size x size, see `resize`."""
+        """The same images at size x size; see `resize`."""
         return DataSet.of(
             self.name,
             (_resized(self.train_images, size), self.train_labels),
@@ -92,7 +92,7 @@ class DataSet:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation of each channel, of values scaled to [0, 1].
+    """Mean and population standard deviation of each channel, of values scaled to [0, 1].
 
     Counting the 256 levels makes both exact to float64 and needs no float copy of the images.
 
@@ -100,8 +100,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         images: (N, C, H, W) uint8.
 
     Returns:
-        C means and C deviations. A channel that never varies gets 1.0 instead of a deviation of
-        0, so that normalising maps it to 0 and not to NaN.
+        C means and C deviations. A constant channel gets the deviation 1.0 instead of 0, so that
+        normalisation maps it to 0 and not to NaN.
 
     Example:
         >>> half = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
@@ -117,10 +117,11 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def choose_classes(names: Sequence[str], classes: Classes) -> list[int]:
-    """Positions in `names` of the classes to keep, ascending.
+    """Positions in `names` of the classes to keep, in ascending order.
 
     Raises:
-        DataError: an unknown name, a position or count out of range, a repetition, fewer than 2.
+        DataError: a name is unknown, a position or count is out of range, a class is repeated, or
+            there are fewer than two.
 
     Example:
         >>> choose_classes(("ant", "bee", "cat"), ["cat", 0]), choose_classes(("ant", "bee"), 2)
@@ -132,19 +133,19 @@ def choose_classes(names: Sequence[str], classes: Classes) -> list[int]:
         return list(range(classes))
     if isinstance(classes, str):
         raise DataError(f"classes: {classes!r} is one name; wanted a list of names or a count")
-    kept = {_position(names, entry) for entry in classes}
+    kept = {_position(names, chosen) for chosen in classes}
     if len(kept) < 2 or len(kept) != len(classes):
         raise DataError(f"classes: {list(classes)} asked for, wanted at least two different ones")
     return sorted(kept)
 
 
-def _position(names: Sequence[str], entry: str | int) -> int:
-    if isinstance(entry, int) and 0 <= entry < len(names):
-        return entry
-    if isinstance(entry, str) and entry in names:
-        return names.index(entry)
+def _position(names: Sequence[str], chosen: str | int) -> int:
+    if isinstance(chosen, int) and 0 <= chosen < len(names):
+        return chosen
+    if isinstance(chosen, str) and chosen in names:
+        return names.index(chosen)
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    raise DataError(f"classes: no class {entry!r} among the {len(names)} there are ({shown})")
+    raise DataError(f"classes: no class {chosen!r} among the {len(names)} classes ({shown})")
 
 
 def _relabelled(images: Tensor, labels: Tensor) -> Part:
@@ -153,10 +154,9 @@ def _relabelled(images: Tensor, labels: Tensor) -> Part:
 
 
 def resize(plane: Image.Image, size: int) -> np.ndarray:
-    """One channel at size x size: area average along an axis that shrinks, bilinear if it grows.
+    """One channel at size x size: area average along an axis that shrinks, else bilinear.
 
-    The aspect ratio is not kept. An area average is what a coarser sensor would have seen;
-    bilinear interpolation alone would alias.
+    The aspect ratio is not kept. Bilinear interpolation alone would alias when an image shrinks.
 
     Args:
         plane: a grey image.
@@ -170,7 +170,7 @@ def resize(plane: Image.Image, size: int) -> np.ndarray:
         array([[4]], dtype=uint8)
     """
     width, height = plane.size
-    # In float, to round once and not once an axis.
+    # In float, so that values are rounded only once.
     smaller = plane.convert("F").resize((min(width, size), min(height, size)), Image.Resampling.BOX)
     exact = np.asarray(smaller.resize((size, size), Image.Resampling.BILINEAR))
     return np.rint(exact).astype(np.uint8)
@@ -183,7 +183,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def fingerprint(data: DataSet) -> str:
-    """Hash of the decoded images, labels and class names: equal for equal data, wherever it lay.
+    """Hash of the decoded images, labels and class names.
 
     Returns:
         16 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""Reading a class-per-folder tree: <root>/train/<class>/<image> and <root>/test/<class>/<image>."""
+"""Reads a class-per-folder tree: <root>/train/<class>/<image> and <root>/test/<class>/<image>."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ WORKERS = min(16, os.cpu_count() or 1)
 CHUNK = 64
 
 
-class Entry(NamedTuple):
-    """One image of a tree, not opened yet.
+class ImageFile(NamedTuple):
+    """One image of a tree.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         label: position of its class.
-        stamp: relative path, bytes and time of last change.
+        stamp: relative path, size in bytes and time of the last change.
     """
 
     path: Path
@@ -41,26 +41,26 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies in a tree.
+    """The images of a tree.
 
     Attributes:
-        classes: the kept class names, sorted.
-        train: the training images, by class and then by file name.
-        test: likewise.
+        classes: the names of the classes, sorted.
+        train: the training images, sorted by class and file name.
+        test: the test images, sorted by class and file name.
     """
 
     classes: tuple[str, ...]
-    train: list[Entry]
-    test: list[Entry]
+    train: list[ImageFile]
+    test: list[ImageFile]
 
     def fingerprint(self) -> str:
-        """Another one if an image was added, removed, renamed or written again."""
-        stamps = "\n".join(entry.stamp for entry in self.train + self.test)
+        """Hash that changes when an image is added, removed, renamed or written again."""
+        stamps = "\n".join(file.stamp for file in self.train + self.test)
         return hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()
 
 
 def class_names(root: Path, part: str) -> list[str]:
-    """Names of the class folders of one part, sorted by code point; hidden ones do not count.
+    """Names of the class folders of one part, sorted by code point, without hidden folders.
 
     Raises:
         DataError: the part's folder is missing.
@@ -72,17 +72,17 @@ def class_names(root: Path, part: str) -> list[str]:
 
 
 def list_tree(root: Path, classes: Classes | None = None) -> Tree:
-    """Finds the images of a tree. Links are followed; files that are no images are passed over.
+    """Finds the images of a tree. Links are followed; files of other types are ignored.
 
-    A class may be absent from test/; every class folder that is there must hold an image.
+    test/ may lack a class. Every class folder must hold an image.
 
     Args:
-        root: the folder that holds train/ and test/.
-        classes: keeps these alone; None keeps all.
+        root: the folder with train/ and test/.
+        classes: the classes to keep; None for all.
 
     Raises:
-        DataError: train/ or test/ missing, fewer than two classes, a class in test/ that train/
-            lacks, an empty class folder, no test image at all.
+        DataError: train/ or test/ is missing, there are fewer than two classes, test/ has a class
+            that train/ lacks, a class folder is empty, or there is no test image.
     """
     train, test = class_names(root, "train"), class_names(root, "test")
     if len(train) < 2:
@@ -94,11 +94,11 @@ def list_tree(root: Path, classes: Classes | None = None) -> Tree:
     labels = {name: label for label, name in enumerate(train)}
     tested = {name: label for name, label in labels.items() if name in test}
     if not tested:
-        raise DataError(f"{root / 'test'} has a folder for none of the classes {', '.join(train)}")
+        raise DataError(f"{root / 'test'} has no folder for any of the classes {', '.join(train)}")
     return Tree(tuple(train), _list_part(root, "train", labels), _list_part(root, "test", tested))
 
 
-def _list_part(root: Path, part: str, labels: Mapping[str, int]) -> list[Entry]:
+def _list_part(root: Path, part: str, labels: Mapping[str, int]) -> list[ImageFile]:
     found = []
     for name, label in labels.items():
         folder = root / part / name
@@ -111,7 +111,7 @@ def _list_part(root: Path, part: str, labels: Mapping[str, int]) -> list[Entry]:
         for file in sorted(files, key=lambda e: e.name):
             status = _status(file)
             stamp = f"{part}/{name}/{file.name} {status.st_size} {status.st_mtime_ns}"
-            found.append(Entry(Path(file.path), label, stamp))
+            found.append(ImageFile(Path(file.path), label, stamp))
     return found
 
 
@@ -125,21 +125,21 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
 def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
     """Decodes every image of a tree.
 
-    Images are RGB, or stay grey (C = 1) if all of them are. Alpha is dropped; a photograph's
-    orientation tag is not applied.
+    The images become grey (C = 1) if all of them are grey, else RGB. Alpha channels are dropped.
+    The orientation tag of a photograph is not applied.
 
     Args:
         tree: see `list_tree`.
         name: the data set's name.
-        size: resizes each image to size x size; None wants them to be of one size already.
+        size: resizes each image to size x size; None if all images have the same size.
 
     Raises:
-        DataError: an unreadable image, or images of different sizes and no `size`.
+        DataError: an image is unreadable, or the images differ in size and `size` is None.
     """
-    entries = tree.train + tree.test
-    arrays = _decode_all([entry.path for entry in entries], size)
+    files = tree.train + tree.test
+    arrays = _decode_all([file.path for file in files], size)
     channels = max(array.shape[0] for array in arrays)
-    labels = torch.tensor([entry.label for entry in entries])
+    labels = torch.tensor([file.label for file in files])
     count = len(tree.train)
 
     def part(chosen: slice) -> Part:
@@ -149,7 +149,7 @@ def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
 
 
 def _decode_all(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
-    # A task for each small image would spend as long on handing over as on decoding.
+    # With one task per image, handing over small images would take as long as decoding them.
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     arrays: list[np.ndarray] = []
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -160,12 +160,12 @@ def _decode_all(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
 
 
 def _check_one_size(paths: Sequence[Path], arrays: Sequence[np.ndarray], start: int) -> None:
-    """Compares the images from `start` on with the first of all."""
+    """Compares the sizes of the images from `start` on with the very first one."""
     for path, array in zip(paths[start:], arrays[start:], strict=False):
         if array.shape[1:] != arrays[0].shape[1:]:
             raise DataError(
                 f"{path} is {_shape_text(array)} but {paths[0]} is {_shape_text(arrays[0])} pixels;"
-                " give the data set a size to bring all images to size x size"
+                " data.size resizes all images to size x size"
             )
 
 
@@ -174,11 +174,11 @@ def _decode_chunk(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
 
 
 def _decode(path: Path, size: int | None) -> np.ndarray:
-    """(1, H, W) of a grey image, (3, H, W) of any other, uint8."""
+    """One image as uint8: (1, H, W) if it is grey, else (3, H, W)."""
     try:
         with Image.open(path) as opened:
             image = _eight_bit(opened)
-    # Pillow's decoders raise SyntaxError and ValueError for broken files besides OSError.
+    # For broken files, Pillow's decoders raise SyntaxError and ValueError as well as OSError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"unreadable image {path}: {error}") from error
     if size is not None:
@@ -189,8 +189,8 @@ def _decode(path: Path, size: int | None) -> np.ndarray:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip 16-bit and float values at 255 without a word.
-        raise ValueError(f"mode {image.mode} is more than 8 bits a channel; save it as 8-bit")
+        # Pillow would silently clip 16-bit and float values at 255.
+        raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
     return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
 
 

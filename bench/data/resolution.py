@@ -1,4 +1,4 @@
-"""Lower resolution at an unchanged size."""
+"""Lower resolution at the same image size."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from torch.nn import functional
 
 
 def degrade(images: Tensor, factor: int) -> Tensor:
-    """What a sensor `factor` times coarser would have seen, drawn at the original size.
+    """Images with the detail of a sensor that is `factor` times coarser, at the original size.
 
-    Area average over factor x factor pixels, then bilinear interpolation back (pixel centres at
-    half integers), so that networks and the shapes of their features stay as they are. Both steps
-    keep an image's mean, and being linear they commute with normalisation.
+    Averages areas of factor x factor pixels and interpolates back bilinearly (pixel centres at
+    half integers). Both steps keep an image's mean and, being linear, commute with normalisation.
 
     Args:
         images: (B, C, H, W), floating point.
-        factor: q; 1 returns `images` itself.
+        factor: side of the averaged areas in pixels; 1 returns `images` itself.
 
     Returns:
-        (B, C, H, W) in the images' unit.
+        (B, C, H, W), in the images' unit.
 
     Raises:
-        TypeError: images that are not floating point.
-        ValueError: images not (B, C, H, W), a factor below 1 or one that does not divide H and W.
+        TypeError: the images are not floating point.
+        ValueError: the images are not (B, C, H, W), or the factor does not divide H and W.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Where data sets come from. A new source is one entry of `_OWN`."""
+"""Data sources: scikit-learn's digits, torchvision's sets, folders of images and plugins."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class Sizes(NamedTuple):
-    """How many images a data set has, of which shape.
+    """Number and shape of a data set's images.
 
     Attributes:
         shape: (C, H, W).
-        train: N.
-        test: M.
+        train: N, training images.
+        test: M, test images.
     """
 
     shape: tuple[int, int, int]
@@ -46,13 +46,13 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that this project knows how to get.
+    """A data set with a name.
 
     Attributes:
         read: (name, folder for downloads) -> the whole data set.
-        classes: how many it has; a folder tree with another number is not this data set.
-        as_tree: whether a class-per-folder tree under the data root stands in for it.
-        sizes: of the whole data set, where they are always the same.
+        classes: K; a class-per-folder tree with another number of classes is another data set.
+        as_tree: whether a class-per-folder tree under the data root replaces the download.
+        sizes: number and shape of the images; None if not known in advance.
     """
 
     read: Callable[[str, Path], DataSet]
@@ -62,7 +62,7 @@ class Source:
 
 
 def names() -> list[str]:
-    """Every source there is, "folder" last; a folder's own name under the data root works too."""
+    """The names of all sources; a folder under the data root has its own name as well."""
     return [*SOURCES.names(), FOLDER]
 
 
@@ -76,21 +76,22 @@ def load(
 ) -> DataSet:
     """A data set as uint8 tensors, decoded at most once.
 
-    A class-per-folder tree wins over a download: `<data_root>/<source>/{train,test}/<class>/`, or
-    `<data_root>/{train,test}/<class>/` if it has as many classes as the source, or if the data
-    root itself has the source's name. Source "folder" is the tree in the data root, whatever it
-    holds.
+    A class-per-folder tree takes precedence over a download. It is found at
+    `<data_root>/<source>/{train,test}/<class>/`, or at `<data_root>/{train,test}/<class>/` if it
+    has as many classes as the source, or if the data root has the source's name. The source
+    "folder" is always the tree in the data root.
 
     Args:
         source: one of `names`, or the name of a folder under `data_root`.
-        data_root: where data sets lie; downloads go there too. None for nowhere.
-        cache: folder for decoded data, and for downloads if there is no data root.
-        size: brings every image to size x size, once: area average down, bilinear up.
-        classes: keeps the first n, or some by name or position; labels follow the source's own
-            class order, whatever order they are given in.
+        data_root: folder of data sets and downloads; None if there is none.
+        cache: folder of decoded data, and of downloads without a data root.
+        size: resizes every image to size x size; see `resize`.
+        classes: keeps the first n classes, or some by name or position. Labels follow the
+            source's own class order.
 
     Raises:
-        DataError: nothing of that name, no way to get it, or a fault in it; see `list_tree`.
+        DataError: the name is unknown, the data cannot be downloaded, or it is faulty; see
+            `list_tree`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -104,9 +105,9 @@ def load(
     try:
         check_file_names("data source", [source])
     except ValueError as error:
-        raise DataError(f"{error}; a tree elsewhere is named with --data-root") from None
+        raise DataError(f"{error}; --data-root names the folder of your data sets") from None
     if data_root is not None and not data_root.is_dir():
-        raise DataError(f"data root {data_root} is no folder; give --data-root one that exists")
+        raise DataError(f"--data-root {data_root} is not a folder")
     root = _tree_root(source, data_root)
     asked = {"source": source, "size": size, "classes": _canonical(classes)}
     if root is not None:
@@ -125,11 +126,11 @@ def load(
 
 
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
-    """The data set of this content, if it was ever decoded here; reads no original.
+    """A data set from the cache by its content; None if it is not there.
 
     Args:
-        source: the name it was asked for by.
-        content: its `fingerprint`.
+        source: name of the source.
+        content: fingerprint of the data set.
         cache: folder of decoded data.
     """
     for path in sorted(cache.glob(f"{_label(source)}-*.safetensors")):
@@ -140,7 +141,7 @@ def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
 
 
 def _tree_root(source: str, data_root: Path | None) -> Path | None:
-    """The folder that holds the source's train/ and test/, None if it must be got otherwise."""
+    """The folder with the source's train/ and test/; None if there is no such folder."""
     if source == FOLDER:
         if data_root is None:
             raise DataError("source 'folder' needs --data-root D with D/{train,test}/<class>/")
@@ -155,7 +156,7 @@ def _tree_root(source: str, data_root: Path | None) -> Path | None:
         return None
     if known is None:
         return data_root if data_root.resolve().name == source else None
-    # Another set's tree in the data root is no fault: this source is then got elsewhere.
+    # The tree may belong to another data set; then this one is downloaded.
     return data_root if len(class_names(data_root, "train")) == known.classes else None
 
 
@@ -170,7 +171,7 @@ def _with_right_classes(root: Path, known: Source | None) -> Path:
 
 
 def _canonical(classes: Classes | None) -> object:
-    """One JSON value for equal selections."""
+    """The same JSON value for equal selections."""
     if classes is None or isinstance(classes, (int, str)):
         return classes
     return sorted(map(repr, classes))
@@ -188,8 +189,8 @@ def _label(source: str) -> str:
 def _unknown(source: str, data_root: Path | None) -> DataError:
     where = f"{data_root / source}" if data_root else f"D/{source} with --data-root D"
     return DataError(
-        f"{unknown('data source', source, names())}; a tree of your own would be {where}, "
-        "holding {train,test}/<class>/<image>"
+        f"{unknown('data source', source, names())}; images of your own belong in "
+        f"{where}/{{train,test}}/<class>/<image>"
     )
 
 
@@ -216,7 +217,7 @@ def _read_added(source: str, downloads: Path) -> DataSet:
 
 
 def _own_part(source: str, part: str, images: Tensor, labels: Tensor, count: int) -> Part:
-    """The part, checked and copied: it may be a view, and the cache takes no shared memory."""
+    """One part of an added source, checked, and copied because the cache takes no views."""
     if images.ndim != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
         raise DataError(
             f"data source {source!r}: its {part} images are {tuple(images.shape)} {images.dtype} "
@@ -230,10 +231,10 @@ def _own_part(source: str, part: str, images: Tensor, labels: Tensor, count: int
 
 
 def _read_digits(name: str, downloads: Path) -> DataSet:
-    """scikit-learn's 1,797 grey 8x8 digits; its levels 0..16 become 0..255.
+    """scikit-learn's 1,797 grey 8x8 digits, with levels 0 to 16 scaled to 0 to 255.
 
-    The set has no official split. Ours takes 50 images of each class for the test (500) by a
-    fixed seed and leaves 1,297 for training, each part in the set's own order.
+    The set has no official split. Here a fixed seed chooses 50 images of each class as the test
+    set (500 in all); the other 1,297 are the training set. Both keep the set's own order.
     """
     from sklearn.datasets import load_digits
 
@@ -248,7 +249,7 @@ def _read_digits(name: str, downloads: Path) -> DataSet:
 
 
 def _read_torchvision(kind: str, name: str, downloads: Path) -> DataSet:
-    """A torchvision data set, downloaded and verified by torchvision's own class."""
+    """A data set that torchvision downloads and verifies."""
     from torchvision import datasets
 
     dataset = getattr(datasets, kind)
@@ -256,10 +257,9 @@ def _read_torchvision(kind: str, name: str, downloads: Path) -> DataSet:
         train, test = (dataset(root=downloads, train=part, download=True) for part in (True, False))
     except (RuntimeError, OSError, HTTPException) as error:
         raise DataError(
-            f"data set {name!r} is not here and could not be downloaded to {downloads} "
-            f"({reason(error)}); "
-            f"supply it with --data-root D: torchvision's own files in D, or images as "
-            f"D/{name}/{{train,test}}/<class>/<image>"
+            f"data set {name!r} is not here and cannot be downloaded to {downloads} "
+            f"({reason(error)}); give --data-root D with torchvision's own files in D, or with "
+            f"images in D/{name}/{{train,test}}/<class>/<image>"
         ) from error
     return DataSet.of(name, _part(train), _part(test), train.classes)
 
@@ -271,15 +271,15 @@ def _part(dataset: Any) -> Part:
 
 
 def stand_in(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
-    """Random images in the number and shape of a known data set, for timing without it.
+    """Random images with the number and shape of a source's images, to estimate costs without it.
 
     Args:
-        source: one of `names`, but for "folder".
+        source: a source with known sizes.
         size: as for `load`.
-        classes: as for `load`; only how many counts.
+        classes: as for `load`; only their number matters.
 
     Raises:
-        DataError: nobody knows how many images of which shape such a data set has.
+        DataError: the source has no known sizes.
 
     Example:
         >>> images = stand_in("mnist", size=16, classes=2).train_images
@@ -288,11 +288,12 @@ def stand_in(source: str, *, size: int | None = None, classes: Classes | None = 
     """
     known = SOURCES.get(source) if source in SOURCES else None
     if known is None or known.sizes is None:
-        raise DataError(f"data set {source!r} is not here, and its sizes are not known")
+        raise DataError(f"data source {source!r}: the number and shape of its images are unknown")
     sizes = known.sizes
-    kept = (
-        known.classes if classes is None else classes if isinstance(classes, int) else len(classes)
-    )
+    if classes is None:
+        kept = known.classes
+    else:
+        kept = classes if isinstance(classes, int) else len(classes)
     channels, height, width = sizes.shape
     side = (height, width) if size is None else (size, size)
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,8 @@
-"""Parts of a data set: stratified (every class keeps its share) and fixed by a seed."""
+"""Stratified random parts of a data set, determined by a seed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,20 +11,20 @@ from bench.seeds import derive
 
 
 def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
-    """For each class, the positions of its images in a random order.
+    """The positions of each class's images in random order.
 
-    Each class has a stream of its own: its order does not depend on the other classes. Prefixes
-    of one order are nested, which is what makes `take_fraction` nested.
+    Each class has its own random stream, so that its order does not depend on the other classes.
 
     Args:
         labels: (N,) class indices.
-        seed: of this split.
+        seed: seed of the split.
 
     Returns:
-        One int64 tensor a class, 0 to the highest label; empty for a class without images.
+        One int64 tensor for each class from 0 to the highest label; empty for a class without
+        images.
 
     Raises:
-        ValueError: no labels, or labels not (N,).
+        ValueError: there are no labels, or they are not (N,).
 
     Example:
         >>> [sorted(order.tolist()) for order in stratified_order(torch.tensor([1, 0, 1]), 0)]
@@ -43,20 +42,20 @@ def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
 
 
 def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """A fraction of the images: of each class the nearest whole number, at least one.
+    """A fraction of the images of each class: the nearest whole number, at least one.
 
-    Nested: with one seed, the 10 % lie inside the 25 %.
+    Fractions are nested: with the same seed, 10 % of the images are part of the 25 %.
 
     Args:
         labels: (N,) class indices.
-        fraction: in (0, 1]; 1 takes all.
-        seed: of this split.
+        fraction: in (0, 1].
+        seed: seed of the split.
 
     Returns:
-        Positions, ascending, int64.
+        Positions in ascending order, int64.
 
     Raises:
-        ValueError: fraction outside (0, 1].
+        ValueError: the fraction is outside (0, 1].
 
     Example:
         >>> take_fraction(torch.tensor([0, 1, 0, 1]), 0.5, seed=0).shape
@@ -68,21 +67,21 @@ def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sets a fraction of the training images aside for validation.
+    """Divides the training images into training and validation images.
 
-    Of each class the nearest whole number, at least one; but at least one stays for training, so
-    a class with a single image is not validated.
+    Holds out the nearest whole number of each class, at least one. At least one image of each class
+    is kept for training, so that a class with a single image has no validation image.
 
     Args:
         labels: (N,) class indices.
-        fraction: of the images to hold out, in (0, 1).
-        seed: of this split.
+        fraction: the fraction to hold out, in (0, 1).
+        seed: seed of the split.
 
     Returns:
-        Training and validation positions, both ascending, together all.
+        Training and validation positions, both in ascending order.
 
     Raises:
-        ValueError: fraction outside (0, 1).
+        ValueError: the fraction is outside (0, 1).
 
     Example:
         >>> train, validation = hold_out(torch.tensor([0] * 10 + [1] * 20), 0.1, seed=0)
@@ -99,20 +98,20 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
 
 
 def labelled_mask(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Which images keep their label when only a share of them has one. Stratified and nested.
+    """The images whose labels are known: the nearest whole number of each class, at least one.
 
-    Drawn apart from `take_fraction`, so that the two may be combined.
+    Shares are nested, and independent of `take_fraction`.
 
     Args:
         labels: (N,) class indices.
-        share: in (0, 1]; of each class the nearest whole number, at least one.
-        seed: of this split.
+        share: in (0, 1].
+        seed: seed of the split.
 
     Returns:
         (N,) bool.
 
     Raises:
-        ValueError: share outside (0, 1].
+        ValueError: the share is outside (0, 1].
 
     Example:
         >>> labelled_mask(torch.tensor([0, 1]), 0.1, seed=0)
@@ -125,46 +124,8 @@ def labelled_mask(labels: Tensor, share: float, seed: int) -> Tensor:
     return mask
 
 
-def class_split(
-    classes: Sequence[str], share: float, seed: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Splits the classes of one set into a source and a target domain.
-
-    No image of a target class is in the source, so a network trained there has not seen any.
-
-    Args:
-        classes: names of all classes.
-        share: of the classes that form the source, in (0, 1).
-        seed: of this split.
-
-    Returns:
-        Source and target classes, each in the order of `classes`, at least two each; fit for
-        `DataSet.only`.
-
-    Raises:
-        ValueError: share outside (0, 1), or either side left with fewer than two classes.
-
-    Example:
-        >>> source, target = class_split(["ant", "bee", "cat", "dog", "eel"], 0.6, seed=0)
-        >>> len(source), sorted(source + target)
-        (3, ['ant', 'bee', 'cat', 'dog', 'eel'])
-    """
-    _check_share("share", share)
-    count = _count(len(classes), share)
-    if not 2 <= count <= len(classes) - 2:
-        raise ValueError(
-            f"share {share} of {len(classes)} classes leaves {count} for the source and "
-            f"{len(classes) - count} for the target; wanted at least 2 each"
-        )
-    generator = torch.Generator().manual_seed(derive(seed, "class_split"))
-    chosen = set(torch.randperm(len(classes), generator=generator)[:count].tolist())
-    source = tuple(name for position, name in enumerate(classes) if position in chosen)
-    target = tuple(name for position, name in enumerate(classes) if position not in chosen)
-    return source, target
-
-
 def _count(total: int, fraction: float) -> int:
-    """The nearest whole number, halves up, at least 1 of a class that has any."""
+    """The nearest whole number, halves up; at least 1 of a class with images."""
     return min(total, max(1, math.floor(fraction * total + 0.5)))
 
 
