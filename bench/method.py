@@ -78,11 +78,11 @@ class Selection(NamedTuple):
 
     Attributes:
         kept: (N,) bool.
-        evidence: JSON-able values written beside the record (energies, thresholds, counts).
+        details: JSON-able values written next to the record (energies, thresholds, counts).
     """
 
     kept: Tensor
-    evidence: Mapping[str, object]
+    details: Mapping[str, object]
 
 
 Transfer = Callable[[Pair, nn.Module], Tensor]
@@ -108,9 +108,9 @@ class Stage:
         transfer_weight: weight on the mean transfer loss, or a function of the progress through
             this stage: 0.0 in its first epoch, 1.0 in its last.
         trains: the parts that move, of "trunk", "head", "connector".
-        beside: a second transfer loss that counts with the task loss: `merge` sees the two as one.
+        joint: a second transfer loss, part of the task loss: `merge` sees the two as one.
             Reads "logits" of both networks.
-        beside_weight: its weight.
+        joint_weight: its weight.
         lr_factor: multiplies the recipe's learning rate.
         head_lr_factor: the same for the head; None for `lr_factor`.
         clip_norm: bound on the global norm of the gradient; None for no bound.
@@ -136,8 +136,8 @@ class Stage:
     task_weight: float = 1.0
     transfer_weight: float | Callable[[float], float] = 1.0
     trains: frozenset[str] = PARTS
-    beside: Transfer | None = None
-    beside_weight: float = 1.0
+    joint: Transfer | None = None
+    joint_weight: float = 1.0
     lr_factor: float = 1.0
     head_lr_factor: float | None = None
     clip_norm: float | None = None
@@ -172,8 +172,8 @@ class Stage:
              "keep reads the teacher's clean view: set clean=True"),
             (self.prepare is not None and not self.clean,
              "prepare reads the teacher's clean view: set clean=True"),
-            (self.beside is not None and self.task_weight == 0,
-             "beside counts with the task loss: it needs one"),
+            (self.joint is not None and self.task_weight == 0,
+             "joint is part of the task loss: it needs one"),
             (self.lr_factor <= 0, f"lr_factor {self.lr_factor} must be above 0"),
             (self.head_lr_factor is not None and self.head_lr_factor <= 0,
              f"head_lr_factor {self.head_lr_factor} must be above 0"),
@@ -184,12 +184,12 @@ class Stage:
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher's forward pass (or its cached view) is read in this stage."""
-        return self.transfer is not None or self.beside is not None
+        return self.transfer is not None or self.joint is not None
 
     @property
     def all_taps(self) -> tuple[str, ...]:
         """What this stage surely reads of both networks."""
-        more = () if self.beside is None or "logits" in self.taps else ("logits",)
+        more = () if self.joint is None or "logits" in self.taps else ("logits",)
         return (*self.taps, *more)
 
     def weight_at(self, progress: float) -> float:
@@ -203,7 +203,7 @@ class NoConnector(nn.Module):
 
 
 def no_connector(student: Shapes, teacher: Shapes) -> nn.Module:
-    """The default `Method.connect`: no trained parts beside the student's own."""
+    """The default `Method.connect`: no trained parts but the student's own."""
     return NoConnector()
 
 
@@ -215,7 +215,7 @@ class Method:
         category: one of `CATEGORIES`.
         source: authors, title, venue, year; then each deviation from it.
         plan: the stages, in order.
-        connect: builds the trained parts and buffers that live beside the student (regressors,
+        connect: builds the trained parts and buffers that are not the student's (regressors,
             connectors) from the shapes of the taps of both networks; raises `NotApplicable` with
             the reason if the pair cannot be served.
         starts_from: "fresh" weights, or those of the cell's "source" training (all but the head).

@@ -49,8 +49,8 @@ def _with_soft_targets(stage: Stage) -> Stage:
     return replace(
         stage,
         task_weight=stage.task_weight * (1 - RHO),
-        beside=_soft_target_loss,
-        beside_weight=stage.task_weight * RHO,
+        joint=_soft_target_loss,
+        joint_weight=stage.task_weight * RHO,
     )
 
 

@@ -369,10 +369,7 @@ def method(
             pairwise=pairwise,
             normalise=normalise,
         )
-        if selection == "graph_cut":
-            return Selection(found.kept, {"selection": selection, **found.details()})
-        kept = select_at_random(found, labels, selection_seed)
-        return Selection(kept, {"selection": selection, **found.details(kept)})
+        return _selection(found, labels, selection, selection_seed)
 
     def connect(student: Shapes, teacher: Shapes) -> EmbeddingRegressor:
         return EmbeddingRegressor(*student["embedding"], *teacher["embedding"], normalise=normalise)
@@ -404,6 +401,13 @@ def method(
         plan=(Stage(name="train", share=train_share), finetune),
         connect=connect,
     )
+
+
+def _selection(found: GraphCut, labels: Tensor, choice: Choice, seed: int) -> Selection:
+    if choice == "random":
+        kept = select_at_random(found, labels, seed)
+        return Selection(kept, {"selection": choice, **found.details(kept)})
+    return Selection(found.kept, {"selection": choice, **found.details()})
 
 
 def _regressor(connector: nn.Module) -> EmbeddingRegressor:

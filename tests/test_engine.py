@@ -185,7 +185,7 @@ def test_a_selection_limits_the_stage_to_what_it_kept():
                              clean=True, keep=keep_first_half))  # fmt: skip
     lesson.epoch()
     assert sorted(torch.cat(seen).tolist()) == list(range(20))
-    assert lesson.student.selections["a"].evidence == {"kept": 20}
+    assert lesson.student.selections["a"].details == {"kept": 20}
 
 
 def test_dropped_images_can_keep_their_task_loss():

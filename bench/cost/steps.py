@@ -161,7 +161,7 @@ class StudentStage:
         self.lesson, self.stage = lesson, stage
         self._watching, self._pair = False, None
         watched = replace(
-            stage, transfer=self._watched(stage.transfer), beside=self._watched(stage.beside)
+            stage, transfer=self._watched(stage.transfer), joint=self._watched(stage.joint)
         )
         alone = replace(method, plan=(replace(watched, share=1.0),))
         workload = lesson.workload
@@ -233,7 +233,7 @@ class StudentStage:
 
     def loss_alone(self) -> LossAlone | None:
         """The stage's transfer losses on what both networks show in one step; None for none."""
-        losses = [loss for loss in (self.stage.beside, self.stage.transfer) if loss is not None]
+        losses = [loss for loss in (self.stage.joint, self.stage.transfer) if loss is not None]
         if not losses:
             return None
         self._watching = True

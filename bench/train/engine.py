@@ -251,7 +251,7 @@ class Student:
             self.stage,
             self.progress,
             task=losses.task,
-            beside=losses.beside,
+            joint=losses.joint,
             transfer=losses.transfer,
         )
         if self.stage.merge is None:
@@ -291,7 +291,7 @@ class Student:
                 "position": self._position,
                 "stage_epoch": self._stage_epoch,
                 "curves": self.curves,
-                "evidence": {name: chosen.evidence for name, chosen in self.selections.items()},
+                "details": {name: chosen.details for name, chosen in self.selections.items()},
                 "strides": memory.strides,
                 "numbers": memory.numbers,
             },
@@ -321,8 +321,8 @@ class Student:
         self.epochs_done, self._position = values["epochs_done"], values["position"]
         self._stage_epoch, self.curves = values["stage_epoch"], values["curves"]
         self.selections = {
-            name: Selection(tensors[f"kept.{name}"].to(self.device), evidence)
-            for name, evidence in values["evidence"].items()
+            name: Selection(tensors[f"kept.{name}"].to(self.device), details)
+            for name, details in values["details"].items()
         }
         self._read_clean(clean_view)
         self._enter(len(labels))

@@ -25,12 +25,12 @@ def points(
         rate: the learning rate.
     """
     task = sums.mean(sums.task) if stage.task_weight > 0 else None
-    beside = sums.mean(sums.beside) if stage.beside is not None else None
+    joint = sums.mean(sums.joint) if stage.joint is not None else None
     transfer = sums.mean(sums.transfer) if stage.transfer is not None else None
-    total = sum(weigh(stage, progress, task=task, beside=beside, transfer=transfer))
+    total = sum(weigh(stage, progress, task=task, joint=joint, transfer=transfer))
     found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
-    if any(one.beside is not None for one in plan):
-        found["beside_loss"] = beside
+    if any(one.joint is not None for one in plan):
+        found["joint_loss"] = joint
     if any(one.clip_norm is not None for one in plan):
         found["clipped_steps"] = sums.clipped.item() if stage.clip_norm is not None else None
     correct = sums.correct.item() / max(sums.seen, 1)
@@ -58,7 +58,7 @@ def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int
     task = sums.mean(sums.task) if stage.task_weight > 0 else None
     if task is not None and not torch.isfinite(torch.tensor(task)):
         raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
-    skipped = max(sums.skipped.item(), sums.beside_skipped.item())
+    skipped = max(sums.skipped.item(), sums.joint_skipped.item())
     if stage.needs_teacher and skipped >= sums.seen:
         raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
     total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)

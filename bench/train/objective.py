@@ -38,12 +38,12 @@ class Objective:
         stage = self.stage
         task = self.task(pair) if stage.task_weight > 0 else None
         taught = self.hide_labels(pair)
-        beside = beside_skipped = transfer = skipped = None
-        if stage.beside is not None:
-            beside, beside_skipped = self.reduce(stage.beside, taught)
+        joint = joint_skipped = transfer = skipped = None
+        if stage.joint is not None:
+            joint, joint_skipped = self.reduce(stage.joint, taught)
         if stage.transfer is not None:
             transfer, skipped = self.reduce(stage.transfer, taught)
-        return Losses(pair, taught, task, beside, transfer, beside_skipped, skipped)
+        return Losses(pair, taught, task, joint, transfer, joint_skipped, skipped)
 
     def task(self, pair: Pair) -> Tensor:
         """Mean cross-entropy with the labels that the task loss may see, ()."""
@@ -98,7 +98,7 @@ def weigh(
     progress: float,
     *,
     task: Loss | None,
-    beside: Loss | None,
+    joint: Loss | None,
     transfer: Loss | None,
 ) -> list[Loss]:
     """The two weighted terms that a stage minimises the sum of: from labels, from the teacher.
@@ -107,7 +107,7 @@ def weigh(
         stage: has the weights.
         progress: position in the stage's epochs: 0.0 in the first, 1.0 in the last.
         task: the task loss; None if the stage has none.
-        beside: the transfer loss that is added to the task loss; None if the stage has none.
+        joint: the transfer loss that is added to the task loss; None if the stage has none.
         transfer: the transfer loss; None if the stage has none.
 
     Returns:
@@ -116,7 +116,7 @@ def weigh(
     terms = []
     if task is not None:
         term = stage.task_weight * task
-        terms.append(term if beside is None else term + stage.beside_weight * beside)
+        terms.append(term if joint is None else term + stage.joint_weight * joint)
     if transfer is not None:
         terms.append(stage.weight_at(progress) * transfer)
     return terms

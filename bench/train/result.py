@@ -62,7 +62,7 @@ class Results:
         files = {f"selection_{stage}": f"selection_{stage}.json" for stage in student.selections}
         folder = self.store.folder(student.cell.id)
         for file, selection in zip(files.values(), student.selections.values(), strict=True):
-            write_atomically(folder / file, dump_json(selection.evidence))
+            write_atomically(folder / file, dump_json(selection.details))
         return files
 
     def _final(self, student: Student, history: History) -> dict[str, float]:

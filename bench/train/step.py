@@ -21,11 +21,11 @@ class Sums:
     """Running sums of one epoch, on the device: nothing waits for them before the epoch ends."""
 
     task: Tensor
-    beside: Tensor
+    joint: Tensor
     transfer: Tensor
     correct: Tensor
     skipped: Tensor
-    beside_skipped: Tensor
+    joint_skipped: Tensor
     clipped: Tensor
     steps: int = 0
     seen: int = 0
@@ -33,10 +33,10 @@ class Sums:
     @classmethod
     def zero(cls, device: torch.device) -> Sums:
         """All zero."""
-        task, beside, transfer, correct, skipped, beside_skipped, clipped = torch.zeros(
+        task, joint, transfer, correct, skipped, joint_skipped, clipped = torch.zeros(
             7, dtype=torch.float64, device=device
         )
-        return cls(task, beside, transfer, correct, skipped, beside_skipped, clipped)
+        return cls(task, joint, transfer, correct, skipped, joint_skipped, clipped)
 
     def add(self, losses: Losses) -> None:
         """One more step."""
@@ -46,12 +46,12 @@ class Sums:
             self.task += losses.task.detach()
             logits = losses.pair.student.logits.detach()
             self.correct += (logits.argmax(1) == losses.pair.labels).sum()
-        if losses.beside is not None:
-            self.beside += losses.beside.detach()
+        if losses.joint is not None:
+            self.joint += losses.joint.detach()
         if losses.transfer is not None:
             self.transfer += losses.transfer.detach()
-        if losses.beside_skipped is not None:
-            self.beside_skipped += losses.beside_skipped
+        if losses.joint_skipped is not None:
+            self.joint_skipped += losses.joint_skipped
         if losses.skipped is not None:
             self.skipped += losses.skipped
 
@@ -85,18 +85,18 @@ class Losses(NamedTuple):
         pair: what both networks show.
         taught: the same as methods see it, some labels hidden.
         task: ().
-        beside: ().
+        joint: ().
         transfer: ().
-        beside_skipped: (), samples whose loss was not finite.
+        joint_skipped: (), samples whose loss was not finite.
         skipped: likewise, of `transfer`.
     """
 
     pair: Pair
     taught: Pair
     task: Tensor | None
-    beside: Tensor | None
+    joint: Tensor | None
     transfer: Tensor | None
-    beside_skipped: Tensor | None
+    joint_skipped: Tensor | None
     skipped: Tensor | None
 
 
