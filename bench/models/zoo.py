@@ -1,21 +1,4 @@
-"""Every network by name.
-
-Names are those of the distillation literature. The sensing points are its points, too, so that
-any two networks share at least "stage1" to "stage3":
-
-| family | stem | stages | "stageK.pre" |
-|---|---|---|---|
-| resnet8 to 110, resnet8x4, resnet32x4 | conv, BN, ReLU | the 3 stages | last sum before its ReLU |
-| ResNet50 | conv, BN, ReLU | the 4 stages | last sum before its ReLU |
-| wrn_D_W | conv only | the 3 stages' raw sums | the next BatchNorm of that sum |
-| vgg8 to 19 | first group | groups 2 to 5, before their pooling | last BatchNorm |
-| MobileNetV2 | conv, BN, ReLU | groups 1-2, 3, 4-5, 6-7, linear | the same tensor as "stageK" |
-| ShuffleV1, ShuffleV2 | conv, BN, ReLU | the 3 stages | last sum, or join, before its ReLU |
-| cnn<w> | conv, BN, ReLU | the 3 stages | last BatchNorm |
-| torchvision/<name> | after the max-pooling | layer1 to layer4, or as given | as for ResNets |
-
-"stageK.entry", the first block's output, is there for stages of more than one block.
-"""
+"""Every network by name; README.md in this folder lists names, sizes and taps."""
 
 from __future__ import annotations
 
