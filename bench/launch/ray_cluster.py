@@ -19,8 +19,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -69,16 +67,14 @@ class Options:
             raise ClusterError(f"--workers: got {self.workers}, wanted 1 or more")
         gpus = self.gpus_per_job
         if not (0 < gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
-            raise ClusterError(
-                f"--gpus-per-job: got {gpus:g}, wanted a part such as 0.5, or a whole number"
-            )
-        if self.address not in (None, "auto"):
-            host, _, port = self.address.rpartition(":")
-            if not host or "/" in host or not port.isdecimal():
-                raise ClusterError(
-                    f"--address: got {self.address!r}, wanted auto or HOST:PORT of the cluster's "
-                    "head, from one of its nodes"
-                )
+            wanted = "wanted a part such as 0.5, or a whole number"
+            raise ClusterError(f"--gpus-per-job: got {gpus:g}, {wanted}")
+        host, _, port = (self.address or "auto").rpartition(":")
+        if self.address not in (None, "auto") and not (
+            host and port.isdecimal() and "/" not in host
+        ):
+            wanted = "wanted auto or HOST:PORT of the cluster's head, from one of its nodes"
+            raise ClusterError(f"--address: got {self.address!r}, {wanted}")
 
 
 class RayCluster:
@@ -115,54 +111,42 @@ class RayCluster:
         Raises:
             ClusterError: there is no such cluster, it is of another version, or Ray fails.
         """
+        import ray  # pyright: ignore[reportMissingImports]
+
         # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._before = signal.getsignal(signal.SIGTERM)
+        where: dict[str, Any] = {"address": self.options.address}
         if self.options.address is not None:
             _check_answers(self.options.address)
-        self._connect()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C; Ray's own handler just exits
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Disconnects; stops Ray if it was started here."""
-        self._disconnect()
-
-    def _disconnect(self) -> None:
-        import ray  # pyright: ignore[reportMissingImports]
-
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _connect(self) -> None:
-        where: dict[str, Any] = {"address": self.options.address}
-        if self.options.address is None:
+        else:
             jobs = self.options.workers or max(1, usable_cpus() // self.threads)
             where = {
-                "address": "local",
-                "include_dashboard": False,
-                "num_cpus": jobs * self.threads,
+                "address": "local", "include_dashboard": False, "num_cpus": jobs * self.threads,
                 "object_store_memory": OBJECT_STORE_BYTES,
-            }
-        import ray  # pyright: ignore[reportMissingImports]
-
+            }  # fmt: skip
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
             if self.device == "auto":
                 self.device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
         except BaseException as error:  # Ray raises bare `Exception` here, too
-            self._disconnect()
+            self.__exit__()
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise ClusterError(self._why_not(error)) from error
+        if threading.current_thread() is threading.main_thread():
+            # As Ctrl-C. Ray's own handler ends the process at once.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Disconnects; stops Ray if it was started here."""
+        import ray  # pyright: ignore[reportMissingImports]
+
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
 
     def _why_not(self, error: BaseException) -> str:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -201,11 +185,6 @@ class RayCluster:
         by_gpu = int(gpus / each) if each >= 1 else int(gpus) * int(1 / each)
         return min(by_cpu, by_gpu)
 
-    def request(self) -> str:
-        """What a job asks of a node, in words."""
-        cpus = f"{self.threads} CPU{'' if self.threads == 1 else 's'}"
-        return f"{self.options.gpus_per_job:g} GPU and {cpus}" if self.device == "cuda" else cpus
-
     def task_options(self, alone: bool) -> dict[str, Any]:
         """Ray's options of a job's task.
 
@@ -217,13 +196,10 @@ class RayCluster:
             each = self.options.gpus_per_job
             options["num_gpus"] = max(1, each) if alone else each
         if self.refused:
-            from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
-                NodeLabelSchedulingStrategy,
-                NotIn,
-            )
+            from ray.util import scheduling_strategies as strategies  # pyright: ignore
 
-            others: dict[str, Any] = {"ray.io/node-id": NotIn(*sorted(self.refused))}
-            options["scheduling_strategy"] = NodeLabelSchedulingStrategy(hard=others)
+            others: dict[str, Any] = {"ray.io/node-id": strategies.NotIn(*sorted(self.refused))}
+            options["scheduling_strategy"] = strategies.NodeLabelSchedulingStrategy(hard=others)
         return options
 
     def run(
@@ -236,17 +212,11 @@ class RayCluster:
     ) -> Generator[Done]:
         """Runs jobs as tasks, and yields cells as they are done.
 
-        The contract is that of `bench.launch.workers.run_processes`, with two more faults. A job
-        that loses its node runs again from its checkpoints; that is no cell's fault until a cell
-        has lost `LOSSES` nodes with no epoch completed in between. A node that lacks something is
-        named and left out.
-
-        Args:
-            jobs: in the order in which to start them.
-            config: for the workers.
-            devices: what the jobs were planned for; nodes may have joined or left since.
-            report: called after every epoch, in this process.
-            leases: of this process, entered.
+        The contract and the arguments are those of `bench.launch.workers.run_processes`, with two
+        more faults. A job that loses its node runs again from its checkpoints; that is no cell's
+        fault until a cell has lost `LOSSES` nodes with no epoch completed in between. A node that
+        lacks something is named and left out. `devices` says what jobs were planned for; nodes may
+        have joined or left since.
 
         Raises:
             ClusterError: every node is left out.
@@ -271,10 +241,6 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 class _Tasks(Launcher[Any]):
     """Jobs as Ray tasks; a handle is the reference to a task's result."""
 
@@ -283,29 +249,30 @@ class _Tasks(Launcher[Any]):
     ) -> None:
         super().__init__(config, report, leases)
         import ray  # pyright: ignore[reportMissingImports]
-
-        self.cluster, self.ray, self.code = cluster, ray, numerics_digest("methods/*.py")
-        self.node_config = _for_nodes(config, cluster.device)
-        self.attempts: dict[Any, str] = {}
-        self.begun: set[str] = set()
-        self.losses: Counter[str] = Counter()
-        self.deadlines: dict[Any, float] = {}
-        self.slots, self.waits_for_nodes = cluster.slots(), False
-        self.events = self._open_events()
-        # A process that had a GPU is not used again: it may have lost it, or hold its memory.
-        calls = {"max_calls": 1} if cluster.device == "cuda" else {}
-        self.task = self.ray.remote(max_retries=0, **calls)(_task_body())
-
-    def _open_events(self) -> Any:
-        """A queue on the coordinator's node, so that no other node takes it along when it dies."""
         from ray.util.queue import Queue  # pyright: ignore[reportMissingImports]
         from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
             NodeAffinitySchedulingStrategy,
         )
 
-        here = self.ray.get_runtime_context().get_node_id()
+        self.cluster, self.ray, self.code = cluster, ray, numerics_digest("methods/*.py")
+        # A task's current folder is another one.
+        names = ("store", "cache", "data_root", "checkpoints")
+        paths = {
+            name: path and path.absolute() for name in names if (path := getattr(config, name))
+        }
+        self.node_config = replace(config, device=cluster.device, **paths)
+        self.attempts: dict[Any, str] = {}
+        self.begun: set[str] = set()
+        self.losses: Counter[str] = Counter()
+        self.deadlines: dict[Any, float] = {}
+        self.slots, self.waits_for_nodes = cluster.slots(), False
+        # On this node, so that no other node takes it along when it dies.
+        here = ray.get_runtime_context().get_node_id()
         strategy = NodeAffinitySchedulingStrategy(here, soft=False)
-        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": strategy})
+        self.events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": strategy})
+        # A process that had a GPU is not used again: it may have lost it, or hold its memory.
+        calls = {"max_calls": 1} if cluster.device == "cuda" else {}
+        self.task = ray.remote(max_retries=0, **calls)(_task_body())
 
     def has_room(self) -> bool:
         if self.cluster.options.workers:
@@ -331,63 +298,56 @@ class _Tasks(Launcher[Any]):
         else:
             self.leases.pause(POLL_SECONDS)
         for kind, *values in self.events.get_nowait_batch(self.events.qsize()):
-            self._hear(kind, values)
+            if kind == "begin":
+                self.begun.add(*values)
+            elif kind == "warning":
+                logger.warning("%s", *values)
+            else:
+                self.losses.pop(values[0], None)
+                self.report(*values)
         for handle in ended:
             yield from self._after_task(handle)
         for handle in list(self.deadlines):
             yield from self._after_record(handle)
         self._look_at_nodes()
 
-    def _hear(self, kind: str, values: Sequence[Any]) -> None:
-        """Handles an event that a node sent."""
-        if kind == "begin":
-            self.begun.add(*values)
-        elif kind == "warning":
-            logger.warning("%s", *values)
-        else:
-            self.losses.pop(values[0], None)
-            self.report(*values)
-
     def _after_task(self, handle: Any) -> Iterator[Done]:
         from ray import exceptions  # pyright: ignore[reportMissingImports]
 
-        job, attempt = self.running[handle], self.attempts.pop(handle)
+        attempt, job = self.attempts.pop(handle), self.running[handle]
         try:
             refusal = self.ray.get(handle)
-        except exceptions.RayError as error:
-            del self.running[handle]
-            if isinstance(error, exceptions.RayTaskError):
-                error.cause.add_note(error.traceback_str)
-                yield from self.after_end(job, error.cause)
-            elif isinstance(error, exceptions.OutOfMemoryError):
-                yield from self.after_end(job, MemoryError(str(error)))
-            elif isinstance(error, exceptions.WorkerCrashedError):
-                yield from self.after_end(job, RuntimeError(DIED))
-            else:
-                yield from self._after_node_loss(job, attempt, error)
-            return
-        if refusal is None:
-            self.deadlines[handle] = time.monotonic() + RECORD_SECONDS
-            return
+        except exceptions.RayTaskError as error:
+            error.cause.add_note(error.traceback_str)
+            failure: BaseException | None = error.cause
+        except exceptions.OutOfMemoryError as error:
+            failure = MemoryError(str(error))
+        except exceptions.WorkerCrashedError:
+            failure = RuntimeError(DIED)
+        except exceptions.RayError as error:  # the node died, or cannot be reached
+            failure = self._count_loss(job, attempt, error)
+        else:
+            if refusal is None:
+                self.deadlines[handle] = time.monotonic() + RECORD_SECONDS
+                return
+            node, reason = refusal
+            if node not in self.cluster.refused:
+                logger.warning("%s; going on without this node", reason)
+            self.cluster.refused[node], failure = reason, None
         del self.running[handle]
-        node, reason = refusal
-        if node not in self.cluster.refused:
-            self.cluster.refused[node] = reason
-            logger.warning("%s; going on without this node", reason)
-        yield from self.after_loss(job)
+        yield from self.after_loss(job) if failure is None else self.after_end(job, failure)
 
-    def _after_node_loss(self, job: Job, attempt: str, error: BaseException) -> Iterator[Done]:
-        """The node died or cannot be reached: the job goes on elsewhere."""
+    def _count_loss(self, job: Job, attempt: str, error: BaseException) -> BaseException | None:
+        """Counts a lost node against the cells that ran there; an error if one lost too many."""
         if attempt in self.begun:  # otherwise Ray sent it to a node that was dead already
             self.losses.update(cell.id for cell in job.cells)
             logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
         if max(self.losses[cell.id] for cell in job.cells) < LOSSES:
-            yield from self.after_loss(job)
-            return
+            return None
         for cell in job.cells:
             del self.losses[cell.id]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield from self.after_end(job, RuntimeError(f"it lost {LOSSES} nodes: {reason}"))
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return RuntimeError(f"it lost {LOSSES} nodes: {reason}")
 
     def _after_record(self, handle: Any) -> Iterator[Done]:
         """Ends a job once its records can be seen here, or when they should have been."""
@@ -403,17 +363,16 @@ class _Tasks(Launcher[Any]):
     def _look_at_nodes(self) -> None:
         """Says once that jobs wait for a node; ends the run if every node is left out."""
         self.slots = self.cluster.slots()
-        if self.slots or self.deadlines or not (self.running or self.waiting):
-            self.waits_for_nodes = False
-            return
-        if self.cluster.refused and not self.cluster.nodes():
+        waits = not self.slots and not self.deadlines and bool(self.running or self.waiting)
+        if waits and self.cluster.refused and not self.cluster.nodes():
             raise ClusterError(next(iter(self.cluster.refused.values())))
-        if not self.waits_for_nodes:
+        if waits and not self.waits_for_nodes:
+            gpus = f"{self.cluster.options.gpus_per_job:g} GPU and "
             logger.warning(
-                "no node has room for a job, which asks for %s; waiting for one to join",
-                self.cluster.request(),
-            )
-        self.waits_for_nodes = True
+                "no node has room for a job, which asks for %s%d CPU; waiting for one to join",
+                gpus if self.cluster.device == "cuda" else "", self.cluster.threads,
+            )  # fmt: skip
+        self.waits_for_nodes = waits
 
     def stop(self) -> None:
         """Cancels what runs and waits for its end, so that nothing is written afterwards."""
@@ -423,22 +382,6 @@ class _Tasks(Launcher[Any]):
         if handles:
             self.ray.wait(handles, num_returns=len(handles), timeout=CANCEL_SECONDS)
         self.events.shutdown(force=True)
-
-
-def _for_nodes(config: WorkerConfig, device: str) -> WorkerConfig:
-    """The configuration with absolute paths: a task's current folder is another one."""
-
-    def absolute(path: Path | None) -> Path | None:
-        return path and path.absolute()
-
-    return replace(
-        config,
-        device=device,
-        store=config.store.absolute(),
-        cache=config.cache.absolute(),
-        data_root=absolute(config.data_root),
-        checkpoints=absolute(config.checkpoints),
-    )
 
 
 def _task_body() -> Callable[[bytes, Any], tuple[str, str] | None]:
@@ -453,9 +396,6 @@ def _task_body() -> Callable[[bytes, Any], tuple[str, str] | None]:
 
         import ray  # pyright: ignore[reportMissingImports]
 
-        def send(*event: Any) -> None:
-            events.put(event)
-
         node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
         try:
             from pydantic import TypeAdapter
@@ -464,10 +404,10 @@ def _task_body() -> Callable[[bytes, Any], tuple[str, str] | None]:
 
             order = TypeAdapter(Order).validate_json(text)
         except (ImportError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             return node, f"node {host}: this kd-bench is not installed ({reason})"
         try:
-            run_order(order, send)
+            run_order(order, lambda *event: events.put(event))
         except NodeFaultError as error:
             return node, f"node {host}: {error}"
         return None
