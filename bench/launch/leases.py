@@ -1,19 +1,20 @@
-"""Leases: who does what, where several launchers share one work directory.
+"""Leases: which command trains which cell, where several commands share one work directory.
 
-A launcher holds a lease on every cell that it trains. Its heart beats: a file of its own is written
-every few seconds. A lease whose holder's heart stopped is free again, and exactly one other
-launcher gets it.
+A command holds a lease on every cell that it trains, and writes a heartbeat to a file of its own
+every few seconds. A lease is free again once the heartbeat of its holder stops, and exactly one
+other command gets it.
 
-Clocks of hosts differ, so only times that the file system wrote are compared: the age of a
-heartbeat is the time of one's own latest beat minus the time of the other's. On one machine nobody
-has to wait for that: a launcher keeps a lock on its heartbeat file, which the kernel opens when the
+Clocks of hosts differ, so that only times written by the file system are compared: the age of a
+heartbeat is the time of one's own latest heartbeat minus the time of the other's. On one machine
+nobody waits for that: a command locks its heartbeat file, and the kernel opens the lock when the
 process ends, however it ends.
 
-    <root>/hearts/<owner>              beat, machine, process; locked while the owner lives
+    <root>/hearts/<owner>              heartbeat, machine, process; locked while the owner lives
     <root>/held/<name>/<generation>    its owner, or "released"; the highest generation counts
 
-Taking a lease is creating the next generation, which succeeds for one only, on network file systems
-too. Generations never run backwards, so that nobody takes a lease over twice on old evidence.
+To take a lease is to create the next generation. Only one process can create a file, on network
+file systems too. Generations never run backwards, so that nobody takes a lease over twice on old
+evidence.
 """
 
 from __future__ import annotations
@@ -28,25 +29,24 @@ import tempfile
 import threading
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 RELEASED = "released"
-COUNTER = 20
+COUNTER_DIGITS = 20
 
 
 class BusyError(ValueError):
-    """Another command is at work here; the message says which."""
+    """Another command works on the same thing; the message names it."""
 
 
 class LeaseLostError(RuntimeError):
-    """Another launcher took over what this one holds: it was suspended for too long."""
+    """Another command took over a lease of this process, which was suspended."""
 
 
 class Leases:
-    """What this process holds. A context manager: on leaving it everything is released.
+    """The leases of this process. A context manager: they are released at its end.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -66,12 +66,12 @@ class Leases:
         expiry: float = EXPIRY_SECONDS,
         machine: str | None = None,
     ) -> None:
-        """Nothing is written before it is entered.
+        """Writes nothing before it is entered.
 
         Args:
-            root: their folder, shared by all who ask.
+            root: folder of all leases, shared by all commands.
             beat: seconds between two heartbeats.
-            expiry: age in seconds of a heartbeat whose owner counts as dead.
+            expiry: seconds without a heartbeat after which a holder counts as dead.
             machine: identifies the running kernel; None to ask it.
         """
         self._hearts, self._names = root / "hearts", root / "held"
@@ -84,44 +84,41 @@ class Leases:
         self._ended = threading.Event()
 
     def __enter__(self) -> Leases:
-        """Starts the heart."""
+        """Starts the heartbeat."""
         self._hearts.mkdir(parents=True, exist_ok=True)
-        # Locked before it has its name: nobody may find it open and think its owner dead.
-        self._heart, name = tempfile.mkstemp(dir=self._hearts, prefix=".")
-        locked = _lock(self._heart, fcntl.LOCK_EX)
+        # Locked before it has its name: nobody may find it open and take its owner for dead.
+        self._file, name = tempfile.mkstemp(dir=self._hearts, prefix=".")
+        locked = _lock(self._file, fcntl.LOCK_EX)
         about = {"host": socket.gethostname(), "machine": self._machine, "pid": os.getpid()}
-        text = f"{0:0{COUNTER}d}\n" + json.dumps({**about, "locked": locked})
-        os.write(self._heart, text.encode())
-        os.rename(name, self._hearts / self.owner)
+        text = f"{0:0{COUNTER_DIGITS}d}\n" + json.dumps({**about, "locked": locked})
+        os.write(self._file, text.encode())
+        os.rename(name, self.heart)
         self._beats = 0
         self._thread = threading.Thread(target=self._live, daemon=True, name="heartbeat")
         self._thread.start()
-        self._bury()
+        for path in self._hearts.glob("[!.]*"):  # a missing file counts as dead, too
+            if path != self.heart and not self._lives(path.name):
+                path.unlink(missing_ok=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Releases everything and stops the heart."""
+    def __exit__(self, *error: object) -> None:
+        """Releases everything, and stops the heartbeat."""
         self._ended.set()
         self._thread.join()
         for name in list(self._held):
             self.release(name)
-        (self._hearts / self.owner).unlink(missing_ok=True)
-        os.close(self._heart)
+        self.heart.unlink(missing_ok=True)
+        os.close(self._file)
 
     @property
     def heart(self) -> Path:
-        """The heartbeat file, there for all who share the disk as long as this process lives."""
+        """The heartbeat file. All who share the disk see it while this process lives."""
         return self._hearts / self.owner
 
     # --- what others see ------------------------------------------------------------------------
 
     def acquire(self, name: str) -> bool:
-        """Takes the lease called `name`, if nobody alive holds it.
+        """Takes the lease called `name`, unless a living process holds it.
 
         Args:
             name: a plain file name.
@@ -139,7 +136,7 @@ class Leases:
         path = folder / f"{int(latest.name) + 1 if latest else 1:08d}"
         try:
             file = path.open("x")
-        except (FileExistsError, FileNotFoundError):  # another was first; or it cleans up here
+        except (FileExistsError, FileNotFoundError):  # another was first, or removes the folder
             return False
         try:
             with file:
@@ -159,7 +156,7 @@ class Leases:
 
         Args:
             name: as acquired.
-            forget: whether nobody will need it again (a record tells that the cell is done).
+            forget: whether nobody will need it again, because a record says that the cell is done.
         """
         with self._guard:
             path = self._held.pop(name, None)
@@ -168,22 +165,24 @@ class Leases:
         if forget:
             shutil.rmtree(path.parent, ignore_errors=True)
         elif self._read(path) == self.owner:
-            # In place, which a full disk does not refuse. Half of it done, it names nobody alive.
+            # In place, which a full disk does not refuse. Half written, it names nobody alive.
             with path.open("r+") as file:
                 file.write(RELEASED)
                 file.truncate()
 
     def holder(self, name: str) -> str | None:
-        """Who alive holds the lease, in words; None if it is free or this process's own."""
+        """The living process that holds the lease, in words; None if there is no other."""
         latest = self._latest(self._names / name)
         owner = None if latest is None else self._owner_of(latest)
         if owner is None or owner == self.owner:
             return None
-        about = self._about(owner)
+        about: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            about = self._about((self._hearts / owner).read_bytes())
         return f"process {about.get('pid', '?')} on {about.get('host', 'another host')}"
 
     def check(self) -> None:
-        """Raises `LeaseLostError` if a lease of this process is another's by now."""
+        """Raises `LeaseLostError` if another process holds a lease of this one by now."""
         if self._lost is not None:
             raise LeaseLostError(
                 f"another launcher took over {self._lost}: this process was suspended for more "
@@ -191,23 +190,23 @@ class Leases:
             )
 
     def pause(self, seconds: float) -> None:
-        """Waits, or until the leases end."""
+        """Waits that long, or until the leases end."""
         self._ended.wait(seconds)
 
-    # --- the heart ------------------------------------------------------------------------------
+    # --- the heartbeat --------------------------------------------------------------------------
 
     def _live(self) -> None:
         while not self._ended.wait(self.beat_seconds):
             self.beat()
 
     def beat(self) -> None:
-        """Shows that this process lives, and looks whether its leases are still its own."""
+        """Writes a heartbeat, and looks whether this process still holds its leases."""
         self._beats += 1
-        # In place: neither a full disk nor the lock on it stands in the way. A beat that the
-        # file system refuses is left out; a working disk is needed for everything else too.
+        # In place: neither a full disk nor the lock prevents it. A heartbeat that the file system
+        # refuses is left out; everything else needs a working disk, too.
         with contextlib.suppress(OSError):
-            os.pwrite(self._heart, f"{self._beats:0{COUNTER}d}".encode(), 0)
-            os.fsync(self._heart)
+            os.pwrite(self._file, f"{self._beats:0{COUNTER_DIGITS}d}".encode(), 0)
+            os.fsync(self._file)
         with self._guard:
             held = dict(self._held)
         for name, path in held.items():
@@ -216,41 +215,32 @@ class Leases:
             if not mine and self._held.get(name) == path:
                 self._lost = name
 
-    def _bury(self) -> None:
-        """Removes the hearts that stopped: a missing one counts as dead."""
-        for path in self._hearts.glob("[!.]*"):
-            if path.name != self.owner and not self._lives(path.name):
-                path.unlink(missing_ok=True)
-
     def _lives(self, owner: str) -> bool:
-        path = self._hearts / owner
         try:
-            with path.open("rb") as file:
-                about = json.loads(file.read()[COUNTER + 1 :])
+            with (self._hearts / owner).open("rb") as file:
+                about = self._about(file.read())
                 if about["machine"] == self._machine and about["locked"]:
                     return not _lock(file.fileno(), fcntl.LOCK_SH)
-                return self._fresh(os.fstat(file.fileno()).st_mtime)
+                return self._is_recent(os.fstat(file.fileno()).st_mtime)
         except FileNotFoundError:
             return False
 
-    def _fresh(self, written: float) -> bool:
-        """Whether a time that the file system wrote is recent, by the file system's own clock."""
-        return os.fstat(self._heart).st_mtime - written < self.expiry
+    def _is_recent(self, written: float) -> bool:
+        """Whether a time written by the file system is recent, by the file system's own clock."""
+        return os.fstat(self._file).st_mtime - written < self.expiry
 
-    def _about(self, owner: str) -> dict[str, Any]:
-        try:
-            return json.loads((self._hearts / owner).read_bytes()[COUNTER + 1 :])
-        except (FileNotFoundError, ValueError):
-            return {}
+    @staticmethod
+    def _about(content: bytes) -> dict[str, Any]:
+        return json.loads(content[COUNTER_DIGITS + 1 :])
 
     # --- generations ----------------------------------------------------------------------------
 
     def _owner_of(self, path: Path) -> str | None:
-        """Who alive holds this generation; None if nobody does."""
+        """The living owner of a generation; None if there is none."""
         owner = self._read(path)
-        if owner == "":  # between its creation and its content
+        if owner == "":  # created, and not yet written
             with contextlib.suppress(FileNotFoundError):
-                return "unknown" if self._fresh(path.stat().st_mtime) else None
+                return "unknown" if self._is_recent(path.stat().st_mtime) else None
         if owner in (None, "", RELEASED):
             return None
         return owner if self._lives(str(owner)) else None
@@ -271,7 +261,7 @@ class Leases:
 
 
 def _machine() -> str:
-    """The kernel this process runs on: equal where locks of dead processes are seen to open."""
+    """The running kernel: processes that name the same one see each other's locks open."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -279,7 +269,7 @@ def _machine() -> str:
 
 
 def _lock(file: int, kind: int) -> bool:
-    """Whether the lock could be had; False as well where the file system has none."""
+    """Tries to lock an open file; returns False where the file system has no locks, too."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:

@@ -1,7 +1,7 @@
-"""Choosing hyper-parameters: the same number of trials for every row, on held-out training images.
+"""Tuning: hyper-parameters are chosen on held-out training images, with equal trials for all rows.
 
-The test set is never looked at: a part of the training images is held out, teachers and students
-train on the rest, and accuracy is measured on the held-out part. Seeds are others than a grid's.
+A part of the training images is held out. Teachers and students train on the rest, and accuracy is
+measured on the held-out part, never on the test set. No grid uses the seeds of the trials.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FIRST_SEED = 1000
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of one row.
+    """One choice of hyper-parameters for one row.
 
     Attributes:
-        row: the row's label in the grid.
-        chosen: the hyper-parameters that this trial sets, beyond the row's own.
+        row: label of the row in the grid.
+        chosen: the hyper-parameters that this trial adds to those of the row.
         spec: the method as it trains.
     """
 
@@ -41,7 +41,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial came to: mean accuracy on the held-out images over its n cells."""
+    """Mean accuracy of a trial on the held-out images, over the n of its cells that finished."""
 
     trial: Trial
     accuracy: float | None
@@ -52,17 +52,17 @@ class Result:
 def trials_of(grid: Grid, count: int) -> list[Trial]:
     """At most `count` trials for each row: its defaults, then draws from its search space.
 
-    The draws are without repetition and the same in every run. A space with fewer points than
-    `count` is searched whole.
+    No point is drawn twice, and every run draws the same. A space with fewer points than `count`
+    is searched completely.
 
     Args:
-        grid: its rows; a row whose method has no search space has one trial.
-        count: the budget, equal for all rows.
+        grid: gives the rows; the method of a row with one trial has no search space.
+        count: of trials, equal for all rows.
     """
     found = []
     for row in grid.methods:
         if row.name == BASELINE:
-            continue  # it has no hyper-parameters, however long it trains
+            continue  # it has no hyper-parameters
         free = search_space(row.name, row.hyperparameters)
         points = [dict(zip(free, v, strict=True)) for v in itertools.product(*free.values())]
         defaults = default_hyperparameters(row.name)
@@ -77,14 +77,14 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
 def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: float) -> Grid:
     """The grid whose cells are the trials.
 
-    A student's share of the images grows so that it trains on as many as in `grid`, or on all
-    that are left.
+    The fraction of the images that students see grows, so that they train on as many as in `grid`,
+    or on all that are left.
 
     Args:
-        grid: what is tuned for.
+        grid: the grid to tune for.
         trials: from `trials_of`.
-        seeds: how many, from `FIRST_SEED`.
-        validation: part of the training images held out.
+        seeds: number of seeds, from `FIRST_SEED` on.
+        validation: part of the training images that is held out.
     """
 
     def grown(fraction: float) -> float:
@@ -109,7 +109,7 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
 
 
 def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) -> list[Result]:
-    """Each trial's mean accuracy over pairs and seeds; None if any of its cells failed."""
+    """The mean accuracy of each trial over pairs and seeds; None if one of its cells failed."""
     results = []
     for trial in trials:
         cells = [row.cell_id for row in plan.rows if row.label == trial.spec.label]
@@ -121,7 +121,7 @@ def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) 
 
 
 def best(results: Sequence[Result]) -> dict[str, Result]:
-    """Row -> its best trial; among equals the first, so that the defaults win a tie."""
+    """Row -> its best trial. The first of equal trials wins, and so the defaults."""
     chosen: dict[str, Result] = {}
     for result in results:
         held = chosen.get(result.trial.row)
@@ -131,13 +131,13 @@ def best(results: Sequence[Result]) -> dict[str, Result]:
 
 
 def to_yaml(chosen: Mapping[str, Result]) -> str:
-    """The grid's `tuned` field: what differs from the defaults, by row."""
+    """The grid's field `tuned`: row -> the hyper-parameters that differ from the defaults."""
     values = {row: result.trial.chosen for row, result in chosen.items() if result.trial.chosen}
     return yaml.safe_dump({"tuned": values}, sort_keys=False, allow_unicode=True)
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """Every trial, as evidence: row, what it set, accuracy in [0, 1], n cells."""
+    """Every trial: its row, what it chose, accuracy in [0, 1], n cells."""
     winners = {id(result) for result in best(results).values()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
