@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.cell import Cell, DataSpec, Recipe
+from bench.data.library import Library
 from bench.hyperparameters import method_code, resolve_hyperparameters
-from bench.launch.job import Library, WorkerConfig
+from bench.launch.job import WorkerConfig
 from bench.record import Store
 
 DATA = DataSpec(source="digits", classes=2, fraction=0.3, pad=1, flip=False)

@@ -11,7 +11,8 @@ import pytest
 from lessons import cell, dataset, plain_cell, recipe
 
 from bench.cost.footprint import Footprint
-from bench.launch.job import Job, Library, WorkerConfig, run_job
+from bench.data.library import Library
+from bench.launch.job import Job, WorkerConfig, run_job
 from bench.launch.resources import free_memory, room
 from bench.launch.schedule import (
     cut_to_memory,

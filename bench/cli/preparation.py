@@ -13,9 +13,10 @@ from bench.cli.parser import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.data.library import Library
     from bench.grid import Expansion, Grid
     from bench.launch.coordinator import Launch
-    from bench.launch.job import Library, WorkerConfig
+    from bench.launch.job import WorkerConfig
     from bench.launch.ray_cluster import RayCluster
     from bench.workdir import WorkDir
 
@@ -40,8 +41,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """
     from rich.console import Console
 
+    from bench.data.library import Library
     from bench.grid import load_grid, name_part, narrow
-    from bench.launch.job import Library
     from bench.train.device import pick_device
     from bench.workdir import WorkDir
 

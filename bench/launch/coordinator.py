@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bench.cell import Cell
+from bench.data.library import Library
 from bench.grid import Expansion
-from bench.launch.job import Job, Library, Report, WorkerConfig, total_epochs, unfinished
+from bench.launch.job import Job, Report, WorkerConfig, total_epochs, unfinished
 from bench.launch.launcher import Done
 from bench.launch.leases import Leases
 from bench.launch.mirroring import Mirroring

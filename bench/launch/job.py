@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cell import Cell, DataSpec
+from bench.cell import Cell
+from bench.data.library import Library
 from bench.faults import CODE_FAULTS
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
@@ -15,7 +16,6 @@ from bench.record import FINISHED, Store
 if TYPE_CHECKING:
     import torch
 
-    from bench.data.dataset import DataSet
     from bench.train.stream import Stream
     from bench.train.teacher import Teacher
 
@@ -51,68 +51,6 @@ class WorkerConfig:
     checkpoint_seconds: float = 60.0
     plugins: tuple[Plugin, ...] = ()
     cohort: int | None = None
-
-
-class Library:
-    """Data sets by what cells ask for, each decoded and hashed once in a process."""
-
-    def __init__(self, data_root: Path | None, cache: Path, stand_in: bool = False) -> None:
-        """Reads nothing yet.
-
-        Args:
-            data_root: where the user keeps data sets; None for nowhere.
-            cache: folder of decoded data sets.
-            stand_in: whether random images replace a data set that is not here. For estimates,
-                never for training.
-        """
-        self.data_root, self.cache, self.stand_in = data_root, cache, stand_in
-        self.absent: dict[str, str] = {}
-        self._sets: dict[str, DataSet] = {}
-        self._fingerprints: dict[str, str] = {}
-
-    def read(self, spec: DataSpec) -> DataSet:
-        """The decoded data set.
-
-        Raises:
-            DataError: it is missing, or cannot be used.
-        """
-        key = self._key(spec)
-        if key not in self._sets:
-            self._sets[key] = self._load(spec)
-        return self._sets[key]
-
-    def _load(self, spec: DataSpec) -> DataSet:
-        from bench.data.dataset import DataError
-        from bench.data.sources import load, stand_in
-
-        try:
-            return load(
-                spec.source, data_root=self.data_root, cache=self.cache, size=spec.size,
-                classes=spec.classes,
-            )  # fmt: skip
-        except DataError as error:
-            if not self.stand_in:
-                raise
-            try:
-                found = stand_in(spec.source, size=spec.size, classes=spec.classes)
-            except DataError:
-                raise error from None
-            self.absent[self._key(spec)] = str(error)
-            return found
-
-    def fingerprint(self, spec: DataSpec) -> str:
-        """The hash of a data set's content; "absent" where random images replace it."""
-        from bench.data.dataset import fingerprint
-
-        key = self._key(spec)
-        if key not in self._fingerprints:
-            data = self.read(spec)
-            self._fingerprints[key] = "absent" if key in self.absent else fingerprint(data)
-        return self._fingerprints[key]
-
-    @staticmethod
-    def _key(spec: DataSpec) -> str:
-        return repr((spec.source, spec.size, spec.classes))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import bench
 from bench.code_version import numerics_digest
-from bench.launch.job import Job, Library, WorkerConfig, run_job
+from bench.data.library import Library
+from bench.launch.job import Job, WorkerConfig, run_job
 from bench.plugin import PluginError, plugged
 
 Send = Callable[..., None]

@@ -18,7 +18,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from bench.cell import Cell
-from bench.launch.job import Job, Library, WorkerConfig
+from bench.data.library import Library
+from bench.launch.job import Job, WorkerConfig
 
 Seconds = Callable[[Sequence[Cell]], float]
 """Duration of a job of these cells on one worker. Planning accepts any unit."""

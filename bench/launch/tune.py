@@ -40,7 +40,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """Mean accuracy of a trial on the held-out images, over the n of its cells that finished."""
 
     trial: Trial
@@ -56,7 +56,7 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
     is searched completely.
 
     Args:
-        grid: gives the rows; the method of a row with one trial has no search space.
+        grid: gives the rows. A row without a search space has one trial.
         count: of trials, equal for all rows.
     """
     found = []
@@ -108,7 +108,9 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
     )
 
 
-def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) -> list[Result]:
+def collect(
+    trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]
+) -> list[TrialResult]:
     """The mean accuracy of each trial over pairs and seeds; None if one of its cells failed."""
     results = []
     for trial in trials:
@@ -116,13 +118,13 @@ def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) 
         done = [records[i] for i in cells if i in records and records[i].status == FINISHED]
         whole = bool(cells) and len(done) == len(cells)
         mean = sum(r.final["last_accuracy"] for r in done) / len(done) if whole else None
-        results.append(Result(trial, mean, len(done), len(cells)))
+        results.append(TrialResult(trial, mean, len(done), len(cells)))
     return results
 
 
-def best(results: Sequence[Result]) -> dict[str, Result]:
+def best(results: Sequence[TrialResult]) -> dict[str, TrialResult]:
     """Row -> its best trial. The first of equal trials wins, and so the defaults."""
-    chosen: dict[str, Result] = {}
+    chosen: dict[str, TrialResult] = {}
     for result in results:
         held = chosen.get(result.trial.row)
         if (result.accuracy or 0.0) > (held.accuracy or 0.0 if held else 0.0):
@@ -130,13 +132,13 @@ def best(results: Sequence[Result]) -> dict[str, Result]:
     return chosen
 
 
-def to_yaml(chosen: Mapping[str, Result]) -> str:
+def to_yaml(chosen: Mapping[str, TrialResult]) -> str:
     """The grid's field `tuned`: row -> the hyper-parameters that differ from the defaults."""
     values = {row: result.trial.chosen for row, result in chosen.items() if result.trial.chosen}
     return yaml.safe_dump({"tuned": values}, sort_keys=False, allow_unicode=True)
 
 
-def to_csv(results: Sequence[Result]) -> str:
+def to_csv(results: Sequence[TrialResult]) -> str:
     """Every trial: its row, what it chose, accuracy in [0, 1], n cells."""
     winners = {id(result) for result in best(results).values()}
     text = io.StringIO()
