@@ -15,12 +15,10 @@ from bench.launch.job import Report
 from bench.method import Method, View
 from bench.models.network import tap_shapes
 from bench.record import Record, Store
-from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort
-from bench.train.engine import Student
-from bench.train.step import Seen
-from bench.train.stream import Stream, open_stream
+from bench.train.engine import Student, make_student
+from bench.train.stream import Stream, StudentBatch, open_stream
 from bench.train.teacher import Teacher
 from bench.train.weights import build_network
 
@@ -135,13 +133,13 @@ class Lesson:
             student.step(self.seen(batch, last=batch is batches[-1]))
         student.end_epoch(lambda: 0.5)
 
-    def seen(self, batch: Batch, last: bool = False) -> Seen:
+    def seen(self, batch: Batch, last: bool = False) -> StudentBatch:
         """A batch as the student's step takes it."""
         view = None
         if self.student.reads_teacher:
             assert self.teacher is not None
             view = self.teacher.view(batch.images, self.student.taps)
-        return Seen(*batch, view, last)
+        return StudentBatch(*batch, view, last)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of every parameter and buffer of student and connector."""

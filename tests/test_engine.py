@@ -18,12 +18,11 @@ from bench.method import Method, NotApplicable, Selection, Stage, View, split_ep
 from bench.record import Store
 from bench.train.cohort import Cohort
 from bench.train.device import note_nondeterministic, set_numerics
-from bench.train.epoch import check_finite
+from bench.train.epoch import NonFiniteError, Sums, check_finite
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
 from bench.train.preflight import check_cells
-from bench.train.step import NonFiniteError, Seen, Sums
-from bench.train.stream import open_stream
+from bench.train.stream import StudentBatch, open_stream
 from bench.train.teacher import load_teacher
 from bench.train.weights import build_network, head_keys, start_from_source
 
@@ -148,7 +147,7 @@ def test_a_baseline_step_is_plain_stochastic_gradient_descent():
     twin = Lesson(plain_cell("cnn2")).student.network.train()
     loss = torch.nn.functional.cross_entropy(twin(batch.images), batch.labels)
     loss.backward()
-    student.step(Seen(*batch, None, False))
+    student.step(StudentBatch(*batch, None, False))
     for mine, theirs in zip(student.network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
 
@@ -352,13 +351,13 @@ def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
 
 def test_teacher_and_student_must_tell_the_same_classes_apart():
     from bench.models.network import tap_shapes
-    from bench.train.admission import make_student
+    from bench.train.engine import make_student
 
     lesson = Lesson(cell("soft_logits"))
     network, shape = lesson.student.network, lesson.stream.image_shape
     mine = dict(tap_shapes(network, shape))
     theirs = {**mine, "logits": (7,)}
-    with pytest.raises(ValueError, match="7 classes apart, the student 4"):
+    with pytest.raises(ValueError, match="has 7 classes, the student 4"):
         make_student(lesson.student.cell, lesson.student.method, network, mine, theirs, CPU)
 
 
@@ -475,7 +474,7 @@ def test_soft_logits_beside_a_method_are_the_sum_written_out():
     task = torch.nn.functional.cross_entropy(shown.logits, batch.labels)
     (0.1 * task + 0.9 * soft + relation).backward()
     student.optimiser.param_groups[0] |= {"momentum": 0.0, "weight_decay": 0.0}
-    student.step(Seen(*batch, view, False))
+    student.step(StudentBatch(*batch, view, False))
     for mine, theirs in zip(student.network.parameters(), twin.network.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
 
@@ -560,7 +559,7 @@ def test_a_stage_sees_no_tap_that_others_of_the_cohort_asked_for():
     student.begin_epoch(lesson.clean_view, train.labels)
     batch = next(iter(train.epoch(0)))
     union = lesson.teacher.view(batch.images, ("stage1", "logits"))
-    student.step(Seen(*batch, union, False))
+    student.step(StudentBatch(*batch, union, False))
 
 
 def test_random_losses_do_not_depend_on_who_is_beside(tmp_path):

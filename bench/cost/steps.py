@@ -19,8 +19,8 @@ from bench.method import Method, Pair, Stage, Transfer, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
 from bench.seeds import derive
-from bench.train.admission import make_student
-from bench.train.step import Seen
+from bench.train.engine import make_student
+from bench.train.stream import StudentBatch
 from bench.train.teacher import Teacher
 
 PLAIN = "student"
@@ -224,7 +224,7 @@ class StudentStage:
     def step_on(self, view: View | None) -> None:
         """One training step on a view that the teacher has given."""
         lesson = self.lesson
-        self.student.step(Seen(*lesson.batch, lesson.index, view, last=False))
+        self.student.step(StudentBatch(*lesson.batch, lesson.index, view, last=False))
 
     def once(self) -> None:
         """The teacher's pass over one batch of clean images, if the stage reads them."""

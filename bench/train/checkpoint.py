@@ -1,12 +1,12 @@
-"""Checkpoints: what an unfinished cell needs to go on as if nothing had happened.
+"""Checkpoints, from which an unfinished cell resumes with the same result.
 
-One file for each cell and epoch, so that it does not matter which cells train side by side after
-a restart. The two latest epochs are kept: a file that was damaged meanwhile (its checksum tells)
-costs the epochs since the one before it, not the cell.
+Each cell has files of its own, so that it may resume next to other cells than before. The files of
+the two latest epochs are kept: if one is damaged, which its checksum shows, the cell resumes from
+the other.
 
-Policy: a cohort saves at the end of an epoch if at least `every` seconds went by since the last
-time, and if what the last time took is at most 2 % of that. A cell that trains for less than
-`every` seconds never writes one. `every = 0` saves after every epoch, whatever it costs.
+A cohort saves at the end of an epoch if at least `every` seconds have passed since the last save,
+and if that save took at most 2 % of this time. A cell that trains for less than `every` seconds
+writes no checkpoint. `every = 0` saves after every epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.checked import DamagedError, pack, unpack
 from bench.record import write_atomically
 
 VERSION = 1
-"""Raise it when what is stored changes: older checkpoints are then not read."""
+"""Version of the content. Checkpoints of other versions are not read."""
 
 KEPT = 2
 SECONDS = 60.0
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
-    """All that changes while a cell trains.
+    """Everything that changes while a cell trains.
 
     Attributes:
         tensors: name -> tensor.
-        values: JSON-able, NaN and infinity included.
+        values: JSON-able values, which may be NaN or infinite.
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,15 +48,15 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """What a cell's training took so far, in all the processes that had a part in it.
+    """A cell's training so far, in all processes that took part in it.
 
     Attributes:
-        started: when the first of them began, ISO 8601.
-        train_seconds: the cell's share of its cohorts' wall clock.
-        evaluation_seconds: likewise.
-        checkpoint_seconds: likewise; spent on writing and reading checkpoints.
-        resumed: how often the training went on from a checkpoint.
-        conditions: of each earlier process: device, versions, commit.
+        started: when the first process began, ISO 8601.
+        train_seconds: the cell's share of its cohorts' wall-clock seconds of training.
+        evaluation_seconds: the same for evaluation.
+        checkpoint_seconds: wall-clock seconds of writing and reading its checkpoints.
+        resumed: how often the training resumed from a checkpoint.
+        conditions: device, versions and commit of each earlier process.
         nondeterministic: operations without a deterministic form that earlier processes ran.
     """
 
@@ -69,7 +69,7 @@ class History:
     nondeterministic: list[str] = field(default_factory=list)
 
     def plus(self, **seconds: float) -> History:
-        """With so many more seconds of each kind."""
+        """The history with more seconds of the given kinds."""
         return replace(self, **{name: getattr(self, name) + s for name, s in seconds.items()})
 
 
@@ -77,11 +77,11 @@ class Checkpoints:
     """The checkpoints of all unfinished cells: `<root>/<cell id>/<epochs done>.safetensors`."""
 
     def __init__(self, root: Path, every: float = SECONDS) -> None:
-        """Nothing is created before the first write.
+        """Creates nothing before the first write.
 
         Args:
-            root: their folder.
-            every: seconds between two saves, at least; see the module.
+            root: folder of all checkpoints.
+            every: minimum seconds between two saves; see the module.
         """
         self.root, self.every = root, every
         self._last = time.monotonic()
@@ -95,7 +95,7 @@ class Checkpoints:
         """Starts the wait for the next save.
 
         Args:
-            seconds: that this one took.
+            seconds: duration of the save that has just ended.
         """
         self._last = time.monotonic()
         self._pause = max(self.every, seconds / SHARE) if self.every else 0.0
@@ -103,42 +103,44 @@ class Checkpoints:
     def write(
         self, cell_id: str, epoch: int, key: Mapping[str, object], history: History, state: State
     ) -> None:
-        """Saves one cell after `epoch` epochs, and drops all but the `KEPT` latest.
+        """Saves one cell after an epoch, and removes all but its `KEPT` latest checkpoints.
 
-        A disk that cannot take it is named and costs nothing but this checkpoint.
+        If the disk refuses the file, a warning names it and training goes on.
 
         Args:
-            cell_id: whose.
-            epoch: epochs done.
-            key: what the state depends on beside the cell; see `read`.
-            history: so far.
-            state: at the end of the epoch.
+            cell_id: id of the cell.
+            epoch: number of finished epochs.
+            key: what the state depends on other than the cell; see `read`.
+            history: of the training so far.
+            state: state at the end of the epoch.
         """
         path = self._path(cell_id, epoch)
-        if path.exists():  # the cell waits for others to catch up
+        if path.exists():  # the cell is waiting for others to catch up
             return
         about = {"version": VERSION, "cell_id": cell_id, "key": dict(key)}
         about |= {"history": asdict(history), "state": state.values}
         try:
-            self._keep(path, pack(state.tensors, json.dumps(about)))
+            write_atomically(path, pack(state.tensors, json.dumps(about)))
         except OSError as error:
             logger.warning(
-                "checkpoint %s cannot be written (%s); training goes on, and the checkpoint "
-                "before it is kept", path, error.strerror,
-            )  # fmt: skip
+                "checkpoint %s cannot be written (%s); training goes on, and the last checkpoint "
+                "is kept",
+                path,
+                error.strerror,
+            )
             return
         for old in self._epochs(cell_id)[KEPT:]:
-            self._drop(old)
+            old.unlink(missing_ok=True)
 
     def read(self, cell_id: str, key: Mapping[str, object]) -> tuple[History, State] | None:
-        """The cell's latest whole checkpoint; None if it has none.
+        """The cell's latest checkpoint; None if there is none.
 
-        One that is damaged, or that does not belong to this training, is named and removed.
+        A checkpoint that is damaged or belongs to another training is named and removed.
 
         Args:
-            cell_id: whose.
-            key: must equal what was written: a checkpoint under another teacher's weights is none
-                of this training.
+            cell_id: id of the cell.
+            key: must equal the key that was written. A checkpoint with another teacher's weights
+                belongs to another training.
         """
         for path in self._epochs(cell_id):
             try:
@@ -146,37 +148,32 @@ class Checkpoints:
                 about = json.loads(text)
                 wanted = {"version": VERSION, "cell_id": cell_id, "key": dict(key)}
                 if any(about.get(name) != value for name, value in wanted.items()):
-                    raise DamagedError("it is of another training")
+                    raise DamagedError("it belongs to another training")
             except FileNotFoundError:
                 continue
             except DamagedError as error:
                 logger.warning(
-                    "checkpoint %s cannot be used (%s); going on from the one before it, or from "
-                    "the start", path, error,
-                )  # fmt: skip
-                self._drop(path)
+                    "checkpoint %s cannot be used (%s); resuming from an earlier one or the start",
+                    path,
+                    error,
+                )
+                path.unlink(missing_ok=True)
                 continue
             return History(**about["history"]), State(tensors, about["state"])
         return None
 
     def reject(self, cell_id: str, reason: str) -> None:
-        """Names why a cell's checkpoints do not fit, and removes them."""
+        """Removes a cell's checkpoints, which do not fit, with a warning."""
         logger.warning("checkpoint of cell %s cannot be used: %s; starting again", cell_id, reason)
         self.discard(cell_id)
 
     def discard(self, cell_id: str) -> None:
-        """Removes a cell's checkpoints: its record is safe."""
+        """Removes a cell's checkpoints."""
         shutil.rmtree(self.root / cell_id, ignore_errors=True)
 
     def cell_ids(self) -> list[str]:
-        """The cells that have any."""
+        """The cells with checkpoints."""
         return sorted(folder.name for folder in self.root.glob("*"))
-
-    def _keep(self, path: Path, content: bytes) -> None:
-        write_atomically(path, content)
-
-    def _drop(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
 
     def _path(self, cell_id: str, epoch: int) -> Path:
         return self.root / cell_id / f"{epoch:06d}.safetensors"

@@ -20,15 +20,13 @@ from bench.hyperparameters import build_method
 from bench.method import NotApplicable, View
 from bench.models.network import tap_shapes
 from bench.record import Store
-from bench.train.admission import make_student
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, note_nondeterministic, set_numerics
-from bench.train.engine import Student
+from bench.train.engine import Student, make_student
 from bench.train.evaluate import accuracy, predictions
 from bench.train.failure import fail, raise_if_shared
 from bench.train.result import Results
-from bench.train.step import Seen
-from bench.train.stream import EVALUATION_BATCH, Stream
+from bench.train.stream import EVALUATION_BATCH, Stream, StudentBatch
 from bench.train.teacher import Teacher
 from bench.train.weights import build_network, start_from_source
 
@@ -209,7 +207,7 @@ class Cohort:
             return []
         return group
 
-    def _batches(self, group: Sequence[Student]) -> Iterator[Seen]:
+    def _batches(self, group: Sequence[Student]) -> Iterator[StudentBatch]:
         """The batches of an epoch, each with the taps of the teacher that the group reads."""
         train, epoch, subset = self.stream.train, group[0].epochs_done, group[0].subset
         taps = tuple(dict.fromkeys(tap for s in group if s.reads_teacher for tap in s.taps))
@@ -217,7 +215,7 @@ class Cohort:
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
             view = self.teacher.view(batch.images, taps) if self.teacher and taps else None
             images = self.stream.student_images(batch.images)
-            yield Seen(images, batch.labels, batch.index, view, step == steps)
+            yield StudentBatch(images, batch.labels, batch.index, view, step == steps)
 
     def _clean_view(self, taps: Sequence[str]) -> View:
         assert self.teacher is not None

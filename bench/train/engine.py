@@ -15,17 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from bench.cell import Cell
-from bench.method import Method, Pair, Selection, Stage, View, in_float32, split_epochs
+from bench.method import (
+    Method,
+    NotApplicable,
+    Pair,
+    Selection,
+    Shapes,
+    Stage,
+    View,
+    in_float32,
+    split_epochs,
+)
 from bench.models.network import Network
 from bench.seeds import derive
 from bench.train.checkpoint import State
-from bench.train.device import autocast, seed_device
+from bench.train.device import autocast, seed_device, to_device
 from bench.train.diagnostics import gradient_cosine, unchanged
-from bench.train.epoch import check_finite, points
-from bench.train.objective import Objective, weigh
-from bench.train.optim import Memory, learning_rate, memory_of, remember
-from bench.train.stage import freeze, images_of, optimiser_of, parts_of
-from bench.train.step import Losses, Seen, Sums
+from bench.train.epoch import Sums, check_finite, points
+from bench.train.objective import Losses, Objective, weigh
+from bench.train.optim import OptimiserState, get_state, learning_rate, make_optimiser, set_state
+from bench.train.stage import freeze, images_of, parts_of
+from bench.train.stream import StudentBatch
 
 
 @dataclass(eq=False)
@@ -169,7 +179,7 @@ class Student:
         self.subset, taught = images_of(stage, kept, self.labelled, train_images)
         self._objective = Objective(stage, self.cell.method, self.connector, self.labelled, taught)
         freeze(stage, self.network, self.connector)
-        self.optimiser = optimiser_of(stage, self._parts(), self.cell.recipe)
+        self.optimiser = make_optimiser(stage, self._parts(), self.cell.recipe)
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:
         return parts_of(self.network, self.connector)
@@ -185,7 +195,7 @@ class Student:
 
     # --- a step ---------------------------------------------------------------------------------
 
-    def step(self, batch: Seen) -> None:
+    def step(self, batch: StudentBatch) -> None:
         """One training step: losses, gradients, update."""
         stage = self.stage
         # The first batch of an epoch is never a short one.
@@ -223,7 +233,7 @@ class Student:
         with autocast(self.cell, self.device):
             return self.network.view(images, taps)
 
-    def _pair(self, shown: Mapping[str, Tensor], batch: Seen) -> Pair:
+    def _pair(self, shown: Mapping[str, Tensor], batch: StudentBatch) -> Pair:
         teacher = batch.teacher
         if self._clean is not None:
             teacher = View({tap: self._clean[tap][batch.index] for tap in self.taps})
@@ -232,7 +242,7 @@ class Student:
             teacher = View({tap: teacher[tap] for tap in self.taps})
         return Pair(in_float32(shown), teacher or View({}), batch.labels, batch.index)
 
-    def _diagnose(self, batch: Seen) -> None:
+    def _diagnose(self, batch: StudentBatch) -> None:
         """Notes the gradient cosine in a stage without a task loss, by one more forward pass.
 
         It uses the weights and random numbers of the next step and changes no state.
@@ -281,8 +291,8 @@ class Student:
         seed, the epoch and the step.
         """
         tensors = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
-        memory = memory_of(self.optimiser)
-        tensors |= {f"optimiser.{key}": x for key, x in memory.tensors.items()}
+        optimiser = get_state(self.optimiser)
+        tensors |= {f"optimiser.{key}": x for key, x in optimiser.tensors.items()}
         tensors |= {f"kept.{name}": chosen.kept for name, chosen in self.selections.items()}
         return State(
             tensors,
@@ -292,8 +302,8 @@ class Student:
                 "stage_epoch": self._stage_epoch,
                 "curves": self.curves,
                 "details": {name: chosen.details for name, chosen in self.selections.items()},
-                "strides": memory.strides,
-                "numbers": memory.numbers,
+                "strides": optimiser.strides,
+                "numbers": optimiser.numbers,
             },
         )
 
@@ -315,7 +325,7 @@ class Student:
         here = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
         saved = {name for name in tensors if name.startswith(("network.", "connector."))}
         if {n: x.shape for n, x in here.items()} != {n: tensors[n].shape for n in saved}:
-            raise ValueError("it is of another network or connector")
+            raise ValueError("it belongs to another network or connector")
         for name, tensor in here.items():
             tensor.copy_(tensors[name])
         self.epochs_done, self._position = values["epochs_done"], values["position"]
@@ -328,9 +338,63 @@ class Student:
         self._enter(len(labels))
         strides = values["strides"]
         momenta = {key: tensors[f"optimiser.{key}"] for key in strides}
-        remember(self.optimiser, Memory(momenta, strides, values["numbers"]), self.device)
+        optimiser = OptimiserState(momenta, strides, values["numbers"])
+        set_state(self.optimiser, optimiser, self.device)
 
     def _named_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         for part, module in (("network", self.network), ("connector", self.connector)):
             for name, tensor in chain(module.named_parameters(), module.named_buffers()):
                 yield part, name, tensor
+
+
+def make_student(
+    cell: Cell,
+    method: Method,
+    network: Network,
+    shapes: Shapes,
+    teacher_shapes: Shapes | None,
+    device: torch.device,
+    labelled: Tensor | None = None,
+) -> Student:
+    """A student ready for its first epoch.
+
+    Args:
+        cell: the cell to train.
+        method: the cell's method with its hyper-parameters.
+        network: the student network, initialised.
+        shapes: shape of one sample's tensor at every tap of the student.
+        teacher_shapes: the same of the teacher; None if the cell has no teacher.
+        device: where the student is trained.
+        labelled: see `Student`.
+
+    Raises:
+        NotApplicable: the method cannot be used for this pair.
+        ValueError: the method needs a teacher and there is none, or teacher and student have
+            different numbers of classes.
+    """
+    if method.needs_teacher and teacher_shapes is None:
+        raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
+    if labelled is not None and any(stage.keep is not None for stage in method.plan):
+        raise NotApplicable("the selection reads every label, but this grid hides some labels")
+    theirs: Shapes = teacher_shapes if teacher_shapes is not None else {}
+    if teacher_shapes is not None and theirs["logits"] != shapes["logits"]:
+        raise ValueError(
+            f"the teacher has {theirs['logits'][0]} classes, the student "
+            f"{shapes['logits'][0]}: train both on the same classes"
+        )
+    for stage in method.plan:
+        for whose, available in (("student", shapes), ("teacher", theirs)):
+            for tap in stage.all_taps:
+                if tap not in available:
+                    raise NotApplicable(
+                        f"stage {stage.name!r} reads tap {tap!r}, which the {whose} lacks "
+                        f"(it has {', '.join(available)})"
+                    )
+    optional = {
+        stage.name: tuple(t for t in stage.optional_taps if t in shapes and t in theirs)
+        for stage in method.plan
+    }
+    torch.manual_seed(derive(cell.seed, "connector", cell.method))
+    connector = to_device(method.connect(shapes, theirs), device)
+    network = to_device(network, device)
+    return Student(cell, method, network, connector, device, optional, labelled)

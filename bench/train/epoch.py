@@ -1,15 +1,75 @@
-"""The end of an epoch: a point for each curve, and the check that losses and weights are finite."""
+"""One epoch of a student: running sums, a point for each curve, and a check for finite numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bench.method import Stage
-from bench.train.objective import weigh
-from bench.train.step import NonFiniteError, Sums
+from bench.train.objective import Losses, weigh
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a weight is NaN or infinite; the message names the epoch and stage."""
+
+
+@dataclass
+class Sums:
+    """Running sums of one epoch, on the device, so that no step waits for them.
+
+    Attributes:
+        task: sum of the task losses.
+        joint: sum of the joint losses.
+        transfer: sum of the transfer losses.
+        correct: samples whose predicted class is the label.
+        skipped: samples whose transfer loss was not finite.
+        joint_skipped: samples whose joint loss was not finite.
+        clipped: steps whose gradient was clipped.
+        steps: training steps.
+        seen: samples.
+    """
+
+    task: Tensor
+    joint: Tensor
+    transfer: Tensor
+    correct: Tensor
+    skipped: Tensor
+    joint_skipped: Tensor
+    clipped: Tensor
+    steps: int = 0
+    seen: int = 0
+
+    @classmethod
+    def zero(cls, device: torch.device) -> Sums:
+        """All zero."""
+        task, joint, transfer, correct, skipped, joint_skipped, clipped = torch.zeros(
+            7, dtype=torch.float64, device=device
+        )
+        return cls(task, joint, transfer, correct, skipped, joint_skipped, clipped)
+
+    def add(self, losses: Losses) -> None:
+        """Adds the losses of one step."""
+        self.steps += 1
+        self.seen += len(losses.pair.labels)
+        if losses.task is not None:
+            self.task += losses.task.detach()
+            logits = losses.pair.student.logits.detach()
+            self.correct += (logits.argmax(1) == losses.pair.labels).sum()
+        if losses.joint is not None:
+            self.joint += losses.joint.detach()
+        if losses.transfer is not None:
+            self.transfer += losses.transfer.detach()
+        if losses.joint_skipped is not None:
+            self.joint_skipped += losses.joint_skipped
+        if losses.skipped is not None:
+            self.skipped += losses.skipped
+
+    def mean(self, total: Tensor) -> float:
+        """One of the sums divided by the number of steps."""
+        return total.item() / max(self.steps, 1)
 
 
 def points(

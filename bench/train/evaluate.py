@@ -1,4 +1,4 @@
-"""Accuracy on a fixed set of images."""
+"""Predictions and accuracy on a fixed set of images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.models.network import Network
 
 @dataclass(frozen=True)
 class TestSet:
-    """The images on which accuracy is measured, on the device, in batches.
+    """The images on which accuracy is measured.
 
     Attributes:
-        batches: makes an iterator over all of them, in a fixed order.
-        labels: (M,) of all of them.
+        batches: iterates over all images in a fixed order, in batches on the device.
+        labels: (M,), of all images.
     """
 
     batches: Callable[[], Iterator[Batch]]
@@ -34,9 +34,9 @@ def predictions(
     """The most likely class of every test image.
 
     Args:
-        network: put into evaluation mode for this, and back afterwards.
+        network: is in evaluation mode meanwhile.
         test: images and labels.
-        prepare: what the network's images go through first (low resolution).
+        prepare: applied to the images first, such as a lower resolution.
 
     Returns:
         (M,) class indices, on the device.

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.method import Pair, Stage, Transfer
-from bench.train.step import Losses, skippable
+from bench.method import Pair, Stage, Transfer, View
 
 Loss = TypeVar("Loss", float, Tensor)
+
+
+class Losses(NamedTuple):
+    """The losses of one batch, () each; None for a loss that the stage does not have.
+
+    Attributes:
+        pair: both networks' views of the batch.
+        taught: the pair as methods see it, with labels hidden.
+        task: the task loss.
+        joint: the transfer loss that is added to the task loss.
+        transfer: the transfer loss.
+        joint_skipped: samples whose joint loss is not finite.
+        skipped: samples whose transfer loss is not finite.
+    """
+
+    pair: Pair
+    taught: Pair
+    task: Tensor | None
+    joint: Tensor | None
+    transfer: Tensor | None
+    joint_skipped: Tensor | None
+    skipped: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +93,7 @@ class Objective:
             TypeError: the loss is not a tensor.
             ValueError: the loss is neither (B,) nor ().
         """
-        pair, skip = skippable(pair)
+        pair, pass_gradient = _with_cut_gradient(pair)
         loss = transfer(pair, self.connector)
         if not isinstance(loss, Tensor):
             raise TypeError(
@@ -84,7 +106,7 @@ class Objective:
                 f"{tuple(loss.shape)}, wanted ({len(pair.labels)},) or ()"
             )
         finite = loss.detach().isfinite()
-        skip(finite)
+        pass_gradient(finite)
         skipped = (~finite).sum() * (len(pair.labels) if loss.dim() == 0 else 1)
         loss = torch.where(finite, loss, 0.0)
         if self.taught is not None and loss.dim() == 1:
@@ -120,3 +142,26 @@ def weigh(
     if transfer is not None:
         terms.append(stage.weight_at(progress) * transfer)
     return terms
+
+
+def _with_cut_gradient(pair: Pair) -> tuple[Pair, Callable[[Tensor], None]]:
+    """The pair for a transfer loss, with a gradient that can be cut for single samples.
+
+    The gradient of a loss that is not finite is not finite either, and setting that loss to 0 would
+    multiply its gradient's infinity by 0. So the gradient is cut where it reaches the student.
+
+    Returns:
+        The pair with new student taps, and a function of a (B,) or () bool: true for the samples
+        whose gradient may pass.
+    """
+    passes: list[Tensor] = []
+
+    def cut(gradient: Tensor) -> Tensor:
+        mask = passes[0].reshape(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(mask, gradient, 0.0)
+
+    taps = {tap: x.view_as(x) for tap, x in pair.student.taps.items()}
+    for x in taps.values():
+        if x.requires_grad:
+            x.register_hook(cut)
+    return pair._replace(student=View(taps)), passes.append

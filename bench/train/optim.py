@@ -1,32 +1,38 @@
-"""The optimiser, its schedule and its memory: one for every stage, started afresh."""
+"""The optimiser of a stage, its learning-rate schedule and its state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.cell import Recipe
+from bench.method import Stage
 
 
-def optimiser(
-    parameters: Mapping[float, Iterable[nn.Parameter]], recipe: Recipe
+def make_optimiser(
+    stage: Stage, parts: Mapping[str, list[nn.Parameter]], recipe: Recipe
 ) -> torch.optim.SGD:
-    """Stochastic gradient descent without momentum history.
+    """A new optimiser for the parameters that a stage trains: stochastic gradient descent.
 
-    Parameters that receive no gradient in a stage (None, not zero) are not moved, nor decayed.
+    A parameter whose gradient is None, not zero, is neither moved nor decayed.
 
     Args:
-        parameters: factor of the learning rate -> the parameters that it holds for. The factor is
-            kept in the group's "factor".
-        recipe: momentum and weight decay.
+        stage: which parts it trains, and the factors on their learning rates. A group's factor is
+            in its "factor".
+        parts: name of a part -> its parameters; see `parts_of`.
+        recipe: learning rate, momentum and weight decay.
     """
-    groups = [{"params": list(ps), "factor": f} for f, ps in parameters.items()]
+    head_factor = stage.lr_factor if stage.head_lr_factor is None else stage.head_lr_factor
+    groups: dict[float, list[nn.Parameter]] = {}
+    for part in (part for part in parts if part in stage.trains):
+        factor = head_factor if part == "head" else stage.lr_factor
+        groups.setdefault(factor, []).extend(parts[part])
     return torch.optim.SGD(
-        groups,
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -39,10 +45,11 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     """The learning rate of one epoch of a stage.
 
     Args:
-        recipe: with its schedule. multistep: multiplied by `decay` at each of `milestones`, parts
-            of the stage's epochs. cosine: lr (1 + cos(pi e / E)) / 2. constant: lr.
-        epoch: 0-based, within the stage.
-        epochs: of the stage.
+        recipe: with the schedule. multistep: the rate is multiplied by `decay` at each of
+            `milestones`, which are fractions of the stage's epochs. cosine:
+            lr (1 + cos(pi e / E)) / 2. constant: lr.
+        epoch: e, from 0, within the stage.
+        epochs: E, epochs of the stage.
 
     Example:
         >>> recipe = Recipe(epochs=10, batch_size=8, learning_rate=1.0, milestones=(0.5, 0.8))
@@ -53,18 +60,19 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     if recipe.schedule == "cosine":
         return rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     if recipe.schedule == "multistep":
-        # The same rounding as for the stages, so that 0.3 of 10 epochs is after 3 of them.
-        return rate * recipe.decay ** sum(epoch >= round(m * epochs) for m in recipe.milestones)
+        # Rounded, as stages are: 0.3 of 10 epochs is after 3 epochs.
+        passed = [m for m in recipe.milestones if epoch >= round(m * epochs)]
+        return rate * recipe.decay ** len(passed)
     return rate
 
 
-class Memory(NamedTuple):
+class OptimiserState(NamedTuple):
     """What an optimiser keeps of earlier steps, by "<position of the parameter>.<name>".
 
     Attributes:
-        tensors: momentum buffers.
-        strides: theirs.
-        numbers: whatever is no tensor.
+        tensors: the momentum buffers.
+        strides: the strides of each buffer.
+        numbers: everything that is not a tensor.
     """
 
     tensors: Mapping[str, Tensor]
@@ -72,10 +80,10 @@ class Memory(NamedTuple):
     numbers: Mapping[str, float]
 
 
-def memory_of(optimiser: torch.optim.Optimizer) -> Memory:
-    """What `remember` needs."""
+def get_state(optimiser: torch.optim.Optimizer) -> OptimiserState:
+    """The state of an optimiser, for `set_state`."""
     tensors, strides, numbers = {}, {}, {}
-    for position, parameter in enumerate(_optimised(optimiser)):
+    for position, parameter in enumerate(_parameters(optimiser)):
         for name, value in optimiser.state[parameter].items():
             key = f"{position}.{name}"
             if isinstance(value, Tensor):
@@ -83,22 +91,24 @@ def memory_of(optimiser: torch.optim.Optimizer) -> Memory:
                 strides[key] = list(value.stride())
             elif value is not None:
                 numbers[key] = value
-    return Memory(tensors, strides, numbers)
+    return OptimiserState(tensors, strides, numbers)
 
 
-def remember(optimiser: torch.optim.Optimizer, memory: Memory, device: torch.device) -> None:
-    """Gives an optimiser of the same parameters the memory of another."""
-    parameters = _optimised(optimiser)
-    for key, stride in memory.strides.items():
+def set_state(
+    optimiser: torch.optim.Optimizer, state: OptimiserState, device: torch.device
+) -> None:
+    """Gives an optimiser of the same parameters the state of another."""
+    parameters = _parameters(optimiser)
+    for key, stride in state.strides.items():
         position, _, name = key.partition(".")
-        saved = memory.tensors[key]
-        # In the layout it had: vectorised sums over another one may round differently.
+        saved = state.tensors[key]
+        # With its old strides: vectorised sums may round differently in another layout.
         tensor = torch.empty_strided(saved.shape, stride, dtype=saved.dtype, device=device)
         optimiser.state[parameters[int(position)]][name] = tensor.copy_(saved)
-    for key, number in memory.numbers.items():
+    for key, number in state.numbers.items():
         position, _, name = key.partition(".")
         optimiser.state[parameters[int(position)]][name] = number
 
 
-def _optimised(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimiser.param_groups for p in group["params"]]

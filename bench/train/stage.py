@@ -1,25 +1,21 @@
-"""Entering a stage: which parts of a student it trains, by which optimiser, on which images."""
+"""What a stage trains: the parts of a student, and the training images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from bench.cell import Recipe
 from bench.method import Stage
 from bench.models.network import Network
-from bench.train.optim import optimiser
 
 
 class Images(NamedTuple):
-    """Which training images a stage sees.
+    """The training images of a stage.
 
     Attributes:
-        subset: positions of those that an epoch goes through; None for all.
-        taught: (N,) bool, for whom the transfer loss counts; None for all.
+        subset: positions of the images that an epoch goes through; None for all.
+        taught: (N,) bool, the images whose transfer loss counts; None for all.
     """
 
     subset: Tensor | None
@@ -29,16 +25,16 @@ class Images(NamedTuple):
 def images_of(
     stage: Stage, kept: Tensor | None, labelled: Tensor | None, train_images: int
 ) -> Images:
-    """The images of a stage's epochs.
+    """The training images of a stage.
 
     Args:
-        stage: at hand.
-        kept: (N,) bool, what its `keep` chose; None if it chooses nothing.
-        labelled: (N,) bool, whose labels the task loss may see; None for all.
+        stage: the stage.
+        kept: (N,) bool, the images that the stage's `keep` chose; None without a choice.
+        labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         train_images: N.
 
     Raises:
-        ValueError: nothing was kept.
+        ValueError: no image was kept.
     """
     subset = taught = None
     if kept is not None:
@@ -49,14 +45,14 @@ def images_of(
         else:
             subset = kept.nonzero().flatten()
     if not stage.needs_teacher and labelled is not None:
-        # As many steps as with all images: the labelled ones come round more often.
+        # As many steps as with all images, on labelled images that are repeated.
         known = labelled.nonzero().flatten()
         subset = known.repeat(-(-train_images // len(known)))[:train_images]
     return Images(subset, taught)
 
 
 def parts_of(network: Network, connector: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """All parameters, under the names by which `Stage.trains` calls them."""
+    """All parameters by the names of `Stage.trains`: trunk, head and connector."""
     head = list(network.head_parameters())
     own = {id(parameter) for parameter in head}
     trunk = [p for p in network.parameters() if id(p) not in own]
@@ -64,23 +60,11 @@ def parts_of(network: Network, connector: nn.Module) -> dict[str, list[nn.Parame
 
 
 def freeze(stage: Stage, network: Network, connector: nn.Module) -> None:
-    """Lets those parts move that the stage trains, and holds the others."""
+    """Freezes the parts that the stage does not train, and unfreezes the others."""
     for part, parameters in parts_of(network, connector).items():
         for parameter in parameters:
             parameter.requires_grad_(part in stage.trains)
-    # Evaluation mode freezes the running statistics of BatchNorm too.
+    # Evaluation mode also freezes the running statistics of BatchNorm.
     network.train("trunk" in stage.trains)
     network.head.train("head" in stage.trains)
     connector.train("connector" in stage.trains)
-
-
-def optimiser_of(
-    stage: Stage, parts: Mapping[str, list[nn.Parameter]], recipe: Recipe
-) -> torch.optim.SGD:
-    """A fresh optimiser of what the stage trains."""
-    head_factor = stage.lr_factor if stage.head_lr_factor is None else stage.head_lr_factor
-    groups: dict[float, list[nn.Parameter]] = {}
-    for part in (part for part in parts if part in stage.trains):
-        factor = head_factor if part == "head" else stage.lr_factor
-        groups.setdefault(factor, []).extend(parts[part])
-    return optimiser(groups, recipe)
