@@ -19,8 +19,8 @@ from test_figures import costs, evidence
 from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
 from bench.report.build import build
 from bench.report.conditions import conditions_table, faults_table
-from bench.report.page import Part, render_page
-from bench.report.tables import show
+from bench.report.page import render_page
+from bench.report.tables import Section, show
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -156,7 +156,7 @@ def test_a_note_of_every_table_is_said_once():
     from bench.report.summary import NOTES, summarise
 
     tables = tuple(summarise(plan, records).tables.values())
-    text = render_page("n", "d", "c", [Part(id="pairs", title="t", tables=tables)])
+    text = render_page("n", "d", "c", [Section(name="pairs", title="t", tables=tables)])
     assert len(tables) == 2
     assert text.count(NOTES[3]) == 1
 

@@ -17,7 +17,7 @@ from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
 from bench.report.overview import AXES, axis_tables, overview_tables
-from bench.report.page import Part, render_page
+from bench.report.page import render_page
 from bench.report.published import published_tables
 from bench.report.reasons import ACCURACY, COST, GAIN
 from bench.report.recommend import Choice, cost_value, recommend
@@ -155,42 +155,27 @@ def _parts(
     costs: Costs | None,
     choices: Sequence[Choice],
     pictures: Sequence[Picture],
-) -> list[Part]:
+) -> list[Section]:
     """The sections with their figures, the pairs' summaries and the costs among them."""
-    found = {
-        section.name: Part(
-            id=section.name,
-            title=section.title,
-            text=section.text,
-            tables=section.tables,
-            choices=choices if section.name == "choice" else (),
-            pictures=_of(section.name, pictures),
-        )
-        for section in made
-        if section.name != "candidates"  # each choice shows its own
-    }
+    found = {section.name: section for section in made}
+    found.pop("candidates", None)  # each choice shows its own
+    if "choice" in found:
+        found["choice"] = replace(found["choice"], choices=choices)
     tables = cost_tables(costs) if costs is not None else ()
     more = {
-        "pairs": Part(
-            id="pairs",
-            title="Every pair",
-            tables=tuple(summary.tables.values()),
-            pictures=_of("pairs", pictures),
-        ),
-        "cost": Part(
-            id="cost",
+        "pairs": Section(name="pairs", title="Every pair", tables=tuple(summary.tables.values())),
+        "cost": Section(
+            name="cost",
             title="What methods cost",
             text="" if tables else NO_COSTS,
-            tables=tables,
-            pictures=_of("cost", pictures),
+            tables=tuple(tables),
         ),
     }
     last = {name: found.pop(name) for name in LAST if name in found}
-    return list({**found, **more, **last}.values())
-
-
-def _of(part: str, pictures: Iterable[Picture]) -> tuple[Picture, ...]:
-    return tuple(picture for picture in pictures if picture.part == part)
+    return [
+        replace(section, pictures=[x for x in pictures if x.part == section.name])
+        for section in {**found, **more, **last}.values()
+    ]
 
 
 def _cost_pictures(paths: Iterable[Path]) -> list[Picture]:

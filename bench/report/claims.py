@@ -34,17 +34,21 @@ from bench.report.measures import (
     RESPONSE,
     SHARED,
     Contrast,
-    Observed,
+    Pairs,
     Value,
+    category_means,
     contrast,
     final,
     gradient_cosine,
+    is_examined,
     log_directions,
     log_variation,
     loss_ms_by_category,
     read,
+    teacher_values,
 )
 from bench.report.statistics import ALPHA, holm, mean_interval
+from bench.report.summary import measured_groups
 from bench.report.superiority import LEAST_PAIRS, Superiority, superiority
 from bench.report.tables import Column, Section, Table
 from bench.report.tables import Value as Shown
@@ -134,7 +138,7 @@ def claim_table(plan: Plan, records: Mapping[str, Record], costs: Costs | None) 
     Returns:
         See the head of this module for how verdicts come about.
     """
-    claims = _claims(Observed.of(plan, records), costs)
+    claims = _claims(measured_groups(plan, records), costs)
     adjusted = _adjusted(claims)
     rows = []
     for claim in claims:
@@ -153,7 +157,7 @@ def claim_table(plan: Plan, records: Mapping[str, Record], costs: Costs | None) 
 def diagnostics_tables(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     """One table for each pair that was examined; none for a grid without diagnostics."""
     tables = []
-    for key, groups in Observed.of(plan, records).groups.items():
+    for key, groups in measured_groups(plan, records).items():
         rows: list[dict[str, Shown]] = []
         for group in groups:
             if scalars := read(group, final("knowledge_scalars")):
@@ -179,12 +183,12 @@ def _mean(series: Mapping[int, float]) -> Shown:
 # --- the claims -------------------------------------------------------------------------------
 
 
-def _claims(observed: Observed, costs: Costs | None) -> list[Claim]:
+def _claims(pairs: Pairs, costs: Costs | None) -> list[Claim]:
     return [
         Claim(
             "Response-based knowledge is small",
             "scalars of the teacher that the method reads per sample",
-            _sizes(observed, RESPONSE, (CONNECTED, SHARED)),
+            _sizes(pairs, RESPONSE, (CONNECTED, SHARED)),
         ),
         Claim(
             "Response-based knowledge is cheap",
@@ -194,22 +198,22 @@ def _claims(observed: Observed, costs: Costs | None) -> list[Claim]:
         Claim(
             "Multi-connection knowledge is large",
             "directions held fast, multi-connection / response",
-            _between(observed, log_directions, CONNECTED, RESPONSE, wanted=1, ratio=True),
+            _between(pairs, log_directions, CONNECTED, RESPONSE, wanted=1, ratio=True),
         ),
         Claim(
             "Multi-connection knowledge may over-constrain",
             "cosine between the gradients of task and transfer loss, multi-connection - response",
-            _between(observed, gradient_cosine, CONNECTED, RESPONSE, wanted=-1, ratio=False),
+            _between(pairs, gradient_cosine, CONNECTED, RESPONSE, wanted=-1, ratio=False),
         ),
         Claim(
             "Attention maps are smoother than features",
             "total variation, the teacher's attention maps / the channels under them",
-            _smoothness(observed),
+            _smoothness(pairs),
         ),
         Claim(
             "Shared-representation knowledge is softer",
             "directions held fast, shared-representation / multi-connection",
-            _between(observed, log_directions, SHARED, CONNECTED, wanted=-1, ratio=True),
+            _between(pairs, log_directions, SHARED, CONNECTED, wanted=-1, ratio=True),
         ),
         Claim(
             "Shared-representation knowledge costs more",
@@ -219,54 +223,53 @@ def _claims(observed: Observed, costs: Costs | None) -> list[Claim]:
         Claim(
             "Nothing is completely superior",
             "last accuracy, every row against every other by seed, on every pair",
-            superiority(observed),
+            superiority(pairs),
         ),
     ]
 
 
 def _between(
-    observed: Observed, value: Value, first: str, second: str, *, wanted: int, ratio: bool
+    pairs: Pairs, value: Value, first: str, second: str, *, wanted: int, ratio: bool
 ) -> Contrast:
-    about = Contrast(wanted=wanted, ratio=ratio, missing=_absent(observed, first, second))
+    about = Contrast(wanted=wanted, ratio=ratio, missing=_absent(pairs, first, second))
     sides = (
-        {key: observed.category(key, category, value) for key in observed.groups}
+        {key: category_means(groups, category, value) for key, groups in pairs.items()}
         for category in (first, second)
     )
     return contrast(about, *sides)
 
 
-def _smoothness(observed: Observed) -> Contrast:
-    about = Contrast(wanted=-1, ratio=True, missing=_absent(observed, "a teacher's maps"))
-    return contrast(
-        about, {key: observed.teacher(key, log_variation) for key in observed.groups}, None
-    )
+def _smoothness(pairs: Pairs) -> Contrast:
+    about = Contrast(wanted=-1, ratio=True, missing=_absent(pairs, "a teacher's maps"))
+    ratios = {key: teacher_values(groups, log_variation) for key, groups in pairs.items()}
+    return contrast(about, ratios, None)
 
 
-def _absent(observed: Observed, *sides: str) -> str:
-    return _no_pair(*sides) if observed.examined else UNMEASURED
+def _absent(pairs: Pairs, *sides: str) -> str:
+    return _no_pair(*sides) if is_examined(pairs) else UNMEASURED
 
 
 def _no_pair(*sides: str) -> str:
     return f"no pair of networks with a measure of {' and '.join(sides)}"
 
 
-def _sizes(observed: Observed, small: str, others: Sequence[str]) -> Ordered:
+def _sizes(pairs: Pairs, small: str, others: Sequence[str]) -> Ordered:
     """Elements of the teacher's tensors per sample: whether `small` has the fewest."""
     value = final("knowledge_scalars")
     found: dict[str, list[float]] = {}
     holds = []
-    for key in observed.groups:
+    for groups in pairs.values():
         # Seeds do not differ in it: the networks' shapes decide.
         sizes = {
             category: statistics.fmean(series.values())
             for category in (small, *others)
-            if (series := observed.category(key, category, value))
+            if (series := category_means(groups, category, value))
         }
         for category, size in sizes.items():
             found.setdefault(category, []).append(size)
         holds += [sizes[small] < sizes[x] for x in others if small in sizes and x in sizes]
     if not holds:
-        return Ordered(missing=_absent(observed, small, " or ".join(others)))
+        return Ordered(missing=_absent(pairs, small, " or ".join(others)))
     return Ordered(holds=tuple(holds), numbers=_spans(found))
 
 

@@ -138,7 +138,7 @@ def compare(
         ('better', 'not enough seeds to tell')
     """
     differences = {label: differences_of(row, reference) for label, row in rows.items()}
-    raw = {label: _p(values, margin) for label, values in differences.items()}
+    raw = {label: paired_p(values, margin) for label, values in differences.items()}
     adjusted = holm([1.0 if p is None else p for p in raw.values()])
     return {
         label: _compared(values, raw[label], corrected, margin)
@@ -166,7 +166,8 @@ def _rounded(differences: Sequence[float]) -> list[float]:
     return [round(difference, 12) for difference in differences]
 
 
-def _p(differences: Sequence[float], margin: float) -> float | None:
+def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
+    """p of the paired t test that the mean is the margin; None without a spread to judge it by."""
     shifted = _rounded([difference - margin for difference in differences])
     if len(shifted) < 2 or math.isinf(effect_size(shifted)):
         return None

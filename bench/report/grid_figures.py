@@ -22,7 +22,7 @@ from bench.report.palette import Style, row_styles
 from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank
 from bench.report.selection import file_name
 from bench.report.statistics import Interval, mean_interval, paired_differences
-from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
+from bench.report.summary import Group, PairKey, baseline, measured_groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,14 +57,9 @@ def write_grid_figures(
         For each pair `curves_<pair>` and, where it was profiled, `gain_cost_<pair>`; then
         `critical_difference` where there are pairs enough to test the ranks.
     """
-    pairs = {
-        key: group_by_label(key, rows, records)
-        for key, rows in group_by_pair(plan).items()
-        if any(row.cell_id in records for row in rows)
-    }
     styles = grid_styles(plan)
     pictures = []
-    for key, groups in pairs.items():
+    for key, groups in measured_groups(plan, records).items():
         pictures += _curves(plan, key, groups, styles, folder)
         pictures += _gain_cost(key, groups, costs, styles, folder)
     pictures += _ranks(blocks_of(measured_pairs(plan, records)), styles, folder)
@@ -131,7 +126,7 @@ def _gain_cost(
     if not measured:
         return []
     known = cost_ratios((group.label for group in groups), measured)
-    student = _student(groups)
+    student = baseline(groups)
     points = []
     for group in groups:
         differences = paired_differences(group.by_seed("last_accuracy"), student)
@@ -148,11 +143,6 @@ def _gain_cost(
     )
     figure = draw_gain_against_cost(points, key.title)
     return _saved("cost", figure, folder / f"gain_cost_{file_name(key.title)}", caption)
-
-
-def _student(groups: Iterable[Group]) -> dict[int, float]:
-    found = [g for g in groups if g.role == "student"]
-    return found[0].by_seed("last_accuracy") if found else {}
 
 
 # --- over pairs --------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.cost.costs import Costs, Quartiles
-from bench.record import FINISHED, Plan, Record
+from bench.record import FINISHED, Record
 from bench.report.statistics import Interval, effect_size, mean_interval, paired_t_p
-from bench.report.summary import Group, PairKey, group_by_label, group_by_pair
+from bench.report.summary import Group, PairKey
 
 LEAST_SEEDS = 3
 """Fewer seeds are no evidence, whatever their p: two agree by chance too often."""
@@ -66,57 +66,46 @@ def log_directions(record: Record) -> float | None:
     return math.log(found) if found is not None and found > 0 else None
 
 
-# --- by pair and category ---------------------------------------------------------------------
+# --- by category ------------------------------------------------------------------------------
+
+Pairs = Mapping[PairKey, Sequence[Group]]
+"""The rows of every pair that has any record, see `bench.report.summary.measured_groups`."""
 
 
-@dataclass(frozen=True)
-class Observed:
-    """All rows of a grid, and what to read of their records."""
+def is_examined(pairs: Pairs) -> bool:
+    """Whether any record has diagnostics."""
+    values = (final("knowledge_scalars"), log_variation)
+    return any(read(g, value) for groups in pairs.values() for g in groups for value in values)
 
-    groups: Mapping[PairKey, Sequence[Group]]
 
-    @classmethod
-    def of(cls, plan: Plan, records: Mapping[str, Record]) -> Observed:
-        """The rows of a plan with the records there are."""
-        pairs = group_by_pair(plan)
-        return cls({key: group_by_label(key, rows, records) for key, rows in pairs.items()})
+def category_means(groups: Sequence[Group], category: str, value: Value) -> dict[int, float]:
+    """Seed -> mean over the category's methods, each the mean over its rows.
 
-    @property
-    def examined(self) -> bool:
-        """Whether any record has diagnostics."""
-        return any(
-            read(group, final("knowledge_scalars")) or read(group, log_variation)
-            for groups in self.groups.values()
-            for group in groups
+    Only over seeds at which every row has the number that any of its seeds has: a failed
+    cell must not change what a mean is made of.
+    """
+    methods: dict[str, list[dict[int, float]]] = {}
+    for group in groups:
+        chosen = group.role == "method" and group.category == category
+        if chosen and (series := read(group, value)):
+            methods.setdefault(group.label.split(" ")[0], []).append(series)  # with variants
+    rows = [series for own in methods.values() for series in own]
+    seeds = set.intersection(*map(set, rows)) if rows else set()
+    return {
+        seed: statistics.fmean(
+            statistics.fmean(series[seed] for series in own) for own in methods.values()
         )
+        for seed in sorted(seeds)
+    }
 
-    def category(self, key: PairKey, category: str, value: Value) -> dict[int, float]:
-        """Seed -> mean over the category's methods, each the mean over its rows.
 
-        Only over seeds at which every row has the number that any of its seeds has: a failed
-        cell must not change what a mean is made of.
-        """
-        methods: dict[str, list[dict[int, float]]] = {}
-        for group in self.groups[key]:
-            chosen = group.role == "method" and group.category == category
-            if chosen and (series := read(group, value)):
-                methods.setdefault(group.label.split(" ")[0], []).append(series)  # with variants
-        rows = [series for group in methods.values() for series in group]
-        seeds = set.intersection(*map(set, rows)) if rows else set()
-        return {
-            seed: statistics.fmean(
-                statistics.fmean(series[seed] for series in own) for own in methods.values()
-            )
-            for seed in sorted(seeds)
-        }
-
-    def teacher(self, key: PairKey, value: Value) -> dict[int, float]:
-        """Seed -> a number that is the teacher's alone: every row of the pair has the same."""
-        found: dict[int, float] = {}
-        for group in self.groups[key]:
-            if group.role == "method":
-                found = {**read(group, value), **found}
-        return dict(sorted(found.items()))
+def teacher_values(groups: Sequence[Group], value: Value) -> dict[int, float]:
+    """Seed -> a number that is the teacher's alone: every method of the pair has the same."""
+    found: dict[int, float] = {}
+    for group in groups:
+        if group.role == "method":
+            found = {**read(group, value), **found}
+    return dict(sorted(found.items()))
 
 
 def read(group: Group, value: Value) -> dict[int, float]:

@@ -11,8 +11,7 @@ from bench.report.summary import (
     NO_EVIDENCE,
     Group,
     PairKey,
-    group_by_label,
-    group_by_pair,
+    measured_groups,
     notes_of,
 )
 from bench.report.tables import Column, Entry, Table, Value
@@ -77,9 +76,8 @@ def pair_settings(plan: Plan, records: Mapping[str, Record]) -> list[Setting]:
 
 def _grouped(plan: Plan, records: Mapping[str, Record]) -> dict[PairKey, dict[str, Group]]:
     return {
-        key: {group.label: group for group in group_by_label(key, rows, records)}
-        for key, rows in group_by_pair(plan).items()
-        if any(row.cell_id in records for row in rows)
+        key: {group.label: group for group in groups}
+        for key, groups in measured_groups(plan, records).items()
     }
 
 

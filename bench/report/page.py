@@ -8,86 +8,52 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from bench.report.grid_figures import Picture
-from bench.report.recommend import Choice
-from bench.report.tables import Table, to_html
+from bench.report.tables import Section, to_html
 
 FOLDER = Path(__file__).parent / "template"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One section of the page.
-
-    Attributes:
-        id: of the section, for links.
-        title: one line.
-        text: a paragraph under it; empty for none.
-        choices: recommendations, one a pair.
-        tables: in order.
-        pictures: in order.
-    """
-
-    id: str
-    title: str
-    text: str = ""
-    choices: Sequence[Choice] = ()
-    tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What stands under every table, if there are several: said once, under the last."""
-        if len(self.tables) < 2:
-            return ()
-        first, *others = (table.notes for table in self.tables)
-        return tuple(note for note in first if all(note in notes for notes in others))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to show."""
-        return not (self.text or self.choices or self.tables or self.pictures)
-
-
-def render_page(name: str, description: str, coverage: str, parts: Sequence[Part]) -> str:
+def render_page(name: str, description: str, coverage: str, sections: Sequence[Section]) -> str:
     """The page; equal input gives equal bytes.
 
     Args:
         name: the grid's.
         description: the grid's.
         coverage: one line of what is shown and what is left out.
-        parts: in order; empty ones are left out.
+        sections: in order; empty ones are left out.
     """
     template = _environment().get_template("report.html")
-    shown = [part for part in parts if not part.is_empty]
     return template.render(
         name=name,
         description=description,
         coverage=coverage,
-        parts=[_without_shared_notes(part) for part in shown],
+        parts=[
+            _with_shared_notes(section)
+            for section in sections
+            if section.text or section.choices or section.tables or section.pictures
+        ],
         style=Markup(_text("report.css")),
         script=Markup(_text("report.js")),
     )
 
 
-def _without_shared_notes(part: Part) -> Mapping[str, object]:
-    shared = part.notes
+def _with_shared_notes(section: Section) -> dict[str, object]:
+    """A section whose tables no longer repeat the notes that all of them have."""
+    first = section.tables[0].notes if len(section.tables) > 1 else ()
+    shared = [note for note in first if all(note in table.notes for table in section.tables)]
     tables = [
-        Table(
-            title=table.title, columns=table.columns, rows=table.rows,
-            notes=tuple(note for note in table.notes if note not in shared),
-        )
-        for table in part.tables
-    ]  # fmt: skip
-    names = ("id", "title", "text", "choices", "pictures")
-    return {**{name: getattr(part, name) for name in names}, "tables": tables, "notes": shared}
+        replace(table, notes=tuple(note for note in table.notes if note not in shared))
+        for table in section.tables
+    ]
+    return {**vars(section), "id": section.name, "tables": tables, "notes": shared}
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from bench.report.statistics import (
     mean_interval,
     nemenyi_critical_difference,
 )
-from bench.report.summary import PairKey, group_by_label, group_by_pair
+from bench.report.summary import PairKey, measured_groups
 
 LEAST_BLOCKS = 10
 """Pairs from which on Friedman's chi-square holds: Demšar, JMLR 7, 2006, section 3.2.2.
@@ -39,11 +39,10 @@ def measured_pairs(
     return {
         key: {
             group.label: group.by_seed("last_accuracy")
-            for group in group_by_label(key, rows, records)
+            for group in groups
             if group.role != "teacher"
         }
-        for key, rows in group_by_pair(plan).items()
-        if any(row.cell_id in records for row in rows)
+        for key, groups in measured_groups(plan, records).items()
     }
 
 

@@ -207,6 +207,15 @@ def group_by_pair(plan: Plan) -> dict[PairKey, list[Row]]:
     return pairs
 
 
+def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairKey, list[Group]]:
+    """The rows of every pair that has any record, by label; see `group_by_label`."""
+    return {
+        key: group_by_label(key, rows, records)
+        for key, rows in group_by_pair(plan).items()
+        if any(row.cell_id in records for row in rows)
+    }
+
+
 def _axes_text(axes: Iterable[tuple[str, float]]) -> str:
     return ";".join(f"{name}={value:g}" for name, value in axes)
 
@@ -227,7 +236,7 @@ def pair_table(
     """The table of one pair: teacher, student, then methods in the plan's order."""
     rows = list(rows)
     groups = group_by_label(key, rows, records)
-    teacher, student = _baseline(groups, "teacher"), _baseline(groups, "student")
+    teacher, student = baseline(groups, "teacher"), baseline(groups, "student")
     return Table.by_name(
         title=key.title,
         columns=COLUMNS,
@@ -317,7 +326,8 @@ def group_by_label(key: PairKey, rows: Iterable[Row], records: Mapping[str, Reco
     return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
 
 
-def _baseline(groups: Iterable[Group], role: str) -> dict[int, float]:
+def baseline(groups: Iterable[Group], role: str = "student") -> dict[int, float]:
+    """Seed -> last accuracy of a pair's plain student, or of its teacher."""
     found = [group for group in groups if group.role == role]
     return found[0].by_seed("last_accuracy") if found else {}
 

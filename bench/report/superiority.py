@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report.measures import LEAST_SEEDS, Observed, final, read
-from bench.report.statistics import ALPHA, effect_size, holm, paired_t_p
-from bench.report.summary import PairKey
+from bench.report.comparison import differences_of, paired_p
+from bench.report.measures import LEAST_SEEDS, Pairs
+from bench.report.statistics import ALPHA, holm
 
 LEAST_PAIRS = 2
 """On a single pair some row is always the best: nothing can be said about all."""
-
-Rows = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class Superiority:
     superior: tuple[str, ...]
 
 
-def superiority(observed: Observed) -> Superiority:
+def superiority(pairs: Pairs) -> Superiority:
     """Holds every method's row against every other row of its pair, by seed.
 
     A row is beaten if another one is significantly better on some pair: paired t tests, Holm over
@@ -47,59 +44,44 @@ def superiority(observed: Observed) -> Superiority:
     Source:
         Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24, 1982.
     """
-    pairs = {key: _rows(observed, key) for key in observed.groups}
-    pairs = {key: rows for key, rows in pairs.items() if len(rows) > 1}
-    labels = dict.fromkeys(
-        group.label
-        for key in pairs
-        for group in observed.groups[key]
-        if group.role == "method" and group.category != "baseline" and group.label in pairs[key]
-    )
-    met = {label: _comparisons(label, pairs) for label in labels}
+    rivals: dict[str, list[list[float]]] = {}  # row -> other - row, by seed, of every comparison
+    total, shown = 0, 0
+    for groups in pairs.values():
+        rows = {g.label: g.by_seed("last_accuracy") for g in groups if g.role != "teacher"}
+        rows = {label: series for label, series in rows.items() if series}
+        if len(rows) < 2:
+            continue
+        total, shown = total + len(rows) - 1, shown + 1
+        for group in groups:
+            if group.role == "method" and group.category != "baseline" and group.label in rows:
+                others = [row for label, row in rows.items() if label != group.label]
+                found = [differences_of(row, rows[group.label]) for row in others]
+                rivals.setdefault(group.label, []).extend(filter(None, found))
     return Superiority(
-        pairs=len(pairs),
-        compared=sum(bool(found) for found in met.values()),
-        seeds=min((len(d) for found in met.values() for d in found.values()), default=0),
-        unbeaten=tuple(label for label, found in met.items() if not _is_beaten(found)),
-        superior=tuple(_superior(met, sum(len(rows) - 1 for rows in pairs.values()))),
+        pairs=shown,
+        compared=sum(bool(found) for found in rivals.values()),
+        seeds=min((len(d) for found in rivals.values() for d in found), default=0),
+        unbeaten=tuple(
+            label
+            for label, found in rivals.items()
+            if all(p > ALPHA for p in holm([_p(values, 1) for values in found]))
+        ),
+        superior=_superior(rivals, total),
     )
 
 
-def _rows(observed: Observed, key: PairKey) -> Rows:
-    groups = [group for group in observed.groups[key] if group.role in ("student", "method")]
-    found = {group.label: read(group, final("last_accuracy")) for group in groups}
-    return {label: series for label, series in found.items() if series}
-
-
-def _comparisons(label: str, pairs: Mapping[PairKey, Rows]) -> dict[str, list[float]]:
-    """Every other row, on every pair -> other - this, by seed."""
-    found = {}
-    for key, rows in pairs.items():
-        own = rows.get(label, {})
-        for other, series in rows.items():
-            seeds = sorted(own.keys() & series.keys())
-            if other != label and seeds:
-                found[f"{key}: {other}"] = [series[seed] - own[seed] for seed in seeds]
-    return found
-
-
-def _is_beaten(comparisons: Mapping[str, Sequence[float]]) -> bool:
-    return any(p <= ALPHA for p in holm([_p(values, 1) for values in comparisons.values()]))
-
-
-def _superior(met: Mapping[str, Mapping[str, Sequence[float]]], comparisons: int) -> list[str]:
-    """The rows that all `comparisons` favour, each at the level, with Holm over the rows."""
-    least = [
-        max(_p(values, -1) for values in found.values()) if len(found) == comparisons else 1.0
-        for found in met.values()
+def _superior(rivals: Mapping[str, Sequence[Sequence[float]]], total: int) -> tuple[str, ...]:
+    """The rows that all `total` comparisons favour, each at the level, with Holm over the rows."""
+    greatest = [
+        max(_p(values, -1) for values in found) if len(found) == total else 1.0
+        for found in rivals.values()
     ]
-    return [label for label, p in zip(met, holm(least), strict=True) if p <= ALPHA]
+    return tuple(label for label, p in zip(rivals, holm(greatest), strict=True) if p <= ALPHA)
 
 
 def _p(differences: Sequence[float], sign: int) -> float:
     """Two-sided p of a mean difference of that sign; 1 where there is nothing to judge by."""
-    # The last bits of a difference of accuracies are no spread.
-    rounded = [round(difference, 12) for difference in differences]
-    if len(rounded) < LEAST_SEEDS or statistics.fmean(rounded) * sign <= 0:
+    if len(differences) < LEAST_SEEDS or statistics.fmean(differences) * sign <= 0:
         return 1.0
-    return 1.0 if math.isinf(effect_size(rounded)) else paired_t_p(rounded)
+    p = paired_p(differences)
+    return 1.0 if p is None else p
