@@ -129,8 +129,7 @@ def _squared_distances(first: Floats, second: Floats) -> Floats:
 def drawing_of(graph: nx.Graph, kept: Bools, points: Floats) -> dict[str, object]:
     """JSON-able: the classes that lost most items, on the two principal axes of their points.
 
-    At most 5 classes and 200 items of each, spread evenly over their cost of keeping; the axes are
-    fitted to the items drawn.
+    At most 5 classes and 200 items of each, spread evenly over their cost of keeping.
 
     Args:
         graph: from `selection_graph`.
@@ -140,13 +139,6 @@ def drawing_of(graph: nx.Graph, kept: Bools, points: Floats) -> dict[str, object
     Returns:
         "items": their indices, ascending; "labels", "kept", "x", "y" of each; "edges": pairs of
         indices. Coordinates have four digits.
-
-    Example:
-        >>> line = np.array([[0.0, 0], [3, 4], [6, 8], [9, 12]])
-        >>> graph = selection_graph(line, np.array([0, 0, 1, 1]))
-        >>> found = drawing_of(graph, np.array([True, True, False, True]), line)
-        >>> found["x"], found["edges"]
-        ([-7.5, -2.5, 2.5, 7.5], [[0, 1], [2, 3]])
     """
     labels = np.array([label for _, label in graph.nodes.data("label")])
     costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])
@@ -159,7 +151,8 @@ def drawing_of(graph: nx.Graph, kept: Bools, points: Floats) -> dict[str, object
         count = min(len(members), DRAWN_PER_CLASS)
         drawn.append(members[np.linspace(0, len(members) - 1, count).round().astype(int)])
     items = np.sort(np.concatenate(drawn))
-    x, y = _principal_coordinates(points[items])
+    left, lengths, _ = np.linalg.svd(points[items] - points[items].mean(0), full_matrices=False)
+    x, y = np.pad(left * lengths, ((0, 0), (0, 1)))[:, :2].T  # embeddings may have one dimension
     return {
         "items": items.tolist(),
         "labels": labels[items].tolist(),
@@ -168,16 +161,3 @@ def drawing_of(graph: nx.Graph, kept: Bools, points: Floats) -> dict[str, object
         "y": [float(f"{value:.4g}") for value in y],
         "edges": [sorted(edge) for edge in graph.subgraph(items.tolist()).edges],
     }
-
-
-def _principal_coordinates(points: Floats) -> Floats:
-    """(2, N) on the first two principal axes; 0 along an axis that does not exist.
-
-    An axis points where its largest component is positive.
-    """
-    left, lengths, axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
-    found = np.zeros((2, len(points)))
-    for axis in range(min(2, len(lengths))):
-        largest = axes[axis, np.abs(axes[axis]).argmax()]
-        found[axis] = np.copysign(lengths[axis], largest) * left[:, axis]
-    return found

@@ -6,6 +6,7 @@ Text in an SVG stays text: a fifth of the size, and it can be searched.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import matplotlib
@@ -30,3 +31,13 @@ def save_figure(figure: Figure, stem: Path) -> Path:
     text = content.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     write_atomically(path, text)
     return path
+
+
+def file_name(text: str) -> str:
+    """Text as a part of a file's name.
+
+    Example:
+        >>> file_name("selective (keep=0.8, selection=random)")
+        'selective-keep=0.8-selection=random'
+    """
+    return re.sub(r"[^\w.=+-]+", "-", text.replace("->", "to")).strip("-")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.cost.costs import Costs
 from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import cost_ratios, costs_of
-from bench.report.drawing import save_figure
+from bench.report.drawing import file_name, save_figure
 from bench.report.figures import (
     Line,
     Point,
@@ -20,7 +20,6 @@ from bench.report.figures import (
 )
 from bench.report.palette import Style, row_styles
 from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank
-from bench.report.selection import file_name
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, baseline, measured_groups
 

@@ -6,16 +6,16 @@ Drawn from `selection_<stage>.json`, which a cell writes next to its record.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import networkx as nx
+from matplotlib.figure import Figure
 
 from bench.record import FINISHED, Plan, Record
+from bench.report.drawing import file_name, new_figure, save_figure
 from bench.report.summary import group_by_pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Okabe and Ito: five hues that can be told apart without red-green vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -43,10 +43,7 @@ def write_selection_figures(
     Raises:
         ValueError: a selection's file is damaged.
     """
-    from bench.report.drawing import save_figure
-
-    paths: list[Path] = []
-    drawn = set()
+    drawn: dict[tuple[str, ...], Path] = {}
     for key, rows in group_by_pair(plan).items():
         for row in rows:
             record = records.get(row.cell_id)
@@ -54,31 +51,24 @@ def write_selection_figures(
             choice = (row.data, str(row.axes), row.teacher, row.label)
             if choice in drawn or record is None or record.status != FINISHED:
                 continue
-            for name in (name for name in record.files if name.startswith("selection_")):
-                path = store_root / row.cell_id / record.files[name]
-                found = _read(path) if path.is_file() else {}
-                if "drawing" in found:
-                    drawn.add(choice)
-                    title = f"{key.title}, {row.label}, seed {row.seed}"
-                    stem = "_".join(map(file_name, (key.title, row.label, f"seed{row.seed}")))
-                    figure = draw_selection(found, title)
-                    paths.append(save_figure(figure, folder / f"selection_{stem}"))
-    return paths
+            names = [name for name in record.files if name.startswith("selection_")]
+            found = _read(store_root / row.cell_id / record.files[names[0]]) if names else {}
+            if "drawing" in found:
+                figure = draw_selection(found, f"{key.title}, {row.label}, seed {row.seed}")
+                stem = "_".join(map(file_name, (key.title, row.label, f"seed{row.seed}")))
+                drawn[choice] = save_figure(figure, folder / f"selection_{stem}")
+    return list(drawn.values())
 
 
 def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
     """The graph on the two principal axes: kept images as dots, dropped ones as crosses.
 
-    Edges that the selection severs, between a kept and a dropped image, are highlighted.
+    Edges between a kept and a dropped image, which the selection severs, are highlighted.
 
     Args:
         selection: what a cell recorded, with its "drawing".
         title: of the figure.
     """
-    import networkx as nx
-
-    from bench.report.drawing import new_figure
-
     drawing = selection["drawing"]
     items = drawing["items"]
     place = dict(zip(items, zip(drawing["x"], drawing["y"], strict=True), strict=True))
@@ -90,50 +80,29 @@ def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
     axes = figure.add_subplot(aspect="equal")
     nx.draw_networkx_edges(graph, place, ax=axes, width=0.4, edge_color=EDGE)
     nx.draw_networkx_edges(graph, place, severed, ax=axes, width=0.5, edge_color=SEVERED)
+    cross: dict[str, Any] = {"s": 40, "marker": "X", "edgecolors": "black", "linewidths": 0.6}
     for name, colour in zip(sorted(set(label.values())), COLOURS, strict=False):
-        dots = [place[i] for i in items if label[i] == name and kept[i]]
-        crosses = [place[i] for i in items if label[i] == name and not kept[i]]
-        axes.scatter(*_columns(dots), s=10, color=colour, label=f"class {name}, kept", zorder=2)
-        axes.scatter(
-            *_columns(crosses), s=40, color=colour, marker="X", edgecolors="black", linewidths=0.6,
-            label="dropped", zorder=3,
-        )  # fmt: skip
+        dots, crosses = (
+            [place[i] for i in items if label[i] == name and kept[i] == side]
+            for side in (True, False)
+        )
+        axes.scatter([x for x, _ in dots], [y for _, y in dots], 10, colour, label=f"class {name}")
+        axes.scatter([x for x, _ in crosses], [y for _, y in crosses], color=colour, **cross)
+    axes.scatter([], [], color="white", label="dropped", **cross)
     axes.plot([], [], color=SEVERED, linewidth=0.8, label="edge severed")
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title(f"{title}\n{_caption(selection)}", fontsize=8, loc="left")
+    counts = f"kept {selection['kept']:,} of {selection['images']:,} images"
+    shown = f"shown: the {len(set(label.values()))} classes that lost most"
+    axes.set_title(f"{title}\n{counts}; {shown}", fontsize=8, loc="left")
     axes.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True, labelsize=7)
     axes.set_xlabel("principal axis 1 of the teacher's embeddings", fontsize=7)
     axes.set_ylabel("principal axis 2", fontsize=7)
     return figure
 
 
-def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _caption(selection: Mapping[str, Any]) -> str:
-    kept, images = selection["kept"], selection["images"]
-    chance = ", drawn at random" if selection.get("selection") == "random" else ""
-    shown = len(selection["drawing"]["items"])
-    return (
-        f"kept {kept:,} of {images:,} images ({kept / images:.1%}){chance}; "
-        f"{shown:,} images of the classes that lost most are drawn"
-    )
-
-
-def file_name(text: str) -> str:
-    """Text as a part of a file's name.
-
-    Example:
-        >>> file_name("selective (keep=0.8, selection=random)")
-        'selective-keep=0.8-selection=random'
-    """
-    return re.sub(r"[^\w.=+-]+", "-", text.replace("->", "to")).strip("-")
-
-
 def _read(path: Path) -> dict[str, Any]:
+    """A recorded selection; {} without the file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); train its cell again") from None
-    return found if isinstance(found, dict) else {}
