@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from statistics import mode
 from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from bench.report.drawing import new_figure
@@ -205,9 +204,14 @@ def _point(axes: Axes, point: Point, on_front: bool) -> None:
     axes.plot([x], [y], color=point.style.colour, linestyle="none", label=point.label,
               **_marker(point.style, size))  # fmt: skip
     if on_front:
-        axes.annotate(point.label, (x, y), xytext=(5, 5), textcoords="offset points",
-                      fontsize=SMALL, fontweight="bold", zorder=1.5,
-                      path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        axes.annotate(
+            point.label,
+            (x, y),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=SMALL,
+            fontweight="bold",
+        )
 
 
 # --- critical difference -----------------------------------------------------------------------
