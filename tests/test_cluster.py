@@ -156,19 +156,6 @@ def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
     assert "asks for 1 CPU" in caplog.text
 
 
-def test_warnings_of_workers_are_shown_by_the_coordinator(
-    tmp_path, fake_ray, cells, data_root, undisturbed, caplog
-):
-    fake_ray.add_node("a", CPU=1)
-    damaged = tmp_path / "checkpoints" / cells[0].id / "000001.safetensors"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"no checkpoint")
-    launch(cells[:1], worker_config(tmp_path, data_root))
-    said = [r.getMessage() for r in caplog.records if r.name == "bench.launch.ray_cluster"]
-    assert "000001.safetensors cannot be used" in "".join(said)
-    assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
-
-
 def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray, cells, data_root):
     fake_ray.add_node("a", CPU=4)
     where, cluster = worker_config(tmp_path, data_root), RayCluster(Options(), "cpu", threads=1)

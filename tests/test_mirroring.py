@@ -102,7 +102,7 @@ def test_an_error_in_training_ends_the_thread_without_waiting_for_the_store(work
         sending = Mirroring(work, PLAN, leases, console)
         with pytest.raises(KeyboardInterrupt), sending:
             raise KeyboardInterrupt
-    assert not sending._thread.is_alive()
+    assert "mirroring" not in [thread.name for thread in threading.enumerate()]
     assert away.opened == 1
 
 

@@ -17,6 +17,7 @@ from bench.cell import Cell
 from bench.launch.job import Job, Report, WorkerConfig, run_job
 from bench.launch.launcher import Done, Launcher, without_failed_needs
 from bench.launch.leases import Leases
+from bench.launch.resources import usable_cpus
 from bench.launch.workers import run_processes
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
@@ -126,6 +127,11 @@ def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path,
     assert "in broken" in records[1].traceback
     assert records[3].error == "SystemExit: 3"
     assert len(workers) == 1
+
+
+def test_a_system_that_does_not_say_which_cpus_are_usable_counts_all(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert usable_cpus() == os.cpu_count()
 
 
 # --- the rules, with jobs that run in this process ------------------------------------------------

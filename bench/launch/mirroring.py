@@ -82,8 +82,9 @@ class Mirroring:
         self.work, self.plan, self.leases, self.console = work, plan, leases, console
         self.rows = first_rows(plan)
         self.cpu_seconds = 0.0
-        self._recorded: queue.SimpleQueue[Sequence[Cell] | None] = queue.SimpleQueue()
-        self._ended = self._interrupted = self._warned = False
+        self._recorded: queue.SimpleQueue[Sequence[Cell]] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._interrupted = self._warned = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirroring")
 
     def __enter__(self) -> Mirroring:
@@ -99,19 +100,19 @@ class Mirroring:
     ) -> None:
         """Sends what is left and ends the thread; after an error only ends it."""
         self._interrupted = kind is not None
-        self._recorded.put(None)
+        self._ended.set()
+        self._recorded.put(())  # wakes the thread
         self._thread.join()
 
     def send(self, cells: Sequence[Cell]) -> None:
         """Queues the records of these cells."""
-        if cells:
-            self._recorded.put(cells)
+        self._recorded.put(cells)
 
     # --- in the thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
         sent = self._send_all(patience=0.0)
-        while not sent and not self._ends_within(RETRY_SECONDS):
+        while not sent and not self._ended.wait(RETRY_SECONDS):
             sent = self._send_all(patience=0.0)
         if not sent and not self._interrupted:
             self._send_all(patience=PATIENCE_SECONDS)
@@ -122,8 +123,8 @@ class Mirroring:
         try:
             with sole_mirror(self.work, self.plan.name, self.leases, patience) as mirror:
                 mirror_all(mirror, self.plan, self.work.store)
-                while cells := self._next():
-                    self._send(mirror, cells)
+                while not self._ended.is_set():
+                    self._send(mirror, self._recorded.get())
                 if not self._interrupted:
                     mirror_all(mirror, self.plan, self.work.store)
                 return True
@@ -133,25 +134,6 @@ class Mirroring:
             if patience:
                 self._warn(str(error))
         return False
-
-    def _next(self, timeout: float | None = None) -> Sequence[Cell] | None:
-        """Cells to send; None once the training has ended.
-
-        Raises:
-            queue.Empty: neither came in time.
-        """
-        cells = None if self._ended else self._recorded.get(timeout=timeout)
-        self._ended = cells is None
-        return cells
-
-    def _ends_within(self, seconds: float) -> bool:
-        """Whether the training ends in that time."""
-        until = time.monotonic() + seconds
-        with contextlib.suppress(queue.Empty):
-            # The next try begins with all records, so that nothing has to be kept here.
-            while self._next(timeout=max(0.0, until - time.monotonic())):
-                pass
-        return self._ended
 
     def _send(self, mirror: Mirror, cells: Sequence[Cell]) -> None:
         for cell in cells:

@@ -300,8 +300,6 @@ class _Tasks(Launcher[Any]):
         for kind, *values in self.events.get_nowait_batch(self.events.qsize()):
             if kind == "begin":
                 self.begun.add(*values)
-            elif kind == "warning":
-                logger.warning("%s", *values)
             else:
                 self.losses.pop(values[0], None)
                 self.report(*values)

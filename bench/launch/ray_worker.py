@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import bench
 from bench.code_version import numerics_digest
@@ -17,7 +15,7 @@ from bench.launch.job import Job, WorkerConfig, run_job
 from bench.plugin import PluginError, plugged
 
 Send = Callable[..., None]
-"""Sends an event to the coordinator: its kind ("begin", "epoch", "warning") and values."""
+"""Sends an event to the coordinator: its kind ("begin" or "epoch") and values."""
 
 
 class NodeFaultError(Exception):
@@ -55,7 +53,7 @@ def run_order(order: Order, send: Send) -> None:
             directory.
     """
     send("begin", order.attempt)
-    with _warnings_to(send), _plugged(order.config):
+    with _plugged(order.config):
         if numerics_digest("methods/*.py") != order.code:
             raise NodeFaultError(
                 f"the code in {Path(bench.__file__).parent} differs from the coordinator's; "
@@ -105,23 +103,3 @@ def _check_data(job: Job, config: WorkerConfig) -> None:
                 f"its data set {spec.source!r} differs from the coordinator's "
                 f"(data root: {config.data_root}); copy the same files to every node"
             )
-
-
-@contextmanager
-def _warnings_to(send: Send) -> Iterator[None]:
-    """The coordinator shows what the harness warns of here, such as a damaged checkpoint."""
-    handler, logger = _Sender(send), logging.getLogger("bench")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _Sender(logging.Handler):
-    def __init__(self, send: Send) -> None:
-        super().__init__(logging.WARNING)
-        self._send: Any = send
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._send("warning", self.format(record))
