@@ -1,7 +1,7 @@
 """Every loss once more, as the plain sum that defines it: loops, NumPy, float64, nothing clever.
 
-Written from the formulas, not from `methods/`, and sharing no code with it, so that a slip has to
-be made twice to go unseen. Inputs are anything `numpy.asarray` takes; results are NumPy arrays,
+Written from the formulas, not from `methods/`, and sharing no code with it: a mistake would have to
+be made twice to pass unseen. Inputs are anything `numpy.asarray` takes; results are NumPy arrays,
 one value per sample, or one float where a loss couples the batch.
 """
 
@@ -155,7 +155,7 @@ def right_singular_vectors(sample: Array, count: int) -> tuple[Array, list[Array
 
 
 def canonical_sign(vector: Array) -> Array:
-    """The one of +-vector whose entries sum to at least 0; if they cancel, the largest is > 0."""
+    """+vector or -vector: its sum is at least 0 or, if that cancels, its largest entry is."""
     total = sum(vector)
     decisive = vector[np.argmax(abs(vector))] if abs(total) < 1e-9 else total
     return -vector if decisive < 0 else vector

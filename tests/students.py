@@ -1,4 +1,4 @@
-"""Students without a training, for tests of what becomes of trained ones."""
+"""Students with random weights, for tests of export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.models import zoo
 
 
 def random_student(model: str, side: int) -> Trained:
-    """A network with statistics and scales as lively as trained ones."""
+    """A network with the statistics of a few batches."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, side, side), generator=generator).to(torch.uint8)
     part = (images, torch.arange(12) % 10)
@@ -20,9 +20,8 @@ def random_student(model: str, side: int) -> Trained:
     with torch.no_grad():
         for _ in range(3):
             network((images.float() / 255 - 0.5) * 4)
-    card = Card(
-        name=model, cell_id="", model=model, method="", classes=data.classes,
-        image_shape=(3, side, side), channels="RGB", mean=data.mean, std=data.std, resolution=2,
-        preprocessing=("by hand",), last_accuracy=0.0, parameters=0, choice="", torch="",
-    )  # fmt: skip
+    shown = {"classes": data.classes, "mean": data.mean, "std": data.std, "channels": "RGB"}
+    made = {"last_accuracy": 0.0, "parameters": 0, "choice": "", "torch": ""}
+    images = {"image_shape": (3, side, side), "resolution": 2, "preprocessing": ("by hand",)}
+    card = Card(name=model, cell_id="", model=model, method="", **shown, **made, **images)
     return Trained(network.eval(), data, card)

@@ -1,4 +1,4 @@
-"""Every loss on inputs small enough to work out on paper; the working is beside each number."""
+"""Every loss on inputs small enough to work out on paper; comments show the working."""
 
 import math
 
@@ -25,7 +25,7 @@ def row_map(*values: float) -> Tensor:
 
 
 def position_rows(rows) -> Tensor:
-    """The map (1, C, 1, P) of a matrix whose rows are positions and whose columns are channels."""
+    """The map (1, C, 1, P) of a matrix with positions as rows and channels as columns."""
     return torch.tensor(rows, dtype=torch.float64).T[None, :, None, :]
 
 
@@ -135,7 +135,7 @@ def test_fsp_refuses_unequal_sizes_and_match_size_takes_the_maxima_of_the_larger
 FRONT = position_rows([[2, 0], [0, 1]])
 
 
-def test_kd_svd_of_a_student_whose_back_vector_is_orthogonal():
+def test_kd_svd_of_a_student_with_an_orthogonal_back_vector():
     # Vectors: front [1, 0] in both, back [0, 1] in the student and [1, 0] in the teacher. The
     # relations swap exp(0) with exp(-1/8) in all 4 entries. Their product is 0: its sign is +.
     student, teacher = position_rows([[0, 0], [0, 3]]), position_rows([[3, 0], [0, 0]])

@@ -97,7 +97,7 @@ def relations(loss: Loss, points: Tensor) -> np.ndarray:
 
 @each_rkd_loss
 def test_gradient_is_the_slope_where_relations_differ_by_more_than_one(loss: Loss):
-    # There the Huber distance is linear. Student: a far sample beside a cluster, turned round.
+    # There the Huber distance is linear. Student: a cluster and a far sample, turned round.
     student = torch.tensor([[0, 0], [1, 0.2], [0.3, 1], [0.8, 0.9], [0.1, 30]]).double()
     teacher = torch.tensor([[0, 0], [-1, 0.1], [0.9, 0.2], [-0.2, 1], [0.5, -1]]).double()
     assert abs(relations(loss, student) - relations(loss, teacher)).max() > 1

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from loss_table import Loss, each_loss, each_loss_per_sample
 from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
@@ -45,27 +44,6 @@ def moved_positions(feature: Tensor) -> Tensor:
 def assert_same(value: Tensor, reference: Tensor, rtol: float = 1e-11) -> None:
     assert reference.abs().min() > 1e-9, "a loss of zero is invariant to everything"
     torch.testing.assert_close(value, reference, rtol=rtol, atol=1e-14)
-
-
-# All losses -------------------------------------------------------------------------------------
-
-
-@each_loss
-def test_reordering_the_batch_reorders_the_values(loss: Loss):
-    student, teacher = loss.inputs(4)
-    value = loss.compute(*([permuted(x, 0) for x in tensors] for tensors in (student, teacher)))
-    reference = loss.compute(student, teacher)
-    assert_same(value, reference if loss.coupled else permuted(reference, 0))
-
-
-@each_loss_per_sample
-def test_halves_of_a_batch_give_its_values(loss: Loss):
-    student, teacher = loss.inputs(4)
-    halves = [
-        loss.compute([x[part] for x in student], [x[part] for x in teacher])
-        for part in (slice(0, 2), slice(2, 4))
-    ]
-    assert_same(torch.cat(halves), loss.compute(student, teacher))
 
 
 # Soft-logits ------------------------------------------------------------------------------------

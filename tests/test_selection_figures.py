@@ -95,12 +95,12 @@ def trained(tmp_path_factory):
     for seed in (0, 1):
         cells = {k: cell("selective", seed=seed, hyperparameters=h) for k, h in changes.items()}
         run(list(cells.values()), root)
+        shared = {"role": "method", "data": "synthetic", "axes": {"fraction": 0.5}}
+        pair = {"teacher": "cnn3", "student": "cnn2", "category": "response", "seed": seed}
         rows += [
-            Row(role="method", data="synthetic", axes={"fraction": 0.5}, teacher="cnn3",
-                student="cnn2", label=label, method=one.method, category="response",
-                seed=one.seed, cell_id=one.id)
+            Row(label=label, method=one.method, cell_id=one.id, **shared, **pair)
             for label, one in cells.items()
-        ]  # fmt: skip
+        ]
     plan = Plan(name="figures", description="", config={}, rows=rows)
     return Store(root), plan, Store(root).read_all(plan.cell_ids())
 
