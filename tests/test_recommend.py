@@ -35,12 +35,15 @@ LONGER = "student (epochs_factor=2)"
 SHORTER = "student (epochs_factor=1.25)"
 # Half a point of noise around a row's gain, a sign pattern of its own for each row.
 NOISE = {
-    "a": (1, -1, 1, -1, 0), "b": (1, 1, -1, -1, 0), "c": (0, 1, -1, 1, -1),
-    LONGER: (-1, 0, 1, -1, 1), SHORTER: (1, 0, -1, -1, 1),
-}  # fmt: skip
+    "a": (1, -1, 1, -1, 0),
+    "b": (1, 1, -1, -1, 0),
+    "c": (0, 1, -1, 1, -1),
+    LONGER: (-1, 0, 1, -1, 1),
+    SHORTER: (1, 0, -1, -1, 1),
+}
 
 
-def rows_of(label: str, seeds: int, teacher: str, student: str, fraction: float) -> list[Row]:
+def rows_of(label: str, seeds: int, fraction: float) -> list[Row]:
     method = "student" if label.startswith("student") else label
     role = "student" if label == "student" else "method"
     return [
@@ -48,26 +51,25 @@ def rows_of(label: str, seeds: int, teacher: str, student: str, fraction: float)
             role=role,
             data="digits",
             axes={"fraction": fraction},
-            teacher=teacher,
-            student=student,
+            teacher="big",
+            student="small",
             label=label,
             method=method,
             seed=seed,
             category=CATEGORIES.get(label, "baseline"),
-            cell_id=f"{teacher}-{student}-{fraction}-{label}-{seed}",
+            cell_id=f"{fraction}-{label}-{seed}",
         )
         for seed in range(seeds)
     ]
 
 
 def evidence(
-    gains: dict[str, float], seeds: int = 5, teacher: str = "big", student: str = "small",
-    fraction: float = 1.0,
-) -> tuple[Plan, dict[str, Record]]:  # fmt: skip
+    gains: dict[str, float], seeds: int = 5, fraction: float = 1.0
+) -> tuple[Plan, dict[str, Record]]:
     """Rows whose accuracy is the student's plus their gain and half a point of noise."""
     rows, records = [], {}
     for label, gain in {"student": 0.0, **gains}.items():
-        for row in rows_of(label, seeds, teacher, student, fraction):
+        for row in rows_of(label, seeds, fraction):
             noise = 0.005 * NOISE[label][row.seed % 5] if label != "student" else 0.0
             last = 0.70 + 0.01 * row.seed + gain + noise
             rows.append(row)
@@ -107,133 +109,100 @@ def said(choice: Choice) -> str:
 
 # --- what is chosen --------------------------------------------------------------------------
 
-
-def test_of_a_tie_the_cheapest_is_chosen_and_the_tie_is_said() -> None:
-    choice = choose({"a": 0.052, "b": 0.050}, [cost("a", 1.8), cost("b", 1.2)])
-    assert (choice.label, choice.ties) == ("b", ("a",))
-    assert "tied, not to be told from the best proven row (a): b, a; the cheapest" in said(choice)
-    assert "would tell a row from b" in said(choice)
+TIE = {"a": 0.052, "b": 0.050}
 
 
-def test_of_a_tie_at_equal_cost_the_better_is_chosen() -> None:
-    # 1.21 and 1.20 with quartiles 0.01 away are one cost.
-    choice = choose({"a": 0.052, "b": 0.050}, [cost("a", 1.21), cost("b", 1.20)])
-    assert choice.label == "a"
-
-
-@pytest.mark.parametrize("costs", [[], [cost("b", 1.2)]])
-def test_of_a_tie_without_all_costs_the_better_is_chosen(costs: list[CostRecord]) -> None:
-    choice = choose({"a": 0.052, "b": 0.050}, costs)
-    assert (choice.label, choice.ties) == ("a", ("b",))
-    assert "not all their costs are measured: the highest mean is chosen" in said(choice)
-
-
-def test_a_dominated_method_is_neither_chosen_nor_tied() -> None:
-    choice = choose({"a": 0.08, "b": 0.03}, [cost("a", 1.2), cost("b", 1.8)])
-    assert (choice.label, choice.ties) == ("a", ())
-    assert "every other row that is better than the student lies behind it" in said(choice)
-    assert "runner-up: b" in said(choice)
+@pytest.mark.parametrize(
+    ("gains", "costs", "asked", "label", "ties"),
+    [
+        pytest.param(TIE, {"a": 1.8, "b": 1.2}, {}, "b", ("a",), id="tie: the cheapest"),
+        pytest.param(TIE, {"a": 1.21, "b": 1.20}, {}, "a", ("b",), id="tie at one cost: the best"),
+        pytest.param(TIE, {}, {}, "a", ("b",), id="tie without costs: the best"),
+        pytest.param(TIE, {"b": 1.2}, {}, "a", ("b",), id="tie without all costs: the best"),
+        pytest.param({"a": 0.08, "b": 0.03}, {"a": 1.2, "b": 1.8}, {}, "a", (), id="dominated"),
+        pytest.param(
+            {"a": 0.10, "b": 0.05}, {"a": 3.0, "b": 1.2}, {"max_cost": 1.3}, "b", (), id="limited"
+        ),
+        pytest.param({"a": 0.05, LONGER: 0.08}, {"a": 1.5}, {}, LONGER, (), id="longer training"),
+        pytest.param(
+            {"a": 0.05, LONGER: 0.08}, {"a": 1.5}, {"max_cost": 1.6}, "a", (), id="too long"
+        ),
+        pytest.param(
+            {"a": 0.052, SHORTER: 0.050}, {"a": 1.8}, {}, SHORTER, ("a",), id="as good, cheaper"
+        ),
+        pytest.param({"a": 0.05}, {}, {"min_gain": 0.03}, "a", (), id="above the least gain"),
+        pytest.param({"a": 0.05}, {}, {"min_gain": 0.049}, "student", ("a",), id="not surely"),
+        pytest.param(
+            {"a": 0.03, LONGER: 0.08}, {}, {"category": "response"}, LONGER, (), id="any category"
+        ),
+    ],
+)
+def test_the_cheapest_of_the_rows_that_cannot_be_told_from_the_best_is_chosen(
+    gains, costs, asked, label, ties
+) -> None:
+    choice = choose(gains, [cost(name, ratio) for name, ratio in costs.items()], **asked)
+    assert (choice.label, choice.ties) == (label, ties)
 
 
 def test_too_few_seeds_leave_the_student_and_say_how_many_would_do() -> None:
     choice = choose({"a": 0.02, "b": 0.0}, seeds=2)
     assert choice.label == "student"
     # d_z = 0.02 / 0.00707 = 2.83; two rows are tested, so alpha is 0.025: four seeds.
-    assert "would tell a row from the student (80 % power, if the differences and spread seen "
-    assert "are true): a 4" in said(choice)
+    assert "a 4" in said(choice)
     assert "b 3" not in said(choice)  # both its differences are equal: no spread to plan with
 
 
 def test_one_seed_is_no_evidence() -> None:
     choice = choose({"a": 0.3}, seeds=1)
     assert choice.label is None
-    assert "one seed says nothing about spread" in choice.problem
+    assert "one seed" in choice.problem
 
 
-def test_a_costly_winner_is_ruled_out_by_a_limit_and_named_for_it() -> None:
-    gains, costs = {"a": 0.10, "b": 0.05}, [cost("a", 3.0), cost("b", 1.2)]
-    assert choose(gains, costs).label == "a"
-    limited = choose(gains, costs, max_cost=1.3)
-    assert limited.label == "b"
-    assert "a is ruled out (cost x3.00 above x1.3) and has the higher mean gain: +10.00" in said(
-        limited
-    )
-    assert "a: cost x3.00 above x1.3" in said(limited)
-
-
-def test_a_longer_trained_student_that_beats_every_method_is_chosen() -> None:
-    gains = {"a": 0.05, "b": 0.02, LONGER: 0.08}
-    choice = choose(gains, [cost("a", 1.5), cost("b", 1.2)])
-    assert choice.label == LONGER
-    assert "no method is needed" in said(choice)
-    within = choose(gains, [cost("a", 1.5), cost("b", 1.2)], max_cost=1.6)
-    assert within.label == "a"
-    assert f"{LONGER}: cost x2.00 above x1.6" in said(within)
-
-
-def test_a_longer_trained_student_as_good_as_a_dearer_method_is_chosen() -> None:
-    assert choose({"a": 0.052, SHORTER: 0.050}, [cost("a", 1.8)]).label == SHORTER
+def test_a_better_row_beyond_a_limit_is_named_with_its_gain() -> None:
+    limited = choose({"a": 0.10, "b": 0.05}, [cost("a", 3.0), cost("b", 1.2)], max_cost=1.3)
+    assert "a is ruled out" in said(limited)
+    assert "+10.00" in said(limited)
+    assert "cost x3.00 above x1.3" in said(limited)
 
 
 def test_the_choice_is_held_against_training_longer_for_its_cost() -> None:
     gains = {"a": 0.08, SHORTER: 0.01, LONGER: 0.02}
-    cheap = said(choose(gains, [cost("a", 1.2)]))
-    assert f"against {SHORTER}, plain training at cost x1.25: +7.00" in cheap
+    cheap, dear = (said(choose(gains, [cost("a", ratio)])) for ratio in (1.2, 1.5))
+    assert f"against {SHORTER}" in cheap
     assert f"against {LONGER}" not in cheap
-    dear = said(choose(gains, [cost("a", 1.5)]))
-    assert f"against {SHORTER}, plain training at cost x1.25: +7.00" in dear
-    assert f"against {LONGER}, plain training at cost x2.00: +6.00" in dear
-    assert "the grid has no such row" in said(choose({"a": 0.08}, [cost("a", 1.2)]))
+    assert f"against {SHORTER}" in dear
+    assert f"against {LONGER}" in dear
+    assert "+7.00" in dear
+    assert "+6.00" in dear
 
 
 def test_the_choice_is_told_from_a_row_by_the_interval_that_called_it_tied(monkeypatch) -> None:
     # It lies 1.5 points behind a. By itself that is told apart, t = 5.5 and p = 0.005; among 60
     # rows it is not. The row and the choice must have one answer, not two.
     noise = {f"n{i}": 0.0 for i in range(58)}
-    gains = {"a": 0.05, SHORTER: 0.035, **noise}
     for label in noise:
         monkeypatch.setitem(NOISE, label, NOISE["b"])
-    choice = choose(gains, [cost("a", 1.2)])
+    choice = choose({"a": 0.05, SHORTER: 0.035, **noise}, [cost("a", 1.2)])
     assert choice.label == "a"
     assert choice.behind is not None
     assert SHORTER in choice.ties
-    low, high = choice.behind[SHORTER][1:3]
+    _, low, high, _ = choice.behind[SHORTER]
     assert low is not None
     assert high is not None
     assert low < 0 < high
-    text = said(choice)
-    assert (
-        f"against {SHORTER}, plain training at cost x1.25: +1.50 ± {100 * high - 1.5:.2f}" in text
-    )
-    assert "not told apart (95 %, for all 60 other allowed rows together)" in text
-
-
-def test_where_nothing_is_better_the_plain_student_stands() -> None:
-    choice = choose({"a": 0.001, "b": -0.05})
-    assert (choice.label, choice.reference) == ("student", "student")
-    assert "the plain student stands" in said(choice)
+    assert f"+1.50 ± {100 * high - 1.5:.2f} pp, not told apart" in said(choice)
 
 
 @pytest.mark.parametrize(
-    ("gains", "reference", "why"),
-    [
-        ({"a": 0.001, "b": -0.05}, "student", "no allowed row is better than it beyond doubt"),
-        ({"a": 0.052, "b": 0.050}, "a", "the highest mean of the rows that are better"),
-    ],
+    ("gains", "reference"), [({"a": 0.001, "b": -0.05}, "student"), (TIE, "a")]
 )
-def test_what_rows_are_held_against_is_named(
-    gains: dict[str, float], reference: str, why: str
-) -> None:
+def test_what_rows_are_held_against_is_named(gains: dict[str, float], reference: str) -> None:
     choice = choose(gains, [cost("a", 1.8), cost("b", 1.2)])
-    table = choice.to_table()
-    assert "reference minus row (pp)" in [column.heading for column in table.columns]
-    assert any(n.startswith(f"Reference: {reference} ({why}") for n in table.notes)
-    assert [row[0].value for row in table.rows if row[0].value not in (choice.behind or {})] == [
-        reference
-    ]
-    summed = choice_table([choice])
-    assert "best" not in " ".join(column.heading for column in summed.columns)
-    (row,) = csv.DictReader(to_csv(summed).splitlines())
+    assert choice.reference == reference
+    assert any(n.startswith(f"Reference: {reference} ") for n in choice.to_table().notes)
+    labels = [row[0].value for row in choice.to_table().rows]
+    assert [label for label in labels if label not in (choice.behind or {})] == [reference]
+    (row,) = csv.DictReader(to_csv(choice_table([choice])).splitlines())
     assert (row["reference"], row["ties"]) == (reference, str(len(choice.ties)))
 
 
@@ -245,7 +214,6 @@ def test_a_row_with_the_highest_mean_but_without_proof_is_not_chosen() -> None:
             records[row.cell_id].final["last_accuracy"] += shift
     (choice,) = recommend(plan, records)
     assert (choice.label, choice.ties) == ("b", ("a",))
-    assert "but not better than the student beyond doubt: a" in said(choice)
 
 
 def test_a_gain_of_so_many_images_at_every_seed_has_no_spread_and_proves_nothing() -> None:
@@ -260,78 +228,73 @@ def test_a_gain_of_so_many_images_at_every_seed_has_no_spread_and_proves_nothing
 # --- limits ----------------------------------------------------------------------------------
 
 
-def test_the_least_gain_must_be_passed_beyond_doubt() -> None:
-    assert choose({"a": 0.05}, min_gain=0.03).label == "a"
-    demanding = choose({"a": 0.05}, min_gain=0.049)
-    assert demanding.label == "student"
-    assert "by more than 4.90 pp beyond doubt" in said(demanding)
-    assert "after Holm of more than 4.90 pp" in said(demanding)
-
-
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"max_memory_mib": 10}, "a: memory 20.0 MiB above the plain step's, limit 10 MiB"),
-        ({"extra_parameters": False}, "a: 1,234 extra parameters"),
-        ({"category": "multi-connection"}, "a: category response"),
-        ({"max_cost": 1.4}, "a: cost x1.50 above x1.4"),
+        ({"max_memory_mib": 10}, "memory 20.0 MiB"),
+        ({"extra_parameters": False}, "1,234 extra parameters"),
+        ({"category": "multi-connection"}, "category response"),
+        ({"max_cost": 1.4}, "x1.50 above x1.4"),
     ],
 )
 def test_each_limit_rules_out_with_a_reason(asked: dict[str, object], reason: str) -> None:
     costs = [cost("a", 1.5, extra=1234, mib=20), cost("b", 1.2, mib=5)]
     choice = choose({"a": 0.08, "b": 0.03}, costs, **asked)
     assert choice.label == "b"
-    assert reason in said(choice)
+    (ruled_out,) = [c.excluded for c in choice.candidates if c.label == "a"]
+    assert reason in ruled_out
 
 
 def test_a_cost_whose_quartiles_reach_over_the_limit_is_said() -> None:
     wide = cost("a", 1.25, training_cost_ratio=Quartiles(1.25, 1.1, 1.6, 9))
-    choice = choose({"a": 0.08}, [wide], max_cost=1.3)
-    assert "not surely below x1.3: the upper quartile is x1.60" in said(choice)
-
-
-def test_plain_students_stay_whatever_the_category() -> None:
-    choice = choose({"a": 0.03, "b": 0.01, LONGER: 0.08}, category="multi-connection")
-    assert choice.label == LONGER
+    assert "upper quartile is x1.60" in said(choose({"a": 0.08}, [wide], max_cost=1.3))
 
 
 def test_a_row_without_a_cost_is_ruled_out_where_costs_are_limited() -> None:
     broken = cost("a", 1.0, status=FAILED, error="out of memory")
     choice = choose({"a": 0.08, "b": 0.03}, [broken, cost("b", 1.2)], max_cost=2)
     assert choice.label == "b"
-    assert "a: cost not measured (failed: out of memory)" in said(choice)
+    assert "(failed: out of memory)" in said(choice)
 
 
 def test_costs_of_another_device_are_not_mixed_in() -> None:
     other = {"device": "cuda", "threads": 1, "precision": "fp32", "batch": 50}
     costs = [cost("a", 1.8), cost("b", 1.2), cost("a", 1.1, conditions=other)]
-    choice = choose({"a": 0.052, "b": 0.050}, costs)
+    choice = choose(TIE, costs)
     assert choice.label == "b"
-    assert choice.costs == "on cpu, threads 1, fp32, batch 50"
+    assert choice.costs.startswith("on cpu")
 
 
-def test_rows_that_failed_or_were_refused_are_ruled_out_with_their_error() -> None:
-    plan, records = evidence({"a": 0.05, "b": 0.08, "c": 0.08})
+def test_rows_without_evidence_are_ruled_out_with_the_reason() -> None:
+    plan, records = evidence({"a": 0.05, "b": 0.08, "c": 0.08, LONGER: 0.09})
     for row in plan.rows:
         if row.label in "bc":
             status, error = (FAILED, "loss is nan") if row.label == "b" else (NOT_APPLICABLE, "odd")
             records[row.cell_id] = Record(
                 cell_id=row.cell_id, cell={}, category="", source="", status=status, error=error
             )
-    (choice,) = recommend(plan, records)
-    assert choice.label == "a"
-    assert "b: failed: loss is nan" in said(choice)
-    assert "c: not applicable: odd" in said(choice)
-
-
-def test_a_row_that_shares_one_seed_alone_is_ruled_out() -> None:
-    plan, records = evidence({"a": 0.05, "b": 0.08})
-    for row in plan.rows:
-        if row.label == "b" and row.seed > 0:
+        if row.label == LONGER and row.seed > 0:
             del records[row.cell_id]
     (choice,) = recommend(plan, records)
     assert choice.label == "a"
-    assert "b: not enough seeds: 1 seed in common with the student" in said(choice)
+    reasons = {c.label: c.excluded for c in choice.candidates if c.excluded}
+    assert reasons["b"] == "failed: loss is nan"
+    assert reasons["c"] == "not applicable: odd"
+    assert "1 seed in common" in reasons[LONGER]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"max_cost": 0.9}, "1 or more"),
+        ({"max_cost": float("nan")}, "1 or more"),
+        ({"min_gain": 1.5}, "percentage point"),
+        ({"max_memory_mib": -1}, "0 or more"),
+    ],
+)
+def test_limits_that_nothing_can_meet_are_refused(asked: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Question(**asked)
 
 
 # --- what the evidence does not cover --------------------------------------------------------
@@ -365,48 +328,33 @@ def test_a_limit_on_costs_without_costs_is_not_covered(asked: dict[str, object])
         answer([choice])
 
 
-@pytest.mark.parametrize(
-    ("lost", "words"), [("student", "plain student has no finished"), ("a", "no row but the")]
-)
-def test_without_a_student_or_any_row_there_is_no_answer(lost: str, words: str) -> None:
+@pytest.mark.parametrize("lost", ["student", "a"])
+def test_without_a_student_or_any_row_there_is_no_answer(lost: str) -> None:
     plan, records = evidence({"a": 0.05})
     kept = {k: r for k, r in records.items() if f"-{lost}-" not in k}
     (choice,) = recommend(plan, kept)
     assert choice.label is None
-    assert words in choice.problem
+    assert choice.problem
 
 
 def two_pairs() -> tuple[Plan, dict[str, Record]]:
     first, records = evidence({"a": 0.05, "b": 0.0}, fraction=1.0)
     second, more = evidence({"a": 0.05, "b": 0.0}, fraction=0.5)
-    return Plan(name="made", description="", config={}, rows=first.rows + second.rows), {
-        **records,
-        **more,
-    }
+    plan = Plan(name="made", description="", config={}, rows=first.rows + second.rows)
+    return plan, {**records, **more}
 
 
-def test_a_pair_without_an_answer_is_named_beside_those_that_have_one() -> None:
+def test_a_pair_without_an_answer_is_named_with_those_that_have_one() -> None:
     plan, records = two_pairs()
-    kept = {k: r for k, r in records.items() if "-0.5-" not in k}
+    kept = {k: r for k, r in records.items() if not k.startswith("0.5-")}
     choices = recommend(plan, kept)
     assert [choice.label for choice in choices] == ["a", None]
-    text = answer(choices)
-    assert "digits, fraction 0.5: big -> small\n  no answer: the plain student" in text
+    assert "digits, fraction 0.5: big -> small\n  no answer" in answer(choices)
 
 
 def test_a_fraction_picks_its_pairs() -> None:
     (choice,) = recommend(*two_pairs(), question=Question(fraction=0.5))
     assert dict(choice.key.axes) == {"fraction": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [({"max_cost": 0.9}, "wanted 1 or more"), ({"max_cost": float("nan")}, "wanted 1 or more"),
-     ({"min_gain": 1.5}, "percentage point"), ({"max_memory_mib": -1}, "0 or more")],
-)  # fmt: skip
-def test_limits_that_nothing_can_meet_are_refused(asked: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Question(**asked)
 
 
 # --- how often it errs -----------------------------------------------------------------------
