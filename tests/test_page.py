@@ -19,8 +19,7 @@ from test_figures import costs, evidence
 from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
 from bench.report.build import build
 from bench.report.conditions import conditions_table, faults_table
-from bench.report.page import render_page
-from bench.report.tables import Section, show
+from bench.report.tables import show
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -131,13 +130,6 @@ def test_equal_records_give_equal_bytes(built, tmp_path):
             assert (tmp_path / path.relative_to(built)).read_bytes() == path.read_bytes(), path.name
 
 
-def test_every_table_is_there_in_every_format(built):
-    for name in ("summary", "overview", "choice", "candidates", "conditions"):
-        for end in ("md", "csv", "tex"):
-            assert (built / f"{name}.{end}").read_text(encoding="utf-8").strip()
-    assert (built / "choice.tex").read_text().count(r"\toprule") == 1
-
-
 def test_without_costs_it_says_how_to_measure_them(tmp_path):
     plan, records = evidence(pairs=1)
     build(plan, records, None, tmp_path, tmp_path)
@@ -149,16 +141,6 @@ def test_without_costs_it_says_how_to_measure_them(tmp_path):
 def test_without_any_record_it_still_is_a_page(tmp_path):
     build(grid.plan(), {}, None, tmp_path, tmp_path)
     assert Reader((tmp_path / "report.html").read_text(encoding="utf-8")).open == []
-
-
-def test_a_note_of_every_table_is_said_once():
-    plan, records = evidence()
-    from bench.report.summary import NOTES, summarise
-
-    tables = tuple(summarise(plan, records).tables.values())
-    text = render_page("n", "d", "c", [Section(name="pairs", title="t", tables=tables)])
-    assert len(tables) == 2
-    assert text.count(NOTES[3]) == 1
 
 
 # --- conditions and faults -------------------------------------------------------------------

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -23,7 +15,6 @@ from bench.tracking import Mirror, mirror_all, parent_run_of
 
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -143,81 +134,6 @@ def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     assert mirror.tables.read("figures/cost.svg") == "<svg/>"
     assert mirror.tables.read("cost") is None
     assert mirror.tables.read("figures") is None
-
-
-# --- the page -----------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven for real."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_argument("--window-size=1600,1000")
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chromium:
-        yield chromium
-
-
-@pytest.mark.slow
-def test_a_newcomer_finds_the_grid_in_the_ui(sent, browser, work):
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    mirror, _ = sent
-    mirror.tables.send_plan(plan())
-    (run,) = [r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/soft_logits/0"]
-    experiment = run.info.experiment_id
-    port = free_port()
-
-    def shows(page: str, *words: str) -> None:
-        browser.get(f"http://127.0.0.1:{port}/#/{page}?workflowType=machine_learning")
-        for word in words:
-            WebDriverWait(browser, 90).until(
-                lambda b, word=word: word in b.find_element(By.TAG_NAME, "body").text,
-                f"{page}: no {word!r}",
-            )
-
-    words = ["ui", "--work-dir", str(work), "--port", str(port)]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as server:  # fmt: skip
-        try:
-            assert server.stdout is not None
-            lines = iter(server.stdout.readline, "")
-            assert any("startup complete" in line for line in lines)
-            shows(
-                f"experiments/{experiment}/runs", "Two seeds, by hand.", "summary",
-                "teachers and plain students", "wide>narrow fraction=0.5",
-            )  # fmt: skip
-            assert "wide>narrow/rkd/0" not in browser.find_element(By.TAG_NAME, "body").text
-            row = "//*[@role='gridcell'][contains(., 'wide>narrow fraction=0.5')]"
-            # The table draws itself anew while it loads: a button found may be gone when clicked.
-            WebDriverWait(browser, 30, ignored_exceptions=[WebDriverException]).until(
-                lambda b: b.find_element(By.XPATH, f"{row}//button").click() is None
-            )
-            WebDriverWait(browser, 30).until(
-                lambda b: "wide>narrow/rkd/0" in b.find_element(By.TAG_NAME, "body").text
-            )
-            shows(
-                f"experiments/{experiment}/runs/{run.info.run_id}", "wide>narrow/soft_logits/0",
-                "wide teaches narrow by soft_logits", "digits (0123456789abcdef)", "response",
-            )  # fmt: skip
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
 
 
 # --- faults --------------------------------------------------------------------------------------
