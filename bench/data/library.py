@@ -45,9 +45,12 @@ class Library:
 
         try:
             return load(
-                spec.source, data_root=self.data_root, cache=self.cache, size=spec.size,
+                spec.source,
+                data_root=self.data_root,
+                cache=self.cache,
+                size=spec.size,
                 classes=spec.classes,
-            )  # fmt: skip
+            )
         except DataError as error:
             if not self.stand_in:
                 raise

@@ -1,7 +1,7 @@
-"""Any torchvision classifier as a `Network`: taps are places in it, given by path.
+"""Makes a `Network` of any torchvision classifier, with taps given by path.
 
-A path is a module ("layer1", "features.4") or any operation torchvision's tracer names
-("layer1.1.add": the residual sum before its ReLU). A module's path means its output.
+A path is that of a module ("layer1", "features.4"), which means its output, or of an operation that
+torchvision's tracer names ("layer1.1.add", the residual sum before its ReLU).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def build_torchvision(
     taps: Mapping[str, str] | None = None,
     head: str | None = None,
 ) -> Network:
-    """A randomly initialised torchvision classifier that shows its inside by name.
+    """A randomly initialised torchvision classifier with named taps.
 
     Args:
         name: as in `torchvision.models.list_models(module=torchvision.models)`.
         classes: K.
         image_shape: (C, H, W).
-        taps: tap name -> path of its tensor, (B, C, H, W) there. "embedding", if not given, is
-            what runs right before the head. None: those of `resnet_taps`, ResNets only.
-        head: path of the last `nn.Linear`, which gives "logits". None: "fc", ResNets only.
+        taps: tap name -> path of a (B, C, H, W) tensor. "embedding" defaults to the input of the
+            head. None, for ResNets only: the taps of `resnet_taps`.
+        head: path of the last `nn.Linear`, which computes "logits". None, for ResNets only: "fc".
 
     Raises:
-        ValueError: an unknown model, tap or path; no taps for a model without default ones; an
-            image that does not fit the model.
+        ValueError: the model, a tap or a path is unknown, taps are missing for a model without
+            default taps, or the model cannot take such images.
 
     Example:
         >>> net = build_torchvision("resnet18", 10, (3, 32, 32))
@@ -51,9 +51,7 @@ def build_torchvision(
     """
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
-        raise ValueError(unknown("classifier of torchvision", name, known))
+    check_name(name)
     model = models.get_model(name, weights=None, num_classes=classes)
     if taps is None and isinstance(model, models.ResNet):
         taps = resnet_taps(model)
@@ -71,10 +69,19 @@ def build_torchvision(
     return network
 
 
-def resnet_taps(model: ResNet) -> dict[str, str]:
-    """Taps of torchvision's ResNet, ResNeXt and Wide ResNet.
+def check_name(name: str) -> None:
+    """Raises ValueError if torchvision has no such classifier; names near matches."""
+    from torchvision import models
 
-    "stem" is the max-pooled map that the first stage reads; "stageK.pre" the last block's
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(unknown("classifier of torchvision", name, known))
+
+
+def resnet_taps(model: ResNet) -> dict[str, str]:
+    """The taps of torchvision's ResNet, ResNeXt and Wide ResNet.
+
+    "stem" is the max-pooled map that the first stage reads. "stageK.pre" is the last block's
     residual sum before its ReLU.
     """
     taps = {"stem": "maxpool", "embedding": "flatten"}
@@ -91,16 +98,16 @@ def resnet_taps(model: ResNet) -> dict[str, str]:
 class TorchvisionNetwork(Network):
     """A torchvision classifier with taps at given paths.
 
-    `view` runs the traced graph cut off after the deepest wanted tap. The cut graphs share the
-    model's modules and are kept outside the module tree: neither `state_dict` nor `parameters`
-    sees them, and copies and pickles are made without them.
+    `view` runs the traced graph up to the deepest tap that is read. These graphs share the model's
+    modules but are not submodules: `state_dict` and `parameters` do not see them, and copies and
+    pickles do not contain them.
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, str], head: str) -> None:
-        """Traces `model`, checks every path and orders the taps by when they are computed.
+        """Traces `model`, checks every path and sorts the taps from shallow to deep.
 
         Raises:
-            ValueError: an unknown tap or path, or a head that is no `nn.Linear`.
+            ValueError: a tap or path is unknown, or the head is not an `nn.Linear`.
         """
         super().__init__()
         self.model = _without_inplace(model)
@@ -108,7 +115,7 @@ class TorchvisionNetwork(Network):
         _check_paths(taps, head, order)
         last = dict(model.named_modules()).get(head)
         if not isinstance(last, nn.Linear):
-            kind = "no module" if last is None else f"a {type(last).__name__}"
+            kind = "not a module" if last is None else f"a {type(last).__name__}"
             raise ValueError(f"head {head!r} is {kind}, wanted the path of the last nn.Linear")
         before_head = order[max(order.index(head) - 1, 0)]
         self.paths = {"embedding": before_head, **taps, "logits": head}
@@ -117,7 +124,7 @@ class TorchvisionNetwork(Network):
 
     @property
     def head(self) -> nn.Linear:
-        """The last linear layer; it is registered once, inside the model."""
+        """The last linear layer, which is registered inside the model."""
         return cast(nn.Linear, self.model.get_submodule(self.paths["logits"]))
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
@@ -141,7 +148,7 @@ class TorchvisionNetwork(Network):
         cut = create_feature_extractor(
             self.model, {path: path for path in sorted(paths)}, suppress_diff_warning=True
         ).train(self.training)
-        # Tracing visits both modes; frozen parts may be in another mode than the whole.
+        # Tracing changes modes, and a frozen part may be in another mode than the whole.
         for module, training in modes:
             module.training = training
         for node in cut.graph.nodes:
@@ -151,11 +158,11 @@ class TorchvisionNetwork(Network):
         return cut
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the cut graphs, which a copy traces again."""
+        """Everything except the graphs, which a copy traces again."""
         return {**self.__dict__, "_cut": {}}
 
     def _apply(self, fn: Any, recurse: bool = True) -> TorchvisionNetwork:
-        # A cut graph holds the tensors that belong to no leaf module (a class token) by itself.
+        # A graph holds tensors that belong to no leaf module, such as a class token, by itself.
         self._cut.clear()
         return super()._apply(fn, recurse)
 
@@ -168,7 +175,7 @@ def _without_inplace(model: nn.Module) -> nn.Module:
 
 
 def _node_names(model: nn.Module) -> list[str]:
-    """Paths of everything that runs in training and in evaluation, in order."""
+    """Paths of all operations that run in both training and evaluation, in order."""
     from torchvision.models.feature_extraction import get_graph_node_names
 
     training = model.training
@@ -179,7 +186,7 @@ def _node_names(model: nn.Module) -> list[str]:
 
 
 def _place(path: str, order: Sequence[str]) -> int:
-    """When the tensor at `path` is ready: after the last thing inside it ran; -1 if nothing did."""
+    """Position of the last operation at or inside `path`; -1 if there is none."""
     inside = (n for n, node in enumerate(order) if node == path or node.startswith(f"{path}."))
     return max(inside, default=-1)
 

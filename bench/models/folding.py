@@ -1,7 +1,7 @@
-"""A trained network without its BatchNorms: each is folded into the convolution before it.
+"""Folds the BatchNorms of a trained network into the convolutions before them.
 
-In evaluation mode a BatchNorm is an affine map of every channel with fixed coefficients, and so is
-part of a convolution already: one pass over every map less, up to rounding.
+In evaluation mode BatchNorm is an affine map of each channel with fixed coefficients, which a
+convolution can apply as well. Results are equal up to rounding, with one pass less over each map.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn.utils import fuse_conv_bn_eval
 from bench.models.network import Network
 
 TOLERANCE = 1e-3
-"""Largest deviation of a tap, as a share of its largest value."""
+"""Largest deviation of a tap, relative to its largest value."""
 
 
 def folded(network: Network, image_shape: tuple[int, int, int]) -> Network:
-    """A copy that shows the same taps, in evaluation mode, with fewer operations.
+    """A copy of a network that computes the same taps in evaluation mode with fewer operations.
 
-    Folds where a Sequential holds a convolution and its BatchNorm next to each other. If a tap
-    shows the tensor between the two, or the network sees through it otherwise, it stays as it is.
+    Folds each BatchNorm that follows a convolution in a Sequential. If that changes a tap, because
+    the tap is the tensor between the two, nothing is folded.
 
     Args:
         network: in evaluation mode.
         image_shape: (C, H, W).
 
     Returns:
-        the folded copy, or `network` itself.
+        The folded copy, or `network` itself.
     """
     lean = copy.deepcopy(network)
     for module in list(lean.modules()):

@@ -1,4 +1,4 @@
-"""Small networks for phones, in the forms the distillation literature uses at 32x32.
+"""MobileNetV2 and ShuffleNets for images of 32x32, as in the distillation literature.
 
 Source:
     Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2, CVPR 2018.
@@ -18,7 +18,7 @@ from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions, dra
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to wide, 3x3 per channel, linear 1x1 to narrow; a shortcut where shapes agree."""
+    """1x1 expansion, 3x3 depthwise and linear 1x1 convolution; a shortcut if shapes are equal."""
 
     def __init__(self, inputs: int, width: int, stride: int, expansion: int) -> None:
         """The 3x3 convolution takes the stride; `expansion` times `inputs` channels go in."""
@@ -39,8 +39,8 @@ class MobileNetV2(StagedNetwork):
     """MobileNetV2 at half width, with a stem of stride 2 and ReLU for ReLU6.
 
     The paper's seven groups of blocks make four stages: 1 and 2, then 3, then 4 and 5, then 6 and
-    7; maps of a 32x32 image: stem 16, stages 16, 8, 4, 2. A block ends linear, with no activation
-    after it, so "stageK.pre" is the very tensor of "stageK": signed, and what the next block reads.
+    7; maps of a 32x32 image: stem 16, stages 16, 8, 4, 2. No activation follows a block, so that
+    "stageK.pre" and "stageK" are the same tensor.
     """
 
     # (expansion, width, blocks, stride) of each group, by stage; the published widths halved.
@@ -71,16 +71,16 @@ class MobileNetV2(StagedNetwork):
             yield blocks
 
     def activate(self, pre: Tensor) -> Tensor:
-        """Nothing: bottlenecks are linear."""
+        """The identity: bottlenecks are linear."""
         return pre
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Deals the channels of `groups` consecutive groups out in turn.
+    """Interleaves the channels of `groups` consecutive groups.
 
     Args:
         x: (B, C, H, W), C a multiple of `groups`.
-        groups: how many groups the channels come in.
+        groups: number of groups.
 
     Returns:
         (B, C, H, W).
@@ -95,12 +95,12 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
 class ShuffleUnit(nn.Module):
     """ShuffleNet's bottleneck of grouped 1x1 convolutions; returns the sum before its ReLU.
 
-    At stride 2 the pooled input is concatenated instead of added, so the convolutions only make
-    the channels that are missing.
+    At stride 2 the pooled input is concatenated instead of added, and the convolutions compute the
+    remaining channels.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, groups: int, *, opens: bool) -> None:
-        """`opens`: the network's first unit, whose narrow input is not worth a grouping."""
+        """`opens` is true for the network's first unit, whose first convolution is not grouped."""
         super().__init__()
         made = width - inputs if stride == 2 else width
         hidden = made // 4
@@ -112,7 +112,7 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
         inner = shuffle_channels(F.relu(self.reduce(x)), self.groups)
-        # The ReLU after the 3x3 is not the paper's; the distillation literature has it.
+        # The ReLU after the 3x3 convolution is the distillation literature's, not the paper's.
         out = self.expand(F.relu(self.spatial(inner)))
         if self.stride == 1:
             return out + x
@@ -144,10 +144,10 @@ class ShuffleNetV1(StagedNetwork):
 
 
 class SplitUnit(nn.Module):
-    """ShuffleNetV2's unit: half the channels pass, half are convolved, then both are shuffled.
+    """ShuffleNetV2's unit: convolves half of the channels, then shuffles all of them.
 
-    Returns both halves before the last ReLU. The half that passes comes from a ReLU already, so
-    the network's ReLU leaves it, and its gradient, as they were.
+    Returns both halves before the last ReLU. The half that is not convolved comes from a ReLU, so
+    that the network's ReLU does not change it.
     """
 
     def __init__(self, width: int) -> None:
@@ -166,7 +166,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """ShuffleNetV2's opening unit: two convolved branches of stride 2, no channel passes."""
+    """ShuffleNetV2's first unit of a stage: two convolved branches of stride 2."""
 
     def __init__(self, inputs: int, width: int) -> None:
         """Each branch makes half of `width`."""

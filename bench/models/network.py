@@ -1,4 +1,4 @@
-"""What every network of the benchmark offers: taps by name, and a forward that stops early."""
+"""The base class of all networks: taps by name, and a forward pass that stops early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.method import Shapes
 
 
 class Network(nn.Module):
-    """A classifier that shows its inside by name.
+    """A classifier whose inner tensors (taps) can be read by name.
 
     Subclasses set `tap_names` and `head`, and implement `view`.
 
@@ -24,7 +24,7 @@ class Network(nn.Module):
     head: nn.Module
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
-        """The named taps of one batch, running no deeper than the deepest of them.
+        """The named taps of one batch; runs no deeper than the deepest of them.
 
         Args:
             images: (B, C, H, W), normalised.
@@ -34,7 +34,7 @@ class Network(nn.Module):
             tap -> (B, C, H, W) for maps, (B, D) for the embedding, (B, K) for the logits.
 
         Raises:
-            ValueError: an unknown tap, with those that there are.
+            ValueError: the network has no such tap.
         """
         raise NotImplementedError
 
@@ -43,11 +43,11 @@ class Network(nn.Module):
         return self.view(images, ("logits",))["logits"]
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The classifier's own parameters."""
+        """The parameters of the classifier."""
         return self.head.parameters()
 
     def check_taps(self, taps: Collection[str]) -> None:
-        """Raises ValueError for a tap that this network lacks, TypeError for a bare name."""
+        """Raises ValueError for a tap that the network lacks, TypeError for a bare name."""
         if isinstance(taps, str):
             raise TypeError(f"taps is the string {taps!r}, wanted a collection such as ({taps!r},)")
         for tap in taps:
@@ -56,10 +56,10 @@ class Network(nn.Module):
 
 
 def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
-    """Shape of one sample's tensor at every tap, from a dry run that leaves no trace.
+    """Shape of one sample's tensor at every tap.
 
     Args:
-        network: any network; its mode and buffers are as before afterwards.
+        network: any network; its modes and buffers are not changed.
         image_shape: (C, H, W).
 
     Returns:
@@ -73,7 +73,7 @@ def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
         with torch.no_grad():
             view = network.view(images, network.tap_names)
     finally:
-        # One by one: a frozen part may be in another mode than the whole.
+        # A frozen part may be in another mode than the whole.
         for module, training in modes:
             module.training = training
     return {tap: tuple(x.shape[1:]) for tap, x in view.items()}

@@ -2,9 +2,9 @@
 
 Source:
     He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016. As in the
-    distillation literature a shortcut that changes shape is a 1x1 convolution with BatchNorm
-    (option B; the paper's CIFAR nets pad with zeros), and `x4` widens stem and stages to
-    32, 64, 128, 256.
+    distillation literature, a shortcut that changes the shape is a 1x1 convolution with BatchNorm
+    (option B; the paper's CIFAR networks pad with zeros), and `x4` widens stem and stages to 32,
+    64, 128, 256.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The way around a block: nothing where shapes agree, else a 1x1 convolution, BatchNorm."""
+    """The shortcut around a block: the identity, or a 1x1 convolution if the shape changes."""
     if inputs == outputs and stride == 1:
         return nn.Identity()
     return conv_norm(inputs, outputs, 1, stride=stride)

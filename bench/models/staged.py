@@ -1,7 +1,7 @@
-"""What most of the zoo shares: a stem, stages of blocks, a pooled embedding, a linear head.
+"""The base class of most networks: a stem, stages of blocks, a pooled embedding, a linear head.
 
-Such a network is one lazy walk from shallow to deep: `walk` yields every tap as soon as it is
-computed, and `view` stops asking after the deepest tap it wants. What lies deeper never runs.
+`walk` yields the taps from shallow to deep, each as soon as it is computed, and `view` stops after
+the deepest tap that is read. Deeper layers do not run.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from bench.models.network import Network
 
 Steps = Iterator[tuple[str, Tensor]]
-"""Taps in the order they are computed: (name, tensor)."""
+"""Taps in the order of their computation: (name, tensor)."""
 
 
 class StagedNetwork(Network):
     """Stem, stages of blocks with an activation after each, neck, mean over positions, head.
 
-    A block returns its sum *before* the activation; the network applies the activation. So
-    "stageK.pre" and "stageK" are both at hand without running anything twice, and no activation
-    works in place: a tap that was shown stays as it was.
+    A block returns its sum before the activation, and the network applies the activation. So
+    "stageK.pre" and "stageK" are both available without running anything twice. No activation works
+    in place, so that a tap is never overwritten.
 
-    Taps: "stem"; per stage K "stageK.entry" (the output of the stage's first block, after its
-    activation; only where the stage has more than one block), "stageK.pre", "stageK";
-    "embedding" (B, D), "logits" (B, classes).
+    Taps: "stem"; for each stage K "stageK.entry" (the output of the first block after its
+    activation, in stages of more than one block), "stageK.pre" and "stageK"; "embedding" (B, D);
+    "logits" (B, classes).
     """
 
     head: nn.Linear
@@ -41,14 +41,14 @@ class StagedNetwork(Network):
         classes: int,
         neck: nn.Module | None = None,
     ) -> None:
-        """Puts the parts together; `width` is D, the channels that reach the head.
+        """Assembles the network.
 
         Args:
-            stem: images to the first map.
-            stages: per stage its blocks, each from a map to the next map before the activation.
-            width: channels after the neck.
+            stem: maps images to the first map.
+            stages: the blocks of each stage; a block maps a map to the next one before activation.
+            width: D, channels after the neck.
             classes: K, outputs of the head.
-            neck: from the last stage's map to the map that is pooled; none by default.
+            neck: maps the last stage's map to the map that is pooled; None for the identity.
         """
         super().__init__()
         self.stem = stem
@@ -82,7 +82,7 @@ class StagedNetwork(Network):
         return shown
 
     def walk(self, images: Tensor) -> Steps:
-        """Every tap from shallow to deep, each computed only when it is asked for."""
+        """Every tap from shallow to deep, each computed when it is asked for."""
         x = self.stem(images)
         yield "stem", x
         for name, blocks in self.named_stages():
@@ -104,11 +104,11 @@ class StagedNetwork(Network):
         return x
 
     def activate(self, pre: Tensor) -> Tensor:
-        """What follows every block: ReLU."""
+        """The activation after every block: ReLU."""
         return F.relu(pre)
 
     def classify(self, x: Tensor) -> Steps:
-        """From the last stage on: the neck, its mean over positions, the head."""
+        """The taps after the last stage: the neck's map averaged over positions, and the head."""
         embedding = self.neck(x).mean(dim=(2, 3))
         yield "embedding", embedding
         yield "logits", self.head(embedding)
@@ -123,7 +123,7 @@ def conv_norm(
     groups: int = 1,
     bias: bool = False,
 ) -> nn.Sequential:
-    """A convolution that keeps H and W at stride 1, and its BatchNorm; no activation."""
+    """A convolution that keeps H and W at stride 1, followed by BatchNorm, without activation."""
     conv = nn.Conv2d(
         inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias
     )
@@ -131,7 +131,7 @@ def conv_norm(
 
 
 def draw_convolutions(network: nn.Module) -> None:
-    """Draws every convolution from N(0, 2 / fan_out), biases 0, as He et al. do for ReLU nets."""
+    """Draws the weights of every convolution from N(0, 2 / fan_out), as He et al.; biases are 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -140,6 +140,6 @@ def draw_convolutions(network: nn.Module) -> None:
 
 
 def draw_small_head(head: nn.Linear) -> None:
-    """Draws a classifier's weight from N(0, 0.01^2), bias 0: the first logits are near 0."""
+    """Draws a classifier's weights from N(0, 0.01^2), so that the first logits are near 0."""
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)

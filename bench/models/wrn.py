@@ -17,9 +17,8 @@ from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_convolutio
 class PreActivationBlock(nn.Module):
     """ReLU, 3x3 convolution, BatchNorm, ReLU, 3x3 convolution, around a shortcut.
 
-    The BatchNorm that opens a block in the paper belongs here to the block before it (`after`):
-    it normalises that block's sum, and its output is that block's pre-ReLU feature. So it runs
-    once per forward, whether it is looked at or not.
+    The BatchNorm that opens a block in the paper belongs here to the block before it (`after`): it
+    normalises that block's sum, and its output is that block's feature before the ReLU.
     """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 
 from bench.models.network import Network
-from bench.registry import Registry, unknown
+from bench.registry import Registry
 
 ImageShape = tuple[int, int, int]
 Builder = Callable[[int, ImageShape], Network]
@@ -73,7 +73,7 @@ def model_code(model: str | Mapping[str, object]) -> str:
 def build(
     model: str | Mapping[str, object], classes: int, image_shape: tuple[int, int, int]
 ) -> Network:
-    """A freshly initialised network; draws from torch's global generator only.
+    """A network, initialised with draws from torch's global generator.
 
     Args:
         model: a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or
@@ -82,8 +82,9 @@ def build(
         image_shape: (C, H, W).
 
     Raises:
-        TypeError: `model` is neither a name nor a mapping, or an added builder gives no `Network`.
-        ValueError: an unknown name or key, or sizes that the network cannot serve.
+        TypeError: `model` is neither a name nor a mapping, or a plugin's builder does not return a
+            `Network`.
+        ValueError: a name or key is unknown, or the network cannot take such images.
 
     Example:
         >>> build("cnn4", classes=10, image_shape=(1, 8, 8)).head
@@ -140,18 +141,16 @@ def _all_text(taps: Mapping[object, object]) -> bool:
 
 
 def check(model: str | Mapping[str, object]) -> None:
-    """Refuses a model that `build` would not know, without building it.
+    """Refuses a model that `build` does not know, without building it.
 
     Raises:
-        ValueError: an unknown name; with near ones.
+        ValueError: the name is unknown; the message has near matches.
     """
     if isinstance(model, Mapping):
         model = f"{TORCHVISION}{model.get('torchvision')}"
     if not model.startswith(TORCHVISION):
         _builder(model)
         return
-    from torchvision import models
+    from bench.models.adapter import check_name
 
-    name, known = model.removeprefix(TORCHVISION), models.list_models(module=models)
-    if name not in known:
-        raise ValueError(unknown("classifier of torchvision", name, known))
+    check_name(model.removeprefix(TORCHVISION))
