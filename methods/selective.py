@@ -52,7 +52,7 @@ class GraphCut:
         keep_cost: (N,) float64, U1: 0 for a perfectly embedded image, 1 on the border to the
             nearest wrong class ("ratio").
         energy: E of what the cut kept, the lowest there is.
-        added_back: indices that the cut dropped and that went back to keep half of their class.
+        added_back: indices that the cut dropped and that returned so that half of a class stays.
         kept_per_class: label -> (kept, all).
         points: (N, D) float64, the embeddings as they were compared.
         graph: what was cut, see `selection_graph`.
@@ -125,8 +125,8 @@ def select_by_graph_cut(
     Args:
         embeddings: e, (N, D).
         labels: (N,) class of each, at least two classes.
-        keep: share to keep, in (0, 1]: tau is the smallest at which as many are kept. More are
-            kept where classmates come and go together.
+        keep: least share to keep, in (0, 1]; tau is the smallest cost that reaches it. More are
+            kept where edges keep or drop classmates together.
         tau: fixed cost of dropping; then `keep` is not used.
         unary: "ratio", or "inter" for exp(-distance to the nearest other centre / its mean).
         neighbours: an edge for each of this many nearest classmates; None for all of them.
@@ -328,7 +328,7 @@ def method(
     `select_by_graph_cut` chooses those of the second stage.
 
     Args:
-        keep: share of the images to keep, reached by the cost of dropping one.
+        keep: least share of the images to keep; sets the cost of dropping one.
         tau: fixed cost of dropping; then `keep` is not used.
         unary: cost of keeping, see `select_by_graph_cut`.
         neighbours: edges per image, see `select_by_graph_cut`.
