@@ -1,14 +1,12 @@
-"""Rows compared within a pair and ranked over pairs, on records whose answers are known."""
+"""Rows compared within a pair, on records with known answers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import scikit_posthocs
 import summary_grid as grid
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from test_statistics import DEMSAR_RANKS
 
 from bench.record import Plan
 from bench.report.comparison import (
@@ -18,26 +16,7 @@ from bench.report.comparison import (
     compare,
     comparison_tables,
 )
-from bench.report.ranking import Blocks, blocks_of, rank
-from bench.report.summary import PairKey
 from bench.report.tables import to_csv
-
-
-def key(number: int, student: str = "") -> PairKey:
-    return PairKey("d", (), f"t{number}", student or f"s{number}")
-
-
-def blocks(matrix: list[list[float]], **changes: object) -> Blocks:
-    names = tuple(f"row{place}" for place in range(len(matrix[0])))
-    pairs = tuple(key(number) for number in range(len(matrix)))
-    values = {
-        "labels": names, "pairs": pairs, "matrix": tuple(map(tuple, matrix)),
-        "seeds": (1,) * len(pairs), "left_out": {},
-    }  # fmt: skip
-    return Blocks(**{**values, **changes})
-
-
-# --- within a pair ---------------------------------------------------------------------------
 
 
 def made(rows: int, seeds: int = 5) -> tuple[dict[str, dict[int, float]], dict[int, float]]:
@@ -110,80 +89,7 @@ def test_a_row_that_cannot_be_tested_counts_among_the_tests() -> None:
     assert found["once"].holm_p is None
 
 
-# --- over pairs ------------------------------------------------------------------------------
-
-
-def test_ranks_of_demsars_example_and_what_they_tell() -> None:
-    ranks = rank(blocks([[-place for place in row] for row in DEMSAR_RANKS]))
-    assert ranks.mean_ranks == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
-    # His chi-square, 9.28 without a correction for ties, has p = 0.026; CD = 1.25 joins all four.
-    assert ranks.told_apart
-    assert ranks.critical_difference == pytest.approx(1.25, abs=5e-3)
-    assert ranks.groups == ("a",) * 4
-    assert ranks.order() == [3, 1, 2, 0]
-
-
-def test_groups_are_those_of_nemenyis_p_values_in_scikit_posthocs() -> None:
-    generator = np.random.default_rng(1)
-    matrix = (np.arange(5) + generator.normal(0, 1.2, (12, 5))).round(3)
-    ranks = rank(blocks(matrix.tolist()))
-    p = scikit_posthocs.posthoc_nemenyi_friedman(matrix).to_numpy()
-    apart = [[not set(first) & set(second) for second in ranks.groups] for first in ranks.groups]
-    assert apart == (p < 0.05).tolist()
-    assert 0 < np.sum(apart) < 20  # or the example would show nothing
-
-
-def test_nemenyi_counts_only_after_friedman() -> None:
-    # The first of 80 rows always wins, the last always loses, and the others take turns, so that
-    # their mean ranks are equal: chi-square is 12 * 10 * 2 * 39.5^2 / (80 * 81) = 57.8 with 79
-    # degrees of freedom, nothing at all, though the two extremes are 79 ranks apart.
-    up = [100.0, *range(78), -100.0]
-    down = [100.0, *reversed(range(78)), -100.0]
-    ranks = rank(blocks([up, down] * 5))
-    assert ranks.test.statistic == pytest.approx(57.79, abs=5e-3)
-    assert ranks.critical_difference < 79
-    assert not ranks.told_apart
-    assert ranks.groups == ("a",) * 80
-
-
-def test_fewer_than_ten_pairs_are_not_ranked() -> None:
-    for pairs, ranked in ((9, False), (10, True)):
-        tables = comparison_tables(*evidence(tuple(f"small{i}" for i in range(pairs))))
-        assert any(table.title.startswith("Ranks") for table in tables) == ranked
-
-
-def test_a_pair_is_one_block_however_many_seeds_it_has() -> None:
-    pairs = {
-        key(0): {"a": {s: 0.7 + s / 100 for s in range(50)}, "b": {s: 0.6 for s in range(50)}},
-        key(1): {"a": {0: 0.5, 1: 0.6}, "b": {1: 0.4, 2: 0.9}},
-    }
-    found = blocks_of(pairs)
-    assert found.matrix == ((0.945, 0.6), (0.6, 0.4))  # of the second pair seed 1 alone
-    assert found.seeds == (50, 1)
-
-
-def test_rows_missing_in_some_pairs_and_pairs_without_a_common_seed_are_named() -> None:
-    pairs = {
-        key(0): {"a": {0: 0.5}, "b": {0: 0.4}, "c": {0: 0.1}},
-        key(1): {"a": {0: 0.5}, "b": {0: 0.6}, "c": {}},
-        key(2): {"a": {0: 0.5}, "b": {1: 0.6}, "c": {1: 0.6}},
-    }
-    found = blocks_of(pairs)
-    assert found.labels == ("a", "b")
-    assert found.left_out == {"c": (key(1),)}
-    assert found.pairs == (key(0), key(1))
-    assert found.without_seeds == (key(2),)
-
-
-def test_means_that_are_equal_but_for_the_last_bit_tie() -> None:
-    pairs = {key(i): {"a": {0: 0.1, 1: 0.3}, "b": {0: 0.2, 1: 0.2}} for i in range(10)}
-    assert rank(blocks_of(pairs)).mean_ranks == (1.5, 1.5)
-
-
 # --- tables ----------------------------------------------------------------------------------
-
-
-TEN = tuple(f"small{i}" for i in range(10))
 
 
 def evidence(students: tuple[str, ...] = ("small1", "small2")) -> tuple[Plan, dict]:
@@ -200,33 +106,14 @@ def evidence(students: tuple[str, ...] = ("small1", "small2")) -> tuple[Plan, di
     return Plan(name="made", description="", config={}, rows=rows), records
 
 
-def test_tables_are_per_pair_and_reference_and_then_over_pairs() -> None:
-    tables = comparison_tables(*evidence(TEN))
-    assert [table.title.partition(",")[0] for table in tables] == [
-        *["Gain over student", "Gain over soft_logits"] * 10,
-        "Ranks over 10 pairs of 3 rows",
-    ]
+def test_tables_are_per_pair_and_reference() -> None:
+    tables = comparison_tables(*evidence())
+    titles = [table.title.partition(",")[0] for table in tables]
+    assert titles == ["Gain over student", "Gain over soft_logits"] * 2
     over_student = {row[0].value: row[-1].value for row in tables[0].rows}
     assert over_student == {"soft_logits": BETTER, "fitnet": UNDECIDED}
     over_soft_logits = {row[0].value: row[-1].value for row in tables[1].rows}
     assert over_soft_logits == {"fitnet": WORSE}
-    (ranks,) = [
-        {column.key: entry.value for column, entry in row}
-        for row in tables[-1].pairs()
-        if row[0][1].value == "soft_logits"
-    ]
-    assert (ranks["mean_rank"], ranks["group"]) == (1.0, "a")
-    assert (ranks["better"], ranks["undecided"], ranks["worse"]) == (10, 0, 0)
-
-
-def test_shared_networks_and_missing_rows_are_said() -> None:
-    plan, records = evidence(("same",) * 10)
-    for seed in range(3):
-        del records[grid.row("fitnet", seed, "big1", "same").cell_id]
-    # The plan names fitnet's cells by student alone, so all pairs lost it.
-    (notes,) = [table.notes for table in comparison_tables(plan, records) if "Ranks" in table.title]
-    assert any("share 1 data set, 1 student" in note for note in notes)
-    assert any(note.startswith("Not ranked: fitnet") for note in notes)
 
 
 def test_equal_records_give_equal_bytes_whatever_their_order() -> None:

@@ -13,15 +13,13 @@ from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan
 from bench.report.figures import (
     Line,
-    draw_critical_difference,
+    Point,
     draw_curves,
     draw_gain_against_cost,
 )
 from bench.report.grid_figures import write_grid_figures
 from bench.report.palette import METHODS, TEACHER, row_styles
-from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank
-from bench.report.statistics import Interval, indistinct
-from bench.report.summary import PairKey
+from bench.report.statistics import Interval
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
 
@@ -90,30 +88,6 @@ def test_held_out_images_are_not_called_the_test_set(tmp_path):
     assert "test set" not in pictures[0].path.read_text()
 
 
-def test_only_rows_that_every_pair_measured_are_ranked():
-    plan, records = evidence()
-    for seed in (0, 1):
-        del records[grid.row("rkd", seed, "big1", "small1").cell_id]
-    blocks = blocks_of(measured_pairs(plan, records))
-    assert blocks.labels == ("student", "soft_logits", "fitnet")
-    assert [[round(x, 6) for x in block] for block in blocks.matrix] == [[0.805, 0.705, 0.605]] * 2
-
-
-def test_runs_of_rows_that_cannot_be_told_apart():
-    assert indistinct([1.0, 2.0, 3.0], 0.5) == []
-    assert indistinct([1.0, 1.2, 1.4, 3.0], 0.4) == [(0, 2)]
-    assert indistinct([1.0, 1.3, 1.6, 1.9], 0.5) == [(0, 1), (1, 2), (2, 3)]
-
-
-def test_the_ranks_of_demsar_s_example_are_joined_as_there():
-    # Demšar 2006, section 3.2.2: four forms of C4.5 over 14 data sets. At 5 % the critical
-    # difference is 1.25 and tells none apart; at 10 % it is 1.12, the last one is worse than the
-    # first two, and the third belongs to either group.
-    ranks = [1.964, 2.000, 2.893, 3.143]
-    assert indistinct(ranks, 1.25) == [(0, 3)]
-    assert indistinct(ranks, 1.12) == [(0, 2), (2, 3)]
-
-
 def test_a_variant_has_its_method_s_colour_and_a_line_of_its_own():
     styles = row_styles({"teacher": "student", "student": "student", "rkd": "rkd", "x": "rkd"})
     assert styles["teacher"] == TEACHER
@@ -123,9 +97,6 @@ def test_a_variant_has_its_method_s_colour_and_a_line_of_its_own():
 
 
 def test_the_front_is_what_none_beats_in_cost_and_gain():
-    from bench.report.figures import Point
-    from bench.report.statistics import Interval
-
     styles = row_styles({label: label for label in ("student", "fitnet", "rkd")})
     values = {"student": (1.0, 0.0), "fitnet": (1.1, 0.02), "rkd": (1.5, 0.01)}
     points = [
@@ -135,24 +106,6 @@ def test_the_front_is_what_none_beats_in_cost_and_gain():
     figure = draw_gain_against_cost(points, "t")
     bold = [text.get_text() for text in figure.axes[0].texts]
     assert bold == ["student", "fitnet"]
-
-
-def test_a_critical_difference_joins_neighbours():
-    labels = ("student", "fitnet", "rkd")
-    found = Blocks(
-        labels=labels,
-        matrix=((3.0, 2.0, 1.0),) * 10,
-        seeds=(1,) * 10,
-        left_out={},
-        pairs=tuple(PairKey("d", (), f"t{i}", f"s{i}") for i in range(10)),
-    )
-    axes = draw_critical_difference(rank(found), row_styles({x: x for x in labels})).axes[0]
-    texts = " ".join(text.get_text() for text in axes.texts)
-    # k = 3, N = 10: q 2.343 sqrt(3 * 4 / 60) = 1.05, so that neighbours are joined.
-    assert "1.05 ranks" in texts
-    assert "p = 4.5e-05" in axes.get_title()
-    assert sum(line.get_linewidth() == 2.5 for line in axes.lines) == 2
-    assert "student  1.00" in texts
 
 
 def test_a_row_of_another_length_has_an_end_and_no_curve():

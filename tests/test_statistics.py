@@ -14,10 +14,8 @@ from scipy import stats
 from bench.report.statistics import (
     Interval,
     effect_size,
-    friedman,
     holm,
     mean_interval,
-    nemenyi_critical_difference,
     paired_differences,
     paired_t_p,
     pareto_front,
@@ -30,28 +28,6 @@ from bench.report.statistics import (
 FIRST_DRUG = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SECOND_DRUG = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 SLEEP = [a - b for a, b in zip(FIRST_DRUG, SECOND_DRUG, strict=True)]
-
-# Seconds to round first base, 22 players, three ways: Hollander and Wolfe, Nonparametric
-# Statistical Methods (1973), p. 140. R's ?friedman.test prints Friedman chi-squared = 11.143,
-# df = 2, p-value = 0.003805.
-ROUNDING_TIMES = [
-    [5.40, 5.50, 5.55], [5.85, 5.70, 5.75], [5.20, 5.60, 5.50], [5.55, 5.50, 5.40],
-    [5.90, 5.85, 5.70], [5.45, 5.55, 5.60], [5.40, 5.40, 5.35], [5.45, 5.50, 5.35],
-    [5.25, 5.15, 5.00], [5.85, 5.80, 5.70], [5.25, 5.20, 5.10], [5.65, 5.55, 5.45],
-    [5.60, 5.35, 5.45], [5.05, 5.00, 4.95], [5.50, 5.50, 5.40], [5.45, 5.55, 5.50],
-    [5.55, 5.55, 5.35], [5.45, 5.50, 5.55], [5.50, 5.45, 5.25], [5.65, 5.60, 5.40],
-    [5.70, 5.65, 5.55], [6.30, 6.30, 6.25],
-]  # fmt: skip
-
-# Ranks of four variants of C4.5 on 14 data sets: Demšar, JMLR 7 (2006), table 6, which prints the
-# average ranks 3.143, 2.000, 2.893, 1.964; section 3.2.2 prints chi2_F = 9.28 without a correction
-# for ties, and CD = 1.25.
-DEMSAR_RANKS = [
-    [4, 3, 2, 1], [1, 2, 3, 4], [4, 1, 2, 3], [4, 1, 3, 2], [4, 2, 3, 1], [1, 2.5, 4, 2.5],
-    [3, 2, 4, 1], [2.5, 2.5, 4, 1], [4, 3, 2, 1], [2.5, 2.5, 2.5, 2.5], [4, 2.5, 1, 2.5],
-    [3, 2, 4, 1], [4, 1, 2, 3], [3, 1, 4, 2],
-]  # fmt: skip
-
 
 # --- one sample ------------------------------------------------------------------------------
 
@@ -169,47 +145,6 @@ def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(expected, rel=1e-12)
 
 
-def test_friedman_is_that_of_demsar_but_for_his_ties() -> None:
-    result = friedman([[-rank for rank in row] for row in DEMSAR_RANKS])
-    assert result.mean_ranks == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
-    # Ties of two in three blocks and one of four: T = 3 * 6 + 60, N k (k^2 - 1) = 14 * 60.
-    assert result.statistic * (1 - 78 / 840) == pytest.approx(9.28, abs=5e-3)
-
-
-def test_friedman_is_that_of_r() -> None:
-    result = friedman(ROUNDING_TIMES)
-    assert result.statistic == pytest.approx(11.143, abs=5e-4)
-    assert result.p == pytest.approx(0.003805, abs=5e-7)
-    assert result.n == 22
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_friedman_is_scipys(seed: int) -> None:
-    matrix = np.random.default_rng(seed).integers(0, 5, (9, 4)).astype(float)
-    expected = stats.friedmanchisquare(*matrix.T)
-    assert friedman(matrix.tolist())[:2] == pytest.approx(tuple(expected), rel=1e-10)
-
-
-def test_friedman_of_nothing_but_ties_finds_nothing() -> None:
-    assert friedman([[0.5, 0.5], [0.7, 0.7]]) == (0.0, 1.0, [1.5, 1.5], 2)
-
-
-def test_nemenyi_critical_values_are_those_of_demsar() -> None:
-    # Table 5 (a), alpha 0.05, from 2 to 10 classifiers. It prints 2.343 and 2.949 for 3 and 7,
-    # a unit of the last digit off the quantile.
-    table = [1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164]
-    found = [
-        nemenyi_critical_difference(k, 1) / math.sqrt(k * (k + 1) / 6)
-        for k in range(2, 2 + len(table))
-    ]
-    assert found == pytest.approx(table, abs=1.1e-3)
-
-
-def test_nemenyi_critical_difference_is_that_of_demsar() -> None:
-    assert nemenyi_critical_difference(4, 14) == pytest.approx(1.25, abs=5e-3)
-    assert nemenyi_critical_difference(4, 14, level=0.90) == pytest.approx(1.12, abs=5e-3)
-
-
 def test_pareto_front_keeps_equals_and_drops_the_dominated() -> None:
     points = [(1, 5), (2, 3), (2, 3), (3, 3), (5, 1), (5, 2)]
     assert pareto_front(points) == [0, 1, 2, 4]
@@ -245,12 +180,6 @@ def test_every_point_off_the_front_is_dominated_by_one_on_it(
         (lambda: seeds_needed([0.1, 0.2], power=1), "power 1"),
         (lambda: holm([0.1, 1.1]), "wanted each in"),
         (lambda: holm([math.nan]), "wanted each in"),
-        (lambda: friedman([[1, 2], [1]]), "each with the same"),
-        (lambda: friedman([[1, 2], [1, math.nan]]), "not all finite"),
-        (lambda: friedman([[1, 2]]), "friedman: 1 blocks"),
-        (lambda: friedman([[1], [2]]), "the same 2 or more methods"),
-        (lambda: nemenyi_critical_difference(1, 5), "1 methods and 5 blocks"),
-        (lambda: nemenyi_critical_difference(3, 5, level=1), "level 1, wanted one in"),
         (lambda: pareto_front([(1, 2), (1,)]), "1 and 2 objectives"),
         (lambda: pareto_front([(math.nan, 1)]), "not all finite"),
     ],

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.cost.costs import CostRecord, Costs, Quartiles
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
-from bench.report.comparison import STUDENT, Compared, compare
-from bench.report.ranking import Series
+from bench.report.comparison import STUDENT, Compared, Series, compare
 from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NOT_RUN, Group, PairKey, group_by_label
 

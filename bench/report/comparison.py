@@ -1,8 +1,6 @@
-"""Rows held against a reference by seed, pair by pair, and ranked over all pairs of a grid.
+"""Rows held against a reference, pair by pair.
 
-Within a pair seeds are what repeats: differences are paired by seed and the tests corrected for
-how many rows are looked at. Over a grid pairs are what repeats: seeds of one pair share data and
-networks, so a pair counts once, by its means.
+Differences are paired by seed, and the tests corrected for how many rows are looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.record import Plan, Record
-from bench.report.ranking import Ranks, Series, blocks_of, dependence, measured_pairs, rank
 from bench.report.statistics import (
     ALPHA,
     Interval,
@@ -22,7 +19,7 @@ from bench.report.statistics import (
     paired_differences,
     paired_t_p,
 )
-from bench.report.summary import PairKey
+from bench.report.summary import PairKey, measured_groups
 from bench.report.tables import Column, Table, Value
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not enough seeds to tell"
@@ -39,15 +36,6 @@ PAIR_COLUMNS = (
     Column(key="verdict", name="verdict", align="left"),
 )
 
-RANK_COLUMNS = (
-    Column(key="label", name="method", align="left"),
-    Column(key="mean_rank", name="mean rank", digits=2),
-    Column(key="group", name="group", align="left"),
-    Column(key="better", name="better"),
-    Column(key="undecided", name="not told"),
-    Column(key="worse", name="worse"),
-)
-
 PAIR_NOTES = (
     "Differences are paired by seed, over the n seeds that both rows finished.",
     "Gain: mean ± half-width of the 95 % t interval.",
@@ -60,28 +48,27 @@ PAIR_NOTES = (
 )
 
 
+Series = Mapping[int, float]
+"""Seed -> accuracy of the last epoch, in [0, 1]."""
+
+
 def comparison_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, ...]:
-    """For each pair its rows against student and soft logits; then all rows over all pairs.
+    """For each pair its rows against student and soft logits.
 
     Args:
         plan: what was asked for.
         records: by cell id.
 
     Returns:
-        One or two tables a pair, then the ranks where there are pairs enough to test them;
-        nothing where no two rows finished at one seed.
+        One or two tables a pair; nothing where no two rows finished at one seed.
     """
-    pairs = measured_pairs(plan, records)
     labels = dict.fromkeys(row.label for row in plan.rows if row.method == SOFT_LOGITS)
     soft = SOFT_LOGITS if SOFT_LOGITS in labels else next(iter(labels), SOFT_LOGITS)
-    tables = [
-        table
-        for key, rows in pairs.items()
-        for reference in (STUDENT, soft)
-        if (table := _pair_table(key, rows, reference)) is not None
-    ]
-    blocks = blocks_of(pairs)
-    return (*tables, _rank_table(rank(blocks), pairs)) if blocks.rankable else tuple(tables)
+    tables = []
+    for key, groups in measured_groups(plan, records).items():
+        rows = {g.label: g.by_seed("last_accuracy") for g in groups if g.role != "teacher"}
+        tables += [_pair_table(key, rows, reference) for reference in (STUDENT, soft)]
+    return tuple(table for table in tables if table is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,60 +205,3 @@ def _pair_row(label: str, compared: Compared) -> dict[str, Value]:
         "holm_p": compared.holm_p,
         "verdict": compared.verdict,
     }
-
-
-def _rank_table(ranks: Ranks, pairs: Mapping[PairKey, Mapping[str, Series]]) -> Table:
-    blocks = ranks.blocks
-    tests = {
-        key: compare({x: s for x, s in pairs[key].items() if x != STUDENT and s}, student)
-        for key in blocks.pairs
-        if (student := pairs[key].get(STUDENT))
-    }
-    return Table.by_name(
-        title=f"Ranks over {len(blocks.pairs)} pairs of {len(blocks.labels)} rows",
-        columns=RANK_COLUMNS,
-        rows=[_rank_row(place, ranks, tests) for place in ranks.order()],
-        notes=_rank_notes(ranks),
-    )
-
-
-def _rank_row(
-    place: int, ranks: Ranks, tests: Mapping[PairKey, Mapping[str, Compared]]
-) -> dict[str, Value]:
-    label = ranks.blocks.labels[place]
-    row: dict[str, Value] = {
-        "label": label,
-        "mean_rank": ranks.mean_ranks[place],
-        "group": ranks.groups[place],
-    }
-    if label == STUDENT or STUDENT not in ranks.blocks.labels:
-        return row
-    verdicts = [found[label].verdict for found in tests.values()]
-    counted = {"better": BETTER, "undecided": UNDECIDED, "worse": WORSE}
-    return {**row, **{key: verdicts.count(verdict) for key, verdict in counted.items()}}
-
-
-def _rank_notes(ranks: Ranks) -> tuple[str, ...]:
-    blocks, test = ranks.blocks, ranks.test
-    found = "some row differs" if ranks.told_apart else "no row can be told from another"
-    lines = [
-        f"A pair is one block: mean accuracies over the seeds that all its rows have "
-        f"({', '.join(map(str, blocks.seeds))}); rank 1 is best, ties share their mean rank.",
-        f"Friedman's test: chi-square {test.statistic:.2f} with {len(blocks.labels) - 1} degrees "
-        f"of freedom, N = {test.n}, p = {test.p:.2g}: {found}.",
-        f"Nemenyi's critical difference at 5 %: {ranks.critical_difference:.2f} ranks. Rows that "
-        "share a letter cannot be told apart.",
-        dependence(blocks),
-        "Better, not told, worse: pairs by the verdict of their own table.",
-    ]
-    lines += [
-        f"Not ranked: {label}, without an accuracy in {_titles(where)}."
-        for label, where in blocks.left_out.items()
-    ]
-    if blocks.without_seeds:
-        lines.append(f"No seed at which all rows finished: {_titles(blocks.without_seeds)}.")
-    return tuple(line for line in lines if line)
-
-
-def _titles(keys: Sequence[PairKey]) -> str:
-    return "; ".join(key.title for key in keys)

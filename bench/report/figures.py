@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import mode
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,6 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.report.drawing import new_figure
 from bench.report.palette import Style
-from bench.report.ranking import Ranks
 from bench.report.statistics import Interval, pareto_front
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ WIDTH = 7.1
 
 SMALL, TEXT = 7, 8
 PERCENT = 100
-INCHES_A_LETTER = 0.058
-"""Of the font in size `SMALL`, rather more than less."""
-
 COST_TICKS = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 
 
@@ -212,71 +207,3 @@ def _point(axes: Axes, point: Point, on_front: bool) -> None:
             fontsize=SMALL,
             fontweight="bold",
         )
-
-
-# --- critical difference -----------------------------------------------------------------------
-
-
-def draw_critical_difference(ranks: Ranks, styles: Mapping[str, Style]) -> Figure:
-    """Mean ranks on one axis; a bar joins rows that Nemenyi's test cannot tell apart.
-
-    Args:
-        ranks: of k rows over N pairs.
-        styles: of the rows' labels.
-
-    Source:
-        Demšar: Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006.
-    """
-    k, n = len(ranks.mean_ranks), len(ranks.blocks.pairs)
-    ranked = [(ranks.mean_ranks[i], ranks.blocks.labels[i]) for i in ranks.order()]
-    groups = [(first, last) for first, last in ranks.runs if first < last]
-    half = math.ceil(k / 2)
-    depth = 0.6 + 0.35 * len(groups)
-    bottom = depth + 0.55 * half
-    figure = new_figure(WIDTH, 1.1 + 0.3 * bottom)
-    axes = figure.subplots()
-    beside = 0.5 + INCHES_A_LETTER * max(len(label) for _, label in ranked)
-    margin = (k - 1) * beside / (WIDTH - 2 * beside)
-    axes.set_xlim(1 - margin, k + margin)
-    axes.set_ylim(bottom, -2.2)
-    axes.axis("off")
-    _rank_axis(axes, k)
-    _difference_bar(axes, ranks.critical_difference)
-    for place, (first, last) in enumerate(groups):
-        y = 0.45 + 0.35 * place
-        axes.plot([ranked[first][0] - 0.06, ranked[last][0] + 0.06], [y, y], color="black",
-                  linewidth=2.5, solid_capstyle="round")  # fmt: skip
-    for place, (rank, label) in enumerate(ranked):
-        on_left = place < half
-        y = depth + 0.55 * (place if on_left else k - 1 - place)
-        _ranked(axes, rank, y, label, styles[label], on_left, k)
-    axes.set_title(
-        f"Mean ranks of {k} rows over {n} pairs, 1 is best; Friedman p = {ranks.test.p:.2g}\n"
-        "bars join rows that differ by less than the critical difference (Nemenyi, 5 %)",
-        fontsize=TEXT,
-    )
-    return figure
-
-
-def _difference_bar(axes: Axes, difference: float) -> None:
-    axes.plot([1, 1 + difference], [-1.4, -1.4], color="black", linewidth=1.5)
-    axes.text(1, -1.6, f"critical difference {difference:.2f} ranks", fontsize=SMALL)
-
-
-def _rank_axis(axes: Axes, k: int) -> None:
-    axes.plot([1, k], [0, 0], color="black", linewidth=0.8)
-    for rank in range(1, k + 1):
-        axes.plot([rank, rank], [0, -0.15], color="black", linewidth=0.8)
-        axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=SMALL)
-
-
-def _ranked(
-    axes: Axes, rank: float, y: float, label: str, style: Style, on_left: bool, k: int
-) -> None:
-    margin, gap = 0.03 * (k - 1), 0.008 * (k - 1)
-    end = 1 - margin if on_left else k + margin
-    axes.plot([rank, rank, end], [0, y, y], color=style.colour, linewidth=0.9, zorder=1)
-    axes.plot([rank], [0], color=style.colour, clip_on=False, **_marker(style))
-    text = f"{label}  {rank:.2f}" if on_left else f"{rank:.2f}  {label}"
-    axes.text(end - gap if on_left else end + gap, y, text, fontsize=SMALL, va="center",
-              ha="right" if on_left else "left")  # fmt: skip

@@ -14,12 +14,10 @@ from bench.report.drawing import file_name, save_figure
 from bench.report.figures import (
     Line,
     Point,
-    draw_critical_difference,
     draw_curves,
     draw_gain_against_cost,
 )
 from bench.report.palette import Style, row_styles
-from bench.report.ranking import Blocks, blocks_of, measured_pairs, rank
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, baseline, measured_groups
 
@@ -53,15 +51,13 @@ def write_grid_figures(
         folder: made if there is anything to write.
 
     Returns:
-        For each pair `curves_<pair>` and, where it was profiled, `gain_cost_<pair>`; then
-        `critical_difference` where there are pairs enough to test the ranks.
+        For each pair `curves_<pair>` and, where it was profiled, `gain_cost_<pair>`.
     """
     styles = grid_styles(plan)
     pictures = []
     for key, groups in measured_groups(plan, records).items():
         pictures += _curves(plan, key, groups, styles, folder)
         pictures += _gain_cost(key, groups, costs, styles, folder)
-    pictures += _ranks(blocks_of(measured_pairs(plan, records)), styles, folder)
     return pictures
 
 
@@ -142,17 +138,3 @@ def _gain_cost(
     )
     figure = draw_gain_against_cost(points, key.title)
     return _saved("cost", figure, folder / f"gain_cost_{file_name(key.title)}", caption)
-
-
-# --- over pairs --------------------------------------------------------------------------------
-
-
-def _ranks(blocks: Blocks, styles: Mapping[str, Style], folder: Path) -> list[Picture]:
-    if not blocks.rankable:
-        return []
-    caption = (
-        f"Mean ranks over {len(blocks.pairs)} pairs of the rows that every pair measured. Rows "
-        "joined by a bar differ by less than Nemenyi's critical difference at 5 %."
-    )
-    figure = draw_critical_difference(rank(blocks), styles)
-    return _saved("overview", figure, folder / "critical_difference", caption)

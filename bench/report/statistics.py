@@ -1,4 +1,4 @@
-"""Statistics over seeds, settings and methods: small pure functions of numbers.
+"""Statistics over seeds: small pure functions of numbers.
 
 Pairing is the point: all methods of one data set, teacher and seed saw the same order of images
 and the same augmentation, so what differs between them is the method. Degenerate input (one
@@ -199,107 +199,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# --- many methods over many blocks (a block is a setting, or a setting and a seed) -----------
-
-
-class Friedman(NamedTuple):
-    """What `friedman` found.
-
-    Attributes:
-        statistic: chi-square of `methods - 1` degrees of freedom, corrected for ties.
-        p: its upper tail.
-        mean_ranks: one a method, 1 is best.
-        n: how many blocks.
-    """
-
-    statistic: float
-    p: float
-    mean_ranks: list[float]
-    n: int
-
-
-def friedman(matrix: Sequence[Sequence[float]]) -> Friedman:
-    """Friedman's test that all methods rank alike over the blocks.
-
-    chi2 = 12 N sum_j (R_j - (k + 1) / 2)^2 / (k (k + 1) (1 - T / (N k (k^2 - 1)))), with N
-    blocks, k methods, mean ranks R_j, and T the sum of t^3 - t over all ties of t values.
-
-    Args:
-        matrix: (blocks, methods), higher is better; at least two of each.
-
-    Returns:
-        See `Friedman`. If every block is one tie, the statistic is 0 and p is 1.
-
-    Raises:
-        ValueError: fewer than two blocks or methods, rows of unequal length, or a value that is
-            not finite.
-
-    Source:
-        Friedman, J. Am. Stat. Assoc. 32, 1937; its weakness below about ten blocks: Demšar, JMLR
-        7, 2006, section 3.2.2. The tie correction is that of R's and SciPy's Friedman tests.
-    """
-    ranks = _ranks("friedman", matrix, blocks=2, methods=2)
-    n, k = ranks.shape
-    sizes = [np.unique(row, return_counts=True)[1] for row in ranks]
-    tied = sum(int((size**3 - size).sum()) for size in sizes)
-    untied = 1 - tied / (n * k * (k * k - 1))
-    spread = float(((ranks.mean(axis=0) - (k + 1) / 2) ** 2).sum())
-    statistic = 12 * n * spread / (k * (k + 1) * untied) if untied else 0.0
-    means = [float(rank) for rank in ranks.mean(axis=0)]
-    return Friedman(statistic, float(stats.chi2.sf(statistic, k - 1)), means, n)
-
-
-def nemenyi_critical_difference(methods: int, blocks: int, level: float = 0.95) -> float:
-    """The least difference of two mean ranks that is evidence, over all pairs of methods.
-
-    CD = q sqrt(k (k + 1) / (6 N)), q the studentised range's quantile over sqrt(2).
-
-    Args:
-        methods: k, at least 2.
-        blocks: N, at least 1.
-        level: 1 - alpha, in (0, 1).
-
-    Returns:
-        CD, in ranks.
-
-    Raises:
-        ValueError: too few methods or blocks, or a level outside of (0, 1).
-
-    Source:
-        Nemenyi's thesis, 1963, as in Demšar, JMLR 7, 2006, section 3.2.2.
-    """
-    _check_level("nemenyi_critical_difference", level)
-    if methods < 2 or blocks < 1:
-        raise ValueError(
-            f"nemenyi_critical_difference: {methods} methods and {blocks} blocks, "
-            "wanted at least 2 methods and 1 block"
-        )
-    q = float(stats.studentized_range.ppf(level, methods, math.inf)) / math.sqrt(2)
-    return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
-
-
-def indistinct(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
-    """The longest runs of rows that lie within a critical difference.
-
-    Args:
-        ranks: rising mean ranks.
-        difference: the critical one.
-
-    Returns:
-        First and last position of each run of two or more that no other run holds.
-
-    Example:
-        >>> indistinct([1.0, 1.5, 2.5, 4.0], 1.5)
-        [(0, 2), (2, 3)]
-    """
-    runs: list[tuple[int, int]] = []
-    for first, rank in enumerate(ranks):
-        last = max(i for i, other in enumerate(ranks) if other - rank <= difference)
-        if last > first and (not runs or last > runs[-1][1]):
-            runs.append((first, last))
-    return runs
-
-
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     """Positions of the points that no other is as good as in all and better than in some.
 
@@ -337,15 +236,3 @@ def _check(name: str, values: Sequence[float], least: int = 1) -> None:
 def _check_level(name: str, level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"{name}: level {level}, wanted one in (0, 1) such as 0.95")
-
-
-def _ranks(name: str, matrix: Sequence[Sequence[float]], blocks: int, methods: int) -> np.ndarray:
-    widths = sorted({len(row) for row in matrix})
-    if len(matrix) < blocks or len(widths) != 1 or widths[0] < methods:
-        raise ValueError(
-            f"{name}: {len(matrix)} blocks of {widths} methods; wanted at least {blocks} "
-            f"blocks, each with the same {methods} or more methods"
-        )
-    for row in matrix:
-        _check(name, row)
-    return stats.rankdata(-np.asarray(matrix, dtype=float), axis=1)
