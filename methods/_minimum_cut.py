@@ -93,15 +93,14 @@ def cut_problems(graph: nx.Graph) -> list[CutProblem]:
     """
     problems = []
     for batch in _batches(nx.connected_components(graph)):
-        members = np.sort(np.fromiter(batch, np.int64))
+        members = sorted(batch)
         keep_units = in_units(np.array([graph.nodes[item]["keep_cost"] for item in members]))
-        ends, costs = [], []
-        for first, second, cost in graph.edges(batch, data="cost"):
-            ends.append((first, second))
-            costs.append(cost)
-        places = np.searchsorted(members, np.array(ends, np.int64).reshape(-1, 2))
-        edges = Edges(places[:, 0], places[:, 1], in_units(np.array(costs, np.float64)))
-        problems.append(CutProblem(members, keep_units, edges))
+        # First end, second end, cost; float64 holds the indices exactly.
+        edges = np.array(list(graph.edges(members, data="cost")), np.float64).reshape(-1, 3)
+        first, second = np.searchsorted(members, edges[:, :2]).T
+        problems.append(
+            CutProblem(np.array(members), keep_units, Edges(first, second, in_units(edges[:, 2])))
+        )
     return problems
 
 
