@@ -67,8 +67,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add("--cohort", type=_cohort, metavar="auto|N",
         help="at most so many cells side by side in one job; no number depends on it (default: "
         "auto, as many as memory holds)")  # fmt: skip
-    add("--dry-run", action="store_true",
-        help="say what would run, and stop; nothing trains")  # fmt: skip
+    add("--dry-run", action="store_true", help="say what would run and what it takes, measured on "
+        "a few steps of every row, and stop")  # fmt: skip
     add("overrides", nargs="*", metavar="FIELD=VALUE",
         help="fields of the grid to replace, such as recipe.epochs=10")  # fmt: skip
 

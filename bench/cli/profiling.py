@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,9 +14,6 @@ from bench.cli.parser import UsageError
 from bench.cli.recorded import fetch_results, has_results, work_dir
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as Live
-
     from bench.cost.costs import Costs
     from bench.cost.profiler import Profile, Progress
     from bench.cost.steps import Workload
@@ -29,6 +25,7 @@ def profile(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bench.cost.costs import FILE, read_costs
+    from bench.progress import ProgressDisplay
     from bench.record import write_atomically
     from bench.report.cost import costs_to_text
 
@@ -38,7 +35,7 @@ def profile(options: argparse.Namespace) -> int:
         name = options.name or asked.grid.name
         file = work.grid(name) / FILE
         costs = read_costs(file)
-        with Display(Console(soft_wrap=True)) as display:
+        with ProgressDisplay(Console(soft_wrap=True)) as display:
             for newer in _measure(asked, display.show):
                 costs = costs.with_newer(newer)
                 write_atomically(file, costs.to_json())
@@ -143,42 +140,3 @@ def _measure(asked: _Asked, progress: Progress) -> Iterator[Costs]:
         workload = replace(asked.workload, recipe=recipe)
         models = grid.model(pair.teacher), grid.model(pair.student)
         yield profile(*models, rows, workload, asked.how, progress)
-
-
-PLAIN_LINE_SECONDS = 15.0
-
-
-class Display:
-    """What is being measured: one live line on a terminal, plain lines now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        """Nothing is shown before it is entered."""
-        self.console = console
-        self._live: Live | None = None
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> Display:
-        """Starts the live line, on a terminal."""
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._live = Progress(*columns, console=self.console, transient=True)
-            self._task = self._live.add_task("starting", total=None)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stops the live line."""
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """So much of it is done."""
-        if self._live is not None:
-            self._live.update(self._task, description=what, completed=done, total=total)
-            return
-        now = time.monotonic()
-        if now - self._last_line > PLAIN_LINE_SECONDS:
-            self._last_line = now
-            self.console.print(f"{what} {done}/{total}", highlight=False, markup=False)

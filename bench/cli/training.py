@@ -10,6 +10,7 @@ from bench.cli.parser import UsageError
 from bench.cli.preparation import (
     Prepared,
     expand_grid,
+    list_devices,
     make_worker_config,
     open_launcher,
     prepare,
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     prepared = prepare(options)
     work = prepared.work
     if options.dry_run:
-        return _preview(options, prepared, prepared.grid)
+        return _dry_run(options, prepared, prepared.grid)
     outcome, expansion = _train(options, prepared, prepared.grid)
     plan = expansion.plan
     records = work.store.read_all(plan.cell_ids())
@@ -48,7 +49,7 @@ def tune(options: argparse.Namespace) -> int:
     trials = tuning.trials_of(prepared.grid, options.trials)
     grid = tuning.tuning_grid(prepared.grid, trials, options.tuning_seeds, options.validation)
     if options.dry_run:
-        return _preview(options, prepared, grid)
+        return _dry_run(options, prepared, grid)
     outcome, expansion = _train(options, prepared, grid)
     records = prepared.work.store.read_all(expansion.plan.cell_ids())
     results = tuning.collect(trials, expansion.plan, records)
@@ -62,14 +63,29 @@ def tune(options: argparse.Namespace) -> int:
     return exit_code(outcome.counts)
 
 
-def _preview(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
-    """Says what would run."""
-    from bench.launch.dry_run import describe
+def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
+    """Says what would run, and what it would take."""
+    import torch
+
+    from bench.launch.dry_run import DryRun
+    from bench.launch.resources import worker_room
+    from bench.progress import ProgressDisplay
 
     expansion, work = expand_grid(prepared, grid), prepared.work
     for reason in prepared.library.absent.values():
         print(f"random images take the place of the data, and nothing counts as done: {reason}")
-    print(describe(expansion, work.store, options.retry_failed))
+    found = DryRun.of(expansion, work.store, options.retry_failed)
+    if prepared.cluster is not None:
+        print("time and memory: not estimated, because a cluster's nodes differ from this machine")
+        print(found.listing())
+        return 0
+    torch.set_num_threads(options.threads)
+    devices = list_devices(prepared.device, options.workers)
+    config = make_worker_config(options, work)
+    with ProgressDisplay(prepared.console) as display:
+        room_bytes = worker_room(devices)
+        text = found.estimate(config, devices, prepared.library, room_bytes, display)
+    print(text)
     return 0
 
 

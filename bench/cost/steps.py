@@ -144,7 +144,13 @@ class StudentStage:
     """
 
     def __init__(
-        self, lesson: TeacherBatch, model: Model, name: str, method: Method, stage: Stage
+        self,
+        lesson: TeacherBatch,
+        model: Model,
+        name: str,
+        method: Method,
+        stage: Stage,
+        labelled: Tensor | None = None,
     ) -> None:
         """Builds a student and lets it enter the stage.
 
@@ -154,6 +160,7 @@ class StudentStage:
             name: the method's.
             method: built.
             stage: one of its plan.
+            labelled: (N,) bool, whose labels the task loss may see; None for all.
 
         Raises:
             NotApplicable: the method cannot serve this pair.
@@ -173,6 +180,7 @@ class StudentStage:
             tap_shapes(network, workload.image_shape),
             lesson.teacher_shapes,
             workload.device,
+            labelled,
         )
         self._cached_bytes = 0  # of one image
         self.student.begin_epoch(self._clean_view, lesson.train.labels)
@@ -204,6 +212,15 @@ class StudentStage:
     def extra_parameters(self) -> int:
         """Number of parameters that the whole method trains with the student."""
         return sum(p.numel() for p in self.student.connector.parameters())
+
+    @property
+    def trained_bytes(self) -> int:
+        """Parameters, buffers and momentum of network and connector."""
+        modules = self.student.network, self.student.connector
+        state = [x for module in modules for x in module.state_dict().values()]
+        momentum = [x for held in self.student.optimiser.state.values() for x in held.values()]
+        tensors = (x for x in (*state, *momentum) if isinstance(x, Tensor))
+        return sum(x.numel() * x.element_size() for x in tensors)
 
     def held_bytes(self, train_images: int) -> int:
         """See `bench.cost.costs.StageCost`; `train_images` is N."""

@@ -1,0 +1,219 @@
+"""How long a grid trains and what memory it takes, from a few real steps on this machine.
+
+Each row is stepped under its teacher, stage by stage, on random images of the data's shape. The
+rest is arithmetic:
+
+    job = data opened + batches + teacher's forward passes                        (once for all)
+        + sum over students of (steps + evaluations + CELL_SECONDS)
+
+With one thread on the CPU the clock is the processor's, so that other programs do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+
+from bench.cell import Cell, DataSpec
+from bench.cost.counting import peak_bytes
+from bench.cost.profiler import Progress, milliseconds
+from bench.cost.steps import StudentStage, TeacherBatch, Workload
+from bench.data.dataset import DataSet
+from bench.data.splits import labelled_mask
+from bench.faults import CODE_FAULTS, name_and_reason, one_line
+from bench.hyperparameters import build_method
+from bench.method import NotApplicable, split_epochs
+from bench.train.device import set_numerics
+from bench.train.stream import open_stream
+
+STEPS = 3  # timed steps of each stage, after a first one that gives the memory
+LONG_SECONDS = 0.5  # a first step that takes longer is the only one
+CELL_SECONDS = 0.1  # a student's admission, weights and record
+WORKER_SECONDS = 3.0  # start of a worker process, most of it the import of torch
+
+
+class StudentEstimate(NamedTuple):
+    """One student's own part of a job.
+
+    Attributes:
+        seconds: of the whole training, without batches and the teacher's passes.
+        batches: of the whole training.
+        taught: number of those for which a stage reads the teacher's view.
+        clean: batches of the teacher's pass over the clean images, 0 for none.
+        held_bytes: parameters, buffers and momentum of network and connector.
+        step_bytes: peak of a step on top of that.
+        refused: why the method cannot serve the pair; empty if it can.
+    """
+
+    seconds: float = 0.0
+    batches: float = 0.0
+    taught: float = 0.0
+    clean: float = 0.0
+    held_bytes: int = 0
+    step_bytes: int = 0
+    refused: str = ""
+
+
+class _Lesson(NamedTuple):
+    """A teacher's batch, and what a job under that teacher pays once, in seconds and bytes."""
+
+    batch: TeacherBatch
+    opening: float
+    making: float  # of one batch
+    viewing: float  # the teacher's forward pass over one batch
+    epoch_batches: int
+    held_bytes: int
+
+
+class Estimate:
+    """Seconds and memory of jobs. Each kind of cell is measured when it is first asked for."""
+
+    def __init__(self, read: Callable[[DataSpec], DataSet], device: torch.device) -> None:
+        """Nothing is measured yet.
+
+        Args:
+            read: returns a decoded data set.
+            device: where steps run.
+        """
+        self._read, self._device = read, device
+        self._students: dict[str, StudentEstimate] = {}
+        self._lessons: dict[str, _Lesson] = {}
+
+    def measure(self, cells: Sequence[Cell], progress: Progress) -> None:
+        """Measures one cell of each kind; `progress` is called before each."""
+        kinds = list({_kind(cell): cell for cell in cells}.values())
+        for done, cell in enumerate(kinds):
+            progress(f"timing a few steps of {cell}", done, len(kinds))
+            self.student(cell)
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """Time of a job of these cells on a worker that has started."""
+        return self.shared_seconds(cells) + sum(self.student(cell).seconds for cell in cells)
+
+    def shared_seconds(self, cells: Sequence[Cell]) -> float:
+        """The part of `seconds` that is no single cell's: data, batches, the teacher's passes."""
+        lesson, students = self._lesson(_taught(cells)), list(map(self.student, cells))
+        views = max(s.taught for s in students) + max(s.clean for s in students)
+        batches = max(student.batches for student in students)
+        return lesson.opening + batches * lesson.making + views * lesson.viewing
+
+    def bytes(self, cells: Sequence[Cell]) -> int:
+        """Peak memory of a job, on top of what an idle worker holds. Students step in turns."""
+        students = list(map(self.student, cells))
+        held = sum(student.held_bytes for student in students)
+        step = max(student.step_bytes for student in students)
+        return self._lesson(_taught(cells)).held_bytes + held + step
+
+    def student(self, cell: Cell) -> StudentEstimate:
+        """One cell's own part of any job."""
+        kind = _kind(cell)
+        if kind not in self._students:
+            self._students[kind] = self._measure_student(cell)
+        return self._students[kind]
+
+    def _measure_student(self, cell: Cell) -> StudentEstimate:
+        method, recipe = build_method(cell.method, **cell.hyperparameters), cell.recipe
+        if method.starts_from == "source" and cell.source is None:
+            return StudentEstimate(refused="the grid names no source to start from")
+        lesson = self._lesson(cell)
+        labels, share = lesson.batch.train.labels.cpu(), cell.data.labels
+        labelled = labelled_mask(labels, share, 0).to(self._device) if share < 1 else None
+        epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
+        seconds = CELL_SECONDS + self._test_seconds(cell, lesson.batch, sum(epochs))
+        batches, taught, held, peaks = 0.0, 0.0, 0, []
+        build = partial(StudentStage, lesson.batch, cell.model, cell.method, method)
+        try:
+            for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
+                stage = build(plan_stage, labelled)
+                step, peak = self._time_step(stage)
+                steps = stage_epochs * stage.kept * lesson.epoch_batches
+                diagnosed = stage_epochs if cell.diagnostics and plan_stage.transfer else 0
+                seconds += (steps + diagnosed) * step
+                batches += steps
+                taught += steps if stage.student.reads_teacher else 0.0
+                held = max(held, stage.trained_bytes)
+                peaks.append(peak)
+        except NotApplicable as error:
+            return StudentEstimate(refused=one_line(error))
+        except CODE_FAULTS as error:
+            return StudentEstimate(refused=name_and_reason(error))
+        clean = lesson.epoch_batches if any(stage.clean for stage in method.plan) else 0.0
+        return StudentEstimate(seconds, batches, taught, clean, held, max(peaks))
+
+    def _time_step(self, stage: StudentStage) -> tuple[float, int]:
+        """Seconds of a step without the teacher's pass, and its peak memory."""
+        step, peaks = partial(stage.step_on, stage.teacher_view()), []
+        first = self._time(lambda: peaks.append(peak_bytes(step, self._device)))
+        more = range(STEPS if first < LONG_SECONDS else 0)
+        return statistics.median([self._time(step) for _ in more] or [first]), peaks[0]
+
+    def _test_seconds(self, cell: Cell, batch: TeacherBatch, epochs: int) -> float:
+        """Of all evaluations of a training, and of those that its record needs at the end."""
+        network = batch.workload.build(cell.model).to(self._device).eval()
+        with torch.no_grad():
+            network(batch.batch.images)
+            each = self._time(lambda: network(batch.batch.images)) / len(batch.batch.images)
+        data = self._read(cell.data)
+        passes = epochs // cell.recipe.evaluate_every + (1 if cell.teacher is None else 2)
+        diagnosed = cell.data.fraction * len(data.train_images) if cell.diagnostics else 0
+        return each * (passes * len(data.test_images) + diagnosed)
+
+    def _lesson(self, cell: Cell) -> _Lesson:
+        model = cell.teacher.model if cell.teacher else cell.model
+        key = json.dumps([_data(cell), model, cell.recipe.batch_size, cell.precision])
+        if key in self._lessons:
+            return self._lessons[key]
+        set_numerics(cell)
+        data, streams = self._read(cell.data), []
+        opening = self._time(lambda: streams.append(open_stream(cell, data, self._device)))
+        batches = streams[0].train.epoch(0)
+        making = min(self._time(lambda: list(islice(batches, 1))) for _ in range(STEPS))
+        workload = Workload(
+            classes=streams[0].classes,
+            image_shape=streams[0].image_shape,
+            recipe=cell.recipe,
+            device=self._device,
+            precision=cell.precision,
+            deterministic=cell.deterministic,
+        )
+        batch = TeacherBatch(model, workload)
+        held, viewing = 2 * (data.train_images.numel() + data.test_images.numel()), 0.0
+        if cell.teacher is not None:
+            state = batch.teacher.network.state_dict().values()
+            held += sum(x.numel() * x.element_size() for x in state)
+            held += peak_bytes(batch.view, self._device)
+            viewing = statistics.median(self._time(batch.view) for _ in range(STEPS))
+        steps = len(streams[0].train)
+        self._lessons[key] = _Lesson(batch, opening, making, viewing, steps, held)
+        return self._lessons[key]
+
+    def _time(self, action: Callable[[], object]) -> float:
+        """Seconds of an action."""
+        if self._device.type != "cpu" or torch.get_num_threads() > 1:
+            return milliseconds(action, self._device) / 1e3
+        began = time.process_time()
+        action()
+        return time.process_time() - began
+
+
+def _taught(cells: Sequence[Cell]) -> Cell:
+    """A cell with the job's teacher, if it has one."""
+    return next((cell for cell in cells if cell.teacher is not None), cells[0])
+
+
+def _data(cell: Cell) -> dict[str, object]:
+    return cell.data.model_dump(mode="json", exclude={"split_seed"})
+
+
+def _kind(cell: Cell) -> str:
+    """Equal for cells that cost the same: those that differ in seed or in the images drawn."""
+    wanted = {"model", "method", "hyperparameters", "recipe", "precision", "diagnostics"}
+    own, teacher = cell.model_dump(mode="json", include=wanted), cell.teacher
+    return json.dumps([own, _data(cell), teacher and teacher.model, cell.source is not None])

@@ -1,0 +1,83 @@
+"""The estimate of time and memory, and the dry run that prints it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from lessons import cell, dataset, plain_cell, recipe
+
+from bench.cli import main
+from bench.cost.estimate import Estimate
+
+
+@pytest.fixture(scope="module")
+def estimate() -> Estimate:
+    return Estimate(lambda spec: dataset(), torch.device("cpu"))
+
+
+def test_time_grows_with_epochs_and_a_cohort_shares_its_teacher(estimate):
+    short, long = cell("rkd"), cell("rkd", recipe=recipe(epochs=400))
+    assert estimate.seconds([long]) > 5 * estimate.seconds([short])
+    apart = estimate.seconds([short]) + estimate.seconds([cell("soft_logits")])
+    together = estimate.seconds([short, cell("soft_logits")])
+    assert together == pytest.approx(apart - estimate.shared_seconds([short]))
+
+
+def test_seeds_of_one_row_are_measured_once(estimate):
+    assert estimate.student(cell("rkd", seed=1)) is estimate.student(cell("rkd", seed=2))
+
+
+def test_memory_is_the_teachers_all_students_and_one_step(estimate):
+    students = [estimate.student(cell(name)) for name in ("rkd", "fitnet")]
+    whole = estimate.bytes([cell("rkd"), cell("fitnet")])
+    parts = sum(s.held_bytes for s in students) + max(s.step_bytes for s in students)
+    assert whole > parts
+    assert estimate.bytes([cell("rkd")]) < whole
+    parameters = 4 * sum(p.numel() for p in network(plain_cell("cnn2")).parameters())
+    assert estimate.student(plain_cell("cnn2")).held_bytes >= 2 * parameters
+
+
+def network(one):
+    from bench.train.weights import build_network
+
+    return build_network(one, 4, (1, 8, 8))
+
+
+def test_what_a_stage_reads_of_its_teacher_is_known(estimate):
+    assert estimate.student(cell("soft_logits")).taught == 4 * 4  # epochs, batches
+    assert estimate.student(plain_cell("cnn2")).taught == 0
+    selective = estimate.student(cell("selective"))
+    assert (selective.taught, selective.clean) == (0, 4)
+
+
+def test_a_pair_that_a_method_cannot_serve_has_a_reason_and_no_time(estimate):
+    refused = estimate.student(cell("fsp", hyperparameters={"connectors": False}))
+    assert "widths differ" in refused.refused
+    assert refused.seconds == 0
+
+
+def test_a_dry_run_says_time_and_memory_first_and_then_the_rows(tmp_path, capsys):
+    words = ["--grid", "smoke", "--methods", "soft_logits", "--seeds", "0", "--dry-run"]
+    assert main([*words, "--workers", "2", "--work-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    time = next(n for n, line in enumerate(lines) if line.startswith("time: about "))
+    assert " on 2 workers (cpu)" in lines[time]
+    assert re.match(r"memory: at most \d+ MiB for a worker", lines[time + 1])
+    assert lines[time + 2] == "cells: 3, done already: 0, to train: 3 (12 epochs in all)"
+    assert any(re.match(r" +soft_logits +1 +0 +4 +\d", line) for line in lines[time + 3 :])
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_a_dry_run_names_what_cannot_run(tmp_path, capsys):
+    grid = tmp_path / "refused.yaml"
+    grid.write_text(
+        "description: test\ndata: {source: digits, fraction: 0.1}\npairs: ['cnn8:cnn4']\nseeds: 2\n"
+        "methods: [{fsp: {connectors: false}}]\n"
+        "recipe: {epochs: 2, batch_size: 32, learning_rate: 0.05}\n"
+    )
+    assert main(["--grid", str(grid), "--dry-run", "--work-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "cannot run: cnn8 > cnn4, fsp (connectors=False) (2 cells): " in said
+    assert "widths differ" in said
