@@ -68,7 +68,7 @@ def test_only_the_clock_of_the_file_system_counts(tmp_path, monkeypatch):
             assert not mine.acquire("cell")
 
 
-def test_whoever_lost_a_lease_is_told(tmp_path):
+def test_a_holder_that_lost_its_lease_is_stopped(tmp_path):
     with Leases(tmp_path, beat=1000) as theirs:
         assert theirs.acquire("cell")
         assert theirs.acquire("other")

@@ -1,4 +1,4 @@
-"""Sending records beside the training: an MLflow store that is away delays nothing."""
+"""Sending records while a grid trains: an MLflow store that is away delays nothing."""
 
 from __future__ import annotations
 

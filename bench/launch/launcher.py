@@ -52,7 +52,7 @@ class Launcher(ABC, Generic[Handle]):
         waiting: jobs to start, in this order, as soon as a worker is free and what they need is
             finished.
         running: what runs -> its job.
-        elsewhere: jobs whose cells other commands hold.
+        elsewhere: jobs of cells that other commands hold.
     """
 
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:

@@ -43,7 +43,7 @@ def sole_mirror(
         TrackingError: the store cannot be opened.
     """
     with _lease(f"mlflow-{grid}", leases, patience):
-        # Whoever opens the store first makes the database, whatever the grid.
+        # The first to open the store makes the database, whatever the grid.
         with _lease("mlflow", leases, PATIENCE_SECONDS):
             mirror = Mirror(work.root, grid)
         yield mirror

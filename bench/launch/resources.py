@@ -19,71 +19,45 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def room(device: str, workers: int) -> int | None:
-    """Bytes that one worker may fill, None where that is not known.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:1".
-        workers: how many share the device.
-    """
-    free = _free_on_cuda(device) if device.startswith("cuda") else free_memory()
-    return None if free is None else round(SAFE * free / workers)
-
-
 def worker_room(devices: Sequence[str]) -> int | None:
-    """Bytes that the cells of one worker may fill; None where that is not known.
+    """Bytes that the cells of one worker may fill; None where the system does not say.
 
     Args:
         devices: one entry for each worker, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
     """
-    rooms = [room(device, devices.count(device)) for device in set(devices)]
-    known = [size for size in rooms if size is not None]
-    if not known:
-        return None
-    # Device memory holds no process; main memory holds the worker's own.
-    return min(known) - (process_bytes() if devices[0] == "cpu" else 0)
-
-
-def _free_on_cuda(device: str) -> int:
+    if devices[0] == "cpu":
+        free = free_memory()
+        # A worker is a process of about the size of this one.
+        return None if free is None else round(SAFE * free / len(devices)) - process_bytes()
     import torch
 
-    free, _ = torch.cuda.mem_get_info(torch.device(device))
-    return free
+    free_on = {device: torch.cuda.mem_get_info(torch.device(device))[0] for device in devices}
+    return min(round(SAFE * free / devices.count(device)) for device, free in free_on.items())
 
 
 def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Bytes that new processes can have: what the system has, or what the container may still use.
+    """Bytes that new processes may fill: what the system has, or what its container may still use.
 
     Args:
         meminfo: the kernel's table.
-        cgroup: the container's folder, version 2.
+        cgroup: the folder of the container, version 2.
     """
-    limits = [_available(meminfo), _left_in(cgroup)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _available(meminfo: Path) -> int | None:
-    try:
+    limits = []
+    if meminfo.is_file():
         lines = meminfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(found["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in found else None
-
-
-def _left_in(cgroup: Path) -> int | None:
-    try:
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        limits.append(int(found["MemAvailable"].split()[0]) * 1024)
+    if (cgroup / "memory.max").is_file():
         most = (cgroup / "memory.max").read_text(encoding="utf-8").strip()
         used = int((cgroup / "memory.current").read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    return None if most == "max" else max(0, int(most) - used)
+        if most != "max":
+            limits.append(max(0, int(most) - used))
+    return min(limits, default=None)
 
 
 def process_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    except OSError:
+    """Resident memory of this process; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
