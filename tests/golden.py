@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,9 +91,7 @@ def _train(
 ) -> dict[str, list[float]]:
     device, ignore = torch.device("cpu"), lambda *event: None
     stream = open_stream(teacher, library.read(teacher.data), device)
-    stream.train.dtype = torch.float64
-    tested = [batch._replace(images=batch.images.double()) for batch in stream.test.batches()]
-    stream = replace(stream, test=replace(stream.test, batches=lambda: iter(tested)))
+    stream.train.dtype = stream.test.dtype = torch.float64
     Cohort(stream, None, store, device, ignore).run([teacher])
     taught = load_teacher(teacher, store, stream, device)
     Cohort(stream, taught, store, device, ignore).run(students)

@@ -314,10 +314,10 @@ def test_an_epoch_that_training_cannot_recover_from_is_refused_by_its_cause(
     task, skipped, weight, words
 ):
     stage = Stage(name="x", share=1.0, transfer=squared_gap, taps=("logits",))
-    sums = Sums.zero(CPU)
-    sums.steps, sums.seen = 1, 10
-    sums.task += task
-    sums.skipped += skipped
+    sums = Sums(CPU)
+    sums.steps, sums.samples = 1, 10
+    sums.add("task", torch.tensor(task))
+    sums.add("skipped", torch.tensor(skipped))
     refused = nullcontext() if words is None else pytest.raises(NonFiniteError, match=words)
     with refused:
         check_finite(sums, stage, [torch.full((2,), weight)], epoch=2)

@@ -23,10 +23,10 @@ from bench.record import Store
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, note_nondeterministic, set_numerics
 from bench.train.engine import Student, make_student
-from bench.train.evaluate import accuracy, predictions
+from bench.train.evaluate import EVALUATION_BATCH, accuracy, predictions
 from bench.train.failure import fail, raise_if_shared
 from bench.train.result import Results
-from bench.train.stream import EVALUATION_BATCH, Stream, StudentBatch
+from bench.train.stream import Stream, StudentBatch
 from bench.train.teacher import Teacher
 from bench.train.weights import build_network, start_from_source
 

@@ -76,7 +76,7 @@ class Student:
         recipe = self.cell.recipe
         self.stage_epochs = split_epochs(self.method.plan, recipe.epochs, recipe.budget)
         self.total_epochs = sum(self.stage_epochs)
-        self.sums = Sums.zero(self.device)
+        self.sums = Sums(self.device)
         self.subset: Tensor | None = None
 
     # --- the current stage ------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Student:
         rate = learning_rate(self.cell.recipe, self._stage_epoch, self.stage_epochs[self._position])
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        self.sums = Sums.zero(self.device)
+        self.sums = Sums(self.device)
 
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
         """Adds a point to every curve.
@@ -209,10 +209,10 @@ class Student:
         self._backward(losses)
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
-            self.sums.clipped += norm > stage.clip_norm
+            self.sums.add("clipped", norm > stage.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.sums.add(losses)
+        self.sums.add_step(losses)
         if batch.last and stage.watch is not None:
             self._watch(losses.taught)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,60 +15,43 @@ class NonFiniteError(ArithmeticError):
     """A loss or a weight is NaN or infinite; the message names the epoch and stage."""
 
 
-@dataclass
 class Sums:
     """Running sums of one epoch, on the device, so that no step waits for them.
 
     Attributes:
-        task: sum of the task losses.
-        joint: sum of the joint losses.
-        transfer: sum of the transfer losses.
-        correct: samples whose predicted class is the label.
-        skipped: samples whose transfer loss was not finite.
-        joint_skipped: samples whose joint loss was not finite.
-        clipped: steps whose gradient was clipped.
-        steps: training steps.
-        seen: samples.
+        steps: training steps so far.
+        samples: samples so far.
     """
 
-    task: Tensor
-    joint: Tensor
-    transfer: Tensor
-    correct: Tensor
-    skipped: Tensor
-    joint_skipped: Tensor
-    clipped: Tensor
-    steps: int = 0
-    seen: int = 0
+    def __init__(self, device: torch.device) -> None:
+        """Starts at 0."""
+        self.steps = self.samples = 0
+        self._zero = torch.zeros((), dtype=torch.float64, device=device)
+        self._totals: dict[str, Tensor] = {}
 
-    @classmethod
-    def zero(cls, device: torch.device) -> Sums:
-        """All zero."""
-        task, joint, transfer, correct, skipped, joint_skipped, clipped = torch.zeros(
-            7, dtype=torch.float64, device=device
-        )
-        return cls(task, joint, transfer, correct, skipped, joint_skipped, clipped)
-
-    def add(self, losses: Losses) -> None:
-        """Adds the losses of one step."""
+    def add_step(self, losses: Losses) -> None:
+        """Adds the losses, skipped samples and correct predictions of one step."""
         self.steps += 1
-        self.seen += len(losses.pair.labels)
+        self.samples += len(losses.pair.labels)
+        for name in ("task", "joint", "transfer", "joint_skipped", "skipped"):
+            value = getattr(losses, name)
+            if value is not None:
+                self.add(name, value)
         if losses.task is not None:
-            self.task += losses.task.detach()
-            logits = losses.pair.student.logits.detach()
-            self.correct += (logits.argmax(1) == losses.pair.labels).sum()
-        if losses.joint is not None:
-            self.joint += losses.joint.detach()
-        if losses.transfer is not None:
-            self.transfer += losses.transfer.detach()
-        if losses.joint_skipped is not None:
-            self.joint_skipped += losses.joint_skipped
-        if losses.skipped is not None:
-            self.skipped += losses.skipped
+            predicted = losses.pair.student.logits.argmax(1)
+            self.add("correct", (predicted == losses.pair.labels).sum())
 
-    def mean(self, total: Tensor) -> float:
+    def add(self, name: str, value: Tensor) -> None:
+        """Adds a number, (), to one of the sums."""
+        self._totals[name] = self._totals.get(name, self._zero) + value.detach()
+
+    def total(self, name: str) -> float:
+        """One of the sums; 0 if nothing was added."""
+        return self._totals.get(name, self._zero).item()
+
+    def mean(self, name: str) -> float:
         """One of the sums divided by the number of steps."""
-        return total.item() / max(self.steps, 1)
+        return self.total(name) / max(self.steps, 1)
 
 
 def points(
@@ -84,21 +66,21 @@ def points(
         progress: position in the stage's epochs: 0.0 in the first, 1.0 in the last.
         rate: the learning rate.
     """
-    task = sums.mean(sums.task) if stage.task_weight > 0 else None
-    joint = sums.mean(sums.joint) if stage.joint is not None else None
-    transfer = sums.mean(sums.transfer) if stage.transfer is not None else None
+    task = sums.mean("task") if stage.task_weight > 0 else None
+    joint = sums.mean("joint") if stage.joint is not None else None
+    transfer = sums.mean("transfer") if stage.transfer is not None else None
     total = sum(weigh(stage, progress, task=task, joint=joint, transfer=transfer))
     found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
     if any(one.joint is not None for one in plan):
         found["joint_loss"] = joint
     if any(one.clip_norm is not None for one in plan):
-        found["clipped_steps"] = sums.clipped.item() if stage.clip_norm is not None else None
-    correct = sums.correct.item() / max(sums.seen, 1)
+        found["clipped_steps"] = sums.total("clipped") if stage.clip_norm is not None else None
+    correct = sums.total("correct") / max(sums.samples, 1)
     return {
         **found,
         "learning_rate": rate,
         "train_accuracy": correct if task is not None else None,
-        "skipped_samples": sums.skipped.item() if transfer is not None else None,
+        "skipped_samples": sums.total("skipped") if transfer is not None else None,
     }
 
 
@@ -115,11 +97,11 @@ def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int
         NonFiniteError: the task loss, the transfer loss of every sample or a weight is not finite.
     """
     where = f"in epoch {epoch} (stage {stage.name!r})"
-    task = sums.mean(sums.task) if stage.task_weight > 0 else None
+    task = sums.mean("task") if stage.task_weight > 0 else None
     if task is not None and not torch.isfinite(torch.tensor(task)):
         raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
-    skipped = max(sums.skipped.item(), sums.joint_skipped.item())
-    if stage.needs_teacher and skipped >= sums.seen:
+    skipped = max(sums.total("skipped"), sums.total("joint_skipped"))
+    if stage.needs_teacher and skipped >= sums.samples:
         raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
     total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)
     if not total.isfinite():

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from bench.data.batches import Batch
+from bench.data.batches import Batches
 from bench.models.network import Network
 
-
-@dataclass(frozen=True)
-class TestSet:
-    """The images on which accuracy is measured.
-
-    Attributes:
-        batches: iterates over all images in a fixed order, in batches on the device.
-        labels: (M,), of all images.
-    """
-
-    batches: Callable[[], Iterator[Batch]]
-    labels: Tensor
+EVALUATION_BATCH = 500
 
 
 @torch.no_grad()
 def predictions(
-    network: Network,
-    test: TestSet,
-    prepare: Callable[[Tensor], Tensor] | None = None,
+    network: Network, test: Batches, prepare: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """The most likely class of every test image.
+    """The most likely class of every image.
 
     Args:
         network: is in evaluation mode meanwhile.
-        test: images and labels.
+        test: the images.
         prepare: applied to the images first, such as a lower resolution.
 
     Returns:
@@ -45,7 +31,7 @@ def predictions(
     network.eval()
     found = [
         network(prepare(batch.images) if prepare else batch.images).argmax(1)
-        for batch in test.batches()
+        for batch in test.clean(EVALUATION_BATCH)
     ]
     for module, mode in training.items():
         module.training = mode
@@ -53,5 +39,5 @@ def predictions(
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """Share of equal entries, in [0, 1]."""
+    """Share of equal elements, in [0, 1]."""
     return (predicted == labels).double().mean().item()

@@ -10,7 +10,7 @@ from bench.record import FINISHED, Record, Store, dump_json, write_atomically
 from bench.train.checkpoint import History
 from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
 from bench.train.engine import Student
-from bench.train.evaluate import accuracy, predictions
+from bench.train.evaluate import EVALUATION_BATCH, accuracy, predictions
 from bench.train.stream import Stream
 from bench.train.teacher import Teacher
 from bench.train.weights import FILE, save_weights
@@ -104,7 +104,7 @@ class Results:
     def _knowledge(self) -> Knowledge:
         teacher = self.teacher
         assert teacher is not None
-        batch = next(self.stream.test.batches())
+        batch = next(self.stream.test.clean(EVALUATION_BATCH))
         images, labels = batch.images[:EXAMINED], batch.labels[:EXAMINED]
 
         def view(taps: Sequence[str]) -> View:

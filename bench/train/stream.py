@@ -15,9 +15,7 @@ from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.data.splits import hold_out, labelled_mask, take_fraction
 from bench.method import View
-from bench.train.evaluate import TestSet
-
-EVALUATION_BATCH = 500
+from bench.train.evaluate import EVALUATION_BATCH
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Stream:
     Attributes:
         train: the training batches.
         train_images: N, number of training images.
-        test: the images on which accuracy is measured.
+        test: the images on which accuracy is measured, without augmentation.
         classes: K.
         image_shape: (C, H, W).
         resolution: factor by which students' images are reduced before they are scaled back.
@@ -36,7 +34,7 @@ class Stream:
 
     train: Batches
     train_images: int
-    test: TestSet
+    test: Batches
     classes: int
     image_shape: tuple[int, int, int]
     resolution: int
@@ -113,7 +111,6 @@ def open_stream(
         "device": device,
         "channels_last": True,
     }
-    testing = Batches(*test, augment=plain, batch_size=EVALUATION_BATCH, drop_last=False, **shared)
     channels, height, width = images.shape[1:]
     return Stream(
         train=Batches(
@@ -125,7 +122,7 @@ def open_stream(
             **shared,
         ),
         train_images=len(images),
-        test=TestSet(lambda: testing.clean(EVALUATION_BATCH), test[1].to(device)),
+        test=Batches(*test, augment=plain, batch_size=EVALUATION_BATCH, drop_last=False, **shared),
         classes=len(data.classes),
         image_shape=(channels, height, width),
         resolution=spec.resolution,
