@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic.fields import FieldInfo
 
+from bench.cell import Recipe
 from bench.grid import expand, load_grid
 from bench.record import FINISHED, Plan, Record
 from bench.report.published import load_published, published_tables
@@ -100,6 +102,21 @@ def test_one_field_that_differs_is_enough_to_show_nothing(change):
         inner[path[-1]] = value
         other[cell_id] = replace(record, cell=cell)
     assert published_tables(plan, other) == ()
+
+
+def test_a_field_that_came_later_is_at_its_default_on_both_sides(monkeypatch):
+    added = FieldInfo(annotation=float, default=0.0)
+    monkeypatch.setitem(Recipe.model_fields, "label_smoothing", added)
+    plan, records = DECK
+
+    def smoothed(value: float) -> dict[str, Record]:
+        return {
+            i: replace(r, cell={**r.cell, "recipe": {**r.cell["recipe"], "label_smoothing": value}})
+            for i, r in records.items()
+        }
+
+    assert published_tables(plan, records) == published_tables(plan, smoothed(0.0)) != ()
+    assert published_tables(plan, smoothed(0.1)) == ()
 
 
 def test_another_hyperparameter_or_another_teacher_hides_the_method_alone():

@@ -17,7 +17,7 @@ from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
 from bench.report.overview import AXES, axis_tables, overview_tables
-from bench.report.page import render_page
+from bench.report.page import PageSection, render_page
 from bench.report.published import published_tables
 from bench.report.reasons import ACCURACY, COST, GAIN
 from bench.report.recommend import Choice, cost_value, recommend
@@ -155,12 +155,10 @@ def _parts(
     costs: Costs | None,
     choices: Sequence[Choice],
     pictures: Sequence[Picture],
-) -> list[Section]:
+) -> list[PageSection]:
     """The sections with their figures, the pairs' summaries and the costs among them."""
     found = {section.name: section for section in made}
     found.pop("candidates", None)  # each choice shows its own
-    if "choice" in found:
-        found["choice"] = replace(found["choice"], choices=choices)
     tables = cost_tables(costs) if costs is not None else ()
     more = {
         "pairs": Section(name="pairs", title="Every pair", tables=tuple(summary.tables.values())),
@@ -173,7 +171,11 @@ def _parts(
     }
     last = {name: found.pop(name) for name in LAST if name in found}
     return [
-        replace(section, pictures=[x for x in pictures if x.part == section.name])
+        PageSection(
+            **vars(section),
+            choices=choices if section.name == "choice" else (),
+            pictures=[picture for picture in pictures if picture.part == section.name],
+        )
         for section in {**found, **more, **last}.values()
     ]
 

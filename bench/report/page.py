@@ -9,19 +9,33 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from bench.report.grid_figures import Picture
+from bench.report.recommend import Choice
 from bench.report.tables import Section, to_html
 
 FOLDER = Path(__file__).parent / "template"
 
 
-def render_page(name: str, description: str, coverage: str, sections: Sequence[Section]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class PageSection(Section):
+    """A section as the page shows it.
+
+    Attributes:
+        choices: recommendations, one a pair.
+        pictures: figures, under the tables.
+    """
+
+    choices: Sequence[Choice] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def render_page(name: str, description: str, coverage: str, sections: Sequence[PageSection]) -> str:
     """The page; equal input gives equal bytes.
 
     Args:
@@ -45,7 +59,7 @@ def render_page(name: str, description: str, coverage: str, sections: Sequence[S
     )
 
 
-def _with_shared_notes(section: Section) -> dict[str, object]:
+def _with_shared_notes(section: PageSection) -> dict[str, object]:
     """A section whose tables no longer repeat the notes that all of them have."""
     first = section.tables[0].notes if len(section.tables) > 1 else ()
     shared = [note for note in first if all(note in table.notes for table in section.tables)]

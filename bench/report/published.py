@@ -11,11 +11,12 @@ import functools
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from bench.cell import DataSpec, Recipe
+from bench.cell import DataSpec, Recipe, Spec
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
@@ -170,29 +171,26 @@ def _same_setting(source: Mapping[str, Any], cell: Mapping[str, Any], model: str
         cell.get("model") == model  # one of the grid's own models is a mapping: never equal
         and cell.get("source") is None
         and cell.get("precision") == source["precision"]
-        and _same(
-            _complete(DataSpec, cell.get("data")),
-            _complete(DataSpec, source["data"]),
-            ignored["data"],
-        )
-        and _same(
-            _complete(Recipe, cell.get("recipe")), _complete(Recipe, recipe), ignored["recipe"]
-        )
+        and _same(cell.get("data"), source["data"], ignored["data"], _defaults(DataSpec))
+        and _same(cell.get("recipe"), recipe, ignored["recipe"], _defaults(Recipe))
     )
 
 
-def _complete(kind: type[DataSpec | Recipe], fields: Any) -> Any:
-    """With the default of every field that is left out: one that was added later, say."""
-    try:
-        return kind(**fields).model_dump()
-    except (TypeError, ValueError):  # no such fields: equal to nothing
-        return None
+def _defaults(spec: type[Spec]) -> dict[str, Any]:
+    """A field that neither a record nor a published setting names is at its default in both."""
+    fields = spec.model_fields.items()
+    return {name: field.default for name, field in fields if not field.is_required()}
 
 
-def _same(found: Any, wanted: Mapping[str, Any], ignored: Iterable[str]) -> bool:
-    """Whether all fields but the ignored ones are there and equal, and no other is."""
+def _same(
+    found: Any,
+    wanted: Mapping[str, Any],
+    ignored: Iterable[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> bool:
+    """Whether all fields but the ignored ones are equal."""
     if not isinstance(found, Mapping):
         return False
-    return {k: v for k, v in found.items() if k not in ignored} == {
-        k: v for k, v in wanted.items() if k not in ignored
-    }
+    sides = ({**defaults, **fields} for fields in (found, wanted))
+    first, second = ({k: v for k, v in side.items() if k not in ignored} for side in sides)
+    return first == second

@@ -15,15 +15,10 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.faults import one_line
 from bench.record import write_atomically
 from bench.report.statistics import Interval
-
-if TYPE_CHECKING:
-    from bench.report.grid_figures import Picture
-    from bench.report.recommend import Choice
 
 PERCENT_UNITS = ("%", "pp")
 """Units whose values are stored as fractions and shown times 100."""
@@ -373,16 +368,12 @@ class Section:
         title: one line.
         tables: in order.
         text: a paragraph above them; empty for none.
-        choices: recommendations that the report shows, one a pair.
-        pictures: figures that the report shows.
     """
 
     name: str
     title: str
     tables: tuple[Table, ...] = ()
     text: str = ""
-    choices: Sequence[Choice] = ()
-    pictures: Sequence[Picture] = ()
 
 
 def write_section(section: Section, folder: Path) -> list[Path]:
