@@ -1,7 +1,7 @@
-"""Optional measurements next to a training: how large, smooth and binding knowledge is.
+"""Optional measurements of a training: how large, smooth and constraining a method's knowledge is.
 
-Nothing here trains, and nothing that trains is altered: weights, BatchNorm statistics and random
-streams are the same with diagnostics on and off. Off, nothing here runs.
+They do not change the training: weights, BatchNorm statistics and random streams are the same with
+and without diagnostics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bench.method import Method, Pair, Shapes, Stage, Transfer, View
 
 EXAMINED = 256
-"""How many test images a teacher's tensors are examined on, at most: the first ones."""
+"""Number of test images, the first ones, on which a teacher's tensors are examined."""
 
 DRAWS = 8
 """Random directions along which the curvature of a transfer loss is probed."""
@@ -37,7 +37,7 @@ LEAST_SIDE = 4
 
 @contextmanager
 def unchanged(*modules: nn.Module) -> Iterator[None]:
-    """Puts the modules' buffers (BatchNorm's statistics) back afterwards.
+    """Restores the modules' buffers, such as BatchNorm's statistics, at the end.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -58,16 +58,16 @@ def unchanged(*modules: nn.Module) -> Iterator[None]:
 def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]) -> float | None:
     """Cosine of the angle between two losses' gradients, over the parameters that both reach.
 
-    cos = <g_task, g_transfer> / (|g_task| |g_transfer|). Positive weights cancel out; below 0
-    the two losses conflict: a small step that lowers one raises the other.
+    cos = <g_task, g_transfer> / (|g_task| |g_transfer|). Positive weights cancel out. Below 0 the
+    losses conflict: a small step that lowers one raises the other.
 
     Args:
-        task: (), the mean cross-entropy with the labels.
-        transfer: (), of the same forward pass; both graphs are kept.
-        parameters: what both may move, such as the student's trunk; frozen ones are left out.
+        task: the mean cross-entropy with the labels, ().
+        transfer: the transfer loss of the same forward pass, (); both graphs are kept.
+        parameters: parameters such as the student's trunk; frozen ones are left out.
 
     Returns:
-        In [-1, 1]; None where a gradient is zero or not finite, or there is nothing to move.
+        In [-1, 1]; None if a gradient is zero or not finite, or no parameter is left.
 
     Source:
         Yu, Kumar, Gupta, Levine, Hausman, Finn: Gradient Surgery for Multi-Task Learning,
@@ -101,27 +101,27 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
 
 
 def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module) -> float | None:
-    """In how many directions of the student's tensors, per sample, a transfer loss is curved.
+    """Number of directions of a sample's student tensors in which a transfer loss is curved.
 
-    The participation ratio of the squared eigenvalues of the loss's Hessian H in the student's
-    taps, each sample's tensor measured in units of its own root mean square, over the B samples:
-    (tr H^2)^2 / tr H^4 / B. If n directions a sample are held equally hard and the others are
-    free, it is n: C H W for a hint at a map, at most H W for an attention map, fewer for a
-    relation that leaves single samples free. A weight on the loss cancels out.
+    It is the participation ratio of the squared eigenvalues of the loss's Hessian H in the
+    student's taps, divided by the batch size: (tr H^2)^2 / tr H^4 / B. Each sample's tensor is
+    measured in units of its root mean square. If a loss constrains n directions of a sample equally
+    and leaves the others free, the result is n: C H W for a hint at a map, at most H W for an
+    attention map, fewer for a relation between samples. A weight on the loss cancels out.
 
-    Where teacher and student show the same, the loss is at its minimum and its curvature is what
-    the knowledge holds fast; elsewhere the distance still to go bends it as well.
+    If teacher and student tensors are equal, the loss is at its minimum, and its curvature is what
+    the knowledge constrains. Elsewhere the remaining distance contributes to the curvature.
 
-    The traces are means over `DRAWS` random sign vectors v of |H v|^2 and |H H v|^2, with H v a
-    central difference of the gradient in float64 (an exact one for a quadratic loss).
+    The traces are means of |H v|^2 and |H H v|^2 over `DRAWS` random sign vectors v, where H v is a
+    central difference of the gradient in float64, which is exact for a quadratic loss.
 
     Args:
-        transfer: a stage's loss.
-        pair: one batch.
-        connector: copied; the original is not touched.
+        transfer: a stage's transfer loss.
+        pair: both networks' views of one batch.
+        connector: the method's trained modules; they are copied.
 
     Returns:
-        Directions a sample; None where the loss is not curved at all or not finite.
+        Directions per sample; None if the loss has no curvature or is not finite.
 
     Source:
         Stochastic traces: Hutchinson, Commun. Stat. Simul. Comput. 18, 1989. Participation ratio:
@@ -156,7 +156,7 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
         energy = _energy(bent)
         if not (energy > 0 and energy < float("inf")):
             return None
-        # The second product is linear in the first, so it is probed at the length of the signs.
+        # H is linear, so the second product may be taken at the length of the signs.
         shrink = (_energy(signs) / energy) ** 0.5
         again = curve({tap: shrink * x for tap, x in bent.items()})
         once += energy
@@ -171,7 +171,7 @@ def _size(x: Tensor) -> Tensor:
 
 
 def _signs(x: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn on the CPU, so that every device probes the same directions.
+    # Drawn on the CPU, so that the directions are the same on every device.
     drawn = torch.randint(0, 2, x.shape, generator=generator)
     return (2 * drawn - 1).to(device=x.device, dtype=x.dtype)
 
@@ -184,42 +184,40 @@ def _energy(parts: Mapping[str, Tensor]) -> float:
 
 
 def own_stage(method: Method) -> Stage | None:
-    """The stage of a method's own knowledge: its first one with a transfer loss.
+    """The stage of a method's own knowledge: its first stage with a transfer loss.
 
-    A later stage that reads soft logits beside the labels is not the method's own knowledge, and
-    neither are the soft logits of a joint form.
+    Soft logits in a later stage or in a joint form are not the method's own knowledge.
     """
     return next((stage for stage in method.plan if stage.transfer is not None), None)
 
 
 class Knowledge:
-    """What a teacher's tensors are like on fixed images, each tap examined once.
+    """A teacher's tensors on fixed images.
 
     Args:
-        view: gives the teacher's view of the images.
-        shapes: of one sample's tensor at every tap of the teacher.
-        labels: (M,) of the images.
+        view: taps -> the teacher's view of the images.
+        shapes: shape of one sample's tensor at every tap of the teacher.
+        labels: (M,), of the images.
     """
 
     def __init__(
         self, view: Callable[[Sequence[str]], View], shapes: Shapes, labels: Tensor
     ) -> None:
-        """Looks at nothing yet."""
+        """Computes nothing yet."""
         self._view, self._shapes, self._labels = view, shapes, labels
 
     def facts(self, method: Method, optional: Sequence[str], batch: int) -> dict[str, float]:
-        """Numbers for a record's `final`: of the method's own knowledge, see `own_stage`.
+        """Numbers for a record's `final` about the method's own knowledge; see `own_stage`.
 
         "knowledge_scalars": elements of the teacher's tensors that its stage reads, per sample.
-        "knowledge_directions": `constrained_directions` of its transfer loss on the first `batch`
-        images, the teacher in the student's place too: what the loss holds fast once it is met.
-        "attention_variation_<tap>": `attention_variation` of every stage's output, whatever the
-        method reads.
+        "knowledge_directions": `constrained_directions` of its transfer loss on the first images,
+        with the teacher's tensors in the student's place, so that the loss is at its minimum.
+        "attention_variation_<tap>": `attention_variation` of every stage's output.
 
         Args:
-            method: with a transfer loss, or there is only the attention's variation.
-            optional: those of its stage's optional taps that both networks have.
-            batch: B.
+            method: the method; without a transfer loss there is only the attention's variation.
+            optional: the stage's optional taps that both networks have.
+            batch: B, number of images for the directions.
         """
         found = dict(self._attention)
         if (stage := own_stage(method)) is None:
@@ -253,7 +251,7 @@ class Knowledge:
 
 
 def smoothness_taps(shapes: Shapes) -> list[str]:
-    """The outputs of stages with maps large enough to be rough or smooth.
+    """The outputs of stages whose maps are large enough to measure smoothness.
 
     Example:
         >>> smoothness_taps({"stage1": (8, 8, 8), "stage1.pre": (8, 8, 8), "stage3": (32, 2, 2)})
@@ -267,17 +265,17 @@ def smoothness_taps(shapes: Shapes) -> list[str]:
 
 
 def attention_variation(feature: Tensor) -> float:
-    """Total variation of attention maps over that of the channels they come from.
+    """Total variation of attention maps, divided by that of the channels.
 
     Numerator: the mean over images of the total variation of the map sqrt(sum_c A_c^2).
-    Denominator: the mean over images and channels of that of A_c, zero channels left out. Below
-    1, attention maps are smoother.
+    Denominator: the mean over images and channels of the total variation of A_c, without zero
+    channels. Below 1, attention maps are smoother than channels.
 
     Args:
         feature: (B, C, H, W).
 
     Returns:
-        The ratio; nan where nothing is left to compare.
+        The ratio; NaN if all channels are zero.
     """
     attention = torch.linalg.vector_norm(feature, dim=1)
     return (_mean_variation(attention) / _mean_variation(feature.flatten(0, 1))).item()
@@ -295,7 +293,7 @@ def total_variation(maps: Tensor) -> Tensor:
         maps: (B, H, W).
 
     Returns:
-        (B,), without unit; nan for a map that is zero.
+        (B,), without unit; NaN for a map that is zero.
 
     Source:
         Rudin, Osher, Fatemi: Nonlinear total variation based noise removal algorithms, Physica D
@@ -305,6 +303,6 @@ def total_variation(maps: Tensor) -> Tensor:
         >>> total_variation(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))     # .6 + .8 and .2 + 0
         tensor([1.6000])
     """
-    # nan and not 0: a dead channel is no smooth one.
+    # NaN and not 0, because a dead channel is not a smooth one.
     maps = maps / torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
     return maps.diff(dim=1).abs().sum((1, 2)) + maps.diff(dim=2).abs().sum((1, 2))
