@@ -313,6 +313,16 @@ def test_baselines_come_first_and_methods_in_the_order_of_the_plan() -> None:
     assert [row[0].value for row in table.rows] == ["teacher", "student", "rkd", "fitnet"]
 
 
+def test_rows_trained_by_different_code_are_said() -> None:
+    records = grid.records()
+    assert "different code" not in summarise(grid.plan(), records).to_markdown()
+    for place, record in enumerate(records.values()):
+        record.conditions["code"] = "old" if place == 0 else "new"
+    (table,) = summarise(grid.plan(), records).tables.values()
+    (note,) = [note for note in table.notes if "different code" in note]
+    assert "old (1 cells)" in note
+
+
 def test_two_cells_for_one_label_and_seed_are_refused() -> None:
     row = grid.row("rkd", 0)
     other = replace(row, cell_id="other")

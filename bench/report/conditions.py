@@ -11,7 +11,7 @@ from bench.report.tables import Column, Table, Value
 
 CONDITIONS = (
     *("device", "device_type", "threads", "precision", "torch", "cuda", "python"),
-    *("commit", "dirty", "nondeterministic"),
+    *("code", "commit", "dirty", "nondeterministic"),
 )
 """What is said of the cells, in this order; whatever else their records hold comes after."""
 
@@ -61,7 +61,11 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
         title="Conditions of the finished cells",
         columns=CONDITION_COLUMNS,
         rows=rows,
-        notes=("Teachers and students may differ in recipe and data: each value has its cells.",),
+        notes=(
+            "Teachers and students may differ in recipe and data: each value has its cells.",
+            "Code: digest of what decides numbers. Results of equal NUMERICS (bench/cell.py) are "
+            "comparable; it is part of every cell's id.",
+        ),
     )
 
 

@@ -8,6 +8,7 @@ beside them and named as test-selected.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,10 +244,26 @@ def pair_table(
         rows=[_row(group, teacher, student) for group in groups],
         notes=(
             *(line for group in groups for line in group.failures()),
+            *_different_code(groups),
             *([SOURCE_NOTE] if any(row.role == "source" for row in rows) else []),
             *notes,
         ),
     )
+
+
+def _different_code(groups: Iterable[Group]) -> list[str]:
+    """A note where the cells of a table were trained by different code."""
+    finished = {
+        cell: record
+        for group in groups
+        for cell, record in group.records.items()
+        if record.status == FINISHED
+    }
+    counts = Counter(str(record.conditions.get("code", "")) for record in finished.values())
+    if len(counts) < 2:
+        return []
+    cells = ", ".join(f"{code or 'unknown'} ({n} cells)" for code, n in sorted(counts.items()))
+    return [f"Rows were trained by different code, by the digest of what decides numbers: {cells}."]
 
 
 # --- one row ---------------------------------------------------------------------------------
