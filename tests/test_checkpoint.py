@@ -1,4 +1,4 @@
-"""Checkpoints: whoever goes on from one ends with the bits of whoever was never interrupted."""
+"""Checkpoints: a training that resumes from one ends with the bits of one without interruption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 def all_cells() -> list:
-    """Every method, under one teacher, with a plain student beside."""
+    """Every method with the same teacher, and the plain student."""
     short = recipe(epochs=EPOCHS)
     plain = [n for n in METHODS.names() if build_method(n).starts_from == "fresh"]
     return [cell(name, recipe=short) for name in plain]
@@ -77,7 +77,7 @@ def test_every_method_resumes_to_the_same_bits(tmp_path, undisturbed, events):
     killed(cells, tmp_path, events)
     records = resumed(cells, tmp_path)
     assert results(records, tmp_path) == undisturbed
-    # The epoch under way had no checkpoint yet: a kill in the first one starts anew.
+    # A kill in the first epoch comes before the first checkpoint: the training starts again.
     times = [r.conditions["resumed"] for r in records.values()]
     assert times == [1 if events > len(cells) else 0] * len(cells)
     assert list((tmp_path / "kept").iterdir()) == []

@@ -50,10 +50,10 @@ def test_training_is_bit_equal_with_diagnostics_on_and_off(name, tmp_path):
     examined = plain.model_copy(update={"diagnostics": True})
     (alone,), (weights,) = trained(tmp_path / "off", [plain])
     # Examined first in the cohort: whatever it disturbed would reach the plain one.
-    (with_it, beside), both = trained(tmp_path / "on", [examined, plain])
-    assert alone.status == with_it.status == beside.status == FINISHED
+    (with_it, without), both = trained(tmp_path / "on", [examined, plain])
+    assert alone.status == with_it.status == without.status == FINISHED
     assert both == [weights, weights]
-    assert beside.curves == alone.curves
+    assert without.curves == alone.curves
     assert {k: v for k, v in with_it.curves.items() if k not in CURVES} == alone.curves
 
 

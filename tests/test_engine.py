@@ -182,29 +182,19 @@ def keep_first_half(view: View, labels: torch.Tensor) -> Selection:
     return Selection(kept, {"kept": int(kept.sum())})
 
 
-def test_a_selection_limits_the_stage_to_what_it_kept():
+@pytest.mark.parametrize("task_on_all", [False, True])
+def test_a_selection_limits_the_stage_to_what_it_kept_or_its_transfer_loss(task_on_all):
     seen = []
 
-    def watch_index(pair, connector):
+    def transfer(pair, connector):
         seen.append(pair.index)
         return squared_gap(pair, connector)
 
-    lesson = lesson_of(teaching(watch_index, clean=True, keep=keep_first_half))
+    stage = teaching(transfer, clean=True, keep=keep_first_half, task_on_all=task_on_all)
+    lesson = lesson_of(stage)
     lesson.epoch()
-    assert sorted(torch.cat(seen).tolist()) == list(range(20))
+    assert sorted(torch.cat(seen).tolist()) == list(range(40 if task_on_all else 20))
     assert lesson.student.selections["a"].details == {"kept": 20}
-
-
-def test_dropped_images_can_keep_their_task_loss():
-    indices = []
-
-    def transfer(pair, connector):
-        indices.append(pair.index)
-        return squared_gap(pair, connector)
-
-    lesson = lesson_of(teaching(transfer, clean=True, keep=keep_first_half, task_on_all=True))
-    lesson.epoch()
-    assert sorted(torch.cat(indices).tolist()) == list(range(40))
 
 
 def test_the_clean_view_is_of_the_image_without_augmentation():
@@ -451,7 +441,7 @@ def test_a_selection_by_labels_is_not_applicable_where_some_are_hidden(tmp_path)
     assert run([one], tmp_path)[one.id].status == "not_applicable"
 
 
-def test_soft_logits_beside_a_method_are_the_sum_written_out():
+def test_soft_logits_joined_to_a_method_are_the_sum_written_out():
     lesson = Lesson(cell("rkd", hyperparameters={"with_soft_logits": True}))
     student = lesson.student
     stage = student.method.plan[0]
@@ -539,7 +529,7 @@ def test_a_stage_sees_no_tap_that_others_of_the_cohort_asked_for():
     student.step(StudentBatch(*batch, union, False))
 
 
-def test_random_losses_do_not_depend_on_who_is_beside(tmp_path):
+def test_random_losses_do_not_depend_on_earlier_draws():
     def transfer(pair, connector):
         return squared_gap(pair, connector) * torch.rand(())
 
@@ -583,7 +573,7 @@ def test_a_cell_that_cannot_train_is_refused_before_anything_trains(wrong, words
     check_cells([plain_cell("cnn2")], read)
 
 
-# --- a student that trains longer than those beside it ----------------------------------------
+# --- a student that trains longer than the others of its cohort --------------------------------
 
 
 def test_a_longer_trained_student_goes_the_same_way_and_then_on(tmp_path):
@@ -599,14 +589,14 @@ def test_a_longer_trained_student_goes_the_same_way_and_then_on(tmp_path):
     assert records[longer.id].final["epochs"] == 4
 
 
-def test_training_longer_beside_others_is_training_longer_alone(tmp_path):
+def test_training_longer_with_others_is_training_longer_alone(tmp_path):
     longer = plain_cell("cnn2", recipe=recipe(epochs=6))
-    beside = run([cell("soft_logits"), plain_cell("cnn2"), longer], tmp_path / "beside")
+    together = run([cell("soft_logits"), plain_cell("cnn2"), longer], tmp_path / "together")
     alone = run([longer], tmp_path / "alone")
-    assert beside[longer.id].curves == alone[longer.id].curves
+    assert together[longer.id].curves == alone[longer.id].curves
     weights = [
         (tmp_path / place / longer.id / "weights.safetensors").read_bytes()
-        for place in ("beside", "alone")
+        for place in ("together", "alone")
     ]
     assert weights[0] == weights[1]
 

@@ -56,7 +56,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
             device = pick_device(device).type if device == "auto" else device
             pick_device(device)
         console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
-        library = Library(options.data_root, work.cache, stand_in=options.dry_run)
+        library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
         library.read(grid.data)
         if options.threads < 1 or options.threads > 1024:
             raise ValueError(f"--threads: got {options.threads}, wanted 1 to 1024")

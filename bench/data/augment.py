@@ -54,7 +54,7 @@ class Augment:
         if self.pad < 0:
             raise ValueError(f"pad {self.pad} is negative; wanted pixels, 0 for no crop")
         if self.padding not in PADDINGS:
-            raise ValueError(f"padding {self.padding!r} is none of {', '.join(PADDINGS)}")
+            raise ValueError(f"padding is {self.padding!r}, wanted {' or '.join(PADDINGS)}")
 
     def draw(self, count: int, seed: int) -> Draws:
         """The draws for one epoch, on the CPU.

@@ -1,4 +1,4 @@
-"""The data sets of cells, each decoded and hashed once in a process."""
+"""The data sets of a grid's cells, each decoded and hashed once in a process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ if TYPE_CHECKING:
 
 
 class Library:
-    """Data sets by the fields of a cell that choose them: source, size and classes."""
+    """Data sets by source, size and classes.
 
-    def __init__(self, data_root: Path | None, cache: Path, stand_in: bool = False) -> None:
+    Attributes:
+        absent: data sets that random images replace -> why they are not here.
+    """
+
+    def __init__(self, data_root: Path | None, cache: Path, random_if_absent: bool = False) -> None:
         """Reads nothing yet.
 
         Args:
-            data_root: where the user keeps data sets; None for nowhere.
+            data_root: folder of data sets and downloads; None if there is none.
             cache: folder of decoded data sets.
-            stand_in: whether random images replace a data set that is not here. For estimates,
-                never for training.
+            random_if_absent: whether random images replace a data set that is not here; for
+                estimates, never for training.
         """
-        self.data_root, self.cache, self.stand_in = data_root, cache, stand_in
+        self.data_root, self.cache, self.random_if_absent = data_root, cache, random_if_absent
         self.absent: dict[str, str] = {}
         self._sets: dict[str, DataSet] = {}
         self._fingerprints: dict[str, str] = {}
@@ -32,7 +36,7 @@ class Library:
         """The decoded data set.
 
         Raises:
-            DataError: it is missing, or cannot be used.
+            DataError: it is missing or unusable.
         """
         key = self._key(spec)
         if key not in self._sets:
@@ -41,7 +45,7 @@ class Library:
 
     def _load(self, spec: DataSpec) -> DataSet:
         from bench.data.dataset import DataError
-        from bench.data.sources import load, stand_in
+        from bench.data.sources import load, random_data
 
         try:
             return load(
@@ -52,10 +56,10 @@ class Library:
                 classes=spec.classes,
             )
         except DataError as error:
-            if not self.stand_in:
+            if not self.random_if_absent:
                 raise
             try:
-                found = stand_in(spec.source, size=spec.size, classes=spec.classes)
+                found = random_data(spec.source, size=spec.size, classes=spec.classes)
             except DataError:
                 raise error from None
             self.absent[self._key(spec)] = str(error)

@@ -270,7 +270,7 @@ def _part(dataset: Any) -> Part:
     return images.contiguous(), torch.as_tensor(dataset.targets, dtype=torch.int64)
 
 
-def stand_in(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
+def random_data(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
     """Random images with the number and shape of a source's images, to estimate costs without it.
 
     Args:
@@ -282,7 +282,7 @@ def stand_in(source: str, *, size: int | None = None, classes: Classes | None = 
         DataError: the source has no known sizes.
 
     Example:
-        >>> images = stand_in("mnist", size=16, classes=2).train_images
+        >>> images = random_data("mnist", size=16, classes=2).train_images
         >>> images.shape
         torch.Size([12000, 1, 16, 16])
     """
