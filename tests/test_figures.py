@@ -13,9 +13,7 @@ from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan
 from bench.report.figures import (
     Line,
-    Point,
     draw_curves,
-    draw_gain_against_cost,
 )
 from bench.report.grid_figures import write_grid_figures
 from bench.report.palette import METHODS, TEACHER, row_styles
@@ -94,18 +92,6 @@ def test_a_variant_has_its_method_s_colour_and_a_line_of_its_own():
     assert styles["student"] == METHODS["student"]
     assert styles["rkd"].colour == styles["x"].colour
     assert styles["rkd"].dash != styles["x"].dash
-
-
-def test_the_front_is_what_none_beats_in_cost_and_gain():
-    styles = row_styles({label: label for label in ("student", "fitnet", "rkd")})
-    values = {"student": (1.0, 0.0), "fitnet": (1.1, 0.02), "rkd": (1.5, 0.01)}
-    points = [
-        Point(label, Quartiles(x, x, x, 3), Interval(y, y - 0.01, y + 0.01, 3), styles[label])
-        for label, (x, y) in values.items()
-    ]
-    figure = draw_gain_against_cost(points, "t")
-    bold = [text.get_text() for text in figure.axes[0].texts]
-    assert bold == ["student", "fitnet"]
 
 
 def test_a_row_of_another_length_has_an_end_and_no_curve():

@@ -18,7 +18,6 @@ from bench.report.statistics import (
     mean_interval,
     paired_differences,
     paired_t_p,
-    pareto_front,
     seeds_needed,
 )
 
@@ -145,26 +144,6 @@ def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(expected, rel=1e-12)
 
 
-def test_pareto_front_keeps_equals_and_drops_the_dominated() -> None:
-    points = [(1, 5), (2, 3), (2, 3), (3, 3), (5, 1), (5, 2)]
-    assert pareto_front(points) == [0, 1, 2, 4]
-    assert pareto_front([]) == []
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=12))
-def test_every_point_off_the_front_is_dominated_by_one_on_it(
-    points: list[tuple[int, int, int]],
-) -> None:
-    front = pareto_front(points)
-    for i, point in enumerate(points):
-        better = [
-            points[j]
-            for j in front
-            if points[j] != point and all(a <= b for a, b in zip(points[j], point, strict=True))
-        ]
-        assert bool(better) is (i not in front)
-
-
 # --- bad input -------------------------------------------------------------------------------
 
 
@@ -180,8 +159,6 @@ def test_every_point_off_the_front_is_dominated_by_one_on_it(
         (lambda: seeds_needed([0.1, 0.2], power=1), "power 1"),
         (lambda: holm([0.1, 1.1]), "wanted each in"),
         (lambda: holm([math.nan]), "wanted each in"),
-        (lambda: pareto_front([(1, 2), (1,)]), "1 and 2 objectives"),
-        (lambda: pareto_front([(math.nan, 1)]), "not all finite"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, message: str) -> None:

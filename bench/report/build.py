@@ -16,7 +16,7 @@ from bench.report.cost import cost_sections, cost_tables, write_costs
 from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
-from bench.report.overview import AXES, axis_tables, overview_tables
+from bench.report.overview import overview_tables
 from bench.report.page import PageSection, render_page
 from bench.report.published import published_tables
 from bench.report.reasons import ACCURACY, COST, GAIN
@@ -80,13 +80,11 @@ def sections(
     Each becomes `<name>.md`, `.csv` and `.tex`, and a part of the report.
     """
     conditions = (conditions_table(plan, records), faults_table(plan, records))
-    by_axis = axis_tables(plan, records)
     version = other_code(costs.records if costs else (), records.values())
     made = [
         _section("choice", "The choice", [_noted(choice_table(choices), version)]),
         _section("candidates", "Candidates", [_noted(c.to_table(), version) for c in choices]),
         _section("overview", "Accuracy and gain", overview_tables(plan, records)),
-        *(_section(axis, f"By {AXES[axis]}", tables) for axis, tables in by_axis.items()),
         _section("comparison", "Rows compared", comparison_tables(plan, records)),
         _section("published", "Published and ours", published_tables(plan, records)),
         claims_section(plan, records, costs),

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.report.drawing import new_figure
 from bench.report.palette import Style
-from bench.report.statistics import Interval, pareto_front
+from bench.report.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,7 +145,7 @@ class Point(NamedTuple):
 
 
 def draw_gain_against_cost(points: Sequence[Point], title: str) -> Figure:
-    """Gain over cost, and the front of rows that none beats in both.
+    """Gain over cost.
 
     Args:
         points: at least one; the plain student (cost 1, gain 0) among them.
@@ -153,21 +153,16 @@ def draw_gain_against_cost(points: Sequence[Point], title: str) -> Figure:
     """
     figure = new_figure(WIDTH, max(3.2, 1.0 + 0.17 * len(points)))
     axes = figure.subplots()
-    front = [points[i] for i in pareto_front([(p.cost.median, -p.gain.mean) for p in points])]
-    _front(axes, front)
     for point in points:
-        _point(axes, point, point in front)
+        _point(axes, point)
     axes.axhline(0, color="#555555", linewidth=0.7)
     axes.set_title(title, fontsize=TEXT + 1)
     scale = _cost_scale(axes, [point.cost.median for point in points])
-    axes.set_xlabel(f"whole training, time over the plain student's (median, quartiles){scale}",
-                    fontsize=TEXT)  # fmt: skip
+    label = f"whole training, time over the plain student's (median, quartiles){scale}"
+    axes.set_xlabel(label, fontsize=TEXT)
     axes.set_ylabel("gain over the student (pp), 95 % t interval", fontsize=TEXT)
     _tidy(axes)
-    axes.legend(
-        fontsize=SMALL, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
-        title="bold in the plot: on the front", title_fontsize=SMALL,
-    )  # fmt: skip
+    axes.legend(fontsize=SMALL, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
@@ -182,28 +177,10 @@ def _cost_scale(axes: Axes, costs: Sequence[float]) -> str:
     return ", log scale"
 
 
-def _front(axes: Axes, front: Sequence[Point]) -> None:
-    ordered = sorted(front, key=lambda p: p.cost.median)
-    costs = [p.cost.median for p in ordered]
-    gains = [PERCENT * p.gain.mean for p in ordered]
-    axes.plot(costs, gains, drawstyle="steps-post", color="#BBBBBB", linewidth=2.5, zorder=1)
-
-
-def _point(axes: Axes, point: Point, on_front: bool) -> None:
-    x, y = point.cost.median, PERCENT * point.gain.mean
+def _point(axes: Axes, point: Point) -> None:
+    x, y, gain = point.cost.median, PERCENT * point.gain.mean, point.gain
     line = {"color": point.style.colour, "linewidth": 0.7, "alpha": 0.6}
     axes.plot([point.cost.q1, point.cost.q3], [y, y], **line)
-    if point.gain.low is not None and point.gain.high is not None:
-        axes.plot([x, x], [PERCENT * point.gain.low, PERCENT * point.gain.high], **line)
-    size = 7.0 if on_front else 5.0
-    axes.plot([x], [y], color=point.style.colour, linestyle="none", label=point.label,
-              **_marker(point.style, size))  # fmt: skip
-    if on_front:
-        axes.annotate(
-            point.label,
-            (x, y),
-            xytext=(5, 5),
-            textcoords="offset points",
-            fontsize=SMALL,
-            fontweight="bold",
-        )
+    if gain.low is not None and gain.high is not None:
+        axes.plot([x, x], [PERCENT * gain.low, PERCENT * gain.high], **line)
+    axes.plot([x], [y], linestyle="none", label=point.label, **_marker(point.style, 5.0))

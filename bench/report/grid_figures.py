@@ -134,7 +134,7 @@ def _gain_cost(
         return []
     caption = (
         f"{key.title}: gain over the student against the cost of the whole training, measured "
-        f"{conditions}; the grey line is the Pareto front, which no row beats in both."
+        f"{conditions}."
     )
     figure = draw_gain_against_cost(points, key.title)
     return _saved("cost", figure, folder / f"gain_cost_{file_name(key.title)}", caption)

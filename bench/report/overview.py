@@ -1,27 +1,24 @@
-"""Accuracies and gains of a whole grid side by side: over its pairs, and over its data axes."""
+"""Accuracies and gains of all pairs of a grid side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from bench.record import Plan, Record
-from bench.report.statistics import mean_interval, paired_differences
 from bench.report.summary import (
     NO_EVIDENCE,
     Group,
     PairKey,
+    gain_entry,
+    mean_entry,
     measured_groups,
     notes_of,
 )
 from bench.report.tables import Column, Entry, Table, Value
 
-AXES = {
-    "fraction": "part of the training images",
-    "resolution": "resolution of the student's images",
-    "labels": "part of the labels",
-}
-"""Axis of the data -> what its table is about."""
+AXES = ("fraction", "resolution", "labels")
+"""Axes of the data."""
 
 LABEL_COLUMNS = (
     Column(key="label", name="method", align="left"),
@@ -29,12 +26,8 @@ LABEL_COLUMNS = (
 )
 
 
-MakeEntry = Callable[[Mapping[str, Group], str, int], Entry]
-"""From a setting's groups, a label and the usual number of seeds."""
-
-
-class Setting(NamedTuple):
-    """One column: a pair, and what it is called there.
+class _Pair(NamedTuple):
+    """One pair's column.
 
     Attributes:
         key: of the column in the CSV.
@@ -45,6 +38,10 @@ class Setting(NamedTuple):
     key: str
     name: str
     groups: Mapping[str, Group]
+
+    def series(self, label: str) -> dict[int, float]:
+        """Seed -> last accuracy of a row; empty where the pair has no such row."""
+        return self.groups[label].by_seed("last_accuracy") if label in self.groups else {}
 
 
 def overview_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -57,45 +54,65 @@ def overview_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, .
     Returns:
         Two tables, or none where no pair has a record.
     """
-    settings = pair_settings(plan, records)
-    if not settings:
+    measured = measured_groups(plan, records)
+    if not measured:
         return ()
-    return (
-        _accuracies("Accuracy of the last epoch", settings, plan),
-        _gains("Gain over the student", settings, plan),
-    )
-
-
-def pair_settings(plan: Plan, records: Mapping[str, Record]) -> list[Setting]:
-    """The pairs that have any record, named by what differs between them."""
-    groups = _grouped(plan, records)
-    data = len({key.data for key in groups}) > 1
-    varying = [name for name in AXES if len(_values(groups, name)) > 1]
-    return [Setting(*_named(key, data, varying), found) for key, found in groups.items()]
-
-
-def _grouped(plan: Plan, records: Mapping[str, Record]) -> dict[PairKey, dict[str, Group]]:
-    return {
-        key: {group.label: group for group in groups}
-        for key, groups in measured_groups(plan, records).items()
+    pairs = [
+        _Pair(*names, {group.label: group for group in groups})
+        for names, groups in zip(_names(list(measured)), measured.values(), strict=True)
+    ]
+    usual = _usual_n(pairs)
+    accuracies = {
+        label: {
+            p.key: mean_entry(p.groups[label].by_cell("last_accuracy"), usual)
+            for p in pairs
+            if label in p.groups
+        }
+        for label in _labels(pairs)
     }
-
-
-def _values(keys: Iterable[PairKey], axis: str) -> list[float]:
-    return sorted({dict(key.axes).get(axis, 1.0) for key in keys})
-
-
-def _named(key: PairKey, data: bool, varying: Sequence[str]) -> tuple[str, str]:
-    """The pair's key and heading; data set and axes only where the grid has several."""
-    axes = dict(key.axes)
-    words = [_shown(name, axes.get(name, 1.0)) for name in varying]
-    parts = [f"{name}={axes.get(name, 1.0):g}" for name in varying]
-    if data:
-        words, parts = [key.data, *words], [key.data, *parts]
+    gains = {
+        label: {p.key: gain_entry(p.series(label), p.series("student"), usual) for p in pairs}
+        for label in _labels(pairs)
+        if label != "student"
+    }
+    percent = [Column(key=p.key, name=p.name, unit="%", digits=2, interval=True) for p in pairs]
+    points = [
+        Column(key=p.key, name=p.name, unit="pp", digits=2, signed=True, interval=True)
+        for p in pairs
+    ]
     return (
-        ";".join([*parts, f"{key.teacher}>{key.student}"]),
-        ", ".join([*words, f"{key.teacher} -> {key.student}"]),
+        Table.by_name(
+            "Accuracy of the last epoch",
+            (*LABEL_COLUMNS, *percent),
+            _rows(pairs, accuracies),
+            _notes(plan, usual, "Last accuracy:"),
+        ),
+        Table.by_name(
+            "Gain over the student",
+            (*LABEL_COLUMNS, *points),
+            _rows(pairs, gains),
+            _notes(plan, usual, "Gain:", NO_EVIDENCE),
+        ),
     )
+
+
+def _names(keys: Sequence[PairKey]) -> list[tuple[str, str]]:
+    """Key and heading of each pair; data set and axes only where the grid has several."""
+    several = len({key.data for key in keys}) > 1
+    axes = [dict(key.axes) for key in keys]
+    varying = [name for name in AXES if len({each.get(name, 1.0) for each in axes}) > 1]
+    names = []
+    for key, each in zip(keys, axes, strict=True):
+        first = [key.data] if several else []
+        parts = [f"{name}={each.get(name, 1.0):g}" for name in varying]
+        words = [_shown(name, each.get(name, 1.0)) for name in varying]
+        names.append(
+            (
+                ";".join([*first, *parts, f"{key.teacher}>{key.student}"]),
+                ", ".join([*first, *words, f"{key.teacher} -> {key.student}"]),
+            )
+        )
+    return names
 
 
 def _shown(axis: str, value: float) -> str:
@@ -110,123 +127,31 @@ def _shown(axis: str, value: float) -> str:
     return f"{100 * value:g} % of {'labels' if axis == 'labels' else 'images'}"
 
 
-def axis_tables(plan: Plan, records: Mapping[str, Record]) -> dict[str, tuple[Table, ...]]:
-    """For every axis of the data with several values: accuracy and gain, a column a value.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-
-    Returns:
-        Axis -> two tables for each pair and each value of the other axes; axes with one value
-        are left out.
-    """
-    grouped = _grouped(plan, records)
-    found = {}
-    for axis in AXES:
-        if len(_values(grouped, axis)) > 1:
-            found[axis] = tuple(_along(plan, axis, grouped))
-    return found
-
-
-def _along(
-    plan: Plan, axis: str, grouped: Mapping[PairKey, Mapping[str, Group]]
-) -> Iterable[Table]:
-    rest = {key: tuple(x for x in key.axes if x[0] != axis) for key in grouped}
-    for same in dict.fromkeys((k.data, rest[k], k.teacher, k.student) for k in grouped):
-        keys = [k for k in grouped if (k.data, rest[k], k.teacher, k.student) == same]
-        # The whole data set first: most images, most labels, full size.
-        keys.sort(key=lambda k: dict(k.axes).get(axis, 1.0), reverse=axis != "resolution")
-        values = [dict(key.axes).get(axis, 1.0) for key in keys]
-        settings = [
-            Setting(f"{axis}={value:g}", _shown(axis, value), grouped[key])
-            for key, value in zip(keys, values, strict=True)
-        ]
-        title = f"{AXES[axis]}, {PairKey(same[0], same[1], same[2], same[3]).title}"
-        yield _accuracies(f"Accuracy by {title}", settings, plan)
-        yield _gains(f"Gain by {title}", settings, plan)
-
-
-# --- one table -------------------------------------------------------------------------------
-
-
-def _accuracies(title: str, settings: Sequence[Setting], plan: Plan) -> Table:
-    columns = (Column(key=s.key, name=s.name, unit="%", digits=2, interval=True) for s in settings)
-    return Table.by_name(
-        title,
-        (*LABEL_COLUMNS, *columns),
-        _rows(settings, _labels(settings), _accuracy),
-        _notes(plan, settings, "Last accuracy:"),
-    )
-
-
-def _gains(title: str, settings: Sequence[Setting], plan: Plan) -> Table:
-    columns = (
-        Column(key=s.key, name=s.name, unit="pp", digits=2, signed=True, interval=True)
-        for s in settings
-    )
-    labels = [label for label in _labels(settings) if label != "student"]
-    return Table.by_name(
-        title,
-        (*LABEL_COLUMNS, *columns),
-        _rows(settings, labels, _gain),
-        _notes(plan, settings, "Gain:", NO_EVIDENCE),
-    )
-
-
-def _notes(plan: Plan, settings: Sequence[Setting], *wanted: str) -> tuple[str, ...]:
-    n = _usual_n(settings)
-    seeds = f"{n} seeds ± the half-width of the 95 % Student t interval"
-    if n == 1:
+def _notes(plan: Plan, usual: int, *wanted: str) -> tuple[str, ...]:
+    seeds = f"{usual} seeds ± the half-width of the 95 % Student t interval"
+    if usual == 1:
         seeds = "1 seed, without an interval"
     return (
-        f"Means over {seeds}; another number of seeds stands beside its entry as (n=k).",
+        f"Means over {seeds}; another number of seeds is given as (n=k).",
         *(note for note in notes_of(plan) if note.startswith((*wanted, "Intervals"))),
     )
 
 
-def _labels(settings: Sequence[Setting]) -> list[str]:
+def _labels(pairs: Sequence[_Pair]) -> list[str]:
     """Teacher and student, then the others in the order of first mention."""
-    found = dict.fromkeys(label for setting in settings for label in setting.groups)
+    found = dict.fromkeys(label for pair in pairs for label in pair.groups)
     first = [label for label in ("teacher", "student") if label in found]
     return [*first, *(label for label in found if label not in first)]
 
 
 def _rows(
-    settings: Sequence[Setting], labels: Iterable[str], entry: MakeEntry
-) -> list[dict[str, Entry | Value]]:
-    usual = _usual_n(settings)
-    return [
-        {
-            "label": label,
-            "category": next(s.groups[label].category for s in settings if label in s.groups),
-            **{s.key: entry(s.groups, label, usual) for s in settings},
-        }
-        for label in labels
-    ]
+    pairs: Sequence[_Pair], cells: Mapping[str, Mapping[str, Entry]]
+) -> Iterable[dict[str, Entry | Value]]:
+    for label, entries in cells.items():
+        category = next(p.groups[label].category for p in pairs if label in p.groups)
+        yield {"label": label, "category": category, **entries}
 
 
-def _usual_n(settings: Sequence[Setting]) -> int:
-    counts = [len(g.by_cell("last_accuracy")) for s in settings for g in s.groups.values()]
+def _usual_n(pairs: Sequence[_Pair]) -> int:
+    counts = [len(g.by_cell("last_accuracy")) for p in pairs for g in p.groups.values()]
     return max(sorted(set(counts)), key=counts.count)
-
-
-def _accuracy(groups: Mapping[str, Group], label: str, usual: int) -> Entry:
-    values = groups[label].by_cell("last_accuracy") if label in groups else []
-    if not values:
-        return Entry(None)
-    return Entry(mean_interval(values), mark=_n(len(values), usual))
-
-
-def _gain(groups: Mapping[str, Group], label: str, usual: int) -> Entry:
-    both = [groups[x].by_seed("last_accuracy") if x in groups else {} for x in (label, "student")]
-    differences = paired_differences(*both)
-    if not differences:
-        return Entry(None)
-    gain = mean_interval(differences)
-    mark = _n(gain.n, usual)
-    return Entry(gain, mark=mark if gain.excludes_zero else f"{mark} {NO_EVIDENCE}".strip())
-
-
-def _n(n: int, usual: int) -> str:
-    return "" if n in (1, usual) else f"(n={n})"  # an interval shows its n=1 by itself

@@ -28,25 +28,15 @@ class NotCovered(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked.
+class Question(Limits):
+    """What is asked: limits, and where.
 
     Attributes:
         pair: teacher:student; None for every pair of the grid.
-        max_cost: whole training over the plain student's, at least 1.
-        max_memory_mib: peak memory of a step above the plain student's.
-        min_gain: least accuracy over the plain student, in [0, 1): 0.01 is one point.
-        category: only methods of this one.
-        extra_parameters: whether parameters may be trained beside the student.
         fraction: of the training images; None for every one in the grid.
     """
 
     pair: str | None = None
-    max_cost: float | None = None
-    max_memory_mib: float | None = None
-    min_gain: float | None = None
-    category: str | None = None
-    extra_parameters: bool = True
     fraction: float | None = None
 
     def __post_init__(self) -> None:
@@ -62,14 +52,6 @@ class Question:
                 f"min gain: got {self.min_gain:g}, wanted an accuracy in [0, 1): 0.01 is one "
                 "percentage point"
             )
-
-    @property
-    def limits(self) -> Limits:
-        """What it asks of every row."""
-        return Limits(
-            max_cost=self.max_cost, max_memory_mib=self.max_memory_mib, min_gain=self.min_gain,
-            category=self.category, extra_parameters=self.extra_parameters,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +201,7 @@ def _choose(
     question: Question,
 ) -> Choice:
     measured, conditions = costs_of(costs, key)
-    candidates = candidates_of(key, rows, records, measured, question.limits)
+    candidates = candidates_of(key, rows, records, measured, question)
     problem = _problem(candidates, question)
     if problem:
         return Choice(
@@ -232,8 +214,8 @@ def _choose(
         label=chosen.label,
         reference=standing.reference.label,
         ties=tuple(c.label for c in standing.tied if c is not chosen),
-        reasons=tuple(reasons(chosen, standing, candidates, conditions, question.limits)),
-        changes=tuple(changes(chosen, standing, candidates, question.limits)),
+        reasons=tuple(reasons(chosen, standing, candidates, conditions, question)),
+        changes=tuple(changes(chosen, standing, candidates, question)),
         candidates=tuple(candidates),
         behind=standing.behind,
         costs=conditions,
@@ -252,7 +234,7 @@ def _problem(candidates: Sequence[Candidate], question: Question) -> str:
     if all(c.gained is None or c.gained.n < 2 for c in methods):
         return "one seed says nothing about spread: train at least two, better five, seeds"
     rated = [c for c in methods if not c.is_student and c.accuracy]
-    if question.limits.needs_costs and rated and all(c.cost is None for c in rated):
+    if question.needs_costs and rated and all(c.cost is None for c in rated):
         return "costs are limited, but no method's is measured: run_all.py profile measures them"
     return ""
 

@@ -199,33 +199,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Positions of the points that no other is as good as in all and better than in some.
-
-    Args:
-        points: (n, objectives), lower is better: give an accuracy as its negative or as error.
-
-    Returns:
-        Positions in the order given; equal points are all kept.
-
-    Raises:
-        ValueError: rows of unequal length, or a value that is not finite.
-
-    Example:
-        >>> pareto_front([(1.0, 0.30), (1.2, 0.25), (1.3, 0.28)])
-        [0, 1]
-    """
-    for point in points:
-        _check("pareto_front", point)
-        if len(point) != len(points[0]):
-            raise ValueError(f"pareto_front: {len(point)} and {len(points[0])} objectives")
-
-    def dominates(p: Sequence[float], q: Sequence[float]) -> bool:
-        return tuple(p) != tuple(q) and all(x <= y for x, y in zip(p, q, strict=True))
-
-    return [i for i, q in enumerate(points) if not any(dominates(p, q) for p in points)]
-
-
 def _check(name: str, values: Sequence[float], least: int = 1) -> None:
     if len(values) < least:
         raise ValueError(f"{name}: {len(values)} values, wanted at least {least}")

@@ -359,23 +359,25 @@ def _row(
         "label": group.label,
         "category": group.category,
         "n": n,
-        "last_accuracy": _mean(group.by_cell("last_accuracy"), n, instead=_why_empty(group)),
-        "best_accuracy": _mean(group.by_cell("best_accuracy"), n),
-        "gain": _gain(own, student, n),
+        "last_accuracy": mean_entry(group.by_cell("last_accuracy"), n, instead=_why_empty(group)),
+        "best_accuracy": mean_entry(group.by_cell("best_accuracy"), n),
+        "gain": gain_entry(own, student, n),
         "gap_recovered": _share(own, student, gap, n),
-        "agreement": _mean(group.by_cell("agreement"), n),
+        "agreement": mean_entry(group.by_cell("agreement"), n),
         "epochs": _epochs(group.by_cell("epochs")),
         "status": _status_text(group),
     }
 
 
-def _mean(values: list[float], n: int, instead: str = "-") -> Entry:
+def mean_entry(values: list[float], n: int, instead: str = "-") -> Entry:
+    """A mean with its interval, marked where it is of other than n seeds."""
     if not values:
         return Entry(None, instead=instead)
     return Entry(mean_interval(values), mark=_other_n(len(values), n))
 
 
-def _gain(own: Mapping[int, float], student: Mapping[int, float], n: int) -> Entry:
+def gain_entry(own: Mapping[int, float], student: Mapping[int, float], n: int) -> Entry:
+    """A gain with its interval, marked where it is of other than n seeds or not told from 0."""
     differences = paired_differences(own, student)
     if not differences:
         return Entry(None)
