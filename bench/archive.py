@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from bench.faults import UserError
 from bench.record import Plan, Record, write_atomically
 
 FILE = "records.jsonl.gz"
@@ -52,7 +53,7 @@ def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:
         plan = Plan.from_json(first)
         records = {record.cell_id: record for record in map(Record.from_json, lines)}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}; run the grid again") from None
     return plan, {cell_id: records[cell_id] for cell_id in plan.cell_ids() if cell_id in records}
 
 

@@ -24,7 +24,7 @@ from bench.data.batches import Batches
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.data.sources import find_decoded
-from bench.faults import reason
+from bench.faults import UserError, reason
 from bench.models import zoo
 from bench.models.network import Network
 from bench.record import FINISHED, Plan, Record, Row, Store, dump_json
@@ -42,7 +42,7 @@ PARITY_IMAGES, BATCH = 1000, 250
 Logits = Callable[[Tensor], Tensor]
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """Nothing can be exported as asked; one line with the cure."""
 
 

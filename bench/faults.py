@@ -1,18 +1,27 @@
-"""What code that is not the harness's own can raise: a method, a model, a data set, a plugin.
-
-A full disk and an interrupt are not among them: no cell is at fault, and they end the run.
-"""
+"""Errors by who can mend them: the user of a command, or the author of a method or plugin."""
 
 from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A fault that the user of a command can mend.
+
+    The message is one line: what is wrong, what was wanted, the cure. The command line prints it
+    without a traceback.
+    """
+
 
 CODE_FAULTS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""Raised while it runs: its own mistakes, and shapes and sizes that do not fit together."""
+"""What a method, a model, a data set or a plugin can raise while it runs.
+
+A full disk and an interrupt are not among them: no cell is at fault, and they end the run.
+"""
 
 LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
-"""Raised while its file is loaded, or while it reads files of its own."""
+"""What it can raise while its file is loaded, or while it reads files of its own."""
 
 LONGEST_MESSAGE = 300
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from bench import record
 from bench.cell import Cell, DataSpec, Fraction, Recipe, Spec
+from bench.faults import UserError
 from bench.hyperparameters import JOINT, METHODS, build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
 from bench.registry import unknown
@@ -30,7 +31,7 @@ EPOCHS_FACTOR = "epochs_factor"
 """Key in a row of the plain student: it trains so many times as long as all other rows."""
 
 
-class GridError(ValueError):
+class GridError(UserError):
     """A wrong grid: the field, what came, what was wanted; one line."""
 
 

@@ -196,7 +196,7 @@ def build_method(name: str, /, **hparams: Any) -> Method:
         >>> build_method("soft_logits", temprature=2)
         Traceback (most recent call last):
         ValueError: method soft_logits: unknown hyper-parameter 'temprature'; did you mean
-        temperature or scale_by_temperature_squared?
+        temperature?
     """
     resolved = resolve_hyperparameters(name, hparams)
     joint = resolved.pop(JOINT, False)

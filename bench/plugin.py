@@ -26,14 +26,14 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from bench.code_version import method_digest
-from bench.faults import LOAD_FAULTS, name_and_reason
+from bench.faults import LOAD_FAULTS, UserError, name_and_reason
 from bench.record import write_atomically
 from bench.registry import Registry
 
 PACKAGE = "kd_bench_plugin"
 
 
-class PluginError(ValueError):
+class PluginError(UserError):
     """A file that cannot be used; one line: the file, what is wrong with it, the cure."""
 
 

@@ -104,7 +104,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
         "unknown method 'x'; known: fitnet, rkd"
     """
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), by_lower)
     if near:
         hint = f"did you mean {' or '.join(by_lower[match] for match in near)}?"
     else:

@@ -1,18 +1,18 @@
-"""Numbers move only with `NUMERICS`: a short training and every default against golden.json."""
+"""Numbers move only with `NUMERICS`: a short training and every default against golden_run.json."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from golden import FILE, defaults, train
+from golden_run import FILE, defaults, train
 
 from bench.cell import NUMERICS, Cell, DataSpec, Recipe, Spec
 from bench.data.augment import Augment, Draws
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 TOLERANCE = 1e-3
-RENEW = "raise NUMERICS in bench/cell.py, then run: python tests/golden.py"
+RENEW = "raise NUMERICS in bench/cell.py, then run: python tests/golden_run.py"
 
 
 def moved(found: dict[str, list[float]]) -> list[str]:
@@ -27,7 +27,7 @@ def moved(found: dict[str, list[float]]) -> list[str]:
 
 
 def test_the_file_is_of_these_numerics():
-    assert GOLDEN["numerics"] == NUMERICS, "run: python tests/golden.py"
+    assert GOLDEN["numerics"] == NUMERICS, "run: python tests/golden_run.py"
 
 
 def test_no_default_changes_without_numerics():

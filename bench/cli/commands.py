@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from bench.cli.options import (
@@ -18,12 +19,15 @@ from bench.cli.options import (
     add_tune,
     add_ui,
 )
-from bench.cli.parser import Parser, UsageError
+from bench.cli.parser import Parser
 from bench.cli.profiling import profile
 from bench.cli.results import export, list_all, recommend, sync, tables, ui
 from bench.cli.training import run, tune
+from bench.faults import UserError
+from bench.plugin import plugged, read_plugins
 from bench.registry import unknown
 
+DEBUG = "--debug"
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str]] = {
@@ -39,36 +43,44 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
 }
 
 
+ENVIRONMENT = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.EADDRINUSE,
+)  # fmt: skip
+"""Errors of the operating system that the user can mend. Any other is a fault of the program."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command.
+
+    Args:
+        arguments: the words after the program's name; None for those of this process.
+
+    Returns:
+        The exit code. A fault of the program itself is raised, with its traceback.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command, options = parse(words)
-        return _with_plugins(command, options)
-    except (UsageError, OSError) as error:
-        print(f"error: {error}{_cure(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; finished cells are kept, and the same command goes on with the others",
-              file=sys.stderr)  # fmt: skip
-        return 130
-
-
-def _with_plugins(command: Command, options: argparse.Namespace) -> int:
-    """Runs the command where the files that `--plugin` names are known."""
-    from bench.plugin import PluginError, plugged, read_plugins
-
-    try:
         options.plugins = read_plugins(getattr(options, "plugin", ()))
         with plugged(options.plugins):
             return command(options)
-    except PluginError as error:
-        raise UsageError(str(error)) from None
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in ENVIRONMENT:
+            raise
+        if DEBUG in words:
+            traceback.print_exc()
+        print(f"error: {error}{_cure(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished cells are kept, and the same command continues", file=sys.stderr)
+        return 130
 
 
 def _cure(error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "; finished cells are kept: make room, and start the same command again" * full
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; finished cells are kept: make room, and start the same command again"
+    return ""
 
 
 def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
@@ -78,10 +90,11 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
     if not words or words[0].startswith("-") or "=" in words[0]:
         words = ["run", *words]
     if words[0] not in COMMANDS:
-        raise UsageError(unknown("command", words[0], COMMANDS))
+        raise UserError(unknown("command", words[0], COMMANDS))
     command, add_options, text = COMMANDS[words[0]]
     parser = Parser(prog=f"run_all.py {words[0]}", description=text)
     add_options(parser)
+    parser.add_argument(DEBUG, action="store_true", help="print the traceback of every error")
     return command, parser.parse_intermixed_args(words[1:])
 
 

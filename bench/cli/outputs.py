@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.parser import UsageError
-
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
     from bench.record import Plan, Record
@@ -18,10 +16,7 @@ def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) 
     """Prints the summary, writes tables, figures and the report; returns what to mirror."""
     from bench.report.summary import summarise
 
-    try:
-        print(summarise(plan, records).to_text())
-    except ValueError as error:  # something that lies beside the records is damaged
-        raise UsageError(str(error)) from None
+    print(summarise(plan, records).to_text())
     return write(work, plan, records, costs)
 
 
@@ -31,11 +26,8 @@ def write(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -
     from bench.report.build import build
 
     folder = work.grid(plan.name)
-    try:
-        files = build(plan, records, costs, work.store.root, folder)
-        write_archive(plan, records, folder / FILE)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    files = build(plan, records, costs, work.store.root, folder)
+    write_archive(plan, records, folder / FILE)
     print(f"tables and figures: {folder}")
     return [*files, *_measured(folder)]
 

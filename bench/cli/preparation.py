@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.cli.parser import UsageError
+from bench.faults import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """Reads and checks all that a training command needs, before anything starts.
 
     Raises:
-        UsageError: an option, the grid or its data is wrong.
+        UserError: an option, the grid or its data is wrong.
     """
     from rich.console import Console
 
@@ -47,21 +47,16 @@ def prepare(options: argparse.Namespace) -> Prepared:
     from bench.workdir import WorkDir
 
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True)
-    try:
-        grid = load_grid(options.grid, options.overrides)
-        grid = narrow(grid, options.methods, options.pairs, options.seeds)
-        grid = name_part(grid, load_grid(options.grid))
-        cluster, device = _cluster(options), options.device
-        if cluster is None:  # a cluster's nodes have devices of their own
-            device = pick_device(device).type if device == "auto" else device
-            pick_device(device)
-        console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
-        library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
-        library.read(grid.data)
-        if options.threads < 1 or options.threads > 1024:
-            raise ValueError(f"--threads: got {options.threads}, wanted 1 to 1024")
-    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
-        raise UsageError(str(error)) from None
+    grid = load_grid(options.grid, options.overrides)
+    grid = narrow(grid, options.methods, options.pairs, options.seeds)
+    grid = name_part(grid, load_grid(options.grid))
+    cluster, device = _cluster(options), options.device
+    if cluster is None:  # a cluster's nodes have devices of their own
+        device = pick_device(device).type if device == "auto" else device
+        pick_device(device)
+    console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
+    library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
+    library.read(grid.data)
     return Prepared(grid, library, work, device, console, cluster)
 
 
@@ -69,7 +64,7 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
     """The Ray cluster that is asked for; nothing is connected yet."""
     if options.launcher == "local":
         if options.address is not None:
-            raise UsageError("--address is of a Ray cluster: add --launcher ray")
+            raise UserError("--address is of a Ray cluster: add --launcher ray")
         return None
     from bench.launch import ray_cluster
 
@@ -77,20 +72,21 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
     return ray_cluster.RayCluster(asked, options.device, options.threads)
 
 
-def expand_grid(prepared: Prepared, grid: Grid) -> Expansion:
-    """A grid's cells, each of which fits its data and its network.
+def expand_grid(prepared: Prepared, grid: Grid, retry_failed: bool) -> Expansion:
+    """A grid's cells; those that are to be trained fit their data and their network.
 
     Raises:
-        UsageError: one does not.
+        UserError: one does not.
     """
     from bench.grid import expand
-    from bench.train.preflight import check_cells
+    from bench.launch.job import unfinished
 
-    try:
-        expansion = expand(grid, prepared.library.fingerprint)
-        check_cells(expansion.cells.values(), prepared.library.read)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    expansion = expand(grid, prepared.library.fingerprint)
+    waiting = unfinished(expansion.cells.values(), prepared.work.store, retry_failed)
+    if waiting:
+        from bench.train.preflight import check_cells
+
+        check_cells(waiting, prepared.library.read)
     return expansion
 
 
@@ -124,13 +120,7 @@ def open_launcher(
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:
-    """One entry for each worker process.
-
-    Raises:
-        UsageError: fewer than one worker.
-    """
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers: got {workers}, wanted 1 or more")
+    """One entry for each worker process."""
     if device == "cpu":
         from bench.launch.resources import usable_cpus
 

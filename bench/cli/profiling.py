@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from bench.cli.outputs import mirror_files, write, write_costs
-from bench.cli.parser import UsageError
 from bench.cli.recorded import fetch_results, has_results, work_dir
+from bench.faults import UserError
 
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
@@ -30,17 +30,14 @@ def profile(options: argparse.Namespace) -> int:
     from bench.report.cost import costs_to_text
 
     work = work_dir(options)
-    try:
-        asked = _read(options)
-        name = options.name or asked.grid.name
-        file = work.grid(name) / FILE
-        costs = read_costs(file)
-        with ProgressDisplay(Console(soft_wrap=True)) as display:
-            for newer in _measure(asked, display.show):
-                costs = costs.with_newer(newer)
-                write_atomically(file, costs.to_json())
-    except ValueError as error:  # GridError and DataError are ValueErrors: all are the caller's
-        raise UsageError(str(error)) from None
+    asked = _read(options)
+    name = options.name or asked.grid.name
+    file = work.grid(name) / FILE
+    costs = read_costs(file)
+    with ProgressDisplay(Console(soft_wrap=True)) as display:
+        for newer in _measure(asked, display.show):
+            costs = costs.with_newer(newer)
+            write_atomically(file, costs.to_json())
     print(costs_to_text(costs))
     if has_results(work, name):
         plan, records = fetch_results(work, name, "records")
@@ -95,14 +92,10 @@ def _read(options: argparse.Namespace) -> _Asked:
 def _check(options: argparse.Namespace) -> None:
     from bench.grid import RESERVED
 
-    for name, least in (("rounds", 1), ("threads", 1), ("batch", 2)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name}: got {value}, wanted at least {least}")
     name = options.name
     if name is not None and (name in RESERVED or not re.fullmatch(r"\w[\w.-]*", name)):
         taken = ", ".join(sorted(RESERVED))
-        raise ValueError(f"--name: got {name!r}, wanted the name of a folder other than {taken}")
+        raise UserError(f"--name: got {name!r}, wanted the name of a folder other than {taken}")
 
 
 def _sizes(options: argparse.Namespace, grid: Grid) -> tuple[int, tuple[int, int, int], int]:
@@ -112,10 +105,8 @@ def _sizes(options: argparse.Namespace, grid: Grid) -> tuple[int, tuple[int, int
 
     given = (options.image_shape, options.classes, options.train_images)
     if any(given):
-        if not all(given) or min(given[1:]) < 1:
-            raise ValueError(
-                "--image-shape, --classes and --train-images come together, each at least 1"
-            )
+        if not all(given):
+            raise UserError("--image-shape, --classes and --train-images come together")
         return options.classes, options.image_shape, options.train_images
     data = load(
         grid.data.source,

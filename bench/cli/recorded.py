@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.parser import UsageError
+from bench.faults import UserError
 
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
@@ -25,7 +25,7 @@ def grid_name(name_or_path: str) -> str:
     """The name of a grid, or of a grid's file.
 
     Raises:
-        UsageError: it can be no file's name.
+        UserError: it can be no file's name.
     """
     from bench.record import check_file_names
 
@@ -34,7 +34,7 @@ def grid_name(name_or_path: str) -> str:
     try:
         check_file_names("--grid", [name])
     except ValueError as error:
-        raise UsageError(f"{error}; wanted a grid's name or a .yaml file") from None
+        raise UserError(f"{error}; wanted a grid's name or a .yaml file") from None
     return name
 
 
@@ -44,23 +44,20 @@ def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str
     A work directory in which the grid was not trained may hold its archive; see `bench.archive`.
 
     Raises:
-        UsageError: there are none, or they cannot be read.
+        UserError: there are none, or they cannot be read.
     """
     from bench.record import Plan
 
     if origin == "mlflow":
-        from bench.tracking import Mirror, TrackingError
+        from bench.tracking import Mirror
 
-        try:
-            return Mirror(work.root, grid).fetch()
-        except TrackingError as error:
-            raise UsageError(f"--from mlflow: {error}") from None
+        return Mirror(work.root, grid).fetch()
     try:
         plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return _fetch_archived(work, grid)
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
+        raise UserError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
     return plan, work.store.read_all(plan.cell_ids())
 
 
@@ -71,11 +68,9 @@ def _fetch_archived(work: WorkDir, grid: str) -> tuple[Plan, dict[str, Record]]:
     try:
         return read_archive(work.grid(grid) / FILE)
     except OSError:
-        raise UsageError(
+        raise UserError(
             f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
         ) from None
-    except ValueError as error:
-        raise UsageError(f"{error}; run the grid: run_all.py --grid {grid}") from None
 
 
 def has_results(work: WorkDir, grid: str) -> bool:
@@ -89,19 +84,13 @@ def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
     """What the profiler measured of a grid, empty if it did not run.
 
     Raises:
-        UsageError: it cannot be read.
+        UserError: it cannot be read.
     """
     from bench.cost.costs import FILE, Costs, read_costs
 
-    try:
-        if origin == "records":
-            return read_costs(work.grid(grid) / FILE)
-        from bench.tracking import Mirror, TrackingError
+    if origin == "records":
+        return read_costs(work.grid(grid) / FILE)
+    from bench.tracking import Mirror
 
-        try:
-            text = Mirror(work.root, grid).tables.read(FILE)
-        except TrackingError as error:
-            raise UsageError(f"--from mlflow: {error}") from None
-        return Costs() if text is None else Costs.from_json(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    text = Mirror(work.root, grid).tables.read(FILE)
+    return Costs() if text is None else Costs.from_json(text)

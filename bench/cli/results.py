@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench.cli.outputs import mirror_files, render, write_costs
-from bench.cli.parser import UsageError
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results, work_dir
+from bench.faults import UserError
 
 if TYPE_CHECKING:
     from bench.record import Plan, Record, Row
@@ -34,36 +34,32 @@ def recommend(options: argparse.Namespace) -> int:
     from bench.report.recommend import recommend as choose
 
     work, name = work_dir(options), grid_name(options.grid)
-    try:
-        question = Question(
-            pair=options.pair, max_cost=options.max_cost, max_memory_mib=options.max_memory_mib,
-            min_gain=options.min_gain, category=options.category,
-            extra_parameters=not options.no_extra_parameters, fraction=options.data_fraction,
-        )  # fmt: skip
-        plan, records = fetch_results(work, name, options.origin)
-        costs = fetch_costs(work, name, options.origin)
-        print(answer(choose(plan, records, costs, question)))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    question = Question(
+        pair=options.pair,
+        max_cost=options.max_cost,
+        max_memory_mib=options.max_memory_mib,
+        min_gain=options.min_gain,
+        category=options.category,
+        extra_parameters=not options.no_extra_parameters,
+        fraction=options.data_fraction,
+    )
+    plan, records = fetch_results(work, name, options.origin)
+    costs = fetch_costs(work, name, options.origin)
+    print(answer(choose(plan, records, costs, question)))
     return 0
 
 
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
-    from bench.launch.leases import BusyError, Leases
+    from bench.launch.leases import Leases
     from bench.launch.mirroring import sole_mirror
-    from bench.tracking import TrackingError, mirror_all
+    from bench.tracking import mirror_all
 
     work = work_dir(options)
     name = grid_name(options.grid)
     plan, records = fetch_results(work, name, "records")
-    try:
-        with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
-            sent = mirror_all(mirror, plan, work.store)
-    except BusyError as error:
-        raise UsageError(f"{error}; it sends these too") from None
-    except TrackingError as error:
-        raise UsageError(f"the MLflow store failed, nothing is lost: {error}") from None
+    with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
+        sent = mirror_all(mirror, plan, work.store)
     costs = fetch_costs(work, name, "records")
     mirror_files(work, plan.name, render(work, plan, records, costs), costs)
     print(f"{sent} records sent")
@@ -72,22 +68,20 @@ def sync(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes one trained network with its preprocessing, after comparing it with the original."""
-    from bench.export import ExportError, ParityError, file_name, find_row, load_trained, pack
+    from bench.export import ParityError, file_name, find_row, load_trained, pack
     from bench.record import write_atomically
 
     work = work_dir(options)
     if (options.cell is None) != options.winner:
-        raise UsageError("wanted either a CELL or --winner (see: run_all.py export --help)")
+        raise UserError("wanted either a CELL or --winner (see: run_all.py export --help)")
     plan, records = fetch_results(work, grid_name(options.grid), "records")
+    row, why = (
+        _winner(work, plan, records) if options.winner else (find_row(plan, options.cell), "")
+    )
+    _check_trained(work, row, options.grid, records)
+    trained = load_trained(row, work, why)
     try:
-        row, why = (
-            _winner(work, plan, records) if options.winner else (find_row(plan, options.cell), "")
-        )
-        _check_trained(work, row, options.grid, records)
-        trained = load_trained(row, work, why)
         content, parity = pack(trained, options.format)
-    except ExportError as error:
-        raise UsageError(str(error)) from None
     except ParityError as error:
         print(f"error: nothing is written: {error}", file=sys.stderr)
         return 1
@@ -107,7 +101,7 @@ def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row,
 
     best = winner(plan, records, fetch_costs(work, plan.name, "records"))
     if best is None:
-        raise UsageError(
+        raise UserError(
             f"no row of {plan.name} has a higher mean than the plain student over two seeds (see: "
             "run_all.py recommend); name a CELL instead"
         )
@@ -118,7 +112,7 @@ def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row,
 def _check_trained(work: WorkDir, row: Row, grid: str, records: dict[str, Record]) -> None:
     """Refuses a cell that has a committed record and no weights here."""
     if row.cell_id in records and work.store.read(row.cell_id) is None:
-        raise UsageError(
+        raise UserError(
             f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
             f"--grid {grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
             f"--seeds {row.seed}"

@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from bench.cli.outputs import mirror_files, render
-from bench.cli.parser import UsageError
 from bench.cli.preparation import (
     Prepared,
     expand_grid,
@@ -43,8 +42,6 @@ def tune(options: argparse.Namespace) -> int:
     from bench.launch import tune as tuning
     from bench.record import write_atomically
 
-    if options.trials < 1 or options.tuning_seeds < 1 or not 0 < options.validation < 1:
-        raise UsageError("wanted --trials and --tuning-seeds of at least 1, 0 < --validation < 1")
     prepared = prepare(options)
     trials = tuning.trials_of(prepared.grid, options.trials)
     grid = tuning.tuning_grid(prepared.grid, trials, options.tuning_seeds, options.validation)
@@ -71,7 +68,7 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
     from bench.launch.resources import worker_room
     from bench.progress import ProgressDisplay
 
-    expansion, work = expand_grid(prepared, grid), prepared.work
+    expansion, work = expand_grid(prepared, grid, options.retry_failed), prepared.work
     for reason in prepared.library.absent.values():
         print(f"random images take the place of the data, and nothing counts as done: {reason}")
     found = DryRun.of(expansion, work.store, options.retry_failed)
@@ -93,20 +90,15 @@ def _train(
     options: argparse.Namespace, prepared: Prepared, grid: Grid
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
-    from bench.launch.leases import LeaseLostError
-    from bench.launch.ray_cluster import ClusterError
 
-    expansion, work = expand_grid(prepared, grid), prepared.work
+    expansion, work = expand_grid(prepared, grid, options.retry_failed), prepared.work
     config = make_worker_config(options, work)
     retry, console = options.retry_failed, prepared.console
-    try:
-        with open_launcher(options, prepared) as (devices, launch, room_bytes):
-            outcome = run_grid(
-                expansion, work, config, devices,
-                retry_failed=retry, console=console, launch=launch, room_bytes=room_bytes,
-            )  # fmt: skip
-    except (LeaseLostError, ClusterError) as error:
-        raise UsageError(str(error)) from None
+    with open_launcher(options, prepared) as (devices, launch, room_bytes):
+        outcome = run_grid(
+            expansion, work, config, devices,
+            retry_failed=retry, console=console, launch=launch, room_bytes=room_bytes,
+        )  # fmt: skip
     return outcome, expansion
 
 

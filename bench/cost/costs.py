@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from bench.faults import UserError
 from bench.record import FINISHED, STATUSES, dump_json
 
 FILE = "cost.json"
@@ -288,4 +289,4 @@ def read_costs(path: Path) -> Costs:
     except FileNotFoundError:
         return Costs()
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and profile again") from None
+        raise UserError(f"{path} is damaged ({error}); remove it and profile again") from None

@@ -30,7 +30,7 @@ from bench.cost.costs import (
 )
 from bench.cost.counting import count, peak_bytes
 from bench.cost.steps import PLAIN, LossAlone, Model, StudentStage, TeacherBatch, Workload
-from bench.faults import CODE_FAULTS, name_and_reason, one_line
+from bench.faults import CODE_FAULTS, UserError, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import Method, NotApplicable, split_epochs
 from bench.record import FAILED, NOT_APPLICABLE
@@ -119,7 +119,7 @@ def profile(
             subjects.append(_prepare(row, student, lesson))
         plain = subjects[0]
         if plain.error:
-            raise ValueError(f"{title}: the plain student cannot be trained: {plain.error}")
+            raise UserError(f"{title}: the plain student cannot be trained: {plain.error}")
         whole = _measure(subjects, lesson, how, lambda *at: progress(f"{title}: round", *at))
         shared = _shared_fields(teacher, student, plain, whole, lesson, how)
         return Costs([_record(subject, plain, how, shared) for subject in subjects])

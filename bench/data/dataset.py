@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.faults import UserError
+
 Classes = int | Sequence[str | int]
 """Which classes to keep: the first n, or some by name or position."""
 
@@ -19,7 +21,7 @@ Part = tuple[Tensor, Tensor]
 """Images (N, C, H, W) uint8 and labels (N,) int64."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data is missing, unreadable or unusable; the message is one line and says what to do."""
 
 

@@ -31,17 +31,19 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from bench.faults import UserError
+
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 RELEASED = "released"
 COUNTER_DIGITS = 20
 
 
-class BusyError(ValueError):
+class BusyError(UserError):
     """Another command works on the same thing; the message names it."""
 
 
-class LeaseLostError(RuntimeError):
+class LeaseLostError(UserError):
     """Another command took over a lease of this process, which was suspended."""
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench.code_version import numerics_digest
+from bench.faults import UserError
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
@@ -43,7 +44,7 @@ DIED = "its process died twice: killed, or out of memory"
 logger = logging.getLogger(__name__)
 
 
-class ClusterError(ValueError):
+class ClusterError(UserError):
     """No cluster, or none that can run the grid; one line with the cure."""
 
 

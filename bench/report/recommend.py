@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.cost.costs import Costs, Quartiles
+from bench.faults import UserError
 from bench.record import Plan, Record, Row
 from bench.report.candidates import Candidate, Limits, candidates_of, costs_of
 from bench.report.comparison import BETTER, STUDENT, WORSE, Compared
@@ -23,7 +24,7 @@ from bench.report.summary import PairKey, group_by_pair
 from bench.report.tables import Column, Table, Value
 
 
-class NotCovered(ValueError):
+class NotCovered(UserError):
     """The evidence does not cover the question at all; one line with the cure."""
 
 
@@ -42,13 +43,13 @@ class Question(Limits):
     def __post_init__(self) -> None:
         """Refuses limits that nothing could meet or miss."""
         if self.max_cost is not None and not self.max_cost >= 1:
-            raise ValueError(
+            raise UserError(
                 f"max cost: got {self.max_cost:g}, wanted 1 or more: the plain student costs 1"
             )
         if self.max_memory_mib is not None and not self.max_memory_mib >= 0:
-            raise ValueError(f"max memory: got {self.max_memory_mib:g} MiB, wanted 0 or more")
+            raise UserError(f"max memory: got {self.max_memory_mib:g} MiB, wanted 0 or more")
         if self.min_gain is not None and not 0 <= self.min_gain < 1:
-            raise ValueError(
+            raise UserError(
                 f"min gain: got {self.min_gain:g}, wanted an accuracy in [0, 1): 0.01 is one "
                 "percentage point"
             )

@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 from matplotlib.figure import Figure
 
+from bench.faults import UserError
 from bench.record import FINISHED, Plan, Record
 from bench.report.drawing import file_name, new_figure, save_figure
 from bench.report.summary import group_by_pair
@@ -105,4 +106,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); train its cell again") from None
+        raise UserError(f"{path} is damaged ({error}); train its cell again") from None

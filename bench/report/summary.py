@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.faults import one_line
+from bench.faults import UserError, one_line
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row, write_atomically
 from bench.report.statistics import mean_interval, paired_differences
 from bench.report.tables import (
@@ -333,7 +333,7 @@ def group_by_label(key: PairKey, rows: Iterable[Row], records: Mapping[str, Reco
             (row.role, row.label), Group(row.role, row.label, row.category, {}, {})
         )
         if group.cells.setdefault(row.seed, row.cell_id) != row.cell_id:
-            raise ValueError(
+            raise UserError(
                 f"summary of {key.title}: cells {group.cells[row.seed]} and {row.cell_id} both "
                 f"answer for {row.label!r}, seed {row.seed}; give the methods different labels"
             )

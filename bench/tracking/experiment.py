@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.faults import UserError
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
@@ -17,7 +19,7 @@ NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"  # tags that the UI r
 PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
 
 
-class TrackingError(RuntimeError):
+class TrackingError(UserError):
     """The tracking store cannot be used; the records are safe and can be sent later."""
 
 

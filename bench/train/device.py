@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bench.cell import Cell
+from bench.faults import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
 Module = TypeVar("Module", bound=nn.Module)
@@ -24,19 +25,19 @@ def pick_device(name: str) -> torch.device:
     """The device called `name` ("auto", "cpu", "cuda", "cuda:1").
 
     Raises:
-        ValueError: no such device on this machine, or no device's name.
+        UserError: no such device on this machine, or no device's name.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"--device: got {name!r}, but torch sees {count} CUDA devices here")
+        raise UserError(f"--device: got {name!r}, but torch sees {count} CUDA devices here")
     return device
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.cell import Cell, DataSpec
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
-from bench.faults import CODE_FAULTS, reason
+from bench.faults import CODE_FAULTS, UserError, reason
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
 from bench.models.network import tap_shapes
@@ -30,7 +30,7 @@ def check_cells(cells: Iterable[Cell], read: Read) -> None:
         read: the decoded data set of a specification.
 
     Raises:
-        ValueError: names the cell and the fault. A batch is larger than the training set, training
+        UserError: names the cell and the fault. A batch is larger than the training set, training
             images of a source are test images of its target, the images do not fit the network,
             the resolution or the padding, or a method has more stages than epochs.
     """
@@ -48,7 +48,7 @@ def _check_batches(cells: Iterable[Cell], read: Read) -> None:
             counts[cell.data] = len(training_positions(cell.data, labels)[0])
         batch, count = cell.recipe.batch_size, counts[cell.data]
         if cell.recipe.drop_last and batch > count:
-            raise ValueError(
+            raise UserError(
                 f"cell {cell}: recipe.batch_size {batch} is larger than its {count} training "
                 "images; choose a smaller batch, or recipe.drop_last=false"
             )
@@ -59,7 +59,7 @@ def _check_sources(cells: Iterable[Cell], read: Read) -> None:
     for (source, target), cell in pairs.items():
         shared = len(_hashes(read(source).train_images) & _hashes(read(target).test_images))
         if shared:
-            raise ValueError(
+            raise UserError(
                 f"cell {cell}: {shared} test images are among the training images of its source; "
                 "choose other classes or another set for source.data"
             )
@@ -80,7 +80,7 @@ def _check_networks(cells: Iterable[Cell], read: Read) -> None:
                 built.add(key)
                 _try_network(cell, read(cell.data))
         except CODE_FAULTS as error:
-            raise ValueError(f"cell {cell}: {reason(error)}") from None
+            raise UserError(f"cell {cell}: {reason(error)}") from None
 
 
 def _try_network(cell: Cell, data: DataSet) -> None:

@@ -1,7 +1,7 @@
 """Numbers that must not move unless `NUMERICS` does: a short training, and every default.
 
-Run this file to write them anew: `python tests/golden.py`. It refuses while `NUMERICS` is that of
-the file.
+Run this file to write them anew: `python tests/golden_run.py`. It refuses while `NUMERICS` is
+that of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.train.cohort import Cohort
 from bench.train.stream import open_stream
 from bench.train.teacher import load_teacher
 
-FILE = Path(__file__).with_name("golden.json")
+FILE = Path(__file__).with_name("golden_run.json")
 TAUGHT = ("soft_logits", "fitnet", "attention_transfer", "rkd")
 
 
