@@ -180,7 +180,7 @@ def test_a_category_that_the_grid_lacks_is_named():
     plan = replace(plan, rows=[row for row in plan.rows if row.label != "rkd"])
     assert verdicts(plan, records)[SOFTER] == UNDECIDED
     said = evidence(plan, records)[SOFTER]
-    assert said.endswith("a measure of shared-representation and multi-connection")
+    assert said.endswith("rows of shared-representation and multi-connection")
 
 
 def test_costs_that_overlap_decide_nothing():

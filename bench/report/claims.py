@@ -40,7 +40,6 @@ from bench.report.measures import (
     contrast,
     final,
     gradient_cosine,
-    is_examined,
     log_directions,
     log_variation,
     loss_ms_by_category,
@@ -55,8 +54,8 @@ from bench.report.tables import Value as Shown
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
-UNMEASURED = "no diagnostics; the grid's diagnostics: true measures them"
-UNPROFILED = "no cost profile; run_all.py profile measures it"
+EXAMINED = "not measured: that takes diagnostics: true in the grid, and rows of {}"
+PROFILED = "not measured: that takes run_all.py profile, and rows of {}"
 
 CLAIM_COLUMNS = (
     Column(key="claim", name="claim", align="left"),
@@ -102,7 +101,7 @@ class Ordered:
         holds: on each pair and against each other category, whether the claim holds (True), its
             opposite does (False), or neither (None).
         numbers: in words.
-        missing: why nothing could be compared; empty if something was.
+        missing: what is needed where nothing could be compared; empty if something was.
     """
 
     holds: tuple[bool | None, ...] = ()
@@ -231,7 +230,7 @@ def _claims(pairs: Pairs, costs: Costs | None) -> list[Claim]:
 def _between(
     pairs: Pairs, value: Value, first: str, second: str, *, wanted: int, ratio: bool
 ) -> Contrast:
-    about = Contrast(wanted=wanted, ratio=ratio, missing=_absent(pairs, first, second))
+    about = Contrast(wanted=wanted, ratio=ratio, missing=EXAMINED.format(f"{first} and {second}"))
     sides = (
         {key: category_means(groups, category, value) for key, groups in pairs.items()}
         for category in (first, second)
@@ -240,17 +239,9 @@ def _between(
 
 
 def _smoothness(pairs: Pairs) -> Contrast:
-    about = Contrast(wanted=-1, ratio=True, missing=_absent(pairs, "a teacher's maps"))
+    about = Contrast(wanted=-1, ratio=True, missing=EXAMINED.format("any method"))
     ratios = {key: teacher_values(groups, log_variation) for key, groups in pairs.items()}
     return contrast(about, ratios, None)
-
-
-def _absent(pairs: Pairs, *sides: str) -> str:
-    return _no_pair(*sides) if is_examined(pairs) else UNMEASURED
-
-
-def _no_pair(*sides: str) -> str:
-    return f"no pair of networks with a measure of {' and '.join(sides)}"
 
 
 def _sizes(pairs: Pairs, small: str, others: Sequence[str]) -> Ordered:
@@ -269,7 +260,7 @@ def _sizes(pairs: Pairs, small: str, others: Sequence[str]) -> Ordered:
             found.setdefault(category, []).append(size)
         holds += [sizes[small] < sizes[x] for x in others if small in sizes and x in sizes]
     if not holds:
-        return Ordered(missing=_absent(pairs, small, " or ".join(others)))
+        return Ordered(missing=EXAMINED.format(f"{small} and {' or '.join(others)}"))
     return Ordered(holds=tuple(holds), numbers=_spans(found))
 
 
@@ -286,9 +277,7 @@ def _costs(costs: Costs | None, category: str, others: Sequence[str], *, cheaper
                 low, high = (category, other) if cheaper else (other, category)
                 holds.append(_costs_less(pair[low], pair[high]))
     if not holds:
-        profiled = costs is not None and costs.records
-        words = _no_pair(category, " or ".join(others))
-        return Ordered(missing=words if profiled else UNPROFILED)
+        return Ordered(missing=PROFILED.format(f"{category} and {' or '.join(others)}"))
     return Ordered(holds=tuple(holds), numbers=_spans(found))
 
 

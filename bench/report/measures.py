@@ -72,12 +72,6 @@ Pairs = Mapping[PairKey, Sequence[Group]]
 """The rows of every pair that has any record, see `bench.report.summary.measured_groups`."""
 
 
-def is_examined(pairs: Pairs) -> bool:
-    """Whether any record has diagnostics."""
-    values = (final("knowledge_scalars"), log_variation)
-    return any(read(g, value) for groups in pairs.values() for g in groups for value in values)
-
-
 def category_means(groups: Sequence[Group], category: str, value: Value) -> dict[int, float]:
     """Seed -> mean over the category's methods, each the mean over its rows.
 
@@ -132,7 +126,7 @@ class Contrast:
         pairs: over how many pairs.
         agreeing: pairs whose mean has the wanted sign.
         ratio: whether differences are logarithms, shown as ratios.
-        missing: why nothing could be compared; empty if something was.
+        missing: what is needed where nothing could be compared; empty if something was.
     """
 
     wanted: int
@@ -183,7 +177,7 @@ def contrast(about: Contrast, first: Series, second: Series | None) -> Contrast:
             # The last bits of a sum are no spread.
             by_pair.append({seed: round(series[seed] - other[seed], 12) for seed in common})
     if not by_pair:
-        return replace(about, missing=about.missing or "not measured")
+        return about
     seeds = sorted(set.intersection(*map(set, by_pair)))
     if not seeds:
         return replace(about, missing="no seed at which every pair has both")

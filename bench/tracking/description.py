@@ -1,17 +1,13 @@
-"""How plans and records look in MLflow: parent runs, notes, tags, parameters, metrics, data."""
+"""How plans and records look in MLflow: parent runs, notes, tags, parameters, metrics."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.record import Plan, Record, Row
 from bench.tracking.experiment import KIND, NOTE
-
-if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
 
 
 @dataclass(frozen=True)
@@ -108,23 +104,6 @@ def _describe_run(record: Record, row: Row) -> str:
     what = f"{taught}**{row.label}** ({record.category}), seed {row.seed}, on `{row.data}`."
     failure = f"{record.status}: {record.error}" if record.error else ""
     return "\n\n".join(filter(None, (what, failure, record.source)))
-
-
-def dataset_of(record: Record, row: Row) -> DatasetInput:
-    """The data set by its hash; no image is sent."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    spec = record.cell.get("data", {})
-    images = record.final.get("train_images")
-    about = {"fingerprint": record.cell.get("fingerprint"), "train_images": images}
-    data = Dataset(
-        name=row.data,
-        digest=str(record.cell.get("fingerprint")),
-        source=json.dumps(spec),
-        source_type=str(spec.get("source")),
-        profile=json.dumps(about),
-    )
-    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
 
 
 def params_of(record: Record) -> list[Any]:

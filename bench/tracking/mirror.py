@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 from bench.tracking.description import (
     ParentRun,
-    dataset_of,
     metrics_of,
     params_of,
     parent_run_of,
@@ -141,7 +140,6 @@ class Mirror:
         self.client.log_batch(
             run, metrics=metrics_of(record, started or 0), params=params_of(record)
         )
-        self.client.log_inputs(run, [dataset_of(record, row)])
         self.client.log_artifacts(run, str(folder))
         took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
         ended = started and int(started + 1000 * took)
