@@ -19,7 +19,6 @@ import yaml
 from processes import ROOT, kd_bench, plan_of, results
 
 from bench.cli import main, parse
-from bench.data.dataset import DataError
 from bench.faults import UserError
 from bench.grid import load_grid
 from bench.record import Store
@@ -192,10 +191,10 @@ def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
 
 
 def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, capsys, monkeypatch):
-    def absent(*words: object, **named: object) -> None:
-        raise DataError("data set 'cifar100' is not here")
+    def absent(**named: object) -> None:
+        raise OSError("no network")
 
-    monkeypatch.setattr("bench.data.sources.load", absent)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", absent)
     words = ["--grid", "cifar100-mini", "--dry-run"]
     assert main([*words, "--work-dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -203,6 +202,8 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
     assert "cells: 54, done already: 0" in said
     assert main([*words[:2], "--work-dir", str(tmp_path)]) == 2  # nobody trains on them
     assert "data set 'cifar100' is not here" in capsys.readouterr().err
+    assert main([*SMOKE, "--dry-run", "--work-dir", str(tmp_path), "data.classes=[0,99]"]) == 2
+    assert "no class 99" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

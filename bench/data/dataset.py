@@ -25,6 +25,10 @@ class DataError(UserError):
     """The data is missing, unreadable or unusable; the message is one line and says what to do."""
 
 
+class MissingDataError(DataError):
+    """The data is not on this machine and cannot be downloaded."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DataSet:
     """A decoded data set. `DataSet.of` builds it and computes the statistics.

@@ -44,7 +44,7 @@ class Library:
         return self._sets[key]
 
     def _load(self, spec: DataSpec) -> DataSet:
-        from bench.data.dataset import DataError
+        from bench.data.dataset import DataError, MissingDataError
         from bench.data.sources import load, random_data
 
         try:
@@ -55,7 +55,7 @@ class Library:
                 size=spec.size,
                 classes=spec.classes,
             )
-        except DataError as error:
+        except MissingDataError as error:
             if not self.random_if_absent:
                 raise
             try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.data.cache import cached, open_cached
-from bench.data.dataset import Classes, DataError, DataSet, Part, fingerprint
+from bench.data.dataset import Classes, DataError, DataSet, MissingDataError, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
 from bench.data.splits import stratified_order
 from bench.faults import LOAD_FAULTS, name_and_reason, reason
@@ -187,10 +187,10 @@ def _label(source: str) -> str:
 
 
 def _unknown(source: str, data_root: Path | None) -> DataError:
-    where = f"{data_root / source}" if data_root else f"D/{source} with --data-root D"
+    root = data_root or "D"
     return DataError(
-        f"{unknown('data source', source, names())}; images of your own belong in "
-        f"{where}/{{train,test}}/<class>/<image>"
+        f"{unknown('data source', source, names())} (images of your own: --data-root {root} with "
+        f"{root}/{source}/{{train,test}}/<class>/<image>)"
     )
 
 
@@ -256,7 +256,7 @@ def _read_torchvision(kind: str, name: str, downloads: Path) -> DataSet:
     try:
         train, test = (dataset(root=downloads, train=part, download=True) for part in (True, False))
     except (RuntimeError, OSError, HTTPException) as error:
-        raise DataError(
+        raise MissingDataError(
             f"data set {name!r} is not here and cannot be downloaded to {downloads} "
             f"({reason(error)}); give --data-root D with torchvision's own files in D, or with "
             f"images in D/{name}/{{train,test}}/<class>/<image>"
