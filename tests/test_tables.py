@@ -224,13 +224,6 @@ def test_terminal_text_says_what_holds_for_every_table_once() -> None:
     assert text.endswith("1 of 2 data sets and pairs shown; 1 without any record left out.\n")
 
 
-def test_no_records_at_all_is_a_summary_that_says_so() -> None:
-    summary = summarise(grid.plan(), {})
-    assert summary.coverage == "0 of 2 data sets and pairs shown; 2 without any record left out."
-    assert len(summary.to_csv().splitlines()) == 1
-    assert summary.to_text() == f"{summary.coverage}\n"
-
-
 def shown(rows, records, label: str) -> dict[str, str]:
     """The entries of one label as shown, by the key of their column."""
     plan = Plan(name="p", description="", config={}, rows=rows)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 from summary_grid import plan, records, row
 
 from bench.record import Row, Store
@@ -49,14 +48,6 @@ def sent(work) -> tuple[Mirror, Store]:
     return mirror, store
 
 
-def test_sending_again_changes_nothing(sent, work):
-    mirror, store = sent
-    before = sorted(run.info.run_id for kind in ("cell", "group") for run in runs(mirror, kind))
-    assert mirror_all(Mirror(work, "by_hand"), plan(), store) == 0
-    after = sorted(run.info.run_id for kind in ("cell", "group") for run in runs(mirror, kind))
-    assert after == before
-
-
 def test_runs_are_named_and_listed_by_pair(sent):
     mirror, _ = sent
     groups = {run.info.run_id: run for run in runs(mirror, "group")}
@@ -83,20 +74,13 @@ def test_a_run_can_be_filtered_by_category_axes_and_pair(sent):
     }  # fmt: skip
 
 
-def test_a_run_says_what_it_is_and_keeps_its_curves_apart(sent):
+def test_a_run_says_what_it_is_and_took_what_it_took(sent):
     mirror, _ = sent
     run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/rkd/0")
-    assert run.data.tags["mlflow.note.content"] == (
-        "`wide` teaches `narrow` by **rkd** (shared-representation), seed 0, on `digits`.\n\n"
-        "written by hand"
-    )
+    note = run.data.tags["mlflow.note.content"]
+    assert all(word in note for word in ("`wide`", "`narrow`", "**rkd**", "seed 0", "`digits`"))
     assert run.data.metrics["final/last_accuracy"] == 0.73
     assert all(name.startswith("final/") for name in run.data.metrics)  # it has no curves
-
-
-def test_a_run_took_what_its_training_and_evaluation_took(sent):
-    mirror, _ = sent
-    run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/rkd/0")
     assert run.info.end_time - run.info.start_time == 15_000  # 12.5 s + 2.5 s, in ms
     assert run.data.params["fingerprint"] == "0123456789abcdef"
 
@@ -165,15 +149,6 @@ def test_two_senders_at_once_leave_one_run_of_everything(sent, work):
     cells = runs(first, "cell")
     assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
     assert {run.data.tags["mlflow.parentRunId"] for run in cells} == parents.keys()
-
-
-def test_an_experiment_that_another_made_meanwhile_is_taken(work, monkeypatch):
-    made = Mirror(work, "meanwhile").experiment.id
-    look, looks = MlflowClient.get_experiment_by_name, iter([None])
-    monkeypatch.setattr(
-        MlflowClient, "get_experiment_by_name", lambda self, name: next(looks, look(self, name))
-    )
-    assert Mirror(work, "meanwhile").experiment.id == made
 
 
 def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, work, monkeypatch):
