@@ -48,15 +48,11 @@ class Ref:
     """A task that has been submitted, and what came of it."""
 
     def __init__(self, call: Callable[[], Any], options: dict[str, Any]) -> None:
-        self.call, self.options = call, options
+        self.call, self.done = call, False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.done = False
-
-    def may_run_on(self, node: dict[str, Any]) -> bool:
-        strategy = self.options.get("scheduling_strategy")
-        excluded = strategy.hard["ray.io/node-id"].values if strategy else ()
-        return node["Alive"] and node["NodeID"] not in excluded
+        strategy = options.get("scheduling_strategy")
+        self.excluded = strategy.hard["ray.io/node-id"].values if strategy else ()
 
     def run(self) -> None:
         self.done = True
@@ -73,14 +69,11 @@ class Ref:
 class Task:
     """What `ray.remote` makes of a function."""
 
-    def __init__(self, target: Callable[..., Any], options: dict[str, Any]) -> None:
-        self.target, self.chosen = target, options
+    def __init__(self, target: Callable[..., Any]) -> None:
+        self.target = target
 
-    def options(self, **options: Any) -> Task:
-        return Task(self.target, {**self.chosen, **options})
-
-    def remote(self, *values: Any) -> Ref:
-        return Ref(lambda: self.target(*values), self.chosen)
+    def options(self, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *values: Ref(lambda: self.target(*values), options))
 
 
 class FakeRay(ModuleType):
@@ -107,7 +100,7 @@ class FakeRay(ModuleType):
         return self.nodes_there
 
     def remote(self, **options: Any) -> Callable[[Callable[..., Any]], Task]:
-        return lambda target: Task(target, options)
+        return Task
 
     def get(self, ref: Ref) -> Any:
         if ref.error is not None:
@@ -117,9 +110,10 @@ class FakeRay(ModuleType):
     def wait(self, refs: list[Ref], **how: Any) -> tuple[list[Ref], list[Ref]]:
         self.before_wait()
         for ref in refs:
-            node = next(filter(ref.may_run_on, self.nodes_there), None)
-            if node is not None and not ref.done:
-                self.here = node["NodeID"]
+            alive = [node["NodeID"] for node in self.nodes_there if node["Alive"]]
+            free = [name for name in alive if name not in ref.excluded]
+            if free and not ref.done:
+                self.here = free[0]
                 self.ran_on.append(self.here)
                 ref.run()
                 self.here = "head"

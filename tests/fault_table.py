@@ -29,7 +29,7 @@ ends by itself. A result is lost if its cell has no record (or, where the row is
 run). It is changed if a weight, a curve or a number differs by one bit from the undisturbed run (or
 from the record). Random moments come from a seed. Made by:
 
-    python -m pytest -m slow tests/test_faults.py tests/test_server.py tests/test_ray.py \\
+    python -m pytest -m slow tests/test_faults.py tests/test_ray.py \\
         --faults-table results/faults.md
 
 | fault | times | results | lost | changed | when, torch, CPU cores |

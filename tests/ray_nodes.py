@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -46,15 +48,13 @@ class Nodes:
             self.kill(node)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(
-        self, *words: str, prefix: tuple[str, ...] = (), **env: str
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, *words: str, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         path = self.folder / f"start-{len(self.started)}.log"
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         with path.open("wb") as log:
             node = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
-                 "--object-store-memory=100000000", *words],
-                stdout=log, stderr=log, start_new_session=True, env=environment(**ALONE, **env),
+                [*prefix, *ray, "--object-store-memory=100000000", *words],
+                stdout=log, stderr=log, start_new_session=True, env=environment(**ALONE),
             )  # fmt: skip
         self.started.append(node)
         until = time.monotonic() + PATIENCE
@@ -64,23 +64,16 @@ class Nodes:
             time.sleep(0.1)  # looks again
         return node
 
-    def add(
-        self, prefix: tuple[str, ...] = (), gpus: int = 0, **env: str
-    ) -> subprocess.Popen[bytes]:
-        """A node with room for one job on the CPU.
-
-        Args:
-            prefix: a command that runs the rest of the line.
-            gpus: that it says it has.
-            env: variables of its processes.
-        """
-        has = ("--num-cpus=1", f"--num-gpus={gpus}")
-        return self._start(f"--address={self.address}", *has, prefix=prefix, **env)
+    def add(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """A node with room for one job; `prefix` is a command that runs the rest of the line."""
+        return self._start(f"--address={self.address}", "--num-cpus=1", prefix=prefix)
 
     @staticmethod
     def at_work(node: subprocess.Popen[bytes]) -> bool:
         """Whether a job runs on it."""
-        return any("ray::run_on_node" in word for p in children(node) for word in words_of(p))
+        with contextlib.suppress(psutil.Error):
+            return any("ray::run_on_node" in " ".join(p.cmdline()) for p in children(node))
+        return False
 
     @staticmethod
     def kill(node: subprocess.Popen[bytes]) -> None:
@@ -99,11 +92,4 @@ def children(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
         return psutil.Process(node.pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return []
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []

@@ -19,9 +19,11 @@ from processes import ROOT
 
 from bench.cell import Cell
 from bench.cli import main, parse
+from bench.code_version import numerics_digest
 from bench.launch.job import Job, WorkerConfig, run_job
 from bench.launch.leases import Leases
-from bench.launch.ray_cluster import ClusterError, Options, RayCluster
+from bench.launch.ray_cluster import ClusterError, RayCluster
+from bench.launch.ray_worker import NodeFaultError, Order, run_order
 from bench.launch.schedule import plan_jobs
 from bench.record import FAILED, FINISHED, Store
 
@@ -53,7 +55,7 @@ def undisturbed(tmp_path_factory, cells, data_root) -> dict[str, object]:
 
 def launch(cells: list[Cell], where: WorkerConfig, report=lambda *event: None) -> list[str]:
     """Runs cells on the cluster that there is; their ids in the order in which they came back."""
-    cluster = RayCluster(Options(), "cpu", threads=1)
+    cluster = RayCluster(device="cpu")
     with Leases(where.store.parent / "leases") as leases:
         jobs = plan_jobs(cells, len(cluster.devices))
         done = cluster.run(jobs, where, cluster.devices, report, leases)
@@ -130,16 +132,12 @@ def test_a_node_that_lacks_the_data_is_left_out_and_the_last_one_ends_the_run(
     assert Store(where.store).read(other[0].id) is None
 
 
-def test_a_node_that_does_not_see_the_work_directory_says_so(
-    tmp_path, fake_ray, cells, data_root, monkeypatch
-):
-    fake_ray.add_node("a", CPU=1)
-    is_file = Path.is_file
-    monkeypatch.setattr(
-        Path, "is_file", lambda self: is_file(self) and "hearts" not in self.parts
-    )  # fmt: skip
-    with pytest.raises(ClusterError, match=r"does not see .*--work-dir on a disk that all nodes"):
-        launch(cells[:1], worker_config(tmp_path, data_root))
+def test_a_node_that_does_not_see_the_work_directory_says_so(tmp_path, cells, data_root):
+    where = worker_config(tmp_path, data_root)
+    code = numerics_digest("methods/*.py")
+    order = Order(Job((cells[0],), None), code, where, tmp_path / "hearts" / "of-a-coordinator")
+    with pytest.raises(NodeFaultError, match=r"does not see .*--work-dir on a disk that all nodes"):
+        run_order(order, lambda *event: None)
 
 
 def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
@@ -153,12 +151,11 @@ def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
     assert launch(cells[:1], worker_config(tmp_path, data_root)) == [cells[0].id]
     assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
     assert caplog.text.count("waiting for one to join") == 1
-    assert "asks for 1 CPU" in caplog.text
 
 
 def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray, cells, data_root):
     fake_ray.add_node("a", CPU=4)
-    where, cluster = worker_config(tmp_path, data_root), RayCluster(Options(), "cpu", threads=1)
+    where, cluster = worker_config(tmp_path, data_root), RayCluster(device="cpu")
     plain = [cells[0], cells[1].model_copy(update={"seed": 1})]
 
     def interrupt(*event: object) -> None:
@@ -190,10 +187,10 @@ def test_a_cluster_has_room_for_as_many_jobs_as_its_nodes_hold(
 ):
     for name, resources in enumerate(nodes):
         fake_ray.add_node(str(name), **resources)
-    cluster = RayCluster(Options(gpus_per_job=gpus_per_job), device, threads=2)
+    cluster = RayCluster(gpus_per_job=gpus_per_job, device=device, threads=2)
     assert cluster.slots() == slots
     assert cluster.devices == [device] * max(1, slots)
-    assert RayCluster(Options(workers=1), "cpu", 1).slots() <= 1
+    assert RayCluster(workers=1, device="cpu").slots() <= 1
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -273,25 +270,19 @@ def test_the_slurm_script_runs_this_command_line_with_the_words_after_it():
 def test_the_kubernetes_manifest_is_a_ray_job_that_runs_this_command_line():
     (job,) = yaml.safe_load_all((ROOT / "bench/launch/rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    spec = job["spec"]
-    program, *words = shlex.split(spec["entrypoint"])
+    program, *words = shlex.split(job["spec"]["entrypoint"])
     assert program == "kd-bench"
     command, options = parse(words)
     assert command.__name__ == "run"
     assert (options.launcher, options.address, options.device) == ("ray", "auto", "cuda")
-    assert spec["shutdownAfterJobFinishes"] is True
-    cluster = spec["rayClusterSpec"]
-    (workers,) = cluster["workerGroupSpecs"]
-    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    cluster = job["spec"]["rayClusterSpec"]
     images = set()
-    for group in (cluster["headGroupSpec"], workers):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = group["template"]["spec"]
-        (container,) = pod["containers"]
+        (container,), (volume,) = pod["containers"], pod["volumes"]
         images.add(container["image"])
-        (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+        (mount,) = container["volumeMounts"]
         assert mount["name"] == volume["name"]
         for path in (options.work_dir, options.data_root):
             assert path.is_relative_to(mount["mountPath"])
     assert len(images) == 1  # one environment on every node
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

@@ -17,19 +17,18 @@ from bench.tracking import TrackingError
 from bench.train.failure import record_without_result
 from bench.workdir import WorkDir
 
-PLAN = Plan(name="grid", description="", config={}, rows=[])
+CELLS = [plain_cell("cnn2", seed) for seed in range(3)]
 
 
-class Away:
-    """A store that fails some times, then keeps what it is sent."""
+class Store:
+    """An MLflow store that cannot be opened some times, then keeps what it is sent."""
 
     def __init__(self, failures: int) -> None:
-        self.failures, self.opened = failures, 0
+        self.failures, self.opened, self.synced = failures, 0, 0
         self.sent: list[str] = []
-        self.everything: list[str] = []
-        self.asked, self.back = threading.Event(), threading.Event()
+        self.asked, self.back, self.complete = (threading.Event() for _ in range(3))
 
-    def __call__(self, *where: object) -> Away:
+    def __call__(self, *where: object) -> Store:
         self.opened += 1
         self.asked.set()
         if self.opened <= self.failures:
@@ -39,7 +38,13 @@ class Away:
 
     def send(self, record, row, folder) -> bool:
         self.sent.append(record.cell_id)
+        if len(self.sent) == len(CELLS):
+            self.complete.set()
         return True
+
+    def send_all(self, *what: object) -> int:
+        self.synced += 1
+        return 0
 
 
 @pytest.fixture
@@ -47,67 +52,52 @@ def work(tmp_path) -> WorkDir:
     return WorkDir(tmp_path)
 
 
-def mirrored(work, monkeypatch, away: Away, cells, retry: float, until: str = "asked") -> str:
-    """Sends the cells' records one by one; the training lasts `until` then; what was said."""
-
-    def send_all(mirror: Away, plan, store) -> int:
-        mirror.everything.append("all")
-        return 0
-
-    monkeypatch.setattr(mirroring, "Mirror", away)
-    monkeypatch.setattr(mirroring, "mirror_all", send_all)
+def mirror(work, monkeypatch, store: Store, retry: float, until: str = "asked") -> str:
+    """Sends records one by one while a training lasts until an event; returns what is said."""
+    monkeypatch.setattr(mirroring, "Mirror", store)
+    monkeypatch.setattr(mirroring, "mirror_all", store.send_all)
     monkeypatch.setattr(mirroring, "RETRY_SECONDS", retry)
     console = Console(file=io.StringIO(), width=200)
-    with Leases(work.leases) as leases, Mirroring(work, PLAN, leases, console) as sending:
-        sending.rows = {cell.id: None for cell in cells}
-        for cell in cells:
+    plan = Plan(name="grid", description="", config={}, rows=[])
+    with Leases(work.leases) as leases, Mirroring(work, plan, leases, console) as sending:
+        sending.rows = {cell.id: None for cell in CELLS}
+        for cell in CELLS:
             work.store.write(record_without_result(cell, "failed", "as an example", {}))
             sending.send([cell])
-        assert getattr(away, until).wait(60)
+        if until == "interrupted":
+            raise KeyboardInterrupt
+        assert getattr(store, until).wait(60)
     return console.file.getvalue()
 
 
-CELLS = [plain_cell("cnn2", seed) for seed in range(3)]
+def test_records_are_sent_as_they_come_and_all_once_more_at_the_end(work, monkeypatch):
+    store = Store(failures=0)
+    assert mirror(work, monkeypatch, store, retry=1000, until="complete") == ""
+    assert store.sent == [cell.id for cell in CELLS]
+    assert (store.opened, store.synced) == (1, 2)
 
 
-def test_records_are_sent_as_they_come_and_once_more_at_the_end(work, monkeypatch):
-    away = Away(failures=0)
-    assert mirrored(work, monkeypatch, away, CELLS, retry=1000) == ""
-    assert away.sent == [cell.id for cell in CELLS]
-    assert away.everything == ["all", "all"]
-    assert away.opened == 1
-
-
-def test_a_store_that_comes_back_is_sent_everything(work, monkeypatch):
-    away = Away(failures=3)
-    said = mirrored(work, monkeypatch, away, CELLS, retry=0.0, until="back")
+@pytest.mark.parametrize(("failures", "until", "synced"), [(3, "back", 2), (1000, "asked", 0)])
+def test_a_store_that_is_away_is_named_once_and_tried_again(
+    work, monkeypatch, failures, until, synced
+):
+    store = Store(failures)
+    said = mirror(work, monkeypatch, store, retry=0.0, until=until)
     assert said.count("it is away") == 1
     assert "run_all.py sync" in said
-    assert "all" in away.everything
-
-
-def test_a_store_that_stays_away_is_named_once_and_ends_nothing(work, monkeypatch):
-    away = Away(failures=1000)
-    said = mirrored(work, monkeypatch, away, CELLS, retry=1000)
-    assert said.count("it is away") == 1
-    assert away.opened == 2  # at the start and at the end, not for each record
-    assert away.sent == []
+    assert store.synced == synced
 
 
 def test_an_error_in_training_ends_the_thread_without_waiting_for_the_store(work, monkeypatch):
-    away = Away(failures=1)
-    monkeypatch.setattr(mirroring, "Mirror", away)
-    console = Console(file=io.StringIO())
-    with Leases(work.leases) as leases:
-        sending = Mirroring(work, PLAN, leases, console)
-        with pytest.raises(KeyboardInterrupt), sending:
-            raise KeyboardInterrupt
+    store = Store(failures=1)
+    with pytest.raises(KeyboardInterrupt):
+        mirror(work, monkeypatch, store, retry=1000, until="interrupted")
     assert "mirroring" not in [thread.name for thread in threading.enumerate()]
-    assert away.opened == 1
+    assert store.opened == 1
 
 
 def test_one_command_at_a_time_sends_a_grid(work, monkeypatch):
-    monkeypatch.setattr(mirroring, "Mirror", Away(failures=0))
+    monkeypatch.setattr(mirroring, "Mirror", Store(failures=0))
     with Leases(work.leases) as mine, Leases(work.leases) as theirs:
         with sole_mirror(work, "grid", mine):
             with (

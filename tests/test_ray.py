@@ -112,25 +112,17 @@ def test_a_node_killed_in_mid_grid_costs_no_result(
     tally.add("Ray node killed in mid-grid", 1, undisturbed.results, found(work))
 
 
-def hidden(*folders: Path) -> tuple[str, ...]:
-    """A command that runs another one where these folders are empty: on another disk."""
-    covers = "".join(f"mount -t tmpfs none {folder} && " for folder in folders)
-    return ("unshare", "--mount", "bash", "-c", f'{covers} exec "$@"', "node")
-
-
-needs_namespaces = pytest.mark.skipif(
+@pytest.mark.skipif(
     not Path("/usr/bin/unshare").exists()
     or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0,
     reason="hiding a folder from a process needs root",
 )
-
-
-@needs_namespaces
 def test_nodes_that_do_not_share_the_work_directory_are_named_in_one_line(tmp_path, nodes):
-    """It exists for the coordinator alone."""
+    """On the node, another file system covers the folder above it."""
     work = tmp_path / "all" / "work"
     work.mkdir(parents=True)
-    node = nodes.add(hidden(work.parent))
+    cover = f'mount -t tmpfs none {work.parent} && exec "$@"'
+    node = nodes.add("unshare", "--mount", "bash", "-c", cover, "node")
     try:
         refused = kd_bench(*words(work, *on(nodes)), timeout=TIMEOUT, **ALONE)
     finally:
@@ -138,22 +130,6 @@ def test_nodes_that_do_not_share_the_work_directory_are_named_in_one_line(tmp_pa
     assert refused.returncode == 2, refused.stdout
     assert re.search(r"error: node \S+: it does not see ", refused.stderr)
     assert "Traceback" not in refused.stderr
-
-
-@needs_namespaces
-def test_a_node_without_the_data_is_named_and_left_out(tmp_path, nodes, undisturbed):
-    data, work = tmp_path / "data" / "mine", tmp_path / "work"
-    (data / "downloads").mkdir(parents=True)
-    pair = [nodes.add(hidden(data.parent)), nodes.add()]
-    try:
-        more = on(nodes, "--data-root", str(data))
-        done = kd_bench(*words(work, *more), timeout=TIMEOUT, **ALONE)
-    finally:
-        for node in pair:
-            nodes.kill(node)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"node \S+: data set 'digits': data root {data} is no", done.stderr)
-    check_whole(work, undisturbed)
 
 
 def interrupt(work: Path, number: signal.Signals, *more: str) -> int:

@@ -68,8 +68,9 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
         return None
     from bench.launch import ray_cluster
 
-    asked = ray_cluster.Options(options.address, options.workers, options.gpus_per_job)
-    return ray_cluster.RayCluster(asked, options.device, options.threads)
+    return ray_cluster.RayCluster(
+        options.address, options.workers, options.gpus_per_job, options.device, options.threads
+    )
 
 
 def expand_grid(prepared: Prepared, grid: Grid, retry_failed: bool) -> Expansion:

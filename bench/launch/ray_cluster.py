@@ -15,10 +15,10 @@ import signal
 import socket
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -28,6 +28,7 @@ from bench.faults import UserError
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
+from bench.launch.ray_worker import Order
 from bench.launch.resources import usable_cpus
 
 LOSSES = 3
@@ -48,36 +49,6 @@ class ClusterError(UserError):
     """No cluster, or none that can run the grid; one line with the cure."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """Where the cluster is, and what a job takes of it.
-
-    Attributes:
-        address: "auto" or HOST:PORT; None starts Ray on this machine, and stops it at the end.
-        workers: the most jobs at once; None for as many as the nodes hold.
-        gpus_per_job: a part of a GPU or whole ones; ignored where jobs run on CPUs.
-    """
-
-    address: str | None = None
-    workers: int | None = None
-    gpus_per_job: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuses what Ray would refuse later, less clearly."""
-        if self.workers is not None and self.workers < 1:
-            raise ClusterError(f"--workers: got {self.workers}, wanted 1 or more")
-        gpus = self.gpus_per_job
-        if not (0 < gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
-            wanted = "wanted a part such as 0.5, or a whole number"
-            raise ClusterError(f"--gpus-per-job: got {gpus:g}, {wanted}")
-        host, _, port = (self.address or "auto").rpartition(":")
-        if self.address not in (None, "auto") and not (
-            host and port.isdecimal() and "/" not in host
-        ):
-            wanted = "wanted auto or HOST:PORT of the cluster's head, from one of its nodes"
-            raise ClusterError(f"--address: got {self.address!r}, {wanted}")
-
-
 class RayCluster:
     """A connection to Ray. A context manager: it stops at the end what it started.
 
@@ -86,24 +57,39 @@ class RayCluster:
         refused: id of a node that is left out -> what the node lacks.
     """
 
-    def __init__(self, options: Options, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        workers: int | None = None,
+        gpus_per_job: float = 1.0,
+        device: str = "auto",
+        threads: int = 1,
+    ) -> None:
         """Connects to nothing yet.
 
         Args:
-            options: of the command line.
+            address: "auto" or HOST:PORT; None starts Ray on this machine, and stops it at the end.
+            workers: the most jobs at once; None for as many as the nodes hold.
+            gpus_per_job: a part of a GPU or whole ones; ignored where jobs run on CPUs.
             device: "cpu", "cuda", or "auto": CUDA if the cluster has a GPU.
             threads: of a job, and so the CPUs that it takes.
 
         Raises:
-            ClusterError: Ray is not installed, or the device has a number: Ray chooses it.
+            ClusterError: Ray is not installed, or would refuse one of these.
         """
         if importlib.util.find_spec("ray") is None:
             raise ClusterError(
                 "--launcher ray needs Ray; install it with: pip install 'kd-bench[cluster]'"
             )
-        if device not in ("auto", "cpu", "cuda"):
+        if device not in ("auto", "cpu", "cuda"):  # Ray chooses the number
             raise ClusterError(f"--device: got {device!r}, wanted auto, cpu or cuda with Ray")
-        self.options, self.device, self.threads = options, device, threads
+        if workers is not None and workers < 1:
+            raise ClusterError(f"--workers: got {workers}, wanted 1 or more")
+        if not (0 < gpus_per_job <= 1 or (gpus_per_job > 1 and gpus_per_job % 1 == 0)):
+            wanted = "wanted a part such as 0.5, or a whole number"
+            raise ClusterError(f"--gpus-per-job: got {gpus_per_job:g}, {wanted}")
+        self.address, self.workers, self.gpus_per_job = address, workers, gpus_per_job
+        self.device, self.threads = device, threads
         self.refused: dict[str, str] = {}
 
     def __enter__(self) -> RayCluster:
@@ -112,17 +98,16 @@ class RayCluster:
         Raises:
             ClusterError: there is no such cluster, it is of another version, or Ray fails.
         """
-        import ray  # pyright: ignore[reportMissingImports]
-
+        ray = import_module("ray")
         # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._before = signal.getsignal(signal.SIGTERM)
-        where: dict[str, Any] = {"address": self.options.address}
-        if self.options.address is not None:
-            _check_answers(self.options.address)
+        where: dict[str, Any] = {"address": self.address}
+        if self.address is not None:
+            _check_address(self.address)
         else:
-            jobs = self.options.workers or max(1, usable_cpus() // self.threads)
+            jobs = self.workers or max(1, usable_cpus() // self.threads)
             where = {
                 "address": "local", "include_dashboard": False, "num_cpus": jobs * self.threads,
                 "object_store_memory": OBJECT_STORE_BYTES,
@@ -135,7 +120,12 @@ class RayCluster:
             self.__exit__()
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise ClusterError(self._why_not(error)) from error
+            what = f"--address {self.address}" if self.address else "--launcher ray"
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise ClusterError(
+                f"{what}: Ray does not start: {reason}; a cluster needs the same Ray, Python and "
+                "RAY_AUTH_TOKEN on every node (or use: --launcher local)"
+            ) from error
         if threading.current_thread() is threading.main_thread():
             # As Ctrl-C. Ray's own handler ends the process at once.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -143,23 +133,9 @@ class RayCluster:
 
     def __exit__(self, *error: object) -> None:
         """Disconnects; stops Ray if it was started here."""
-        import ray  # pyright: ignore[reportMissingImports]
-
-        ray.shutdown()
+        import_module("ray").shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
-
-    def _why_not(self, error: BaseException) -> str:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if self.options.address is None:
-            return (
-                f"--launcher ray: Ray does not start on this machine: {reason}; free memory or "
-                "CPUs and try again, or use --launcher local"
-            )
-        return (
-            f"--address {self.options.address}: {reason}; wanted what `ray start --head` said, "
-            "and on every node the same Ray, Python, RAY_AUTH_MODE and token"
-        )
 
     @property
     def devices(self) -> list[str]:
@@ -168,40 +144,19 @@ class RayCluster:
 
     def slots(self) -> int:
         """How many jobs the nodes can run at once now."""
-        fitting = sum(self._fit(node["Resources"]) for node in self.nodes())
-        return min(fitting, self.options.workers or fitting)
+        fitting = 0
+        for resources in (node["Resources"] for node in self.nodes()):
+            jobs = int(resources.get("CPU", 0.0) / self.threads)
+            if self.device == "cuda":
+                gpus, each = resources.get("GPU", 0.0), self.gpus_per_job
+                jobs = min(jobs, int(gpus / each) if each >= 1 else int(gpus) * int(1 / each))
+            fitting += jobs
+        return min(fitting, self.workers or fitting)
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive and not left out, as Ray describes them."""
-        import ray  # pyright: ignore[reportMissingImports]
-
-        return [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in self.refused]
-
-    def _fit(self, resources: dict[str, float]) -> int:
-        """How many jobs one node has room for."""
-        by_cpu = int(resources.get("CPU", 0.0) / self.threads)
-        if self.device == "cpu":
-            return by_cpu
-        gpus, each = resources.get("GPU", 0.0), self.options.gpus_per_job
-        by_gpu = int(gpus / each) if each >= 1 else int(gpus) * int(1 / each)
-        return min(by_cpu, by_gpu)
-
-    def task_options(self, alone: bool) -> dict[str, Any]:
-        """Ray's options of a job's task.
-
-        Args:
-            alone: whether it gets a whole GPU.
-        """
-        options: dict[str, Any] = {"num_cpus": self.threads}
-        if self.device == "cuda":
-            each = self.options.gpus_per_job
-            options["num_gpus"] = max(1, each) if alone else each
-        if self.refused:
-            from ray.util import scheduling_strategies as strategies  # pyright: ignore
-
-            others: dict[str, Any] = {"ray.io/node-id": strategies.NotIn(*sorted(self.refused))}
-            options["scheduling_strategy"] = strategies.NodeLabelSchedulingStrategy(hard=others)
-        return options
+        nodes = import_module("ray").nodes()
+        return [n for n in nodes if n["Alive"] and n["NodeID"] not in self.refused]
 
     def run(
         self,
@@ -213,11 +168,9 @@ class RayCluster:
     ) -> Generator[Done]:
         """Runs jobs as tasks, and yields cells as they are done.
 
-        The contract and the arguments are those of `bench.launch.workers.run_processes`, with two
-        more faults. A job that loses its node runs again from its checkpoints; that is no cell's
-        fault until a cell has lost `LOSSES` nodes with no epoch completed in between. A node that
-        lacks something is named and left out. `devices` says what jobs were planned for; nodes may
-        have joined or left since.
+        As `bench.launch.workers.run_processes`, with two more faults. A job that loses its node
+        runs again from its checkpoints; a cell that loses `LOSSES` nodes, with no epoch completed
+        in between, counts as the cause. A node that lacks something is named and left out.
 
         Raises:
             ClusterError: every node is left out.
@@ -227,19 +180,20 @@ class RayCluster:
         yield from _Tasks(self, config, report, leases).run(jobs)
 
 
-def _check_answers(address: str) -> None:
+def _check_address(address: str) -> None:
     """Refuses an address where nobody listens. Ray itself would try again for minutes."""
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = place.rpartition(":")
     if not port.isdecimal() or "/" in host:
-        return
+        if address == "auto":
+            return
+        wanted = "wanted auto or HOST:PORT of the cluster's head, from one of its nodes"
+        raise ClusterError(f"--address: got {address!r}, {wanted}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        raise ClusterError(
-            f"--address {address}: nobody answers at {place} ({error.strerror or error}); wanted "
-            "what `ray start --head` said on the cluster's head"
-        ) from None
+        reason = error.strerror or error
+        raise ClusterError(f"--address {address}: nobody answers at {place} ({reason})") from None
 
 
 class _Tasks(Launcher[Any]):
@@ -249,71 +203,67 @@ class _Tasks(Launcher[Any]):
         self, cluster: RayCluster, config: WorkerConfig, report: Report, leases: Leases
     ) -> None:
         super().__init__(config, report, leases)
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray.util.queue import Queue  # pyright: ignore[reportMissingImports]
-        from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
-            NodeAffinitySchedulingStrategy,
-        )
-
-        self.cluster, self.ray, self.code = cluster, ray, numerics_digest("methods/*.py")
+        ray = self.ray = import_module("ray")
+        self.strategies = import_module("ray.util.scheduling_strategies")
+        self.cluster, self.code = cluster, numerics_digest("methods/*.py")
         # A task's current folder is another one.
         names = ("store", "cache", "data_root", "checkpoints")
         paths = {
             name: path and path.absolute() for name in names if (path := getattr(config, name))
         }
         self.node_config = replace(config, device=cluster.device, **paths)
-        self.attempts: dict[Any, str] = {}
         self.begun: set[str] = set()
         self.losses: Counter[str] = Counter()
-        self.deadlines: dict[Any, float] = {}
         self.slots, self.waits_for_nodes = cluster.slots(), False
         # On this node, so that no other node takes it along when it dies.
         here = ray.get_runtime_context().get_node_id()
-        strategy = NodeAffinitySchedulingStrategy(here, soft=False)
-        self.events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": strategy})
+        strategy = self.strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        self.events = import_module("ray.util.queue").Queue(
+            actor_options={"num_cpus": 0, "scheduling_strategy": strategy}
+        )
         # A process that had a GPU is not used again: it may have lost it, or hold its memory.
         calls = {"max_calls": 1} if cluster.device == "cuda" else {}
         self.task = ray.remote(max_retries=0, **calls)(_task_body())
 
     def has_room(self) -> bool:
-        if self.cluster.options.workers:
-            return len(self.running) < self.cluster.options.workers
+        if self.cluster.workers:
+            return len(self.running) < self.cluster.workers
         # As many jobs again wait in Ray's queue, for an autoscaler to see.
         return len(self.running) < 2 * max(1, self.slots)
 
     def submit(self, job: Job, alone: bool) -> Any:
-        from bench.launch.ray_worker import Order
-
-        attempt, heartbeat = uuid.uuid4().hex, self.leases.heart.absolute()
-        order = Order(job, attempt, self.code, self.node_config, heartbeat)
-        task = self.task.options(**self.cluster.task_options(alone))
-        handle = task.remote(TypeAdapter(Order).dump_json(order), self.events)
-        self.attempts[handle] = attempt
-        return handle
+        self.begun -= {cell.id for cell in job.cells}
+        order = Order(job, self.code, self.node_config, self.leases.heart.absolute())
+        options: dict[str, Any] = {"num_cpus": self.cluster.threads}
+        if self.cluster.device == "cuda":
+            each = self.cluster.gpus_per_job
+            options["num_gpus"] = max(1, each) if alone else each
+        if self.cluster.refused:
+            others = {"ray.io/node-id": self.strategies.NotIn(*sorted(self.cluster.refused))}
+            strategy = self.strategies.NodeLabelSchedulingStrategy(hard=others)
+            options["scheduling_strategy"] = strategy
+        task = self.task.options(**options)
+        return task.remote(TypeAdapter(Order).dump_json(order), self.events)
 
     def collect(self) -> Iterator[Done]:
-        under_way = [handle for handle in self.running if handle not in self.deadlines]
         ended: list[Any] = []
-        if under_way:
-            ended, _ = self.ray.wait(under_way, timeout=POLL_SECONDS, fetch_local=False)
+        if self.running:
+            ended, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS, fetch_local=False)
         else:
             self.leases.pause(POLL_SECONDS)
         for kind, *values in self.events.get_nowait_batch(self.events.qsize()):
             if kind == "begin":
-                self.begun.add(*values)
+                self.begun.update(values)
             else:
                 self.losses.pop(values[0], None)
                 self.report(*values)
         for handle in ended:
             yield from self._after_task(handle)
-        for handle in list(self.deadlines):
-            yield from self._after_record(handle)
         self._look_at_nodes()
 
     def _after_task(self, handle: Any) -> Iterator[Done]:
-        from ray import exceptions  # pyright: ignore[reportMissingImports]
-
-        attempt, job = self.attempts.pop(handle), self.running[handle]
+        exceptions = import_module("ray.exceptions")
+        job = self.running.pop(handle)
         try:
             refusal = self.ray.get(handle)
         except exceptions.RayTaskError as error:
@@ -324,21 +274,21 @@ class _Tasks(Launcher[Any]):
         except exceptions.WorkerCrashedError:
             failure = RuntimeError(DIED)
         except exceptions.RayError as error:  # the node died, or cannot be reached
-            failure = self._count_loss(job, attempt, error)
+            failure = self._count_loss(job, error)
         else:
             if refusal is None:
-                self.deadlines[handle] = time.monotonic() + RECORD_SECONDS
+                self._wait_for_records(job)
+                yield from self.after_end(job)
                 return
             node, reason = refusal
             if node not in self.cluster.refused:
                 logger.warning("%s; going on without this node", reason)
             self.cluster.refused[node], failure = reason, None
-        del self.running[handle]
         yield from self.after_loss(job) if failure is None else self.after_end(job, failure)
 
-    def _count_loss(self, job: Job, attempt: str, error: BaseException) -> BaseException | None:
+    def _count_loss(self, job: Job, error: BaseException) -> BaseException | None:
         """Counts a lost node against the cells that ran there; an error if one lost too many."""
-        if attempt in self.begun:  # otherwise Ray sent it to a node that was dead already
+        if job.cells[0].id in self.begun:  # otherwise Ray sent it to a node that was dead already
             self.losses.update(cell.id for cell in job.cells)
             logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
         if max(self.losses[cell.id] for cell in job.cells) < LOSSES:
@@ -348,29 +298,23 @@ class _Tasks(Launcher[Any]):
         reason = str(error).partition("\n")[0] or type(error).__name__
         return RuntimeError(f"it lost {LOSSES} nodes: {reason}")
 
-    def _after_record(self, handle: Any) -> Iterator[Done]:
-        """Ends a job once its records can be seen here, or when they should have been."""
-        job = self.running[handle]
-        for cell in job.cells:
-            if (folder := self.store.folder(cell.id)).is_dir():
-                os.listdir(folder)  # makes a network disk forget that a file was missing
-        seen = all(self.store.read(cell.id) is not None for cell in job.cells)
-        if seen or time.monotonic() >= self.deadlines[handle]:
-            del self.running[handle], self.deadlines[handle]
-            yield from self.after_end(job)
+    def _wait_for_records(self, job: Job) -> None:
+        """Waits until the records of a job that ended can be seen here."""
+        until = time.monotonic() + RECORD_SECONDS
+        while self._without_record(job) and time.monotonic() < until:
+            for cell in self._without_record(job):
+                if (folder := self.store.folder(cell.id)).is_dir():
+                    os.listdir(folder)  # makes a network disk forget that a file was missing
+            self.leases.pause(POLL_SECONDS)
 
     def _look_at_nodes(self) -> None:
         """Says once that jobs wait for a node; ends the run if every node is left out."""
         self.slots = self.cluster.slots()
-        waits = not self.slots and not self.deadlines and bool(self.running or self.waiting)
+        waits = not self.slots and bool(self.running or self.waiting)
         if waits and self.cluster.refused and not self.cluster.nodes():
             raise ClusterError(next(iter(self.cluster.refused.values())))
         if waits and not self.waits_for_nodes:
-            gpus = f"{self.cluster.options.gpus_per_job:g} GPU and "
-            logger.warning(
-                "no node has room for a job, which asks for %s%d CPU; waiting for one to join",
-                gpus if self.cluster.device == "cuda" else "", self.cluster.threads,
-            )  # fmt: skip
+            logger.warning("no node has room for a job; waiting for one to join")
         self.waits_for_nodes = waits
 
     def stop(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import bench
 from bench.code_version import numerics_digest
 from bench.data.library import Library
 from bench.launch.job import Job, WorkerConfig, run_job
-from bench.plugin import PluginError, plugged
+from bench.plugin import plugged
 
 Send = Callable[..., None]
 """Sends an event to the coordinator: its kind ("begin" or "epoch") and values."""
@@ -28,14 +27,12 @@ class Order:
 
     Attributes:
         job: its teachers and sources are finished.
-        attempt: names this try of the job.
         code: digest of the coordinator's code, see `bench.code_version`.
         config: with absolute paths.
         heartbeat: a file of the work directory that exists while the coordinator lives.
     """
 
     job: Job
-    attempt: str
     code: str
     config: WorkerConfig
     heartbeat: Path
@@ -52,41 +49,27 @@ def run_order(order: Order, send: Send) -> None:
         NodeFaultError: this node has other code or data, no GPU, or does not see the work
             directory.
     """
-    send("begin", order.attempt)
-    with _plugged(order.config):
-        if numerics_digest("methods/*.py") != order.code:
-            raise NodeFaultError(
-                f"the code in {Path(bench.__file__).parent} differs from the coordinator's; "
-                "install the same version on every node, and start again"
-            )
-        _check_device(order.config)
-        if not order.heartbeat.is_file():
-            raise NodeFaultError(
-                f"it does not see {order.config.store.parent}; put --work-dir on a disk that all "
-                "nodes share"
-            )
-        _check_data(order.job, order.config)
-        run_job(order.job, order.config, lambda *event: send("epoch", *event))
-
-
-@contextmanager
-def _plugged(config: WorkerConfig) -> Iterator[None]:
-    """With the user's own files, which have run at the coordinator."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(plugged(config.plugins))
-        except PluginError as error:
-            raise NodeFaultError(str(error)) from None
-        yield
-
-
-def _check_device(config: WorkerConfig) -> None:
+    send("begin", *(cell.id for cell in order.job.cells))
     from bench.train.device import pick_device
 
-    try:
-        pick_device(config.device)
-    except ValueError as error:
-        raise NodeFaultError(str(error)) from None
+    if numerics_digest("methods/*.py") != order.code:
+        raise NodeFaultError(
+            f"the code in {Path(bench.__file__).parent} differs from the coordinator's; install "
+            "the same version on every node, and start again"
+        )
+    if not order.heartbeat.is_file():
+        raise NodeFaultError(
+            f"it does not see {order.config.store.parent}; put --work-dir on a disk that all nodes "
+            "share"
+        )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(plugged(order.config.plugins))
+            pick_device(order.config.device)
+        except ValueError as error:  # PluginError is one; the files have run at the coordinator
+            raise NodeFaultError(str(error)) from None
+        _check_data(order.job, order.config)
+        run_job(order.job, order.config, lambda *event: send("epoch", *event))
 
 
 def _check_data(job: Job, config: WorkerConfig) -> None:

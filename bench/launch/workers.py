@@ -53,24 +53,13 @@ def run_processes(
         OSError: the disk is full or broken, which is no cell's fault.
         LeaseLostError: this process was suspended, and another command took its cells.
     """
-    yield from WorkerProcesses(config, devices, report, leases).run(jobs)
+    yield from _WorkerProcesses(config, devices, report, leases).run(jobs)
 
 
-class Worker:
-    """A worker process, as the launcher sees it.
-
-    Attributes:
-        config: what the process was started with, its device among it.
-        process: the process.
-        connection: jobs go in, events and ends come out.
-    """
+class _Worker:
+    """A worker process, as the launcher sees it. `config` names the worker's own device."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        """Starts the process.
-
-        Args:
-            config: with the worker's own device.
-        """
         context = multiprocessing.get_context("spawn")
         self.config = config
         self.connection, its_end = context.Pipe()
@@ -84,7 +73,6 @@ class Worker:
         its_end.close()
 
     def send(self, job: Job) -> None:
-        """Hands over a job."""
         with contextlib.suppress(ConnectionError):  # it died: `receive` says so
             self.connection.send(job)
 
@@ -102,54 +90,37 @@ class Worker:
             is_alive = False
         if is_alive:
             return None
-        self.end(at_once=True)
+        self.end()
         return ENDED, RuntimeError(DIED.format(self.process.exitcode))
 
-    def end(self, at_once: bool) -> None:
-        """Ends the process.
-
-        Args:
-            at_once: whether it may still run a job, and is not to finish it.
-        """
-        if at_once:
-            self.process.terminate()
+    def end(self) -> None:
+        self.process.terminate()
         self.connection.close()
         self.process.join()
 
 
-class WorkerProcesses(Launcher[Worker]):
+class _WorkerProcesses(Launcher[_Worker]):
     """Worker processes that start when there is a job for them."""
 
     def __init__(
         self, config: WorkerConfig, devices: Sequence[str], report: Report, leases: Leases
     ) -> None:
-        """Starts nothing.
-
-        Args:
-            config: for the workers.
-            devices: one entry for each worker.
-            report: called after every epoch, in this process.
-            leases: of this process, entered.
-        """
         super().__init__(config, report, leases)
         self._free_devices = list(devices)
-        self._idle: list[Worker] = []
+        self._idle: list[_Worker] = []
 
     def has_room(self) -> bool:
-        """Whether a worker is idle, or a device has none yet."""
         return bool(self._idle or self._free_devices)
 
-    def submit(self, job: Job, alone: bool) -> Worker:
-        """Gives a job to a worker, and starts one if none is idle."""
+    def submit(self, job: Job, alone: bool) -> _Worker:
         if self._idle:
             worker = self._idle.pop(0)
         else:
-            worker = Worker(replace(self.config, device=self._free_devices.pop(0)))
+            worker = _Worker(replace(self.config, device=self._free_devices.pop(0)))
         worker.send(job)
         return worker
 
     def collect(self) -> Iterator[Done]:
-        """Reports the epochs of all workers, and sorts out the jobs that ended."""
         workers = (*self.running, *self._idle)
         if workers:
             ends = [*(w.connection for w in workers), *(w.process.sentinel for w in workers)]
@@ -175,18 +146,16 @@ class WorkerProcesses(Launcher[Worker]):
                 yield from self.after_end(job, error)
                 break
 
-    def _replace(self, worker: Worker) -> None:
+    def _replace(self, worker: _Worker) -> None:
         """Ends a worker; the next job for its device starts another."""
-        worker.end(at_once=True)
+        worker.end()
         self._free_devices.append(worker.config.device)
 
     def stop(self) -> None:
-        """Ends all workers; those that run a job at once."""
-        for worker in self.running:
+        for worker in (*self.running, *self._idle):
             worker.process.terminate()
         for worker in (*self.running, *self._idle):
-            worker.end(at_once=False)
-        self._idle = []
+            worker.end()
 
 
 def _is_unusable(error: BaseException) -> bool:
