@@ -83,8 +83,6 @@ class RayCluster:
             )
         if device not in ("auto", "cpu", "cuda"):  # Ray chooses the number
             raise ClusterError(f"--device: got {device!r}, wanted auto, cpu or cuda with Ray")
-        if workers is not None and workers < 1:
-            raise ClusterError(f"--workers: got {workers}, wanted 1 or more")
         if not (0 < gpus_per_job <= 1 or (gpus_per_job > 1 and gpus_per_job % 1 == 0)):
             wanted = "wanted a part such as 0.5, or a whole number"
             raise ClusterError(f"--gpus-per-job: got {gpus_per_job:g}, {wanted}")
