@@ -16,7 +16,7 @@ exponential counts 1, like an addition.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -180,6 +180,11 @@ class AllocationMode(TorchDispatchMode):
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the elements of all tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def count(action: Callable[[], object]) -> Count:

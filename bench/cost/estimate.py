@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 
 from bench.cell import Cell, DataSpec
-from bench.cost.counting import peak_bytes
-from bench.cost.profiler import Progress, milliseconds
+from bench.cost.counting import bytes_of, peak_bytes
+from bench.cost.profiler import Progress, milliseconds, steady
 from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.data.dataset import DataSet
 from bench.data.splits import labelled_mask
@@ -89,9 +89,10 @@ class Estimate:
     def measure(self, cells: Sequence[Cell], progress: Progress) -> None:
         """Measures one cell of each kind; `progress` is called before each."""
         kinds = list({_kind(cell): cell for cell in cells}.values())
-        for done, cell in enumerate(kinds):
-            progress(f"timing a few steps of {cell}", done, len(kinds))
-            self.student(cell)
+        with steady():
+            for done, cell in enumerate(kinds):
+                progress(f"timing a few steps of {cell}", done, len(kinds))
+                self.student(cell)
 
     def seconds(self, cells: Sequence[Cell]) -> float:
         """Time of a job of these cells on a worker that has started."""
@@ -107,16 +108,15 @@ class Estimate:
     def bytes(self, cells: Sequence[Cell]) -> int:
         """Peak memory of a job, on top of what an idle worker holds. Students step in turns."""
         students = list(map(self.student, cells))
-        held = sum(student.held_bytes for student in students)
-        step = max(student.step_bytes for student in students)
-        return self._lesson(_taught(cells)).held_bytes + held + step
+        held = sum(s.held_bytes for s in students) + max(s.step_bytes for s in students)
+        return self._lesson(_taught(cells)).held_bytes + held
 
     def student(self, cell: Cell) -> StudentEstimate:
         """One cell's own part of any job."""
         kind = _kind(cell)
-        if kind not in self._students:
-            self._students[kind] = self._measure_student(cell)
-        return self._students[kind]
+        if kind in self._students:
+            return self._students[kind]
+        return self._students.setdefault(kind, self._measure_student(cell))
 
     def _measure_student(self, cell: Cell) -> StudentEstimate:
         method, recipe = build_method(cell.method, **cell.hyperparameters), cell.recipe
@@ -171,28 +171,20 @@ class Estimate:
         if key in self._lessons:
             return self._lessons[key]
         set_numerics(cell)
-        data, streams = self._read(cell.data), []
-        opening = self._time(lambda: streams.append(open_stream(cell, data, self._device)))
-        batches = streams[0].train.epoch(0)
+        data = self._read(cell.data)
+        opening = self._time(partial(open_stream, cell, data, self._device))
+        stream = open_stream(cell, data, self._device)
+        batches = stream.train.epoch(0)
         making = min(self._time(lambda: list(islice(batches, 1))) for _ in range(STEPS))
-        workload = Workload(
-            classes=streams[0].classes,
-            image_shape=streams[0].image_shape,
-            recipe=cell.recipe,
-            device=self._device,
-            precision=cell.precision,
-            deterministic=cell.deterministic,
-        )
+        workload = Workload.of(cell, stream.classes, stream.image_shape, self._device)
         batch = TeacherBatch(model, workload)
         held, viewing = 2 * (data.train_images.numel() + data.test_images.numel()), 0.0
         if cell.teacher is not None:
-            state = batch.teacher.network.state_dict().values()
-            held += sum(x.numel() * x.element_size() for x in state)
+            held += bytes_of(batch.teacher.network.state_dict().values())
             held += peak_bytes(batch.view, self._device)
             viewing = statistics.median(self._time(batch.view) for _ in range(STEPS))
-        steps = len(streams[0].train)
-        self._lessons[key] = _Lesson(batch, opening, making, viewing, steps, held)
-        return self._lessons[key]
+        found = _Lesson(batch, opening, making, viewing, len(stream.train), held)
+        return self._lessons.setdefault(key, found)
 
     def _time(self, action: Callable[[], object]) -> float:
         """Seconds of an action."""

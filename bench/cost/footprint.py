@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell, DataSpec
-from bench.cost.counting import AllocationMode, CountingMode
+from bench.cost.counting import AllocationMode, CountingMode, bytes_of
 from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
@@ -114,8 +114,7 @@ def count_network(cell: Cell, classes: int, shape: tuple[int, int, int]) -> Netw
         with CountingMode() as counter:
             logits = network(images)
         cross_entropy(logits, labels).backward()
-    state = sum(x.numel() * x.element_size() for x in network.state_dict().values())
-    gradients = sum(p.numel() * p.element_size() for p in network.parameters())
+    state, gradients = bytes_of(network.state_dict().values()), bytes_of(network.parameters())
     activations = max(0, memory.peak_bytes - gradients)
     return NetworkCount(
         held_bytes=state + 2 * gradients,

@@ -28,7 +28,7 @@ from bench.cost.costs import (
     StageShare,
     training_cost_ratio,
 )
-from bench.cost.counting import count, peak_bytes
+from bench.cost.counting import bytes_of, count, peak_bytes
 from bench.cost.steps import PLAIN, LossAlone, Model, StudentStage, TeacherBatch, Workload
 from bench.faults import CODE_FAULTS, UserError, name_and_reason, one_line
 from bench.hyperparameters import build_method
@@ -110,7 +110,7 @@ def profile(
         raise ValueError(f"profile: two methods are called {repeated[0]!r}")
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
     set_numerics(workload.cell(PLAIN))
-    with _steady():
+    with steady():
         lesson = TeacherBatch(teacher, workload)
         title = " > ".join(workload.cell(model).model_name for model in (teacher, student))
         subjects = []
@@ -126,7 +126,7 @@ def profile(
 
 
 @contextmanager
-def _steady() -> Iterator[None]:
+def steady() -> Iterator[None]:
     """No garbage collection by chance, and no warnings about nondeterminism."""
     gc.disable()
     try:
@@ -247,7 +247,6 @@ def _shared_fields(
 ) -> dict[str, Any]:
     """The fields that all records of a pair have in common."""
     workload, step = lesson.workload, plain.turns[0].stage.step
-    state = lesson.teacher.network.state_dict().values()
     return {
         "data": how.data,
         "teacher": workload.cell(teacher).model_name,
@@ -257,7 +256,7 @@ def _shared_fields(
         "plain_flops": count(step).flops,
         "plain_peak_bytes": peak_bytes(step, workload.device),
         "teacher_ms": Quartiles.of(whole),
-        "teacher_bytes": sum(x.numel() * x.element_size() for x in state),
+        "teacher_bytes": bytes_of(lesson.teacher.network.state_dict().values()),
         "conditions": {**_conditions(workload, how), "rounds": len(whole)},
     }
 

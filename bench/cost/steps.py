@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cell import Cell, DataSpec, Recipe
+from bench.cost.counting import bytes_of
 from bench.method import Method, Pair, Stage, Transfer, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
@@ -46,6 +47,20 @@ class Workload:
     device: torch.device
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = True
+
+    @classmethod
+    def of(
+        cls, cell: Cell, classes: int, image_shape: tuple[int, int, int], device: torch.device
+    ) -> Workload:
+        """The workload of a cell on data of this shape."""
+        return cls(
+            classes=classes,
+            image_shape=image_shape,
+            recipe=cell.recipe,
+            device=device,
+            precision=cell.precision,
+            deterministic=cell.deterministic,
+        )
 
     def cell(self, model: Model, method: str = PLAIN) -> Cell:
         """The cell of such a training, with a learning rate that leaves the weights in place."""
@@ -199,7 +214,7 @@ class StudentStage:
 
     def _clean_view(self, taps: Sequence[str]) -> View:
         view = self.lesson.clean_view(taps)
-        self._cached_bytes = sum(x[0].numel() * x.element_size() for x in view.taps.values())
+        self._cached_bytes = bytes_of(x[0] for x in view.taps.values())
         return view
 
     @property
@@ -219,15 +234,14 @@ class StudentStage:
         modules = self.student.network, self.student.connector
         state = [x for module in modules for x in module.state_dict().values()]
         momentum = [x for held in self.student.optimiser.state.values() for x in held.values()]
-        tensors = (x for x in (*state, *momentum) if isinstance(x, Tensor))
-        return sum(x.numel() * x.element_size() for x in tensors)
+        return bytes_of(x for x in (*state, *momentum) if isinstance(x, Tensor))
 
     def held_bytes(self, train_images: int) -> int:
         """See `bench.cost.costs.StageCost`; `train_images` is N."""
         connector, state = self.student.connector, self.student.optimiser.state
         momentum = (x for p in connector.parameters() for x in state.get(p, {}).values())
         own = (*connector.parameters(), *connector.buffers(), *momentum)
-        held = sum(x.numel() * x.element_size() for x in own if isinstance(x, Tensor))
+        held = bytes_of(x for x in own if isinstance(x, Tensor))
         return held + self._cached_bytes * train_images
 
     def teacher_view(self) -> View | None:
@@ -275,11 +289,11 @@ class LossAlone:
             tap: x.detach().requires_grad_(x.requires_grad) for tap, x in pair.student.taps.items()
         }
         self._losses, self._connector = tuple(losses), connector
-        self._pair = pair._replace(student=View(taps))
+        self.pair = pair._replace(student=View(taps))
         weights = [p for p in connector.parameters() if p.requires_grad]
-        self._leaves = [x for x in (*taps.values(), *weights) if x.requires_grad]
+        self.leaves = [x for x in (*taps.values(), *weights) if x.requires_grad]
 
     def __call__(self) -> None:
         """Forward and backward."""
-        losses = [loss(self._pair, self._connector).mean() for loss in self._losses]
-        torch.autograd.grad(torch.stack(losses).sum(), self._leaves, allow_unused=True)
+        losses = [loss(self.pair, self._connector).mean() for loss in self._losses]
+        torch.autograd.grad(torch.stack(losses).sum(), self.leaves, allow_unused=True)

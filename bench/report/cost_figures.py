@@ -84,7 +84,7 @@ def _segments(stage: StageCost) -> dict[str, float]:
     return {
         "teacher": teacher,
         "loss": loss,
-        "student": max(0.0, stage.step_ms.median - teacher - loss),
+        "rest": max(0.0, stage.step_ms.median - teacher - loss),
     }
 
 

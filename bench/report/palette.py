@@ -57,7 +57,7 @@ OTHER_CATEGORY = Style("#AA3377", "h", "--")
 STEP_PARTS: Mapping[str, Style] = {
     "teacher": Style("#BBBBBB"),
     "loss": Style("#EE6677", hatch="//"),
-    "student": Style("#4477AA"),
+    "rest": Style("#4477AA"),
 }
 
 
