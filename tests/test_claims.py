@@ -9,14 +9,8 @@ import summary_grid
 
 from bench.cost.costs import CostRecord, Costs, Count, LossCost, Quartiles, StageCost
 from bench.record import Plan, Record, Row
-from bench.report.claims import (
-    NOT_SUPPORTED,
-    SUPPORTED,
-    UNDECIDED,
-    claim_table,
-    claims_section,
-)
-from bench.report.measures import gradient_cosine
+from bench.report.claims import claim_table, claims_section
+from bench.report.measures import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gradient_cosine
 from bench.report.statistics import Interval
 
 CATEGORIES = {

@@ -23,17 +23,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan, Record
 from bench.report.measures import (
+    CATEGORIES,
     CONNECTED,
     LEAST_SEEDS,
+    NOT_SUPPORTED,
     RESPONSE,
     SHARED,
+    SUPPORTED,
+    UNDECIDED,
     Contrast,
+    Finding,
     Pairs,
     Value,
     category_means,
@@ -48,11 +52,9 @@ from bench.report.measures import (
 )
 from bench.report.statistics import ALPHA, holm, mean_interval
 from bench.report.summary import measured_groups
-from bench.report.superiority import LEAST_PAIRS, Superiority, superiority
+from bench.report.superiority import superiority
 from bench.report.tables import Column, Section, Table
 from bench.report.tables import Value as Shown
-
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
 EXAMINED = "not measured: that takes diagnostics: true in the grid, and rows of {}"
 PROFILED = "not measured: that takes run_all.py profile, and rows of {}"
@@ -93,28 +95,12 @@ ROW_NOTES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ordered:
-    """A comparison without a spread over seeds: how it comes out on every pair of networks.
-
-    Attributes:
-        holds: on each pair and against each other category, whether the claim holds (True), its
-            opposite does (False), or neither (None).
-        numbers: in words.
-        missing: what is needed where nothing could be compared; empty if something was.
-    """
-
-    holds: tuple[bool | None, ...] = ()
-    numbers: str = ""
-    missing: str = ""
-
-
 class Claim(NamedTuple):
     """One sentence, what it is measured by, and what was found."""
 
     text: str
     measure: str
-    found: Contrast | Ordered | Superiority
+    found: Contrast | Finding
 
 
 def claims_section(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Section:
@@ -183,16 +169,17 @@ def _mean(series: Mapping[int, float]) -> Shown:
 
 
 def _claims(pairs: Pairs, costs: Costs | None) -> list[Claim]:
+    losses = loss_ms_by_category(costs)
     return [
         Claim(
             "Response-based knowledge is small",
             "scalars of the teacher that the method reads per sample",
-            _sizes(pairs, RESPONSE, (CONNECTED, SHARED)),
+            _ordered(_scalars(pairs), RESPONSE, (CONNECTED, SHARED), missing=EXAMINED),
         ),
         Claim(
             "Response-based knowledge is cheap",
             "transfer loss of a step, ms",
-            _costs(costs, RESPONSE, (CONNECTED, SHARED), cheaper=True),
+            _ordered(losses, RESPONSE, (CONNECTED, SHARED), missing=PROFILED),
         ),
         Claim(
             "Multi-connection knowledge is large",
@@ -217,7 +204,7 @@ def _claims(pairs: Pairs, costs: Costs | None) -> list[Claim]:
         Claim(
             "Shared-representation knowledge costs more",
             "transfer loss of a step, ms",
-            _costs(costs, SHARED, (RESPONSE, CONNECTED), cheaper=False),
+            _ordered(losses, SHARED, (RESPONSE, CONNECTED), missing=PROFILED, less=False),
         ),
         Claim(
             "Nothing is completely superior",
@@ -244,44 +231,47 @@ def _smoothness(pairs: Pairs) -> Contrast:
     return contrast(about, ratios, None)
 
 
-def _sizes(pairs: Pairs, small: str, others: Sequence[str]) -> Ordered:
-    """Elements of the teacher's tensors per sample: whether `small` has the fewest."""
-    value = final("knowledge_scalars")
-    found: dict[str, list[float]] = {}
-    holds = []
+def _scalars(pairs: Pairs) -> list[dict[str, Quartiles]]:
+    """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
+    found = []
     for groups in pairs.values():
+        means = {x: category_means(groups, x, final("knowledge_scalars")) for x in CATEGORIES}
         # Seeds do not differ in it: the networks' shapes decide.
-        sizes = {
-            category: statistics.fmean(series.values())
-            for category in (small, *others)
-            if (series := category_means(groups, category, value))
-        }
-        for category, size in sizes.items():
-            found.setdefault(category, []).append(size)
-        holds += [sizes[small] < sizes[x] for x in others if small in sizes and x in sizes]
-    if not holds:
-        return Ordered(missing=EXAMINED.format(f"{small} and {' or '.join(others)}"))
-    return Ordered(holds=tuple(holds), numbers=_spans(found))
+        sizes = {x: statistics.fmean(series.values()) for x, series in means.items() if series}
+        found.append({x: Quartiles(size, size, size, 1) for x, size in sizes.items()})
+    return found
 
 
-def _costs(costs: Costs | None, category: str, others: Sequence[str], *, cheaper: bool) -> Ordered:
-    """Whether a category's losses cost less (or more) than the others', on every profiled pair."""
-    found: dict[str, list[float]] = {}
-    holds = []
-    for pair in loss_ms_by_category(costs):
+def _ordered(
+    pairs: Sequence[Mapping[str, Quartiles]],
+    category: str,
+    others: Sequence[str],
+    *,
+    missing: str,
+    less: bool = True,
+) -> Finding:
+    """Whether a category has less (or more) than the others, on every pair of networks."""
+    shown: dict[str, list[float]] = {}
+    holds: list[bool | None] = []
+    for pair in pairs:
         for each in (category, *others):
             if each in pair:
-                found.setdefault(each, []).append(pair[each].median)
+                shown.setdefault(each, []).append(pair[each].median)
         for other in others:
             if category in pair and other in pair:
-                low, high = (category, other) if cheaper else (other, category)
-                holds.append(_costs_less(pair[low], pair[high]))
+                low, high = (category, other) if less else (other, category)
+                holds.append(_is_less(pair[low], pair[high]))
     if not holds:
-        return Ordered(missing=PROFILED.format(f"{category} and {' or '.join(others)}"))
-    return Ordered(holds=tuple(holds), numbers=_spans(found))
+        return Finding(UNDECIDED, missing.format(f"{category} and {' or '.join(others)}"))
+    verdict = UNDECIDED
+    if len(set(holds)) == 1 and holds[0] is not None:
+        verdict = SUPPORTED if holds[0] else NOT_SUPPORTED
+    right = sum(outcome is True for outcome in holds)
+    return Finding(verdict, f"{_spans(shown)}: so in {right} of {len(holds)} comparisons")
 
 
-def _costs_less(first: Quartiles, second: Quartiles) -> bool | None:
+def _is_less(first: Quartiles, second: Quartiles) -> bool | None:
+    """None where the quartiles overlap."""
     if first.q3 < second.q1:
         return True
     return False if first.q1 > second.q3 else None
@@ -312,20 +302,13 @@ def _adjusted(claims: Sequence[Claim]) -> dict[str, float]:
     return {text: found for (text, p), found in pairs if p is not None}
 
 
-def _judged(claim: Claim, p: float | None) -> tuple[str, str]:
-    """Verdict and evidence."""
+def _judged(claim: Claim, p: float | None) -> Finding:
     found = claim.found
-    if isinstance(found, Superiority):
-        return _superiority_verdict(found), _superiority_evidence(found)
+    if isinstance(found, Finding):
+        return found
     if found.missing:
-        return UNDECIDED, found.missing
-    if isinstance(found, Contrast):
-        return _contrast_verdict(found, p), _contrast_evidence(found, p)
-    right = sum(outcome is True for outcome in found.holds)
-    verdict = UNDECIDED
-    if len(set(found.holds)) == 1 and found.holds[0] is not None:
-        verdict = SUPPORTED if found.holds[0] else NOT_SUPPORTED
-    return verdict, f"{found.numbers}: so in {right} of {len(found.holds)} comparisons"
+        return Finding(UNDECIDED, found.missing)
+    return Finding(_contrast_verdict(found, p), _contrast_evidence(found, p))
 
 
 def _contrast_verdict(found: Contrast, p: float | None) -> str:
@@ -344,24 +327,3 @@ def _contrast_evidence(found: Contrast, p: float | None) -> str:
     elif n < LEAST_SEEDS:
         why = f"too few seeds to tell, wanted {LEAST_SEEDS}"
     return f"{mean:{sign}.3g}{ends}, n={n}, so on {found.agreeing} of {found.pairs} pairs, {why}"
-
-
-def _superiority_verdict(found: Superiority) -> str:
-    if found.pairs < LEAST_PAIRS or not found.compared:
-        return UNDECIDED
-    if found.superior:
-        return NOT_SUPPORTED
-    return UNDECIDED if found.unbeaten else SUPPORTED
-
-
-def _superiority_evidence(found: Superiority) -> str:
-    if not found.compared:
-        return "no two rows with an accuracy at the same seed"
-    if found.superior:
-        said = f"superior everywhere: {', '.join(found.superior)}"
-    elif found.unbeaten:
-        said = f"never beaten significantly: {', '.join(found.unbeaten)}"
-    else:
-        said = f"each of {found.compared} rows is beaten on some pair (p<{ALPHA:g})"
-    few = f", too few to tell, wanted {LEAST_PAIRS}" if found.pairs < LEAST_PAIRS else ""
-    return f"{said}; n={found.seeds} seeds at least, {found.pairs} pairs{few}"

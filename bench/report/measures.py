@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
 from bench.record import FINISHED, Record
@@ -15,7 +16,17 @@ from bench.report.summary import Group, PairKey
 LEAST_SEEDS = 3
 """Fewer seeds are no evidence, whatever their p: two agree by chance too often."""
 
-RESPONSE, CONNECTED, SHARED = "response", "multi-connection", "shared-representation"
+CATEGORIES = RESPONSE, CONNECTED, SHARED = "response", "multi-connection", "shared-representation"
+
+SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+
+
+class Finding(NamedTuple):
+    """A verdict on a claim, and the numbers that it rests on."""
+
+    verdict: str
+    evidence: str
+
 
 Value = Callable[[Record], float | None]
 """A number of a finished record, None where it was not measured."""

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from bench.report.comparison import differences_of, paired_p
-from bench.report.measures import LEAST_SEEDS, Pairs
+from bench.report.measures import (
+    LEAST_SEEDS,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNDECIDED,
+    Finding,
+    Pairs,
+)
 from bench.report.statistics import ALPHA, holm
 
 LEAST_PAIRS = 2
 """On a single pair some row is always the best: nothing can be said about all."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Superiority:
-    """What the accuracies say about the best row.
-
-    Attributes:
-        pairs: with accuracies of two rows or more.
-        compared: methods' rows that were held against another one.
-        seeds: the fewest that any comparison has.
-        unbeaten: methods' rows that no other row beats significantly on any pair.
-        superior: rows that beat every other row significantly on every pair.
-    """
-
-    pairs: int
-    compared: int
-    seeds: int
-    unbeaten: tuple[str, ...]
-    superior: tuple[str, ...]
-
-
-def superiority(pairs: Pairs) -> Superiority:
+def superiority(pairs: Pairs) -> Finding:
     """Holds every method's row against every other row of its pair, by seed.
 
     A row is beaten if another one is significantly better on some pair: paired t tests, Holm over
@@ -57,17 +44,25 @@ def superiority(pairs: Pairs) -> Superiority:
                 others = [row for label, row in rows.items() if label != group.label]
                 found = [differences_of(row, rows[group.label]) for row in others]
                 rivals.setdefault(group.label, []).extend(filter(None, found))
-    return Superiority(
-        pairs=shown,
-        compared=sum(bool(found) for found in rivals.values()),
-        seeds=min((len(d) for found in rivals.values() for d in found), default=0),
-        unbeaten=tuple(
-            label
-            for label, found in rivals.items()
-            if all(p > ALPHA for p in holm([_p(values, 1) for values in found]))
-        ),
-        superior=_superior(rivals, total),
-    )
+    unbeaten = [label for label, found in rivals.items() if not _is_beaten(found)]
+    superior = _superior(rivals, total)
+    if not any(rivals.values()):
+        return Finding(UNDECIDED, "no two rows with an accuracy at the same seed")
+    if superior:
+        verdict, said = NOT_SUPPORTED, f"superior everywhere: {', '.join(superior)}"
+    elif unbeaten:
+        verdict, said = UNDECIDED, f"never beaten significantly: {', '.join(unbeaten)}"
+    else:
+        verdict, said = SUPPORTED, f"each of {len(rivals)} rows is beaten on some pair"
+    seeds = min(len(values) for found in rivals.values() for values in found)
+    said = f"{said}; n={seeds} seeds at least, {shown} pairs"
+    if shown < LEAST_PAIRS:
+        return Finding(UNDECIDED, f"{said}, too few to tell, wanted {LEAST_PAIRS}")
+    return Finding(verdict, said)
+
+
+def _is_beaten(rivals: Sequence[Sequence[float]]) -> bool:
+    return any(p <= ALPHA for p in holm([_p(values, 1) for values in rivals]))
 
 
 def _superior(rivals: Mapping[str, Sequence[Sequence[float]]], total: int) -> tuple[str, ...]:
