@@ -5,8 +5,8 @@ What must hold for every loss is written once, over `LOSSES`; a new loss is one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import oracles
@@ -26,28 +26,41 @@ Shape = tuple[int, ...]
 Tensors = Sequence[Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Loss:
     """A loss as a function of the student's tensors and the teacher's.
 
     Attributes:
-        compute: the implementation, (B,) or () where samples are coupled.
-        oracle: the same sum in NumPy.
+        function: the implementation, (B,) or () where samples are coupled; its oracle has its name.
         student: shape of one sample of each of the student's tensors.
         teacher: likewise; may differ from `student` where no connector is needed.
-        coupled: whether the loss is about the batch, not about each sample.
-        zero_at_equal: whether a student that equals its teacher pays nothing.
+        arguments: further ones, of the implementation and of the oracle.
         rtol: agreement with the oracle in float64.
     """
 
-    name: str
-    compute: Callable[[Tensors, Tensors], Tensor]
-    oracle: Callable[[Tensors, Tensors], Any]
+    function: Callable[..., Tensor]
     student: tuple[Shape, ...]
     teacher: tuple[Shape, ...]
-    coupled: bool = False
-    zero_at_equal: bool = True
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     rtol: float = 1e-12
+
+    @property
+    def name(self) -> str:
+        """For the ids of tests."""
+        values = [str(value) for value in self.arguments.values()]
+        return ", ".join([self.function.__name__, *values, f"teacher {self.teacher}"])
+
+    def compute(self, student: Tensors, teacher: Tensors) -> Tensor:
+        """The loss as shipped."""
+        return self._call(self.function, student, teacher)
+
+    def oracle(self, student: Tensors, teacher: Tensors) -> Any:
+        """The same sum in NumPy."""
+        return self._call(getattr(oracles, self.function.__name__), student, teacher)
+
+    def _call(self, function: Callable[..., Any], student: Tensors, teacher: Tensors) -> Any:
+        tensors = (student, teacher) if function.__name__ == "kd_svd_loss" else (*student, *teacher)
+        return function(*tensors, **self.arguments)
 
     def inputs(
         self, batch: int, *, seed: int = 0, dtype: torch.dtype = torch.float64, equal: bool = False
@@ -83,88 +96,60 @@ class Loss:
         )
 
 
-def _of_one(name: str, compute, oracle, *arguments, student, teacher, **fields) -> Loss:
-    """A loss of one tensor per network, with its further arguments bound."""
-    return Loss(
-        name=name,
-        compute=lambda ours, theirs: compute(*ours, *theirs, *arguments),
-        oracle=lambda ours, theirs: oracle(*ours, *theirs, *arguments),
-        student=(student,),
-        teacher=(teacher,),
-        **fields,
-    )
-
-
-def _attention(name: str, kind: str, teacher: Shape) -> Loss:
-    compute, oracle = attention_transfer_loss, oracles.attention_transfer_loss
-    name = f"attention_transfer, {name}"
-    return _of_one(name, compute, oracle, kind, student=MAP, teacher=teacher)
-
-
-def _rkd(name: str, compute, oracle, reduction: str) -> Loss:
-    return Loss(
-        name=f"{name}, {reduction}",
-        compute=lambda student, teacher: compute(*student, *teacher, reduction=reduction),
-        oracle=lambda student, teacher: oracle(*student, *teacher, reduction=reduction),
-        student=((5,),),
-        teacher=((7,),),
-        coupled=True,
-    )
-
-
-def _kd_svd(name: str, rank: int, extra: int, student, teacher) -> Loss:
-    return Loss(
-        name=f"kd_svd, {name}",
-        compute=lambda ours, theirs: kd_svd_loss(ours, theirs, rank, extra),
-        oracle=lambda ours, theirs: oracles.kd_svd_loss(ours, theirs, rank, extra),
-        student=student,
-        teacher=teacher,
-        rtol=1e-9,  # an eigenvector carries the rounding of its matrix over its gap
-    )
-
-
-LOGITS, MAP, WIDE_MAP = (6,), (2, 4, 3), (3, 4, 3)
-BOUNDARY = activation_boundary_loss, oracles.activation_boundary_loss, 1.0
-DISTANCE = "rkd_distance", rkd_distance_loss, oracles.rkd_distance_loss
-ANGLE = "rkd_angle", rkd_angle_loss, oracles.rkd_angle_loss
-
-LOSSES = (
-    _of_one(
-        "soft_logits",
-        soft_logits_loss,
-        oracles.soft_logits_loss,
-        4.0,
-        student=LOGITS,
-        teacher=LOGITS,
-    ),
-    _of_one("fitnet", hint_loss, oracles.hint_loss, student=MAP, teacher=MAP),
-    _attention("l2", "l2", WIDE_MAP),
-    _attention("sumsq", "sumsq", WIDE_MAP),
-    _attention("pooled teacher", "l2", (3, 8, 6)),
-    _attention("pooled student", "sumsq", (3, 2, 2)),  # windows of unequal width: 3 columns to 2
-    _of_one("activation_boundary", *BOUNDARY, student=MAP, teacher=MAP, zero_at_equal=False),
+LOGITS, MAP, WIDE_MAP = ((6,),), ((2, 4, 3),), ((3, 4, 3),)
+POINTS, WIDE_POINTS = ((5,),), ((7,),)
+# An eigenvector carries the rounding of its matrix over its gap.
+SVD_RTOL = 1e-9
+PER_SAMPLE = (
+    Loss(soft_logits_loss, LOGITS, LOGITS, {"temperature": 4.0}),
+    Loss(hint_loss, MAP, MAP),
+    Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "l2"}),
+    Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "sumsq"}),
+    Loss(attention_transfer_loss, MAP, ((3, 8, 6),), {"kind": "l2"}),
+    # The student's map is pooled, in windows of unequal width: 3 columns to 2.
+    Loss(attention_transfer_loss, MAP, ((3, 2, 2),), {"kind": "sumsq"}),
+    Loss(activation_boundary_loss, MAP, MAP, {"margin": 1.0}),
+    Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
     Loss(
-        name="fsp",
-        compute=lambda student, teacher: fsp_loss(student[0], student[1], teacher[0], teacher[1]),
-        oracle=lambda student, teacher: oracles.fsp_loss(*student, *teacher),
-        student=((2, 4, 3), (3, 4, 3)),
-        teacher=((2, 3, 5), (3, 3, 5)),
+        kd_svd_loss,
+        ((2, 4, 3), (5, 3, 2)),
+        ((2, 2, 3), (5, 3, 2)),
+        {"rank": 1, "extra": 3},
+        SVD_RTOL,
     ),
-    _kd_svd("rank 1", 1, 3, ((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2))),
-    _kd_svd("rank 2", 2, 1, ((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3))),
-    _kd_svd("more channels than positions", 2, 2, ((6, 2, 2), (7, 2, 2)), ((6, 2, 3), (7, 2, 2))),
-    _rkd(*DISTANCE, "peers"),
-    _rkd(*DISTANCE, "distinct"),
-    _rkd(*ANGLE, "peers"),
-    _rkd(*ANGLE, "distinct"),
+    Loss(
+        kd_svd_loss,
+        ((4, 3, 2), (3, 4, 1), (5, 3, 2)),
+        ((4, 3, 3), (3, 4, 3), (5, 3, 3)),
+        {"rank": 2, "extra": 1},
+        SVD_RTOL,
+    ),
+    Loss(  # more channels than positions
+        kd_svd_loss,
+        ((6, 2, 2), (7, 2, 2)),
+        ((6, 2, 3), (7, 2, 2)),
+        {"rank": 2, "extra": 2},
+        SVD_RTOL,
+    ),
 )
+COUPLED = tuple(
+    Loss(function, POINTS, WIDE_POINTS, {"reduction": reduction})
+    for function in (rkd_distance_loss, rkd_angle_loss)
+    for reduction in ("peers", "distinct")
+)
+LOSSES = PER_SAMPLE + COUPLED
 
 
-def _each(losses: Sequence[Loss]) -> pytest.MarkDecorator:
+def each(losses: Sequence[Loss]) -> pytest.MarkDecorator:
+    """Runs a test for each loss."""
     return pytest.mark.parametrize("loss", losses, ids=lambda loss: loss.name)
 
 
-each_loss = _each(LOSSES)
-each_loss_per_sample = _each([loss for loss in LOSSES if not loss.coupled])
-each_loss_zero_at_equal = _each([loss for loss in LOSSES if loss.zero_at_equal])
-each_rkd_loss = _each([loss for loss in LOSSES if loss.coupled])
+each_loss = each(LOSSES)
+each_loss_per_sample = each(PER_SAMPLE)
+each_rkd_loss = each(COUPLED)
+
+
+def of(function: Callable[..., Tensor]) -> tuple[Loss, ...]:
+    """The rows of one loss."""
+    return tuple(loss for loss in LOSSES if loss.function is function)

@@ -8,14 +8,11 @@ from torch import Tensor
 
 
 def assert_equals_oracle(loss: Loss, student, teacher, rtol: float) -> None:
+    """In value and shape: (B,), or () where samples are coupled."""
     expected = torch.as_tensor(np.asarray(loss.oracle(student, teacher)), dtype=torch.float64)
     value = loss.compute(student, teacher)
     assert value.dtype == student[0].dtype
     torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=1e-15)
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -37,7 +34,6 @@ def test_equals_the_sum_written_out(loss: Loss, batch: int):
 def test_does_not_mind_how_the_maps_lie_in_memory(loss: Loss, layout):
     student, teacher = loss.inputs(3)
     laid = [[layout(tensor) for tensor in tensors] for tensors in (student, teacher)]
-    assert_equals_oracle(loss, *laid, rtol=loss.rtol)
     torch.testing.assert_close(
         loss.value_and_gradients(*laid),
         loss.value_and_gradients(student, teacher),
@@ -53,26 +49,12 @@ def test_single_precision_costs_at_most_1e_5(loss: Loss):
 
 
 @each_loss
-def test_gives_one_value_per_sample_or_one_for_a_coupled_batch(loss: Loss):
-    value = loss.compute(*loss.inputs(3))
-    assert value.shape == (() if loss.coupled else (3,))
-
-
-@each_loss
-def test_leaves_its_inputs_as_they_were(loss: Loss):
-    student, teacher = loss.inputs(3)
-    before = [tensor.clone() for tensor in (*student, *teacher)]
-    loss.value_and_gradients(student, teacher)
-    for tensor, was in zip((*student, *teacher), before, strict=True):
-        assert torch.equal(tensor, was)
-
-
-@each_loss
-def test_has_the_same_value_with_and_without_a_graph(loss: Loss):
-    student, teacher = loss.inputs(3)
+def test_leaves_its_inputs_and_has_the_same_value_without_a_graph(loss: Loss):
+    inputs, before = loss.inputs(3), loss.inputs(3)
+    value, _ = loss.value_and_gradients(*inputs)
+    torch.testing.assert_close(inputs, before, rtol=0, atol=0)
     with torch.no_grad():
-        without = loss.compute(student, teacher)
-    assert torch.equal(without, loss.value_and_gradients(student, teacher)[0])
+        assert torch.equal(loss.compute(*inputs), value)
 
 
 @each_loss

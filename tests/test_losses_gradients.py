@@ -2,21 +2,14 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import oracles
 import pytest
 import torch
-from loss_table import (
-    LOSSES,
-    Loss,
-    each_loss,
-    each_loss_per_sample,
-    each_loss_zero_at_equal,
-    each_rkd_loss,
-)
+from loss_table import LOSSES, Loss, each, each_loss, each_loss_per_sample, each_rkd_loss, of
 from torch import Tensor
 
-from methods.attention_transfer import Kind, attention_map
+from methods.activation_boundary import activation_boundary_loss
+from methods.attention_transfer import attention_map, attention_transfer_loss
+from methods.rkd import rkd_angle_loss
 
 
 @each_loss
@@ -26,7 +19,8 @@ def test_gradient_is_the_slope_of_the_loss(loss: Loss):
     assert torch.autograd.gradcheck(lambda *tensors: loss.compute(tensors, teacher), leaves)
 
 
-@each_loss_zero_at_equal
+# Neurons of equal networks that are inside the margin of the activation boundary still pay.
+@each([loss for loss in LOSSES if loss.function is not activation_boundary_loss])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_student_equal_to_its_teacher_pays_nothing_and_is_not_moved(loss: Loss, dtype):
     value, gradients = loss.value_and_gradients(*loss.inputs(4, dtype=dtype, equal=True))
@@ -85,29 +79,19 @@ def test_a_dead_sample_does_not_touch_the_others(loss: Loss):
         torch.testing.assert_close(gradient[1:], alone[1:], rtol=1e-9, atol=1e-12)
 
 
-def relations(loss: Loss, points: Tensor) -> np.ndarray:
-    """What the loss compares: relative distances (N, N), or cosines (N, N, N)."""
-    n = len(points)
-    if loss.name.startswith("rkd_distance"):
-        apart = oracles.distances(points.numpy())
-        return apart / (apart.sum() / (n * (n - 1)))
-    triples = np.ndindex(n, n, n)
-    return np.array([oracles.angle_cosine(points.numpy(), i, j, k, 0) for i, j, k in triples])
-
-
 @each_rkd_loss
 def test_gradient_is_the_slope_where_relations_differ_by_more_than_one(loss: Loss):
-    # There the Huber distance is linear. Student: a cluster and a far sample, turned round.
+    # There the Huber distance is linear. A cluster and a far sample differ from the teacher by up
+    # to 1.6 in relative distance and 1.7 in cosine.
     student = torch.tensor([[0, 0], [1, 0.2], [0.3, 1], [0.8, 0.9], [0.1, 30]]).double()
     teacher = torch.tensor([[0, 0], [-1, 0.1], [0.9, 0.2], [-0.2, 1], [0.5, -1]]).double()
-    assert abs(relations(loss, student) - relations(loss, teacher)).max() > 1
     student.requires_grad_()
     assert torch.autograd.gradcheck(lambda points: loss.compute([points], [teacher]), (student,))
 
 
-@pytest.mark.parametrize("kind", ["l2", "sumsq"])
-def test_attention_of_a_map_below_1e_8_is_left_out_and_above_it_is_not(kind: Kind):
-    (loss,) = (loss for loss in LOSSES if loss.name == f"attention_transfer, {kind}")
+@each(of(attention_transfer_loss)[:2])
+def test_attention_of_a_map_below_1e_8_is_left_out_and_above_it_is_not(loss: Loss):
+    kind = loss.arguments["kind"]
     (student,), teacher = loss.inputs(3)
     reference, _ = loss.value_and_gradients([student], teacher)
     power = 1 if kind == "l2" else 2
@@ -138,7 +122,7 @@ def test_two_samples_count_as_one_up_to_a_millionth_of_the_largest_distance(
 
 def test_coinciding_students_of_a_spread_teacher_meet_no_giant_gradient():
     # A normalisation with eps = 1e-12 gives a gradient of norm 2.9e10 on such a batch.
-    (angle,) = (loss for loss in LOSSES if loss.name == "rkd_angle, peers")
+    angle, _ = of(rkd_angle_loss)
     student = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 2, 0], [0, 1, 3]], dtype=torch.float64)
     _, (teacher,) = angle.inputs(4, seed=3)
     _, (gradient,) = angle.value_and_gradients([student], [teacher])
