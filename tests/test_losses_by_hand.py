@@ -99,14 +99,11 @@ def test_activation_boundary_on_both_sides_of_the_margin():
     ]
     assert each == [0.25, 2.25, 0, 9, 1, 1, 4, 0]
     assert activation_boundary_loss(student, teacher, 1.0).tolist() == [17.5]
+    # Equal networks pay inside the margin: (1 - .25)^2
+    assert activation_boundary_loss(*[row_map(0.25, -3)] * 2, 1.0).tolist() == [0.75**2]
     # 2 (s - 1) where the teacher fires and s < 1; 2 (s + 1) where it does not and s > -1
     expected = [-1, -3, 0, -6, 2, 2, 4, 0]
     assert gradient_of(activation_boundary_loss, student, teacher, 1.0) == expected
-
-
-def test_activation_boundary_of_equal_networks_is_not_zero_inside_the_margin():
-    feature = row_map(0.25, -3)
-    assert activation_boundary_loss(feature, feature, 1.0).tolist() == [0.75**2]
 
 
 def test_fsp_of_two_channels_at_two_positions():
@@ -132,22 +129,20 @@ def test_fsp_refuses_unequal_sizes_and_match_size_takes_the_maxima_of_the_larger
 
 # KD-SVD: maps given as matrices, rows positions, columns channels ---------------------------------
 
-FRONT = position_rows([[2, 0], [0, 1]])
 
-
-def test_kd_svd_of_a_student_with_an_orthogonal_back_vector():
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+def test_kd_svd_of_a_student_with_an_orthogonal_back_vector(dtype: torch.dtype, rel: float):
     # Vectors: front [1, 0] in both, back [0, 1] in the student and [1, 0] in the teacher. The
     # relations swap exp(0) with exp(-1/8) in all 4 entries. Their product is 0: its sign is +.
-    student, teacher = position_rows([[0, 0], [0, 3]]), position_rows([[3, 0], [0, 0]])
-    (loss,) = kd_svd_loss([FRONT, student], [FRONT, teacher], 1, 0).tolist()
-    assert loss == pytest.approx(4 * (1 - math.exp(-1 / 8)) ** 2, rel=1e-9)
+    front, student, teacher = (
+        position_rows(rows).to(dtype)
+        for rows in ([[2, 0], [0, 1]], [[0, 0], [0, 3]], [[3, 0], [0, 0]])
+    )
+    (loss,) = kd_svd_loss([front, student], [front, teacher], 1, 0).tolist()
+    assert loss == pytest.approx(4 * math.expm1(-1 / 8) ** 2, rel=rel)
     assert loss == pytest.approx(0.0552279, abs=5e-8)
-
-
-def test_kd_svd_takes_a_null_vector_if_it_is_a_candidate_and_fits_better():
-    student, teacher = position_rows([[0, 0], [0, 3]]), position_rows([[3, 0], [0, 0]])
-    (loss,) = kd_svd_loss([FRONT, student], [FRONT, teacher], 1, 1).tolist()
-    assert loss == pytest.approx(0, abs=1e-12)
+    # The null vector fits better, once it is a candidate.
+    assert kd_svd_loss([front, student], [front, teacher], 1, 1).item() == 0
 
 
 def test_kd_svd_weights_vectors_by_the_teachers_singular_values():
@@ -165,22 +160,10 @@ def test_kd_svd_weights_vectors_by_the_teachers_singular_values():
         for i, a in enumerate(front)
         for j, b in enumerate(back)
     )
-    assert kd_svd_loss([axes, turned], [axes, axes], 2, 0).item() == pytest.approx(
-        expected, abs=1e-7
-    )
     steeper = position_rows([[9, 0], [0, 1]])  # the student's own values play no part
-    assert kd_svd_loss([steeper, turned], [axes, axes], 2, 0).item() == pytest.approx(
-        expected, abs=1e-7
-    )
-
-
-def test_kd_svd_sums_over_consecutive_pairs_of_layers():
-    generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(2, 3, 4, 3, generator=generator, dtype=torch.float64) for _ in range(6)]
-    student, teacher = maps[:3], maps[3:]
-    whole = kd_svd_loss(student, teacher, 1, 3)
-    parts = kd_svd_loss(student[:2], teacher[:2], 1, 3), kd_svd_loss(student[1:], teacher[1:], 1, 3)
-    torch.testing.assert_close(whole, parts[0] + parts[1], rtol=1e-12, atol=0)
+    for front in (axes, steeper):
+        loss = kd_svd_loss([front, turned], [axes, axes], 2, 0).item()
+        assert loss == pytest.approx(expected, abs=1e-7)
 
 
 def test_kd_svd_leaves_out_just_the_samples_with_a_vector_of_no_direction():
@@ -201,40 +184,28 @@ TRIANGLE = float64([0, 0], [3, 0], [0, 4])  # mean distance 4
 RIGHT = float64([0, 0], [1, 0], [0, 1])  # mean distance (2 + sqrt 2) / 3 = 1.1380712
 
 
-def test_rkd_distance_of_two_triangles():
-    # 2 / 2 sum over pairs of (1 / 1.1380712 - 3/4)^2, (1 / 1.1380712 - 1)^2, (1.2426407 - 5/4)^2
-    loss = rkd_distance_loss(RIGHT, TRIANGLE).item()
-    assert 9 * loss == pytest.approx(0.0313312, abs=5e-8)
-    assert loss == pytest.approx(0.0034812, abs=5e-8)
-    distinct = rkd_distance_loss(RIGHT, TRIANGLE, reduction="distinct").item()
-    assert distinct == pytest.approx(0.0052219, abs=5e-8)
-
-
-def test_rkd_angle_of_two_triangles():
-    # cosines 0, 3/5, 4/5 in the teacher; 0, 1 / sqrt 2 twice in the student; each counts twice
-    loss = rkd_angle_loss(RIGHT, TRIANGLE).item()
-    assert 27 * loss == pytest.approx(0.0201010, abs=5e-8)
-    assert loss == pytest.approx(0.00074448, abs=5e-9)
-    distinct = rkd_angle_loss(RIGHT, TRIANGLE, reduction="distinct").item()
-    assert distinct == pytest.approx(0.00335017, abs=5e-9)
-
-
-def test_rkd_distance_grows_linearly_beyond_a_difference_of_one():
-    # Student: four samples at 0 and one at 1; mean distance 4/10, so 4 pairs at 5/2 and 6 at 0.
-    # Teacher: all distances equal, so all at 1. Huber: 4 (3/2 - 1/2) + 6 (1/2) = 7, both ways 14.
-    student, teacher = float64([0], [0], [0], [0], [1]), torch.eye(5, dtype=torch.float64)
-    assert rkd_distance_loss(student, teacher).item() == pytest.approx(14 / 25, rel=1e-12)
-    distinct = rkd_distance_loss(student, teacher, reduction="distinct").item()
-    assert distinct == pytest.approx(14 / 20, rel=1e-12)
-
-
-def test_rkd_angle_grows_linearly_beyond_a_difference_of_one():
-    # On a line the cosine is -1 at the middle sample and 1 at the ends; the middle is sample 1 in
-    # the student and 2 in the teacher. Two vertices differ by 2, Huber 3/2; both ways 6.
-    student, teacher = float64([0], [1], [2]), float64([0], [2], [1])
-    assert rkd_angle_loss(student, teacher).item() == pytest.approx(6 / 27, rel=1e-12)
-    distinct = rkd_angle_loss(student, teacher, reduction="distinct").item()
-    assert distinct == pytest.approx(1, rel=1e-12)
+@pytest.mark.parametrize(
+    ("loss", "student", "teacher", "total", "tuples", "distinct"),
+    [
+        # 2 sum over pairs of half of (1 / 1.1380712 - 3/4)^2, (1 / 1.1380712 - 1)^2 and
+        # (1.2426407 - 5/4)^2
+        (rkd_distance_loss, RIGHT, TRIANGLE, 0.0313312, 3**2, 3 * 2),
+        # Student: four samples at 0 and one at 1; mean distance 4/10, so 4 pairs at 5/2 and 6 at 0.
+        # Teacher: all distances equal, so all at 1. Where differences exceed 1, Huber is linear:
+        # 4 (3/2 - 1/2) + 6 (1/2) = 7, both ways 14.
+        (rkd_distance_loss, float64([0], [0], [0], [0], [1]), torch.eye(5), 14, 5**2, 5 * 4),
+        # cosines 0, 3/5, 4/5 in the teacher; 0, 1 / sqrt 2 twice in the student; each counts twice
+        (rkd_angle_loss, RIGHT, TRIANGLE, 0.0201010, 3**3, 3 * 2 * 1),
+        # On a line the cosine is -1 at the middle sample and 1 at the ends; the middle is sample 1
+        # in the student and 2 in the teacher. Two vertices differ by 2, Huber 3/2; both ways 6.
+        (rkd_angle_loss, float64([0], [1], [2]), float64([0], [2], [1]), 6, 3**3, 3 * 2 * 1),
+    ],
+)
+def test_rkd_on_paper(loss, student: Tensor, teacher: Tensor, total: float, tuples, distinct):
+    teacher = teacher.double()
+    for reduction, count in (("peers", tuples), ("distinct", distinct)):
+        found = count * loss(student, teacher, reduction=reduction).item()
+        assert found == pytest.approx(total, abs=5e-8)
 
 
 def test_rkd_angle_gives_nothing_at_a_side_of_length_zero():
