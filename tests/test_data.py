@@ -641,11 +641,7 @@ def test_draws_reach_every_offset_and_both_flips():
     assert abs(float(torch.corrcoef(torch.stack([draws.dy, draws.dx]).double())[0, 1])) < 0.11
 
 
-def test_augment_that_cannot_be():
-    with pytest.raises(ValueError, match="pad -1 is negative"):
-        Augment(-1)
-    with pytest.raises(ValueError, match="'edge', wanted zeros or reflect"):
-        Augment(4, "edge")
+def test_a_reflection_beyond_the_image_is_refused():
     with pytest.raises(ValueError, match=r"pad 5 reflects more .*at most 4"):
         Augment(5, "reflect").pad_images(random_images(1, 5, 6))
 
@@ -750,15 +746,10 @@ def test_batches_that_cannot_be():
         make_batches().epoch(0, torch.tensor([1]))
     with pytest.raises(ValueError, match="batch 1 is too small"):
         make_batches(batch_size=1)
-    images, labels = random_images(4), torch.zeros(4, dtype=torch.int64)
+    floats, labels = random_images(4).float(), torch.zeros(4, dtype=torch.int64)
     arguments = {"augment": Augment(0), "batch_size": 2, "drop_last": False, "seed": 0}
-    for wrong, error, words in (
-        ((images.float(), labels, MEAN, STD), TypeError, "wanted uint8"),
-        ((images, labels[:3], MEAN, STD), ValueError, r"wanted \(N, C, H, W\) and \(N,\)"),
-        ((images, labels, MEAN[:2], STD), ValueError, "2 means and 3 deviations for 3 channels"),
-    ):
-        with pytest.raises(error, match=words):
-            Batches(*wrong, **arguments)
+    with pytest.raises(TypeError, match="wanted uint8"):
+        Batches(floats, labels, MEAN, STD, **arguments)
 
 
 @pytest.mark.parametrize("pad", [0, 2])
@@ -774,13 +765,11 @@ def test_clean_serves_all_in_order_without_augmentation(pad):
     assert torch.equal(batches.images_at(chosen), images[chosen])
 
 
-def test_layout_and_precision_change_nothing_else():
+def test_the_layout_changes_nothing_else():
     plain = as_one(make_batches().epoch(0))
     last = next(make_batches(channels_last=True).epoch(0)).images
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(last, plain[0][:8])
-    half = next(make_batches(dtype=torch.bfloat16).epoch(0)).images
-    assert torch.equal(half, plain[0][:8].bfloat16())
 
 
 @pytest.mark.gpu

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PADDINGS = ("zeros", "reflect")
-
 
 class Draws(NamedTuple):
     """The augmentation of N images in one epoch.
@@ -49,13 +47,6 @@ class Augment:
     padding: str = "zeros"
     flip: bool = True
 
-    def __post_init__(self) -> None:
-        """Refuses a negative pad and an unknown padding."""
-        if self.pad < 0:
-            raise ValueError(f"pad {self.pad} is negative; wanted pixels, 0 for no crop")
-        if self.padding not in PADDINGS:
-            raise ValueError(f"padding is {self.padding!r}, wanted {' or '.join(PADDINGS)}")
-
     def draw(self, count: int, seed: int) -> Draws:
         """The draws for one epoch, on the CPU.
 
@@ -87,7 +78,7 @@ class Augment:
         height, width = images.shape[2:]
         if self.pad >= min(height, width):
             raise ValueError(
-                f"pad {self.pad} reflects more than a {height}x{width} image has; "
+                f"data.pad {self.pad} reflects more than a {height}x{width} image has; "
                 f"wanted at most {min(height, width) - 1}, or padding 'zeros'"
             )
         rows, columns = (_reflected(n, self.pad, images.device) for n in (height, width))

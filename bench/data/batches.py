@@ -50,7 +50,6 @@ class Batches:
         seed: int,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Pads the images once and moves everything to the device.
 
@@ -65,17 +64,17 @@ class Batches:
             seed: master seed of order and augmentation.
             device: where images are kept and batches are made.
             channels_last: whether batches have the channels-last memory format.
-            dtype: type of the batches; they are normalised in float32 first.
 
         Raises:
             TypeError: the images are not uint8.
-            ValueError: shapes do not fit together, or there is not a single batch.
+            ValueError: there is not a single batch.
         """
-        _check(images, labels, mean, std)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images are {images.dtype}; wanted uint8, not yet normalised")
         if batch_size < 2:
             raise ValueError(f"batch {batch_size} is too small; BatchNorm needs at least 2 images")
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
-        self.augment, self.device, self.dtype = augment, torch.device(device), dtype
+        self.augment, self.device, self.dtype = augment, torch.device(device), torch.float32
         self.labels = labels.to(self.device)
         # Contiguous, because crops are cut out of rows.
         self._padded = augment.pad_images(images.to(self.device).contiguous())
@@ -146,17 +145,3 @@ class Batches:
         # One pass converts the type and the layout; the rest is in place.
         values = images.to(torch.float32, memory_format=self._format)
         return values.sub_(self._mean).div_(self._std).to(self.dtype)
-
-
-def _check(images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images are {images.dtype}; wanted uint8, not yet normalised")
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"images {tuple(images.shape)} and labels {tuple(labels.shape)}; "
-            "wanted (N, C, H, W) and (N,)"
-        )
-    if not len(mean) == len(std) == images.shape[1]:
-        raise ValueError(
-            f"{len(mean)} means and {len(std)} deviations for {images.shape[1]} channels"
-        )

@@ -33,7 +33,7 @@ from bench.train.device import autocast, seed_device, to_device
 from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.epoch import Sums, check_finite, points
 from bench.train.objective import Losses, Objective, weigh
-from bench.train.optim import OptimiserState, get_state, learning_rate, make_optimiser, set_state
+from bench.train.optim import get_momenta, learning_rate, make_optimiser, set_momenta
 from bench.train.stage import freeze, images_of, parts_of
 from bench.train.stream import StudentBatch
 
@@ -106,11 +106,6 @@ class Student:
         """Whether all epochs are finished."""
         return self.epochs_done == self.total_epochs
 
-    @property
-    def has_head(self) -> bool:
-        """Whether the stage reads the logits; without them a test accuracy means nothing."""
-        return self.stage.task_weight > 0 or "logits" in self.taps
-
     # --- an epoch -------------------------------------------------------------------------------
 
     def begin_epoch(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
@@ -149,8 +144,10 @@ class Student:
         for name, value in found.items():
             self._note(name, value)
         last = self.epochs_done + 1 == self.total_epochs
-        due = last or (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0
-        self._note("test_accuracy", test_accuracy() if last or (due and self.has_head) else None)
+        # Without the logits in the loss, the classifier is untrained.
+        reads_logits = self.stage.task_weight > 0 or "logits" in self.taps
+        due = (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0 and reads_logits
+        self._note("test_accuracy", test_accuracy() if last or due else None)
         self.epochs_done += 1
         self._stage_epoch += 1
         for curve in self.curves.values():
@@ -291,8 +288,8 @@ class Student:
         seed, the epoch and the step.
         """
         tensors = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
-        optimiser = get_state(self.optimiser)
-        tensors |= {f"optimiser.{key}": x for key, x in optimiser.tensors.items()}
+        momenta = get_momenta(self.optimiser)
+        tensors |= {f"momentum.{position}": x for position, x in momenta.items()}
         tensors |= {f"kept.{name}": chosen.kept for name, chosen in self.selections.items()}
         return State(
             tensors,
@@ -302,8 +299,7 @@ class Student:
                 "stage_epoch": self._stage_epoch,
                 "curves": self.curves,
                 "details": {name: chosen.details for name, chosen in self.selections.items()},
-                "strides": optimiser.strides,
-                "numbers": optimiser.numbers,
+                "strides": {position: x.stride() for position, x in momenta.items()},
             },
         )
 
@@ -337,9 +333,8 @@ class Student:
         self._read_clean(clean_view)
         self._enter(len(labels))
         strides = values["strides"]
-        momenta = {key: tensors[f"optimiser.{key}"] for key in strides}
-        optimiser = OptimiserState(momenta, strides, values["numbers"])
-        set_state(self.optimiser, optimiser, self.device)
+        momenta = {position: tensors[f"momentum.{position}"] for position in strides}
+        set_momenta(self.optimiser, momenta, strides)
 
     def _named_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         for part, module in (("network", self.network), ("connector", self.connector)):

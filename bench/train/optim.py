@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,49 +65,35 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     return rate
 
 
-class OptimiserState(NamedTuple):
-    """What an optimiser keeps of earlier steps, by "<position of the parameter>.<name>".
-
-    Attributes:
-        tensors: the momentum buffers.
-        strides: the strides of each buffer.
-        numbers: everything that is not a tensor.
-    """
-
-    tensors: Mapping[str, Tensor]
-    strides: Mapping[str, list[int]]
-    numbers: Mapping[str, float]
-
-
-def get_state(optimiser: torch.optim.Optimizer) -> OptimiserState:
-    """The state of an optimiser, for `set_state`."""
-    tensors, strides, numbers = {}, {}, {}
+def get_momenta(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+    """The momentum buffers by the parameter's position; a parameter may have none yet."""
+    found = {}
     for position, parameter in enumerate(_parameters(optimiser)):
-        for name, value in optimiser.state[parameter].items():
-            key = f"{position}.{name}"
-            if isinstance(value, Tensor):
-                tensors[key] = value
-                strides[key] = list(value.stride())
-            elif value is not None:
-                numbers[key] = value
-    return OptimiserState(tensors, strides, numbers)
+        buffer = optimiser.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            found[str(position)] = buffer
+    return found
 
 
-def set_state(
-    optimiser: torch.optim.Optimizer, state: OptimiserState, device: torch.device
+def set_momenta(
+    optimiser: torch.optim.SGD, momenta: Mapping[str, Tensor], strides: Mapping[str, Sequence[int]]
 ) -> None:
-    """Gives an optimiser of the same parameters the state of another."""
+    """Gives an optimiser of the same parameters the momentum buffers of another.
+
+    Args:
+        optimiser: new.
+        momenta: see `get_momenta`; contiguous.
+        strides: of the buffers before they were saved. Vectorised sums may round differently in
+            another layout.
+    """
     parameters = _parameters(optimiser)
-    for key, stride in state.strides.items():
-        position, _, name = key.partition(".")
-        saved = state.tensors[key]
-        # With its old strides: vectorised sums may round differently in another layout.
-        tensor = torch.empty_strided(saved.shape, stride, dtype=saved.dtype, device=device)
-        optimiser.state[parameters[int(position)]][name] = tensor.copy_(saved)
-    for key, number in state.numbers.items():
-        position, _, name = key.partition(".")
-        optimiser.state[parameters[int(position)]][name] = number
+    for position, saved in momenta.items():
+        parameter = parameters[int(position)]
+        buffer = torch.empty_strided(
+            saved.shape, strides[position], dtype=saved.dtype, device=parameter.device
+        )
+        optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(saved)
 
 
-def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _parameters(optimiser: torch.optim.SGD) -> list[nn.Parameter]:
     return [p for group in optimiser.param_groups for p in group["params"]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.cell import Cell, DataSpec
+from bench.data.augment import Augment
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.faults import CODE_FAULTS, UserError, reason
@@ -88,5 +89,5 @@ def _try_network(cell: Cell, data: DataSet) -> None:
     shape = (channels, height, width)
     tap_shapes(build_network(cell, len(data.classes), shape), shape)
     degrade(torch.zeros(1, *shape), cell.data.resolution)
-    if cell.data.padding == "reflect" and cell.data.pad >= min(height, width):
-        raise ValueError(f"data.pad {cell.data.pad} reflects more than the image, {height}x{width}")
+    augment = Augment(pad=cell.data.pad, padding=cell.data.padding)
+    augment.pad_images(torch.zeros(1, *shape, dtype=torch.uint8))

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from bench.method import Stage
 from bench.models.network import Network
 
 
-class Images(NamedTuple):
-    """The training images of a stage.
-
-    Attributes:
-        subset: positions of the images that an epoch goes through; None for all.
-        taught: (N,) bool, the images whose transfer loss counts; None for all.
-    """
-
-    subset: Tensor | None
-    taught: Tensor | None
-
-
 def images_of(
     stage: Stage, kept: Tensor | None, labelled: Tensor | None, train_images: int
-) -> Images:
+) -> tuple[Tensor | None, Tensor | None]:
     """The training images of a stage.
 
     Args:
@@ -32,6 +18,10 @@ def images_of(
         kept: (N,) bool, the images that the stage's `keep` chose; None without a choice.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         train_images: N.
+
+    Returns:
+        Positions of the images that an epoch goes through, and (N,) bool, the images whose transfer
+        loss counts; None for all.
 
     Raises:
         ValueError: no image was kept.
@@ -48,7 +38,7 @@ def images_of(
         # As many steps as with all images, on labelled images that are repeated.
         known = labelled.nonzero().flatten()
         subset = known.repeat(-(-train_images // len(known)))[:train_images]
-    return Images(subset, taught)
+    return subset, taught
 
 
 def parts_of(network: Network, connector: nn.Module) -> dict[str, list[nn.Parameter]]:
