@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import summary_grid as grid
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bench.record import Plan
 from bench.report.comparison import (
     BETTER,
     UNDECIDED,
     WORSE,
     compare,
-    comparison_tables,
 )
 
 
@@ -86,34 +83,3 @@ def test_a_row_that_cannot_be_tested_counts_among_the_tests() -> None:
     assert found["a"].p is not None
     assert found["a"].holm_p == pytest.approx(2 * found["a"].p)
     assert found["once"].holm_p is None
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def evidence(students: tuple[str, ...] = ("small1", "small2")) -> tuple[Plan, dict]:
-    """Two pairs, three seeds; soft_logits is 5 points above the student, fitnet as good."""
-    offsets = {"student": 0.0, "soft_logits": 0.05, "fitnet": 0.0, "teacher": 0.2}
-    rows, records = [], {}
-    for place, student in enumerate(students):
-        for label, offset in offsets.items():
-            for seed in range(3):
-                row = grid.row(label, seed, f"big{place}", student)
-                last = 0.6 + 0.01 * seed + offset + 0.001 * ((seed * 7 + len(label)) % 3)
-                rows.append(row)
-                records[row.cell_id] = grid.finished(row, last, last, None)
-    return Plan(name="made", description="", config={}, rows=rows), records
-
-
-def test_tables_are_per_pair_and_reference() -> None:
-    tables = comparison_tables(*evidence())
-    titles = [table.title.partition(",")[0] for table in tables]
-    assert titles == ["Gain over student", "Gain over soft_logits"] * 2
-    over_student = {row[0].value: row[-1].value for row in tables[0].rows}
-    assert over_student == {"soft_logits": BETTER, "fitnet": UNDECIDED}
-    over_soft_logits = {row[0].value: row[-1].value for row in tables[1].rows}
-    assert over_soft_logits == {"fitnet": WORSE}
-
-
-def test_nothing_finished_gives_no_table() -> None:
-    assert comparison_tables(evidence()[0], {}) == ()

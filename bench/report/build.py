@@ -9,7 +9,6 @@ from pathlib import Path
 from bench.cost.costs import Costs
 from bench.record import Plan, Record, write_atomically
 from bench.report.claims import claims_section
-from bench.report.comparison import comparison_tables
 from bench.report.conditions import conditions_table, faults_table
 from bench.report.cost import FIGURES as COST_FIGURES
 from bench.report.cost import cost_sections, cost_tables, write_costs
@@ -85,7 +84,6 @@ def sections(
         _section("choice", "The choice", [_noted(choice_table(choices), version)]),
         _section("candidates", "Candidates", [_noted(c.to_table(), version) for c in choices]),
         _section("overview", "Accuracy and gain", overview_tables(plan, records)),
-        _section("comparison", "Rows compared", comparison_tables(plan, records)),
         _section("published", "Published and ours", published_tables(plan, records)),
         claims_section(plan, records, costs),
         accuracy_cost_section(plan, records, costs),

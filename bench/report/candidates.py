@@ -26,7 +26,7 @@ class Limits:
         max_memory_mib: peak memory of a step above the plain student's.
         min_gain: accuracy over the plain student, in [0, 1].
         category: the methods' only category; plain students stay as what they are compared with.
-        extra_parameters: whether parameters may be trained beside the student.
+        extra_parameters: whether parameters may be trained with the student.
     """
 
     max_cost: float | None = None
@@ -55,7 +55,7 @@ class Candidate:
             plain student itself.
         cost: whole training over the plain student's; None where not measured.
         extra_mib: peak memory of a step above the plain student's; None where not measured.
-        extra_parameters: trained beside the student; None where not measured.
+        extra_parameters: trained with the student; None where not measured.
         excluded: why it may not be chosen; empty if it may.
     """
 

@@ -1,4 +1,4 @@
-"""Rows held against a reference, pair by pair.
+"""The rows of a pair held against a reference.
 
 Differences are paired by seed, and the tests corrected for how many rows are looked at.
 """
@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.record import Plan, Record
 from bench.report.statistics import (
     ALPHA,
     Interval,
@@ -19,56 +18,13 @@ from bench.report.statistics import (
     paired_differences,
     paired_t_p,
 )
-from bench.report.summary import PairKey, measured_groups
-from bench.report.tables import Column, Table, Value
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not enough seeds to tell"
 
-STUDENT, SOFT_LOGITS = "student", "soft_logits"
-
-PAIR_COLUMNS = (
-    Column(key="label", name="method", align="left"),
-    Column(key="n", name="n"),
-    Column(key="gain", name="gain", unit="pp", digits=2, signed=True, interval=True),
-    Column(key="effect_size", name="effect size d_z", digits=2, signed=True),
-    Column(key="p", name="p, paired t", digits=4, p_value=True),
-    Column(key="holm_p", name="p, Holm", digits=4, p_value=True),
-    Column(key="verdict", name="verdict", align="left"),
-)
-
-PAIR_NOTES = (
-    "Differences are paired by seed, over the n seeds that both rows finished.",
-    "Gain: mean ± half-width of the 95 % t interval.",
-    "p: paired t test, two-sided; Holm: corrected for all rows of this table. Verdict: by Holm's "
-    f'p at {ALPHA:g}, else "{UNDECIDED}"; an interval that excludes 0 looks at its row alone.',
-    'The claims\' "never beaten significantly" corrects over all other rows on all pairs: a row '
-    "worse in this table alone may be among them.",
-    "d_z: mean over standard deviation of the differences. No p where all differences are equal "
-    "or n = 1: there is no spread to judge by.",
-)
-
+STUDENT = "student"
 
 Series = Mapping[int, float]
 """Seed -> accuracy of the last epoch, in [0, 1]."""
-
-
-def comparison_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, ...]:
-    """For each pair its rows against student and soft logits.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-
-    Returns:
-        One or two tables a pair; nothing where no two rows finished at one seed.
-    """
-    labels = dict.fromkeys(row.label for row in plan.rows if row.method == SOFT_LOGITS)
-    soft = SOFT_LOGITS if SOFT_LOGITS in labels else next(iter(labels), SOFT_LOGITS)
-    tables = []
-    for key, groups in measured_groups(plan, records).items():
-        rows = {g.label: g.by_seed("last_accuracy") for g in groups if g.role != "teacher"}
-        tables += [_pair_table(key, rows, reference) for reference in (STUDENT, soft)]
-    return tuple(table for table in tables if table is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +37,6 @@ class Compared:
         p: of the paired t test that the mean is the margin; None where there is no spread to
             judge it by: one seed, or differences all equal but not to the margin.
         holm_p: p corrected for all rows held against this reference; None as `p`.
-        effect: Cohen's d_z; None for one seed.
         verdict: `BETTER` or `WORSE` where `holm_p` is at most `ALPHA`, else `UNDECIDED`.
     """
 
@@ -89,7 +44,6 @@ class Compared:
     gain: Interval | None
     p: float | None
     holm_p: float | None
-    effect: float | None
     verdict: str
 
     @property
@@ -173,35 +127,5 @@ def _compared(
         gain=gain,
         p=p,
         holm_p=None if p is None else adjusted,
-        effect=effect_size(differences) if len(differences) > 1 else None,
         verdict=verdict,
     )
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def _pair_table(key: PairKey, rows: Mapping[str, Series], reference: str) -> Table | None:
-    others = {x: row for x, row in rows.items() if row and x not in (STUDENT, reference)}
-    found = compare(others, rows.get(reference, {}))
-    if not any(compared.n for compared in found.values()):
-        return None
-    return Table.by_name(
-        title=f"Gain over {reference}, {key.title}",
-        columns=PAIR_COLUMNS,
-        rows=[_pair_row(label, compared) for label, compared in found.items()],
-        notes=PAIR_NOTES,
-    )
-
-
-def _pair_row(label: str, compared: Compared) -> dict[str, Value]:
-    effect = compared.effect
-    return {
-        "label": label,
-        "n": compared.n,
-        "gain": compared.gain,
-        "effect_size": None if effect is None or math.isinf(effect) else effect,
-        "p": compared.p,
-        "holm_p": compared.holm_p,
-        "verdict": compared.verdict,
-    }
