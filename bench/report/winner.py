@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.cost.costs import Costs
 from bench.record import FINISHED, Plan, Record, Row
-from bench.report.candidates import STUDENT, Candidate
-from bench.report.recommend import Choice, recommend
+from bench.report.candidates import STUDENT
+from bench.report.recommend import recommend
 from bench.report.summary import group_by_pair
 
 
@@ -43,56 +43,36 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs | None = None
     """
     choices = recommend(plan, records, costs)
     proven = [
-        (choice, candidate)
+        (c.mean.mean, choice, c)
         for choice in choices
-        if (candidate := choice.chosen) is not None and candidate.label != STUDENT
+        if (c := choice.chosen) is not None and c.label != STUDENT and c.mean is not None
     ]
-    if proven:
-        choice, candidate = max(proven, key=lambda found: _accuracy(found[1]))
-        row, seeds = _first_finished(plan, records, choice, candidate)
-        return Winner(
-            row,
-            f"proven: for {choice.key.title}, {candidate.label} is better than the plain student "
-            f"(Holm's correction over the pair's rows); mean test accuracy "
-            f"{_accuracy(candidate):.2%} over {seeds} seeds. {_which_seed(row)}",
-        )
-    if (bet := _best_bet(choices)) is None:
+    bets = [
+        (c.gain, choice, c)
+        for choice in choices
+        for c in choice.candidates
+        if not c.excluded and c.gain > 0
+    ]
+    if not (proven or bets):
         return None
-    choice, candidate = bet
-    row, seeds = _first_finished(plan, records, choice, candidate)
-    return Winner(
-        row,
-        f"best bet, not proven: for {choice.key.title}, {candidate.label} has the highest mean "
-        f"gain over the plain student, {100 * candidate.gain:+.2f} points over {seeds} seeds, "
-        f"which may be chance. {_which_seed(row)}",
-    )
-
-
-def _best_bet(choices: Iterable[Choice]) -> tuple[Choice, Candidate] | None:
-    better = [
-        (choice, candidate)
-        for choice in choices
-        for candidate in choice.candidates
-        if not candidate.excluded and candidate.gain > 0
-    ]
-    return max(better, key=lambda found: found[1].gain, default=None)
-
-
-def _accuracy(candidate: Candidate) -> float:
-    assert candidate.mean is not None
-    return candidate.mean.mean
-
-
-def _first_finished(
-    plan: Plan, records: Mapping[str, Record], choice: Choice, candidate: Candidate
-) -> tuple[Row, int]:
-    """The row's first finished seed, and how many seeds finished."""
-    rows = [row for row in group_by_pair(plan)[choice.key] if row.label == candidate.label]
+    # The plan's first one of equals.
+    number, choice, best = max(proven or bets, key=lambda found: found[0])
+    rows = [row for row in group_by_pair(plan)[choice.key] if row.label == best.label]
     finished = [
         row for row in rows if row.cell_id in records and records[row.cell_id].status == FINISHED
     ]
-    return min(finished, key=lambda row: row.seed), len(finished)
-
-
-def _which_seed(row: Row) -> str:
-    return f"Seed {row.seed} is the first one, not the best one."
+    row = min(finished, key=lambda row: row.seed)
+    seed = f"Seed {row.seed} is the first one, not the best one."
+    if proven:
+        return Winner(
+            row,
+            f"proven: for {choice.key.title}, {best.label} is better than the plain student "
+            f"(Holm's correction over the pair's rows); mean test accuracy {number:.2%} over "
+            f"{len(finished)} seeds. {seed}",
+        )
+    return Winner(
+        row,
+        f"best bet, not proven: for {choice.key.title}, {best.label} has the highest mean gain "
+        f"over the plain student, {100 * number:+.2f} points over {len(finished)} seeds, which may "
+        f"be chance. {seed}",
+    )
