@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,9 +17,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from bench import record
-from bench.cell import Cell, DataSpec, Fraction, Recipe, Spec
+from bench.cell import DataSpec, Fraction, Recipe, Spec
 from bench.faults import UserError
-from bench.hyperparameters import JOINT, METHODS, build_method, method_code, resolve_hyperparameters
+from bench.hyperparameters import JOINT, METHODS, build_method
 from bench.models import zoo
 from bench.registry import unknown
 
@@ -311,7 +310,8 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
     if len(text) > 300:
         text = f"{text[:300]}..."
-    return f"{path}: {text}" * bool(path) + text * (not path) + f" (and {more} more)" * bool(more)
+    parts = [path] if path else []
+    return ": ".join([*parts, text]) + (f" (and {more} more)" if more else "")
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
@@ -448,128 +448,3 @@ def name_part(grid: Grid, whole: Grid) -> Grid:
         return grid
     digest = hashlib.sha256(grid.model_dump_json().encode()).hexdigest()[:6]
     return grid.model_copy(update={"name": f"{grid.name}-{digest}"})
-
-
-# --- expansion -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """A grid written out: its plan of table rows, and every cell by id, teachers first."""
-
-    plan: record.Plan
-    cells: dict[str, Cell]
-
-
-Fingerprint = Callable[[DataSpec], str]
-
-
-def expand(grid: Grid, fingerprint: Fingerprint) -> Expansion:
-    """All cells of a grid.
-
-    Args:
-        grid: a checked grid.
-        fingerprint: of the decoded data set of a cell, part of its id.
-    """
-    rows: dict[tuple[str, ...], record.Row] = {}
-    cells: dict[str, Cell] = {}
-    for data, pair, seed in itertools.product(_data(grid), grid.all_pairs, grid.seeds):
-        for row, cell in _rows(grid, data, pair, seed, fingerprint):
-            cells.setdefault(cell.id, cell)
-            key = (str(row.axes), row.teacher, row.student, row.role, row.label, str(row.seed))
-            rows[key] = row
-    ordered = sorted(cells.values(), key=lambda cell: bool(cell.needs))
-    plan = record.Plan(
-        name=grid.name,
-        description=" ".join(grid.description.split()),
-        config=grid.model_dump(mode="json"),
-        rows=list(rows.values()),
-    )
-    return Expansion(plan, {cell.id: cell for cell in ordered})
-
-
-def _data(grid: Grid) -> Iterable[DataSpec]:
-    axes = {k: v for k, v in grid.axes.model_dump().items() if v}
-    for values in itertools.product(*axes.values()):
-        yield grid.data.model_copy(update=dict(zip(axes, values, strict=True)))
-
-
-def _rows(
-    grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: Fingerprint
-) -> Iterable[tuple[record.Row, Cell]]:
-    def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
-        return Cell(
-            model=grid.model(model), network_code=zoo.model_code(grid.model(model)),
-            data=data, fingerprint=fingerprint(data), method="student",
-            code=method_code("student"), recipe=recipe, seed=seed,
-            hyperparameters=resolve_hyperparameters("student", {}),
-            precision=grid.precision, deterministic=grid.deterministic,
-        )  # fmt: skip
-
-    whole = data.model_copy(
-        update={"fraction": grid.teacher.fraction, "labels": 1.0, "resolution": 1}
-    )
-    teacher_seed = seed if grid.teacher.seed == "per_seed" else int(grid.teacher.seed)
-    teacher_recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
-    teacher = plain(pair.teacher, whole, teacher_seed, teacher_recipe)
-    student = plain(pair.student, data, seed, grid.recipe_of(pair.student))
-    if grid.diagnostics:
-        student = student.model_copy(update={"diagnostics": True})
-
-    source = None
-    if grid.source is not None:
-        recipe = grid.recipe_of(pair.student, grid.source.recipe)
-        source = plain(pair.student, source_data(data, grid.source), seed, recipe)
-
-    def row(role: str, label: str, method: str, category: str, cell: Cell) -> record.Row:
-        return record.Row(
-            role=role, label=label, method=method, category=category, seed=seed,
-            data=data_name(data), axes=axes_of(data), teacher=pair.teacher, student=pair.student,
-            cell_id=cell.id, teacher_id=teacher.id,
-        )  # fmt: skip
-
-    yield row("teacher", "teacher", "student", "baseline", teacher), teacher
-    yield row("student", "student", "student", "baseline", student), student
-    if source is not None:
-        yield row("source", "source", "student", "baseline", source), source
-    for spec in grid.methods:
-        if spec.name == BASELINE:
-            if spec.epochs_factor is not None:
-                longer = _longer(student, spec.epochs_factor)
-                yield row("method", spec.label, BASELINE, "baseline", longer), longer
-            continue
-        hyperparameters = resolve_hyperparameters(spec.name, grid.hyperparameters(spec))
-        method = build_method(spec.name, **hyperparameters)
-        cell = student.model_copy(
-            update={
-                "method": spec.name,
-                "code": method_code(spec.name),
-                "hyperparameters": hyperparameters,
-                "teacher": teacher if method.needs_teacher else None,
-                "source": source if method.starts_from == "source" else None,
-            }
-        )
-        yield row("method", spec.label, spec.name, method.category, cell), cell
-
-
-def _longer(student: Cell, factor: float) -> Cell:
-    """The same training over more epochs, with its schedule stretched over all of them.
-
-    It is the cell that a recipe of so many epochs gives, and shares the student's stream: the
-    same initial student, images and order, epoch by epoch, as far as the shorter one goes.
-    """
-    epochs = round(factor * student.recipe.epochs)
-    recipe = student.recipe.model_copy(update={"epochs": epochs})
-    return student.model_copy(update={"recipe": recipe})
-
-
-def data_name(data: DataSpec) -> str:
-    """The data set's name in tables: source, size and number of classes where they are set."""
-    size = f"@{data.size}" if data.size else ""
-    count = data.classes if isinstance(data.classes, int) else len(data.classes or ())
-    return f"{data.source}{size}" + (f"/{count}" if count else "")
-
-
-def axes_of(data: DataSpec) -> dict[str, float]:
-    """The values of the data axes."""
-    return {"fraction": data.fraction, "labels": data.labels, "resolution": data.resolution}

@@ -9,7 +9,8 @@ import torch
 from lessons import Lesson, cell, plain_cell, recipe, run
 from torch import nn
 
-from bench.grid import expand, load_grid
+from bench.expansion import expand
+from bench.grid import load_grid
 from bench.hyperparameters import METHODS, build_method
 from bench.launch.tune import trials_of, tuning_grid
 from bench.method import Method, NoConnector, Pair, Stage, View

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.expansion import expand
 from bench.grid import (
     GridError,
     MethodSpec,
-    expand,
     find_grid,
     grid_names,
     load_grid,

@@ -17,7 +17,8 @@ from processes import ROOT, kd_bench, plan_of, results, start
 from bench.cli import main, outputs
 from bench.code_version import method_digest
 from bench.data import sources
-from bench.grid import Expansion, expand, load_grid
+from bench.expansion import Expansion, expand
+from bench.grid import load_grid
 from bench.hyperparameters import METHODS, build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
 from bench.plugin import Plugin, PluginError, plugged, read_plugins

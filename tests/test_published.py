@@ -10,7 +10,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from bench.cell import Recipe
-from bench.grid import expand, load_grid
+from bench.expansion import expand
+from bench.grid import load_grid
 from bench.record import FINISHED, Plan, Record
 from bench.report.published import load_published, published_tables
 from bench.report.tables import Table, show

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.data.library import Library
-    from bench.grid import Expansion, Grid
+    from bench.expansion import Expansion
+    from bench.grid import Grid
     from bench.launch.coordinator import Launch
     from bench.launch.job import WorkerConfig
     from bench.launch.ray_cluster import RayCluster
@@ -79,7 +80,7 @@ def expand_grid(prepared: Prepared, grid: Grid, retry_failed: bool) -> Expansion
     Raises:
         UserError: one does not.
     """
-    from bench.grid import expand
+    from bench.expansion import expand
     from bench.launch.job import unfinished
 
     expansion = expand(grid, prepared.library.fingerprint)

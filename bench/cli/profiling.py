@@ -62,7 +62,8 @@ def _read(options: argparse.Namespace) -> _Asked:
     from bench.code_version import provenance
     from bench.cost.profiler import Profile
     from bench.cost.steps import Workload
-    from bench.grid import data_name, load_grid, narrow
+    from bench.expansion import data_name
+    from bench.grid import load_grid, narrow
     from bench.train.device import pick_device
 
     _check(options)

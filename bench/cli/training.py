@@ -17,7 +17,8 @@ from bench.cli.preparation import (
 from bench.cli.recorded import fetch_costs
 
 if TYPE_CHECKING:
-    from bench.grid import Expansion, Grid
+    from bench.expansion import Expansion
+    from bench.grid import Grid
     from bench.launch.coordinator import Outcome
 
 

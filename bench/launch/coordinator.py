@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench.cell import Cell
 from bench.data.library import Library
-from bench.grid import Expansion
+from bench.expansion import Expansion
 from bench.launch.job import Job, Report, WorkerConfig, total_epochs, unfinished
 from bench.launch.launcher import Done
 from bench.launch.leases import Leases

@@ -9,7 +9,7 @@ import torch
 
 from bench.cell import Cell
 from bench.cost.estimate import WORKER_SECONDS, Estimate
-from bench.grid import Expansion
+from bench.expansion import Expansion
 from bench.launch.job import Library, WorkerConfig, total_epochs, unfinished
 from bench.launch.resources import process_bytes
 from bench.launch.schedule import plan_training, simulate
