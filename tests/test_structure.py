@@ -28,7 +28,7 @@ ALLOWED = {
     "bench.launch": {*TRAINING, "bench.cost", "bench.tracking"},
     "bench.cli": {*TRAINING, "bench.cost", "bench.tracking", "bench.report", "bench.launch"},
 }
-ONLY_HERE = {"mlflow": "bench.tracking", "ray": "bench.launch", "pandas": "bench.report"}
+ONLY_HERE = {"mlflow": "bench.tracking", "ray": "bench.launch"}
 
 
 def module_name(path: Path) -> str:
