@@ -9,7 +9,7 @@ import pytest
 import torch
 from lessons import cell, plain_cell, recipe, run
 
-from bench.checked import DamagedError, pack, unpack
+from bench.checksum import DamagedError, pack, unpack
 from bench.hyperparameters import METHODS, build_method
 from bench.record import Record, Store
 from bench.train import checkpoint

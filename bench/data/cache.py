@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.checked import DamagedError, pack, unpack
+from bench.checksum import DamagedError, pack, unpack
 from bench.data.dataset import DataError, DataSet
 from bench.record import write_atomically
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench.checked import DamagedError, pack, unpack
+from bench.checksum import DamagedError, pack, unpack
 from bench.record import write_atomically
 
 VERSION = 2

@@ -1,6 +1,6 @@
-"""Tensors in one file that tells when it is damaged: safetensors with a SHA-256 over its content.
+"""Tensor files with a checksum: safetensors, and a SHA-256 of the content.
 
-Nothing is unpickled: a file from elsewhere can be wrong, but it cannot run anything.
+A damaged file is recognised. Nothing is unpickled: a file from elsewhere cannot run code.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 class DamagedError(ValueError):
-    """A file that was cut off or changed since it was written; the message says how it shows."""
+    """A file that was truncated or changed since it was written; the message says how."""
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
-    """A file's content: the tensors, a text beside them, and the checksum of both.
+    """A file's content: tensors, a text, and the checksum of both.
 
     Args:
         tensors: name -> tensor, on any device, in any layout; stored contiguous.
