@@ -35,7 +35,6 @@ from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.hyperparameters import build_method
 from bench.record import NOT_APPLICABLE
 from bench.report.cost import method_table, stage_table, write_costs
-from bench.report.cost_order import category_table, findings
 from bench.report.palette import CATEGORIES, METHODS
 from bench.report.tables import to_csv, to_markdown
 from bench.tracking import Mirror
@@ -274,55 +273,6 @@ def test_table_of_stages_counts_the_loss_and_its_share_of_the_step():
     assert (hint["loss_matmul_mflop"], hint["loss_elementwise_mflop"]) == ("0.5", "0.1")
     assert (hint["step_ms"], hint["step_ms_low"], hint["step_ms_n"]) == ("12.0", "10.8", "5")
     assert (hint["loss_share"], hint["loss_peak_mib"]) == ("0.25", "1.0")
-
-
-# --- the claimed order of cost ------------------------------------------------------------------
-
-WHOLE = "response < multi-connection < shared-representation"
-
-
-def ranked(**medians: tuple[str, float]) -> list[CostRecord]:
-    return [
-        record(label, category, stage("train", 100.0, median), training_cost_ratio=around(1.5))
-        for label, (category, median) in medians.items()
-    ]
-
-
-def verdicts(records: list[CostRecord]) -> dict[str, tuple]:
-    return {
-        f.claim: (f.verdict, f.in_order, f.undecided, f.violations)
-        for f in findings(records)
-        if f.measure == "transfer loss (ms)"
-    }
-
-
-def test_the_claimed_order_is_supported_if_every_comparison_is_as_claimed():
-    records = ranked(soft=("response", 1.0), hint=("multi-connection", 5.0),
-                     flow=("shared-representation", 50.0))  # fmt: skip
-    found = verdicts(records)
-    assert {verdict for verdict, *_ in found.values()} == {"supported"}
-    assert found[WHOLE][1:] == (3, 0, ())
-    rows = list(csv.DictReader(to_csv(category_table(records)).splitlines()))
-    assert [row["cheapest"] for row in rows][:3] == ["soft", "hint", "flow"]
-    assert [row["median"] for row in rows] == ["1.0", "5.0", "50.0", "1.5", "1.5", "1.5"]
-
-
-def test_what_goes_against_the_claimed_order_is_named_and_overlaps_decide_nothing():
-    found = verdicts(ranked(soft=("response", 1.0), hint=("multi-connection", 5.0),
-                            bound=("multi-connection", 20.0),
-                            points=("shared-representation", 5.2),
-                            flow=("shared-representation", 50.0)))  # fmt: skip
-    part = found["multi-connection < shared-representation"]
-    assert part == ("partly supported", 2, 1, (("bound", "points"),))
-    assert found["response < shared-representation"][0] == "supported"
-    assert found[WHOLE][0] == "partly supported"
-
-
-def test_an_order_the_other_way_round_is_not_supported():
-    soft, hint = ("response", 50.0), ("multi-connection", 5.0)
-    found = verdicts(ranked(soft=soft, hint=hint, flow=("shared-representation", 1.0)))
-    assert {verdict for verdict, *_ in found.values()} == {"not supported"}
-    assert set(verdicts(ranked(soft=soft, hint=hint))) == {"response < multi-connection"}
 
 
 def test_files_are_the_same_bytes_every_time(tmp_path):

@@ -34,10 +34,10 @@ def write(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -
 
 def write_costs(work: WorkDir, name: str, costs: Costs) -> list[Path]:
     """The same of a grid that was profiled and not trained."""
-    from bench.report.build import build_costs
+    from bench.report import cost
 
     folder = work.grid(name)
-    files = build_costs(costs, folder)
+    files = cost.write_costs(costs, folder)
     print(f"tables and figures: {folder}")
     return [*files, *_measured(folder)]
 

@@ -11,7 +11,7 @@ from bench.record import Plan, Record, write_atomically
 from bench.report.claims import claims_section
 from bench.report.conditions import conditions_table, faults_table
 from bench.report.cost import FIGURES as COST_FIGURES
-from bench.report.cost import cost_sections, cost_tables, write_costs
+from bench.report.cost import cost_tables, write_costs
 from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
@@ -29,7 +29,7 @@ NO_COSTS = (
     "cost is drawn then."
 )
 
-LAST = ("accuracy_cost", "cost_order", "published", "claims", "conditions")
+LAST = ("accuracy_cost", "published", "claims", "conditions")
 """Parts of the report that come after the pairs and the costs."""
 
 
@@ -87,7 +87,6 @@ def sections(
         _section("published", "Published and ours", published_tables(plan, records)),
         claims_section(plan, records, costs),
         accuracy_cost_section(plan, records, costs),
-        *cost_sections(costs or Costs()),
         _section("conditions", "Conditions", [table for table in conditions if table]),
     ]
     return [section for section in made if section.tables]
@@ -184,16 +183,3 @@ def _cost_pictures(paths: Iterable[Path]) -> list[Picture]:
         for kind, caption in COST_FIGURES.items()
         if path.suffix == ".svg" and path.name.startswith(kind)
     ]
-
-
-def build_costs(costs: Costs, folder: Path) -> list[Path]:
-    """What `build` writes of costs alone, where nothing was trained.
-
-    Args:
-        costs: what the profiler measured.
-        folder: made if it is not there.
-    """
-    paths = write_costs(costs, folder)
-    for section in cost_sections(costs):
-        paths += write_section(section, folder)
-    return paths

@@ -70,8 +70,7 @@ CLAIM_NOTES = (
     "Measures compare means over a category's methods, paired by seed and averaged over the pairs "
     "of networks; p of the paired t test, Holm over the table; [95 % t interval], n seeds. Fewer "
     f"than {LEAST_SEEDS} seeds decide nothing.",
-    "Costs too are means over a category's methods, so one costly method can carry its category: "
-    "the claimed order of cost compares every row with every row, and its verdict can be weaker.",
+    "Costs too are means over a category's methods: one costly method can carry its category.",
     "Never beaten significantly: by no other row on any pair, with Holm's correction over all "
     "those comparisons of the row.",
 )

@@ -9,7 +9,6 @@ from pathlib import Path
 from bench.cost.costs import CostRecord, Costs, StageCost
 from bench.record import FINISHED, write_atomically
 from bench.report.cost_figures import draw_losses, draw_memory, draw_step
-from bench.report.cost_order import category_table, order_table
 from bench.report.drawing import save_figure
 from bench.report.measured import (
     MEGA,
@@ -23,7 +22,6 @@ from bench.report.measured import (
 from bench.report.tables import (
     Column,
     Entry,
-    Section,
     Table,
     Value,
     to_csv,
@@ -190,13 +188,6 @@ def cost_tables(costs: Costs) -> tuple[Table, ...]:
     """The methods and their stages, for each pair and set of conditions."""
     groups = by_place(costs.records).values()
     return tuple(table for r in groups for table in (method_table(r), stage_table(r)))
-
-
-def cost_sections(costs: Costs) -> tuple[Section, ...]:
-    """The measured costs against the claimed order of cost."""
-    groups = by_place(costs.records).values()
-    orders = tuple(table for r in groups for table in (order_table(r), category_table(r)))
-    return (Section(name="cost_order", title="The claimed order of cost", tables=orders),)
 
 
 def cost_metrics(costs: Costs) -> dict[str, float]:
