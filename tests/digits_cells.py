@@ -8,7 +8,6 @@ from bench.cell import Cell, DataSpec, Recipe
 from bench.data.library import Library
 from bench.hyperparameters import method_code, resolve_hyperparameters
 from bench.launch.job import WorkerConfig
-from bench.record import Store
 
 DATA = DataSpec(source="digits", classes=2, fraction=0.3, pad=1, flip=False)
 EPOCHS = 3
@@ -47,17 +46,3 @@ def worker_config(work: Path, cache: Path, **changes: object) -> WorkerConfig:
         "checkpoints": work / "checkpoints", "checkpoint_seconds": 0.0,
     }  # fmt: skip
     return WorkerConfig(**{**values, **changes})
-
-
-def results(work: Path) -> dict[str, object]:
-    """Everything that must be equal between two trainings of the same cells, by cell id."""
-    found = {}
-    for folder in sorted((work / "cells").iterdir()):
-        record = Store(work / "cells").read(folder.name)
-        assert record is not None
-        final = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
-        weights = folder / "weights.safetensors"
-        found[folder.name] = (
-            record.status, record.curves, final, weights.read_bytes() if weights.exists() else b""
-        )  # fmt: skip
-    return found

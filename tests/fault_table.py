@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +114,13 @@ def found(work: Path) -> dict[str, object]:
 def checkpoints(work: Path) -> list[Path]:
     """The checkpoints in a work directory."""
     return list((work / "store" / "checkpoints").glob("*/*.safetensors"))
+
+
+def until(condition: Callable[[], object], running: subprocess.Popen[str], output: Path) -> None:
+    """Waits for a condition; fails if the command ends before."""
+    while not condition():
+        assert running.poll() is None, output.read_text()
+        time.sleep(0.02)  # looks again; nothing depends on how soon
 
 
 def mirrored_once(work: Path, env: dict[str, str], monkeypatch) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from bench.record import FINISHED, Plan
+from bench.record import FINISHED, Plan, Store
 from bench.workdir import WorkDir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +40,13 @@ def plan_of(work: Path, grid: str = "smoke") -> Plan:
 
 def results(work: Path, grid: str = "smoke") -> dict[str, object]:
     """Everything that must be equal between two runs of one grid, by cell id."""
-    store, found = WorkDir(work).store, {}
-    for cell_id, record in store.read_all(plan_of(work, grid).cell_ids()).items():
+    return comparable(WorkDir(work).store, plan_of(work, grid).cell_ids())
+
+
+def comparable(store: Store, cell_ids: Iterable[str]) -> dict[str, object]:
+    """Everything that must be equal between two trainings of the same cells, by cell id."""
+    found = {}
+    for cell_id, record in store.read_all(cell_ids).items():
         final = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
         weights = b""
         if record.status == FINISHED:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from digits_cells import EPOCHS, digits_cell, results, worker_config
+from digits_cells import EPOCHS, digits_cell, worker_config
 from fake_ray import NodeDies, RayError, WorkerCrashedError, fake_ray
-from processes import ROOT
+from processes import ROOT, comparable
 
 from bench.cell import Cell
 from bench.cli import main, parse
@@ -41,6 +41,10 @@ def cells(data_root) -> list[Cell]:
     teacher = digits_cell("cnn3", data_root)
     taught = [digits_cell("cnn2", data_root, name, teacher) for name in ("soft_logits", "fitnet")]
     return [teacher, digits_cell("cnn2", data_root), *taught]
+
+
+def results(work: Path) -> dict[str, object]:
+    return comparable(Store(work / "cells"), [path.name for path in (work / "cells").iterdir()])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,13 +34,15 @@ from fault_table import (
     quiet_mlflow,
     tally,
     undisturbed,
+    until,
     words,
 )
-from lessons import plain_cell, recipe, run
+from lessons import run
 from mlflow_server import MlflowServer
 from processes import ROOT, environment, kd_bench, start
 
 from bench.record import write_atomically
+from bench.tracking import Mirror
 from bench.train.checkpoint import Checkpoints
 
 __all__ = ["tally", "undisturbed"]
@@ -77,35 +78,17 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(tmp_path):
     )
 
 
-@contextlib.contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """The operating system refuses every write beyond it, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def test_a_write_that_the_system_refuses_leaves_what_was_there(tmp_path):
+    path, before = tmp_path / "record.json", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_atomically(path, "before")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a full disk refuses it
     try:
-        yield
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(path, "x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_write_that_the_system_refuses_leaves_what_was_there(tmp_path, caplog):
-    path = tmp_path / "record.json"
-    write_atomically(path, "before")
-    with files_no_larger_than(1000), pytest.raises(OSError, match="File too large"):
-        write_atomically(path, "x" * 2000)
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
-
-
-def test_training_goes_on_where_checkpoints_find_no_room(tmp_path, caplog):
-    one = plain_cell("cnn16", recipe=recipe(epochs=2))
-    run([one], tmp_path / "free")
-    weights = (tmp_path / "free" / one.id / "weights.safetensors").stat().st_size
-    with files_no_larger_than(weights * 3 // 2):  # a checkpoint has momentum too
-        found = run([one], tmp_path, checkpoints=Checkpoints(tmp_path / "kept", 0))[one.id]
-    assert found.status == "finished"
-    assert "cannot be written (File too large)" in caplog.text
-    assert list((tmp_path / "kept").iterdir()) == []
 
 
 # --- long forms ----------------------------------------------------------------------------------
@@ -168,13 +151,11 @@ def whole(work: Path, usual: Undisturbed) -> bool:
 
 
 def run_until_checkpoints(work: Path, output: Path) -> list[Path]:
-    """Kills a run in its midst; returns the latest checkpoint of each cell, two each."""
+    """Kills a run in its midst; returns the latest checkpoint of each cell."""
     with output.open("w") as file, start(file, *words(work)) as launcher:
-        while len(files := sorted(checkpoints(work))) < 8:
-            assert launcher.poll() is None, "it ended by itself"
-            time.sleep(0.01)  # looks again; nothing depends on how soon
+        until(lambda: len(checkpoints(work)) >= 8, launcher, output)
         os.killpg(launcher.pid, signal.SIGKILL)
-    latest = {path.parent: path for path in files if path.exists()}
+    latest = {path.parent: path for path in sorted(checkpoints(work))}
     return list(latest.values())
 
 
@@ -242,9 +223,7 @@ def test_a_tracking_server_that_is_killed_and_comes_back(tmp_path, undisturbed, 
     with output.open("w") as file:
         with server:
             launcher = start(file, *words(work), **env)
-            while "cells 1/" not in output.read_text():
-                assert launcher.poll() is None, output.read_text()
-                time.sleep(0.05)  # looks again
+            until(lambda: "cells 1/" in output.read_text(), launcher, output)
         assert launcher.wait(TIMEOUT) == 0, output.read_text()  # the server is dead: all trained
     assert "MLflow store failed" in output.read_text()
     with server:
@@ -258,6 +237,18 @@ def test_a_tracking_server_that_is_killed_and_comes_back(tmp_path, undisturbed, 
 
 @pytest.mark.slow
 @quiet_mlflow
+def test_a_process_that_is_killed_while_it_makes_the_database_of_mlflow(tmp_path):
+    code = "import sys, pathlib, bench.tracking as t; t.Mirror(pathlib.Path(sys.argv[1]), 'grid')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True
+    ) as process:
+        until(lambda: list(tmp_path.glob(".mlflow-*/mlflow.db")), process, tmp_path)
+        process.kill()
+    assert Mirror(tmp_path, "grid").experiment.search("") == []
+
+
+@pytest.mark.slow
+@quiet_mlflow
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_launchers_at_once(tmp_path, undisturbed, tally, monkeypatch, killed):
     """They share the work; a killed one's part is taken over by the other."""
@@ -266,9 +257,7 @@ def test_two_launchers_at_once(tmp_path, undisturbed, tally, monkeypatch, killed
     with outputs[0].open("w") as first, outputs[1].open("w") as second:
         launchers = [start(file, *words(work, "--workers", "1")) for file in (first, second)]
         if killed:
-            while not checkpoints(work):
-                assert launchers[0].poll() is None, outputs[0].read_text()
-                time.sleep(0.01)  # looks again
+            until(lambda: checkpoints(work), launchers[0], outputs[0])
             os.killpg(launchers[0].pid, signal.SIGKILL)
         codes = [launcher.wait(TIMEOUT) for launcher in launchers]
     said = [path.read_text() for path in outputs]

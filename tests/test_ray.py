@@ -13,8 +13,7 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,6 +28,7 @@ from fault_table import (
     quiet_mlflow,
     tally,
     undisturbed,
+    until,
     words,
 )
 from processes import kd_bench, plan_of, start
@@ -71,12 +71,6 @@ def two(nodes) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def on(nodes: Nodes, *more: str) -> list[str]:
     return [*RAY, "--address", nodes.address, *more]
-
-
-def until(condition: Callable[[], object], running: subprocess.Popen[str], output: Path) -> None:
-    while not condition():
-        assert running.poll() is None, output.read_text()
-        time.sleep(0.02)  # looks again; nothing depends on how soon
 
 
 def check_whole(work: Path, undisturbed: Undisturbed) -> None:

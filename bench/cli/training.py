@@ -110,11 +110,7 @@ def _say_outcome(outcome: Outcome) -> None:
         print(f"nothing to train, every cell has a result; in all: {states}")
         return
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
-    print(
-        f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; "
-        f"sending records to MLflow took {outcome.mirror_cpu_seconds:.1f} s of CPU time meanwhile; "
-        f"in all: {states}"
-    )
+    print(f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; in all: {states}")
 
 
 def exit_code(counts: dict[str, int]) -> int:

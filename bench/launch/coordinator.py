@@ -39,14 +39,12 @@ class Outcome:
         elsewhere: cells that another command trained meanwhile.
         counts: status -> cells of the whole plan; "not run" is among them.
         seconds: wall clock of the whole run.
-        mirror_cpu_seconds: CPU time of sending records to MLflow. Workers trained meanwhile.
     """
 
     trained: int
     elsewhere: int
     counts: dict[str, int]
     seconds: float
-    mirror_cpu_seconds: float
 
 
 def run_grid(
@@ -99,9 +97,7 @@ def run_grid(
     records = (work.store.read(cell_id) for cell_id in expansion.cells)
     counts = Counter("not run" if record is None else record.status for record in records)
     seconds = time.monotonic() - began
-    return Outcome(
-        trained, len(waiting) - trained, dict(counts), seconds, mirroring.cpu_seconds
-    )  # fmt: skip
+    return Outcome(trained, len(waiting) - trained, dict(counts), seconds)
 
 
 def discard_records(cells: Sequence[Cell], store: Store, leases: Leases) -> None:

@@ -64,11 +64,7 @@ def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
 
 
 class Mirroring:
-    """Sends the records of a grid before, while and after it trains. A context manager.
-
-    Attributes:
-        cpu_seconds: CPU time of sending, once it is over.
-    """
+    """Sends the records of a grid before, while and after it trains. A context manager."""
 
     def __init__(self, work: WorkDir, plan: Plan, leases: Leases, console: Console) -> None:
         """Opens nothing before it is entered.
@@ -81,7 +77,6 @@ class Mirroring:
         """
         self.work, self.plan, self.leases, self.console = work, plan, leases, console
         self.rows = first_rows(plan)
-        self.cpu_seconds = 0.0
         self._recorded: queue.SimpleQueue[Sequence[Cell]] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._interrupted = self._warned = False
@@ -116,7 +111,6 @@ class Mirroring:
             sent = self._send_all(patience=0.0)
         if not sent and not self._interrupted:
             self._send_all(patience=PATIENCE_SECONDS)
-        self.cpu_seconds = time.thread_time()
 
     def _send_all(self, patience: float) -> bool:
         """Sends records until the training ends; returns False if the store failed before."""

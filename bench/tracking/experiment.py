@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,24 @@ def failures() -> Iterator[None]:
         raise TrackingError(" ".join(str(error).split())[:300]) from error
 
 
+def make_database(path: Path) -> None:
+    """Makes an sqlite database for MLflow, unless there is one.
+
+    MLflow takes seconds for its tables, and cannot go on with tables that are half made. They are
+    made in a file of another name, so that a process that is killed meanwhile does no harm.
+    """
+    from mlflow.tracking import MlflowClient
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        new = Path(folder).resolve() / path.name
+        MlflowClient(tracking_uri=f"sqlite:///{new}")
+        with contextlib.suppress(FileExistsError):  # another command was first
+            os.link(new, path)
+
+
 class Experiment:
     """One grid's experiment.
 
@@ -74,10 +93,10 @@ class Experiment:
         quiet()
         uri = tracking_uri(work_dir)
         with failures():
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             from mlflow.tracking import MlflowClient
 
+            if uri.startswith("sqlite:///"):
+                make_database(Path(uri.removeprefix("sqlite:///")))
             self.client = MlflowClient(tracking_uri=uri)
             self.id = self._find_or_create(f"kd-bench/{grid}", uri, work_dir)
         self.uri, self.grid = uri, grid
