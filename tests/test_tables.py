@@ -93,8 +93,6 @@ def test_a_table_that_cannot_be_is_refused() -> None:
         Table(title="t", columns=(LABEL, PLAIN), rows=((Entry("a"),),))
     with pytest.raises(ValueError, match=r"column 'x'; declare the column with interval=True"):
         Table(title="t", columns=(PLAIN,), rows=((Entry(Interval(1, None, None, 1)),),))
-    with pytest.raises(ValueError, match="align 'centre', wanted 'left' or 'right'"):
-        Column(key="x", name="x", align="centre")
 
 
 # --- renderers -------------------------------------------------------------------------------

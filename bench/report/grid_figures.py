@@ -22,7 +22,7 @@ from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, baseline, measured_groups
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 class Picture(NamedTuple):
@@ -53,21 +53,13 @@ def write_grid_figures(
     Returns:
         For each pair `curves_<pair>` and, where it was profiled, `gain_cost_<pair>`.
     """
-    styles = grid_styles(plan)
+    # A row looks the same in all figures.
+    styles = row_styles({row.label: row.method for row in plan.rows if row.role != "source"})
     pictures = []
     for key, groups in measured_groups(plan, records).items():
         pictures += _curves(plan, key, groups, styles, folder)
         pictures += _gain_cost(key, groups, costs, styles, folder)
     return pictures
-
-
-def grid_styles(plan: Plan) -> dict[str, Style]:
-    """The style of every row of the plan: the same in all its figures."""
-    return row_styles({row.label: row.method for row in plan.rows if row.role != "source"})
-
-
-def _saved(part: str, figure: Figure, stem: Path, caption: str) -> list[Picture]:
-    return [Picture(part, save_figure(figure, stem), caption)]
 
 
 # --- learning curves -------------------------------------------------------------------------
@@ -86,7 +78,8 @@ def _curves(
         "the last epoch with its 95 % t interval."
     )
     figure = draw_curves(lines, key.title, measured_on)
-    return _saved("pairs", figure, folder / f"curves_{file_name(key.title)}", caption)
+    path = save_figure(figure, folder / f"curves_{file_name(key.title)}")
+    return [Picture("pairs", path, caption)]
 
 
 def _line(group: Group, style: Style) -> Line | None:
@@ -137,4 +130,5 @@ def _gain_cost(
         f"{conditions}."
     )
     figure = draw_gain_against_cost(points, key.title)
-    return _saved("cost", figure, folder / f"gain_cost_{file_name(key.title)}", caption)
+    path = save_figure(figure, folder / f"gain_cost_{file_name(key.title)}")
+    return [Picture("cost", path, caption)]

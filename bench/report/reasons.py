@@ -42,7 +42,7 @@ def reasons(
         lines = _student_stands(standing, tested, limits)
     else:
         lines = [_evidence(chosen, limits), _why_this(chosen, standing), *_untold(standing)]
-        lines += [_beyond_limit(chosen, limits), _winners_curse(chosen, tested)]
+        lines.append(_winners_curse(chosen, tested))
     lines += [f"runner-up: {_evidence(c, limits)}" for c in _runners_up(chosen, standing)]
     lines += _equal_compute(chosen, standing, candidates)
     lines.append(
@@ -122,13 +122,6 @@ def _untold(standing: Standing) -> list[str]:
         f"not to be told from {standing.reference.label}, but not better than the student "
         f"beyond doubt: {', '.join(names)}"
     ]
-
-
-def _beyond_limit(chosen: Candidate, limits: Limits) -> str:
-    cost, most = chosen.cost, limits.max_cost
-    if cost is None or most is None or cost.q3 <= most:
-        return ""
-    return f"its cost is not surely below x{most:g}: the upper quartile is x{cost.q3:.2f}"
 
 
 def _winners_curse(chosen: Candidate, tested: int) -> str:

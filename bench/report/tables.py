@@ -53,11 +53,6 @@ class Column:
     interval: bool = False
     p_value: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuses an unknown alignment."""
-        if self.align not in ("left", "right"):
-            raise ValueError(f"column {self.key!r}: align {self.align!r}, wanted 'left' or 'right'")
-
     @property
     def heading(self) -> str:
         """Name and unit."""
