@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -76,12 +75,7 @@ class Estimate:
     """Seconds and memory of jobs. Each kind of cell is measured when it is first asked for."""
 
     def __init__(self, read: Callable[[DataSpec], DataSet], device: torch.device) -> None:
-        """Nothing is measured yet.
-
-        Args:
-            read: returns a decoded data set.
-            device: where steps run.
-        """
+        """Nothing is measured yet; `read` returns a decoded data set, `device` runs the steps."""
         self._read, self._device = read, device
         self._students: dict[str, StudentEstimate] = {}
         self._lessons: dict[str, _Lesson] = {}
@@ -113,10 +107,9 @@ class Estimate:
 
     def student(self, cell: Cell) -> StudentEstimate:
         """One cell's own part of any job."""
-        kind = _kind(cell)
-        if kind in self._students:
-            return self._students[kind]
-        return self._students.setdefault(kind, self._measure_student(cell))
+        if (kind := _kind(cell)) not in self._students:
+            self._students[kind] = self._measure_student(cell)
+        return self._students[kind]
 
     def _measure_student(self, cell: Cell) -> StudentEstimate:
         method, recipe = build_method(cell.method, **cell.hyperparameters), cell.recipe
@@ -187,12 +180,7 @@ class Estimate:
         return self._lessons.setdefault(key, found)
 
     def _time(self, action: Callable[[], object]) -> float:
-        """Seconds of an action."""
-        if self._device.type != "cpu" or torch.get_num_threads() > 1:
-            return milliseconds(action, self._device) / 1e3
-        began = time.process_time()
-        action()
-        return time.process_time() - began
+        return milliseconds(action, self._device, processor=True) / 1e3
 
 
 def _taught(cells: Sequence[Cell]) -> Cell:
