@@ -233,7 +233,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, 
 def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_behind(
     tmp_path, fake_ray, capsys, error
 ):
-    def init(**how: object) -> None:
+    def init(*where: object, **how: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray has a handler of its own
         raise error
 
@@ -246,7 +246,7 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_behind(
     finally:
         signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
-    assert said.startswith("error: --launcher ray: ")
+    assert said.startswith("error: --address auto: ")
     assert " ".join(str(error).split()) in said
     assert said.count("\n") == 1
     assert fake_ray.shut_down == 1

@@ -9,14 +9,12 @@ tests/test_cluster.py.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from fault_table import (
     TIMEOUT,
@@ -45,14 +43,6 @@ pytestmark = [
 RAY = ["--launcher", "ray"]
 
 
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """In the background of a script these tests, and so what they start, would ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """A head; tests add their nodes."""
@@ -79,14 +69,6 @@ def check_whole(work: Path, undisturbed: Undisturbed) -> None:
     assert checkpoints(work) == []
     with Leases(work / "store" / "leases") as leases:
         assert all(map(leases.acquire, plan_of(work, grid_of(work)).cell_ids()))
-
-
-def test_ray_on_this_machine_gives_the_same_bits(tmp_path, undisturbed):
-    done = kd_bench(*words(tmp_path, *RAY), timeout=TIMEOUT, **ALONE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    assert not re.search("raylet|INFO|WARNING", done.stdout)  # what Ray says of itself
-    check_whole(tmp_path, undisturbed)
 
 
 @quiet_mlflow
@@ -132,10 +114,7 @@ def interrupt(work: Path, number: signal.Signals, *more: str) -> int:
     with output.open("w") as file:
         launcher = start(file, *words(work, *more), **ALONE)
         until(lambda: len(checkpoints(work)) >= 4, launcher, output)
-        if number == signal.SIGINT:  # a terminal sends it to all of the group
-            os.killpg(launcher.pid, number)
-        else:
-            launcher.send_signal(number)
+        launcher.send_signal(number)
         code = launcher.wait(TIMEOUT)
     assert "Traceback" not in output.read_text()
     return code
@@ -148,26 +127,6 @@ def resume(work: Path, undisturbed: Undisturbed, *more: str) -> None:
     records = WorkDir(work).store.read_all(plan_of(work, grid_of(work)).cell_ids())
     assert any(record.conditions["resumed"] for record in records.values())
     check_whole(work, undisturbed)
-
-
-def test_ctrl_c_ends_a_ray_of_its_own_and_the_grid_goes_on_without_ray(
-    tmp_path, undisturbed, tally
-):
-    before = {process.pid for process in psutil.process_iter()}
-    assert interrupt(tmp_path, signal.SIGINT, *RAY) == 130
-    left = [p for p in psutil.process_iter() if p.pid not in before and is_of_ray(p)]
-    assert psutil.wait_procs(left, timeout=30)[1] == []
-    resume(tmp_path, undisturbed)
-    tally.add("Ctrl-C with Ray on one machine", 1, undisturbed.results, found(tmp_path))
-
-
-def is_of_ray(process: psutil.Process) -> bool:
-    """Whether a launcher of these tests started the process with a Ray of its own."""
-    try:
-        ours = process.environ().get("RAY_AUTH_TOKEN") == ALONE["RAY_AUTH_TOKEN"]
-        return ours and "--block" not in process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-        return False
 
 
 @pytest.mark.parametrize(

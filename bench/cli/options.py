@@ -134,8 +134,7 @@ def add_run(parser: Parser) -> None:
     add(
         "--address",
         metavar="auto|HOST:PORT",
-        help="of the Ray cluster, from one of its nodes (default: start Ray on this machine, and "
-        "stop it at the end)",
+        help="of the Ray cluster, from one of its nodes (default: auto)",
     )
     add(
         "--gpus-per-job",

@@ -70,7 +70,11 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
     from bench.launch import ray_cluster
 
     return ray_cluster.RayCluster(
-        options.address, options.workers, options.gpus_per_job, options.device, options.threads
+        options.address or "auto",
+        options.workers,
+        options.gpus_per_job,
+        options.device,
+        options.threads,
     )
 
 

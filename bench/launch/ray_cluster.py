@@ -29,7 +29,6 @@ from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
 from bench.launch.ray_worker import Order
-from bench.launch.resources import usable_cpus
 
 LOSSES = 3
 """How many times a cell may lose its node, with no epoch completed in between, before it counts as
@@ -40,7 +39,6 @@ RECORD_SECONDS = 90.0
 
 CANCEL_SECONDS = 10.0
 CONNECT_SECONDS = 10.0
-OBJECT_STORE_BYTES = 100 * 1024**2
 DIED = "its process died twice: killed, or out of memory"
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class ClusterError(UserError):
 
 
 class RayCluster:
-    """A connection to Ray. A context manager: it stops at the end what it started.
+    """A connection to Ray. A context manager.
 
     Attributes:
         device: "cpu" or "cuda", what jobs run on; known once entered.
@@ -59,7 +57,7 @@ class RayCluster:
 
     def __init__(
         self,
-        address: str | None = None,
+        address: str = "auto",
         workers: int | None = None,
         gpus_per_job: float = 1.0,
         device: str = "auto",
@@ -68,7 +66,7 @@ class RayCluster:
         """Connects to nothing yet.
 
         Args:
-            address: "auto" or HOST:PORT; None starts Ray on this machine, and stops it at the end.
+            address: "auto" (the cluster of this node) or HOST:PORT of its head.
             workers: the most jobs at once; None for as many as the nodes hold.
             gpus_per_job: a part of a GPU or whole ones; ignored where jobs run on CPUs.
             device: "cpu", "cuda", or "auto": CUDA if the cluster has a GPU.
@@ -91,7 +89,7 @@ class RayCluster:
         self.refused: dict[str, str] = {}
 
     def __enter__(self) -> RayCluster:
-        """Connects to Ray, or starts it here.
+        """Connects to Ray.
 
         Raises:
             ClusterError: there is no such cluster, it is of another version, or Ray fails.
@@ -101,28 +99,19 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._before = signal.getsignal(signal.SIGTERM)
-        where: dict[str, Any] = {"address": self.address}
-        if self.address is not None:
-            _check_address(self.address)
-        else:
-            jobs = self.workers or max(1, usable_cpus() // self.threads)
-            where = {
-                "address": "local", "include_dashboard": False, "num_cpus": jobs * self.threads,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }  # fmt: skip
+        _check_address(self.address)
         try:
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
             if self.device == "auto":
                 self.device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
         except BaseException as error:  # Ray raises bare `Exception` here, too
             self.__exit__()
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            what = f"--address {self.address}" if self.address else "--launcher ray"
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ClusterError(
-                f"{what}: Ray does not start: {reason}; a cluster needs the same Ray, Python and "
-                "RAY_AUTH_TOKEN on every node (or use: --launcher local)"
+                f"--address {self.address}: {reason}; a cluster needs the same Ray, Python and "
+                "RAY_AUTH_TOKEN on every node (see: ray status)"
             ) from error
         if threading.current_thread() is threading.main_thread():
             # As Ctrl-C. Ray's own handler ends the process at once.
@@ -130,7 +119,7 @@ class RayCluster:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Disconnects; stops Ray if it was started here."""
+        """Disconnects."""
         import_module("ray").shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
