@@ -40,7 +40,7 @@ class BoundaryShortfall(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor, margin: float) -> Tensor:
         """Also packs the teacher's signs if a gradient is needed."""
         neurons, signs = _rows(student, student), _rows(teacher, student)
-        loss = torch.zeros(len(neurons), dtype=_full(student), device=student.device)
+        loss = full_precision(student.new_zeros(len(neurons)))
         one, mu = loss.new_ones(()), loss.new_full((), margin)
         blocks = list(_blocks(neurons))
         octets = blocks[-1].bytes.stop if blocks and ctx.needs_input_grad[0] else 0
@@ -85,10 +85,6 @@ class BoundaryShortfall(torch.autograd.Function):
             shortfall.view(word).bitwise_xor_(flip)
             torch.mul(shortfall, twice[block.rows], out=slope[block.rows, block.columns])
         return _as_map(slope, student), None, None
-
-
-def _full(tensor: Tensor) -> torch.dtype:
-    return full_precision(tensor[:0]).dtype
 
 
 def _blocks(neurons: Tensor) -> Iterator[_Block]:

@@ -207,18 +207,14 @@ def _none_nearer(maps: Maps, found: Found, least: Tensor, directions: Tensor) ->
     return ((least > CLEAR * found.squares[:, :1]) & nearer).all(1)
 
 
-def nearest(candidates: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest column (B, C, m) to each direction (B, C, k), and its index, (B, k).
+def _nearest(found: Found, directions: Tensor) -> Found:
+    """The vector nearest to each direction (B, C, k).
 
     Its sign makes the inner product with the direction positive; 0 counts as positive.
     """
-    products = candidates.detach().mT @ directions
+    products = found.vectors.mT @ directions
     index = products.abs().argmax(1)
     side = torch.where(products.gather(1, index[:, None]) < 0, -1.0, 1.0).to(products.dtype)
-    return side * candidates.gather(2, index[:, None].expand_as(directions)), index
-
-
-def _nearest(found: Found, directions: Tensor) -> Found:
-    vectors, index = nearest(found.vectors, directions)
+    vectors = side * found.vectors.gather(2, index[:, None].expand_as(directions))
     squares, resolved = (x.gather(1, index) for x in (found.squares, found.resolved))
-    return found._replace(vectors=vectors, squares=squares, resolved=resolved)
+    return Found(vectors, squares, resolved)

@@ -27,9 +27,7 @@ def with_soft_logits(method: Method) -> Method:
     """
     if method.category == "baseline":
         raise ValueError("with_soft_logits: a baseline has no transfer loss to add soft logits to")
-    plan = tuple(
-        _with_soft_targets(stage) if _takes_soft_targets(stage) else stage for stage in method.plan
-    )
+    plan = tuple(_with_soft_targets(stage) for stage in method.plan)
     if plan == method.plan:
         raise ValueError(
             "with_soft_logits: every stage with labels reads soft logits already; "
@@ -41,11 +39,9 @@ def with_soft_logits(method: Method) -> Method:
     return replace(method, plan=plan, source=method.source + note)
 
 
-def _takes_soft_targets(stage: Stage) -> bool:
-    return stage.task_weight > 0 and stage.taps != ("logits",)
-
-
 def _with_soft_targets(stage: Stage) -> Stage:
+    if stage.task_weight == 0 or stage.taps == ("logits",):
+        return stage
     return replace(
         stage,
         task_weight=stage.task_weight * (1 - RHO),

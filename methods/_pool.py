@@ -8,21 +8,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def common_size(first: Tensor, second: Tensor) -> tuple[int, int]:
-    """The smaller height and the smaller width of two maps (..., H, W)."""
-    return min(first.shape[-2], second.shape[-2]), min(first.shape[-1], second.shape[-1])
-
-
-def pool_to(maps: Tensor, size: tuple[int, int], kind: Literal["average", "max"]) -> Tensor:
-    """Adaptive pooling of (B, C, H, W) or (B, H, W) maps to `size`, which must not be larger.
+def pool_alike(
+    first: Tensor, second: Tensor, kind: Literal["average", "max"]
+) -> tuple[Tensor, Tensor]:
+    """Both (B, C, H, W) or (B, H, W) maps, pooled to the smaller height and the smaller width.
 
     From n to m positions, window i covers floor(i n / m) to ceil((i + 1) n / m).
 
     Example:
         >>> import torch
-        >>> pool_to(torch.arange(4.0).view(1, 1, 4), (1, 2), "average")
-        tensor([[[0.5000, 2.5000]]])
+        >>> pool_alike(torch.arange(4.0).view(1, 1, 4), torch.zeros(1, 1, 2), "average")
+        (tensor([[[0.5000, 2.5000]]]), tensor([[[0., 0.]]]))
     """
+    height, width = (min(sides) for sides in zip(first.shape[-2:], second.shape[-2:], strict=True))
+    return _pooled(first, (height, width), kind), _pooled(second, (height, width), kind)
+
+
+def _pooled(maps: Tensor, size: tuple[int, int], kind: Literal["average", "max"]) -> Tensor:
     height, width = maps.shape[-2:]
     if (height, width) == size:
         return maps

@@ -8,10 +8,10 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from methods._minimum_cut import Bools, Integers
+
 Unary = Literal["ratio", "inter"]
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 TINY = 1e-12
 ROWS = 1024  # rows of a distance matrix formed at a time

@@ -12,7 +12,7 @@ from bench.method import Method, Pair, Stage
 from methods._blocks import blocks_of_samples, samples_per_block
 from methods._checks import above_zero, between, one_of
 from methods._points import STAGE_OUTPUTS, sensing_points
-from methods._pool import common_size, pool_to
+from methods._pool import pool_alike
 from methods._precision import full_precision
 from methods._two_stages import finetune
 
@@ -96,9 +96,9 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
         raise ValueError(
             f"attention_transfer_loss: batches of {len(ours)} (student) and {len(theirs)} (teacher)"
         )
-    size = common_size(ours, theirs)
-    student_map, student_alive = _normalised(pool_to(ours, size, "average"))
-    teacher_map, teacher_alive = _normalised(pool_to(theirs, size, "average"))
+    ours, theirs = pool_alike(ours, theirs, "average")
+    student_map, student_alive = _normalised(ours)
+    teacher_map, teacher_alive = _normalised(theirs)
     distance = (student_map - teacher_map).square().mean(dim=1)
     return torch.where(student_alive & teacher_alive, distance, 0.0)
 

@@ -12,7 +12,7 @@ from bench.method import Method, Pair, Shapes, Stage
 from methods._checks import between, one_of, same_shape
 from methods._connector import Connectors, connect_widths
 from methods._points import STAGE_OUTPUTS
-from methods._pool import common_size, pool_to
+from methods._pool import pool_alike
 from methods._precision import full_precision, no_autocast
 from methods._two_stages import BELOW_HEAD
 
@@ -49,8 +49,7 @@ def match_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         >>> first.shape, second.shape
         (torch.Size([1, 2, 4, 4]), torch.Size([1, 3, 4, 4]))
     """
-    size = common_size(first, second)
-    return pool_to(first, size, "max"), pool_to(second, size, "max")
+    return pool_alike(first, second, "max")
 
 
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:

@@ -108,10 +108,6 @@ def resolved_samples(
     return _all_resolved([_aligned(*two, rank, extra) for two in matched])
 
 
-def _relation(front: Tensor, back: Tensor) -> Tensor:
-    return torch.exp(-(front[:, :, None] - back[:, None]).square() / 8)
-
-
 def _matched(
     student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:

@@ -161,14 +161,11 @@ def _inverse_or_zero(number: Tensor) -> Tensor:
     return torch.where(number > 0, 1 / torch.where(number > 0, number, 1.0), 0.0)
 
 
-def _mean_distance(distances: Tensor) -> Tensor:
-    return distances.sum() / (distances.numel() - len(distances))
-
-
 def _relative_distances(points: Tensor) -> Tensor:
     squared = _squared_distances(_centred_gram(points))
     distances = squared * _inverse_lengths(squared)
-    return distances * _inverse_or_zero(_mean_distance(distances))
+    mean = distances.sum() / (distances.numel() - len(distances))
+    return distances * _inverse_or_zero(mean)
 
 
 class _AngleHuber(torch.autograd.Function):

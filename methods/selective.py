@@ -7,8 +7,7 @@ teacher's embedding of the clean high-resolution image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import networkx as nx
@@ -53,7 +52,6 @@ class GraphCut:
             nearest wrong class ("ratio").
         energy: E of what the cut kept, the lowest there is.
         added_back: indices that the cut dropped and that returned so that half of a class stays.
-        kept_per_class: label -> (kept, all).
         points: (N, D) float64, the embeddings as they were compared.
         graph: what was cut, see `selection_graph`.
     """
@@ -63,7 +61,6 @@ class GraphCut:
     keep_cost: Tensor
     energy: float
     added_back: tuple[int, ...]
-    kept_per_class: Mapping[int, tuple[int, int]]
     points: Tensor = field(repr=False)
     graph: nx.Graph = field(repr=False)
 
@@ -72,33 +69,27 @@ class GraphCut:
         """The kept images, ascending."""
         return self.kept.nonzero().flatten().tolist()
 
-    def energy_of(self, kept: Tensor) -> float:
-        """E of any choice, (N,) bool: at least `energy`, up to the rounding of its costs."""
-        return _energy(self.graph, kept.numpy(), self.keep_cost.numpy(), self.tau)
-
-    def details(self, kept: Tensor | None = None) -> dict[str, object]:
-        """JSON-able: thresholds, energies, counts, the kept images, and what a figure draws.
-
-        Args:
-            kept: (N,) bool, another choice to describe; None for the one made here.
-        """
-        added_back = self.added_back if kept is None else ()
-        kept = self.kept if kept is None else kept
+    @property
+    def kept_per_class(self) -> dict[int, tuple[int, int]]:
+        """Label -> (kept, all)."""
         labels = np.array([label for _, label in self.graph.nodes.data("label")])
+        members = {label: labels == label for label in np.unique(labels).tolist()}
+        return {k: (int(self.kept[of].sum()), int(of.sum())) for k, of in members.items()}
+
+    def details(self) -> dict[str, object]:
+        """JSON-able: thresholds, energies, counts, the kept images, and what a figure draws."""
+        kept, costs = self.kept.numpy(), self.keep_cost.numpy()
         return {
             "tau": self.tau,
             "energy": self.energy,
-            "energy_of_kept": self.energy_of(kept),
-            "added_back": list(added_back),
+            "energy_of_kept": _energy(self.graph, kept, costs, self.tau),
+            "added_back": list(self.added_back),
             "images": len(kept),
             "kept": int(kept.sum()),
-            "kept_per_class": {
-                str(label): [int(kept[labels == label].sum()), int((labels == label).sum())]
-                for label in np.unique(labels).tolist()
-            },
-            "indices": kept.nonzero().flatten().tolist(),
-            "keep_costs": [float(f"{cost:.4g}") for cost in self.keep_cost.tolist()],
-            "drawing": drawing_of(self.graph, kept.numpy(), self.points.numpy()),
+            "kept_per_class": {str(k): list(counts) for k, counts in self.kept_per_class.items()},
+            "indices": self.indices,
+            "keep_costs": [float(f"{cost:.4g}") for cost in costs],
+            "drawing": drawing_of(self.graph, kept, self.points.numpy()),
         }
 
 
@@ -166,15 +157,12 @@ def select_by_graph_cut(
     costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])
     threshold, cut = _cut(graph, classes, keep, tau)
     kept = with_least_kept(cut, in_units(costs), classes)
-    counts = np.bincount(classes[kept], minlength=len(names)).tolist()
-    sizes = np.bincount(classes).tolist()
     return GraphCut(
         kept=torch.from_numpy(kept),
         tau=threshold,
         keep_cost=torch.from_numpy(costs),
         energy=_energy(graph, cut, costs, threshold),
         added_back=tuple(np.flatnonzero(kept & ~cut).tolist()),
-        kept_per_class=dict(zip(names.tolist(), zip(counts, sizes, strict=True), strict=True)),
         points=torch.from_numpy(points),
         graph=graph,
     )
@@ -369,7 +357,10 @@ def method(
             pairwise=pairwise,
             normalise=normalise,
         )
-        return _selection(found, labels, selection, selection_seed)
+        if selection == "random":
+            control = select_at_random(found, labels, selection_seed)
+            found = replace(found, kept=control, added_back=())
+        return Selection(found.kept, {"selection": selection, **found.details()})
 
     def connect(student: Shapes, teacher: Shapes) -> EmbeddingRegressor:
         return EmbeddingRegressor(*student["embedding"], *teacher["embedding"], normalise=normalise)
@@ -401,13 +392,6 @@ def method(
         plan=(Stage(name="train", share=train_share), finetune),
         connect=connect,
     )
-
-
-def _selection(found: GraphCut, labels: Tensor, choice: Choice, seed: int) -> Selection:
-    if choice == "random":
-        kept = select_at_random(found, labels, seed)
-        return Selection(kept, {"selection": choice, **found.details(kept)})
-    return Selection(found.kept, {"selection": choice, **found.details()})
 
 
 def _regressor(connector: nn.Module) -> EmbeddingRegressor:

@@ -19,23 +19,27 @@ from bench.hyperparameters import (
     resolve_hyperparameters,
     search_space,
 )
-from bench.method import Pair, Stage, View
+from bench.method import Method, Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import tap_shapes
 
 NAMES = METHODS.names()
-TAUGHT = [name for name in NAMES if build_method(name).needs_teacher]
+PLANNED = {name: build_method(name) for name in NAMES}
+TAUGHT = [name for name, method in PLANNED.items() if method.needs_teacher]
+each_transfer = pytest.mark.parametrize(
+    ("method", "stage"),
+    [
+        pytest.param(method, stage, id=f"{name}, {stage.name}")
+        for name, method in PLANNED.items()
+        for stage in method.plan
+        if stage.transfer is not None
+    ],
+)
 B, K = 6, 4
 
 
 def shapes(width: int) -> dict[str, tuple[int, ...]]:
     return dict(tap_shapes(zoo.build(f"cnn{width}", K, (1, 8, 8)), (1, 8, 8)))
-
-
-def transfer_stages(name: str) -> list[tuple[object, Stage]]:
-    """(method, stage) for each stage that has a transfer loss."""
-    method = build_method(name)
-    return [(method, stage) for stage in method.plan if stage.transfer is not None]
 
 
 def random_pair(seed: int, scale: float = 1.0) -> Pair:
@@ -79,63 +83,59 @@ def test_hyperparameters_are_keyword_only_with_json_able_defaults(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_source_names_a_paper(name):
-    source = build_method(name).source
+    source = PLANNED[name].source
     assert len(source) > 20
     assert name == "student" or any(str(year) in source for year in range(2013, 2027)), source
 
 
-@pytest.mark.parametrize("name", TAUGHT)
-def test_permuting_the_batch_permutes_the_losses(name):
+@each_transfer
+def test_permuting_the_batch_permutes_the_losses(method: Method, stage: Stage):
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
-    for method, stage in transfer_stages(name):
-        connector, pair = connector_for(method, stage), random_pair(1)
-        loss = stage.transfer(pair, connector)
-        moved = stage.transfer(take(pair, order), connector)
-        torch.testing.assert_close(moved, loss[order] if loss.dim() else loss)
+    connector, pair = connector_for(method, stage), random_pair(1)
+    loss = stage.transfer(pair, connector)
+    moved = stage.transfer(take(pair, order), connector)
+    torch.testing.assert_close(moved, loss[order] if loss.dim() else loss)
 
 
-@pytest.mark.parametrize("name", TAUGHT)
-def test_halves_of_a_batch_have_the_losses_of_the_whole(name):
-    for method, stage in transfer_stages(name):
-        connector, pair = connector_for(method, stage), random_pair(2)
-        loss = stage.transfer(pair, connector)
-        if loss.dim() == 0:
-            continue  # couples the batch by definition
-        parts = (take(pair, half) for half in (torch.arange(3), torch.arange(3, B)))
-        halves = [stage.transfer(part, connector) for part in parts]
-        torch.testing.assert_close(torch.cat(halves), loss)
+@each_transfer
+def test_halves_of_a_batch_have_the_losses_of_the_whole(method: Method, stage: Stage):
+    connector, pair = connector_for(method, stage), random_pair(2)
+    loss = stage.transfer(pair, connector)
+    if loss.dim() == 0:
+        return  # couples the batch by definition
+    parts = (take(pair, half) for half in (torch.arange(3), torch.arange(3, B)))
+    halves = [stage.transfer(part, connector) for part in parts]
+    torch.testing.assert_close(torch.cat(halves), loss)
 
 
-@pytest.mark.parametrize("name", TAUGHT)
-@pytest.mark.parametrize("kind", ["zero", "equal", "huge"])
-def test_extreme_inputs_give_finite_losses_and_gradients(name, kind):
-    for method, stage in transfer_stages(name):
-        pair = random_pair(4, scale={"zero": 0.0, "equal": 1.0, "huge": 1e4}[kind])
-        if kind == "equal":
-            pair = take(pair, torch.zeros(B, dtype=torch.long))
-        pair = pair._replace(student=with_gradient(pair.student))
-        loss = stage.transfer(pair, connector_for(method, stage))
-        assert loss.isfinite().all()
-        loss.sum().backward()
-        for tap, x in pair.student.taps.items():
-            assert x.grad is None or x.grad.isfinite().all(), tap
+@each_transfer
+@pytest.mark.parametrize(("kind", "scale"), [("zero", 0.0), ("equal", 1.0), ("huge", 1e4)])
+def test_extreme_inputs_give_finite_losses_and_gradients(method: Method, stage: Stage, kind, scale):
+    pair = random_pair(4, scale)
+    if kind == "equal":
+        pair = take(pair, torch.zeros(B, dtype=torch.long))
+    pair = pair._replace(student=with_gradient(pair.student))
+    loss = stage.transfer(pair, connector_for(method, stage))
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    for tap, x in pair.student.taps.items():
+        assert x.grad is None or x.grad.isfinite().all(), tap
 
 
-@pytest.mark.parametrize("name", TAUGHT)
-def test_the_transfer_loss_falls_on_one_batch(name):
-    for method, stage in transfer_stages(name):
-        connector, pair = connector_for(method, stage), random_pair(5)
-        pair = pair._replace(student=with_gradient(pair.student))
-        read = [pair.student[tap] for tap in stage.taps]
-        optimiser = torch.optim.Adam([*read, *connector.parameters()], lr=0.01)
-        losses = []
-        for _ in range(30):
-            loss = stage.transfer(pair, connector).mean()
-            losses.append(loss.item())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        assert losses[-1] < losses[0], stage.name
+@each_transfer
+def test_the_transfer_loss_falls_on_one_batch(method: Method, stage: Stage):
+    connector, pair = connector_for(method, stage), random_pair(5)
+    pair = pair._replace(student=with_gradient(pair.student))
+    read = [pair.student[tap] for tap in stage.taps]
+    optimiser = torch.optim.Adam([*read, *connector.parameters()], lr=0.01)
+    losses = []
+    for _ in range(30):
+        loss = stage.transfer(pair, connector).mean()
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,23 +207,16 @@ def test_trained_side_by_side_equals_trained_alone_bit_for_bit(tmp_path):
         assert together[one.id].status == alone.status == "finished", together[one.id].error
         assert together[one.id].curves == alone.curves, one
         assert load(tmp_path / "together", one.id) == load(tmp_path / one.id, one.id), one
+        network = zoo.build(one.model, K, (1, 8, 8))
+        assert alone.final["parameters"] == sum(p.numel() for p in network.parameters())
 
 
 def load(folder, cell_id: str) -> bytes:
-    path = folder / cell_id / "weights.safetensors"
-    assert safetensors.torch.load(path.read_bytes())
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_is_the_student_alone(name, tmp_path):
-    one = cell(name)
-    record = run([one], tmp_path)[one.id]
-    saved = safetensors.torch.load((tmp_path / one.id / "weights.safetensors").read_bytes())
-    assert set(saved) == set(zoo.build("cnn2", 4, (1, 8, 8)).state_dict())
-    assert record.final["parameters"] == sum(
-        p.numel() for p in zoo.build("cnn2", 4, (1, 8, 8)).parameters()
-    )
+    """The weights saved, which are those of the student alone."""
+    saved = (folder / cell_id / "weights.safetensors").read_bytes()
+    parts = set(safetensors.torch.load(saved))
+    assert parts == set(zoo.build("cnn2", K, (1, 8, 8)).state_dict())
+    return saved
 
 
 # --- every hyper-parameter does something ---------------------------------------------------------

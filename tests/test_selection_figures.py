@@ -63,13 +63,6 @@ def test_random_control_differs_from_the_cut_only_in_what_it_drops():
     assert cut["energy"] < cut["energy_of_kept"] < control["energy_of_kept"]
 
 
-def test_energy_of_the_cut_is_that_of_its_choice():
-    found = selective.select_by_graph_cut(*clusters(15), 0.98)
-    assert found.added_back == ()
-    assert found.energy_of(found.kept) == found.energy
-    assert found.energy_of(torch.ones(90, dtype=torch.bool)) > found.energy
-
-
 def test_the_five_classes_that_lost_most_are_drawn_and_large_ones_by_a_sample():
     points, labels = clusters(450)
     found = selective.select_by_graph_cut(points, labels, 0.6, neighbours=3)
