@@ -1,8 +1,8 @@
 """A grid's records in MLflow: one run for each, sent once and read back.
 
 Commands on one work directory take turns. Commands on several work directories may send to one
-server at the same time: each makes what it does not find, and `mirror_all` then removes what was
-made twice.
+server at the same time: each sends what it does not find, and `mirror_all` then removes results
+that were sent twice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Mirror:
         return True
 
     def tidy(self) -> None:
-        """Removes what several senders made twice, and ends runs that a killed sender left.
+        """Removes results that were sent twice, and ends runs that a killed sender left.
 
         Raises:
             TrackingError: the store failed.
@@ -97,7 +97,6 @@ class Mirror:
             for sent in self._sent.values():
                 if not sent.status:
                     self.client.set_terminated(sent.run, status="KILLED")
-            self._join_parents()
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
         """The plan and all its records, from MLflow alone.
@@ -147,37 +146,17 @@ class Mirror:
         self.client.set_terminated(run, status=status, end_time=ended)
         return run
 
-    # --- the runs that others are listed under --------------------------------------------------
-
     def _parent(self, parent: ParentRun) -> str:
         """The id of a parent run, made when it is first asked for."""
         if self._parents is None:
-            self._parents = {name: min(runs) for name, runs in self._find_parents().items()}
+            found = self.experiment.search(f"tags.`{KIND}` = 'group'")
+            self._parents = {run.info.run_name or "": run.info.run_id for run in found}
         if parent.name not in self._parents:
             tags = {KIND: "group", NOTE: parent.note, "pair": parent.pair}
             made = self.client.create_run(self.experiment.id, run_name=parent.name, tags=tags)
             self.client.set_terminated(made.info.run_id)
             self._parents[parent.name] = made.info.run_id
         return self._parents[parent.name]
-
-    def _find_parents(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for run in self.experiment.search(f"tags.`{KIND}` = 'group'"):
-            found.setdefault(run.info.run_name or "", []).append(run.info.run_id)
-        return found
-
-    def _join_parents(self) -> None:
-        """Makes one of parent runs of the same name."""
-        there = self._find_parents()
-        for name, runs in there.items():
-            # The one that this sender used may have been deleted by another sender.
-            used = (self._parents or {}).get(name, min(runs))
-            for spare in {*runs, used} - {min(runs)}:
-                for run in self.experiment.search(f"tags.`{PARENT}` = '{spare}'"):
-                    self.client.set_tag(run.info.run_id, PARENT, min(runs))
-                if spare in runs:
-                    self.client.delete_run(spare)
-        self._parents = {name: min(runs) for name, runs in there.items()}
 
 
 def _is_whole(run: Run) -> bool:
