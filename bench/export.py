@@ -440,7 +440,7 @@ def compare(trained: Trained, exported: Logits) -> Parity:
     images, labels = trained.data.test_images[chosen], trained.data.test_labels[chosen]
     batches = Batches(
         images, labels, card.mean, card.std, augment=Augment(pad=0, padding="zeros", flip=False),
-        batch_size=BATCH, drop_last=False, seed=0, channels_last=True,
+        batch_size=BATCH, drop_last=False, seed=0,
     )  # fmt: skip
     network = to_device(copy.deepcopy(trained.network), torch.device("cpu"))  # laid out as trained
     wanted = torch.cat(

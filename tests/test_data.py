@@ -78,20 +78,12 @@ def cache_file(root):
 # Sources
 
 
-def test_digits_are_split_1297_to_500_with_50_test_images_a_class(tmp_path):
+def test_digits_and_their_split_never_change(tmp_path):
     data = load("digits", data_root=None, cache=tmp_path)
     assert data.train_images.shape == (1297, 1, 8, 8)
-    assert data.test_images.shape == (500, 1, 8, 8)
     assert data.test_labels.bincount().tolist() == [50] * 10
-    assert data.train_images.dtype == torch.uint8
     assert data.train_images.max() == 255
-    assert data.train_labels.dtype == torch.int64
-    assert data.classes == tuple("0123456789")
-
-
-def test_digits_and_their_split_never_change(tmp_path):
     # Written down from the first run: old and new results compare only while this holds.
-    data = load("digits", data_root=None, cache=tmp_path)
     assert fingerprint(data) == "9d010fd03cff7891"
 
 
@@ -261,11 +253,11 @@ def test_a_class_may_be_absent_from_the_test(tree):
     assert load_tree(tree).test_labels.tolist() == [0, 0, 2, 2]
 
 
-@pytest.mark.parametrize("place", ["cifar10", "."])
-def test_a_tree_stands_in_for_a_download(monkeypatch, tmp_path, place):
+@pytest.mark.parametrize("data_root", [".", "cifar10"])
+def test_a_tree_stands_in_for_a_download(monkeypatch, tmp_path, data_root):
     fake_torchvision(monkeypatch, "CIFAR10", lambda **arguments: pytest.fail("downloaded"))
-    make_tree(tmp_path / place, classes=tuple("abcdefghij"), train=1, test=1)
-    data = load("cifar10", data_root=tmp_path, cache=tmp_path / "cache")
+    make_tree(tmp_path / "cifar10", classes=tuple("abcdefghij"), train=1, test=1)
+    data = load("cifar10", data_root=tmp_path / data_root, cache=tmp_path / "cache")
     assert data.name == "cifar10"
     assert data.classes == tuple("abcdefghij")
 
@@ -352,11 +344,6 @@ def test_each_fault_of_a_tree_is_one_clear_line(tree, fault, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_size_cures_mixed_sizes(tree):
-    mix_sizes(tree)
-    assert load_tree(tree, size=4).train_images.shape == (9, 3, 4, 4)
-
-
 @pytest.mark.parametrize("source", ["folder", "digits"])
 def test_shrinking_by_a_whole_factor_averages_areas(tmp_path, source):
     if source == "folder":
@@ -398,7 +385,10 @@ def test_a_second_load_reads_the_cache_unless_it_is_of_another_version(monkeypat
 
 def test_sizes_and_classes_have_their_own_caches(tree):
     load_tree(tree)
+    mix_sizes(tree)
     assert load_tree(tree, size=3).train_images.shape == (9, 3, 3, 3)
+    (tree / "train/bee/1.png").unlink()
+    save_image(tree / "train/bee/1.png", seed=1)
     assert load_tree(tree, classes=2).train_images.shape == (6, 3, 6, 6)
     assert load_tree(tree).train_images.shape == (9, 3, 6, 6)
 
@@ -491,7 +481,7 @@ def test_a_cache_that_cannot_be_written(tree):
 # Splits
 
 labels_of_classes = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
-shares = st.floats(0.01, 1.0)
+shares = st.floats(0.01, 1.0) | st.just(1.0)
 seeds = st.integers(0, 2**40)
 
 
@@ -517,12 +507,6 @@ def test_fractions_and_labelled_shares_are_nested_and_stratified(labels, one, ot
             assert count >= min(total, 1)
 
 
-def test_the_whole_fraction_is_everything():
-    labels = torch.tensor([1, 0, 0, 2, 1])
-    assert take_fraction(labels, 1, seed=3).tolist() == [0, 1, 2, 3, 4]
-    assert labelled_mask(labels, 1.0, seed=3).all()
-
-
 @given(labels_of_classes, st.floats(0.01, 0.99), seeds)
 def test_hold_out_parts_the_set_and_leaves_each_class_an_image(labels, fraction, seed):
     train, validation = hold_out(labels, fraction, seed)
@@ -539,18 +523,6 @@ def test_splits_depend_on_the_seed_and_differ_from_each_other():
     assert torch.equal(taken, take_fraction(labels, 0.5, seed=0))
     assert not torch.equal(taken, take_fraction(labels, 0.5, seed=1))
     assert not torch.equal(taken, labelled_mask(labels, 0.5, seed=0).nonzero().flatten())
-
-
-def test_impossible_splits():
-    labels = torch.tensor([0, 1])
-    for split in (take_fraction, hold_out, labelled_mask):
-        for wrong in (0.0, -0.1, 1.1, float("nan")):
-            with pytest.raises(ValueError, match=r"is not in \(0, 1\]"):
-                split(labels, wrong, 0)
-    with pytest.raises(ValueError, match="holds out every image"):
-        hold_out(labels, 1.0, 0)
-    with pytest.raises(ValueError, match=r"wanted \(N,\)"):
-        take_fraction(torch.zeros(0, dtype=torch.int64), 0.5, 0)
 
 
 # Resolution
@@ -570,21 +542,6 @@ def test_degrade_by_two_by_hand():
     # 1 x 4 pixels a row: areas average to 1 and 5; half-pixel centres give 1, 2, 4, 5.
     rows = torch.tensor([0.0, 2.0, 4.0, 6.0]).expand(1, 1, 4, 4)
     assert degrade(rows, 2)[0, 0, 0].tolist() == [1.0, 2.0, 4.0, 5.0]
-
-
-def test_degrade_removes_what_is_finer_than_the_factor():
-    checkers = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 1.0
-    assert torch.equal(degrade(checkers[None, None], 2), torch.full((1, 1, 8, 8), 0.5))
-
-
-def test_degrade_refuses_what_it_cannot_average():
-    for factor in (3, 0, -2):
-        with pytest.raises(ValueError, match=f"factor {factor} does not divide 8x8"):
-            degrade(torch.rand(1, 1, 8, 8), factor)
-    with pytest.raises(TypeError, match=r"torch\.uint8"):
-        degrade(random_images(1, 8, 8), 2)
-    with pytest.raises(ValueError, match="wanted"):
-        degrade(torch.rand(1, 8, 8), 2)
 
 
 # Augmentation
@@ -641,11 +598,6 @@ def test_draws_reach_every_offset_and_both_flips():
     assert abs(float(torch.corrcoef(torch.stack([draws.dy, draws.dx]).double())[0, 1])) < 0.11
 
 
-def test_a_reflection_beyond_the_image_is_refused():
-    with pytest.raises(ValueError, match=r"pad 5 reflects more .*at most 4"):
-        Augment(5, "reflect").pad_images(random_images(1, 5, 6))
-
-
 # Batches
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -670,6 +622,7 @@ def test_an_epoch_serves_each_image_once_with_its_label():
     batches = make_batches()
     served = list(batches.epoch(0))
     assert [len(batch.index) for batch in served] == [8, 8, 4]
+    assert served[0].images.is_contiguous(memory_format=torch.channels_last)
     assert len(served) == len(batches)
     _, labels, index = as_one(served)
     assert torch.equal(index.sort().values, torch.arange(20))
@@ -709,13 +662,10 @@ def test_same_seed_and_epoch_same_bits_and_any_other_not():
         assert not torch.equal(other[0][back[0]], first[0][back[1]])
 
 
-@pytest.mark.parametrize("as_mask", [False, True])
-def test_a_subset_serves_its_images_with_the_crops_of_the_whole_epoch(as_mask):
+def test_a_subset_serves_its_images_with_the_crops_of_the_whole_epoch():
     batches = make_batches()
     subset = torch.tensor([1, 4, 7, 9, 12, 13, 14, 15, 16, 17, 19])
-    mask = torch.zeros(20, dtype=torch.bool)
-    mask[subset] = True
-    images, _, index = as_one(batches.epoch(5, mask if as_mask else subset))
+    images, _, index = as_one(batches.epoch(5, subset))
     assert torch.equal(index.sort().values, subset)
     whole, _, order = as_one(batches.epoch(5))
     assert torch.equal(images, whole[order.argsort()][index])
@@ -744,12 +694,6 @@ def test_batches_that_cannot_be():
         make_batches(drop_last=True).epoch(0, torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="1 training images make no batch"):
         make_batches().epoch(0, torch.tensor([1]))
-    with pytest.raises(ValueError, match="batch 1 is too small"):
-        make_batches(batch_size=1)
-    floats, labels = random_images(4).float(), torch.zeros(4, dtype=torch.int64)
-    arguments = {"augment": Augment(0), "batch_size": 2, "drop_last": False, "seed": 0}
-    with pytest.raises(TypeError, match="wanted uint8"):
-        Batches(floats, labels, MEAN, STD, **arguments)
 
 
 @pytest.mark.parametrize("pad", [0, 2])
@@ -763,13 +707,6 @@ def test_clean_serves_all_in_order_without_augmentation(pad):
     torch.testing.assert_close(images, normalised(random_images(17)), rtol=1e-5, atol=1e-6)
     chosen = torch.tensor([5, 0, 5])
     assert torch.equal(batches.images_at(chosen), images[chosen])
-
-
-def test_the_layout_changes_nothing_else():
-    plain = as_one(make_batches().epoch(0))
-    last = next(make_batches(channels_last=True).epoch(0)).images
-    assert last.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(last, plain[0][:8])
 
 
 @pytest.mark.gpu

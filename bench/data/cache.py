@@ -40,11 +40,12 @@ def cached(path: Path, key: Mapping[str, object], build: Callable[[], DataSet]) 
     """
     wanted = {"version": VERSION, **key}
     with _locked(path):
-        found = _read(path, wanted)
-        if found is None:
-            found = build()
-            _write(path, found, wanted)
-    return found
+        stored = open_cached(path) if path.exists() else None
+        if stored is not None and stored[1] == wanted:
+            return stored[0]
+        built = build()
+        _write(path, built, wanted)
+    return built
 
 
 @contextmanager
@@ -63,18 +64,6 @@ def _locked(path: Path) -> Iterator[None]:
             # case is that two processes decode the same data.
             logger.warning("no file lock for the data cache %s (%s)", path, error)
         yield
-
-
-def _read(path: Path, wanted: Mapping[str, object]) -> DataSet | None:
-    """The stored data set; None if it is missing, damaged or has another key."""
-    found = open_cached(path) if path.exists() else None
-    if found is None:
-        return None
-    data, key = found
-    if key != wanted:
-        logger.info("data cache %s holds other data; it is built again", path)
-        return None
-    return data
 
 
 def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:

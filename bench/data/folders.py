@@ -109,17 +109,13 @@ def _list_part(root: Path, part: str, labels: Mapping[str, int]) -> list[ImageFi
                 "fill it or remove it"
             )
         for file in sorted(files, key=lambda e: e.name):
-            status = _status(file)
+            try:
+                status = file.stat()
+            except OSError as error:
+                raise DataError(f"unreadable image {file.path}: {error.strerror}") from error
             stamp = f"{part}/{name}/{file.name} {status.st_size} {status.st_mtime_ns}"
             found.append(ImageFile(Path(file.path), label, stamp))
     return found
-
-
-def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    try:
-        return entry.stat()
-    except OSError as error:
-        raise DataError(f"unreadable image {entry.path}: {error.strerror}") from error
 
 
 def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
@@ -155,18 +151,13 @@ def _decode_all(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
     with ThreadPoolExecutor(WORKERS) as pool:
         for decoded in pool.map(partial(_decode_chunk, size=size), chunks):
             arrays += decoded
-            _check_one_size(paths, arrays, len(arrays) - len(decoded))
-    return arrays
-
-
-def _check_one_size(paths: Sequence[Path], arrays: Sequence[np.ndarray], start: int) -> None:
-    """Compares the sizes of the images from `start` on with the very first one."""
-    for path, array in zip(paths[start:], arrays[start:], strict=False):
+    for path, array in zip(paths, arrays, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
             raise DataError(
                 f"{path} is {_shape_text(array)} but {paths[0]} is {_shape_text(arrays[0])} pixels;"
                 " data.size resizes all images to size x size"
             )
+    return arrays
 
 
 def _decode_chunk(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:

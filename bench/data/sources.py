@@ -77,9 +77,8 @@ def load(
     """A data set as uint8 tensors, decoded at most once.
 
     A class-per-folder tree takes precedence over a download. It is found at
-    `<data_root>/<source>/{train,test}/<class>/`, or at `<data_root>/{train,test}/<class>/` if it
-    has as many classes as the source, or if the data root has the source's name. The source
-    "folder" is always the tree in the data root.
+    `<data_root>/<source>/{train,test}/<class>/`, or at `<data_root>/{train,test}/<class>/` if the
+    data root has the source's name. The source "folder" is always the tree in the data root.
 
     Args:
         source: one of `names`, or the name of a folder under `data_root`.
@@ -149,22 +148,13 @@ def _tree_root(source: str, data_root: Path | None) -> Path | None:
     known = SOURCES.get(source) if source in SOURCES else None
     if data_root is None or (known and not known.as_tree):
         return None
-    named = data_root / source
-    if (named / "train").is_dir():
-        return _with_right_classes(named, known)
-    if not ((data_root / "train").is_dir() and (data_root / "test").is_dir()):
-        return None
-    if known is None:
-        return data_root if data_root.resolve().name == source else None
-    # The tree may belong to another data set; then this one is downloaded.
-    return data_root if len(class_names(data_root, "train")) == known.classes else None
-
-
-def _with_right_classes(root: Path, known: Source | None) -> Path:
-    count = len(class_names(root, "train"))
-    if known and count != known.classes:
+    places = [data_root / source]
+    if data_root.resolve().name == source:
+        places.append(data_root)
+    root = next((place for place in places if (place / "train").is_dir()), None)
+    if root and known and (count := len(class_names(root, "train"))) != known.classes:
         raise DataError(
-            f"{root / 'train'} has {count} class folders, {root.name} has {known.classes}; "
+            f"{root / 'train'} has {count} class folders, {source} has {known.classes}; "
             "rename the folder to use it as a data set of its own"
         )
     return root
@@ -218,10 +208,11 @@ def _read_added(source: str, downloads: Path) -> DataSet:
 
 def _own_part(source: str, part: str, images: Tensor, labels: Tensor, count: int) -> Part:
     """One part of an added source, checked, and copied because the cache takes no views."""
-    if images.ndim != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
+    images_fit = images.ndim == 4 and images.dtype == torch.uint8
+    if not images_fit or not 0 < len(images) == len(labels):
         raise DataError(
             f"data source {source!r}: its {part} images are {tuple(images.shape)} {images.dtype} "
-            f"with {len(labels)} labels; wanted (N, C, H, W) uint8 with N"
+            f"with {len(labels)} labels; wanted (N, C, H, W) uint8 with N, at least 1"
         )
     if labels.dtype != torch.int64 or not ((labels >= 0) & (labels < count)).all():
         raise DataError(
@@ -289,23 +280,20 @@ def random_data(source: str, *, size: int | None = None, classes: Classes | None
     known = SOURCES.get(source) if source in SOURCES else None
     if known is None or known.sizes is None:
         raise DataError(f"data source {source!r}: the number and shape of its images are unknown")
-    sizes = known.sizes
-    if classes is None:
-        kept = known.classes
-    else:
-        kept = classes if isinstance(classes, int) else len(classes)
-    channels, height, width = sizes.shape
-    side = (height, width) if size is None else (size, size)
+    kept = known.classes if classes is None else classes
+    kept = kept if isinstance(kept, int) else len(kept)
+    channels, *sides = known.sizes.shape
+    sides = sides if size is None else (size, size)
     generator = torch.Generator().manual_seed(0)
 
     def part(count: int) -> Part:
         count = count * kept // known.classes
-        shape = (count, channels, *side)
+        shape = (count, channels, *sides)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         return images, torch.arange(count) % kept
 
-    names = [str(label) for label in range(kept)]
-    return DataSet.of(source, part(sizes.train), part(sizes.test), names)
+    classes = [str(label) for label in range(kept)]
+    return DataSet.of(source, part(known.sizes.train), part(known.sizes.test), classes)
 
 
 _CIFAR = Sizes((3, 32, 32), 50_000, 10_000)

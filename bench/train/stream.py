@@ -103,13 +103,11 @@ def open_stream(
         test = data.train_images[held], data.train_labels[held]
     mask = labelled_mask(labels, spec.labels, spec.split_seed) if spec.labels < 1 else None
     plain = Augment(pad=0, padding="zeros", flip=False)
-    # Channels last makes steps of small networks 1.1 to 1.4 times as fast on a CPU core.
     shared = {
         "mean": (statistics or data).mean,
         "std": (statistics or data).std,
         "seed": cell.seed,
         "device": device,
-        "channels_last": True,
     }
     channels, height, width = images.shape[1:]
     return Stream(
