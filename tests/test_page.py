@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import summary_grid as grid
@@ -184,55 +180,3 @@ def test_every_cell_without_a_result_is_listed_with_its_reason():
         ("student", "0", "not run", "-"),
     ]
     assert faults_table(*evidence(pairs=1)) is None
-
-
-# --- in a browser ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium that logs its console and its requests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    driver = shutil.which("chromedriver")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if not (driver and program):
-        pytest.skip("no Chromium with its driver (Debian: apt install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
-
-
-@pytest.mark.slow
-def test_in_a_browser_it_sorts_asks_for_nothing_and_never_scrolls_sideways(browser, built):
-    browser.get(f"file://{built}/report.html")
-    first = "document.querySelector('#overview table')"
-    labels = f"return [...{first}.tBodies[0].rows].map(row => row.cells[0].textContent)"
-    numbers = f"return [...{first}.tBodies[0].rows].map(row => Number(row.cells[2].dataset.value))"
-    before, values = browser.execute_script(labels), browser.execute_script(numbers)
-    assert values != sorted(values)
-    button = browser.execute_script(f"return {first}.tHead.rows[0].cells[2].firstChild")
-    assert button.aria_role == "button"
-    button.click()
-    assert browser.execute_script(numbers) == sorted(values)
-    button.send_keys("\ue007")  # Enter: by keyboard as well
-    assert browser.execute_script(numbers) == sorted(values, reverse=True)
-    head = browser.execute_script(f"return {first}.tHead.rows[0].cells[2]")
-    assert head.get_attribute("aria-sort") == "descending"
-    button.click()
-    assert browser.execute_script(labels) == before
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events
-             if e["method"] == "Network.requestWillBeSent"]  # fmt: skip
-    assert any(address.endswith("report.html") for address in asked)
-    assert [a for a in asked if not a.startswith(("file:", "data:"))] == []
-    for width in (375, 1280):
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get(f"file://{built}/report.html")
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
