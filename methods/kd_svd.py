@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
@@ -338,11 +339,6 @@ def method(
         masked = ~resolved_samples(*features(pair, connector), rank, extra)
         return {"svd_masked_share": masked.double().mean()}
 
-    def merge(
-        task: Sequence[Tensor | None], transfer: Sequence[Tensor | None], epoch: int
-    ) -> Sequence[Tensor | None]:
-        return clipped_merge(task, transfer, epoch, clip=clip, ramp=ramp)
-
     def connect(student: Shapes, teacher: Shapes) -> Connectors:
         layers = connect_widths(taps, student, teacher, allowed=connectors)
         _check_rank(rank, taps, student, teacher)
@@ -354,7 +350,7 @@ def method(
         transfer=transfer,
         taps=taps,
         transfer_weight=weight,
-        merge=merge,
+        merge=partial(clipped_merge, clip=clip, ramp=ramp),
         watch=watch,
     )
     return Method(category="shared-representation", source=SOURCE, plan=(stage,), connect=connect)

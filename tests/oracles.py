@@ -23,9 +23,6 @@ def _float64(*arrays: ArrayLike) -> list[Array]:
     return [np.asarray(array, dtype=np.float64) for array in arrays]
 
 
-# Soft-logits ------------------------------------------------------------------------------------
-
-
 def log_softmax(row: Array) -> Array:
     top = max(row)
     return row - top - math.log(sum(math.exp(z - top) for z in row))
@@ -44,19 +41,10 @@ def soft_logits_loss(
     return np.array(losses)
 
 
-# FitNet -----------------------------------------------------------------------------------------
-
-
 def hint_loss(student_feature: ArrayLike, teacher_feature: ArrayLike) -> Array:
     """Half the mean over channels and positions of (student - teacher)^2."""
-    losses = []
-    for student, teacher in zip(*_float64(student_feature, teacher_feature), strict=True):
-        squares = [(teacher[at] - student[at]) ** 2 for at in np.ndindex(student.shape)]
-        losses.append(0.5 * sum(squares) / len(squares))
-    return np.array(losses)
-
-
-# Attention transfer -----------------------------------------------------------------------------
+    difference = np.subtract(*_float64(student_feature, teacher_feature))
+    return np.array([0.5 * sum(d**2 for d in each.ravel()) / each.size for each in difference])
 
 
 def attention_map(feature: ArrayLike, kind: str) -> Array:
@@ -70,14 +58,14 @@ def attention_map(feature: ArrayLike, kind: str) -> Array:
     return result
 
 
-def adaptive_pool(image: Array, height: int, width: int, pool=np.mean) -> Array:
-    """One (H, W) image to (height, width); windows reach from floor to ceil of their shares."""
+def adaptive_pool(image: Array, height: int, width: int) -> Array:
+    """Means of an (H, W) image; windows reach from floor to ceil of their shares."""
     rows, columns = image.shape
     result = np.zeros((height, width))
     for h, w in np.ndindex(result.shape):
         top, bottom = h * rows // height, -(-(h + 1) * rows // height)
         left, right = w * columns // width, -(-(w + 1) * columns // width)
-        result[h, w] = pool(image[top:bottom, left:right])
+        result[h, w] = np.mean(image[top:bottom, left:right])
     return result
 
 
@@ -96,24 +84,16 @@ def attention_transfer_loss(student: ArrayLike, teacher: ArrayLike, kind: str) -
     return np.array(losses)
 
 
-# Activation boundary ----------------------------------------------------------------------------
-
-
 def activation_boundary_loss(
     student_pre: ArrayLike, teacher_pre: ArrayLike, margin: float
 ) -> Array:
     """Sum over neurons of max(0, margin - y s)^2, y = +1 where the teacher fires, -1 elsewhere."""
-    losses = []
-    for student, teacher in zip(*_float64(student_pre, teacher_pre), strict=True):
-        total = 0.0
-        for at in np.ndindex(student.shape):
-            sign = 1.0 if teacher[at] > 0 else -1.0
-            total += max(0.0, margin - sign * student[at]) ** 2
-        losses.append(total)
-    return np.array(losses)
-
-
-# FSP --------------------------------------------------------------------------------------------
+    student, teacher = _float64(student_pre, teacher_pre)
+    losses = np.zeros(len(student))
+    for at in np.ndindex(student.shape):
+        sign = 1.0 if teacher[at] > 0 else -1.0
+        losses[at[0]] += max(0.0, margin - sign * student[at]) ** 2
+    return losses
 
 
 def fsp_matrix(first: ArrayLike, second: ArrayLike) -> Array:
@@ -137,15 +117,7 @@ def fsp_loss(
     """Squared Frobenius distance of the two FSP matrices."""
     ours = fsp_matrix(student_first, student_second)
     theirs = fsp_matrix(teacher_first, teacher_second)
-    return np.array(
-        [
-            sum((a[at] - b[at]) ** 2 for at in np.ndindex(a.shape))
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-    )
-
-
-# KD-SVD -----------------------------------------------------------------------------------------
+    return np.array([sum(d**2 for d in each.ravel()) for each in ours - theirs])
 
 
 def right_singular_vectors(sample: Array, count: int) -> tuple[Array, list[Array]]:
@@ -207,9 +179,6 @@ def kd_svd_loss(
     return np.array(losses)
 
 
-# Relational KD ----------------------------------------------------------------------------------
-
-
 def huber(difference: float) -> float:
     """d^2 / 2 up to |d| = 1, |d| - 1/2 from there."""
     size = abs(difference)
@@ -265,9 +234,6 @@ def rkd_angle_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "pee
         for i, j, k in np.ndindex(n, n, n)
     )
     return total / (n**3 if reduction == "peers" else n * (n - 1) * (n - 2))
-
-
-# Selective KD -----------------------------------------------------------------------------------
 
 
 def keeping_costs(embeddings: ArrayLike, labels: Sequence[int]) -> Array:

@@ -100,7 +100,8 @@ def test_activation_boundary_on_both_sides_of_the_margin():
     assert each == [0.25, 2.25, 0, 9, 1, 1, 4, 0]
     assert activation_boundary_loss(student, teacher, 1.0).tolist() == [17.5]
     # Equal networks pay inside the margin: (1 - .25)^2
-    assert activation_boundary_loss(*[row_map(0.25, -3)] * 2, 1.0).tolist() == [0.75**2]
+    equal = row_map(0.25, -3)
+    assert activation_boundary_loss(equal, equal, 1.0).tolist() == [0.75**2]
     # 2 (s - 1) where the teacher fires and s < 1; 2 (s + 1) where it does not and s > -1
     expected = [-1, -3, 0, -6, 2, 2, 4, 0]
     assert gradient_of(activation_boundary_loss, student, teacher, 1.0) == expected

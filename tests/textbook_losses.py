@@ -8,8 +8,8 @@ They are what the shipped forms are timed against (tests/benchmarks) and held to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from unittest.mock import patch
@@ -150,22 +150,18 @@ TEXTBOOK: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
-@contextmanager
-def textbook_forms() -> Iterator[None]:
-    """Inside, all methods compute their textbook losses; not for several threads at once."""
-    with ExitStack() as stack:
-        for module in (activation_boundary, attention_transfer, fitnet, fsp, kd_svd, rkd):
-            for name in TEXTBOOK.keys() & vars(module).keys():
-                stack.enter_context(patch.object(module, name, TEXTBOOK[name]))
-        yield
-
-
 def in_textbook_form(method: Method) -> Method:
-    """The method with textbook losses: the same numbers at the textbook's cost."""
+    """The method with textbook losses: the same numbers at the textbook's cost.
+
+    While it computes, all methods have textbook losses; not for several threads at once.
+    """
 
     def textbook(transfer: Transfer) -> Transfer:
         def compute(pair: Pair, connector: nn.Module) -> Tensor:
-            with textbook_forms():
+            with ExitStack() as stack:
+                for module in (activation_boundary, attention_transfer, fitnet, fsp, kd_svd, rkd):
+                    for name in TEXTBOOK.keys() & vars(module).keys():
+                        stack.enter_context(patch.object(module, name, TEXTBOOK[name]))
                 return transfer(pair, connector)
 
         return compute
