@@ -104,20 +104,6 @@ def auto_or_integer(text: str) -> int | None:
     return None if text == "auto" else integer(at_least=1)(text)
 
 
-def image_shape(text: str) -> tuple[int, int, int]:
-    """Channels, height and width.
-
-    Example:
-        >>> image_shape("3x32x32")
-        (3, 32, 32)
-    """
-    sizes = text.split("x")
-    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted CxHxW such as 3x32x32")
-    channels, height, width = map(int, sizes)
-    return channels, height, width
-
-
 def path(text: str) -> Path:
     """A file or a folder. Empty text, as of an unset variable, would mean the current folder."""
     if not text.strip():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bench.cli.argument_types import (
     auto_or_integer,
-    image_shape,
     integer,
     names,
     number,
@@ -181,16 +180,6 @@ def add_profile(parser: Parser) -> None:
         help="time after which no further round of a pair starts, except for the first three "
         "(default: 60)",
     )
-    add(
-        "--image-shape",
-        type=image_shape,
-        metavar="CxHxW",
-        help="measure without the data set, on images of this shape; needs --classes and "
-        "--train-images",
-    )
-    add("--classes", type=integer(at_least=2), metavar="K", help="see --image-shape")
-    add("--train-images", type=integer(at_least=1), metavar="N", help="see --image-shape")
-    add("--name", metavar="NAME", help="results go to DIR/NAME (default: the grid's name)")
 
 
 def add_tables(parser: Parser) -> None:

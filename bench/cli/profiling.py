@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from bench.cli.outputs import mirror_files, write, write_costs
 from bench.cli.recorded import fetch_results, has_results, work_dir
-from bench.faults import UserError
 
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
@@ -31,7 +29,7 @@ def profile(options: argparse.Namespace) -> int:
 
     work = work_dir(options)
     asked = _read(options)
-    name = options.name or asked.grid.name
+    name = asked.grid.name
     file = work.grid(name) / FILE
     costs = read_costs(file)
     with ProgressDisplay(Console(soft_wrap=True)) as display:
@@ -56,24 +54,32 @@ class _Asked:
 
 
 def _read(options: argparse.Namespace) -> _Asked:
-    """The grid narrowed to what was asked for, and how it is measured."""
+    """The grid narrowed to what was asked for, and how it is measured.
+
+    Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
+    here is not needed.
+    """
     import torch
 
     from bench.code_version import provenance
     from bench.cost.profiler import Profile
     from bench.cost.steps import Workload
+    from bench.data.library import Library
     from bench.expansion import data_name
     from bench.grid import load_grid, narrow
     from bench.train.device import pick_device
+    from bench.workdir import WorkDir
 
-    _check(options)
     grid = narrow(load_grid(options.grid), options.methods, options.pairs)
-    classes, image_shape, train_images = _sizes(options, grid)
+    cache = WorkDir(options.work_dir).cache
+    data = Library(options.data_root, cache, random_if_absent=True).read(grid.data)
+    channels, height, width = data.train_images.shape[1:]
+    largest = max(grid.axes.fraction or (grid.data.fraction,))
     batch = grid.recipe.batch_size if options.batch is None else options.batch
     torch.set_num_threads(options.threads)
     workload = Workload(
-        classes=classes,
-        image_shape=image_shape,
+        classes=len(data.classes),
+        image_shape=(channels, height, width),
         recipe=grid.recipe.model_copy(update={"batch_size": batch}),
         device=pick_device(options.device),
         precision=grid.precision,
@@ -82,43 +88,12 @@ def _read(options: argparse.Namespace) -> _Asked:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     how = Profile(
         data=data_name(grid.data),
-        train_images=train_images,
+        train_images=round(largest * len(data.train_images)),
         rounds=options.rounds,
         seconds=options.seconds,
         provenance={**provenance(), "started": started},
     )
     return _Asked(grid, workload, how)
-
-
-def _check(options: argparse.Namespace) -> None:
-    from bench.grid import RESERVED
-
-    name = options.name
-    if name is not None and (name in RESERVED or not re.fullmatch(r"\w[\w.-]*", name)):
-        taken = ", ".join(sorted(RESERVED))
-        raise UserError(f"--name: got {name!r}, wanted the name of a folder other than {taken}")
-
-
-def _sizes(options: argparse.Namespace, grid: Grid) -> tuple[int, tuple[int, int, int], int]:
-    """K, (C, H, W) and N, as given or of the grid's data set."""
-    from bench.data.sources import load
-    from bench.workdir import WorkDir
-
-    given = (options.image_shape, options.classes, options.train_images)
-    if any(given):
-        if not all(given):
-            raise UserError("--image-shape, --classes and --train-images come together")
-        return options.classes, options.image_shape, options.train_images
-    data = load(
-        grid.data.source,
-        data_root=options.data_root,
-        cache=WorkDir(options.work_dir).cache,
-        size=grid.data.size,
-        classes=grid.data.classes,
-    )
-    channels, height, width = data.train_images.shape[1:]
-    largest = max(grid.axes.fraction or (grid.data.fraction,))
-    return len(data.classes), (channels, height, width), round(largest * len(data.train_images))
 
 
 def _measure(asked: _Asked, progress: Progress) -> Iterator[Costs]:
