@@ -17,7 +17,7 @@ from bench.cell import Cell, DataSpec
 from bench.cost.counting import AllocationMode, CountingMode, bytes_of
 from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method
-from bench.method import split_epochs
+from bench.method import Stage, split_epochs
 from bench.train.weights import build_network
 
 IMAGES = 2
@@ -55,6 +55,7 @@ class Footprint:
         """
         self._read = read
         self._counted: dict[tuple[str, int, tuple[int, ...]], NetworkCount] = {}
+        self._plans: dict[str, tuple[Stage, ...]] = {}
 
     def bytes(self, cells: Sequence[Cell]) -> int:
         """Peak memory of a job, on top of what an idle worker process holds."""
@@ -81,7 +82,10 @@ class Footprint:
         return round(counted.held_bytes + ALLOWANCE * activations)
 
     def _steps(self, cell: Cell) -> float:
-        plan = build_method(cell.method, **cell.hyperparameters).plan
+        key = json.dumps([cell.method, cell.hyperparameters])
+        if key not in self._plans:
+            self._plans[key] = build_method(cell.method, **cell.hyperparameters).plan
+        plan = self._plans[key]
         epochs = sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
         images = len(self._read(cell.data).train_images) * cell.data.fraction
         return epochs * images / cell.recipe.batch_size

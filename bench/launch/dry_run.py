@@ -81,9 +81,8 @@ class DryRun:
         estimate = Estimate(library.read, device)
         estimate.measure(self.waiting, display.show)
         jobs = plan_training(self.waiting, config, devices, library, room_bytes)
-        slots = simulate(jobs, len(devices), estimate.seconds)
-        work = sum(slot.end - slot.begin for slot in slots)
-        total = WORKER_SECONDS + max(slot.end for slot in slots)
+        work = sum(estimate.seconds(job.cells) for job in jobs)
+        total = WORKER_SECONDS + max(simulate(jobs, len(devices), estimate.seconds))
         peak = max(estimate.bytes(job.cells) for job in jobs)
         peak += process_bytes() if device.type == "cpu" else 0
         shared = sum(estimate.shared_seconds(job.cells) for job in jobs)
