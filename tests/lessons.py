@@ -13,7 +13,6 @@ from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method, resolve_hyperparameters
 from bench.launch.job import Report
 from bench.method import Method, View
-from bench.models.network import tap_shapes
 from bench.record import Record, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort
@@ -113,10 +112,10 @@ class Lesson:
         self.teacher = teacher_for(cell, self.stream, device)
         shape = self.stream.image_shape
         network = build_network(cell, self.stream.classes, shape)
-        theirs = tap_shapes(self.teacher.network, shape) if self.teacher else None
+        theirs = self.teacher.shapes if self.teacher else None
         method = method or build_method(cell.method, **cell.hyperparameters)
         self.student: Student = make_student(
-            cell, method, network, tap_shapes(network, shape), theirs, device, self.stream.labelled
+            cell, method, network, shape, theirs, device, self.stream.labelled
         )
 
     def clean_view(self, taps: tuple[str, ...]) -> View:

@@ -12,7 +12,6 @@ from lessons import cell, plain_cell, recipe, run
 from bench.checksum import DamagedError, pack, unpack
 from bench.hyperparameters import METHODS, build_method
 from bench.record import Record, Store
-from bench.train import checkpoint
 from bench.train.checkpoint import Checkpoints, History, State
 
 EPOCHS = 4
@@ -169,28 +168,6 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_training_goes_on(tmp_p
     record = resumed([one], tmp_path)[one.id]
     assert record.status == "finished"
     assert "cannot be written (Not a directory)" in caplog.text
-
-
-def test_saves_are_as_rare_as_asked_and_cost_at_most_their_share(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    kept = Checkpoints(tmp_path, every=60)
-
-    def due_at(seconds: float) -> bool:
-        now[0] = seconds
-        return kept.due()
-
-    assert not due_at(59)
-    assert due_at(60)
-    kept.saved(seconds=3)  # 3 s are 2 % of 150 s
-    assert not due_at(60 + 149)
-    assert due_at(60 + 150)
-    kept.saved(seconds=0.1)
-    assert not due_at(210 + 59)
-    assert due_at(210 + 60)
-    always = Checkpoints(tmp_path, every=0)
-    always.saved(seconds=100)
-    assert always.due()
 
 
 def test_short_trainings_write_no_checkpoint(tmp_path):

@@ -17,12 +17,11 @@ from bench.method import Method, NoConnector, Pair, Stage, View
 from bench.record import FINISHED, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.diagnostics import (
-    Knowledge,
     attention_variation,
     constrained_directions,
     gradient_cosine,
+    knowledge_facts,
     own_stage,
-    smoothness_taps,
     total_variation,
 )
 from methods.attention_transfer import attention_transfer_loss
@@ -230,10 +229,11 @@ def test_a_loss_without_curvature_binds_nothing():
 # --- the teacher's tensors --------------------------------------------------------------------
 
 
-def knowledge_of(taps: dict[str, torch.Tensor]) -> Knowledge:
+def facts_of(taps: dict[str, torch.Tensor], method: Method, batch: int) -> dict[str, float]:
     shapes = {tap: tuple(x.shape[1:]) for tap, x in taps.items()}
     labels = torch.zeros(20, dtype=torch.long)
-    return Knowledge(lambda wanted: View({tap: taps[tap] for tap in wanted}), shapes, labels)
+    view = lambda wanted: View({tap: taps[tap] for tap in wanted})  # noqa: E731
+    return knowledge_facts(view, labels, method, (), shapes, batch)
 
 
 def reading(*taps: str) -> Method:
@@ -246,14 +246,14 @@ def reading(*taps: str) -> Method:
 
 
 def test_directions_are_those_held_fast_once_the_loss_is_met():
-    facts = knowledge_of({"a": rand(20, 3, 2, 2).sign()}).facts(reading("a"), (), 10)
+    facts = facts_of({"a": rand(20, 3, 2, 2).sign()}, reading("a"), 10)
     assert facts["knowledge_directions"] == pytest.approx(12)
 
 
 @pytest.mark.parametrize("name", ["attention_transfer", "fitnet"])
 def test_what_methods_hold_fast_of_three_maps(name):
     taps = {f"stage{i}": rand(20, 8, 4, 4, seed=i).relu() for i in (1, 2, 3)}
-    facts = knowledge_of(taps).facts(build_method(name), (), 20)
+    facts = facts_of(taps, build_method(name), 20)
     # A hint holds every element. A normalised attention map holds one direction a position but
     # for its length, whatever the channels.
     exact = {"attention_transfer": 3 * 15, "fitnet": 3 * 8 * 16}[name]
@@ -273,11 +273,6 @@ def test_attention_of_independent_channels_is_smoother_than_they_are():
     assert attention_variation(feature) < 0.5
     one = attention_variation(feature[:, 1:2])
     assert one == pytest.approx(1.0)  # of one channel that is not negative: itself
-
-
-def test_only_stage_outputs_of_four_pixels_and_more_are_compared():
-    shapes = {"stem": (4, 8, 8), "stage1": (4, 8, 8), "stage2": (8, 2, 2), "embedding": (8,)}
-    assert smoothness_taps(shapes) == ["stage1"]
 
 
 # --- going on after an interruption -----------------------------------------------------------

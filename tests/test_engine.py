@@ -18,7 +18,6 @@ from bench.data.resolution import degrade
 from bench.hyperparameters import build_method
 from bench.method import Method, NotApplicable, Pair, Selection, Stage, View, split_epochs
 from bench.models import zoo
-from bench.models.network import tap_shapes
 from bench.record import Store
 from bench.train.cohort import Cohort
 from bench.train.device import note_nondeterministic, set_numerics
@@ -252,7 +251,7 @@ def test_agreement_counts_equal_predictions(tmp_path):
 def test_the_test_set_is_the_held_out_part_where_asked():
     data = DataSpec(source="synthetic", validation=0.2)
     stream = open_stream(plain_cell("cnn2", data=data), dataset(), CPU)
-    assert (stream.train_images, len(stream.test.labels)) == (32, 8)
+    assert (len(stream.train.labels), len(stream.test.labels)) == (32, 8)
 
 
 def test_a_nondeterministic_operation_leaves_its_name_and_no_warning_for_each_step(recwarn):
@@ -342,11 +341,10 @@ def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
 
 def test_teacher_and_student_must_have_the_same_classes():
     lesson = Lesson(cell("soft_logits"))
-    network, shape = lesson.student.network, lesson.stream.image_shape
-    mine = dict(tap_shapes(network, shape))
-    theirs = {**mine, "logits": (7,)}
+    student, shape = lesson.student, lesson.stream.image_shape
+    theirs = {**lesson.teacher.shapes, "logits": (7,)}
     with pytest.raises(ValueError, match="has 7 classes, the student 4"):
-        make_student(lesson.student.cell, lesson.student.method, network, mine, theirs, CPU)
+        make_student(student.cell, student.method, student.network, shape, theirs, CPU)
 
 
 def test_a_transfer_loss_of_the_wrong_shape_is_named(tmp_path):

@@ -252,7 +252,7 @@ def test_wide_resnet_pre_takes_exactly_one_batch_norm_more_than_its_sum():
 def test_deeper_parameters_get_no_gradient(name):
     network = make(name).train()
     network.view(images(4, 3, 16, 16), ("stage2",))["stage2"].sum().backward()
-    assert all(p.grad is None for p in network.head_parameters())
+    assert all(p.grad is None for p in network.head.parameters())
     without = [key for key, p in network.named_parameters() if p.grad is None]
     assert 2 < len(without) < len(list(network.parameters()))
 

@@ -18,7 +18,7 @@ from bench.cell import Cell, DataSpec, Recipe
 from bench.cost.counting import bytes_of
 from bench.method import Method, Pair, Stage, Transfer, View
 from bench.models import zoo
-from bench.models.network import Network, tap_shapes
+from bench.models.network import Network
 from bench.seeds import derive
 from bench.train.engine import make_student
 from bench.train.stream import StudentBatch
@@ -80,8 +80,6 @@ class Workload:
     def build(self, model: Model) -> Network:
         """A freshly initialised network, the same in every call."""
         torch.manual_seed(derive(0, "profile", str(model)))
-        if isinstance(model, dict):
-            model = {key: value for key, value in model.items() if key != "name"}
         return zoo.build(model, self.classes, self.image_shape)
 
 
@@ -110,7 +108,6 @@ class TeacherBatch:
         batch: the first `recipe.batch_size` of them.
         index: (B,) their positions.
         teacher: with random weights.
-        teacher_shapes: of its taps.
     """
 
     def __init__(self, teacher: Model, workload: Workload) -> None:
@@ -125,7 +122,6 @@ class TeacherBatch:
         self.teacher = Teacher(
             network, workload.cell(teacher), workload.device, workload.image_shape
         )
-        self.teacher_shapes = tap_shapes(self.teacher.network, workload.image_shape)
 
     def clean_view(self, taps: Sequence[str]) -> View:
         """The teacher's view of all images."""
@@ -192,8 +188,8 @@ class StudentStage:
             workload.cell(model, name),
             alone,
             network,
-            tap_shapes(network, workload.image_shape),
-            lesson.teacher_shapes,
+            workload.image_shape,
+            lesson.teacher.shapes,
             workload.device,
             labelled,
         )

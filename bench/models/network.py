@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,6 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, K) logits."""
         return self.view(images, ("logits",))["logits"]
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the classifier."""
-        return self.head.parameters()
 
     def check_taps(self, taps: Collection[str]) -> None:
         """Raises ValueError for a tap that the network lacks, TypeError for a bare name."""

@@ -77,7 +77,8 @@ def build(
 
     Args:
         model: a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or
-            {"torchvision": name, "taps": {tap: path}, "head": path}, see `build_torchvision`.
+            {"torchvision": name, "taps": {tap: path}, "head": path}, see `build_torchvision`; its
+            "name" in a grid is ignored.
         classes: K, at least 2.
         image_shape: (C, H, W).
 
@@ -118,7 +119,7 @@ def _builder(name: str) -> Builder:
 
 
 def _build_described(model: Mapping[str, object], classes: int, image_shape: ImageShape) -> Network:
-    known = {"torchvision", "taps", "head"}
+    known = {"torchvision", "taps", "head", "name"}
     if not {"torchvision"} <= set(model) <= known:
         raise ValueError(
             f"model has the keys {', '.join(map(str, model)) or 'none'}; wanted 'torchvision' and, "

@@ -4,9 +4,9 @@ Each cell has files of its own, so that it may resume next to other cells than b
 the two latest epochs are kept: if one is damaged, which its checksum shows, the cell resumes from
 the other.
 
-A cohort saves at the end of an epoch if at least `every` seconds have passed since the last save,
-and if that save took at most 2 % of this time. A cell that trains for less than `every` seconds
-writes no checkpoint. `every = 0` saves after every epoch.
+A cohort saves at the end of an epoch if at least `every` seconds have passed since the last save.
+A cell that trains for less than `every` seconds writes no checkpoint. `every = 0` saves after every
+epoch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ VERSION = 2
 
 KEPT = 2
 SECONDS = 60.0
-SHARE = 0.02
 logger = logging.getLogger(__name__)
 
 
@@ -85,20 +84,14 @@ class Checkpoints:
         """
         self.root, self.every = root, every
         self._last = time.monotonic()
-        self._pause = every
 
     def due(self) -> bool:
         """Whether it is time to save."""
-        return time.monotonic() - self._last >= self._pause
+        return time.monotonic() - self._last >= self.every
 
-    def saved(self, seconds: float) -> None:
-        """Starts the wait for the next save.
-
-        Args:
-            seconds: duration of the save that has just ended.
-        """
+    def saved(self) -> None:
+        """Starts the wait for the next save."""
         self._last = time.monotonic()
-        self._pause = max(self.every, seconds / SHARE) if self.every else 0.0
 
     def write(
         self, cell_id: str, epoch: int, key: Mapping[str, object], history: History, state: State

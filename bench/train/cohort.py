@@ -18,7 +18,6 @@ from bench.cell import Cell
 from bench.faults import CODE_FAULTS
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, View
-from bench.models.network import tap_shapes
 from bench.record import Store
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, note_nondeterministic, set_numerics
@@ -114,11 +113,9 @@ class Cohort:
         network = build_network(cell, self.stream.classes, self.stream.image_shape)
         if method.starts_from == "source":
             start_from_source(cell, network, self.store)
-        shapes = tap_shapes(network, self.stream.image_shape)
         theirs = self.teacher.shapes if self.teacher and method.needs_teacher else None
-        return make_student(
-            cell, method, network, shapes, theirs, self.device, self.stream.labelled
-        )
+        shape, labelled = self.stream.image_shape, self.stream.labelled
+        return make_student(cell, method, network, shape, theirs, self.device, labelled)
 
     # --- checkpoints ----------------------------------------------------------------------------
 
@@ -151,7 +148,6 @@ class Cohort:
         """Writes the checkpoints of all students, if it is time."""
         if self.checkpoints is None or not students or not self.checkpoints.due():
             return
-        all_began = time.perf_counter()
         for student in students:
             began, cell_id = time.perf_counter(), student.cell.id
             history = self._history(student)
@@ -165,7 +161,7 @@ class Cohort:
             )
             seconds = time.perf_counter() - began
             self._histories[cell_id] = self._histories[cell_id].plus(checkpoint_seconds=seconds)
-        self.checkpoints.saved(time.perf_counter() - all_began)
+        self.checkpoints.saved()
 
     def _history(self, student: Student) -> History:
         """The student's history, with the nondeterministic operations of this process."""
@@ -211,7 +207,7 @@ class Cohort:
         """The batches of an epoch, each with the taps of the teacher that the group reads."""
         train, epoch, subset = self.stream.train, group[0].epochs_done, group[0].subset
         taps = tuple(dict.fromkeys(tap for s in group if s.reads_teacher for tap in s.taps))
-        steps = train.steps(self.stream.train_images if subset is None else len(subset))
+        steps = train.steps(len(train.labels) if subset is None else len(subset))
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
             view = self.teacher.view(batch.images, taps) if self.teacher and taps else None
             images = self.stream.student_images(batch.images)

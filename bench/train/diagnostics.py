@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import chain
 
 import torch
@@ -191,77 +190,50 @@ def own_stage(method: Method) -> Stage | None:
     return next((stage for stage in method.plan if stage.transfer is not None), None)
 
 
-class Knowledge:
-    """A teacher's tensors on fixed images.
+def knowledge_facts(
+    view: Callable[[Sequence[str]], View],
+    labels: Tensor,
+    method: Method,
+    optional: Sequence[str],
+    shapes: Shapes,
+    batch: int,
+) -> dict[str, float]:
+    """Numbers for a record's `final` about the method's own knowledge; see `own_stage`.
+
+    "knowledge_scalars": elements of the teacher's tensors that its stage reads, per sample.
+    "knowledge_directions": `constrained_directions` of its transfer loss on the first images, with
+    the teacher's tensors in the student's place, so that the loss is at its minimum.
+    "attention_variation_<tap>": `attention_variation` of the output of every stage with maps of at
+    least `LEAST_SIDE`.
 
     Args:
-        view: taps -> the teacher's view of the images.
-        shapes: shape of one sample's tensor at every tap of the teacher.
+        view: taps -> the teacher's view of fixed images.
         labels: (M,), of the images.
+        method: the method; without a transfer loss there is only the attention's variation.
+        optional: the stage's optional taps that both networks have.
+        shapes: shape of one sample's tensor at every tap of the teacher.
+        batch: B, number of images for the directions.
     """
-
-    def __init__(
-        self, view: Callable[[Sequence[str]], View], shapes: Shapes, labels: Tensor
-    ) -> None:
-        """Computes nothing yet."""
-        self._view, self._shapes, self._labels = view, shapes, labels
-
-    def facts(self, method: Method, optional: Sequence[str], batch: int) -> dict[str, float]:
-        """Numbers for a record's `final` about the method's own knowledge; see `own_stage`.
-
-        "knowledge_scalars": elements of the teacher's tensors that its stage reads, per sample.
-        "knowledge_directions": `constrained_directions` of its transfer loss on the first images,
-        with the teacher's tensors in the student's place, so that the loss is at its minimum.
-        "attention_variation_<tap>": `attention_variation` of every stage's output.
-
-        Args:
-            method: the method; without a transfer loss there is only the attention's variation.
-            optional: the stage's optional taps that both networks have.
-            batch: B, number of images for the directions.
-        """
-        found = dict(self._attention)
-        if (stage := own_stage(method)) is None:
-            return found
-        taps = (*stage.taps, *optional)
-        found["knowledge_scalars"] = sum(math.prod(self._shapes[tap]) for tap in taps)
-        directions = self._directions(method, stage, taps, batch)
-        return found if directions is None else {**found, "knowledge_directions": directions}
-
-    def _directions(
-        self, method: Method, stage: Stage, taps: Sequence[str], batch: int
-    ) -> float | None:
-        assert stage.transfer is not None
-        whole = self._view(taps)
-        torch.manual_seed(0)
-        connector = method.connect(self._shapes, self._shapes).to(self._labels.device)
-        if stage.prepare is not None:
-            stage.prepare(connector, whole)
-        view = View({tap: whole[tap][:batch] for tap in taps})
-        labels = self._labels[:batch]
-        index = torch.arange(len(labels), device=labels.device)
-        return constrained_directions(stage.transfer, Pair(view, view, labels, index), connector)
-
-    @cached_property
-    def _attention(self) -> dict[str, float]:
-        found = {
-            f"attention_variation_{tap}": attention_variation(self._view((tap,))[tap])
-            for tap in smoothness_taps(self._shapes)
-        }
-        return {name: ratio for name, ratio in found.items() if math.isfinite(ratio)}
-
-
-def smoothness_taps(shapes: Shapes) -> list[str]:
-    """The outputs of stages whose maps are large enough to measure smoothness.
-
-    Example:
-        >>> smoothness_taps({"stage1": (8, 8, 8), "stage1.pre": (8, 8, 8), "stage3": (32, 2, 2)})
-        ['stage1']
-    """
-    return [
+    large = [
         tap
         for tap, shape in shapes.items()
         if re.fullmatch(r"stage\d+", tap) and len(shape) == 3 and min(shape[1:]) >= LEAST_SIDE
     ]
+    found = {f"attention_variation_{tap}": attention_variation(view((tap,))[tap]) for tap in large}
+    if (stage := own_stage(method)) is not None and stage.transfer is not None:
+        taps = (*stage.taps, *optional)
+        found["knowledge_scalars"] = sum(math.prod(shapes[tap]) for tap in taps)
+        shown = view(taps)
+        torch.manual_seed(0)
+        connector = method.connect(shapes, shapes).to(labels.device)
+        if stage.prepare is not None:
+            stage.prepare(connector, shown)
+        first = View({tap: shown[tap][:batch] for tap in taps})
+        index = torch.arange(min(batch, len(labels)), device=labels.device)
+        pair = Pair(first, first, labels[index], index)
+        directions = constrained_directions(stage.transfer, pair, connector)
+        found["knowledge_directions"] = math.nan if directions is None else directions
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def attention_variation(feature: Tensor) -> float:

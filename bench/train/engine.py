@@ -26,7 +26,7 @@ from bench.method import (
     in_float32,
     split_epochs,
 )
-from bench.models.network import Network
+from bench.models.network import Network, tap_shapes
 from bench.seeds import derive
 from bench.train.checkpoint import State
 from bench.train.device import autocast, seed_device, to_device
@@ -162,11 +162,9 @@ class Student:
     def _prepare(self, labels: Tensor) -> None:
         """What a stage does once, before its first epoch."""
         stage = self.stage
-        if self._clean is None:
-            return
-        if stage.prepare is not None:
+        if stage.prepare is not None and self._clean is not None:
             stage.prepare(self.connector, self._clean)
-        if stage.keep is not None:
+        if stage.keep is not None and self._clean is not None:
             self.selections[stage.name] = stage.keep(self._clean, labels)
 
     def _enter(self, train_images: int) -> None:
@@ -176,13 +174,10 @@ class Student:
         self.subset, taught = images_of(stage, kept, self.labelled, train_images)
         self._objective = Objective(stage, self.cell.method, self.connector, self.labelled, taught)
         freeze(stage, self.network, self.connector)
-        self.optimiser = make_optimiser(stage, self._parts(), self.cell.recipe)
-
-    def _parts(self) -> dict[str, list[nn.Parameter]]:
-        return parts_of(self.network, self.connector)
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for part, ps in self._parts().items() if part in self.stage.trains for p in ps]
+        parts = parts_of(self.network, self.connector)
+        self._trunk = parts["trunk"]
+        self._trained = [p for part, ps in parts.items() if part in stage.trains for p in ps]
+        self.optimiser = make_optimiser(stage, parts, self.cell.recipe)
 
     def _note(self, name: str, value: float | None) -> None:
         """Adds this epoch's point to a curve; earlier epochs without a point get None."""
@@ -205,7 +200,7 @@ class Student:
             self._note_cosine(losses.task, losses.transfer)
         self._backward(losses)
         if stage.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._trained(), stage.clip_norm, foreach=True)
+            norm = nn.utils.clip_grad_norm_(self._trained, stage.clip_norm, foreach=True)
             self.sums.add("clipped", norm > stage.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -219,7 +214,7 @@ class Student:
         return tuple(dict.fromkeys((*self.taps, *labels)))
 
     def _note_cosine(self, task: Tensor, transfer: Tensor) -> None:
-        self._note("gradient_cosine", gradient_cosine(task, transfer, self._parts()["trunk"]))
+        self._note("gradient_cosine", gradient_cosine(task, transfer, self._trunk))
 
     def _seed_step(self) -> None:
         # Dropout draws from torch's global generator. A stream of its own for every step keeps a
@@ -254,22 +249,17 @@ class Student:
             self._note_cosine(objective.task(pair), transfer)
 
     def _backward(self, losses: Losses) -> None:
-        terms = weigh(
-            self.stage,
-            self.progress,
-            task=losses.task,
-            joint=losses.joint,
-            transfer=losses.transfer,
-        )
+        terms = weigh(self.stage, self.progress, losses.task, losses.joint, losses.transfer)
         if self.stage.merge is None:
             sum(terms[1:], start=terms[0]).backward()
             return
-        task, transfer = terms
-        trained = self._trained()
-        task_gradients = torch.autograd.grad(task, trained, retain_graph=True, allow_unused=True)
-        transfer_gradients = torch.autograd.grad(transfer, trained, allow_unused=True)
+        task, _ = terms
+        task_gradients, transfer_gradients = (
+            torch.autograd.grad(loss, self._trained, retain_graph=loss is task, allow_unused=True)
+            for loss in terms
+        )
         merged = self.stage.merge(task_gradients, transfer_gradients, self._stage_epoch)
-        for parameter, gradient in zip(trained, merged, strict=True):
+        for parameter, gradient in zip(self._trained, merged, strict=True):
             parameter.grad = gradient
 
     @torch.no_grad()
@@ -346,7 +336,7 @@ def make_student(
     cell: Cell,
     method: Method,
     network: Network,
-    shapes: Shapes,
+    image_shape: tuple[int, int, int],
     teacher_shapes: Shapes | None,
     device: torch.device,
     labelled: Tensor | None = None,
@@ -357,8 +347,9 @@ def make_student(
         cell: the cell to train.
         method: the cell's method with its hyper-parameters.
         network: the student network, initialised.
-        shapes: shape of one sample's tensor at every tap of the student.
-        teacher_shapes: the same of the teacher; None if the cell has no teacher.
+        image_shape: (C, H, W).
+        teacher_shapes: shape of one sample's tensor at every tap of the teacher; None if the cell
+            has no teacher.
         device: where the student is trained.
         labelled: see `Student`.
 
@@ -371,6 +362,7 @@ def make_student(
         raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
     if labelled is not None and any(stage.keep is not None for stage in method.plan):
         raise NotApplicable("the selection reads every label, but this grid hides some labels")
+    shapes = tap_shapes(network, image_shape)
     theirs: Shapes = teacher_shapes if teacher_shapes is not None else {}
     if teacher_shapes is not None and theirs["logits"] != shapes["logits"]:
         raise ValueError(

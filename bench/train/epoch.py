@@ -69,7 +69,7 @@ def points(
     task = sums.mean("task") if stage.task_weight > 0 else None
     joint = sums.mean("joint") if stage.joint is not None else None
     transfer = sums.mean("transfer") if stage.transfer is not None else None
-    total = sum(weigh(stage, progress, task=task, joint=joint, transfer=transfer))
+    total = sum(weigh(stage, progress, task, joint, transfer))
     found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
     if any(one.joint is not None for one in plan):
         found["joint_loss"] = joint

@@ -116,12 +116,7 @@ class Objective:
 
 
 def weigh(
-    stage: Stage,
-    progress: float,
-    *,
-    task: Loss | None,
-    joint: Loss | None,
-    transfer: Loss | None,
+    stage: Stage, progress: float, task: Loss | None, joint: Loss | None, transfer: Loss | None
 ) -> list[Loss]:
     """The two weighted terms that a stage minimises the sum of: from labels, from the teacher.
 

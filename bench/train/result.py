@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
+from functools import partial
 
-from bench.method import View
 from bench.record import FINISHED, Record, Store, dump_json, write_atomically
 from bench.train.checkpoint import History
-from bench.train.diagnostics import EXAMINED, Knowledge, own_stage
+from bench.train.diagnostics import EXAMINED, knowledge_facts, own_stage
 from bench.train.engine import Student
-from bench.train.evaluate import EVALUATION_BATCH, accuracy, predictions
+from bench.train.evaluate import accuracy, predictions
 from bench.train.stream import Stream
 from bench.train.teacher import Teacher
 from bench.train.weights import FILE, save_weights
@@ -24,7 +23,6 @@ class Results:
     def __init__(self, stream: Stream, teacher: Teacher | None, store: Store) -> None:
         """Predicts the teacher's classes of the test set, once for all students."""
         self.stream, self.teacher, self.store = stream, teacher, store
-        self._diagnosed: dict[str, dict[str, float]] = {}
         self._teacher_predictions = (
             None if teacher is None else predictions(teacher.network, stream.test)
         )
@@ -74,7 +72,7 @@ class Results:
             "best_accuracy": best,
             "best_epoch": epoch,
             "epochs": student.total_epochs,
-            "train_images": self.stream.train_images,
+            "train_images": len(self.stream.train.labels),
             "test_images": len(self.stream.test.labels),
             "parameters": sum(p.numel() for p in student.network.parameters()),
             **{name: round(getattr(history, name), 3) for name in SECONDS},
@@ -92,22 +90,9 @@ class Results:
         They depend on the teacher and the method alone, so that students of every architecture
         have the same.
         """
-        cell, stage = student.cell, own_stage(student.method)
-        optional = () if stage is None else student.optional[stage.name]
-        batch_size = cell.recipe.batch_size
-        key = dump_json([cell.method, cell.hyperparameters, list(optional), batch_size])
-        if key not in self._diagnosed:
-            self._diagnosed[key] = self._knowledge.facts(student.method, optional, batch_size)
-        return self._diagnosed[key]
-
-    @cached_property
-    def _knowledge(self) -> Knowledge:
-        teacher = self.teacher
+        teacher, stage = self.teacher, own_stage(student.method)
         assert teacher is not None
-        batch = next(self.stream.test.clean(EVALUATION_BATCH))
-        images, labels = batch.images[:EXAMINED], batch.labels[:EXAMINED]
-
-        def view(taps: Sequence[str]) -> View:
-            return teacher.view(images, taps)
-
-        return Knowledge(view, teacher.shapes, labels)
+        optional = () if stage is None else student.optional[stage.name]
+        images, labels, _ = next(self.stream.test.clean(EXAMINED))
+        view, size = partial(teacher.view, images), student.cell.recipe.batch_size
+        return knowledge_facts(view, labels, student.method, optional, teacher.shapes, size)

@@ -43,7 +43,7 @@ def images_of(
 
 def parts_of(network: Network, connector: nn.Module) -> dict[str, list[nn.Parameter]]:
     """All parameters by the names of `Stage.trains`: trunk, head and connector."""
-    head = list(network.head_parameters())
+    head = list(network.head.parameters())
     own = {id(parameter) for parameter in head}
     trunk = [p for p in network.parameters() if id(p) not in own]
     return {"trunk": trunk, "head": head, "connector": list(connector.parameters())}

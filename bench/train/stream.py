@@ -24,7 +24,6 @@ class Stream:
 
     Attributes:
         train: the training batches.
-        train_images: N, number of training images.
         test: the images on which accuracy is measured, without augmentation.
         classes: K.
         image_shape: (C, H, W).
@@ -33,7 +32,6 @@ class Stream:
     """
 
     train: Batches
-    train_images: int
     test: Batches
     classes: int
     image_shape: tuple[int, int, int]
@@ -42,7 +40,7 @@ class Stream:
 
     def student_images(self, images: Tensor) -> Tensor:
         """The images as students see them."""
-        return degrade(images, self.resolution) if self.resolution > 1 else images
+        return degrade(images, self.resolution)
 
 
 class StudentBatch(NamedTuple):
@@ -119,7 +117,6 @@ def open_stream(
             drop_last=cell.recipe.drop_last,
             **shared,
         ),
-        train_images=len(images),
         test=Batches(*test, augment=plain, batch_size=EVALUATION_BATCH, drop_last=False, **shared),
         classes=len(data.classes),
         image_shape=(channels, height, width),

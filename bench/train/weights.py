@@ -19,10 +19,7 @@ FILE = "weights.safetensors"
 def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -> Network:
     """The cell's network, initialised from its own random stream of the cell's seed."""
     torch.manual_seed(derive(cell.seed, "init", cell.model_name))
-    model = cell.model
-    if isinstance(model, dict):
-        model = {key: value for key, value in model.items() if key != "name"}
-    return zoo.build(model, classes, image_shape)
+    return zoo.build(cell.model, classes, image_shape)
 
 
 def save_weights(cell: Cell, network: Network, store: Store) -> None:
