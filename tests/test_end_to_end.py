@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from processes import ROOT, kd_bench, plan_of, results
 
-from bench.cli import main, parse
+from bench.cli import COMMANDS, main, parse
 from bench.faults import UserError
 from bench.grid import load_grid
 from bench.record import Store
@@ -273,6 +274,32 @@ def test_text_that_is_no_value_of_an_option_is_refused_before_anything_is_read(
     error = str(told.value)
     assert error.startswith(f"argument {option}: got {text!r}, w"), error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (UserError("wrong grid"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (PermissionError(errno.EACCES, "Permission denied", "/results"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "internal"), False),
+        (ValueError("a fault of the program"), False),
+    ],
+    ids=str,
+)
+def test_only_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error, ends):
+    def broken(options):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "list", (broken, *COMMANDS["list"][1:]))
+    if not ends:
+        with pytest.raises(type(error)):
+            main(["list"])
+        return
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["list", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_list_names_what_a_grid_can_name(capsys):

@@ -6,15 +6,11 @@ import re
 from pathlib import Path
 
 import torch
-import yaml
-from lessons import Lesson, cell
 from students import random_student
 
 from bench.cli import COMMANDS
 from bench.export import Student, pack
-from bench.grid import Grid, check_names, grid_names
-from bench.hyperparameters import build_method, resolve_hyperparameters
-from bench.plugin import Plugin, plugged
+from bench.grid import grid_names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,27 +18,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def test_the_method_of_the_readme_trains():
-    _, code = blocks("python")
-    namespace: dict[str, object] = {}
-    exec(compile(code, "logit_matching.py", "exec"), namespace)
-    loss = namespace["logit_matching_loss"]
-    found = loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
-    assert found.tolist() == [2.5]  # (1 + 4) / 2
-    lesson = Lesson(cell("soft_logits"), method=namespace["method"](weight=0.5))
-    for _ in range(4):
-        lesson.epoch()
-    losses = lesson.student.curves["transfer_loss"]
-    assert losses[-1] < losses[0]
-
-
-def test_the_method_of_the_readme_is_a_plugin_too():
-    _, code = blocks("python")
-    with plugged([Plugin("/anywhere/logit_matching.py", code)]):
-        assert resolve_hyperparameters("logit_matching", {}) == {"weight": 1.0}
-        assert build_method("logit_matching").needs_teacher
 
 
 def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypatch, capsys):
@@ -56,11 +31,6 @@ def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypat
     with torch.no_grad():
         predicted = Student(trained.network, trained.card)(images).argmax(1)
     assert capsys.readouterr().out == f"{[trained.data.classes[i] for i in predicted]}\n"
-
-
-def test_the_grid_of_the_readme_is_valid():
-    (text,) = blocks("yaml")
-    check_names(Grid(**yaml.safe_load(text), name="mine"))
 
 
 def test_the_readme_names_commands_and_grids_that_exist():

@@ -124,6 +124,11 @@ def add_run(parser: Parser) -> None:
         help="least time between two checkpoints of a training; 0 for one after every epoch "
         "(default: 60)",
     )
+    _add_cluster(parser)
+
+
+def _add_cluster(parser: Parser) -> None:
+    add = parser.add_argument
     add(
         "--launcher",
         choices=("local", "ray"),
