@@ -71,6 +71,7 @@ def test_scale_changes_neither_vectors_nor_range(scale):
         (with_spectrum([3], 3, 5), [True, False]),  # two null directions, any mix of which fits
         (with_spectrum([3, 2], 3, 5), [True, True]),  # and the third is the only null direction
         (with_spectrum([3], 5, 3), [True, False]),
+        (with_spectrum([3], 5, 2), [True, False]),
         (with_spectrum([3, 2, 0], 5, 3), [True, True]),
         (with_spectrum([3, 1e-5], 5, 3), [True, False]),  # no further from 0 than from rounding
         (torch.full((1, 3, 2, 2), math.nan), [False, False]),
