@@ -22,10 +22,10 @@ class Killed(BaseException):
 
 
 def all_cells() -> list:
-    """Every method with the same teacher, and the plain student."""
+    """Every method with the same teacher, the plain student, and one with diagnostics."""
     short = recipe(epochs=EPOCHS)
     plain = [n for n in METHODS.names() if build_method(n).starts_from == "fresh"]
-    return [cell(name, recipe=short) for name in plain]
+    return [*(cell(n, recipe=short) for n in plain), cell("fitnet", recipe=short, diagnostics=True)]
 
 
 def until(events: int):

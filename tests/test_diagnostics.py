@@ -15,7 +15,6 @@ from bench.hyperparameters import METHODS, build_method
 from bench.launch.tune import trials_of, tuning_grid
 from bench.method import Method, NoConnector, Pair, Stage, View
 from bench.record import FINISHED, Store
-from bench.train.checkpoint import Checkpoints
 from bench.train.diagnostics import (
     attention_variation,
     constrained_directions,
@@ -273,27 +272,3 @@ def test_attention_of_independent_channels_is_smoother_than_they_are():
     assert attention_variation(feature) < 0.5
     one = attention_variation(feature[:, 1:2])
     assert one == pytest.approx(1.0)  # of one channel that is not negative: itself
-
-
-# --- going on after an interruption -----------------------------------------------------------
-
-
-def test_an_interrupted_student_ends_with_the_same_diagnostics(tmp_path):
-    class Killed(BaseException):
-        """Stands for a signal."""
-
-    def second_epoch(cell_id: str, epoch: int, *event: object) -> None:
-        if epoch == 2:
-            raise Killed
-
-    examined = cell("fitnet", diagnostics=True)
-    (whole,), (weights,) = trained(tmp_path / "whole", [examined])
-    folder = tmp_path / "parts"
-    kept = Checkpoints(folder / "kept", 0)
-    with pytest.raises(Killed):
-        run([examined], folder, checkpoints=kept, report=second_epoch)
-    record = run([examined], folder, checkpoints=Checkpoints(folder / "kept", 0))[examined.id]
-    assert record.curves == whole.curves
-    measured = {k: v for k, v in whole.final.items() if not k.endswith("seconds")}
-    assert {k: record.final[k] for k in measured} == measured
-    assert (folder / examined.id / "weights.safetensors").read_bytes() == weights

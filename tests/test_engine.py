@@ -19,7 +19,6 @@ from bench.hyperparameters import build_method
 from bench.method import Method, NotApplicable, Pair, Selection, Stage, View, split_epochs
 from bench.models import zoo
 from bench.record import Store
-from bench.train.cohort import Cohort
 from bench.train.device import note_nondeterministic, set_numerics
 from bench.train.engine import make_student
 from bench.train.epoch import NonFiniteError, Sums, check_finite
@@ -85,11 +84,6 @@ def test_stages_share_the_epochs_exactly(epochs):
     assert sum(parts) == epochs
     assert min(parts) >= 1
     assert split_epochs(stages, epochs, "addon")[-1] == epochs
-
-
-def test_too_few_epochs_for_the_stages():
-    with pytest.raises(ValueError, match="1 epochs cannot hold 2 stages"):
-        split_epochs([Stage(name="a", share=0.5), Stage(name="b", share=0.5)], 1)
 
 
 # --- schedule and optimiser -----------------------------------------------------------------------
@@ -378,16 +372,6 @@ def test_a_teacher_is_loaded_from_what_its_cell_saved(tmp_path):
         load_teacher(one, Store(tmp_path), stream, CPU)
 
 
-def test_every_epoch_is_reported(tmp_path):
-    events = []
-    one = plain_cell("cnn2")
-    stream = open_stream(one, dataset(), CPU)
-    Cohort(stream, None, Store(tmp_path), CPU, lambda *event: events.append(event)).run([one])
-    assert [(i, done, total) for i, done, total, _ in events] == [
-        (one.id, e, 4) for e in range(1, 5)
-    ]
-
-
 # --- labels, joint forms, transfer ----------------------------------------------------------------
 
 HALF = DataSpec(source="synthetic", pad=1, labels=0.5)
@@ -597,10 +581,3 @@ def test_training_longer_with_others_is_training_longer_alone(tmp_path):
         for place in ("together", "alone")
     ]
     assert weights[0] == weights[1]
-
-
-def test_the_schedule_is_stretched_over_the_longer_training(tmp_path):
-    steps = recipe(milestones=(0.5,), decay=0.1, epochs=4)
-    twice = plain_cell("cnn2", recipe=steps.model_copy(update={"epochs": 8}))
-    rates = run([twice], tmp_path)[twice.id].curves["learning_rate"]
-    assert rates == pytest.approx([0.05] * 4 + [0.005] * 4)
