@@ -88,7 +88,7 @@ def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRec
         return Quartiles(x, x - spread, x + spread, 20)
 
     stage = StageCost(
-        name="distil", epochs=1, kept=1.0, taps=["logits"], step_ms=around(1.0),
+        name="distil", epochs=1, kept=1.0, step_ms=around(1.0),
         ratio=around(1.0),         loss=LossCost(ms=around(2 * loss), count=Count(), peak_bytes=0),
     )  # fmt: skip
     return CostRecord(

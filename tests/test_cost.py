@@ -190,7 +190,7 @@ def around(value: float) -> Quartiles:
 
 def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
     fields = {
-        "epochs": 10, "kept": 1.0, "taps": [], "ratio": around(step / 3), "peak_bytes": 3 * 2**20,
+        "epochs": 10, "kept": 1.0, "ratio": around(step / 3), "peak_bytes": 3 * 2**20,
         "step_flops": 10**6, "teacher_ms": None if loss is None else around(1.0),
         "loss": None if loss is None else LossCost(
             ms=around(loss), count=Count(5 * 10**5, 10**5), peak_bytes=2**20),
@@ -200,7 +200,7 @@ def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
 
 SHARED = {
     "data": "toy", "teacher": "big", "student": "small", "epochs": 10, "plain_ms": around(3.0),
-    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20, "teacher_ms": around(4.0),
+    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20,
     "teacher_bytes": 2**19,
     "conditions": {"device": "a machine", "device_type": "cpu", "threads": 1, "precision": "fp32",
                    "batch": 50, "image_shape": [1, 8, 8], "rounds": 5},
@@ -281,7 +281,7 @@ def test_files_are_the_same_bytes_every_time(tmp_path):
     written = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")}
     assert {path.name for path in written} == {
         "cost.md", "cost.tex", "cost.csv", "cost_stages.csv", "cost_step_big-small.svg",
-        "cost_loss_big-small.svg", "cost_memory_big-small.svg",
+        "cost_loss_big-small.svg",
     }  # fmt: skip
     for path in written:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()

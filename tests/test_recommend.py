@@ -72,7 +72,7 @@ def evidence(
 def cost(label: str, ratio: float, extra: int = 0, mib: int = 0, **changes: object) -> CostRecord:
     ms = Quartiles(1.0, 1.0, 1.0, 3)
     stage = StageCost(
-        name="distil", epochs=1, kept=1.0, taps=[], step_ms=ms, ratio=ms,
+        name="distil", epochs=1, kept=1.0, step_ms=ms, ratio=ms,
         peak_bytes=mib * 2**20,
     )  # fmt: skip
     values = {

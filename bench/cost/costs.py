@@ -134,7 +134,6 @@ class StageCost:
         name: the stage's.
         epochs: of this stage, under the recipe.
         kept: share of the training images that it trains on.
-        taps: what it reads of both networks.
         step_ms: one training step, the teacher's forward pass included.
         ratio: that over the plain student's step of the same round.
         teacher_ms: the teacher's forward pass to the deepest tap; None for stages without.
@@ -151,7 +150,6 @@ class StageCost:
     name: str
     epochs: int
     kept: float
-    taps: list[str]
     step_ms: Quartiles
     ratio: Quartiles
     teacher_ms: Quartiles | None = None
@@ -181,7 +179,6 @@ class CostRecord:
         plain_ms: the plain student's step.
         plain_flops: of that step.
         plain_peak_bytes: peak memory of the tensors that it makes.
-        teacher_ms: the teacher's whole forward pass over a batch.
         teacher_bytes: its parameters and buffers.
         conditions: device, threads, torch, precision, batch, rounds, memory method, commit, ...
     """
@@ -202,7 +199,6 @@ class CostRecord:
     plain_ms: Quartiles | None = None
     plain_flops: int = 0
     plain_peak_bytes: int = 0
-    teacher_ms: Quartiles | None = None
     teacher_bytes: int = 0
     conditions: dict[str, Any] = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell, DataSpec
@@ -43,24 +44,36 @@ class NetworkCount(NamedTuple):
     image_bytes: float
     image_flops: float
 
+    @classmethod
+    def of(cls, network: nn.Module, images: Tensor) -> NetworkCount:
+        """Counts one step on a few images, on the CPU."""
+        with AllocationMode() as memory:
+            with CountingMode() as counter:
+                logits = network(images)
+            cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)).backward()
+        state, gradients = bytes_of(network.state_dict().values()), bytes_of(network.parameters())
+        return cls(
+            held_bytes=state + 2 * gradients,
+            image_bytes=max(0, memory.peak_bytes - gradients) / len(images),
+            image_flops=counter.count.flops / len(images),
+        )
+
 
 class Footprint:
     """Counts jobs. Every network is built and counted once."""
 
     def __init__(self, read: Callable[[DataSpec], DataSet]) -> None:
-        """Nothing is counted yet.
-
-        Args:
-            read: returns a decoded data set.
-        """
+        """Nothing is counted yet; `read` returns a decoded data set."""
         self._read = read
-        self._counted: dict[tuple[str, int, tuple[int, ...]], NetworkCount] = {}
+        self._counted: dict[str, NetworkCount] = {}
         self._plans: dict[str, tuple[Stage, ...]] = {}
 
     def bytes(self, cells: Sequence[Cell]) -> int:
         """Peak memory of a job, on top of what an idle worker process holds."""
         images = self._read(cells[0].data).train_images
-        return 2 * images.numel() + sum(map(self._student_bytes, cells))
+        counts = [(cell.recipe.batch_size, self._count(cell, cell)) for cell in cells]
+        students = sum(n.held_bytes + ALLOWANCE * n.image_bytes * batch for batch, n in counts)
+        return 2 * images.numel() + round(students)
 
     def work(self, cells: Sequence[Cell]) -> float:
         """FLOP of a job, a step's launch included: proportional to its time.
@@ -75,11 +88,6 @@ class Footprint:
         assert longest.teacher is not None
         teacher = self._batch_flops(longest.teacher, longest) + LAUNCH_FLOPS
         return own + self._steps(longest) * teacher
-
-    def _student_bytes(self, cell: Cell) -> int:
-        counted = self._count(cell, cell)
-        activations = counted.image_bytes * cell.recipe.batch_size
-        return round(counted.held_bytes + ALLOWANCE * activations)
 
     def _steps(self, cell: Cell) -> float:
         key = json.dumps([cell.method, cell.hyperparameters])
@@ -98,30 +106,8 @@ class Footprint:
         data = self._read(student.data)
         channels, height, width = data.train_images.shape[1:]
         shape = (channels, height, width)
-        key = json.dumps(network.model, sort_keys=True), len(data.classes), shape
+        key = json.dumps([network.model, len(data.classes), shape], sort_keys=True)
         if key not in self._counted:
-            self._counted[key] = count_network(network, len(data.classes), shape)
+            built = build_network(network, len(data.classes), shape)
+            self._counted[key] = NetworkCount.of(built, torch.zeros(IMAGES, *shape))
         return self._counted[key]
-
-
-def count_network(cell: Cell, classes: int, shape: tuple[int, int, int]) -> NetworkCount:
-    """Counts a cell's network in one step of `IMAGES` images on the CPU.
-
-    Args:
-        cell: names the network.
-        classes: K.
-        shape: (C, H, W).
-    """
-    network = build_network(cell, classes, shape)
-    images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.long)
-    with AllocationMode() as memory:
-        with CountingMode() as counter:
-            logits = network(images)
-        cross_entropy(logits, labels).backward()
-    state, gradients = bytes_of(network.state_dict().values()), bytes_of(network.parameters())
-    activations = max(0, memory.peak_bytes - gradients)
-    return NetworkCount(
-        held_bytes=state + 2 * gradients,
-        image_bytes=activations / IMAGES,
-        image_flops=counter.count.flops / IMAGES,
-    )

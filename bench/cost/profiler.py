@@ -120,8 +120,8 @@ def profile(
         plain = subjects[0]
         if plain.error:
             raise UserError(f"{title}: the plain student cannot be trained: {plain.error}")
-        whole = _measure(subjects, lesson, how, lambda *at: progress(f"{title}: round", *at))
-        shared = _shared_fields(teacher, student, plain, whole, lesson, how)
+        _measure(subjects, workload, how, lambda *at: progress(f"{title}: round", *at))
+        shared = _shared_fields(teacher, student, plain, lesson, how)
         return Costs([_record(subject, plain, how, shared) for subject in subjects])
 
 
@@ -204,18 +204,14 @@ def milliseconds(
 
 def _measure(
     subjects: Sequence[_Subject],
-    lesson: TeacherBatch,
+    workload: Workload,
     how: Profile,
     progress: Callable[[int, int], None],
-) -> list[float]:
-    """Fills the samples; returns the teacher's whole forward pass, milliseconds for each round.
-
-    The first subject is the plain student.
-    """
+) -> None:
+    """Fills the samples. The first subject is the plain student."""
     turns = [turn for subject in subjects for turn in subject.turns]
-    plain, device = turns[0], lesson.workload.device
+    plain, device = turns[0], workload.device
     turns += [plain] * (PLAIN_TURNS - 1)
-    whole: list[float] = []
     began = time.monotonic()
     for number in range(how.rounds):
         spent = time.monotonic() - began
@@ -233,8 +229,6 @@ def _measure(
             if turn.loss is not None:
                 _time(turn.loss, turn.loss_ms, device)
         plain.step_ms[-PLAIN_TURNS:] = [statistics.median(plain.step_ms[-PLAIN_TURNS:])]
-        _time(lesson.view, whole, device)
-    return whole
 
 
 def _time(action: Callable[[], object], samples: list[float], device: torch.device) -> None:
@@ -251,7 +245,6 @@ def _shared_fields(
     teacher: Model,
     student: Model,
     plain: _Subject,
-    whole: Sequence[float],
     lesson: TeacherBatch,
     how: Profile,
 ) -> dict[str, Any]:
@@ -265,24 +258,20 @@ def _shared_fields(
         "plain_ms": Quartiles.of(plain.turns[0].step_ms),
         "plain_flops": count(step).flops,
         "plain_peak_bytes": peak_bytes(step, workload.device),
-        "teacher_ms": Quartiles.of(whole),
         "teacher_bytes": bytes_of(lesson.teacher.network.state_dict().values()),
-        "conditions": {**_conditions(workload, how), "rounds": len(whole)},
-    }
-
-
-def _conditions(workload: Workload, how: Profile) -> dict[str, Any]:
-    return {
-        **conditions(workload.device),
-        "precision": workload.precision,
-        "deterministic": workload.deterministic,
-        "batch": workload.recipe.batch_size,
-        "image_shape": list(workload.image_shape),
-        "classes": workload.classes,
-        "train_images": how.train_images,
-        "warm_up": WARM_UP,
-        "memory": MEMORY["cuda" if workload.device.type == "cuda" else "cpu"],
-        **how.provenance,
+        "conditions": {
+            **conditions(workload.device),
+            "precision": workload.precision,
+            "deterministic": workload.deterministic,
+            "batch": workload.recipe.batch_size,
+            "image_shape": list(workload.image_shape),
+            "classes": workload.classes,
+            "train_images": how.train_images,
+            "warm_up": WARM_UP,
+            "memory": MEMORY["cuda" if workload.device.type == "cuda" else "cpu"],
+            **how.provenance,
+            "rounds": len(plain.turns[0].step_ms),
+        },
     }
 
 
@@ -337,7 +326,6 @@ def _stage_cost(turn: _Turn, epochs: int, plain_steps: Sequence[float], how: Pro
         name=stage.stage.name,
         epochs=epochs,
         kept=stage.kept,
-        taps=list(stage.student.taps),
         step_ms=Quartiles.of(turn.step_ms),
         ratio=Quartiles.of(ratios),
         teacher_ms=Quartiles.of(turn.teacher_ms) if turn.teacher_ms else None,

@@ -227,18 +227,17 @@ class StudentStage:
     @property
     def trained_bytes(self) -> int:
         """Parameters, buffers and momentum of network and connector."""
-        modules = self.student.network, self.student.connector
-        state = [x for module in modules for x in module.state_dict().values()]
-        momentum = [x for held in self.student.optimiser.state.values() for x in held.values()]
-        return bytes_of(x for x in (*state, *momentum) if isinstance(x, Tensor))
+        return self._bytes_of(self.student.network) + self._bytes_of(self.student.connector)
 
     def held_bytes(self, train_images: int) -> int:
         """See `bench.cost.costs.StageCost`; `train_images` is N."""
-        connector, state = self.student.connector, self.student.optimiser.state
-        momentum = (x for p in connector.parameters() for x in state.get(p, {}).values())
-        own = (*connector.parameters(), *connector.buffers(), *momentum)
-        held = bytes_of(x for x in own if isinstance(x, Tensor))
-        return held + self._cached_bytes * train_images
+        return self._bytes_of(self.student.connector) + self._cached_bytes * train_images
+
+    def _bytes_of(self, module: nn.Module) -> int:
+        state = self.student.optimiser.state
+        momentum = [x for p in module.parameters() for x in state.get(p, {}).values()]
+        own = (*module.parameters(), *module.buffers(), *momentum)
+        return bytes_of(x for x in own if isinstance(x, Tensor))
 
     def teacher_view(self) -> View | None:
         """The teacher's view of the batch that a step reads; None if it reads none."""

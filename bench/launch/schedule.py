@@ -120,6 +120,7 @@ def cut(cells: Sequence[Cell], count: int, seconds: Seconds) -> list[list[Cell]]
     """
     alone = [seconds([cell]) for cell in cells]
     shared = max(0.0, (sum(alone) - seconds(cells)) / max(1, len(cells) - 1))
+    count = min(count, len(cells))
     parts: list[list[int]] = [[] for _ in range(count)]
     lengths = [0.0] * count
     for new in sorted(range(len(cells)), key=lambda n: -alone[n]):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.cost.costs import CostRecord, Costs, StageCost
 from bench.record import FINISHED, write_atomically
-from bench.report.cost_figures import draw_losses, draw_memory, draw_step
+from bench.report.cost_figures import draw_losses, draw_step
 from bench.report.drawing import save_figure
 from bench.report.measured import (
     MEGA,
@@ -34,7 +34,6 @@ FIGURES = {
     "cost_step": "A training step of every method and stage: the teacher's forward pass and the "
     "transfer losses, each measured alone, and the rest. Medians over rounds.",
     "cost_loss": "Every transfer loss alone, forward and backward, on a log scale.",
-    "cost_memory": "Peak memory of a method's costliest stage above that of the plain step.",
 }
 """What a figure's name begins with -> what it shows."""
 
@@ -241,7 +240,7 @@ def write_figures(costs: Costs, folder: Path) -> list[Path]:
         pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")
         used[pair] = used.get(pair, 0) + 1
         name = pair if used[pair] == 1 else f"{pair}-{used[pair]}"
-        for kind, draw in (("step", draw_step), ("loss", draw_losses), ("memory", draw_memory)):
+        for kind, draw in (("step", draw_step), ("loss", draw_losses)):
             figure = draw(records)
             if figure is not None:
                 paths.append(save_figure(figure, folder / f"cost_{kind}_{name}"))

@@ -1,4 +1,4 @@
-"""What the profiler measured, as figures: steps, losses alone, memory."""
+"""What the profiler measured, as figures: steps and losses alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.patches import Patch
-
 from bench.cost.costs import CostRecord, StageCost
 from bench.record import FINISHED
 from bench.report.drawing import new_figure
-from bench.report.measured import MIB, pair_title
+from bench.report.measured import pair_title
 from bench.report.palette import CATEGORIES, STEP_PARTS, category_style
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def _bars(records: Sequence[CostRecord]) -> list[_Bar]:
 def _horizontal(count: int, names: Sequence[str], title: str) -> tuple[Figure, Axes]:
     figure = new_figure(8.0, 1.3 + 0.27 * count)
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     axes.set_yticks(range(count), names, fontsize=8)
     axes.set_ylim(count - 0.4, -0.6)  # the first row on top
     axes.grid(axis="x", alpha=0.3)
@@ -102,43 +100,33 @@ def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
     if not bars:
         return None
     figure, axes = _horizontal(len(bars), [b.name for b in bars], pair_title(bars[0].record))
-    for place, bar in enumerate(bars):
-        width = _loss_ms(bar.stage)
-        _bar(axes, place, width, bar.record.category)
-        _note(axes, place, width, f"{width:.2f}")
-    axes.set_xscale("log")
     widths = [_loss_ms(bar.stage) for bar in bars]
+    styles = [category_style(bar.record.category) for bar in bars]
+    drawn = axes.barh(
+        range(len(bars)),
+        widths,
+        color=[style.colour for style in styles],
+        hatch=[style.hatch for style in styles],
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    axes.bar_label(drawn, fmt="{:.2f}", padding=4, fontsize=7)
+    axes.set_xscale("log")
     axes.set_xlim(10 ** math.floor(math.log10(min(widths))), 4 * max(widths))
     axes.xaxis.set_major_formatter("{x:g}")
-    _legend_of_categories(figure, [bar.record for bar in bars])
-    axes.set_xlabel(f"milliseconds of the transfer loss with its connectors, forward and backward\n"
-                    f"log scale, medians of {_rounds(bars)} rounds")  # fmt: skip
+    handles = {bar.record.category: patch for bar, patch in zip(bars, drawn.patches, strict=True)}
+    figure.legend(
+        handles.values(), handles, fontsize=8, loc="outside lower center", ncols=len(handles)
+    )
+    axes.set_xlabel(
+        "milliseconds of the transfer loss with its connectors\n"
+        f"forward and backward, log scale, medians of {_rounds(bars)} rounds"
+    )
     return figure
 
 
 def _loss_ms(stage: StageCost) -> float:
     return stage.loss.ms.median if stage.loss is not None else 0.0
-
-
-def _bar(axes: Axes, place: int, width: float, category: str) -> None:
-    style = category_style(category)
-    axes.barh(place, width, color=style.colour, hatch=style.hatch, edgecolor="white", linewidth=0.5)
-
-
-def _note(axes: Axes, place: int, width: float, text: str) -> None:
-    axes.annotate(
-        text, (width, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
-    )
-
-
-def _legend_of_categories(figure: Figure, records: Sequence[CostRecord]) -> None:
-    handles = []
-    for name in sorted({record.category for record in records}, key=_category_order):
-        style = category_style(name)
-        handles.append(
-            Patch(facecolor=style.colour, hatch=style.hatch, edgecolor="white", label=name)
-        )
-    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=len(handles))
 
 
 def _category_order(name: str) -> tuple[int, str]:
@@ -148,27 +136,3 @@ def _category_order(name: str) -> tuple[int, str]:
 
 def _rounds(bars: Sequence[_Bar]) -> int:
     return min(bar.stage.step_ms.n for bar in bars)
-
-
-def draw_memory(records: Sequence[CostRecord]) -> Figure:
-    """Bars: peak memory of a method's costliest stage above that of the plain step.
-
-    Args:
-        records: of one pair under one set of conditions, some finished.
-    """
-    finished = [record for record in records if record.status == FINISHED]
-    names = [record.label for record in finished]
-    figure, axes = _horizontal(len(finished), names, pair_title(finished[0]))
-    for place, record in enumerate(finished):
-        width = record.extra_peak_bytes / MIB
-        _bar(axes, place, width, record.category)
-        note = f"{width:.2f}"
-        if record.extra_parameters:
-            note += f", {record.extra_parameters:,} extra parameters"
-        _note(axes, place, width, note)
-    largest = max(record.extra_peak_bytes / MIB for record in finished)
-    axes.set_xlim(0, 1.4 * largest or 1.0)
-    _legend_of_categories(figure, finished)
-    axes.set_xlabel(f"peak memory above the plain step's {finished[0].plain_peak_bytes / MIB:.2f} "
-                    "MiB (MiB)")  # fmt: skip
-    return figure
