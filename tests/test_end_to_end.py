@@ -65,6 +65,21 @@ def test_a_second_start_trains_nothing_and_says_so(work):
     assert results(work) == before
 
 
+def test_nothing_to_train_imports_neither_networks_nor_reports_before_the_tables(work):
+    absent = ["torchvision", "bench.report", "bench.train.cohort", "bench.models.small",
+              "bench.models.resnet", "bench.models.adapter"]  # fmt: skip
+    code = (
+        "import sys; from bench.cli import main, training\n"
+        "def rendering(*results):\n"
+        f"    assert not set({absent}) & sys.modules.keys(), sys.modules.keys()\n"
+        "    sys.exit(3)\n"
+        "training.render = rendering; main(sys.argv[1:])"
+    )
+    words = [*SMOKE, "--work-dir", str(work)]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True)
+    assert done.returncode == 3, done.stderr
+
+
 def test_the_same_grid_again_gives_the_same_bits_however_many_processes(finished, tmp_path):
     done = kd_bench(*SMOKE, "--work-dir", str(tmp_path), "--workers", "1")
     assert done.returncode == 0, done.stderr
