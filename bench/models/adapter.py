@@ -110,7 +110,10 @@ class TorchvisionNetwork(Network):
             ValueError: a tap or path is unknown, or the head is not an `nn.Linear`.
         """
         super().__init__()
-        self.model = _without_inplace(model)
+        self.model = model
+        for module in model.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # pyright: ignore[reportArgumentType]
         order = _node_names(model)
         _check_paths(taps, head, order)
         last = dict(model.named_modules()).get(head)
@@ -132,14 +135,12 @@ class TorchvisionNetwork(Network):
         self.check_taps(taps)
         if not taps:
             return {}
-        shown = self._cut_after(frozenset(self.paths[tap] for tap in taps))(images)
-        return {tap: shown[self.paths[tap]] for tap in taps}
-
-    def _cut_after(self, paths: frozenset[str]) -> GraphModule:
+        paths = frozenset(self.paths[tap] for tap in taps)
         key = (paths, self.training)
         if key not in self._cut:
             self._cut[key] = self._trace(paths)
-        return self._cut[key]
+        shown = self._cut[key](images)
+        return {tap: shown[self.paths[tap]] for tap in taps}
 
     def _trace(self, paths: frozenset[str]) -> GraphModule:
         from torchvision.models.feature_extraction import create_feature_extractor
@@ -165,13 +166,6 @@ class TorchvisionNetwork(Network):
         # A graph holds tensors that belong to no leaf module, such as a class token, by itself.
         self._cut.clear()
         return super()._apply(fn, recurse)
-
-
-def _without_inplace(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportArgumentType]
-    return model
 
 
 def _node_names(model: nn.Module) -> list[str]:

@@ -64,10 +64,9 @@ class MobileNetV2(StagedNetwork):
         for groups in self.STAGES:
             blocks: list[nn.Module] = []
             for expansion, width, count, stride in groups:
-                for place in range(count):
-                    step = stride if place == 0 else 1
-                    blocks.append(InvertedResidual(inputs, width, step, expansion))
-                    inputs = width
+                blocks.append(InvertedResidual(inputs, width, stride, expansion))
+                blocks += [InvertedResidual(width, width, 1, expansion) for _ in range(1, count)]
+                inputs = width
             yield blocks
 
     def activate(self, pre: Tensor) -> Tensor:

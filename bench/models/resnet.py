@@ -10,7 +10,6 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,11 +61,10 @@ class Bottleneck(nn.Module):
         return self.expand(inner) + self.shortcut(x)
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-
-
 class ResNet(StagedNetwork):
     """A residual network without the ImageNet stem: the first stage keeps the image's size."""
+
+    block: type[BasicBlock | Bottleneck] = BasicBlock
 
     def __init__(
         self,
@@ -75,7 +73,6 @@ class ResNet(StagedNetwork):
         *,
         depths: Sequence[int],
         widths: Sequence[int],
-        block: Block = BasicBlock,
     ) -> None:
         """Builds the network.
 
@@ -84,26 +81,22 @@ class ResNet(StagedNetwork):
             image_shape: (C, H, W).
             depths: blocks in each stage.
             widths: the stem's channels, then each stage's (before a bottleneck's expansion).
-            block: the kind of block.
         """
         stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
-        stages = _stages(depths, widths, block)
-        super().__init__(stem, stages, widths[-1] * block.expansion, classes)
+        stages = self._stages(depths, widths)
+        super().__init__(stem, stages, widths[-1] * self.block.expansion, classes)
         draw_convolutions(self)
 
+    def _stages(self, depths: Sequence[int], widths: Sequence[int]) -> Iterator[list[nn.Module]]:
+        inputs = widths[0]
+        for number, (depth, width) in enumerate(zip(depths, widths[1:], strict=True)):
+            outputs = width * self.block.expansion
+            opening = self.block(inputs, width, stride=2 if number > 0 else 1)
+            yield [opening, *(self.block(outputs, width, stride=1) for _ in range(1, depth))]
+            inputs = outputs
 
-def bottleneck_resnet(classes: int, image_shape: tuple[int, int, int], **sizes: Any) -> ResNet:
+
+class BottleneckResNet(ResNet):
     """A `ResNet` of bottleneck blocks, such as ResNet50."""
-    return ResNet(classes, image_shape, block=Bottleneck, **sizes)
 
-
-def _stages(
-    depths: Sequence[int], widths: Sequence[int], block: Block
-) -> Iterator[list[nn.Module]]:
-    inputs = widths[0]
-    for number, (depth, width) in enumerate(zip(depths, widths[1:], strict=True)):
-        blocks: list[nn.Module] = []
-        for place in range(depth):
-            blocks.append(block(inputs, width, stride=2 if number > 0 and place == 0 else 1))
-            inputs = width * block.expansion
-        yield blocks
+    block = Bottleneck

@@ -71,14 +71,11 @@ class StagedNetwork(Network):
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
         self.check_taps(taps)
-        wanted, shown = set(taps), {}
-        if not wanted:
-            return shown
-        for tap, value in self.walk(images):
+        steps, wanted, shown = self.walk(images), set(taps), {}
+        while shown.keys() != wanted:
+            tap, value = next(steps)
             if tap in wanted:
                 shown[tap] = value
-                if len(shown) == len(wanted):
-                    break
         return shown
 
     def walk(self, images: Tensor) -> Steps:

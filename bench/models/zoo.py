@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from itertools import chain
+from typing import Any
 
 from bench.models.network import Network
 from bench.registry import Registry
@@ -56,7 +58,7 @@ _ZOO: dict[str, Builder] = {
     "ShuffleV1": _own("mobile.ShuffleNetV1"),
     "ShuffleV2": _own("mobile.ShuffleNetV2"),
     "ResNet50": _own(
-        "resnet.bottleneck_resnet", depths=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512)
+        "resnet.BottleneckResNet", depths=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512)
     ),
     **{f"cnn{width}": _own("small.SmallCnn", width=width) for width in (4, 8, 16, 32)},
 }
@@ -118,7 +120,7 @@ def _builder(name: str) -> Builder:
     return MODELS.get(name)
 
 
-def _build_described(model: Mapping[str, object], classes: int, image_shape: ImageShape) -> Network:
+def _build_described(model: Mapping[str, Any], classes: int, image_shape: ImageShape) -> Network:
     known = {"torchvision", "taps", "head", "name"}
     if not {"torchvision"} <= set(model) <= known:
         raise ValueError(
@@ -126,19 +128,17 @@ def _build_described(model: Mapping[str, object], classes: int, image_shape: Ima
             "unless it is a ResNet, 'taps' and 'head'"
         )
     name, taps, head = model["torchvision"], model.get("taps"), model.get("head")
-    if not isinstance(name, str):
-        raise TypeError(f"model's 'torchvision' is {name!r}, wanted a name such as 'resnet18'")
-    if not isinstance(taps, Mapping | None) or not _all_text(taps or {}):
-        raise TypeError(f"model's 'taps' is {taps!r}, wanted a mapping of tap names to paths")
-    if not isinstance(head, str | None):
-        raise TypeError(f"model's 'head' is {head!r}, wanted the path of the last linear layer")
+    taps_fit = taps is None or (
+        isinstance(taps, Mapping) and all(isinstance(text, str) for text in chain(*taps.items()))
+    )
+    if not (isinstance(name, str) and isinstance(head, str | None) and taps_fit):
+        raise TypeError(
+            f"model is {dict(model)}, wanted 'torchvision': a name, 'taps': tap names with their "
+            "paths, 'head': the path of the last linear layer"
+        )
     from bench.models.adapter import build_torchvision
 
     return build_torchvision(name, classes, image_shape, taps=taps, head=head)
-
-
-def _all_text(taps: Mapping[object, object]) -> bool:
-    return all(isinstance(text, str) for pair in taps.items() for text in pair)
 
 
 def check(model: str | Mapping[str, object]) -> None:
