@@ -9,7 +9,9 @@ import torch
 from lessons import cell, dataset, plain_cell, recipe
 
 from bench.cli import main
+from bench.cost.counting import bytes_of
 from bench.cost.estimate import Estimate
+from bench.train.weights import build_network
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,9 @@ def test_memory_is_the_teachers_all_students_and_one_step(estimate):
     parts = sum(s.held_bytes for s in students) + max(s.step_bytes for s in students)
     assert whole > parts
     assert estimate.bytes([cell("rkd")]) < whole
-    parameters = 4 * sum(p.numel() for p in network(plain_cell("cnn2")).parameters())
+    network = build_network(plain_cell("cnn2"), 4, (1, 8, 8))
+    parameters = bytes_of(network.parameters())
     assert estimate.student(plain_cell("cnn2")).held_bytes >= 2 * parameters
-
-
-def network(one):
-    from bench.train.weights import build_network
-
-    return build_network(one, 4, (1, 8, 8))
 
 
 def test_what_a_stage_reads_of_its_teacher_is_known(estimate):

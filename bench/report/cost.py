@@ -240,8 +240,7 @@ def write_figures(costs: Costs, folder: Path) -> list[Path]:
         pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")
         used[pair] = used.get(pair, 0) + 1
         name = pair if used[pair] == 1 else f"{pair}-{used[pair]}"
-        for kind, draw in (("step", draw_step), ("loss", draw_losses)):
-            figure = draw(records)
-            if figure is not None:
-                paths.append(save_figure(figure, folder / f"cost_{kind}_{name}"))
+        paths.append(save_figure(draw_step(records), folder / f"cost_step_{name}"))
+        if (losses := draw_losses(records)) is not None:
+            paths.append(save_figure(losses, folder / f"cost_loss_{name}"))
     return paths

@@ -1,4 +1,4 @@
-"""What a method gains beside what it costs: the summary's rows joined with the profiler's."""
+"""What a method gains and what it costs: the summary's rows joined with the profiler's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import STUDENT, cost_ratio, costs_of, plain_factor
 from bench.report.measured import MIB, measured_with, other_code, quartile_entry
 from bench.report.summary import PairKey, group_by_pair, notes_of, pair_table
-from bench.report.tables import Column, Entry, Section, Table
+from bench.report.tables import Column, Entry, Section, Table, Value
 
 GAINED = ("label", "category", "n", "last_accuracy", "gain")
 """Columns taken over from the summary."""
@@ -72,36 +72,28 @@ def _pair_table(
         return None
     rows = []
     for pairs in summary.pairs():
-        entries = {column.key: entry for column, entry in pairs}
-        cost = _cost(str(entries["label"].value), measured)
-        rows.append((*(entries[name] for name in GAINED), *cost))
+        row = {column.key: entry for column, entry in pairs if column.key in GAINED}
+        rows.append({**row, **_costs(str(row["label"].value), measured)})
     taken = tuple(column for column in summary.columns if column.key in GAINED)
-    return Table(
-        title=f"Accuracy and cost, {key.title}",
-        columns=taken + COST_COLUMNS,
-        rows=tuple(rows),
-        notes=(
-            *GAIN_NOTES,
-            measured_with(list(measured.values())),
-            *filter(None, [other_code(measured.values(), cells)]),
-            *NOTES,
-        ),
-    )
+    version = other_code(measured.values(), cells)
+    conditions = measured_with(list(measured.values()))
+    notes = (*GAIN_NOTES, conditions, *filter(None, [version]), *NOTES)
+    return Table.by_name(f"Accuracy and cost, {key.title}", taken + COST_COLUMNS, rows, notes)
 
 
-def _cost(label: str, measured: Mapping[str, CostRecord]) -> tuple[Entry, ...]:
+def _costs(label: str, measured: Mapping[str, CostRecord]) -> dict[str, Entry | Value]:
+    """What is known of a row, by `COST_COLUMNS`."""
     factor = plain_factor(label)
-    ratio = cost_ratio(label, measured.get(label))
-    whole = quartile_entry(ratio) if factor is None else Entry(factor)  # by definition
+    ratio = quartile_entry(cost_ratio(label, measured.get(label)))
+    whole = ratio if factor is None else Entry(factor)  # by definition
     # A longer plain training takes the same steps, only more of them.
     record = measured.get(label if factor is None else STUDENT)
     if record is None or record.status != FINISHED:
-        return (whole, *(Entry(None) for _ in COST_COLUMNS[1:]))
-    costliest = max(record.stages, key=lambda stage: stage.ratio.median)
-    return (
-        whole,
-        quartile_entry(costliest.ratio),
-        quartile_entry(record.loss and record.loss.ms),
-        Entry(record.extra_peak_bytes / MIB),
-        Entry(record.extra_parameters),
-    )
+        return {"training_cost_ratio": whole}
+    return {
+        "training_cost_ratio": whole,
+        "step_ratio": quartile_entry(max(stage.ratio for stage in record.stages)),
+        "loss_ms": quartile_entry(record.loss and record.loss.ms),
+        "extra_peak_mib": record.extra_peak_bytes / MIB,
+        "extra_parameters": record.extra_parameters,
+    }

@@ -28,7 +28,7 @@ Place = tuple[str, ...]
 
 
 def by_place(records: Iterable[CostRecord]) -> dict[Place, list[CostRecord]]:
-    """Records that may stand in one table: one pair under one set of conditions."""
+    """Records that may share a table: one pair under one set of conditions."""
     places: dict[Place, list[CostRecord]] = {}
     for record in records:
         places.setdefault(record.place, []).append(record)
@@ -58,11 +58,10 @@ def measured_with(records: Sequence[CostRecord]) -> str:
 
 def other_code(costs: Iterable[CostRecord], cells: Iterable[Record]) -> str:
     """One sentence where costs and accuracies are of different commits; else empty."""
-    sides = [
+    cost, accuracy = (
         dict.fromkeys(str(x.conditions["commit"])[:10] for x in found if x.conditions.get("commit"))
         for found in (costs, cells)
-    ]
-    cost, accuracy = sides
+    )
     if not cost or not accuracy or set(cost) == set(accuracy):
         return ""
     return (
@@ -79,9 +78,8 @@ def quartile_entry(measured: Quartiles | None) -> Entry:
     """The median with its quartiles; without them if it was measured once."""
     if measured is None:
         return Entry(None)
-    if measured.n == 1:
-        return Entry(Interval(measured.median, None, None, 1))
-    return Entry(Interval(measured.median, measured.q1, measured.q3, measured.n))
+    low, high = (None, None) if measured.n == 1 else (measured.q1, measured.q3)
+    return Entry(Interval(measured.median, low, high, measured.n))
 
 
 def with_places(tables: Mapping[Place, Table], title: str) -> Table:

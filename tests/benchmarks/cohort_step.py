@@ -18,11 +18,9 @@ quartiles over the rounds of each round's ratio. Images and weights are random.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -186,7 +184,6 @@ def main() -> None:
     parser.add_argument("--pair", default="resnet32x4:resnet8x4", metavar="T:S")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every round's seconds, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     workload = Workload(
@@ -196,18 +193,14 @@ def main() -> None:
     pieces, lesson = pieces_of(options.pair, workload)
     loaders = Loaders(options.batch)
     measure(pieces, lesson, loaders)  # warms up
-    rounds = [measure(pieces, lesson, loaders) for _ in range(options.rounds)]
+    found = [ratios(measure(pieces, lesson, loaders)) for _ in range(options.rounds)]
     here = conditions(CPU)
     print(f"{options.pair}, batch {options.batch}, n = {options.rounds} rounds, one thread, "
           f"{here['device']}, torch {here['torch']}\n")  # fmt: skip
-    found = [ratios(it) for it in rounds]
     print("| ratio | median | quartiles |\n|---|--:|--:|")
     for name in found[0]:
         it = Quartiles.of([each[name] for each in found])
         print(f"| {name} | {it.median:.2f} | {it.q1:.2f} to {it.q3:.2f} |")
-    if options.json:
-        content = {"conditions": here, "rounds": [it._asdict() for it in rounds]}
-        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
