@@ -145,11 +145,17 @@ class _Turn:
     """One stage under measurement; samples are milliseconds, one for each round."""
 
     stage: StudentStage
+    epochs: int
     loss: LossAlone | None
     step_ms: list[float] = field(default_factory=list)
     teacher_ms: list[float] = field(default_factory=list)
     once_ms: list[float] = field(default_factory=list)
     loss_ms: list[float] = field(default_factory=list)
+
+    def share(self, number: int) -> StageShare:
+        """What the stage adds to the time of a training, by one round."""
+        once = self.once_ms[number] if self.once_ms else 0.0
+        return StageShare(self.epochs, self.stage.kept, self.step_ms[number], once)
 
 
 @dataclass
@@ -158,8 +164,7 @@ class _Subject:
 
     row: MethodRow
     method: Method
-    turns: list[_Turn] = field(default_factory=list)
-    epochs: list[int] = field(default_factory=list)
+    turns: Sequence[_Turn] = ()
     status: str = ""
     error: str = ""
 
@@ -169,16 +174,16 @@ def _prepare(row: MethodRow, student: Model, lesson: TeacherBatch) -> _Subject:
     turns = []
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        for plan_stage in method.plan:
+        for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
             stage = StudentStage(lesson, student, row.name, method, plan_stage)
             for _ in range(WARM_UP):
                 stage.step()
-            turns.append(_Turn(stage, stage.loss_alone()))
+            turns.append(_Turn(stage, stage_epochs, stage.loss_alone()))
     except NotApplicable as reason:
         return _Subject(row, method, status=NOT_APPLICABLE, error=one_line(reason))
     except CODE_FAULTS as error:
         return _Subject(row, method, status=FAILED, error=name_and_reason(error))
-    return _Subject(row, method, turns, epochs)
+    return _Subject(row, method, turns)
 
 
 def milliseconds(
@@ -287,20 +292,11 @@ def _record(
     if subject.error:
         return CostRecord(**row, status=subject.status, error=subject.error)
     plain_steps, epochs = plain.turns[0].step_ms, shared["epochs"]
-    measured = list(zip(subject.turns, subject.epochs, strict=True))
-    stages = [_stage_cost(turn, n, plain_steps, how) for turn, n in measured]
-    ratios = []
-    for number, plain_step in enumerate(plain_steps):
-        plan = [
-            StageShare(
-                stage_epochs,
-                turn.stage.kept,
-                turn.step_ms[number],
-                turn.once_ms[number] if turn.once_ms else 0.0,
-            )
-            for turn, stage_epochs in measured
-        ]
-        ratios.append(training_cost_ratio(plan, epochs, plain_step))
+    stages = [_stage_cost(turn, plain_steps, how) for turn in subject.turns]
+    ratios = [
+        training_cost_ratio([turn.share(n) for turn in subject.turns], epochs, plain_step)
+        for n, plain_step in enumerate(plain_steps)
+    ]
     operations = [StageShare(s.epochs, s.kept, s.step_flops, s.once_flops) for s in stages]
     return CostRecord(
         **row,
@@ -311,7 +307,7 @@ def _record(
     )
 
 
-def _stage_cost(turn: _Turn, epochs: int, plain_steps: Sequence[float], how: Profile) -> StageCost:
+def _stage_cost(turn: _Turn, plain_steps: Sequence[float], how: Profile) -> StageCost:
     stage = turn.stage
     device = stage.lesson.workload.device
     ratios = [step / plain for step, plain in zip(turn.step_ms, plain_steps, strict=True)]
@@ -324,7 +320,7 @@ def _stage_cost(turn: _Turn, epochs: int, plain_steps: Sequence[float], how: Pro
         )
     return StageCost(
         name=stage.stage.name,
-        epochs=epochs,
+        epochs=turn.epochs,
         kept=stage.kept,
         step_ms=Quartiles.of(turn.step_ms),
         ratio=Quartiles.of(ratios),
