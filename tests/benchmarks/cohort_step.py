@@ -119,7 +119,7 @@ class Loaders:
         self.batches = Batches(
             torch.from_numpy(raw).permute(0, 3, 1, 2), torch.zeros(len(raw), dtype=torch.int64),
             MEAN, STD, augment=Augment(pad=4, padding="zeros", flip=True), batch_size=batch,
-            drop_last=True, seed=0, channels_last=True,
+            drop_last=True, seed=0,
         )  # fmt: skip
 
     def plain(self) -> None:
