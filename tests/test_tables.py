@@ -18,18 +18,13 @@ from hypothesis import strategies as st
 from bench.faults import one_line
 from bench.record import FAILED, NOT_APPLICABLE, Plan
 from bench.report.statistics import Interval
-from bench.report.summary import (
-    NOTES,
-    cells_csv,
-    gap_recovered,
-    summarise,
-    write_summary,
-)
+from bench.report.summary import NOTES, cells_csv, gap_recovered, summarise
 from bench.report.tables import (
     Column,
     Entry,
     Section,
     Table,
+    notes_once,
     show,
     to_csv,
     to_html,
@@ -182,13 +177,12 @@ def golden(name: str) -> str:
     return (GOLDEN / name).read_text(encoding="utf-8")
 
 
-def test_markdown_equals_the_one_worked_out_by_hand() -> None:
-    assert summarise(grid.plan(), grid.records()).to_markdown() == golden("summary.md")
-
-
-def test_csv_equals_the_one_worked_out_by_hand() -> None:
-    found = list(csv.reader(io.StringIO(summarise(grid.plan(), grid.records()).to_csv())))
-    expected = list(csv.reader(io.StringIO(golden("summary.csv"))))
+def test_the_summary_equals_the_one_worked_out_by_hand(tmp_path: Path) -> None:
+    files = write_section(summarise(grid.plan(), grid.records()), tmp_path)
+    assert sorted(files) == sorted(tmp_path.iterdir())
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == golden("summary.md")
+    written = (tmp_path / "summary.csv").read_text(encoding="utf-8")
+    found, expected = (list(csv.reader(io.StringIO(x))) for x in (written, golden("summary.csv")))
     assert [list(map(number_or_text, row)) for row in found] == [
         [pytest.approx(x, abs=1e-11) if isinstance(x, float) else x for x in row]
         for row in (list(map(number_or_text, row)) for row in expected)
@@ -206,26 +200,21 @@ def test_cells_equal_those_written_by_hand() -> None:
     assert cells_csv(grid.plan(), grid.records()) == golden("cells.csv")
 
 
-def test_the_summary_is_written_whole(tmp_path: Path) -> None:
-    files = write_summary(grid.plan(), dict(reversed(grid.records().items())), tmp_path)
-    assert sorted(files) == sorted(tmp_path.iterdir())
-    assert {path.name for path in files} == {
-        *("summary.md", "summary.csv", "summary.tex", "cells.csv")
-    }
-    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == golden("summary.md")
-
-
-def test_terminal_text_says_what_holds_for_every_table_once() -> None:
-    text = summarise(grid.plan(), grid.records()).to_text()
-    assert all(text.count(note) == 1 for note in NOTES)
-    assert "Failed: fitnet, seed 1: FloatingPointError" in text
-    assert text.endswith("1 of 2 data sets and pairs shown; 1 without any record left out.\n")
+def test_what_holds_for_every_table_is_said_once() -> None:
+    plan, records = grid.plan(), grid.records()
+    other = plan.rows[-1]
+    records[other.cell_id] = grid.finished(other, 0.5, 0.5, None)
+    first, last = notes_once(summarise(plan, records).tables)
+    assert last.notes == NOTES
+    (failure,) = first.notes
+    assert failure.startswith("Failed: fitnet, seed 1: FloatingPointError")
+    assert not notes_once([])
 
 
 def shown(rows, records, label: str) -> dict[str, str]:
     """The entries of one label as shown, by the key of their column."""
     plan = Plan(name="p", description="", config={}, rows=rows)
-    (table,) = summarise(plan, {one.cell_id: one for one in records}).tables.values()
+    (table,) = summarise(plan, {one.cell_id: one for one in records}).tables
     row = next(row for row in table.pairs() if row[0][1].value == label)
     return {column.key: show(column, entry) for column, entry in row}
 
@@ -275,8 +264,10 @@ def test_equal_failures_are_told_once_with_all_their_seeds() -> None:
     errors = ["out of\nmemory", "boom", "out of\nmemory"]
     records = [grid.record(row, FAILED, e) for row, e in zip(rows, errors, strict=True)]
     plan = Plan(name="p", description="", config={}, rows=rows)
-    page = summarise(plan, {one.cell_id: one for one in records}).to_markdown()
-    assert "- Failed: fitnet, seeds 0, 2: out of memory\n- Failed: fitnet, seed 1: boom\n" in page
+    (table,) = summarise(plan, {one.cell_id: one for one in records}).tables
+    first, second, *_ = to_markdown(table).split("\n- ")[1:]
+    assert first == "Failed: fitnet, seeds 0, 2: out of memory"
+    assert second == "Failed: fitnet, seed 1: boom"
     assert shown(rows, records, "fitnet")["last_accuracy"] == "failed"
 
 
@@ -300,16 +291,17 @@ def test_baselines_come_first_and_methods_in_the_order_of_the_plan() -> None:
     rows = [grid.row(label, 0) for label in labels]
     plan = Plan(name="p", description="", config={}, rows=rows)
     one = grid.finished(rows[0], 0.7, 0.7, None)
-    (table,) = summarise(plan, {one.cell_id: one}).tables.values()
+    (table,) = summarise(plan, {one.cell_id: one}).tables
     assert [row[0].value for row in table.rows] == ["teacher", "student", "rkd", "fitnet"]
 
 
 def test_rows_trained_by_different_code_are_said() -> None:
     records = grid.records()
-    assert "different code" not in summarise(grid.plan(), records).to_markdown()
+    (table,) = summarise(grid.plan(), records).tables
+    assert not any("different code" in note for note in table.notes)
     for place, record in enumerate(records.values()):
         record.conditions["code"] = "old" if place == 0 else "new"
-    (table,) = summarise(grid.plan(), records).tables.values()
+    (table,) = summarise(grid.plan(), records).tables
     (note,) = [note for note in table.notes if "different code" in note]
     assert "old (1 cells)" in note
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
     """Prints the summary, writes tables, figures and the report; returns what to mirror."""
     from bench.report.summary import summarise
+    from bench.report.tables import notes_once, to_text
 
-    print(summarise(plan, records).to_text())
+    summary = summarise(plan, records)
+    print(*map(to_text, notes_once(summary.tables)), summary.text, sep="\n")
     return write(work, plan, records, costs)
 
 

@@ -21,7 +21,7 @@ from bench.report.published import published_tables
 from bench.report.reasons import ACCURACY, COST, GAIN
 from bench.report.recommend import Choice, cost_value, recommend
 from bench.report.selection import write_selection_figures
-from bench.report.summary import Summary, summarise, write_summary
+from bench.report.summary import cells_csv, summarise
 from bench.report.tables import Column, Entry, Section, Table, Value, write_section
 
 NO_COSTS = (
@@ -51,7 +51,9 @@ def build(
     Raises:
         ValueError: two cells answer for one row, or a file beside a record is damaged.
     """
-    paths = write_summary(plan, records, folder)
+    summary = summarise(plan, records)
+    paths = [*write_section(summary, folder), folder / "cells.csv"]
+    write_atomically(paths[-1], cells_csv(plan, records))
     choices = recommend(plan, records, costs)
     made = sections(plan, records, costs, choices)
     for section in made:
@@ -64,9 +66,8 @@ def build(
     paths += [picture.path for picture in pictures if picture.path not in paths]
     # Drawn from files beside the records, which MLflow's copy lacks: no part of the report.
     paths += write_selection_figures(plan, records, store, folder / "figures")
-    summary = summarise(plan, records)
     parts = _parts(made, summary, costs, choices, pictures)
-    report = render_page(plan.name, plan.description, summary.coverage, parts)
+    report = render_page(plan.name, summary.text, parts)
     write_atomically(folder / "report.html", report)
     return [*paths, folder / "report.html"]
 
@@ -146,7 +147,7 @@ def _section(name: str, title: str, tables: Iterable[Table]) -> Section:
 
 def _parts(
     made: Sequence[Section],
-    summary: Summary,
+    summary: Section,
     costs: Costs | None,
     choices: Sequence[Choice],
     pictures: Sequence[Picture],
@@ -156,7 +157,7 @@ def _parts(
     found.pop("candidates", None)  # each choice shows its own
     tables = cost_tables(costs) if costs is not None else ()
     more = {
-        "pairs": Section(name="pairs", title="Every pair", tables=tuple(summary.tables.values())),
+        "pairs": Section(name="pairs", title="Every pair", tables=summary.tables),
         "cost": Section(
             name="cost",
             title="What methods cost",

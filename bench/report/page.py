@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from bench.report.grid_figures import Picture
 from bench.report.recommend import Choice
-from bench.report.tables import Section, to_html
+from bench.report.tables import Section, notes_once, to_html
 
 FOLDER = Path(__file__).parent / "template"
 
@@ -35,39 +35,26 @@ class PageSection(Section):
     pictures: Sequence[Picture] = ()
 
 
-def render_page(name: str, description: str, coverage: str, sections: Sequence[PageSection]) -> str:
+def render_page(name: str, text: str, sections: Sequence[PageSection]) -> str:
     """The page; equal input gives equal bytes.
 
     Args:
         name: the grid's.
-        description: the grid's.
-        coverage: one line of what is shown and what is left out.
+        text: the grid's description, and what is shown and left out.
         sections: in order; empty ones are left out.
     """
     template = _environment().get_template("report.html")
     return template.render(
         name=name,
-        description=description,
-        coverage=coverage,
+        text=text,
         parts=[
-            _with_shared_notes(section)
+            replace(section, tables=tuple(notes_once(section.tables)))
             for section in sections
             if section.text or section.choices or section.tables or section.pictures
         ],
         style=Markup(_text("report.css")),
         script=Markup(_text("report.js")),
     )
-
-
-def _with_shared_notes(section: PageSection) -> dict[str, object]:
-    """A section whose tables no longer repeat the notes that all of them have."""
-    first = section.tables[0].notes if len(section.tables) > 1 else ()
-    shared = [note for note in first if all(note in table.notes for table in section.tables)]
-    tables = [
-        replace(table, notes=tuple(note for note in table.notes if note not in shared))
-        for table in section.tables
-    ]
-    return {**vars(section), "id": section.name, "tables": tables, "notes": shared}
 
 
 @functools.cache

@@ -10,36 +10,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.faults import UserError, one_line
-from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row, write_atomically
+from bench.faults import UserError
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
 from bench.report.statistics import mean_interval, paired_differences
-from bench.report.tables import (
-    Column,
-    Entry,
-    Table,
-    Value,
-    to_csv,
-    to_latex,
-    to_markdown,
-    to_text,
-)
+from bench.report.tables import Column, Entry, Section, Table, Value, to_csv
 
 NOT_RUN = "not_run"
 """The status, in tables only, of a row of the plan whose cell has no record."""
 
 NO_EVIDENCE = "~"
 """The mark of a gain whose interval contains 0, or that has none."""
-
-PAIR_COLUMNS = (
-    Column(key="data", name="data", align="left"),
-    Column(key="axes", name="axes", align="left"),
-    Column(key="teacher", name="teacher", align="left"),
-    Column(key="student", name="student", align="left"),
-)
 
 COLUMNS = (
     Column(key="label", name="method", align="left"),
@@ -110,77 +93,14 @@ class PairKey(NamedTuple):
         return f"{', '.join([self.data, *axes])}: {self.teacher} -> {self.student}"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """All tables of a grid.
-
-    Attributes:
-        name: the grid's.
-        description: the grid's.
-        tables: one a pair that has any record, in the plan's order.
-        left_out: how many pairs have no record at all.
-        notes: what stands under every table.
-    """
-
-    name: str
-    description: str
-    tables: dict[PairKey, Table]
-    left_out: int
-    notes: tuple[str, ...] = NOTES
-
-    @property
-    def coverage(self) -> str:
-        """One line that counts the pairs shown and left out."""
-        total = len(self.tables) + self.left_out
-        return (
-            f"{len(self.tables)} of {total} data sets and pairs shown; "
-            f"{self.left_out} without any record left out."
-        )
-
-    def to_markdown(self) -> str:
-        """The whole summary as one Markdown page."""
-        head = [f"# Summary of {one_line(self.name)}", one_line(self.description), self.coverage]
-        parts = [*(f"{line}\n" for line in head if line), *map(to_markdown, self.tables.values())]
-        return "\n".join(parts)
-
-    def to_text(self) -> str:
-        """The whole summary for a terminal; what holds for every table is said once, last."""
-        brief = list(map(self._without_notes, self.tables.values()))
-        legend = "\n".join([*(self.notes if brief else ()), self.coverage])
-        return "\n".join([*map(to_text, brief), f"{legend}\n"])
-
-    def to_latex(self) -> str:
-        """All tables; what holds for every one is said under the last one alone."""
-        tables = list(self.tables.values())
-        return "\n".join(map(to_latex, [*map(self._without_notes, tables[:-1]), *tables[-1:]]))
-
-    def _without_notes(self, table: Table) -> Table:
-        return replace(table, notes=table.notes[: -len(self.notes)])
-
-    def to_csv(self) -> str:
-        """All tables as one CSV of raw numbers, in [0, 1], with the pair in its first columns."""
-        rows = [
-            {
-                "data": key.data,
-                "axes": _axes_text(key.axes),
-                "teacher": key.teacher,
-                "student": key.student,
-                **{column.key: entry for column, entry in row},
-            }
-            for key, table in self.tables.items()
-            for row in table.pairs()
-        ]
-        return to_csv(Table.by_name(self.name, PAIR_COLUMNS + COLUMNS, rows))
-
-
 SOURCE_NOTE = (
     "Transfer starts from a network trained on a source, whose epochs and images come on top of "
     'the epochs shown; its own accuracy, on its own test set, is in cells.csv as "source".'
 )
 
 
-def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
-    """The tables of a plan from the records there are.
+def summarise(plan: Plan, records: Mapping[str, Record]) -> Section:
+    """The tables of a plan from the records there are: one for each pair that has any.
 
     Args:
         plan: what was asked for.
@@ -190,13 +110,17 @@ def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
         ValueError: two cells answer for one label and seed of a pair.
     """
     pairs = group_by_pair(plan)
-    tables = {
-        key: pair_table(key, rows, records, notes_of(plan))
+    tables = tuple(
+        pair_table(key, rows, records, notes_of(plan))
         for key, rows in pairs.items()
         if any(row.cell_id in records for row in rows)
-    }
-    left_out = len(pairs) - len(tables)
-    return Summary(plan.name, plan.description, tables, left_out, notes_of(plan))
+    )
+    coverage = (
+        f"{len(tables)} of {len(pairs)} data sets and pairs shown; "
+        f"{len(pairs) - len(tables)} without any record left out."
+    )
+    text = f"{plan.description} {coverage}".strip()
+    return Section(name="summary", title=f"Summary of {plan.name}", tables=tables, text=text)
 
 
 def group_by_pair(plan: Plan) -> dict[PairKey, list[Row]]:
@@ -468,7 +392,7 @@ def _whole(value: float | None) -> float | None:
     return int(value) if value is not None and value == int(value) else value
 
 
-# --- files -----------------------------------------------------------------------------------
+# --- the raw evidence ------------------------------------------------------------------------
 
 
 def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
@@ -490,26 +414,3 @@ def _cell(row: Row, record: Record | None) -> dict[str, Value]:
         **{key: _final(record, key) for key in MEASURED_KEYS},
         **{key: _whole(_final(record, key)) for key in COUNTED_KEYS},
     }
-
-
-def write_summary(plan: Plan, records: Mapping[str, Record], folder: Path) -> list[Path]:
-    """Writes summary.md, .csv and .tex and cells.csv, each either whole or not at all.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-        folder: made if it is not there.
-
-    Returns:
-        The files.
-    """
-    summary = summarise(plan, records)
-    contents = {
-        "summary.md": summary.to_markdown(),
-        "summary.csv": summary.to_csv(),
-        "summary.tex": summary.to_latex(),
-        "cells.csv": cells_csv(plan, records),
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in contents]

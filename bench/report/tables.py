@@ -13,7 +13,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.faults import one_line
@@ -371,22 +371,36 @@ class Section:
     text: str = ""
 
 
+def notes_once(tables: Sequence[Table]) -> list[Table]:
+    """The tables, with the notes that all of them have under the last one alone."""
+    if not tables:
+        return []
+    *others, last = tables
+    shared = [note for note in last.notes if all(note in table.notes for table in others)]
+    return [
+        *(replace(t, notes=tuple(note for note in t.notes if note not in shared)) for t in others),
+        last,
+    ]
+
+
 def write_section(section: Section, folder: Path) -> list[Path]:
     """Writes `<name>.md`, `<name>.tex` and `<name>.csv`; returns their paths.
 
+    Notes that all tables have are written under the last one alone.
     The CSV holds the tables' titles in a first column "table". Tables of other columns than the
     first one's are in files of their own, `<name>_2.csv` and so on; those that an earlier call
     wrote and this one does not are removed.
     """
     head = [f"# {_escape_markdown(one_line(section.title))}\n"]
     head += [f"{_escape_markdown(one_line(section.text))}\n"] if section.text else []
+    tables = notes_once(section.tables)
     contents = {
-        f"{section.name}.md": "\n".join([*head, *map(to_markdown, section.tables)]),
-        f"{section.name}.tex": "\n".join(map(to_latex, section.tables)),
+        f"{section.name}.md": "\n".join([*head, *map(to_markdown, tables)]),
+        f"{section.name}.tex": "\n".join(map(to_latex, tables)),
     }
-    for place, tables in enumerate(_by_columns(section.tables), start=1):
+    for place, alike in enumerate(_by_columns(section.tables), start=1):
         name = section.name if place == 1 else f"{section.name}_{place}"
-        contents[f"{name}.csv"] = to_csv(_titled(tables))
+        contents[f"{name}.csv"] = to_csv(_titled(alike))
     for name, content in contents.items():
         write_atomically(folder / name, content)
     for path in folder.glob(f"{section.name}_[0-9]*.csv"):
