@@ -35,7 +35,11 @@ def test_equal_records_give_equal_bytes_and_leave_an_equal_archive_alone(tmp_pat
     assert second.read_bytes() == other
 
 
-@pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b""), gzip.compress(b"{}\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", gzip.compress(b""), gzip.compress(b"{}\n")],
+    ids=["empty", "no gzip", "nothing packed", "no plan"],
+)
 def test_a_damaged_archive_is_one_line(tmp_path: Path, content: bytes, capsys) -> None:
     write_atomically(tmp_path / "made" / FILE, content)
     assert main(["recommend", "--grid", "made", "--work-dir", str(tmp_path)]) == 2
