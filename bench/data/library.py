@@ -47,19 +47,14 @@ class Library:
         from bench.data.dataset import DataError, MissingDataError
         from bench.data.sources import load, random_data
 
+        source, cut = spec.source, {"size": spec.size, "classes": spec.classes}
         try:
-            return load(
-                spec.source,
-                data_root=self.data_root,
-                cache=self.cache,
-                size=spec.size,
-                classes=spec.classes,
-            )
+            return load(source, data_root=self.data_root, cache=self.cache, **cut)
         except MissingDataError as error:
             if not self.random_if_absent:
                 raise
             try:
-                found = random_data(spec.source, size=spec.size, classes=spec.classes)
+                found = random_data(source, **cut)
             except DataError:
                 raise error from None
             self.absent[self._key(spec)] = str(error)

@@ -155,11 +155,6 @@ class Checkpoints:
             return History(**about["history"]), State(tensors, about["state"])
         return None
 
-    def reject(self, cell_id: str, reason: str) -> None:
-        """Removes a cell's checkpoints, which do not fit, with a warning."""
-        logger.warning("checkpoint of cell %s cannot be used: %s; starting again", cell_id, reason)
-        self.discard(cell_id)
-
     def discard(self, cell_id: str) -> None:
         """Removes a cell's checkpoints."""
         shutil.rmtree(self.root / cell_id, ignore_errors=True)

@@ -6,6 +6,7 @@ other: on the CPU, each student's numbers are bit-equal to those of training it 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from bench.train.result import Results
 from bench.train.stream import Stream, StudentBatch
 from bench.train.teacher import Teacher
 from bench.train.weights import build_network, start_from_source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -100,22 +103,19 @@ class Cohort:
 
     def _admit(self, cell: Cell) -> Student | None:
         """The cell's student at its latest checkpoint; None if it cannot be trained."""
+        shape, labelled = self.stream.image_shape, self.stream.labelled
         try:
-            student = self._make_student(cell)
+            method = build_method(cell.method, **cell.hyperparameters)
+            network = build_network(cell, self.stream.classes, shape)
+            if method.starts_from == "source":
+                start_from_source(cell, network, self.store)
+            theirs = self.teacher.shapes if self.teacher and method.needs_teacher else None
+            student = make_student(cell, method, network, shape, theirs, self.device, labelled)
             self._resume(student)
         except (NotApplicable, *CODE_FAULTS) as error:
             self._fail(cell, error)
             return None
         return student
-
-    def _make_student(self, cell: Cell) -> Student:
-        method = build_method(cell.method, **cell.hyperparameters)
-        network = build_network(cell, self.stream.classes, self.stream.image_shape)
-        if method.starts_from == "source":
-            start_from_source(cell, network, self.store)
-        theirs = self.teacher.shapes if self.teacher and method.needs_teacher else None
-        shape, labelled = self.stream.image_shape, self.stream.labelled
-        return make_student(cell, method, network, shape, theirs, self.device, labelled)
 
     # --- checkpoints ----------------------------------------------------------------------------
 
@@ -133,7 +133,8 @@ class Cohort:
         try:
             student.restore(state, self._clean_view, self.stream.train.labels)
         except ValueError as error:  # written by an older version; nothing is restored yet
-            self.checkpoints.reject(cell_id, str(error))
+            logger.warning("checkpoint of cell %s cannot be used: %s", cell_id, error)
+            self.checkpoints.discard(cell_id)
             return
         seconds = time.perf_counter() - began
         history = replace(history, resumed=history.resumed + 1).plus(checkpoint_seconds=seconds)
@@ -151,14 +152,9 @@ class Cohort:
         for student in students:
             began, cell_id = time.perf_counter(), student.cell.id
             history = self._history(student)
-            earlier = [*history.conditions, self._conditions()]
-            self.checkpoints.write(
-                cell_id,
-                student.epochs_done,
-                self._key(student),
-                replace(history, conditions=earlier),
-                student.state(),
-            )
+            history = replace(history, conditions=[*history.conditions, self._conditions()])
+            key, state = self._key(student), student.state()
+            self.checkpoints.write(cell_id, student.epochs_done, key, history, state)
             seconds = time.perf_counter() - began
             self._histories[cell_id] = self._histories[cell_id].plus(checkpoint_seconds=seconds)
         self.checkpoints.saved()
@@ -219,12 +215,11 @@ class Cohort:
         return self.teacher.clean_view(images, taps)
 
     def _end_epoch(self, student: Student) -> None:
-        student.end_epoch(partial(self._test_accuracy, student))
+        test, prepare = self.stream.test, self.stream.student_images
+        student.end_epoch(
+            lambda: accuracy(predictions(student.network, test, prepare), test.labels)
+        )
         self._report(student)
-
-    def _test_accuracy(self, student: Student) -> float:
-        test = self.stream.test
-        return accuracy(predictions(student.network, test, self.stream.student_images), test.labels)
 
     def _report(self, student: Student) -> None:
         last = student.curves["test_accuracy"][-1]

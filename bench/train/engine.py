@@ -197,7 +197,8 @@ class Student:
         self._seed_step()
         losses = self._objective.losses(self._pair(self._show(batch.images, self._reads()), batch))
         if diagnosed and losses.task is not None and losses.transfer is not None:
-            self._note_cosine(losses.task, losses.transfer)
+            cosine = gradient_cosine(losses.task, losses.transfer, self._trunk)
+            self._note("gradient_cosine", cosine)
         self._backward(losses)
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained, stage.clip_norm, foreach=True)
@@ -212,9 +213,6 @@ class Student:
         """Every tap of the student that a step needs."""
         labels = ("logits",) if self.stage.task_weight > 0 else ()
         return tuple(dict.fromkeys((*self.taps, *labels)))
-
-    def _note_cosine(self, task: Tensor, transfer: Tensor) -> None:
-        self._note("gradient_cosine", gradient_cosine(task, transfer, self._trunk))
 
     def _seed_step(self) -> None:
         # Dropout draws from torch's global generator. A stream of its own for every step keeps a
@@ -246,7 +244,8 @@ class Student:
             pair = self._pair(self._show(batch.images, taps), batch)
             objective = self._objective
             transfer, _ = objective.reduce(self.stage.transfer, objective.hide_labels(pair))
-            self._note_cosine(objective.task(pair), transfer)
+            cosine = gradient_cosine(objective.task(pair), transfer, self._trunk)
+            self._note("gradient_cosine", cosine)
 
     def _backward(self, losses: Losses) -> None:
         terms = weigh(self.stage, self.progress, losses.task, losses.joint, losses.transfer)
