@@ -265,7 +265,6 @@ NO_SECONDS = [
 NO_NUMBER = [
     ("run", "--gpus-per-job"), ("tune", "--validation"), ("recommend", "--max-cost"),
     ("recommend", "--max-memory-mib"), ("recommend", "--min-gain"),
-    ("recommend", "--data-fraction"),
 ]  # fmt: skip
 
 

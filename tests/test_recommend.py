@@ -302,11 +302,6 @@ def test_a_pair_without_an_answer_is_named_with_those_that_have_one() -> None:
     assert "digits, fraction 0.5: big -> small\n  no answer" in answer(choices)
 
 
-def test_a_fraction_picks_its_pairs() -> None:
-    (choice,) = recommend(*two_pairs(), question=Question(fraction=0.5))
-    assert dict(choice.key.axes) == {"fraction": 0.5}
-
-
 # --- how often it errs -----------------------------------------------------------------------
 
 
@@ -376,18 +371,17 @@ def test_the_command_answers_without_torch(work: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "recommend", "--grid", "made", "--work-dir", str(work),
-         "--pair", "big:small", "--max-cost", "1.6", "--data-fraction", "0.5"],
+         "--pair", "big:small", "--max-cost", "1.6"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("digits, fraction 0.5: big -> small\n  choose: a\n")
+    assert done.stdout.startswith("digits: big -> small\n  choose: a\n")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--pair", "big:tiny"], "big:small"),
-        (["--data-fraction", "0.3"], "it has: 0.5, 1"),
         (["--max-cost", "0.5"], "wanted 1 or more"),
         (["--max-memory-mib", "-1"], "wanted 0 or more"),
         (["--min-gain", "2"], "percentage point"),

@@ -237,12 +237,6 @@ def add_recommend(parser: Parser) -> None:
         action="store_true",
         help="only methods that train no parameters in addition to the student's",
     )
-    add(
-        "--data-fraction",
-        type=number(),
-        metavar="F",
-        help="only where students see this part of the training images",
-    )
 
 
 def add_sync(parser: Parser) -> None:

@@ -41,7 +41,6 @@ def recommend(options: argparse.Namespace) -> int:
         min_gain=options.min_gain,
         category=options.category,
         extra_parameters=not options.no_extra_parameters,
-        fraction=options.data_fraction,
     )
     plan, records = fetch_results(work, name, options.origin)
     costs = fetch_costs(work, name, options.origin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from bench.cost.costs import Costs
 from bench.record import FINISHED, Plan, Record
@@ -20,9 +20,6 @@ from bench.report.figures import (
 from bench.report.palette import Style, row_styles
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, baseline, measured_groups
-
-if TYPE_CHECKING:
-    pass
 
 
 class Picture(NamedTuple):

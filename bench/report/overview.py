@@ -17,9 +17,6 @@ from bench.report.summary import (
 )
 from bench.report.tables import Column, Entry, Table, Value
 
-AXES = ("fraction", "resolution", "labels")
-"""Axes of the data."""
-
 LABEL_COLUMNS = (
     Column(key="label", name="method", align="left"),
     Column(key="category", name="category", align="left"),
@@ -27,15 +24,8 @@ LABEL_COLUMNS = (
 
 
 class _Pair(NamedTuple):
-    """One pair's column.
+    """One pair's column: its heading, and label -> the rows of the pair."""
 
-    Attributes:
-        key: of the column in the CSV.
-        name: its heading.
-        groups: label -> the rows of the pair.
-    """
-
-    key: str
     name: str
     groups: Mapping[str, Group]
 
@@ -58,26 +48,26 @@ def overview_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, .
     if not measured:
         return ()
     pairs = [
-        _Pair(*names, {group.label: group for group in groups})
-        for names, groups in zip(_names(list(measured)), measured.values(), strict=True)
+        _Pair(name, {group.label: group for group in groups})
+        for name, groups in zip(_names(measured), measured.values(), strict=True)
     ]
     usual = _usual_n(pairs)
     accuracies = {
         label: {
-            p.key: mean_entry(p.groups[label].by_cell("last_accuracy"), usual)
+            p.name: mean_entry(p.groups[label].by_cell("last_accuracy"), usual)
             for p in pairs
             if label in p.groups
         }
         for label in _labels(pairs)
     }
     gains = {
-        label: {p.key: gain_entry(p.series(label), p.series("student"), usual) for p in pairs}
+        label: {p.name: gain_entry(p.series(label), p.series("student"), usual) for p in pairs}
         for label in _labels(pairs)
         if label != "student"
     }
-    percent = [Column(key=p.key, name=p.name, unit="%", digits=2, interval=True) for p in pairs]
+    percent = [Column(key=p.name, name=p.name, unit="%", digits=2, interval=True) for p in pairs]
     points = [
-        Column(key=p.key, name=p.name, unit="pp", digits=2, signed=True, interval=True)
+        Column(key=p.name, name=p.name, unit="pp", digits=2, signed=True, interval=True)
         for p in pairs
     ]
     return (
@@ -96,35 +86,11 @@ def overview_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, .
     )
 
 
-def _names(keys: Sequence[PairKey]) -> list[tuple[str, str]]:
-    """Key and heading of each pair; data set and axes only where the grid has several."""
-    several = len({key.data for key in keys}) > 1
-    axes = [dict(key.axes) for key in keys]
-    varying = [name for name in AXES if len({each.get(name, 1.0) for each in axes}) > 1]
-    names = []
-    for key, each in zip(keys, axes, strict=True):
-        first = [key.data] if several else []
-        parts = [f"{name}={each.get(name, 1.0):g}" for name in varying]
-        words = [_shown(name, each.get(name, 1.0)) for name in varying]
-        names.append(
-            (
-                ";".join([*first, *parts, f"{key.teacher}>{key.student}"]),
-                ", ".join([*first, *words, f"{key.teacher} -> {key.student}"]),
-            )
-        )
-    return names
-
-
-def _shown(axis: str, value: float) -> str:
-    """An axis's value as people say it.
-
-    Example:
-        >>> _shown("fraction", 0.25), _shown("resolution", 2), _shown("labels", 1.0)
-        ('25 % of images', '1/2 size', '100 % of labels')
-    """
-    if axis == "resolution":
-        return "full size" if value == 1 else f"1/{value:g} size"
-    return f"{100 * value:g} % of {'labels' if axis == 'labels' else 'images'}"
+def _names(keys: Iterable[PairKey]) -> list[str]:
+    """The heading of each pair: its title, without the data set where all pairs have it."""
+    titles = [key.title for key in keys]
+    heads = {title.partition(": ")[0] for title in titles}
+    return titles if len(heads) > 1 else [title.partition(": ")[2] for title in titles]
 
 
 def _notes(plan: Plan, usual: int, *wanted: str) -> tuple[str, ...]:

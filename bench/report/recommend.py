@@ -8,7 +8,6 @@ beyond doubt, the plain student stands.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,11 +33,9 @@ class Question(Limits):
 
     Attributes:
         pair: teacher:student; None for every pair of the grid.
-        fraction: of the training images; None for every one in the grid.
     """
 
     pair: str | None = None
-    fraction: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses limits that nothing could meet or miss."""
@@ -136,7 +133,7 @@ def recommend(
         One choice a pair, in the plan's order, those without an answer with the reason.
 
     Raises:
-        NotCovered: the grid has no such pair, fraction or category.
+        NotCovered: the grid has no such pair or category.
 
     Source:
         The rows that cannot be told from the reference hold the truly best allowed one with 95 %
@@ -176,19 +173,7 @@ def _asked(plan: Plan, question: Question) -> dict[PairKey, list[Row]]:
             )
         teacher, _, student = question.pair.partition(":")
         pairs = {k: v for k, v in pairs.items() if (k.teacher, k.student) == (teacher, student)}
-    if question.fraction is not None:
-        there = sorted({_fraction(key) for key in pairs})
-        pairs = {k: v for k, v in pairs.items() if math.isclose(_fraction(k), question.fraction)}
-        if not pairs:
-            raise NotCovered(
-                f"data fraction {question.fraction:g} is not in grid {plan.name}; it has: "
-                f"{', '.join(f'{value:g}' for value in there)}"
-            )
     return pairs
-
-
-def _fraction(key: PairKey) -> float:
-    return dict(key.axes).get("fraction", 1.0)
 
 
 # --- one pair --------------------------------------------------------------------------------
