@@ -365,25 +365,16 @@ def method(
     def connect(student: Shapes, teacher: Shapes) -> EmbeddingRegressor:
         return EmbeddingRegressor(*student["embedding"], *teacher["embedding"], normalise=normalise)
 
-    def prepare(connector: nn.Module, view: View) -> None:
-        _regressor(connector).fit(view["embedding"])
-
-    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
-        regressor = _regressor(connector)
-        return regression_loss(
-            regressor(pair.student["embedding"]), regressor.target(pair.teacher["embedding"])
-        )
-
     finetune = Stage(
         name="finetune",
         share=1 - train_share,
-        transfer=transfer,
+        transfer=_transfer,
         taps=("embedding",),
         transfer_weight=lam_r,
         lr_factor=finetune_lr_factor,
         clean=True,
         keep=select,
-        prepare=prepare,
+        prepare=_standardise,
         task_on_all=ce_on_all,
     )
     return Method(
@@ -391,6 +382,17 @@ def method(
         source=SOURCE,
         plan=(Stage(name="train", share=train_share), finetune),
         connect=connect,
+    )
+
+
+def _standardise(connector: nn.Module, view: View) -> None:
+    _regressor(connector).fit(view["embedding"])
+
+
+def _transfer(pair: Pair, connector: nn.Module) -> Tensor:
+    regressor = _regressor(connector)
+    return regression_loss(
+        regressor(pair.student["embedding"]), regressor.target(pair.teacher["embedding"])
     )
 
 

@@ -9,6 +9,10 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+LIMIT = 2**31 - 1
 
 
 def names(text: str) -> list[str]:
@@ -27,56 +31,33 @@ def names(text: str) -> list[str]:
 
 
 def number(
-    *, at_least: float = -math.inf, above: float = -math.inf, below: float = math.inf
-) -> Callable[[str], float]:
-    """The type of a finite number.
-
-    Args:
-        at_least: the smallest number that is accepted.
-        above: a lower bound that is not accepted itself.
-        below: an upper bound that is not accepted itself.
+    kind: type[Number], at_least: float = -LIMIT, at_most: float = LIMIT
+) -> Callable[[str], Number]:
+    """The type of a number from `at_least` to `at_most`, both included.
 
     Returns:
         A function that reads the number. It raises argparse.ArgumentTypeError for other text.
 
     Example:
-        >>> number(at_least=0)("2.5")
+        >>> number(float, at_least=0)("2.5")
         2.5
-        >>> number(above=0, below=1)("nan")
-        Traceback (most recent call last):
-        argparse.ArgumentTypeError: got 'nan', wanted a finite number above 0 and below 1
-    """
-    bounds = {"of at least": at_least, "above": above, "below": below}
-    said = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
-    wanted = " ".join(["a finite number", " and ".join(said)]).strip()
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= at_least and above < value < below):
-            raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
-        return value
-
-    return read
-
-
-def integer(*, at_least: int, at_most: int = 2**31 - 1) -> Callable[[str], int]:
-    """The type of a whole number from `at_least` to `at_most`.
-
-    Example:
-        >>> integer(at_least=1)("0")
+        >>> number(int, at_least=1)("0")
         Traceback (most recent call last):
         argparse.ArgumentTypeError: got '0', wanted a whole number of at least 1
     """
-    most = "" if at_most == 2**31 - 1 else f" and at most {at_most}"
+    wanted = "a whole number" if kind is int else "a finite number"
+    bounds = {"of at least": at_least, "of at most": at_most}
+    said = [f"{words} {bound:g}" for words, bound in bounds.items() if abs(bound) != LIMIT]
+    wanted = " ".join([wanted, " and ".join(said)]).strip()
 
-    def read(text: str) -> int:
-        if not text.isdecimal() or not at_least <= int(text) <= at_most:
-            wanted = f"a whole number of at least {at_least}{most}"
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not at_least <= value <= at_most:
             raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
-        return int(text)
+        return kind(value)
 
     return read
 
@@ -97,11 +78,6 @@ def seeds(text: str) -> list[int]:
     if not found:
         raise argparse.ArgumentTypeError(f"got {text!r}, which names no seed")
     return found
-
-
-def auto_or_integer(text: str) -> int | None:
-    """None for "auto", or a whole number of at least 1."""
-    return None if text == "auto" else integer(at_least=1)(text)
 
 
 def path(text: str) -> Path:

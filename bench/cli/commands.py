@@ -7,6 +7,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from bench.cli.options import (
     add_export,
@@ -19,7 +20,6 @@ from bench.cli.options import (
     add_tune,
     add_ui,
 )
-from bench.cli.parser import Parser
 from bench.cli.profiling import profile
 from bench.cli.results import export, list_all, recommend, sync, tables, ui
 from bench.cli.training import run, tune
@@ -43,11 +43,23 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
 }
 
 
-ENVIRONMENT = (
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.EADDRINUSE,
-)  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+MENDABLE = (*FULL, *NOT_ALLOWED, *WRONG_PATH, errno.EADDRINUSE)
 """Errors of the operating system that the user can mend. Any other is a fault of the program."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line with near matches, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError`, as every other fault of the user's does."""
+        words = message.split()
+        if message.startswith("unrecognized arguments:"):
+            known = [o for action in self._actions for o in action.option_strings]
+            message = unknown("option", words[2].split("=")[0], known)
+        raise UserError(f"{message} (see: run_all.py {self.prog.split()[-1]} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,21 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with plugged(options.plugins):
             return command(options)
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in ENVIRONMENT:
+        if isinstance(error, OSError) and error.errno not in MENDABLE:
             raise
         if DEBUG in words:
             traceback.print_exc()
-        print(f"error: {error}{_cure(error)}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in FULL
+        cure = "; finished cells are kept: make room, and start the same command again"
+        print(f"error: {error}{cure if full else ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished cells are kept, and the same command continues", file=sys.stderr)
         return 130
-
-
-def _cure(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "; finished cells are kept: make room, and start the same command again"
-    return ""
 
 
 def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:

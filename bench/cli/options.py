@@ -5,14 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.cli.argument_types import (
-    auto_or_integer,
-    integer,
-    names,
-    number,
-    path,
-    seeds,
-)
+from bench.cli.argument_types import names, number, path, seeds
 
 DEFAULT_GRID = "digits"
 Parser = argparse.ArgumentParser
@@ -74,7 +67,7 @@ def _add_device(parser: Parser) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add(
         "--threads",
-        type=integer(at_least=1, at_most=1024),
+        type=number(int, at_least=1, at_most=1024),
         default=1,
         metavar="N",
         help="torch threads of a process on the CPU; results are bit-equal for equal numbers of "
@@ -105,20 +98,20 @@ def add_run(parser: Parser) -> None:
     add("--retry-failed", action="store_true", help="train failed cells again")
     add(
         "--workers",
-        type=integer(at_least=1),
+        type=number(int, at_least=1),
         metavar="N",
         help="processes (default: one per core on the CPU, one per GPU on CUDA)",
     )
     add(
         "--cohort",
-        type=auto_or_integer,
-        metavar="auto|N",
-        help="most cells that train side by side in one job; changes no number (default: auto, "
-        "as many as memory holds)",
+        type=number(int, at_least=1),
+        metavar="N",
+        help="most cells that train side by side in one job; changes no number (default: as many "
+        "as memory holds)",
     )
     add(
         "--checkpoint-seconds",
-        type=number(at_least=0),
+        type=number(float, at_least=0),
         default=60.0,
         metavar="S",
         help="least time between two checkpoints of a training; 0 for one after every epoch "
@@ -142,7 +135,7 @@ def _add_cluster(parser: Parser) -> None:
     )
     add(
         "--gpus-per-job",
-        type=number(at_least=0),
+        type=number(float, at_least=0),
         default=1.0,
         metavar="X",
         help="GPUs of a job on the Ray cluster, such as 0.5 (default: 1)",
@@ -152,13 +145,12 @@ def _add_cluster(parser: Parser) -> None:
 def add_tune(parser: Parser) -> None:
     """The options of `tune`: those of `run` and its own."""
     add_run(parser)
-    add = parser.add_argument
-    count = integer(at_least=1)
+    add, count = parser.add_argument, number(int, at_least=1)
     add("--trials", type=count, default=8, help="settings tried for each row (default: 8)")
     add("--tuning-seeds", type=count, default=1, help="seeds for each setting (default: 1)")
     add(
         "--validation",
-        type=number(above=0, below=1),
+        type=number(float, at_least=0.01, at_most=0.99),
         default=0.2,
         help="part of the training images held out to choose on (default: 0.2)",
     )
@@ -169,17 +161,22 @@ def add_profile(parser: Parser) -> None:
     _add_part_of_grid(parser)
     _add_device(parser)
     add = parser.add_argument
-    add("--batch", type=integer(at_least=2), metavar="B", help="batch size (default: the grid's)")
+    add(
+        "--batch",
+        type=number(int, at_least=2),
+        metavar="B",
+        help="batch size (default: the grid's)",
+    )
     add(
         "--rounds",
-        type=integer(at_least=1),
+        type=number(int, at_least=1),
         default=20,
         metavar="N",
         help="times that each step is measured (default: 20)",
     )
     add(
         "--seconds",
-        type=number(at_least=0),
+        type=number(float, at_least=0),
         default=60.0,
         metavar="S",
         help="time after which no further round of a pair starts, except for the first three "
@@ -214,19 +211,19 @@ def add_recommend(parser: Parser) -> None:
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")
     add(
         "--max-cost",
-        type=number(),
+        type=number(float),
         metavar="X",
         help="whole training at most X times the plain student's, such as 1.3",
     )
     add(
         "--max-memory-mib",
-        type=number(),
+        type=number(float),
         metavar="X",
         help="peak memory of a step at most X MiB above the plain student's",
     )
     add(
         "--min-gain",
-        type=number(),
+        type=number(float),
         metavar="X",
         help="proven to be better than the plain student by more than X, an accuracy: 0.01 is one "
         "percentage point",
@@ -281,7 +278,7 @@ def add_ui(parser: Parser) -> None:
     add_work_dir(parser)
     parser.add_argument(
         "--port",
-        type=integer(at_least=1, at_most=65535),
+        type=number(int, at_least=1, at_most=65535),
         default=5000,
         help="on loopback (default: 5000)",
     )

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.record import Plan, Record
+from bench.workdir import WorkDir
+
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
-    from bench.record import Plan, Record
-    from bench.workdir import WorkDir
 
 
 def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
@@ -19,36 +20,39 @@ def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) 
 
     summary = summarise(plan, records)
     print(*map(to_text, notes_once(summary.tables)), summary.text, sep="\n")
-    return write(work, plan, records, costs)
+    return write(work, plan.name, costs, (plan, records))
 
 
-def write(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
-    """Writes tables, figures and the report of a grid; returns what to mirror."""
-    from bench.archive import FILE, write_archive
-    from bench.report.build import build
+def write(
+    work: WorkDir, name: str, costs: Costs, trained: tuple[Plan, dict[str, Record]] | None
+) -> list[Path]:
+    """Writes tables, figures and the report of a grid.
 
-    folder = work.grid(plan.name)
-    files = build(plan, records, costs, work.store.root, folder)
-    write_archive(plan, records, folder / FILE)
-    print(f"tables and figures: {folder}")
-    return [*files, *_measured(folder)]
+    Args:
+        work: the work directory.
+        name: of the grid.
+        costs: what the profiler measured.
+        trained: the grid's plan and records; None where it was only profiled.
 
-
-def write_costs(work: WorkDir, name: str, costs: Costs) -> list[Path]:
-    """The same of a grid that was profiled and not trained."""
-    from bench.report import cost
+    Returns:
+        The files to mirror.
+    """
+    from bench.archive import FILE as ARCHIVE
+    from bench.archive import write_archive
+    from bench.cost.costs import FILE as MEASURED
 
     folder = work.grid(name)
-    files = cost.write_costs(costs, folder)
+    if trained is None:
+        from bench.report.cost import write_costs
+
+        files = write_costs(costs, folder)
+    else:
+        from bench.report.build import build
+
+        files = build(*trained, costs, work.store.root, folder)
+        write_archive(*trained, folder / ARCHIVE)
     print(f"tables and figures: {folder}")
-    return [*files, *_measured(folder)]
-
-
-def _measured(folder: Path) -> list[Path]:
-    """What the profiler wrote, if it ran."""
-    from bench.cost.costs import FILE
-
-    return [folder / FILE] if (folder / FILE).is_file() else []
+    return [*files, *folder.glob(MEASURED)]
 
 
 def mirror_files(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:

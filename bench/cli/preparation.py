@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.faults import UserError
+from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from bench.launch.coordinator import Launch
     from bench.launch.job import WorkerConfig
     from bench.launch.ray_cluster import RayCluster
-    from bench.workdir import WorkDir
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ def prepare(options: argparse.Namespace) -> Prepared:
     from bench.data.library import Library
     from bench.grid import load_grid, name_part, narrow
     from bench.train.device import pick_device
-    from bench.workdir import WorkDir
 
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True)
     grid = load_grid(options.grid, options.overrides)
@@ -97,7 +96,7 @@ def expand_grid(prepared: Prepared, grid: Grid, retry_failed: bool) -> Expansion
 
 
 def make_worker_config(options: argparse.Namespace, work: WorkDir) -> WorkerConfig:
-    """What jobs need to know beside their cells."""
+    """What jobs need to know in addition to their cells."""
     from bench.code_version import provenance
     from bench.launch.job import WorkerConfig
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from bench.cli.outputs import mirror_files, write, write_costs
-from bench.cli.recorded import fetch_results, has_results, work_dir
+from bench.cli.outputs import mirror_files, write
+from bench.cli.recorded import fetch_results, has_results
+from bench.record import write_atomically
+from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
-    from bench.cost.costs import Costs
-    from bench.cost.profiler import Profile, Progress
+    from bench.cost.profiler import Profile
     from bench.cost.steps import Workload
     from bench.grid import Grid
 
@@ -23,37 +23,32 @@ def profile(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bench.cost.costs import FILE, read_costs
+    from bench.cost.profiler import MethodRow
+    from bench.cost.profiler import profile as measure
     from bench.progress import ProgressDisplay
-    from bench.record import write_atomically
     from bench.report.cost import costs_to_text
 
-    work = work_dir(options)
-    asked = _read(options)
-    name = asked.grid.name
-    file = work.grid(name) / FILE
+    work = WorkDir(options.work_dir)
+    grid, workload, how = _read(options, work)
+    file = work.grid(grid.name) / FILE
     costs = read_costs(file)
+    batch = {"batch_size": workload.recipe.batch_size}
+    rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
     with ProgressDisplay(Console(soft_wrap=True)) as display:
-        for newer in _measure(asked, display.show):
-            costs = costs.with_newer(newer)
+        for pair in grid.all_pairs:
+            recipe = grid.recipe_of(pair.student).model_copy(update=batch)
+            models = grid.model(pair.teacher), grid.model(pair.student)
+            step = replace(workload, recipe=recipe)
+            costs = costs.with_newer(measure(*models, rows, step, how, display.show))
             write_atomically(file, costs.to_json())
     print(costs_to_text(costs))
-    if has_results(work, name):
-        plan, records = fetch_results(work, name, "records")
-        files = write(work, plan, records, costs)
-    else:
-        files = write_costs(work, name, costs)
-    mirror_files(work, name, files, costs)
+    trained = has_results(work, grid.name)
+    results = fetch_results(work, grid.name, "records") if trained else None
+    mirror_files(work, grid.name, write(work, grid.name, costs, results), costs)
     return 0
 
 
-@dataclass(frozen=True)
-class _Asked:
-    grid: Grid
-    workload: Workload
-    how: Profile
-
-
-def _read(options: argparse.Namespace) -> _Asked:
+def _read(options: argparse.Namespace, work: WorkDir) -> tuple[Grid, Workload, Profile]:
     """The grid narrowed to what was asked for, and how it is measured.
 
     Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
@@ -68,11 +63,9 @@ def _read(options: argparse.Namespace) -> _Asked:
     from bench.expansion import data_name
     from bench.grid import load_grid, narrow
     from bench.train.device import pick_device
-    from bench.workdir import WorkDir
 
     grid = narrow(load_grid(options.grid), options.methods, options.pairs)
-    cache = WorkDir(options.work_dir).cache
-    data = Library(options.data_root, cache, random_if_absent=True).read(grid.data)
+    data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]
     largest = max(grid.axes.fraction or (grid.data.fraction,))
     batch = grid.recipe.batch_size if options.batch is None else options.batch
@@ -93,17 +86,4 @@ def _read(options: argparse.Namespace) -> _Asked:
         seconds=options.seconds,
         provenance={**provenance(), "started": started},
     )
-    return _Asked(grid, workload, how)
-
-
-def _measure(asked: _Asked, progress: Progress) -> Iterator[Costs]:
-    """One pair after another."""
-    from bench.cost.profiler import MethodRow, profile
-
-    grid, batch = asked.grid, {"batch_size": asked.workload.recipe.batch_size}
-    rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
-    for pair in grid.all_pairs:
-        recipe = grid.recipe_of(pair.student).model_copy(update=batch)
-        workload = replace(asked.workload, recipe=recipe)
-        models = grid.model(pair.teacher), grid.model(pair.student)
-        yield profile(*models, rows, workload, asked.how, progress)
+    return grid, workload, how

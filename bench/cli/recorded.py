@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.archive import FILE as ARCHIVE
+from bench.archive import read_archive
 from bench.faults import UserError
+from bench.record import Plan, Record, check_file_names
+from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
-    from bench.record import Plan, Record
-    from bench.workdir import WorkDir
-
-
-def work_dir(options: argparse.Namespace) -> WorkDir:
-    """The work directory that is asked for."""
-    from bench.workdir import WorkDir
-
-    return WorkDir(options.work_dir)
 
 
 def grid_name(name_or_path: str) -> str:
@@ -27,8 +21,6 @@ def grid_name(name_or_path: str) -> str:
     Raises:
         UserError: it can be no file's name.
     """
-    from bench.record import check_file_names
-
     yaml = name_or_path.endswith((".yaml", ".yml"))
     name = Path(name_or_path).stem if yaml else name_or_path
     try:
@@ -46,8 +38,6 @@ def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    from bench.record import Plan
-
     if origin == "mlflow":
         from bench.tracking import Mirror
 
@@ -63,10 +53,8 @@ def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str
 
 def _fetch_archived(work: WorkDir, grid: str) -> tuple[Plan, dict[str, Record]]:
     """What is committed next to the tables, where nothing was trained in this work directory."""
-    from bench.archive import FILE, read_archive
-
     try:
-        return read_archive(work.grid(grid) / FILE)
+        return read_archive(work.grid(grid) / ARCHIVE)
     except OSError:
         raise UserError(
             f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
@@ -75,9 +63,7 @@ def _fetch_archived(work: WorkDir, grid: str) -> tuple[Plan, dict[str, Record]]:
 
 def has_results(work: WorkDir, grid: str) -> bool:
     """Whether a grid was trained here, or its records are committed here."""
-    from bench.archive import FILE
-
-    return work.plan(grid).is_file() or (work.grid(grid) / FILE).is_file()
+    return work.plan(grid).is_file() or (work.grid(grid) / ARCHIVE).is_file()
 
 
 def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-from bench.cli.outputs import mirror_files, render, write_costs
-from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results, work_dir
+from bench.cli.outputs import mirror_files, render, write
+from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results
 from bench.faults import UserError
-
-if TYPE_CHECKING:
-    from bench.record import Plan, Record, Row
-    from bench.workdir import WorkDir
+from bench.record import Plan, Record, Row, write_atomically
+from bench.workdir import WorkDir
 
 
 def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
-    work = work_dir(options)
+    work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
     costs = fetch_costs(work, name, options.origin)
     if costs and options.origin == "records" and not has_results(work, name):
-        write_costs(work, name, costs)
+        write(work, name, costs, None)
         return 0
     plan, records = fetch_results(work, name, options.origin)
     render(work, plan, records, costs)
@@ -33,7 +30,7 @@ def recommend(options: argparse.Namespace) -> int:
     from bench.report.recommend import Question, answer
     from bench.report.recommend import recommend as choose
 
-    work, name = work_dir(options), grid_name(options.grid)
+    work, name = WorkDir(options.work_dir), grid_name(options.grid)
     question = Question(
         pair=options.pair,
         max_cost=options.max_cost,
@@ -54,7 +51,7 @@ def sync(options: argparse.Namespace) -> int:
     from bench.launch.mirroring import sole_mirror
     from bench.tracking import mirror_all
 
-    work = work_dir(options)
+    work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
     plan, records = fetch_results(work, name, "records")
     with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
@@ -68,9 +65,8 @@ def sync(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Writes one trained network with its preprocessing, after comparing it with the original."""
     from bench.export import ParityError, file_name, find_row, load_trained, pack
-    from bench.record import write_atomically
 
-    work = work_dir(options)
+    work = WorkDir(options.work_dir)
     if (options.cell is None) != options.winner:
         raise UserError("wanted either a CELL or --winner (see: run_all.py export --help)")
     plan, records = fetch_results(work, grid_name(options.grid), "records")

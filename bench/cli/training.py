@@ -15,6 +15,7 @@ from bench.cli.preparation import (
     prepare,
 )
 from bench.cli.recorded import fetch_costs
+from bench.record import write_atomically
 
 if TYPE_CHECKING:
     from bench.expansion import Expansion
@@ -41,7 +42,6 @@ def tune(options: argparse.Namespace) -> int:
     """Searches hyper-parameters with an equal budget per row, on held-out training images."""
     from bench.archive import write_archive
     from bench.launch import tune as tuning
-    from bench.record import write_atomically
 
     prepared = prepare(options)
     trials = tuning.trials_of(prepared.grid, options.trials)
