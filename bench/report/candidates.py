@@ -192,24 +192,11 @@ def cost_ratio(label: str, cost: CostRecord | None) -> Quartiles | None:
     return cost.training_cost_ratio if cost is not None and cost.status == FINISHED else None
 
 
-def cost_ratios(labels: Iterable[str], costs: Sequence[CostRecord]) -> dict[str, Quartiles]:
-    """`cost_ratio` of all rows that have one.
-
-    Args:
-        labels: of the rows.
-        costs: of their pair, see `costs_of`.
-    """
-    known = {record.label: record for record in costs}
-    found = ((label, cost_ratio(label, known.get(label))) for label in labels)
-    return {label: ratio for label, ratio in found if ratio is not None}
-
-
 def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     """What was profiled of a pair, under one set of conditions, and those conditions in words.
 
     Ratios measured on another device do not compare. Where there are several sets, the one with
-    most rows measured counts, then the one measured last. Of a loss in two forms the one that
-    training uses counts.
+    most rows measured counts, then the one measured last.
 
     Args:
         costs: of the grid; None for none.

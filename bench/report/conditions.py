@@ -9,12 +9,6 @@ from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record
 from bench.report.summary import NOT_RUN, group_by_pair
 from bench.report.tables import Column, Table, Value
 
-CONDITIONS = (
-    *("device", "device_type", "threads", "precision", "torch", "cuda", "python"),
-    *("code", "commit", "dirty", "nondeterministic"),
-)
-"""What is said of the cells, in this order; whatever else their records hold comes after."""
-
 PASSING = ("started", "cohort")
 """What differs from cell to cell by its nature."""
 
@@ -49,13 +43,12 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
         return None
     rows = [_row("seeds", _joined(row.seed for row in plan.rows), len(cells))]
     rows += _started(cells)
-    extra = sorted({key for record in cells for key in record.conditions} - {*CONDITIONS, *PASSING})
-    for name in (*CONDITIONS, *extra):
+    for name in sorted({key for record in cells for key in record.conditions} - {*PASSING}):
         rows += _counted(name, [r.conditions[name] for r in cells if name in r.conditions])
     for part in ("recipe", "data"):
-        fields = dict.fromkeys(key for r in cells for key in _mapping(r.cell.get(part)))
-        for key in fields:
-            values = [_mapping(r.cell.get(part)).get(key) for r in cells]
+        fields = [r.cell.get(part, {}) for r in cells]
+        for key in dict.fromkeys(key for each in fields for key in each):
+            values = [each.get(key) for each in fields]
             rows += _counted(f"{part}: {key}", values)
     return Table.by_name(
         title="Conditions of the finished cells",
@@ -67,10 +60,6 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
             "comparable; it is part of every cell's id.",
         ),
     )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _row(what: str, value: str, cells: int) -> dict[str, Value]:

@@ -9,14 +9,9 @@ from typing import NamedTuple
 
 from bench.cost.costs import Costs
 from bench.record import FINISHED, Plan, Record
-from bench.report.candidates import cost_ratios, costs_of
+from bench.report.candidates import cost_ratio, costs_of
 from bench.report.drawing import file_name, save_figure
-from bench.report.figures import (
-    Line,
-    Point,
-    draw_curves,
-    draw_gain_against_cost,
-)
+from bench.report.figures import Line, Point, draw_curves, draw_gain_against_cost
 from bench.report.palette import Style, row_styles
 from bench.report.statistics import Interval, mean_interval, paired_differences
 from bench.report.summary import Group, PairKey, baseline, measured_groups
@@ -110,16 +105,17 @@ def _gain_cost(
     measured, conditions = costs_of(costs, key)
     if not measured:
         return []
-    known = cost_ratios((group.label for group in groups), measured)
+    known = {record.label: record for record in measured}
     student = baseline(groups)
     points = []
     for group in groups:
         differences = paired_differences(group.by_seed("last_accuracy"), student)
-        if group.role != "teacher" and group.label in known and differences:
+        ratio = cost_ratio(group.label, known.get(group.label))
+        if group.role != "teacher" and ratio is not None and differences:
             gain = mean_interval(differences)
             if group.label == "student":
                 gain = Interval(0.0, None, None, gain.n)  # itself: nothing to tell
-            points.append(Point(group.label, known[group.label], gain, styles[group.label]))
+            points.append(Point(group.label, ratio, gain, styles[group.label]))
     if len(points) < 2:
         return []
     caption = (

@@ -52,17 +52,19 @@ def overview_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, .
         for name, groups in zip(_names(measured), measured.values(), strict=True)
     ]
     usual = _usual_n(pairs)
+    # Each pair's begin with teacher and student.
+    labels = dict.fromkeys(label for pair in pairs for label in pair.groups)
     accuracies = {
         label: {
             p.name: mean_entry(p.groups[label].by_cell("last_accuracy"), usual)
             for p in pairs
             if label in p.groups
         }
-        for label in _labels(pairs)
+        for label in labels
     }
     gains = {
         label: {p.name: gain_entry(p.series(label), p.series("student"), usual) for p in pairs}
-        for label in _labels(pairs)
+        for label in labels
         if label != "student"
     }
     percent = [Column(key=p.name, name=p.name, unit="%", digits=2, interval=True) for p in pairs]
@@ -101,13 +103,6 @@ def _notes(plan: Plan, usual: int, *wanted: str) -> tuple[str, ...]:
         f"Means over {seeds}; another number of seeds is given as (n=k).",
         *(note for note in notes_of(plan) if note.startswith((*wanted, "Intervals"))),
     )
-
-
-def _labels(pairs: Sequence[_Pair]) -> list[str]:
-    """Teacher and student, then the others in the order of first mention."""
-    found = dict.fromkeys(label for pair in pairs for label in pair.groups)
-    first = [label for label in ("teacher", "student") if label in found]
-    return [*first, *(label for label in found if label not in first)]
 
 
 def _rows(

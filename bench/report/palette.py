@@ -61,16 +61,6 @@ STEP_PARTS: Mapping[str, Style] = {
 }
 
 
-def method_style(name: str) -> Style:
-    """A method's style by its name (not its label: variants look alike).
-
-    Example:
-        >>> method_style("fsp").colour, method_style("my_own") == OTHER_METHOD
-        ('#117733', True)
-    """
-    return METHODS.get(name, OTHER_METHOD)
-
-
 def row_styles(rows: Mapping[str, str]) -> dict[str, Style]:
     """The styles of a grid's rows: a method's colour and marker, and a dash for each variant.
 
@@ -89,7 +79,7 @@ def row_styles(rows: Mapping[str, str]) -> dict[str, Style]:
             continue
         variant = seen[method] = seen.get(method, -1) + 1
         dash = DASHES[variant % len(DASHES)]
-        styles[label] = method_style(method)._replace(dash=dash, filled=not variant)
+        styles[label] = METHODS.get(method, OTHER_METHOD)._replace(dash=dash, filled=not variant)
     return styles
 
 

@@ -8,7 +8,6 @@ its teacher's as well. What is not known to be equal is not shown.
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +30,6 @@ COLUMNS = (
     Column(key="measure", name="measured at", align="left"),
     Column(key="published", name="published", unit="%", digits=2),
     Column(key="ours", name="ours", unit="%", digits=2, interval=True),
-    Column(key="deviation", name="our standard deviation", unit="pp", digits=2),
     Column(key="n", name="our n"),
     Column(
         key="difference", name="ours - published", unit="pp", digits=2, signed=True, interval=True
@@ -128,7 +126,6 @@ def _lines(
             "measure": MEASURES[measure],
             "published": published,
             "ours": ours,
-            "deviation": statistics.stdev(values) if len(values) > 1 else None,
             "n": len(values),
             "difference": _difference(ours, published),
         }

@@ -41,7 +41,7 @@ def reasons(
     if chosen.label == STUDENT:
         lines = _student_stands(standing, tested, limits)
     else:
-        lines = [_evidence(chosen, limits), _why_this(chosen, standing), *_untold(standing)]
+        lines = [_evidence(chosen, limits), _why_this(chosen, standing)]
         lines.append(_winners_curse(chosen, tested))
     lines += [f"runner-up: {_evidence(c, limits)}" for c in _runners_up(chosen, standing)]
     lines += _equal_compute(chosen, standing, candidates)
@@ -113,17 +113,6 @@ def _why_this(chosen: Candidate, standing: Standing) -> str:
     return f"{tie}; the cheapest of them is chosen, of equal costs the highest mean"
 
 
-def _untold(standing: Standing) -> list[str]:
-    """The ties that may not be chosen: not shown to be better than the student."""
-    names = [c.label for c in standing.tied if c not in standing.equals]
-    if not names:
-        return []
-    return [
-        f"not to be told from {standing.reference.label}, but not better than the student "
-        f"beyond doubt: {', '.join(names)}"
-    ]
-
-
 def _winners_curse(chosen: Candidate, tested: int) -> str:
     if chosen.gained is None:
         return ""
@@ -150,26 +139,26 @@ def _runners_up(chosen: Candidate, standing: Standing) -> list[Candidate]:
 def _equal_compute(
     chosen: Candidate, standing: Standing, candidates: Sequence[Candidate]
 ) -> list[str]:
-    """How the choice stands against the plain student trained longer for about the same cost."""
+    """The choice against every plain student that was trained longer."""
     longer = [c for c in standing.allowed if c.factor is not None]
     if not longer:
         there = any(c.factor is not None for c in candidates)
         why = "no such row is allowed" if there else "the grid has no such row"
         return [
-            f"against the plain student trained longer at the same cost: {why} "
+            f"against the plain student trained longer: {why} "
             "(student: {epochs_factor: 1.5}), so this is not known"
         ]
     if chosen.factor is not None:
         return ["it is itself the plain student, trained longer: no method is needed"]
     if chosen.label == STUDENT:
         return []
-    return [_against(chosen, matched, standing) for matched in _matched(chosen, longer)]
+    return [_against(chosen, row, standing) for row in longer]
 
 
-def _against(chosen: Candidate, matched: Candidate, standing: Standing) -> str:
+def _against(chosen: Candidate, longer: Candidate, standing: Standing) -> str:
     """By the interval that holds for all allowed rows: any of them might have been the choice."""
-    head = f"against {matched.label}, plain training at cost {_cost(matched.cost)}:"
-    differences = differences_of(chosen.accuracy, matched.accuracy)
+    head = f"against {longer.label}, plain training at cost {_cost(longer.cost)}:"
+    differences = differences_of(chosen.accuracy, longer.accuracy)
     if len(differences) < 2:
         return f"{head} fewer than 2 seeds in common"
     gain = mean_interval(differences, standing.level)
@@ -177,17 +166,6 @@ def _against(chosen: Candidate, matched: Candidate, standing: Standing) -> str:
     others = len(standing.allowed) - 1
     family = f", for all {others} other allowed rows together" if others > 1 else ""
     return f"{head} {show(GAIN, Entry(gain))} pp, {verdict} (95 %{family})"
-
-
-def _matched(chosen: Candidate, longer: Sequence[Candidate]) -> list[Candidate]:
-    """The longer-trained students nearest in cost to the choice, one on either side."""
-    ordered = sorted(longer, key=lambda c: c.factor or 1.0)
-    if chosen.cost is None:
-        return ordered[-1:]
-    cost = chosen.cost.median
-    cheaper = [c for c in ordered if (c.factor or 1.0) <= cost][-1:]
-    dearer = [c for c in ordered if (c.factor or 1.0) > cost][:1]
-    return cheaper + dearer
 
 
 def changes(

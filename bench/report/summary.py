@@ -279,6 +279,7 @@ def _row(
     n = len(group.by_cell("last_accuracy"))
     own = {} if group.role == "student" else group.by_seed("last_accuracy")
     gap = {} if group.role == "teacher" else teacher
+    epochs = group.by_cell("epochs")
     return {
         "label": group.label,
         "category": group.category,
@@ -288,7 +289,7 @@ def _row(
         "gain": gain_entry(own, student, n),
         "gap_recovered": _share(own, student, gap, n),
         "agreement": mean_entry(group.by_cell("agreement"), n),
-        "epochs": _epochs(group.by_cell("epochs")),
+        "epochs": _whole(mean_interval(epochs).mean) if epochs else None,
         "status": _status_text(group),
     }
 
@@ -356,10 +357,6 @@ def _why_empty(group: Group) -> str:
         if group.with_status(status):
             return text
     return "not applicable"
-
-
-def _epochs(values: list[float]) -> float | None:
-    return _whole(mean_interval(values).mean) if values else None
 
 
 def _status_text(group: Group) -> str:
