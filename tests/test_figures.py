@@ -11,12 +11,9 @@ from test_cost import COSTS
 
 from bench.cost.costs import Costs, Quartiles
 from bench.record import Plan
-from bench.report.figures import (
-    Line,
-    draw_curves,
-)
+from bench.report.figures import Line, draw_curves
 from bench.report.grid_figures import write_grid_figures
-from bench.report.palette import METHODS, TEACHER, row_styles
+from bench.report.palette import METHODS, row_styles
 from bench.report.statistics import Interval
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
@@ -84,14 +81,6 @@ def test_held_out_images_are_not_called_the_test_set(tmp_path):
     pictures = write_grid_figures(plan, records, None, tmp_path)
     assert "accuracy on the held-out training images" in pictures[0].caption
     assert "test set" not in pictures[0].path.read_text()
-
-
-def test_a_variant_has_its_method_s_colour_and_a_line_of_its_own():
-    styles = row_styles({"teacher": "student", "student": "student", "rkd": "rkd", "x": "rkd"})
-    assert styles["teacher"] == TEACHER
-    assert styles["student"] == METHODS["student"]
-    assert styles["rkd"].colour == styles["x"].colour
-    assert styles["rkd"].dash != styles["x"].dash
 
 
 def test_a_row_of_another_length_has_an_end_and_no_curve():

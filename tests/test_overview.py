@@ -46,10 +46,6 @@ def test_a_column_a_pair_and_a_row_a_method_as_worked_out_by_hand():
     assert accuracy.notes[0].startswith("Means over 2 seeds ± the half-width")
 
 
-def test_no_record_no_table():
-    assert overview_tables(grid.plan(), {}) == ()
-
-
 def test_columns_name_what_differs_between_pairs():
     values = (1.0, 0.25)
     plan, records = measured(

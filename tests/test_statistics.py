@@ -46,13 +46,6 @@ def test_mean_interval_is_scipys(n: int, level: float) -> None:
     assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-12)
 
 
-def test_two_values_have_the_closed_form_of_one_degree_of_freedom() -> None:
-    # Student's t with 1 degree of freedom is Cauchy, with quantile tan(0.475 pi): the half-width
-    # is that times |a - b| / 2.
-    half = math.tan(0.475 * math.pi) * 0.01
-    assert mean_interval([0.70, 0.72]) == pytest.approx((0.71, 0.71 - half, 0.71 + half, 2))
-
-
 def test_one_value_has_no_interval_and_so_no_evidence() -> None:
     assert mean_interval([0.7]) == Interval(0.7, None, None, 1)
     assert not mean_interval([0.7]).excludes_zero

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,12 +310,6 @@ def test_two_cells_for_one_label_and_seed_are_refused() -> None:
     plan = Plan(name="p", description="", config={}, rows=[row, other])
     with pytest.raises(ValueError, match="both answer for 'rkd', seed 0"):
         summarise(plan, {other.cell_id: grid.finished(other, 0.7, 0.7, None)})
-
-
-def test_tables_need_no_torch() -> None:
-    code = "import sys, bench.report.summary; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 def test_files_of_tables_that_a_section_no_longer_has_are_removed(tmp_path):
