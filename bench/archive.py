@@ -1,7 +1,7 @@
-"""A grid's plan and records in one compressed file, so that results outlive their work directory.
+"""A grid's plan and records in one compressed file that is committed with its tables.
 
-The file lies next to the grid's tables and is committed with them: one JSON object a line, the
-plan first, then the records by cell id. Equal results give equal bytes.
+The file has one JSON object per line: the plan, then the records by cell id. Equal results give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ FILE = "records.jsonl.gz"
 
 
 def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
-    """Writes the plan and its records, tracebacks left out; an equal archive is left alone.
+    """Writes the plan and its records without tracebacks, unless the file holds them already.
 
     Args:
         plan: of the grid.
-        records: by cell id; those of other cells are left out.
+        records: by cell id; those of other grids are left out.
         path: of the file.
     """
     kept = [replace(records[i], traceback="") for i in sorted(plan.cell_ids()) if i in records]

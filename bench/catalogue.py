@@ -1,4 +1,4 @@
-"""What a grid can name: methods with their hyper-parameters, models, data sources, grids."""
+"""The list of methods with their hyper-parameters, models, data sources and grids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.models import zoo
 
 
 def catalogue() -> str:
-    """A plain text for the terminal."""
+    """The list as plain text."""
     lines = ["methods (hyper-parameters with their defaults):"]
     for name in METHODS.names():
         values = ", ".join(

@@ -1,7 +1,7 @@
 """One cell of a grid: everything that decides its numbers, and the hash of that.
 
-A teacher is a cell like any other (a network trained on labels alone); the cells it teaches name
-it. Paths, devices and machines are not here: they may change how fast a cell runs, not what it is.
+A teacher is a cell too, trained on labels alone; its students refer to it. Paths, devices and
+machines are not part of a cell: they change its speed, not its identity.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 NUMERICS = 3
-"""Raised when the harness gives an unchanged cell other numbers, or a default changes.
+"""Raised when the numbers of an unchanged cell change, or a default does.
 
-A part of every cell's id: results of equal `NUMERICS` are comparable, and others never mix.
+It is part of every cell's id. Results of equal `NUMERICS` are comparable; others never mix.
 """
 
 MOST_PIXELS = 512
@@ -31,7 +31,7 @@ class Spec(BaseModel):
 
 
 class DataSpec(Spec):
-    """Which images, cut down how, and augmented how.
+    """The images: their source, size, subset and augmentation.
 
     Attributes:
         source: a name of `bench.data.sources`.
@@ -41,7 +41,7 @@ class DataSpec(Spec):
         padding: what those pixels hold.
         flip: mirror half of the images.
         fraction: part of the training images, stratified; smaller parts lie inside larger ones.
-        labels: part of those whose labels the task loss may see, stratified and nested.
+        labels: part of these images with a label for the task loss, stratified and nested.
         resolution: the student sees images reduced by this factor and scaled back.
         validation: part of the training images held out; accuracy is then measured on them
             instead of the test set. For choosing hyper-parameters.
@@ -103,16 +103,16 @@ class Cell(Spec):
 
     Attributes:
         model: a name of `bench.models.zoo`, or a mapping that it builds from.
-        fingerprint: hash of the decoded images and labels, so that the same name on other files
-            is another cell.
-        code: digest of the method's code: edited, it is another method.
-        network_code: digest of the code of a model from outside of the harness; "" for those that
-            come with it, whose changes `NUMERICS` tells.
+        fingerprint: hash of the decoded images and labels: the same name on other files is another
+            cell.
+        code: digest of the method's code.
+        network_code: digest of the code of a plugin's model; "" for models of the harness, where
+            `NUMERICS` covers changes.
         hyperparameters: the method's, complete.
-        teacher: the cell whose network teaches; None for a baseline or a teacher.
-        source: the cell whose trunk the weights start from (transfer learning); else None.
-        diagnostics: whether `bench.train.diagnostics` measures beside the training, which changes
-            no number of it; a record without those measurements is that of another cell.
+        teacher: the cell of the teacher; None for a baseline or a teacher.
+        source: the cell that the trunk's initial weights come from (transfer learning); else None.
+        diagnostics: whether `bench.train.diagnostics` measures during training. It changes no
+            other number, but a cell with these measurements has another id.
     """
 
     model: str | dict[str, Any]
@@ -134,9 +134,8 @@ class Cell(Spec):
         """The fields as JSON-able values; a teacher or source as its model and cell id.
 
         Args:
-            defaults: whether fields at their default are included, at every level. The
-                hyper-parameters are always complete: their defaults are the method's code, and
-                the digest of that is a field of its own.
+            defaults: whether to include fields at their default, at every level. Hyper-parameters
+                are always complete: their defaults are covered by `code`.
         """
         values = self.model_dump(
             mode="json", exclude={"teacher", "source"}, exclude_defaults=not defaults
@@ -150,9 +149,9 @@ class Cell(Spec):
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits: the hash of `NUMERICS` and of all fields that are no default.
+        """16 hexadecimal digits: the hash of `NUMERICS` and of all fields not at their default.
 
-        A field that is added later, at its default, therefore gives no cell another id.
+        A new field therefore changes no id while it is at its default.
         """
         fields = self.resolved(defaults=False)
         text = json.dumps([NUMERICS, fields], sort_keys=True, separators=(",", ":"))
@@ -165,7 +164,7 @@ class Cell(Spec):
 
     @property
     def stream(self) -> str:
-        """Equal for cells that may share one stream of batches."""
+        """A key that is equal for cells that can share one stream of batches."""
         shared = (self.data, self.fingerprint, self.seed, self.recipe.batch_size)
         source = self.source.id if self.source else ""
         more = (self.recipe.drop_last, self.precision, self.deterministic, source)
@@ -173,7 +172,7 @@ class Cell(Spec):
 
     @property
     def needs(self) -> list[Cell]:
-        """The cells that must be finished before this one can train."""
+        """The cells that must finish before this one trains."""
         return [cell for cell in (self.teacher, self.source) if cell is not None]
 
     def __str__(self) -> str:
@@ -183,5 +182,5 @@ class Cell(Spec):
 
 
 def model_name(model: str | dict[str, Any]) -> str:
-    """A model's name in tables: its own, or the torchvision name that a mapping asks for."""
+    """A model's name in tables: its own, or the torchvision name in its mapping."""
     return model if isinstance(model, str) else str(model.get("name") or model.get("torchvision"))

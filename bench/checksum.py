@@ -1,6 +1,6 @@
-"""Tensor files with a checksum: safetensors, and a SHA-256 of the content.
+"""Tensor files with a checksum: safetensors with a SHA-256 of the content.
 
-A damaged file is recognised. Nothing is unpickled: a file from elsewhere cannot run code.
+Damaged files are refused. Nothing is unpickled, so a file from elsewhere cannot run code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class DamagedError(ValueError):
-    """A file that was truncated or changed since it was written; the message says how."""
+    """A file that was truncated or changed after it was written; the message says how."""
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
@@ -24,7 +24,7 @@ def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
 
     Args:
         tensors: name -> tensor, on any device, in any layout; stored contiguous.
-        about: what they are, such as JSON.
+        about: a description, such as JSON.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -39,11 +39,11 @@ def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
 
 
 def unpack(path: Path) -> tuple[dict[str, Tensor], str]:
-    """What `pack` was given.
+    """The tensors and the text of a file.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedError: it is not whole, or not what was written.
+        DamagedError: the file was truncated or changed.
     """
     try:
         with safe_open(path, framework="pt") as file:

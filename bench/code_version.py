@@ -15,9 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "methods"
 NUMERICAL = (
-    "bench/cell.py", "bench/method.py", "bench/seeds.py", "bench/data/*.py", "bench/models/*.py",
-    "bench/train/*.py", "methods/_*.py",
-)  # fmt: skip
+    "bench/cell.py",
+    "bench/method.py",
+    "bench/seeds.py",
+    "bench/data/*.py",
+    "bench/models/*.py",
+    "bench/train/*.py",
+    "methods/_*.py",
+)
 """The code that decides the numbers of every cell. A method's own file has its own digest."""
 
 
@@ -51,6 +56,7 @@ def method_digest(name: str, text: str) -> str:
     return _digest(trees)
 
 
+@cache
 def numerics_digest(*more: str, root: Path = ROOT) -> str:
     """The digest of the code that decides the numbers of every cell.
 
@@ -63,20 +69,15 @@ def numerics_digest(*more: str, root: Path = ROOT) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    return _numerics_digest(more, root)
-
-
-@cache
-def _numerics_digest(more: tuple[str, ...], root: Path) -> str:
     files = {path for pattern in (*NUMERICAL, *more) for path in root.glob(pattern)}
     return _digest({path.relative_to(root).as_posix(): ast.parse(_read(path)) for path in files})
 
 
 def provenance() -> dict[str, object]:
-    """What records say of the code: its digest, the commit, and whether files differ from it.
+    """The digest of the code, the commit, and whether files differ from it, for records.
 
-    The commit is left out where the code does not run from its git checkout. Results do not count
-    as differences: a run writes them.
+    The commit is left out where the code does not run from its git checkout. Changes in results/
+    do not count: a run writes them.
     """
     about: dict[str, object] = {"code": numerics_digest()}
     if _git("rev-parse", "--show-toplevel") != str(ROOT):

@@ -1,4 +1,4 @@
-"""A grid written out: its cells, and the rows of its tables."""
+"""The cells of a grid and the rows of its tables."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Fingerprint = Callable[[DataSpec], str]
 
 @dataclass(frozen=True)
 class Expansion:
-    """A grid written out.
+    """An expanded grid.
 
     Attributes:
         plan: the rows of the tables.
-        cells: every cell by id, teachers and sources first.
+        cells: cell id -> cell, teachers and sources first.
     """
 
     plan: Plan
@@ -29,16 +29,16 @@ class Expansion:
 
 
 def expand(grid: Grid, fingerprint: Fingerprint) -> Expansion:
-    """All cells of a grid.
+    """All cells and rows of a grid.
 
     Args:
         grid: a checked grid.
-        fingerprint: gives the hash of a cell's decoded data set, a part of its id.
+        fingerprint: maps a data set to the hash of its decoded images, a part of cell ids.
     """
     rows: dict[tuple[str, ...], Row] = {}
     cells: dict[str, Cell] = {}
     for data, pair, seed in itertools.product(_data(grid), grid.all_pairs, grid.seeds):
-        for row, cell in _Block.of(grid, data, pair, seed, fingerprint).rows(grid.methods):
+        for row, cell in _rows(grid, data, pair, seed, fingerprint):
             cells.setdefault(cell.id, cell)
             key = (str(row.axes), row.teacher, row.student, row.role, row.label, str(row.seed))
             rows[key] = row
@@ -58,106 +58,102 @@ def _data(grid: Grid) -> Iterator[DataSpec]:
         yield grid.data.model_copy(update=dict(zip(axes, values, strict=True)))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """What the rows of one pair, data set and seed share."""
+def _rows(
+    grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: Fingerprint
+) -> Iterator[tuple[Row, Cell]]:
+    """The rows of one data set, pair and seed, each with its cell."""
+    own = {"fraction": grid.teacher.fraction, "labels": 1.0, "resolution": 1}
+    teacher = _plain(
+        grid,
+        pair.teacher,
+        data.model_copy(update=own),
+        grid.recipe_of(pair.teacher, grid.teacher.recipe),
+        seed if grid.teacher.seed == "per_seed" else int(grid.teacher.seed),
+        fingerprint,
+    )
+    student = _plain(grid, pair.student, data, grid.recipe_of(pair.student), seed, fingerprint)
+    student = student.model_copy(update={"diagnostics": grid.diagnostics})
 
-    grid: Grid
-    pair: PairSpec
-    teacher: Cell
-    student: Cell
-    source: Cell | None
-
-    @classmethod
-    def of(
-        cls, grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: Fingerprint
-    ) -> _Block:
-        """The plain trainings: the teacher, the baseline, and the source of transfer learning."""
-
-        def plain(model: str, data: DataSpec, seed: int, recipe: Recipe) -> Cell:
-            return Cell(
-                model=grid.model(model),
-                network_code=zoo.model_code(grid.model(model)),
-                data=data,
-                fingerprint=fingerprint(data),
-                method=BASELINE,
-                code=method_code(BASELINE),
-                hyperparameters=resolve_hyperparameters(BASELINE, {}),
-                recipe=recipe,
-                seed=seed,
-                precision=grid.precision,
-                deterministic=grid.deterministic,
-            )
-
-        own = {"fraction": grid.teacher.fraction, "labels": 1.0, "resolution": 1}
-        teacher_seed = seed if grid.teacher.seed == "per_seed" else int(grid.teacher.seed)
-        recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
-        teacher = plain(pair.teacher, data.model_copy(update=own), teacher_seed, recipe)
-        student = plain(pair.student, data, seed, grid.recipe_of(pair.student))
-        source = None
-        if grid.source is not None:
-            recipe = grid.recipe_of(pair.student, grid.source.recipe)
-            source = plain(pair.student, source_data(data, grid.source), seed, recipe)
-        student = student.model_copy(update={"diagnostics": grid.diagnostics})
-        return cls(grid, pair, teacher, student, source)
-
-    def rows(self, methods: tuple[MethodSpec, ...]) -> Iterator[tuple[Row, Cell]]:
-        """Every row with the cell that answers for it."""
-        yield self._row("teacher", "teacher", self.teacher), self.teacher
-        yield self._row("student", "student", self.student), self.student
-        if self.source is not None:
-            yield self._row("source", "source", self.source), self.source
-        for spec in methods:
-            if spec.epochs_factor is not None:
-                cell, category = self._longer(spec.epochs_factor), "baseline"
-            elif spec.name != BASELINE:
-                cell, category = self._taught(spec)
-            else:
-                continue  # it is in every block
-            yield self._row("method", spec.label, cell, category), cell
-
-    def _row(self, role: str, label: str, cell: Cell, category: str = "baseline") -> Row:
-        data = self.student.data
-        return Row(
+    def row(role: str, label: str, cell: Cell, category: str = "baseline") -> tuple[Row, Cell]:
+        shown = Row(
             role=role,
             label=label,
             method=cell.method,
             category=category,
-            seed=self.student.seed,
+            seed=seed,
             data=data_name(data),
             axes={"fraction": data.fraction, "labels": data.labels, "resolution": data.resolution},
-            teacher=self.pair.teacher,
-            student=self.pair.student,
+            teacher=pair.teacher,
+            student=pair.student,
             cell_id=cell.id,
-            teacher_id=self.teacher.id,
+            teacher_id=teacher.id,
         )
+        return shown, cell
 
-    def _taught(self, spec: MethodSpec) -> tuple[Cell, str]:
-        """The student's training by a method, and the method's category."""
-        hyperparameters = resolve_hyperparameters(spec.name, self.grid.hyperparameters(spec))
-        method = build_method(spec.name, **hyperparameters)
-        changes = {
-            "method": spec.name,
-            "code": method_code(spec.name),
-            "hyperparameters": hyperparameters,
-            "teacher": self.teacher if method.needs_teacher else None,
-            "source": self.source if method.starts_from == "source" else None,
-        }
-        return self.student.model_copy(update=changes), method.category
+    yield row("teacher", "teacher", teacher)
+    yield row("student", "student", student)
+    source = None
+    if grid.source is not None:
+        recipe = grid.recipe_of(pair.student, grid.source.recipe)
+        other = source_data(data, grid.source)
+        source = _plain(grid, pair.student, other, recipe, seed, fingerprint)
+        yield row("source", "source", source)
+    for spec in grid.methods:
+        if spec.epochs_factor is not None:
+            yield row("method", spec.label, _longer(student, spec.epochs_factor))
+        elif spec.name != BASELINE:  # the baseline has its row already
+            cell, category = _taught(grid, spec, student, teacher, source)
+            yield row("method", spec.label, cell, category)
 
-    def _longer(self, factor: float) -> Cell:
-        """The student's training over more epochs, its schedule stretched over all of them.
 
-        It has the cell id of a recipe with that number of epochs. Its initial weights, images and
-        order are the student's, epoch by epoch.
-        """
-        epochs = round(factor * self.student.recipe.epochs)
-        recipe = self.student.recipe.model_copy(update={"epochs": epochs})
-        return self.student.model_copy(update={"recipe": recipe})
+def _plain(
+    grid: Grid, model: str, data: DataSpec, recipe: Recipe, seed: int, fingerprint: Fingerprint
+) -> Cell:
+    """A training on labels alone: a teacher, a baseline or a source."""
+    return Cell(
+        model=grid.model(model),
+        network_code=zoo.model_code(grid.model(model)),
+        data=data,
+        fingerprint=fingerprint(data),
+        method=BASELINE,
+        code=method_code(BASELINE),
+        hyperparameters=resolve_hyperparameters(BASELINE, {}),
+        recipe=recipe,
+        seed=seed,
+        precision=grid.precision,
+        deterministic=grid.deterministic,
+    )
+
+
+def _taught(
+    grid: Grid, spec: MethodSpec, student: Cell, teacher: Cell, source: Cell | None
+) -> tuple[Cell, str]:
+    """The student's training by a method, and the method's category."""
+    hyperparameters = resolve_hyperparameters(spec.name, grid.hyperparameters(spec))
+    method = build_method(spec.name, **hyperparameters)
+    changes = {
+        "method": spec.name,
+        "code": method_code(spec.name),
+        "hyperparameters": hyperparameters,
+        "teacher": teacher if method.needs_teacher else None,
+        "source": source if method.starts_from == "source" else None,
+    }
+    return student.model_copy(update=changes), method.category
+
+
+def _longer(student: Cell, factor: float) -> Cell:
+    """The student trained for more epochs, with its schedule stretched over all of them.
+
+    The cell id is that of a recipe with this number of epochs. Initial weights and batches are
+    those of the student.
+    """
+    epochs = round(factor * student.recipe.epochs)
+    recipe = student.recipe.model_copy(update={"epochs": epochs})
+    return student.model_copy(update={"recipe": recipe})
 
 
 def data_name(data: DataSpec) -> str:
-    """The data set's name in tables: source, size and number of classes where they are set."""
+    """A data set's name in tables: its source, and size and number of classes if set."""
     size = f"@{data.size}" if data.size else ""
     count = data.classes if isinstance(data.classes, int) else len(data.classes or ())
     return f"{data.source}{size}" + (f"/{count}" if count else "")

@@ -1,7 +1,7 @@
-"""The student to take home: one file that holds the network and what must be known to use it.
+"""Export of a trained student: one file with the network, its preprocessing and its card.
 
-Whatever the format, the file is read back and its logits are compared with the trained network's
-before it is written.
+Before a file of any format is written, it is read back and its logits are compared with those of
+the trained network.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import copy
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import safetensors.torch
@@ -33,45 +34,42 @@ from bench.train.device import to_device
 from bench.workdir import WorkDir
 
 CARD = "student.json"
-"""Under this key every format holds the `Card`."""
+"""The key under which every format holds the `Card`."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit that passes, as a part of the largest logit: rounding, not more."""
+"""The largest difference of a logit that passes, relative to the largest logit: rounding alone."""
 
 PARITY_IMAGES, BATCH = 1000, 250
 Logits = Callable[[Tensor], Tensor]
 
 
 class ExportError(UserError):
-    """Nothing can be exported as asked; one line with the cure."""
+    """The cell cannot be exported as asked; one line with the cure."""
 
 
 class ParityError(ValueError):
-    """The exported network does not compute what the trained one does."""
+    """The logits of the exported network differ from those of the trained one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What must be known to use an exported network. Travels inside its file as JSON.
+    """What a user of an exported network must know. It is in the exported file, as JSON.
 
     Attributes:
         name: teacher>student/method/seed.
-        cell_id: of the record that it comes from.
-        model: what `bench.models.zoo.build` builds it from.
+        cell_id: the cell that trained it.
+        model: the argument from which `bench.models.zoo.build` builds it.
         method: the row's name in tables.
         classes: names, in the order of the logits.
         image_shape: (C, H, W) of the input.
         channels: "grey" or "RGB".
         mean: per channel, of pixels scaled to [0, 1].
-        std: per channel, likewise.
-        resolution: images are averaged over this many pixels squared and scaled back; 1: they
-            are left alone.
-        preprocessing: all of it in words, first to last.
+        std: per channel, of pixels scaled to [0, 1].
+        resolution: the factor by which images are reduced and scaled back; 1 leaves them alone.
+        preprocessing: the steps in words, in order.
         last_accuracy: on the test set, in [0, 1], as recorded.
-        parameters: how many.
-        choice: why this network, if it was chosen as its grid's winner: "proven: ..." or "best
-            bet, not proven: ..."; else empty.
-        torch: the version that wrote the file.
+        choice: why this network was chosen as the winner of its grid: "proven: ..." or "best bet,
+            not proven: ..."; empty if it was named by the user.
     """
 
     name: str
@@ -86,23 +84,17 @@ class Card:
     resolution: int
     preprocessing: tuple[str, ...]
     last_accuracy: float
-    parameters: int
     choice: str
-    torch: str
 
     def to_json(self) -> str:
-        """One stable text for equal cards."""
+        """JSON with sorted keys: equal cards give equal text."""
         return dump_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Card:
         """The card written by `to_json`."""
         values: dict[str, Any] = json.loads(text)
-        wanted = {field.name for field in fields(cls)}
-        if set(values) != wanted:
-            raise ValueError(f"{CARD} has the fields {sorted(values)}; wanted {sorted(wanted)}")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 class Student(nn.Module):
@@ -110,23 +102,23 @@ class Student(nn.Module):
 
     Attributes:
         mean: (C, 1, 1), in levels from 0 to 255.
-        std: (C, 1, 1), likewise.
+        std: (C, 1, 1), in levels from 0 to 255.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, network: Network, card: Card) -> None:
-        """Takes the network over, in evaluation mode and frozen.
+        """Freezes the network, in evaluation mode.
 
         Args:
             network: trained.
-            card: names mean, deviation and resolution.
+            card: gives mean, standard deviation and resolution.
         """
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.resolution = card.resolution
-        # As the training batches are made: levels 0 to 255, so both numbers are scaled instead.
+        # Training normalises levels from 0 to 255, so mean and std are scaled, not the images.
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(-1, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(-1, 1, 1))
 
@@ -141,12 +133,13 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write a student down.
+    """A file format for students.
 
     Attributes:
         suffix: of the file's name.
-        pack: the file's content.
-        unpack: from that content alone, what maps (B, C, H, W) uint8 images to (B, K) logits.
+        pack: gives the content of the file.
+        unpack: turns the content into a function of (B, C, H, W) uint8 images that gives (B, K)
+            logits.
     """
 
     suffix: str
@@ -168,19 +161,19 @@ def _unpack_weights(content: bytes) -> Logits:
 
 
 def trace(student: Student, card: Card) -> torch.export.ExportedProgram:
-    """The student as a graph of operations that needs no code of ours, for any batch size.
+    """The student as a graph of torch operations, for any batch size; needs no code of bench.
 
     Raises:
         ExportError: torch cannot follow the network.
     """
-    # Two images: a batch of one would be taken for a constant. The first forward lets a network
-    # that traces itself do so outside of the export.
+    # torch.export takes a batch size of 1 for a constant, so the example has two images. The first
+    # forward lets a network that traces itself do so outside of the export.
     example = torch.zeros(2, *card.image_shape, dtype=torch.uint8)
     student(example)
     batch = torch.export.Dim("batch", min=1)
     try:
         return torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
-    except RuntimeError as error:  # the base of all that its tracer raises
+    except RuntimeError as error:  # the base class of its tracer's errors
         raise ExportError(
             f"{card.name}: torch.export cannot follow {card.model} ({reason(error)}); "
             "--format safetensors needs no graph"
@@ -201,12 +194,15 @@ def _pack_onnx(student: Student, card: Card) -> bytes:
     _need_onnx()
     from onnx import StringStringEntryProto  # pyright: ignore[reportMissingImports]
 
-    # It reports on packages that it could also have used.
+    # The exporter warns of optional packages that are missing.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = torch.onnx.export(
-        trace(student, card), dynamo=True, verbose=False,
-        input_names=["images"], output_names=["logits"],
-    )  # fmt: skip
+        trace(student, card),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
     assert program is not None
     model = program.model_proto
     model.metadata_props.append(StringStringEntryProto(key=CARD, value=card.to_json()))
@@ -226,15 +222,12 @@ def _unpack_onnx(content: bytes) -> Logits:
 
 
 def _need_onnx() -> None:
-    try:
-        import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ExportError(
-            f"--format onnx needs {error.name}, which is not installed; "
-            "install it with: pip install 'kd-bench[onnx]'"
-        ) from None
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise ExportError(
+                f"--format onnx needs {package}, which is not installed; "
+                "install it with: pip install 'kd-bench[onnx]'"
+            )
 
 
 FORMATS = {
@@ -252,8 +245,8 @@ class Parity:
     """How close an exported network is to the trained one.
 
     Attributes:
-        images: of the test set, evenly spaced; how many were compared.
-        difference: the largest one of any logit.
+        images: number of images compared, evenly spaced over the test set.
+        difference: the largest difference of a logit.
         allowed: `TOLERANCE` times the largest logit.
         accuracy: of the exported network on these images, in [0, 1].
     """
@@ -273,7 +266,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished cell's network, the data that it is tested on, and its card."""
+    """The network of a finished cell, the data it is tested on, and its card."""
 
     network: Network
     data: DataSet
@@ -288,7 +281,8 @@ def find_row(plan: Plan, cell: str) -> Row:
         cell: a cell id, the beginning of one, or teacher>student/method/seed.
 
     Raises:
-        ExportError: none, with near names; or several, with their cell ids.
+        ExportError: no row matches (the message gives near names), or several do (it gives their
+            cell ids).
     """
     rows = {row.cell_id: row for row in reversed(plan.rows)}
     found = [row for row in rows.values() if cell in (row.name, row.cell_id)]
@@ -310,15 +304,16 @@ def _place(row: Row) -> str:
 
 
 def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
-    """The network of a finished cell with what it was trained on.
+    """The network of a finished cell, with its data and card.
 
     Args:
-        row: of the cell.
-        work: where it was trained.
+        row: a row of the cell.
+        work: the work directory that the cell was trained in.
         choice: see `Card.choice`.
 
     Raises:
-        ExportError: the cell is not finished, its weights or its decoded data are not here.
+        ExportError: the cell is not finished, its weights or decoded data are missing, or the
+            code of its model is not the code that was trained.
     """
     record = work.store.read(row.cell_id)
     if record is None or record.status != FINISHED:
@@ -331,20 +326,14 @@ def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
         if source is None:
             raise ExportError(f"{row.name}: the record of its source is not in {work.store.root}")
         statistics = _data_of(source, work)
-    card = replace(_card(row, record, data, statistics), choice=choice)
-    _check_code(card, record)
+    card = _card(row, record, data, statistics, choice)
+    if record.cell.get("network_code", "") != zoo.model_code(card.model):
+        what = "has changed since then" if card.model in zoo.MODELS else "is not here"
+        raise ExportError(
+            f"{card.name}: the code of its model {card.model} {what}; name the file that it was "
+            "trained with: --plugin FILE"
+        )
     return Trained(_network(card, work.store), data, card)
-
-
-def _check_code(card: Card, record: Record) -> None:
-    """Refuses a network whose code is not here, or not what was trained."""
-    if record.cell.get("network_code", "") == zoo.model_code(card.model):
-        return
-    what = "has changed since then" if card.model in zoo.MODELS else "is not here"
-    raise ExportError(
-        f"{card.name}: the code of its model {card.model} {what}; name the file that it was "
-        "trained with: --plugin FILE"
-    )
 
 
 def _data_of(record: Record, work: WorkDir) -> DataSet:
@@ -358,34 +347,40 @@ def _data_of(record: Record, work: WorkDir) -> DataSet:
     return found
 
 
-def _card(row: Row, record: Record, data: DataSet, statistics: DataSet) -> Card:
+def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: str) -> Card:
     spec, model = DataSpec(**record.cell["data"]), record.cell["model"]
     channels, height, width = data.test_images.shape[1:]
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key != "name"}
     card = Card(
-        name=row.name, cell_id=record.cell_id, model=model, method=row.label,
-        classes=data.classes, image_shape=(channels, height, width),
-        channels="grey" if channels == 1 else "RGB", mean=statistics.mean, std=statistics.std,
-        resolution=spec.resolution, preprocessing=(),
-        last_accuracy=record.final["last_accuracy"], parameters=int(record.final["parameters"]),
-        choice="", torch=torch.__version__,
-    )  # fmt: skip
+        name=row.name,
+        cell_id=record.cell_id,
+        model=model,
+        method=row.label,
+        classes=data.classes,
+        image_shape=(channels, height, width),
+        channels="grey" if channels == 1 else "RGB",
+        mean=statistics.mean,
+        std=statistics.std,
+        resolution=spec.resolution,
+        preprocessing=(),
+        last_accuracy=record.final["last_accuracy"],
+        choice=choice,
+    )
     return replace(card, preprocessing=_steps(card))
 
 
 def _steps(card: Card) -> tuple[str, ...]:
     _, height, width = card.image_shape
     mean, std = ([round(value, 6) for value in values] for values in (card.mean, card.std))
-    steps = [
+    steps = (
         f"{card.channels} image as uint8, {height}x{width} pixels (an area average where it "
         "shrinks, bilinear where it grows)",
         f"divide by 255, subtract mean {mean}, divide by std {std}",
-    ]
-    if card.resolution > 1:
-        q = card.resolution
-        steps.append(f"average over {q}x{q} pixels, bilinear back to {height}x{width}")
-    return tuple(steps)
+    )
+    q = card.resolution
+    blur = f"average over {q}x{q} pixels, bilinear back to {height}x{width}"
+    return (*steps, blur) if q > 1 else steps
 
 
 def _network(card: Card, store: Store) -> Network:
@@ -402,53 +397,56 @@ def _network(card: Card, store: Store) -> Network:
 
 
 def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
-    """A student's file, read back and compared with the trained network.
+    """The content of a student's file, after reading it back and comparing its logits.
 
     Args:
-        trained: what to export.
+        trained: the network to export.
         format_name: one of `FORMATS`.
 
     Returns:
-        The file's content, and how close it is.
+        The content, and how close its logits are to those of the trained network.
 
     Raises:
-        ExportError: a package for the format is missing.
-        ParityError: a logit differs by more than rounding explains.
+        ExportError: a package for the format is missing, or torch cannot trace the network.
+        ParityError: a logit differs by more than `TOLERANCE`.
     """
     form = FORMATS[format_name]
     with torch.no_grad():
         content = form.pack(Student(trained.network, trained.card), trained.card)
         parity = compare(trained, form.unpack(content))
-    # Written so that a NaN fails, too.
+    # Written as "not <=", so that a NaN fails too.
     if not parity.difference <= parity.allowed:
-        raise ParityError(
-            f"{trained.card.name} as {format_name} differs from the trained: {parity}"
-        )
+        raise ParityError(f"{trained.card.name} as {format_name} is not the trained one: {parity}")
     return content, parity
 
 
 def compare(trained: Trained, exported: Logits) -> Parity:
-    """Holds an exported network's logits against those of the evaluation that training did.
+    """Compares the logits of an exported network with those of the evaluation in training.
 
     Args:
         trained: the network as trained, with its data.
-        exported: (B, C, H, W) uint8 images -> (B, K) logits.
+        exported: maps (B, C, H, W) uint8 images to (B, K) logits.
     """
     card, total = trained.card, len(trained.data.test_images)
     count = min(total, PARITY_IMAGES)
     chosen = torch.arange(count) * total // count
     images, labels = trained.data.test_images[chosen], trained.data.test_labels[chosen]
     batches = Batches(
-        images, labels, card.mean, card.std, augment=Augment(pad=0, padding="zeros", flip=False),
-        batch_size=BATCH, drop_last=False, seed=0,
-    )  # fmt: skip
+        images,
+        labels,
+        card.mean,
+        card.std,
+        augment=Augment(pad=0, padding="zeros", flip=False),
+        batch_size=BATCH,
+        drop_last=False,
+        seed=0,
+    )
     network = to_device(copy.deepcopy(trained.network), torch.device("cpu"))  # laid out as trained
     wanted = torch.cat(
         [network(degrade(batch.images, card.resolution)) for batch in batches.clean(BATCH)]
     )
-    # A batch of one first: no size may be built in.
-    parts: Iterable[Tensor] = [images[:1], *images[1:].split(BATCH)]
-    found = torch.cat([exported(part) for part in parts])
+    # A batch of one comes first: the file must serve any batch size.
+    found = torch.cat([exported(part) for part in (images[:1], *images[1:].split(BATCH))])
     return Parity(
         images=count,
         difference=(found - wanted).abs().max().item(),
@@ -458,7 +456,7 @@ def compare(trained: Trained, exported: Logits) -> Parity:
 
 
 def file_name(card: Card, format_name: str) -> str:
-    """A name for the file, without characters that a shell or a file system minds.
+    """A file name without characters that are special to a shell or a file system.
 
     Example:
         >>> from types import SimpleNamespace

@@ -1,10 +1,10 @@
-"""Errors by who can mend them: the user of a command, or the author of a method or plugin."""
+"""Errors that a user can mend, errors that code can raise, and messages of one line."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A fault that the user of a command can mend.
+    """An error that the user of a command can mend.
 
     The message is one line: what is wrong, what was wanted, the cure. The command line prints it
     without a traceback.
@@ -12,16 +12,23 @@ class UserError(ValueError):
 
 
 CODE_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-"""What a method, a model, a data set or a plugin can raise while it runs.
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors of a method, a model, a data set or a plugin while it runs.
 
-A full disk and an interrupt are not among them: no cell is at fault, and they end the run.
+A full disk and an interrupt are not included: no cell caused them, and they end the run.
 """
 
 LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
-"""What it can raise while its file is loaded, or while it reads files of its own."""
+"""Errors of such code while its file is loaded, or while it reads files of its own."""
 
 LONGEST_MESSAGE = 300
 

@@ -1,7 +1,7 @@
-"""Grid files: what is to be run, as data, checked before anything starts.
+"""Grid files: what to train, as data, checked before anything starts.
 
-A grid names a data set, teacher-student pairs, methods and seeds; `expand` turns it into cells
-and the rows of its tables.
+A grid names a data set, teacher-student pairs, methods and seeds. `bench.expansion.expand` turns
+it into cells and table rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -27,15 +27,15 @@ GRIDS = Path(__file__).parent / "grids"
 RESERVED = {"store", "mlartifacts"}
 BASELINE = "student"
 EPOCHS_FACTOR = "epochs_factor"
-"""Key in a row of the plain student: it trains so many times as long as all other rows."""
+"""A key in a row of the plain student: the factor by which it trains longer than other rows."""
 
 
 class GridError(UserError):
-    """A wrong grid: the field, what came, what was wanted; one line."""
+    """A grid that cannot be run; one line with the field, what it holds and what was wanted."""
 
 
 class TeacherSpec(Spec):
-    """How teachers differ from students: their own share of the data, recipe and seeds."""
+    """The share of the data, the recipe and the seeds of teachers, where they differ."""
 
     fraction: Fraction = 1.0
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -43,27 +43,27 @@ class TeacherSpec(Spec):
 
 
 class SourceSpec(Spec):
-    """What transfer learning starts from: other data, learned by the same architecture.
+    """What transfer learning starts from: the student's own architecture, trained on other data.
 
     Attributes:
         data: fields of the grid's data that differ, such as other classes.
         recipe: fields of the student's recipe that differ.
-        model: only the student's own; named for the error it gives otherwise.
     """
 
     data: dict[str, Any]
     recipe: dict[str, Any] = Field(default_factory=dict)
-    model: str | None = None
+
+
+Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]
+Factors = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class Axes(Spec):
     """Values of the data axes; the grid is their product."""
 
-    fraction: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None
-    labels: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None
-    resolution: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = (
-        None
-    )
+    fraction: Fractions | None = None
+    labels: Fractions | None = None
+    resolution: Factors | None = None
 
 
 class PairSpec(Spec):
@@ -76,8 +76,8 @@ class PairSpec(Spec):
 class MethodSpec(Spec):
     """A method with the hyper-parameters that differ from its defaults.
 
-    The plain student takes `epochs_factor` in their place: such a row is what the cost of a
-    method would buy without it, and is never the baseline that gains are over.
+    The plain student takes `epochs_factor` instead. Such a row shows what the cost of a method
+    would gain without the method. It is never the baseline of gains.
     """
 
     name: str
@@ -85,10 +85,10 @@ class MethodSpec(Spec):
 
     @property
     def epochs_factor(self) -> float | None:
-        """Epochs over those of all other rows; None but for a longer-trained student.
+        """The epochs of a longer-trained student over those of other rows; None for other rows.
 
         Raises:
-            ValueError: it is no number of at least 1.
+            ValueError: it is not a number of at least 1.
         """
         if self.name != BASELINE or EPOCHS_FACTOR not in self.hyperparameters:
             return None
@@ -106,16 +106,28 @@ class MethodSpec(Spec):
         return self.name + joint + (f" ({changed})" if changed else "")
 
 
+SECTIONS = {
+    "data": DataSpec,
+    "axes": Axes,
+    "pairs": PairSpec,
+    "methods": MethodSpec,
+    "recipe": Recipe,
+    "teacher": TeacherSpec,
+    "source": SourceSpec,
+}
+"""The fields of a grid that have fields of their own."""
+
+
 class Grid(Spec):
     """A grid file.
 
     Attributes:
         models: own names for models that need more than a name (torchvision with taps by path).
-        recipe_for: fields of the recipe that differ for one model, by its name.
-        tuned: hyper-parameters for this grid, by the row's label, as `tune` chose them; a row's
-            own hyper-parameters come on top, and its label does not change.
-        diagnostics: whether students are examined beside their training, for the table of claims;
-            see `bench.train.diagnostics`. Their accuracies are the same bits either way.
+        recipe_for: model name -> the fields of its recipe that differ.
+        tuned: row label -> hyper-parameters, as `tune` chose them. A row's own hyper-parameters
+            replace them, and its label does not change.
+        diagnostics: whether `bench.train.diagnostics` measures students while they train, for
+            the table of claims. Their accuracies are the same bits either way.
     """
 
     name: str = ""
@@ -167,10 +179,6 @@ class Grid(Spec):
                 raise ValueError(f"{what} is empty, wanted at least one")
             if repeated := [v for v in dict.fromkeys(values) if list(values).count(v) > 1]:
                 raise ValueError(f"{what} names {repeated[0]} twice")
-        return self
-
-    @model_validator(mode="after")
-    def _tuned_rows(self) -> Grid:
         labels = [method.label for method in self.methods]
         for label in self.tuned:
             if label not in labels:
@@ -180,7 +188,7 @@ class Grid(Spec):
     def hyperparameters(self, method: MethodSpec) -> dict[str, Any]:
         """A row's own hyper-parameters over those tuned for it, as the method takes them.
 
-        How long a student trains is none of them: it is in the recipe of its cell.
+        `EPOCHS_FACTOR` is left out: it changes the recipe of the cell.
         """
         own = {**self.tuned.get(method.label, {}), **method.hyperparameters}
         if method.epochs_factor is not None:
@@ -194,11 +202,11 @@ class Grid(Spec):
         return self.pairs or tuple(PairSpec(teacher=t, student=s) for t, s in product)
 
     def model(self, name: str) -> str | dict[str, Any]:
-        """The model that `name` stands for in this grid."""
+        """The model that this grid calls `name`."""
         return {**self.models[name], "name": name} if name in self.models else name
 
     def recipe_of(self, model: str, more: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe for one model, with the fields of `recipe_for` and then `more` replaced."""
+        """The recipe for one model: `more` over its `recipe_for` over the recipe of the grid."""
         changed = {**self.recipe_for.get(model, {}), **(more or {})}
         return Recipe(**{**self.recipe.model_dump(), **changed})
 
@@ -236,7 +244,7 @@ def grid_names() -> list[str]:
 
 
 def find_grid(name_or_path: str) -> Path:
-    """The file of a grid named or given by path; GridError with near matches."""
+    """The file of a grid given by name or path; GridError with near names if it is missing."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -254,10 +262,10 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
 
     Args:
         name_or_path: a name of `grid_names()`, or a path to a YAML file.
-        overrides: `dotted.field=value` texts laid over the file, the value read as YAML.
+        overrides: `dotted.field=value` texts that replace fields of the file; values are YAML.
 
     Raises:
-        GridError: one line with the field's path, what came, what was wanted, near matches.
+        GridError: one line with the field, what it holds, what was wanted and near names.
     """
     path = find_grid(name_or_path)
     try:
@@ -267,7 +275,7 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
     if not isinstance(values, dict):
         raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
     if odd := [key for key in values if not isinstance(key, str)]:
-        raise GridError(f"{path.name}: field {odd[0]!r} is no name")
+        raise GridError(f"{path.name}: field {odd[0]!r} is not a name")
     for text in overrides:
         _override(values, text)
     try:
@@ -302,38 +310,21 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     came = f"got {fault['input']!r}" if fault["type"] != "missing" else "missing"
     if fault["type"] == "extra_forbidden":
-        known = _fields_at(model, fault["loc"][:-1])
-        text = unknown("field", fault["loc"][-1], known)
+        section = SECTIONS[str(fault["loc"][0])] if len(fault["loc"]) > 1 else model
+        text = unknown("field", fault["loc"][-1], section.model_fields)
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))
     else:
         text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
-    if len(text) > 300:
-        text = f"{text[:300]}..."
-    parts = [path] if path else []
-    return ": ".join([*parts, text]) + (f" (and {more} more)" if more else "")
-
-
-def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
-    """Field names of the model reached by `path`, for near matches."""
-    for part in path:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        kinds = [model.model_fields[part].annotation]
-        while kinds:
-            kind = kinds.pop()
-            kinds.extend(get_args(kind))
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                model = kind
-                break
-    return list(model.model_fields)
+    text = f"{text[:300]}..." if len(text) > 300 else text
+    return (f"{path}: " if path else "") + text + (f" (and {more} more)" if more else "")
 
 
 def check_names(grid: Grid) -> None:
     """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate.
 
     Raises:
-        ValueError: one line with the field's path and near matches.
+        ValueError: one line with the field and near names.
     """
     if grid.name in RESERVED:
         raise GridError(f"name: {grid.name!r} is reserved in the work directory; rename the file")
@@ -347,7 +338,10 @@ def check_names(grid: Grid) -> None:
                 raise GridError(f"pairs.{position}.{role}: {error}") from None
     _check_methods(grid)
     if grid.source is not None:
-        _check_source(grid, grid.source)
+        try:
+            source_data(grid.data, grid.source)
+        except ValidationError as error:
+            raise GridError(f"source.data.{_first_fault(error, DataSpec)}") from None
     for field, model, more in _recipes(grid):
         try:
             grid.recipe_of(model, more)
@@ -367,28 +361,15 @@ def _check_methods(grid: Grid) -> None:
             raise GridError(f"methods.{position}: {error}") from None
 
 
-def _check_source(grid: Grid, source: SourceSpec) -> None:
-    students = {pair.student for pair in grid.all_pairs}
-    if source.model is not None and students != {source.model}:
-        raise GridError(
-            f"source.model: transfer moves parameters, so it needs the student's own architecture; "
-            f"got {source.model} for {', '.join(sorted(students))}"
-        )
-    try:
-        source_data(grid.data, source)
-    except ValidationError as error:
-        raise GridError(f"source.data.{_first_fault(error, DataSpec)}") from None
-
-
 def source_data(data: DataSpec, source: SourceSpec) -> DataSpec:
-    """The source's data: the target's with the named fields replaced; whole unless it says so."""
+    """The data of a source: all images and labels of the target, then `source.data` over that."""
     return DataSpec(**{**data.model_dump(), "fraction": 1.0, "labels": 1.0, **source.data})
 
 
 def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
+    used = sorted({m for p in grid.all_pairs for m in (p.teacher, p.student)})
     for model in grid.recipe_for:
-        if not any(model in (p.teacher, p.student) for p in grid.all_pairs):
-            used = sorted({m for p in grid.all_pairs for m in (p.teacher, p.student)})
+        if model not in used:
             raise GridError(f"recipe_for: {unknown('model', model, used)}")
         yield f"recipe_for.{model}", model, {}
     for pair in grid.all_pairs:
@@ -397,7 +378,7 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
             yield "source.recipe", pair.student, grid.source.recipe
 
 
-# --- narrowing to what was asked ------------------------------------------------------------------
+# --- narrowing -----------------------------------------------------------------------------------
 
 
 def narrow(
@@ -410,13 +391,13 @@ def narrow(
 
     Args:
         grid: any grid.
-        methods: names; a name that is in the grid keeps its rows there, with their
-            hyper-parameters; another comes with its defaults; "all" stands for every method.
+        methods: names. A method of the grid keeps its rows with their hyper-parameters; another
+            one has its defaults; "all" means every method.
         pairs: `teacher:student` texts.
         seeds: numbers.
 
     Raises:
-        GridError: an unknown name, with near matches.
+        GridError: an unknown name, with near names.
     """
     changed: dict[str, Any] = {}
     if methods:
@@ -429,7 +410,7 @@ def narrow(
         except ValueError as error:
             raise GridError(f"--pairs: {error}") from None
         changed |= {"teachers": (), "students": ()}
-        # The file's own recipes are checked with the whole grid; those of other pairs do not count.
+        # The recipes of other pairs were checked with the whole grid, and go with their pairs.
         used = {model for pair in changed["pairs"] for model in (pair.teacher, pair.student)}
         changed["recipe_for"] = {m: fields for m, fields in grid.recipe_for.items() if m in used}
     if seeds:
@@ -440,9 +421,9 @@ def narrow(
 
 
 def name_part(grid: Grid, whole: Grid) -> Grid:
-    """The grid under a name of its own if it is not the whole one that its file describes.
+    """The grid, renamed if it is a part of the whole grid.
 
-    Its tables then do not take the place of the whole grid's; its cells are shared.
+    A part shares its cells with the whole grid, but does not overwrite the tables of it.
     """
     if grid.model_dump() == whole.model_dump():
         return grid

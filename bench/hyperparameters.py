@@ -1,13 +1,12 @@
 """Methods by name, and the schema of their hyper-parameters.
 
-A method is a public module of `methods` with a function `method`, or a plugin's. The signature of
-that function is the schema: keyword-only hyper-parameters, each with a type and a default.
+A method is the function `method` of a public module of `methods` or of a plugin. Its signature is
+the schema: keyword-only hyper-parameters, each with a type and a default.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import import_module
@@ -26,10 +25,9 @@ from bench.registry import Registry, unknown
 from methods._joint import with_soft_logits
 
 JOINT = "with_soft_logits"
-"""A switch that every method has in addition to its hyper-parameters; see `methods._joint`."""
+"""A switch of every method, in addition to its hyper-parameters; see `methods._joint`."""
 
 _FOLDER = Path(methods.__file__).parent
-_DEFINES_METHOD = re.compile(r"^def method\(", re.MULTILINE)
 
 
 def _import(name: str) -> ModuleType:
@@ -41,27 +39,20 @@ def _import(name: str) -> ModuleType:
         ) from error
 
 
-def _own_methods() -> dict[str, Callable[[], ModuleType]]:
-    """Read off the modules' text: none of them is imported before it is used."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in _FOLDER.glob("[!_]*.py")}
-    return {
-        name: partial(_import, name)
-        for name in sorted(texts)
-        if _DEFINES_METHOD.search(texts[name])
-    }
-
-
 def _check_added(name: str, module: Callable[[], ModuleType]) -> None:
     if name in ("teacher", "source"):
         raise ValueError(f"a row {name} is in every table; choose another name for the method")
 
 
-METHODS: Registry[Callable[[], ModuleType]] = Registry("method", _own_methods(), _check_added)
-"""Each method's name and what loads its module."""
+_OWN = sorted(path.stem for path in _FOLDER.glob("[!_]*.py"))
+METHODS: Registry[Callable[[], ModuleType]] = Registry(
+    "method", {name: partial(_import, name) for name in _OWN}, _check_added
+)
+"""Method name -> a function that loads its module: no method is imported before it is used."""
 
 
 def method_code(name: str) -> str:
-    """The digest of a method's code: an edited method is another method.
+    """The digest of a method's code. Cells of an edited method have other ids.
 
     Raises:
         ValueError: an unknown method.
@@ -87,7 +78,7 @@ def _validator(wanted: Any) -> TypeAdapter:
 def _canonical(label: str, value: Any, wanted: Any) -> Any:
     """`value` in the type `wanted`; ValueError naming `label` if it is not of that type."""
     try:
-        # As JSON: there a list may stand for a tuple, and an int for a float, but no bool does.
+        # Strict JSON takes a list for a tuple and an int for a float, but no bool for a number.
         return _validator(wanted).validate_json(to_json(value, inf_nan_mode="constants"))
     except ValidationError as error:
         message = error.errors()[0]["msg"]
@@ -98,8 +89,8 @@ def default_hyperparameters(name: str) -> dict[str, Any]:
     """The method's hyper-parameters and their defaults, in the order of its signature.
 
     Raises:
-        ValueError: an unknown method; names near ones and all there are.
-        TypeError: the method's own fault: a parameter that is positional or has no default.
+        ValueError: an unknown method; the message gives near names.
+        TypeError: a parameter of the method is positional or has no default.
 
     Example:
         >>> default_hyperparameters("soft_logits")
@@ -115,8 +106,8 @@ def default_hyperparameters(name: str) -> dict[str, Any]:
 def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Every hyper-parameter of the method: the given values over the defaults, in canonical types.
 
-    An int given for a float becomes a float, so equal settings are equal however they were
-    written. A bool is no number, and NaN and infinity are no values.
+    An int becomes a float where a float is wanted, so 4 and 4.0 give the same cell. A bool is
+    refused as a number, and so are NaN and infinity.
 
     Args:
         name: the method's name.
@@ -142,23 +133,26 @@ def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, 
         key: _canonical(f"method {name}: {key}", value, wanted.get(key, type(known[key])))
         for key, value in {**known, **hparams}.items()
     }
-    # Absent unless set: a cell's id does not depend on a switch that is off.
+    # Left out if off, so that the switch changes no cell id.
     return {**resolved, JOINT: True} if joint else resolved
 
 
 def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[str, list[Any]]:
-    """What tuning tries: hyper-parameter -> values, from the module's `SEARCH`; {} without one.
+    """The values that tuning tries for each hyper-parameter, from the module's `SEARCH`.
 
-    A hyper-parameter that is set already is left out, and so is one that a setting makes unread:
-    the module's `READ_WHEN` names, for a hyper-parameter, the settings under which it is read.
+    Hyper-parameters in `hparams` are left out, and so are those that the method does not read: the
+    module's `READ_WHEN` maps a hyper-parameter to the settings under which it is read.
 
     Args:
         name: the method's name.
-        hparams: what is set already.
+        hparams: hyper-parameters that are set already.
+
+    Returns:
+        Hyper-parameter -> values; {} for a module without `SEARCH`.
 
     Raises:
-        ValueError: an unknown method, or a value that the method would refuse.
-        TypeError: the method's own fault: `SEARCH` or `READ_WHEN` names no hyper-parameter of it.
+        ValueError: an unknown method, or a value that the method refuses.
+        TypeError: `SEARCH` or `READ_WHEN` has a key that is not a hyper-parameter of the method.
 
     Example:
         >>> sorted(search_space("soft_logits"))

@@ -1,8 +1,8 @@
-"""What a distillation method is: pure loss functions and a declarative plan of stages.
+"""The interface of a distillation method: pure loss functions and a declarative plan of stages.
 
-A method never sees a data set, a device, an optimiser or a network. It is given what both
-networks showed of one batch (a `Pair`), returns a loss, and says in its plan for which share of
-the training that loss counts, and which parts of the student it may move.
+A method never sees a data set, a device, an optimiser or a network. Its losses take the tensors
+that both networks give for one batch (a `Pair`). Its plan says for which share of the training a
+loss counts, and which parts of the student it trains.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class NotApplicable(Exception):
-    """This method cannot serve this pair of networks; the message says why, for the table."""
+    """The method cannot be used for this pair of networks; the message is the reason for tables."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What one network shows of one batch. A teacher's view carries no gradient.
+    """The tensors of one network for one batch. A teacher's view has no gradient.
 
     Attributes:
-        taps: tap name -> (B, C, H, W) or (B, D); "logits" -> (B, K). Holds just what the stage
-            asked for, in float32 whatever the precision of the network.
+        taps: tap name -> (B, C, H, W) or (B, D); "logits" -> (B, K). Only the taps of the stage, in
+            float32 whatever the precision of the network.
     """
 
     taps: Mapping[str, Tensor]
 
     def __getitem__(self, tap: str) -> Tensor:
-        """The tensor at `tap`; KeyError naming what there is if the stage did not ask for it."""
+        """The tensor at `tap`; KeyError with the known taps if the stage does not name it."""
         try:
             return self.taps[tap]
         except KeyError:
@@ -74,7 +74,7 @@ class Pair(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which training images a stage uses, and why.
+    """The training images that a stage uses, and why.
 
     Attributes:
         kept: (N,) bool.
@@ -100,9 +100,9 @@ class Stage:
         name: "hint", "init", "distil", "finetune"...: a column of the records.
         share: part of the cell's epochs, in (0, 1]; a plan's shares sum to 1.
         transfer: the transfer loss, (B,) if samples are independent, () if it couples the batch;
-            None where the teacher teaches nothing.
-        taps: what `transfer` reads of both networks; "logits" counts as the deepest tap.
-        optional_taps: shown as well where both networks have them.
+            None for a stage without a teacher.
+        taps: the taps of both networks that `transfer` reads; "logits" is the deepest one.
+        optional_taps: further taps, shown if both networks have them.
         task_weight: weight on the mean cross-entropy with the labels. 0 drops the term: labels
             and head leave the graph, and the student runs only to its deepest tap.
         transfer_weight: weight on the mean transfer loss, or a function of the progress through
@@ -124,8 +124,8 @@ class Stage:
         merge: (task gradients, transfer gradients, epoch of the stage, from 0) -> gradients, each
             with one entry per parameter: a tensor, or None where the loss does not reach it.
             Takes the place of their sum.
-        watch: named scalars worth a curve (activation agreement, say); run on the last batch of
-            every epoch, outside the graph.
+        watch: named scalars to record as curves, such as activation agreement; run on the last
+            batch of every epoch, outside the graph.
     """
 
     name: str
@@ -149,37 +149,38 @@ class Stage:
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a stage that could not be run as written."""
-        for wrong, message in self._faults():
+        """Refuses a stage that cannot be run as written."""
+        for message, wrong in self._faults().items():
             if wrong:
                 raise ValueError(f"stage {self.name!r}: {message}")
 
-    def _faults(self) -> tuple[tuple[bool, str], ...]:
-        return (
-            (not 0 < self.share <= 1, f"share {self.share} is not in (0, 1]"),
-            (not self.trains or not self.trains <= PARTS,
-             f"trains {sorted(self.trains)} must be some of {sorted(PARTS)}"),
-            (self.task_weight < 0, f"task_weight {self.task_weight} is negative"),
-            (self.transfer is None and self.task_weight == 0,
-             "has neither a transfer loss nor a task loss: nothing would train"),
-            (self.transfer is None and bool(self.taps or self.optional_taps),
-             "names taps but has no transfer loss to read them"),
-            (self.transfer is not None and not self.taps,
-             "has a transfer loss but names no taps for it to read"),
-            (self.merge is not None and (self.transfer is None or self.task_weight == 0),
-             "merge needs both a task loss and a transfer loss"),
-            (self.keep is not None and not self.clean,
-             "keep reads the teacher's clean view: set clean=True"),
-            (self.prepare is not None and not self.clean,
-             "prepare reads the teacher's clean view: set clean=True"),
-            (self.joint is not None and self.task_weight == 0,
-             "joint is part of the task loss: it needs one"),
-            (self.lr_factor <= 0, f"lr_factor {self.lr_factor} must be above 0"),
-            (self.head_lr_factor is not None and self.head_lr_factor <= 0,
-             f"head_lr_factor {self.head_lr_factor} must be above 0"),
-            (self.clip_norm is not None and self.clip_norm <= 0,
-             f"clip_norm {self.clip_norm} must be above 0"),
-        )  # fmt: skip
+    def _faults(self) -> dict[str, bool]:
+        """Message -> whether it applies."""
+        teaches, labelled = self.transfer is not None, self.task_weight > 0
+        reads = bool(self.taps or self.optional_taps)
+        faults = {
+            f"share {self.share} is not in (0, 1]": not 0 < self.share <= 1,
+            f"trains {sorted(self.trains)} must be some of {sorted(PARTS)}": (
+                not self.trains or not self.trains <= PARTS
+            ),
+            f"task_weight {self.task_weight} is negative": self.task_weight < 0,
+            "has neither a transfer loss nor a task loss: nothing would train": (
+                not teaches and not labelled
+            ),
+            "names taps but has no transfer loss to read them": reads and not teaches,
+            "has a transfer loss but names no taps for it to read": teaches and not self.taps,
+            "merge needs both a task loss and a transfer loss": (
+                self.merge is not None and not (teaches and labelled)
+            ),
+            "joint is part of the task loss: it needs one": self.joint is not None and not labelled,
+        }
+        for name in ("keep", "prepare"):
+            unread = getattr(self, name) is not None and not self.clean
+            faults[f"{name} reads the teacher's clean view: set clean=True"] = unread
+        for name in ("lr_factor", "head_lr_factor", "clip_norm"):
+            value = getattr(self, name)
+            faults[f"{name} {value} must be above 0"] = value is not None and value <= 0
+        return faults
 
     @property
     def needs_teacher(self) -> bool:
@@ -188,7 +189,7 @@ class Stage:
 
     @property
     def all_taps(self) -> tuple[str, ...]:
-        """What this stage surely reads of both networks."""
+        """The taps that this stage requires of both networks."""
         more = () if self.joint is None or "logits" in self.taps else ("logits",)
         return (*self.taps, *more)
 
@@ -199,11 +200,11 @@ class Stage:
 
 
 class NoConnector(nn.Module):
-    """The connector of a method that needs none."""
+    """The connector of a method without trained parts of its own."""
 
 
 def no_connector(student: Shapes, teacher: Shapes) -> nn.Module:
-    """The default `Method.connect`: no trained parts but the student's own."""
+    """The default `Method.connect`: only the student is trained."""
     return NoConnector()
 
 
@@ -217,9 +218,9 @@ class Method:
         plan: the stages, in order.
         connect: builds the trained parts and buffers that are not the student's (regressors,
             connectors) from the shapes of the taps of both networks; raises `NotApplicable` with
-            the reason if the pair cannot be served.
-        starts_from: "fresh" weights, or those of the cell's "source" training (all but the head).
-        needs_teacher: derived; whether any stage reads a teacher.
+            the reason if the method cannot be used for the pair.
+        starts_from: "fresh" weights, or those of the cell's "source" except the head.
+        needs_teacher: whether any stage reads a teacher; derived from the plan.
     """
 
     category: str
@@ -232,7 +233,7 @@ class Method:
     def __post_init__(self) -> None:
         """Refuses an impossible plan."""
         if self.category not in CATEGORIES:
-            raise ValueError(f"category {self.category!r} is none of {', '.join(CATEGORIES)}")
+            raise ValueError(f"category {self.category!r} is not in {', '.join(CATEGORIES)}")
         if not self.source.strip():
             raise ValueError("source is empty: name authors, title, venue and year")
         total = sum(stage.share for stage in self.plan)
@@ -252,9 +253,8 @@ def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs
     Args:
         plan: stages whose shares sum to 1.
         epochs: the cell's budget E, at least one for each stage.
-        budget: "equal_epochs": the stages together take E, rounded so that the sum is exact.
-            "addon": the last stage takes E and the earlier ones their share of E on top, as most
-            published code does.
+        budget: "equal_epochs": all stages together take E. "addon": the last stage takes E, and
+            the earlier ones take their share of E on top, as in most published code.
 
     Raises:
         ValueError: fewer epochs than stages.
@@ -280,6 +280,9 @@ def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs
 
 
 def in_float32(view: Mapping[str, Tensor]) -> View:
-    """A view in float32: relations lose their small differences in half precision."""
-    return View({tap: x.float() if x.is_floating_point() and x.dtype != torch.float64 else x
-                 for tap, x in view.items()})  # fmt: skip
+    """A view in float32: half precision would lose the small differences of relational losses."""
+    taps = {
+        tap: x.float() if x.is_floating_point() and x.dtype != torch.float64 else x
+        for tap, x in view.items()
+    }
+    return View(taps)

@@ -1,13 +1,13 @@
-"""A user's own file, outside of this package: a method, models, data sources.
+"""A file of the user's own that adds a method, models or data sources.
 
-It is run if `--plugin FILE` names it, and never otherwise. It holds one or more of
+The file runs only if `--plugin FILE` names it. It defines one or more of
 
     def method(*, ...) -> Method          the method named like the file, as in `methods/`
     MODELS = {"name": builder}            (K, (C, H, W)) -> `bench.models.network.Network`
     DATA_SOURCES = {"name": source}       `bench.data.sources.Source`
 
-What it does is a part of its cells' ids: an edited method or model is another one, and an edited
-source is read again (its cells are told apart by the content of their data, as all are).
+The code of a method or model is part of the ids of its cells, so an edited one trains again. An
+edited data source is read again; its cells train again if the images or labels change.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ PACKAGE = "kd_bench_plugin"
 
 
 class PluginError(UserError):
-    """A file that cannot be used; one line: the file, what is wrong with it, the cure."""
+    """A plugin that cannot be used; one line with the file, the fault and the cure."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A file as it was when the command began.
+    """The content of a plugin file when the command began.
 
-    Whoever trains runs this text and not the file: the file may be edited while a grid trains,
-    and need not lie on every machine.
+    Workers run this text, not the file: the file may be edited while a grid trains, and need not
+    be on every machine.
 
     Attributes:
         path: absolute; for messages and tracebacks.
@@ -59,19 +59,19 @@ class Plugin:
 
     @property
     def code(self) -> str:
-        """Hash of what it does, as it stands in cells."""
+        """The digest of its code, as in cells."""
         return method_digest(self.name, self.text)
 
     def keep(self, folder: Path) -> None:
-        """Writes the text to `<folder>/<name>-<code>.py`: the file itself may change."""
+        """Writes the text to `<folder>/<name>-<code>.py`, so that old versions stay available."""
         write_atomically(folder / f"{self.name}-{self.code}.py", self.text)
 
 
 def read_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
-    """Reads files and runs none of them.
+    """Reads files without running them.
 
     Raises:
-        PluginError: not there, unreadable, no .py file, or two of one name.
+        PluginError: a file is missing, unreadable or not a .py file, or two have one name.
     """
     plugins = tuple(dict.fromkeys(_read(path) for path in paths))
     names = [plugin.name for plugin in plugins]
@@ -101,12 +101,12 @@ _plugged: list[Plugin] = []
 
 @contextmanager
 def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
-    """Runs the files, and makes what they add known by name until left.
+    """Runs the files and registers what they define, until the context ends.
 
-    A plugin that is plugged already stays as it is.
+    A plugin that is registered already is not run again.
 
     Raises:
-        PluginError: a file that fails, adds nothing, or a name that is taken.
+        PluginError: a file fails, defines nothing, or uses a name that is taken.
 
     Example:
         >>> from bench.models.zoo import MODELS
@@ -130,8 +130,8 @@ def _plug(plugin: Plugin, stack: ExitStack) -> None:
     except BaseException as error:
         if isinstance(error, PluginError | KeyboardInterrupt):
             raise
-        # A file may raise errors of its own classes, and end the program: then it is among the
-        # frames. What is refused after it ran, such as a name that is taken, comes without one.
+        # Any error with a frame in the file is the file's, SystemExit and its own classes included.
+        # Errors of registration, such as a name that is taken, have no such frame.
         where = _line(plugin, error)
         if not where and not isinstance(error, LOAD_FAULTS):
             raise
@@ -141,7 +141,7 @@ def _plug(plugin: Plugin, stack: ExitStack) -> None:
 
 
 class _Loader(InspectLoader):
-    """Loads a module from a text that is at hand."""
+    """Loads a module from the text of a plugin."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -159,11 +159,11 @@ def _load(plugin: Plugin, stack: ExitStack) -> ModuleType:
     )
     assert spec is not None
     assert spec.loader is not None
-    spec.has_location = True  # it knows its own place, by __file__
+    spec.has_location = True  # sets __file__
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look there
     stack.callback(sys.modules.pop, spec.name, None)
-    # Tracebacks show the text that ran, also where there is no such file.
+    # Tracebacks show the text that ran, even if the file has changed or is missing.
     lines = plugin.text.splitlines(keepends=True)
     linecache.cache[plugin.path] = (len(plugin.text), None, lines, plugin.path)
     spec.loader.exec_module(module)
@@ -180,8 +180,8 @@ def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
     has_method = inspect.isfunction(getattr(module, "method", None))
     if not (models or data or has_method):
         raise PluginError(
-            f"--plugin {plugin.path}: wanted a function method(*, ...), MODELS or DATA_SOURCES; "
-            "it has none of them"
+            f"--plugin {plugin.path}: defines nothing to add; wanted a function method(*, ...), "
+            "MODELS or DATA_SOURCES"
         )
     for name, builder in models.items():
         _register(MODELS, name, builder, code, stack)
@@ -206,7 +206,7 @@ def _table(module: ModuleType, name: str) -> Mapping[str, Any]:
 
 
 def _line(plugin: Plugin, error: BaseException) -> str:
-    """Where in the file it happened."""
+    """The line of the file that raised an error, as text; empty if it is not in the file."""
     if isinstance(error, SyntaxError) and error.filename == plugin.path:
         return f"line {error.lineno}: "
     frames = traceback.extract_tb(error.__traceback__)

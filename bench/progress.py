@@ -1,10 +1,9 @@
-"""Progress of a command that takes long: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a long command: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,13 +12,13 @@ PLAIN_LINE_SECONDS = 15.0
 
 
 class ProgressDisplay:
-    """What is being done, how much of it, and the time left. A context manager."""
+    """Shows the current task, how much of it is done, and the time left. A context manager."""
 
     def __init__(self, console: Console, unit: str = "") -> None:
         """Shows nothing before the first `show`.
 
         Args:
-            console: where to show.
+            console: where to show progress.
             unit: of what is counted, such as "epochs".
         """
         self.console, self.unit = console, f" {unit}" if unit else ""
@@ -30,12 +29,7 @@ class ProgressDisplay:
         """Returns the display."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stops the live bar."""
         if self._live is not None:
             self._live[0].stop()
@@ -43,14 +37,14 @@ class ProgressDisplay:
     def show(
         self, what: str, done: int, total: int, *, at_once: bool = False, skipped: int = 0
     ) -> None:
-        """Shows how far it is.
+        """Shows how far the command is.
 
         Args:
-            what: is being done.
-            done: units of it.
+            what: the current task.
+            done: units done.
             total: units in all.
-            at_once: whether a plain line is due now, not only every `PLAIN_LINE_SECONDS`.
-            skipped: units of `done` that took no time, because an earlier command did them.
+            at_once: prints a plain line now, not only every `PLAIN_LINE_SECONDS`.
+            skipped: units of `done` that an earlier command did; they took no time.
         """
         if self.console.is_terminal:
             live, task = self._live_bar()
@@ -64,8 +58,10 @@ class ProgressDisplay:
         left = f", about {seconds / worked * (total - done):.0f} s left" if worked > 0 else ""
         self.console.print(
             f"{what}  {done}/{total}{self.unit}, {seconds:.0f} s{left}",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
     def _live_bar(self) -> tuple[Progress, TaskID]:
         if self._live is None:
@@ -87,8 +83,8 @@ class TrainingProgress:
 
         Args:
             names: cell id -> name, of the cells that will train.
-            epochs: cell id -> how many it trains for.
-            display: where to show.
+            epochs: cell id -> the number of epochs that it trains for.
+            display: where to show progress.
         """
         self.names, self.total_epochs, self.display = names, sum(epochs.values()), display
         self.cells, self.latest = 0, ""
@@ -100,9 +96,9 @@ class TrainingProgress:
 
         Args:
             cell_id: of the cell.
-            done: epochs of the cell that are done.
-            total: epochs of the cell in all.
-            accuracy: on the test set, None where it was not measured.
+            done: epochs done.
+            total: epochs in all.
+            accuracy: on the test set; None if it was not measured.
         """
         if cell_id not in self._done:
             self._resumed += done - 1
@@ -112,7 +108,7 @@ class TrainingProgress:
         self._show()
 
     def finished(self, cells: int) -> None:
-        """That many more cells have a record."""
+        """Counts more cells that have a record."""
         self.cells += cells
         self._show(at_once=True)
 

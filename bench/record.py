@@ -1,7 +1,7 @@
-"""What was asked for (`Plan`) and what one cell produced (`Record`), as JSON files.
+"""The plan of a grid (`Plan`) and the result of one cell (`Record`), as JSON files.
 
-Records are the one source of every table: a cell writes its own, wherever it ran; the tables and
-MLflow only read them. Standard library only, so that tables need no torch.
+Every table and MLflow run is made from records. This module needs only the standard library, so
+that tables need no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One trained (or failed, or refused) cell.
+    """The result of one cell: trained, failed or not applicable.
 
     Attributes:
         cell_id: hash of everything that changes the cell's numbers.
@@ -30,20 +30,21 @@ class Record:
         category: the method's, see `bench.method.CATEGORIES`.
         source: the method's paper and the deviations from it.
         status: one of `STATUSES`.
-        error: why not finished, one line; empty if finished.
-        traceback: the full one of a failure; empty otherwise.
+        error: one line that says why the cell is not finished; empty if it is.
+        traceback: of a failure; empty otherwise.
         stages: per stage {"name", "epochs", "taps"}.
         curves: name -> one value per epoch, None where not measured. "train_loss", "task_loss",
-            "transfer_loss", "learning_rate", "test_accuracy" (in [0, 1]), and what a stage watches.
+            "transfer_loss", "learning_rate", "test_accuracy" (in [0, 1]), and the scalars of
+            `Stage.watch`.
         final: "last_accuracy", "best_accuracy", "best_epoch" (1-based),
             "agreement" (share of the test set where student and teacher predict the same class),
             "epochs", "train_images", "parameters", "train_seconds", "evaluation_seconds",
             "checkpoint_seconds".
-            Seconds are shared-machine wall clock and never a method's cost. A cell with
+            Seconds are wall clock on a shared machine, not the cost of a method. A cell with
             diagnostics has more curves and numbers, see `bench.train.diagnostics`.
-        conditions: device, precision, threads, torch, python, commit, dirty, started; "resumed":
-            how often the training went on from a checkpoint, and "earlier": what each of those
-            processes had as conditions.
+        conditions: device, precision, threads, torch, python, commit, dirty, started; "resumed",
+            the number of times that training resumed from a checkpoint; "earlier", the conditions
+            of each process before.
         files: name -> path relative to the cell's folder.
     """
 
@@ -63,7 +64,7 @@ class Record:
     def __post_init__(self) -> None:
         """Refuses an unknown status."""
         if self.status not in STATUSES:
-            raise ValueError(f"record {self.cell_id}: status {self.status!r} is none of {STATUSES}")
+            raise ValueError(f"record {self.cell_id}: status {self.status!r} is not in {STATUSES}")
         check_file_names("record", [self.cell_id, *self.files.values()])
 
     def to_json(self) -> str:
@@ -78,18 +79,18 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One entry of a grid: which cell answers for this pair, method and seed.
+    """The cell of one pair, method and seed of a grid.
 
-    Several rows may name one cell: the plain student is the same whoever the teacher would be.
+    Rows may share a cell: the plain student is the same cell for every teacher.
 
     Attributes:
         role: "teacher", "student" (the baseline), "method", or "source" (what transfer learning
             starts from; it has no row in a table).
         label: the row's name in tables: the method, with hyper-parameters that differ from its
             defaults.
-        method: the method's name; "student" for baselines and teachers, and for the plain student
-            trained longer, whose role is that of a method.
-        axes: fraction of the training images, resolution factor, share of labels...
+        method: the method's name; "student" for baselines, teachers, and plain students trained
+            longer (of role "method").
+        axes: axis -> value: "fraction" of the training images, of "labels", "resolution" factor.
     """
 
     role: str
@@ -106,10 +107,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Teacher>student/label/seed, as in MLflow; a plain training is named without a teacher.
-
-        A baseline is one cell whoever the teacher beside it: naming one would mislead.
-        """
+        """Teacher>student/label/seed, as in MLflow; without the teacher where none is needed."""
         if self.role == "teacher":
             return f"{self.teacher}/teacher/{self.seed}"
         if self.role in ("student", "source"):
@@ -121,7 +119,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A grid, expanded: its name, its resolved text and its rows."""
+    """An expanded grid: its name, its resolved fields and its rows."""
 
     name: str
     description: str
@@ -129,11 +127,11 @@ class Plan:
     rows: list[Row]
 
     def __post_init__(self) -> None:
-        """Refuses names that would lead out of the work directory."""
+        """Refuses names that lead out of the work directory."""
         check_file_names(f"plan {self.name!r}", [self.name, *self.cell_ids()])
 
     def to_json(self) -> str:
-        """One stable text for equal plans."""
+        """JSON with sorted keys: equal plans give equal text."""
         return dump_json({"schema": SCHEMA, **asdict(self)})
 
     @classmethod
@@ -144,14 +142,14 @@ class Plan:
         return cls(**values)
 
     def cell_ids(self) -> list[str]:
-        """Every cell of the plan once, in order of first mention."""
+        """The cells of the plan, in order of first mention."""
         return list(dict.fromkeys(row.cell_id for row in self.rows))
 
 
 def check_file_names(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError for a name that is not one of a file: it would lead to another folder.
+    """Raises ValueError for a name that is not a plain file name and so could leave its folder.
 
-    Names come from grids, from files and from tracking servers that others can write to.
+    Names come from grids, files and tracking servers that others can write to.
 
     Example:
         >>> check_file_names("grid", ["birds-96"])
@@ -175,7 +173,7 @@ def _known_fields(kind: type, text: str) -> dict[str, Any]:
 
 
 def dump_json(value: object) -> str:
-    """Sorted, indented JSON without NaN or Infinity, which JSON does not have."""
+    """Sorted, indented JSON; null for NaN and infinity, which JSON does not have."""
     return json.dumps(_finite(value), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
@@ -190,7 +188,7 @@ def _finite(value: object) -> object:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either whole or not there: a temporary file, flushed, then renamed."""
+    """Writes a file as a whole or not at all: a temporary file is flushed, then renamed."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -207,29 +205,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class Store:
-    """The folder of all cells: `<root>/<cell_id>/record.json` and the files beside it.
+    """The folder of all cells, each in `<root>/<cell_id>`.
 
-    Beside it lie config.json (the resolved cell), weights.safetensors, and traceback.txt of a
-    failure.
+    A cell's folder holds record.json, config.json (the resolved cell), weights.safetensors, and
+    traceback.txt of a failure.
     """
 
     def __init__(self, root: Path) -> None:
-        """Nothing is created before the first write."""
+        """Creates nothing before the first write."""
         self.root = root
 
     def folder(self, cell_id: str) -> Path:
-        """The folder of one cell, which need not exist yet."""
+        """The folder of one cell; it need not exist yet."""
         return self.root / cell_id
 
     def read(self, cell_id: str) -> Record | None:
-        """The cell's record, None if it has none (or only a damaged one: it then runs again)."""
+        """The cell's record; None if it is missing or damaged, so that the cell runs again."""
         try:
             return Record.from_json((self.folder(cell_id) / "record.json").read_text())
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def write(self, record: Record) -> None:
-        """Writes the record last, after its files: a record that is there is complete."""
+        """Writes the record after all other files, so that a cell with a record is complete."""
         folder = self.folder(record.cell_id)
         write_atomically(folder / "config.json", dump_json(record.cell))
         if record.traceback:
@@ -237,12 +235,12 @@ class Store:
         write_atomically(folder / "record.json", record.to_json())
 
     def discard(self, cell_id: str) -> None:
-        """Forgets a cell's record, so that it counts as not run, and files left half-written."""
+        """Deletes a cell's record, so that it counts as not run, and half-written files."""
         folder = self.folder(cell_id)
         for path in (folder / "record.json", folder / "traceback.txt", *folder.glob(".*")):
             path.unlink(missing_ok=True)
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
-        """The records there are, by cell id, in the order asked."""
+        """Cell id -> record, in the given order, without cells that have no record."""
         found = ((cell_id, self.read(cell_id)) for cell_id in cell_ids)
         return {cell_id: record for cell_id, record in found if record is not None}

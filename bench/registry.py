@@ -1,7 +1,6 @@
-"""What a grid can name: methods, models and data sources, each in one registry.
+"""Registries of methods, models and data sources, and the message for an unknown name.
 
-A registry holds what comes with the harness and what plugins add. Unknown names are refused in
-one sentence, the same for every kind of name in the project.
+A registry holds the items of the harness and those that plugins add.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ class Registry(Generic[Item]):
         return name in self._items
 
     def names(self) -> list[str]:
-        """All names: those of the harness first, then what was added."""
+        """All names, those of the harness first."""
         return list(self._items)
 
     def get(self, name: str) -> Item:
         """The item called `name`.
 
         Raises:
-            ValueError: there is none; names near matches.
+            ValueError: an unknown name; the message gives near names.
         """
         if name not in self._items:
             raise ValueError(unknown(self.kind, name, self._items) + PLUGIN_HINT)
@@ -75,12 +74,12 @@ class Registry(Generic[Item]):
 
         Args:
             name: letters, digits, "_", "-" and ".".
-            item: what the name stands for.
+            item: the method, model or data source.
             code: the digest of the code that defines it.
 
         Raises:
             TypeError: the item is of the wrong type.
-            ValueError: the name is taken or not a name.
+            ValueError: the name is taken or has other characters.
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"{self.kind} {name!r}: wanted letters, digits, '_', '-' and '.'")
@@ -95,7 +94,7 @@ class Registry(Generic[Item]):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """The sentence for an unknown name: near matches, or else all known names.
+    """The message for an unknown name, with near names, or else all known names.
 
     Example:
         >>> unknown("method", "fitnett", ["fitnet", "rkd"])

@@ -1,4 +1,4 @@
-"""The work directory: where caches, records, MLflow's files and tables lie."""
+"""The work directory: paths of caches, records, MLflow's files and tables."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class WorkDir:
 
     @property
     def checkpoints(self) -> Path:
-        """What unfinished cells go on from."""
+        """The checkpoints of unfinished cells."""
         return self.root / "store" / "checkpoints"
 
     @property
     def cache(self) -> Path:
-        """Decoded data sets, and downloads."""
+        """Decoded data sets and downloads."""
         return self.root / "store" / "data"
 
     @property
     def leases(self) -> Path:
-        """Who trains what, where several commands share this work directory."""
+        """The leases that commands sharing this work directory hold on cells."""
         return self.root / "store" / "leases"
 
     @property
     def plugins(self) -> Path:
-        """Every version of a user's own file that cells were trained with."""
+        """Every version of a plugin that cells were trained with."""
         return self.root / "store" / "plugins"
 
     def grid(self, name: str) -> Path:

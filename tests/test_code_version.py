@@ -14,6 +14,8 @@ def test_the_digest_follows_code_and_ignores_words_and_layout():
     reworded = 'def f(x):\n    """Adds."""\n    # one\n    return (x +\n            1)\n'
     assert method_digest("f", reworded) == plain
     assert method_digest("f", "def f(x):\n    return x - 1\n") != plain
+    imports = ("from methods import rkd\n", "import methods.rkd\n", "from methods import fsp\n")
+    assert len({plain, *(method_digest("f", text) for text in imports)}) == 4
 
 
 def test_every_package_that_decides_numbers_is_in_the_digest(tmp_path):

@@ -15,7 +15,6 @@ import yaml
 from processes import ROOT, kd_bench, plan_of, results, start
 
 from bench.cli import main, outputs
-from bench.code_version import method_digest
 from bench.data import sources
 from bench.expansion import Expansion, expand
 from bench.grid import load_grid
@@ -31,7 +30,7 @@ METHOD = '''
 from bench.method import Method, Stage
 from methods.soft_logits import SOURCE as BASED_ON
 
-SOURCE = f"For a test, 2026, beside: {BASED_ON}"
+SOURCE = f"For a test, 2026, after: {BASED_ON}"
 FACTOR = 1.0
 
 def method(*, weight: float = 1.0) -> Method:
@@ -98,7 +97,8 @@ def grid_file(folder: Path, **changes: object) -> str:
 
 def test_what_files_add_is_known_by_name_until_left(files):
     before = (METHODS.names(), zoo.MODELS.names(), sources.names())
-    with plugged(read_plugins(files)):
+    plugins = read_plugins(files)
+    with plugged(plugins), plugged(plugins):  # the second one adds nothing
         assert "matching" in METHODS.names()
         assert resolve_hyperparameters("matching", {"weight": 2}) == {"weight": 2.0}
         assert build_method("matching").plan[0].taps == ("logits",)
@@ -113,13 +113,6 @@ def test_list_shows_them(files, capsys):
     said = capsys.readouterr().out
     for word in ("matching ", "weight=1.0", " tiny", "stripes"):
         assert word in said
-
-
-def test_a_text_that_is_plugged_already_is_not_run_again(files):
-    plugins = read_plugins(files)
-    with plugged(plugins), plugged(plugins):
-        assert "matching" in METHODS
-    assert "matching" not in METHODS.names()
 
 
 def test_workers_run_the_text_as_it_was_when_the_command_began(files):
@@ -167,15 +160,6 @@ def test_two_files_of_one_name_share_no_cell_and_comments_do_not_count():
         assert (other[key] == cell_id) == (key[0] != "matching")
 
 
-def test_a_method_is_another_one_where_it_imports_another_piece():
-    other = METHOD.replace("methods.soft_logits", "methods.rkd")
-    assert method_digest("matching", METHOD) != method_digest("matching", other)
-    whole = "from methods import soft_logits\n"
-    plain = "import methods.soft_logits\n"
-    alone = method_digest("a", whole.replace("methods", "elsewhere"))
-    assert len({alone, method_digest("a", whole), method_digest("a", plain)}) == 3
-
-
 def test_models_of_two_files_share_no_cell_and_their_students_have_other_teachers():
     def cells(width: int) -> dict[tuple[str, str], str]:
         model = MODEL.replace("width=3", f"width={width}")
@@ -210,30 +194,24 @@ def test_a_source_whose_code_changed_is_read_again(tmp_path):
         ("folder.py", ..., "cannot be read: Is a directory"),
         ("matching.txt", METHOD, "wanted a Python file"),
         ("my-method.py", METHOD, "wanted letters, digits and '_'"),
-        ("_private.py", METHOD, "wanted letters, digits and '_'"),
         ("broken.py", "def method(:\n", "line 1: SyntaxError"),
         ("broken.py", "x = 1\n\0", "SyntaxError"),
         ("broken.py", "x = 1\nx.y\n", "line 2: AttributeError"),
-        ("broken.py", "import no_such_package\n", "line 1: ModuleNotFoundError"),
         ("broken.py", "import sys\nsys.exit(0)\n", "line 2: SystemExit"),
         ("broken.py", "class Odd(Exception): ...\nraise Odd('a\\nb')\n", "line 2: Odd: a b\n"),
-        ("broken.py", "x = next(iter(()))\n", "line 1: StopIteration\n"),
         ("broken.py", "from methods.gone import a\n", "No module named 'methods.gone'"),
-        ("nothing.py", "x = 1\n", "wanted a function method(*, ...), MODELS or DATA_SOURCES"),
         ("nothing.py", "import bench.method as method\n", "wanted a function method(*, ...)"),
         ("fitnet.py", METHOD, "a method fitnet exists already; choose another name"),
         ("teacher.py", METHOD, "a row teacher is in every table; choose another name"),
         ("mine.py", METHOD.replace("*, weight", "weight"), "weight must be keyword-only"),
-        ("mine.py", METHOD.replace('"response"', '"best"'), "category 'best' is none of"),
+        ("mine.py", METHOD.replace('"response"', '"best"'), "category 'best' is not in"),
         ("mine.py", METHOD.replace("return Method", "return dict"), "wanted a Method"),
         ("mine.py", f"{METHOD}\nSEARCH = {{'wait': [1.0]}}", "SEARCH: unknown hyper-parameter"),
         ("mine.py", "MODELS = ['tiny']\n", "MODELS is ['tiny'], wanted {'name': ...}"),
         ("mine.py", "MODELS = {'resnet8': print}\n", "a model resnet8 exists already"),
-        ("mine.py", "MODELS = {'cnn77': print}\n", "a model cnn77 exists already"),
         ("mine.py", "MODELS = {'a:b': print}\n", "model 'a:b': wanted letters"),
         ("mine.py", "MODELS = {'tiny': 3}\n", "wanted (classes, image_shape) -> Network"),
         ("mine.py", "DATA_SOURCES = {'digits': print}\n", "a data source digits exists already"),
-        ("mine.py", "DATA_SOURCES = {'../x': print}\n", "data source '../x': wanted letters"),
         ("mine.py", "DATA_SOURCES = {'x': print}\n", "wanted a bench.data.sources.Source"),
     ],
 )  # fmt: skip
@@ -260,40 +238,29 @@ def test_two_files_of_one_name_cannot_come_together(tmp_path, capsys):
     assert main(["list", *options([one, one])]) == 0
 
 
-def test_a_model_that_gives_no_network_and_data_that_fail_are_one_line(tmp_path, files, capsys):
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        (1, "partial(SmallCnn, width=3)", "lambda k, shape: shape", "its builder gave a tuple"),
+        (2, "torch.arange(80)", "torch.arrange(80)", "'stripes': AttributeError: module 'torch'"),
+        (2, "% 2", "% 3", "its train labels must be int64 from 0 to 1"),
+        (2, "labels), (", "labels[1:]), (", "are (80, 1, 8, 8) torch.uint8 with 79"),
+        (2, '"stripes"', '"other"', "unknown data source 'stripes'"),
+    ],
+)
+def test_a_model_that_gives_no_network_and_data_that_fail_are_one_line(
+    tmp_path, files, capsys, file, old, new, said
+):
+    files[file].write_text(files[file].read_text().replace(old, new))
     words = ["--grid", grid_file(tmp_path), "--work-dir", str(tmp_path / "work"), "--dry-run"]
-    files[1].write_text(MODEL.replace("partial(SmallCnn, width=3)", "lambda k, shape: shape"))
     assert main([*words, *options(files)]) == 2
-    assert "model tiny: its builder gave a tuple" in capsys.readouterr().err
-    files[2].write_text(DATA.replace("torch.arange(80)", "torch.arrange(80)"))
-    assert main([*words, *options(files)]) == 2
-    assert "data source 'stripes': AttributeError: module 'torch'" in capsys.readouterr().err
-    files[2].write_text(DATA.replace("% 2", "% 3"))
-    assert main([*words, *options(files)]) == 2
-    assert "its train labels must be int64 from 0 to 1" in capsys.readouterr().err
-    files[2].write_text(DATA.replace("(images, labels), (", "(images, labels[1:]), ("))
-    assert main([*words, *options(files)]) == 2
-    assert "its train images are (80, 1, 8, 8) torch.uint8 with 79" in capsys.readouterr().err
-    assert main([*words, *options(files[:2])]) == 2
-    assert "unknown data source 'stripes'" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_an_interrupt_is_no_fault_of_the_file(tmp_path, capsys):
     path = written(tmp_path, "mine.py", "raise KeyboardInterrupt")
     assert main(["list", "--plugin", str(path)]) == 130
     assert "mine.py" not in capsys.readouterr().err
-
-
-def test_a_fault_of_the_harness_keeps_its_traceback(tmp_path, monkeypatch):
-    def broken(name: str, *more: object) -> None:
-        raise EOFError
-
-    monkeypatch.setattr(zoo.MODELS, "add", broken)
-    with (
-        pytest.raises(EOFError),
-        plugged([Plugin(str(tmp_path / "mine.py"), "MODELS = {'tiny': lambda *shape: None}")]),
-    ):
-        pass
 
 
 # --- a grid with all of them ---------------------------------------------------------------------

@@ -83,7 +83,7 @@ def export(options: argparse.Namespace) -> int:
     card = trained.card
     path = options.output or work.grid(plan.name) / "students" / file_name(card, options.format)
     write_atomically(path, content)
-    print(f"{card.name} ({card.cell_id}), {card.parameters} parameters: {path}")
+    print(f"{card.name} ({card.cell_id}): {path}")
     print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")
     print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
     print(f"classes, in the order of the logits: {', '.join(card.classes)}")
