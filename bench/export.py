@@ -94,7 +94,8 @@ class Card:
     def from_json(cls, text: str) -> Card:
         """The card written by `to_json`."""
         values: dict[str, Any] = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**values)
 
 
 class Student(nn.Module):

@@ -310,8 +310,9 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     came = f"got {fault['input']!r}" if fault["type"] != "missing" else "missing"
     if fault["type"] == "extra_forbidden":
-        section = SECTIONS[str(fault["loc"][0])] if len(fault["loc"]) > 1 else model
-        text = unknown("field", fault["loc"][-1], section.model_fields)
+        *sections, field = map(str, fault["loc"])
+        section = SECTIONS[sections[0]] if sections else model
+        text = unknown("field", field, section.model_fields)
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))
     else:
