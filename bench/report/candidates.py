@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.cost.costs import CostRecord, Costs, Quartiles
+from bench.faults import UserError
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
 from bench.report.comparison import STUDENT, Compared, Series, compare
 from bench.report.statistics import Interval, mean_interval
@@ -18,10 +19,11 @@ LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a candidate must not exceed, must be, and must gain.
+class Question:
+    """What is asked: for which pair, and what a row must not exceed, must be and must gain.
 
     Attributes:
+        pair: teacher:student; None for every pair of the grid.
         max_cost: whole training over the plain student's.
         max_memory_mib: peak memory of a step above the plain student's.
         min_gain: accuracy over the plain student, in [0, 1].
@@ -29,17 +31,36 @@ class Limits:
         extra_parameters: whether parameters may be trained with the student.
     """
 
+    pair: str | None = None
     max_cost: float | None = None
     max_memory_mib: float | None = None
     min_gain: float | None = None
     category: str | None = None
     extra_parameters: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuses limits that nothing could meet or miss."""
+        if self.max_cost is not None and not self.max_cost >= 1:
+            raise UserError(
+                f"max cost: got {self.max_cost:g}, wanted 1 or more: the plain student costs 1"
+            )
+        if self.max_memory_mib is not None and not self.max_memory_mib >= 0:
+            raise UserError(f"max memory: got {self.max_memory_mib:g} MiB, wanted 0 or more")
+        if self.min_gain is not None and not 0 <= self.min_gain < 1:
+            raise UserError(
+                f"min gain: got {self.min_gain:g}, wanted an accuracy in [0, 1): 0.01 is one "
+                "percentage point"
+            )
+
     @property
     def needs_costs(self) -> bool:
         """Whether any limit is on what only the profiler knows."""
         limits = (self.max_cost, self.max_memory_mib)
         return any(limit is not None for limit in limits) or not self.extra_parameters
+
+
+ANYTHING = Question()
+"""Every pair of the grid, without limits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +116,7 @@ def candidates_of(
     rows: Iterable[Row],
     records: Mapping[str, Record],
     costs: Sequence[CostRecord],
-    limits: Limits,
+    limits: Question,
 ) -> list[Candidate]:
     """The plain student, then all methods in the plan's order, those ruled out with the reason.
 
@@ -151,7 +172,7 @@ def _why_not(group: Group, candidate: Candidate) -> str:
     return ""
 
 
-def _beyond(candidate: Candidate, limits: Limits, cost: CostRecord | None) -> str:
+def _beyond(candidate: Candidate, limits: Question, cost: CostRecord | None) -> str:
     """Which limit the row exceeds; empty if none."""
     if limits.category and not candidate.is_student and candidate.category != limits.category:
         return f"category {candidate.category}"

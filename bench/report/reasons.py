@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from bench.cost.costs import Quartiles
-from bench.report.candidates import Candidate, Limits
+from bench.report.candidates import Candidate, Question
 from bench.report.comparison import STUDENT, differences_of, told
 from bench.report.standing import Standing, joint_level
 from bench.report.statistics import ALPHA, mean_interval, seeds_needed
@@ -23,7 +23,7 @@ def reasons(
     standing: Standing,
     candidates: Sequence[Candidate],
     conditions: str,
-    limits: Limits,
+    limits: Question,
 ) -> list[str]:
     """Why this row: its numbers, ties, how optimistic they are, and training longer instead.
 
@@ -43,7 +43,6 @@ def reasons(
     else:
         lines = [_evidence(chosen, limits), _why_this(chosen, standing)]
         lines.append(_winners_curse(chosen, tested))
-    lines += [f"runner-up: {_evidence(c, limits)}" for c in _runners_up(chosen, standing)]
     lines += _equal_compute(chosen, standing, candidates)
     lines.append(
         f"costs: whole training, measured {conditions}; the teacher's own training is not counted"
@@ -58,7 +57,7 @@ def _tested(candidates: Sequence[Candidate]) -> int:
     return sum(c.gained is not None and c.gained.n > 0 for c in candidates)
 
 
-def _student_stands(standing: Standing, tested: int, limits: Limits) -> list[str]:
+def _student_stands(standing: Standing, tested: int, limits: Question) -> list[str]:
     wanted = f" by more than {points(limits.min_gain)}" if limits.min_gain else ""
     return [
         f"no allowed row is better than the plain student{wanted} beyond doubt (paired t test, "
@@ -68,7 +67,7 @@ def _student_stands(standing: Standing, tested: int, limits: Limits) -> list[str
     ]
 
 
-def _evidence(candidate: Candidate, limits: Limits) -> str:
+def _evidence(candidate: Candidate, limits: Question) -> str:
     mean = candidate.mean
     parts = [f"{show(ACCURACY, Entry(mean))} %" if mean else "no accuracy"]
     gained = candidate.gained
@@ -132,10 +131,6 @@ def _hopeful(standing: Standing) -> list[Candidate]:
     return sorted(unproven, key=lambda c: -c.gain)
 
 
-def _runners_up(chosen: Candidate, standing: Standing) -> list[Candidate]:
-    return [c for c in standing.proven if c is not chosen][:SHOWN]
-
-
 def _equal_compute(
     chosen: Candidate, standing: Standing, candidates: Sequence[Candidate]
 ) -> list[str]:
@@ -169,7 +164,7 @@ def _against(chosen: Candidate, longer: Candidate, standing: Standing) -> str:
 
 
 def changes(
-    chosen: Candidate, standing: Standing, candidates: Sequence[Candidate], limits: Limits
+    chosen: Candidate, standing: Standing, candidates: Sequence[Candidate], limits: Question
 ) -> list[str]:
     """What would change the choice: a limit that rules a better row out, or more seeds.
 

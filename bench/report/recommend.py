@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from bench.cost.costs import Costs, Quartiles
 from bench.faults import UserError
 from bench.record import Plan, Record, Row
-from bench.report.candidates import Candidate, Limits, candidates_of, costs_of
+from bench.report.candidates import ANYTHING, Candidate, Question, candidates_of, costs_of
 from bench.report.comparison import BETTER, STUDENT, WORSE, Compared
 from bench.report.reasons import ACCURACY, COST, changes, points, reasons, wrapped
 from bench.report.standing import Standing
@@ -25,31 +25,6 @@ from bench.report.tables import Column, Table, Value
 
 class NotCovered(UserError):
     """The evidence does not cover the question at all; one line with the cure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question(Limits):
-    """What is asked: limits, and where.
-
-    Attributes:
-        pair: teacher:student; None for every pair of the grid.
-    """
-
-    pair: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses limits that nothing could meet or miss."""
-        if self.max_cost is not None and not self.max_cost >= 1:
-            raise UserError(
-                f"max cost: got {self.max_cost:g}, wanted 1 or more: the plain student costs 1"
-            )
-        if self.max_memory_mib is not None and not self.max_memory_mib >= 0:
-            raise UserError(f"max memory: got {self.max_memory_mib:g} MiB, wanted 0 or more")
-        if self.min_gain is not None and not 0 <= self.min_gain < 1:
-            raise UserError(
-                f"min gain: got {self.min_gain:g}, wanted an accuracy in [0, 1): 0.01 is one "
-                "percentage point"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +60,7 @@ class Choice:
     candidates: tuple[Candidate, ...] = ()
     behind: Mapping[str, Interval] | None = None
     costs: str = ""
-    question: Question = Question()
+    question: Question = ANYTHING
 
     @property
     def chosen(self) -> Candidate | None:
@@ -119,7 +94,7 @@ def recommend(
     plan: Plan,
     records: Mapping[str, Record],
     costs: Costs | None = None,
-    question: Question = Question(),
+    question: Question = ANYTHING,
 ) -> tuple[Choice, ...]:
     """The choice for each pair that the question names.
 
