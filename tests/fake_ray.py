@@ -1,6 +1,6 @@
 """A stand-in for the parts of Ray that the coordinator uses, in one process.
 
-A task runs inside `wait`, on the first node that may run it. A test makes faults happen through
+A task runs inside `wait`, on the first node that is alive. A test makes faults happen through
 `on_event`, which sees every event that a task sends before it arrives.
 """
 
@@ -47,12 +47,10 @@ class NodeDiedError(RayError):
 class Ref:
     """A task that has been submitted, and what came of it."""
 
-    def __init__(self, call: Callable[[], Any], options: dict[str, Any]) -> None:
+    def __init__(self, call: Callable[[], Any]) -> None:
         self.call, self.done = call, False
         self.value: Any = None
         self.error: BaseException | None = None
-        strategy = options.get("scheduling_strategy")
-        self.excluded = strategy.hard["ray.io/node-id"].values if strategy else ()
 
     def run(self) -> None:
         self.done = True
@@ -73,7 +71,7 @@ class Task:
         self.target = target
 
     def options(self, **options: Any) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *values: Ref(lambda: self.target(*values), options))
+        return SimpleNamespace(remote=lambda *values: Ref(lambda: self.target(*values)))
 
 
 class FakeRay(ModuleType):
@@ -88,7 +86,6 @@ class FakeRay(ModuleType):
         self.cancelled: list[Ref] = []
         self.on_event: Callable[..., None] = lambda *event: None
         self.before_wait: Callable[[], None] = lambda: None
-        self.here = "head"
         self.waited_in_vain = self.shut_down = 0
 
     def add_node(self, name: str, **resources: float) -> dict[str, Any]:
@@ -111,12 +108,9 @@ class FakeRay(ModuleType):
         self.before_wait()
         for ref in refs:
             alive = [node["NodeID"] for node in self.nodes_there if node["Alive"]]
-            free = [name for name in alive if name not in ref.excluded]
-            if free and not ref.done:
-                self.here = free[0]
-                self.ran_on.append(self.here)
+            if alive and not ref.done:
+                self.ran_on.append(alive[0])
                 ref.run()
-                self.here = "head"
             if ref.done:
                 return [ref], [other for other in refs if other is not ref]
         self.waited_in_vain += 1
@@ -131,7 +125,7 @@ class FakeRay(ModuleType):
         self.shut_down += 1
 
     def get_runtime_context(self) -> SimpleNamespace:
-        return SimpleNamespace(get_node_id=lambda: self.here)
+        return SimpleNamespace(get_node_id=lambda: "head")
 
 
 @pytest.fixture
@@ -157,11 +151,7 @@ def fake_ray(monkeypatch) -> FakeRay:
         def shutdown(self, force: bool) -> None:
             pass
 
-    strategies = SimpleNamespace(
-        NodeAffinitySchedulingStrategy=lambda node, soft: None,
-        NodeLabelSchedulingStrategy=lambda hard: SimpleNamespace(hard=hard),
-        NotIn=lambda *values: SimpleNamespace(values=values),
-    )
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: None)
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.exceptions", fake.exceptions)
     monkeypatch.setitem(sys.modules, "ray.util", ModuleType("ray.util"))

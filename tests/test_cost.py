@@ -411,10 +411,6 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     assert (folder / "cost.md").read_bytes() == before
     again = Mirror(tmp_path, "digits")
     assert again.tables.read("cost.json") == (folder / "cost.json").read_text()
-    (run,) = again.client.search_runs(
-        [again.client.get_experiment_by_name("kd-bench/digits").experiment_id]
-    )
-    assert run.data.metrics["cost/cnn3-cnn2/student/training_cost_ratio"] == 1.0
 
 
 @pytest.mark.parametrize(

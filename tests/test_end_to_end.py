@@ -23,7 +23,7 @@ from bench.cli import COMMANDS, main, parse
 from bench.faults import UserError
 from bench.grid import load_grid
 from bench.record import Store
-from bench.tracking import Mirror, mirror_all
+from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
 SMOKE = ["--grid", "smoke"]
@@ -163,12 +163,12 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
 def test_sync_sends_each_record_once(work, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     store, plan = WorkDir(work).store, plan_of(work)
-    assert mirror_all(Mirror(work, "smoke"), plan, store) == 12
-    assert mirror_all(Mirror(work, "smoke"), plan, store) == 0
+    assert Mirror(work, "smoke").send(plan, store) == 12
+    assert Mirror(work, "smoke").send(plan, store) == 0
     lost = store.read(plan.rows[-1].cell_id)
     run = Mirror(work, "smoke").client.search_runs(["1"], f"tags.cell_id = '{lost.cell_id}'")[0]
     Mirror(work, "smoke").client.update_run(run.info.run_id, "RUNNING")  # as if cut off
-    assert mirror_all(Mirror(work, "smoke"), plan, store) == 1
+    assert Mirror(work, "smoke").send(plan, store) == 1
     assert Mirror(work, "smoke").fetch()[1] == store.read_all(plan.cell_ids())
 
 

@@ -4,108 +4,102 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from lessons import plain_cell
 from rich.console import Console
+from summary_grid import plan, records
 
-from bench.launch import mirroring
 from bench.launch.leases import BusyError, Leases
-from bench.launch.mirroring import Mirroring, sole_mirror
-from bench.record import Plan
-from bench.tracking import TrackingError
-from bench.train.failure import record_without_result
+from bench.launch.mirroring import mirroring, sole_mirror
+from bench.tracking import Mirror, TrackingError
 from bench.workdir import WorkDir
 
-CELLS = [plain_cell("cnn2", seed) for seed in range(3)]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-class Store:
-    """An MLflow store that cannot be opened some times, then keeps what it is sent."""
+class Said(io.StringIO):
+    """What is printed; `event` is set as soon as something is."""
 
-    def __init__(self, failures: int) -> None:
-        self.failures, self.opened, self.synced = failures, 0, 0
-        self.sent: list[str] = []
-        self.asked, self.back, self.complete = (threading.Event() for _ in range(3))
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = threading.Event()
 
-    def __call__(self, *where: object) -> Store:
-        self.opened += 1
-        self.asked.set()
-        if self.opened <= self.failures:
-            raise TrackingError("it is away")
-        self.back.set()
-        return self
+    def write(self, text: str) -> int:
+        self.event.set()
+        return super().write(text)
 
-    def send(self, record, row, folder) -> bool:
-        self.sent.append(record.cell_id)
-        if len(self.sent) == len(CELLS):
-            self.complete.set()
-        return True
 
-    def send_all(self, *what: object) -> int:
-        self.synced += 1
-        return 0
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Path:
+    """An empty MLflow store, which takes seconds to make."""
+    folder = tmp_path_factory.mktemp("database")
+    Mirror(folder, "made")
+    return folder
 
 
 @pytest.fixture
-def work(tmp_path) -> WorkDir:
-    return WorkDir(tmp_path)
+def store(tmp_path, database, monkeypatch) -> Path:
+    """The folder of the MLflow store. A file lies there, so that nobody can open it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/tracking/mlflow.db")
+    (tmp_path / "tracking").touch()
+    return tmp_path / "tracking"
 
 
-def mirror(work, monkeypatch, store: Store, retry: float, until: str = "asked") -> str:
-    """Sends records one by one while a training lasts until an event; returns what is said."""
-    monkeypatch.setattr(mirroring, "Mirror", store)
-    monkeypatch.setattr(mirroring, "mirror_all", store.send_all)
-    monkeypatch.setattr(mirroring, "RETRY_SECONDS", retry)
-    console = Console(file=io.StringIO(), width=200)
-    plan = Plan(name="grid", description="", config={}, rows=[])
-    with Leases(work.leases) as leases, Mirroring(work, plan, leases, console) as sending:
-        sending.rows = {cell.id: None for cell in CELLS}
-        for cell in CELLS:
-            work.store.write(record_without_result(cell, "failed", "as an example", {}))
-            sending.send([cell])
-        if until == "interrupted":
-            raise KeyboardInterrupt
-        assert getattr(store, until).wait(60)
-    return console.file.getvalue()
+def come_back(store: Path, database: Path) -> None:
+    store.unlink()
+    store.symlink_to(database)
 
 
-def test_records_are_sent_as_they_come_and_all_once_more_at_the_end(work, monkeypatch):
-    store = Store(failures=0)
-    assert mirror(work, monkeypatch, store, retry=1000, until="complete") == ""
-    assert store.sent == [cell.id for cell in CELLS]
-    assert (store.opened, store.synced) == (1, 2)
+def test_records_are_sent_as_they_come_and_all_at_the_end(tmp_path, store, database):
+    """The store is away at first: that is said once."""
+    work, said, found = WorkDir(tmp_path), Said(), list(records().values())
+    console = Console(file=said, width=400)
+    with Leases(work.leases) as leases, mirroring(work, plan(), leases, console, every=0.0):
+        assert said.event.wait(120)
+        come_back(store, database)
+        work.store.write(found[0])
+        mirror = Mirror(tmp_path, plan().name)
+        while not mirror.experiment.search("tags.status = 'finished'"):
+            leases.pause(0.1)
+        for record in found[1:]:
+            work.store.write(record)
+    assert mirror.fetch() == (plan(), records())
+    assert said.getvalue().count("MLflow lacks records") == 1
+    assert "run_all.py sync" in said.getvalue()
 
 
-@pytest.mark.parametrize(("failures", "until", "synced"), [(3, "back", 2), (1000, "asked", 0)])
-def test_a_store_that_is_away_is_named_once_and_tried_again(
-    work, monkeypatch, failures, until, synced
-):
-    store = Store(failures)
-    said = mirror(work, monkeypatch, store, retry=0.0, until=until)
-    assert said.count("it is away") == 1
-    assert "run_all.py sync" in said
-    assert store.synced == synced
+def test_after_an_error_in_training_nothing_more_is_sent(tmp_path, store, database):
+    work, said, grid = WorkDir(tmp_path), Said(), replace(plan(), name="never_sent")
 
+    def train() -> None:
+        assert said.event.wait(120)
+        come_back(store, database)
+        raise KeyboardInterrupt
 
-def test_an_error_in_training_ends_the_thread_without_waiting_for_the_store(work, monkeypatch):
-    store = Store(failures=1)
-    with pytest.raises(KeyboardInterrupt):
-        mirror(work, monkeypatch, store, retry=1000, until="interrupted")
+    with (
+        Leases(work.leases) as leases,
+        pytest.raises(KeyboardInterrupt),
+        mirroring(work, grid, leases, Console(file=said, width=400), every=1000),
+    ):
+        train()
     assert "mirroring" not in [thread.name for thread in threading.enumerate()]
-    assert store.opened == 1
+    with pytest.raises(TrackingError, match="no results"):
+        Mirror(tmp_path, grid.name).fetch()
 
 
-def test_one_command_at_a_time_sends_a_grid(work, monkeypatch):
-    monkeypatch.setattr(mirroring, "Mirror", Store(failures=0))
-    with Leases(work.leases) as mine, Leases(work.leases) as theirs:
-        with sole_mirror(work, "grid", mine):
+def test_one_command_at_a_time_sends_a_grid(tmp_path, store, database):
+    come_back(store, database)
+    root = WorkDir(tmp_path)
+    with Leases(root.leases) as mine, Leases(root.leases) as theirs:
+        with sole_mirror(root, "grid", mine):
             with (
                 pytest.raises(BusyError, match=r"process \d+ on .* is sending records"),
-                sole_mirror(work, "grid", theirs, patience=0),
+                sole_mirror(root, "grid", theirs, patience=0),
             ):
                 pass
-            with sole_mirror(work, "another", theirs, patience=0):
+            with sole_mirror(root, "another", theirs, patience=0):
                 pass
-        with sole_mirror(work, "grid", theirs, patience=0):
+        with sole_mirror(root, "grid", theirs, patience=0):
             pass

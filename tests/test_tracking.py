@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from summary_grid import plan, records, row
 
-from bench.record import Row, Store
-from bench.tracking import Mirror, mirror_all, parent_run_of
+from bench.record import Store
+from bench.tracking import Mirror, parent_run_of
 
 # mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -44,7 +44,7 @@ def sent(work) -> tuple[Mirror, Store]:
         trace = "Traceback (most recent call last): ..." if record.status == "failed" else ""
         store.write(replace(record, cell=cell, conditions=began, final=final, traceback=trace))
     mirror = Mirror(work, "by_hand")
-    assert mirror_all(mirror, plan(), store) == len(records())
+    assert mirror.send(plan(), store) == len(records())
     return mirror, store
 
 
@@ -119,33 +119,6 @@ def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
 # --- faults --------------------------------------------------------------------------------------
 
 
-def test_two_senders_at_once_leave_one_run_of_each_result(sent, work):
-    """Both begin before the other has sent anything."""
-    _, store = sent
-    first, second = (Mirror(work, "both") for _ in range(2))
-    assert first.experiment.id == second.experiment.id
-    rows = [where for where in plan().rows if where.cell_id in records()]
-
-    def send(mirror: Mirror, where: Row) -> bool:
-        return mirror.send(store.read(where.cell_id), where, store.folder(where.cell_id))
-
-    for mirror in (first, second):
-        mirror.client.create_run(
-            mirror.experiment.id, run_name="summary", tags={"kd_bench.kind": "summary"}
-        )
-        send(mirror, rows[0])
-    for where in rows:
-        send(first, where)
-        send(second, where)
-    assert len(runs(first, "cell")) > len(rows)
-    for mirror in (first, second):
-        mirror_all(mirror, plan(), store)
-    assert first.fetch()[0] == plan()
-    assert len(runs(first, "summary")) == 1
-    cells = [run.data.tags["cell_id"] for run in runs(first, "cell")]
-    assert sorted(cells) == sorted(records())
-
-
 def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, work, monkeypatch):
     """The client makes a call again whose answer was lost: the first run stays open."""
     _, store = sent
@@ -158,15 +131,15 @@ def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, wor
 
     mirror.tables.send_plan(plan())
     monkeypatch.setattr(mirror.client, "create_run", twice)
-    assert mirror_all(mirror, plan(), store) == len(records())
+    assert mirror.send(plan(), store) == len(records())
     cells = runs(mirror, "cell")
     assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
     assert {run.info.status for run in cells} == {"FINISHED", "FAILED"}
-    assert mirror_all(mirror, plan(), store) == 0
+    assert mirror.send(plan(), store) == 0
 
 
 def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
-    """A run that was cut off, one of a cell without a record, and the same result twice."""
+    """A run that was cut off, one without a record, and two of one result and of the summary."""
     _, store = sent
     mirror = Mirror(work, "cut_off")
     tags = {"kd_bench.kind": "cell", "status": "finished"}
@@ -176,10 +149,12 @@ def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
     for _ in range(2):
         left = mirror.client.create_run(mirror.experiment.id, tags={**tags, "cell_id": twice})
         mirror.client.set_terminated(left.info.run_id)
-    assert mirror_all(Mirror(work, "cut_off"), plan(), store) == len(records()) - 1
+        mirror.client.create_run(mirror.experiment.id, tags={"kd_bench.kind": "summary"})
+    assert Mirror(work, "cut_off").send(plan(), store) == len(records()) - 1
     found = {run.data.tags["cell_id"]: run.info.status for run in runs(mirror, "cell")}
     assert len(runs(mirror, "cell")) == len(found)
     assert found.pop("gone") == "KILLED"
     assert set(found.values()) == {"FINISHED", "FAILED"}
     assert found.keys() == records().keys()
-    assert mirror_all(Mirror(work, "cut_off"), plan(), store) == 0
+    assert len(runs(mirror, "summary")) == 1
+    assert Mirror(work, "cut_off").send(plan(), store) == 0

@@ -55,15 +55,14 @@ def write(
     return [*files, *folder.glob(MEASURED)]
 
 
-def mirror_files(work: WorkDir, name: str, files: list[Path], costs: Costs) -> None:
+def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
     """Puts a grid's tables and figures into MLflow."""
     from bench.launch.leases import BusyError, Leases
     from bench.launch.mirroring import sole_mirror
-    from bench.report.cost import cost_metrics
     from bench.tracking import TrackingError
 
     try:
         with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
-            mirror.tables.send(work.grid(name), files, cost_metrics(costs))
+            mirror.tables.send(work.grid(name), files)
     except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)

@@ -44,7 +44,7 @@ def profile(options: argparse.Namespace) -> int:
     print(costs_to_text(costs))
     trained = has_results(work, grid.name)
     results = fetch_results(work, grid.name, "records") if trained else None
-    mirror_files(work, grid.name, write(work, grid.name, costs, results), costs)
+    mirror_files(work, grid.name, write(work, grid.name, costs, results))
     return 0
 
 

@@ -49,15 +49,14 @@ def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
     from bench.launch.leases import Leases
     from bench.launch.mirroring import sole_mirror
-    from bench.tracking import mirror_all
 
     work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
     plan, records = fetch_results(work, name, "records")
     with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
-        sent = mirror_all(mirror, plan, work.store)
+        sent = mirror.send(plan, work.store)
     costs = fetch_costs(work, name, "records")
-    mirror_files(work, plan.name, render(work, plan, records, costs), costs)
+    mirror_files(work, plan.name, render(work, plan, records, costs))
     print(f"{sent} records sent")
     return 0
 

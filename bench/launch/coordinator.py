@@ -19,7 +19,7 @@ from bench.expansion import Expansion
 from bench.launch.job import Job, Report, WorkerConfig, total_epochs, unfinished
 from bench.launch.launcher import Done
 from bench.launch.leases import Leases
-from bench.launch.mirroring import Mirroring
+from bench.launch.mirroring import mirroring
 from bench.launch.schedule import plan_training
 from bench.launch.workers import run_processes
 from bench.progress import ProgressDisplay, TrainingProgress
@@ -81,7 +81,7 @@ def run_grid(
         discard_stale_checkpoints(work, leases)
         discard_records(waiting, work.store, leases)
         with (
-            Mirroring(work, plan, leases, console) as mirroring,
+            mirroring(work, plan, leases, console),
             ProgressDisplay(console, "epochs") as display,
         ):
             names = {cell.id: str(cell) for cell in waiting}
@@ -92,7 +92,6 @@ def run_grid(
             with closing(launch(jobs, config, devices, progress.epoch, leases)) as all_done:
                 for done in all_done:
                     progress.finished(len(done.cells))
-                    mirroring.send(done.cells)
                     trained += len(done.cells) if done.here else 0
     records = (work.store.read(cell_id) for cell_id in expansion.cells)
     counts = Counter("not run" if record is None else record.status for record in records)

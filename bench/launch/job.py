@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.cell import Cell
 from bench.data.library import Library
-from bench.faults import CODE_FAULTS
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
-
-if TYPE_CHECKING:
-    import torch
-
-    from bench.train.stream import Stream
-    from bench.train.teacher import Teacher
 
 Report = Callable[[str, int, int, float | None], None]
 
@@ -75,57 +67,29 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
         report: called after every epoch.
 
     Raises:
-        PluginError: a file of the user's fails here.
+        Exception: what concerns all cells: the data or the teacher cannot be read, memory runs
+            out, a file of the user's fails. Cells without a record may be tried again.
     """
     with plugged(config.plugins):
-        _train(job, config, report)
+        import torch
 
+        from bench.train.checkpoint import Checkpoints
+        from bench.train.cohort import Cohort
+        from bench.train.device import pick_device, set_numerics
+        from bench.train.stream import open_stream
+        from bench.train.teacher import load_teacher
 
-def _train(job: Job, config: WorkerConfig, report: Report) -> None:
-    import torch
-
-    from bench.train.checkpoint import Checkpoints
-    from bench.train.cohort import Cohort
-    from bench.train.device import pick_device, set_numerics
-    from bench.train.failure import fail, raise_if_shared
-    from bench.train.stream import open_stream
-
-    torch.set_num_threads(config.threads)
-    device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
-    set_numerics(cell)
-    try:
+        torch.set_num_threads(config.threads)
+        device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
+        set_numerics(cell)
         library = Library(config.data_root, config.cache)
         statistics = library.read(cell.source.data) if cell.source else None
         stream = open_stream(cell, library.read(cell.data), device, statistics)
-        cells, teacher = _with_teacher(job, store, stream, device, config)
-    except CODE_FAULTS as error:
-        raise_if_shared(error)
-        for cell in job.cells:
-            store.write(fail(cell, error, config.provenance))
-        return
-    if not cells:
-        return
-    folder, provenance = config.checkpoints, dict(config.provenance)
-    checkpoints = Checkpoints(folder, config.checkpoint_seconds) if folder else None
-    Cohort(stream, teacher, store, device, report, provenance, checkpoints).run(cells)
-
-
-def _with_teacher(
-    job: Job, store: Store, stream: Stream, device: torch.device, config: WorkerConfig
-) -> tuple[list[Cell], Teacher | None]:
-    """The cells to train and their teacher; without a teacher, the cells that need none."""
-    from bench.train.failure import fail
-    from bench.train.teacher import load_teacher
-
-    if job.teacher is None:
-        return list(job.cells), None
-    try:
-        return list(job.cells), load_teacher(job.teacher, store, stream, device)
-    except ValueError as error:
-        for cell in job.cells:
-            if cell.teacher is not None:
-                store.write(fail(cell, error, config.provenance))
-        return [cell for cell in job.cells if cell.teacher is None], None
+        teacher = job.teacher and load_teacher(job.teacher, store, stream, device)
+        folder, provenance = config.checkpoints, dict(config.provenance)
+        checkpoints = Checkpoints(folder, config.checkpoint_seconds) if folder else None
+        cohort = Cohort(stream, teacher, store, device, report, provenance, checkpoints)
+        cohort.run(job.cells)
 
 
 def total_epochs(cell: Cell) -> int:

@@ -132,7 +132,7 @@ class Leases:
             return True
         folder = self._names / name
         folder.mkdir(parents=True, exist_ok=True)
-        latest = self._latest(folder)
+        latest = _latest(folder)
         if latest is not None and self._owner_of(latest) is not None:
             return False
         path = folder / f"{int(latest.name) + 1 if latest else 1:08d}"
@@ -148,7 +148,7 @@ class Leases:
             raise
         with self._guard:
             self._held[name] = path
-        for old in self._generations(folder):
+        for old in _generations(folder):
             if old < path:
                 old.unlink(missing_ok=True)
         return True
@@ -166,7 +166,7 @@ class Leases:
             return
         if forget:
             shutil.rmtree(path.parent, ignore_errors=True)
-        elif self._read(path) == self.owner:
+        elif _read(path) == self.owner:
             # In place, which a full disk does not refuse. Half written, it names nobody alive.
             with path.open("r+") as file:
                 file.write(RELEASED)
@@ -174,13 +174,13 @@ class Leases:
 
     def holder(self, name: str) -> str | None:
         """The living process that holds the lease, in words; None if there is no other."""
-        latest = self._latest(self._names / name)
+        latest = _latest(self._names / name)
         owner = None if latest is None else self._owner_of(latest)
         if owner is None or owner == self.owner:
             return None
         about: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
-            about = self._about((self._hearts / owner).read_bytes())
+            about = _about((self._hearts / owner).read_bytes())
         return f"process {about.get('pid', '?')} on {about.get('host', 'another host')}"
 
     def check(self) -> None:
@@ -212,15 +212,14 @@ class Leases:
         with self._guard:
             held = dict(self._held)
         for name, path in held.items():
-            latest = self._latest(path.parent)
-            mine = latest == path and self._read(path) == self.owner
+            mine = _latest(path.parent) == path and _read(path) == self.owner
             if not mine and self._held.get(name) == path:
                 self._lost = name
 
     def _lives(self, owner: str) -> bool:
         try:
             with (self._hearts / owner).open("rb") as file:
-                about = self._about(file.read())
+                about = _about(file.read())
                 if about["machine"] == self._machine and about["locked"]:
                     return not _lock(file.fileno(), fcntl.LOCK_SH)
                 return self._is_recent(os.fstat(file.fileno()).st_mtime)
@@ -231,35 +230,33 @@ class Leases:
         """Whether a time written by the file system is recent, by the file system's own clock."""
         return os.fstat(self._file).st_mtime - written < self.expiry
 
-    @staticmethod
-    def _about(content: bytes) -> dict[str, Any]:
-        return json.loads(content[COUNTER_DIGITS + 1 :])
-
-    # --- generations ----------------------------------------------------------------------------
-
     def _owner_of(self, path: Path) -> str | None:
         """The living owner of a generation; None if there is none."""
-        owner = self._read(path)
+        owner = _read(path)
         if owner == "":  # created, and not yet written
             with contextlib.suppress(FileNotFoundError):
                 return "unknown" if self._is_recent(path.stat().st_mtime) else None
-        if owner in (None, "", RELEASED):
-            return None
-        return owner if self._lives(str(owner)) else None
+        return owner if owner and owner != RELEASED and self._lives(owner) else None
 
-    @staticmethod
-    def _read(path: Path) -> str | None:
-        try:
-            return path.read_text()
-        except FileNotFoundError:
-            return None
 
-    def _latest(self, folder: Path) -> Path | None:
-        return max(self._generations(folder), default=None)
+def _about(content: bytes) -> dict[str, Any]:
+    """What a heartbeat file says of its owner."""
+    return json.loads(content[COUNTER_DIGITS + 1 :])
 
-    @staticmethod
-    def _generations(folder: Path) -> list[Path]:
-        return [path for path in folder.glob("[0-9]*") if path.name.isdecimal()]
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _generations(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("[0-9]*") if path.name.isdecimal()]
+
+
+def _latest(folder: Path) -> Path | None:
+    return max(_generations(folder), default=None)
 
 
 def _machine() -> str:

@@ -52,7 +52,6 @@ class RayCluster:
 
     Attributes:
         device: "cpu" or "cuda", what jobs run on; known once entered.
-        refused: id of a node that is left out -> what the node lacks.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class RayCluster:
             raise ClusterError(f"--gpus-per-job: got {gpus_per_job:g}, {wanted}")
         self.address, self.workers, self.gpus_per_job = address, workers, gpus_per_job
         self.device, self.threads = device, threads
-        self.refused: dict[str, str] = {}
 
     def __enter__(self) -> RayCluster:
         """Connects to Ray.
@@ -132,18 +130,14 @@ class RayCluster:
     def slots(self) -> int:
         """How many jobs the nodes can run at once now."""
         fitting = 0
-        for resources in (node["Resources"] for node in self.nodes()):
+        alive = [node for node in import_module("ray").nodes() if node["Alive"]]
+        for resources in (node["Resources"] for node in alive):
             jobs = int(resources.get("CPU", 0.0) / self.threads)
             if self.device == "cuda":
                 gpus, each = resources.get("GPU", 0.0), self.gpus_per_job
                 jobs = min(jobs, int(gpus / each) if each >= 1 else int(gpus) * int(1 / each))
             fitting += jobs
         return min(fitting, self.workers or fitting)
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive and not left out, as Ray describes them."""
-        nodes = import_module("ray").nodes()
-        return [n for n in nodes if n["Alive"] and n["NodeID"] not in self.refused]
 
     def run(
         self,
@@ -157,10 +151,10 @@ class RayCluster:
 
         As `bench.launch.workers.run_processes`, with two more faults. A job that loses its node
         runs again from its checkpoints; a cell that loses `LOSSES` nodes, with no epoch completed
-        in between, counts as the cause. A node that lacks something is named and left out.
+        in between, counts as the cause. A node that lacks something ends the run.
 
         Raises:
-            ClusterError: every node is left out.
+            ClusterError: a node lacks the code, the data or the work directory.
             OSError: the disk is full or broken.
             LeaseLostError: this process was suspended, and another command took its cells.
         """
@@ -191,7 +185,6 @@ class _Tasks(Launcher[Any]):
     ) -> None:
         super().__init__(config, report, leases)
         ray = self.ray = import_module("ray")
-        self.strategies = import_module("ray.util.scheduling_strategies")
         self.cluster, self.code = cluster, numerics_digest("methods/*.py")
         # A task's current folder is another one.
         names = ("store", "cache", "data_root", "checkpoints")
@@ -204,7 +197,8 @@ class _Tasks(Launcher[Any]):
         self.slots, self.waits_for_nodes = cluster.slots(), False
         # On this node, so that no other node takes it along when it dies.
         here = ray.get_runtime_context().get_node_id()
-        strategy = self.strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        strategies = import_module("ray.util.scheduling_strategies")
+        strategy = strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         self.events = import_module("ray.util.queue").Queue(
             actor_options={"num_cpus": 0, "scheduling_strategy": strategy}
         )
@@ -225,10 +219,6 @@ class _Tasks(Launcher[Any]):
         if self.cluster.device == "cuda":
             each = self.cluster.gpus_per_job
             options["num_gpus"] = max(1, each) if alone else each
-        if self.cluster.refused:
-            others = {"ray.io/node-id": self.strategies.NotIn(*sorted(self.cluster.refused))}
-            strategy = self.strategies.NodeLabelSchedulingStrategy(hard=others)
-            options["scheduling_strategy"] = strategy
         task = self.task.options(**options)
         return task.remote(TypeAdapter(Order).dump_json(order), self.events)
 
@@ -252,7 +242,7 @@ class _Tasks(Launcher[Any]):
         exceptions = import_module("ray.exceptions")
         job = self.running.pop(handle)
         try:
-            refusal = self.ray.get(handle)
+            lack = self.ray.get(handle)
         except exceptions.RayTaskError as error:
             error.cause.add_note(error.traceback_str)
             failure: BaseException | None = error.cause
@@ -263,14 +253,11 @@ class _Tasks(Launcher[Any]):
         except exceptions.RayError as error:  # the node died, or cannot be reached
             failure = self._count_loss(job, error)
         else:
-            if refusal is None:
-                self._wait_for_records(job)
-                yield from self.after_end(job)
-                return
-            node, reason = refusal
-            if node not in self.cluster.refused:
-                logger.warning("%s; going on without this node", reason)
-            self.cluster.refused[node], failure = reason, None
+            if lack is not None:
+                raise ClusterError(lack)
+            self._wait_for_records(job)
+            yield from self.after_end(job)
+            return
         yield from self.after_loss(job) if failure is None else self.after_end(job, failure)
 
     def _count_loss(self, job: Job, error: BaseException) -> BaseException | None:
@@ -295,11 +282,9 @@ class _Tasks(Launcher[Any]):
             self.leases.pause(POLL_SECONDS)
 
     def _look_at_nodes(self) -> None:
-        """Says once that jobs wait for a node; ends the run if every node is left out."""
+        """Says once that jobs wait for a node."""
         self.slots = self.cluster.slots()
         waits = not self.slots and bool(self.running or self.waiting)
-        if waits and self.cluster.refused and not self.cluster.nodes():
-            raise ClusterError(next(iter(self.cluster.refused.values())))
         if waits and not self.waits_for_nodes:
             logger.warning("no node has room for a job; waiting for one to join")
         self.waits_for_nodes = waits
@@ -314,19 +299,17 @@ class _Tasks(Launcher[Any]):
         self.events.shutdown(force=True)
 
 
-def _task_body() -> Callable[[bytes, Any], tuple[str, str] | None]:
+def _task_body() -> Callable[[bytes, Any], str | None]:
     """What a task runs. Defined in a function, so that Ray sends it by value.
 
     A node without this package can then say so.
     """
 
-    def run_on_node(text: bytes, events: Any) -> tuple[str, str] | None:
-        """Runs a job; returns the node's id and what it lacks, if it lacks something."""
+    def run_on_node(text: bytes, events: Any) -> str | None:
+        """Runs a job; returns what this node lacks, if it lacks something."""
         import socket
 
-        import ray  # pyright: ignore[reportMissingImports]
-
-        node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
+        node = f"node {socket.gethostname()}"
         try:
             from pydantic import TypeAdapter
 
@@ -335,11 +318,11 @@ def _task_body() -> Callable[[bytes, Any], tuple[str, str] | None]:
             order = TypeAdapter(Order).validate_json(text)
         except (ImportError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            return node, f"node {host}: this kd-bench is not installed ({reason})"
+            return f"{node}: this kd-bench is not installed ({reason})"
         try:
             run_order(order, lambda *event: events.put(event))
         except NodeFaultError as error:
-            return node, f"node {host}: {error}"
+            return f"{node}: {error}"
         return None
 
     return run_on_node

@@ -121,16 +121,11 @@ class _WorkerProcesses(Launcher[_Worker]):
         return worker
 
     def collect(self) -> Iterator[Done]:
-        workers = (*self.running, *self._idle)
-        if workers:
-            ends = [*(w.connection for w in workers), *(w.process.sentinel for w in workers)]
-            wait(ends, POLL_SECONDS)
+        if self.running:
+            connections = [worker.connection for worker in self.running]
+            wait([*connections, *(w.process.sentinel for w in self.running)], POLL_SECONDS)
         else:  # other commands hold all that is left, or what it waits for
             self.leases.pause(POLL_SECONDS)
-        for worker in list(self._idle):
-            if not worker.process.is_alive():
-                self._idle.remove(worker)
-                self._replace(worker)
         for worker in list(self.running):
             while (message := worker.receive()) is not None:
                 kind, *values = message
@@ -139,17 +134,13 @@ class _WorkerProcesses(Launcher[_Worker]):
                     continue
                 (error,) = values
                 job = self.running.pop(worker)
-                if not worker.process.is_alive() or (error is not None and _is_unusable(error)):
-                    self._replace(worker)
+                if not worker.process.is_alive() or _is_device_lost(error):
+                    worker.end()  # the next job for its device starts another
+                    self._free_devices.append(worker.config.device)
                 else:
                     self._idle.append(worker)
                 yield from self.after_end(job, error)
                 break
-
-    def _replace(self, worker: _Worker) -> None:
-        """Ends a worker; the next job for its device starts another."""
-        worker.end()
-        self._free_devices.append(worker.config.device)
 
     def stop(self) -> None:
         for worker in (*self.running, *self._idle):
@@ -158,9 +149,9 @@ class _WorkerProcesses(Launcher[_Worker]):
             worker.end()
 
 
-def _is_unusable(error: BaseException) -> bool:
+def _is_device_lost(error: BaseException | None) -> bool:
     """Whether whatever ran next in that process would fail too: it lost its CUDA device."""
-    return is_device_lost(error) and not is_out_of_memory(error)
+    return error is not None and is_device_lost(error) and not is_out_of_memory(error)
 
 
 # --- in the worker process -----------------------------------------------------------------------

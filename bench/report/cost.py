@@ -189,23 +189,6 @@ def cost_tables(costs: Costs) -> tuple[Table, ...]:
     return tuple(table for r in groups for table in (method_table(r), stage_table(r)))
 
 
-def cost_metrics(costs: Costs) -> dict[str, float]:
-    """The tables' main numbers by name, for a tracking store: the newest of every row."""
-    metrics: dict[str, float | None] = {}
-    for record in (r for r in costs.records if r.status == FINISHED):
-        name, ratio = f"cost/{record.teacher}-{record.student}/{record.label}", None
-        if record.training_cost_ratio is not None:
-            ratio = record.training_cost_ratio.median
-        metrics |= {
-            f"{name}/training_cost_ratio": ratio,
-            f"{name}/step_ratio": max(stage.ratio.median for stage in record.stages),
-            f"{name}/loss_ms": record.loss.ms.median if record.loss else None,
-            f"{name}/extra_peak_mib": record.extra_peak_bytes / MIB,
-            f"{name}/extra_parameters": record.extra_parameters,
-        }
-    return {name: float(value) for name, value in metrics.items() if value is not None}
-
-
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
     """Writes cost.md and .tex, cost.csv, cost_stages.csv and figures/cost_*.
 

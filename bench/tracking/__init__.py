@@ -7,7 +7,7 @@ finished record once and finds it again by the tag `cell_id`. Losing the mirror 
 
 from bench.tracking.description import parent_run_of
 from bench.tracking.experiment import TrackingError
-from bench.tracking.mirror import Mirror, first_rows, mirror_all
+from bench.tracking.mirror import Mirror
 from bench.tracking.ui import serve
 
-__all__ = ["Mirror", "TrackingError", "first_rows", "mirror_all", "parent_run_of", "serve"]
+__all__ = ["Mirror", "TrackingError", "parent_run_of", "serve"]

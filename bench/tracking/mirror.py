@@ -1,15 +1,15 @@
 """A grid's records in MLflow: one run for each, sent once and read back.
 
 Commands on one work directory take turns. Commands on several work directories may send to one
-server at the same time: each sends what it does not find, and `mirror_all` then removes results
-that were sent twice.
+server at the same time: each sends what it does not find, and then removes results that were
+sent twice.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 from bench.tracking.description import (
@@ -29,18 +29,6 @@ if TYPE_CHECKING:
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 
 
-class _Sent(NamedTuple):
-    """A run of a cell.
-
-    Attributes:
-        run: its id.
-        status: of the record; empty if the run was cut off before everything was sent.
-    """
-
-    run: str
-    status: str
-
-
 class Mirror:
     """One grid in an MLflow store.
 
@@ -58,45 +46,35 @@ class Mirror:
         self.experiment = Experiment(work_dir, grid)
         self.client = self.experiment.client
         self.tables = TablesRun(self.experiment)
-        self._sent: dict[str, _Sent] | None = None
         self._parents: dict[str, str] | None = None
 
-    def send(self, record: Record, row: Row, folder: Path) -> bool:
-        """Copies one record, once.
+    def send(self, plan: Plan, store: Store) -> int:
+        """Sends the plan and its records that the store lacks; returns how many were sent.
 
-        Args:
-            record: finished, failed or not applicable.
-            row: a row of the plan that the record answers for: names and tags.
-            folder: the cell's files.
-
-        Returns:
-            False if the store holds this result already.
-
-        Raises:
-            TrackingError: the store failed; a run that was cut off does not count as sent.
-        """
-        with failures():
-            if self._sent is None:
-                self._sent = self._read_sent()
-            sent = self._sent.get(record.cell_id)
-            if sent is not None and sent.status == record.status:
-                return False
-            if sent is not None:  # of an earlier status, or cut off
-                self.client.delete_run(sent.run)
-            self._sent[record.cell_id] = _Sent(self._copy(record, row, folder), record.status)
-        return True
-
-    def tidy(self) -> None:
-        """Removes results that were sent twice, and ends runs that a killed sender left.
+        Runs that a killed process left unfinished are sent anew, or closed if there is no record.
+        Of several runs of one result one is kept.
 
         Raises:
             TrackingError: the store failed.
         """
+        self.tables.send_plan(plan)
+        # Of the rows that a cell answers for, the first names its run.
+        rows = {row.cell_id: row for row in reversed(plan.rows)}
+        records, sent = store.read_all(rows), 0
         with failures():
-            self._sent = self._read_sent()
-            for sent in self._sent.values():
-                if not sent.status:
-                    self.client.set_terminated(sent.run, status="KILLED")
+            runs = self._runs()
+            for cell_id, record in records.items():
+                run = runs.get(cell_id)
+                if run is not None and _is_whole(run) and run.data.tags["status"] == record.status:
+                    continue
+                if run is not None:  # of an earlier status, or cut off
+                    self.client.delete_run(run.info.run_id)
+                self._copy(record, rows[cell_id], store.folder(cell_id))
+                sent += 1
+            for run in self._runs().values():
+                if not _is_whole(run):
+                    self.client.set_terminated(run.info.run_id, status="KILLED")
+        return sent
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
         """The plan and all its records, from MLflow alone.
@@ -115,21 +93,16 @@ class Mirror:
                     records[record.cell_id] = record
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
 
-    def _read_sent(self) -> dict[str, _Sent]:
+    def _runs(self) -> dict[str, Run]:
         """Cell id -> its run; of several the whole one with the smallest id stays."""
-        runs: dict[str, list[_Sent]] = {}
-        for run in self.experiment.search(f"tags.`{KIND}` = 'cell'"):
-            tags = run.data.tags
-            status = tags["status"] if _is_whole(run) else ""
-            runs.setdefault(tags["cell_id"], []).append(_Sent(run.info.run_id, status))
-        sent = {}
-        for cell_id, found in runs.items():
-            sent[cell_id], *spare = sorted(found, key=lambda one: (not one.status, one.run))
-            for one in spare:
-                self.client.delete_run(one.run)
-        return sent
+        runs: dict[str, Run] = {}
+        found = self.experiment.search(f"tags.`{KIND}` = 'cell'")
+        for run in sorted(found, key=lambda run: (not _is_whole(run), run.info.run_id)):
+            if runs.setdefault(run.data.tags["cell_id"], run) is not run:
+                self.client.delete_run(run.info.run_id)
+        return runs
 
-    def _copy(self, record: Record, row: Row, folder: Path) -> str:
+    def _copy(self, record: Record, row: Row, folder: Path) -> None:
         started = started_at(record)
         tags = tags_of(record, row) | {PARENT: self._parent(parent_run_of(row))}
         made = self.client.create_run(
@@ -144,7 +117,6 @@ class Mirror:
         ended = started and int(started + 1000 * took)
         status = STATUS.get(record.status, "FINISHED")
         self.client.set_terminated(run, status=status, end_time=ended)
-        return run
 
     def _parent(self, parent: ParentRun) -> str:
         """The id of a parent run, made when it is first asked for."""
@@ -162,27 +134,3 @@ class Mirror:
 def _is_whole(run: Run) -> bool:
     """Whether everything of a run was sent; one that was cut off is RUNNING or KILLED."""
     return run.info.status in STATUS.values()
-
-
-def mirror_all(mirror: Mirror, plan: Plan, store: Store) -> int:
-    """Sends every record of the plan that the store lacks; returns how many were sent.
-
-    Runs that a killed process left unfinished are sent anew, or closed if there is no record.
-
-    Raises:
-        TrackingError: the store failed.
-    """
-    mirror.tables.send_plan(plan)
-    rows = first_rows(plan)
-    records = store.read_all(rows)
-    sent = sum(mirror.send(record, rows[i], store.folder(i)) for i, record in records.items())
-    mirror.tidy()
-    return sent
-
-
-def first_rows(plan: Plan) -> dict[str, Row]:
-    """Cell id -> the first row that it answers for."""
-    rows: dict[str, Row] = {}
-    for row in plan.rows:
-        rows.setdefault(row.cell_id, row)
-    return rows

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from bench.record import Plan
-from bench.tracking.description import describe, metric_key
+from bench.tracking.description import describe
 from bench.tracking.experiment import KIND, NOTE, Experiment, TrackingError, failures
 
-MOST_METRICS = 1000  # that one call takes
 PLAN = "plan.json"
 FILES = PurePosixPath("summary")  # where the run keeps tables and figures
 
@@ -36,29 +34,18 @@ class TablesRun:
             )
             self.client.log_text(self._run(), plan.to_json(), PLAN)
 
-    def send(
-        self, folder: Path, files: Iterable[Path], metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def send(self, folder: Path, files: Iterable[Path]) -> None:
         """Puts tables and figures on the run.
 
         Args:
             folder: the grid's; files keep their places below it.
             files: inside `folder`.
-            metrics: numbers of the tables worth a metric of their own.
 
         Raises:
             TrackingError: the store failed.
         """
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        numbers = [
-            Metric(metric_key(name), value, now, 0) for name, value in (metrics or {}).items()
-        ]
         with failures():
             run = self._run()
-            for start in range(0, len(numbers), MOST_METRICS):
-                self.client.log_batch(run, metrics=numbers[start : start + MOST_METRICS])
             for path in files:
                 place = path.relative_to(folder).parent
                 self.client.log_artifact(run, str(path), (FILES / place).as_posix())
