@@ -69,7 +69,7 @@ def evidence(
     return Plan(name="made", description="", config={}, rows=rows), records
 
 
-def cost(label: str, ratio: float, extra: int = 0, mib: int = 0, **changes: object) -> CostRecord:
+def cost(label: str, ratio: float, mib: int = 0, **changes: object) -> CostRecord:
     ms = Quartiles(1.0, 1.0, 1.0, 3)
     stage = StageCost(
         name="distil", epochs=1, kept=1.0, step_ms=ms, ratio=ms,
@@ -77,7 +77,7 @@ def cost(label: str, ratio: float, extra: int = 0, mib: int = 0, **changes: obje
     )  # fmt: skip
     values = {
         "data": "digits", "teacher": "big", "student": "small", "label": label, "method": label,
-        "category": "response", "stages": [stage], "extra_parameters": extra,
+        "category": "response", "stages": [stage], "extra_parameters": 0,
         "training_cost_ratio": Quartiles(ratio, ratio - 0.01, ratio + 0.01, 9),
         "conditions": {"device": "cpu", "threads": 1, "precision": "fp32", "batch": 50},
     }  # fmt: skip
@@ -121,9 +121,6 @@ TIE = {"a": 0.052, "b": 0.050}
         ),
         pytest.param({"a": 0.05}, {}, {"min_gain": 0.03}, "a", (), id="above the least gain"),
         pytest.param({"a": 0.05}, {}, {"min_gain": 0.049}, "student", ("a",), id="not surely"),
-        pytest.param(
-            {"a": 0.03, LONGER: 0.08}, {}, {"category": "response"}, LONGER, (), id="any category"
-        ),
     ],
 )
 def test_the_cheapest_of_the_rows_that_cannot_be_told_from_the_best_is_chosen(
@@ -216,13 +213,11 @@ def test_a_gain_of_so_many_images_at_every_seed_has_no_spread_and_proves_nothing
     ("asked", "reason"),
     [
         ({"max_memory_mib": 10}, "memory 20.0 MiB"),
-        ({"extra_parameters": False}, "1,234 extra parameters"),
-        ({"category": "multi-connection"}, "category response"),
         ({"max_cost": 1.4}, "x1.50 above x1.4"),
     ],
 )
 def test_each_limit_rules_out_with_a_reason(asked: dict[str, object], reason: str) -> None:
-    costs = [cost("a", 1.5, extra=1234, mib=20), cost("b", 1.2, mib=5)]
+    costs = [cost("a", 1.5, mib=20), cost("b", 1.2, mib=5)]
     choice = choose({"a": 0.08, "b": 0.03}, costs, **asked)
     assert choice.label == "b"
     (ruled_out,) = [c.excluded for c in choice.candidates if c.label == "a"]
@@ -263,9 +258,7 @@ def test_rows_without_evidence_are_ruled_out_with_the_reason() -> None:
 # --- what the evidence does not cover --------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "asked", [{"max_cost": 1.3}, {"max_memory_mib": 5}, {"extra_parameters": False}]
-)
+@pytest.mark.parametrize("asked", [{"max_cost": 1.3}, {"max_memory_mib": 5}])
 def test_a_limit_on_costs_without_costs_is_not_covered(asked: dict[str, object]) -> None:
     choice = choose({"a": 0.05, LONGER: 0.02}, **asked)
     assert choice.label is None
@@ -380,7 +373,6 @@ def test_the_command_answers_without_torch(work: Path) -> None:
         (["--max-cost", "0.5"], "wanted 1 or more"),
         (["--max-memory-mib", "-1"], "wanted 0 or more"),
         (["--min-gain", "2"], "percentage point"),
-        (["--category", "x"], "multi-connection"),
         (["--max-cost", "cheap"], "cheap"),
     ],
 )

@@ -228,12 +228,6 @@ def add_recommend(parser: Parser) -> None:
         help="proven to be better than the plain student by more than X, an accuracy: 0.01 is one "
         "percentage point",
     )
-    add("--category", metavar="C", help="only methods of this category, and plain students")
-    add(
-        "--no-extra-parameters",
-        action="store_true",
-        help="only methods that train no parameters in addition to the student's",
-    )
 
 
 def add_sync(parser: Parser) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked grid and its data, ready to be expanded."""
+    """A checked grid and its data, ready to be expanded, and what workers need to know."""
 
     grid: Grid
     library: Library
@@ -32,6 +32,7 @@ class Prepared:
     device: str
     console: Console
     cluster: RayCluster | None
+    config: WorkerConfig
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
@@ -42,8 +43,10 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """
     from rich.console import Console
 
+    from bench.code_version import provenance
     from bench.data.library import Library
     from bench.grid import load_grid, name_part, narrow
+    from bench.launch.job import WorkerConfig
     from bench.train.device import pick_device
 
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True)
@@ -57,7 +60,18 @@ def prepare(options: argparse.Namespace) -> Prepared:
     console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
     library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
     library.read(grid.data)
-    return Prepared(grid, library, work, device, console, cluster)
+    config = WorkerConfig(
+        store=work.store.root,
+        cache=work.cache,
+        data_root=options.data_root,
+        threads=options.threads,
+        provenance=provenance(),
+        checkpoints=work.checkpoints,
+        checkpoint_seconds=options.checkpoint_seconds,
+        plugins=options.plugins,
+        cohort=options.cohort,
+    )
+    return Prepared(grid, library, work, device, console, cluster, config)
 
 
 def _cluster(options: argparse.Namespace) -> RayCluster | None:
@@ -93,19 +107,6 @@ def expand_grid(prepared: Prepared, grid: Grid, retry_failed: bool) -> Expansion
 
         check_cells(waiting, prepared.library.read)
     return expansion
-
-
-def make_worker_config(options: argparse.Namespace, work: WorkDir) -> WorkerConfig:
-    """What jobs need to know in addition to their cells."""
-    from bench.code_version import provenance
-    from bench.launch.job import WorkerConfig
-
-    return WorkerConfig(
-        store=work.store.root, cache=work.cache, data_root=options.data_root,
-        threads=options.threads, provenance=provenance(), checkpoints=work.checkpoints,
-        checkpoint_seconds=options.checkpoint_seconds, plugins=options.plugins,
-        cohort=options.cohort,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

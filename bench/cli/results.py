@@ -36,8 +36,6 @@ def recommend(options: argparse.Namespace) -> int:
         max_cost=options.max_cost,
         max_memory_mib=options.max_memory_mib,
         min_gain=options.min_gain,
-        category=options.category,
-        extra_parameters=not options.no_extra_parameters,
     )
     plan, records = fetch_results(work, name, options.origin)
     costs = fetch_costs(work, name, options.origin)

@@ -10,7 +10,6 @@ from bench.cli.preparation import (
     Prepared,
     expand_grid,
     list_devices,
-    make_worker_config,
     open_launcher,
     prepare,
 )
@@ -79,10 +78,9 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
         return 0
     torch.set_num_threads(options.threads)
     devices = list_devices(prepared.device, options.workers)
-    config = make_worker_config(options, work)
+    library, room_bytes = prepared.library, worker_room(devices)
     with ProgressDisplay(prepared.console) as display:
-        room_bytes = worker_room(devices)
-        text = found.estimate(config, devices, prepared.library, room_bytes, display)
+        text = found.estimate(prepared.config, devices, library, room_bytes, display)
     print(text)
     return 0
 
@@ -92,14 +90,18 @@ def _train(
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
 
-    expansion, work = expand_grid(prepared, grid, options.retry_failed), prepared.work
-    config = make_worker_config(options, work)
-    retry, console = options.retry_failed, prepared.console
+    expansion = expand_grid(prepared, grid, options.retry_failed)
     with open_launcher(options, prepared) as (devices, launch, room_bytes):
         outcome = run_grid(
-            expansion, work, config, devices,
-            retry_failed=retry, console=console, launch=launch, room_bytes=room_bytes,
-        )  # fmt: skip
+            expansion,
+            prepared.work,
+            prepared.config,
+            devices,
+            retry_failed=options.retry_failed,
+            console=prepared.console,
+            launch=launch,
+            room_bytes=room_bytes,
+        )
     return outcome, expansion
 
 

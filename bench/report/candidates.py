@@ -20,23 +20,19 @@ LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked: for which pair, and what a row must not exceed, must be and must gain.
+    """What is asked: for which pair, and what a row must not exceed and must gain.
 
     Attributes:
         pair: teacher:student; None for every pair of the grid.
         max_cost: whole training over the plain student's.
         max_memory_mib: peak memory of a step above the plain student's.
         min_gain: accuracy over the plain student, in [0, 1].
-        category: the methods' only category; plain students stay as what they are compared with.
-        extra_parameters: whether parameters may be trained with the student.
     """
 
     pair: str | None = None
     max_cost: float | None = None
     max_memory_mib: float | None = None
     min_gain: float | None = None
-    category: str | None = None
-    extra_parameters: bool = True
 
     def __post_init__(self) -> None:
         """Refuses limits that nothing could meet or miss."""
@@ -55,8 +51,7 @@ class Question:
     @property
     def needs_costs(self) -> bool:
         """Whether any limit is on what only the profiler knows."""
-        limits = (self.max_cost, self.max_memory_mib)
-        return any(limit is not None for limit in limits) or not self.extra_parameters
+        return self.max_cost is not None or self.max_memory_mib is not None
 
 
 ANYTHING = Question()
@@ -174,8 +169,6 @@ def _why_not(group: Group, candidate: Candidate) -> str:
 
 def _beyond(candidate: Candidate, limits: Question, cost: CostRecord | None) -> str:
     """Which limit the row exceeds; empty if none."""
-    if limits.category and not candidate.is_student and candidate.category != limits.category:
-        return f"category {candidate.category}"
     if limits.needs_costs and candidate.cost is None:
         why = f" ({cost.status.replace('_', ' ')}: {cost.error})" if cost is not None else ""
         return f"cost not measured{why}"
@@ -184,8 +177,6 @@ def _beyond(candidate: Candidate, limits: Question, cost: CostRecord | None) -> 
     memory, most = candidate.extra_mib, limits.max_memory_mib
     if most is not None and memory is not None and memory > most:
         return f"memory {memory:.1f} MiB above the plain step's, limit {most:g} MiB"
-    if not limits.extra_parameters and candidate.extra_parameters:
-        return f"{candidate.extra_parameters:,} extra parameters"
     return ""
 
 

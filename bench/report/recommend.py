@@ -108,7 +108,7 @@ def recommend(
         One choice a pair, in the plan's order, those without an answer with the reason.
 
     Raises:
-        NotCovered: the grid has no such pair or category.
+        NotCovered: the grid has no such pair.
 
     Source:
         The rows that cannot be told from the reference hold the truly best allowed one with 95 %
@@ -133,13 +133,6 @@ def answer(choices: Sequence[Choice]) -> str:
 
 def _asked(plan: Plan, question: Question) -> dict[PairKey, list[Row]]:
     pairs = group_by_pair(plan)
-    if question.category is not None:
-        known = list(dict.fromkeys(r.category for r in plan.rows if r.role == "method"))
-        if question.category not in known:
-            raise NotCovered(
-                f"category {question.category!r} is not in grid {plan.name}; it has: "
-                f"{', '.join(known)}"
-            )
     if question.pair is not None:
         known = list(dict.fromkeys(f"{key.teacher}:{key.student}" for key in pairs))
         if question.pair not in known:
