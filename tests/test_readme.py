@@ -1,4 +1,4 @@
-"""What README shows is what works."""
+"""What the READMEs show is what works."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import re
 from pathlib import Path
 
 import torch
+import yaml
 from students import random_student
 
 from bench.cli import COMMANDS
 from bench.export import Student, pack
-from bench.grid import grid_names
+from bench.grid import Grid, check_names, grid_names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "bench/models/README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypatch, capsys):
-    code, _ = blocks("python")
+    (code,) = blocks(MODELS, "python")
     assert "bench" not in code
     trained = random_student("cnn4", side=8)
     (tmp_path / "student.pt2").write_bytes(pack(trained, "torch.export")[0])
@@ -33,12 +35,17 @@ def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypat
     assert capsys.readouterr().out == f"{[trained.data.classes[i] for i in predicted]}\n"
 
 
+def test_the_grid_of_the_readme_is_valid_and_takes_its_model():
+    grid, models = map(yaml.safe_load, blocks(README, "yaml"))
+    check_names(Grid(**grid, name="mine"))
+    check_names(Grid(**{**grid, **models, "pairs": ["densenet:resnet8x4"]}, name="mine"))
+
+
 def test_the_readme_names_commands_and_grids_that_exist():
     for command in re.findall(r"run_all\.py (\w+)", README):
         assert command in COMMANDS, command
-    rows = re.findall(r"^\| (`[\w-]+`(?:, `[\w-]+`)*) \| ", README, flags=re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
-    assert set(grid_names()) <= named
+    named = re.findall(r"--grid ([\w-]+)(?!\S*\.yaml)", README)
+    assert set(named) - {"mine"} <= set(grid_names())
 
 
 def test_the_table_of_the_readme_is_the_committed_one():

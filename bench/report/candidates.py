@@ -162,7 +162,7 @@ def _why_not(group: Group, candidate: Candidate) -> str:
                 return f"{text}: {group.records[cells[0]].error or 'no reason given'}"
         return "not run" if group.with_status(NOT_RUN) else "no accuracy measured"
     if candidate.gained is not None and candidate.gained.n < 2:
-        seeds = f"{candidate.gained.n} seed{'s' * (candidate.gained.n != 1)}"
+        seeds = f"{candidate.gained.n} seed{'' if candidate.gained.n == 1 else 's'}"
         return f"not enough seeds: {seeds} in common with the student, 2 are the least"
     return ""
 
