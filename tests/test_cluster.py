@@ -136,7 +136,7 @@ def test_a_node_that_lacks_the_data_ends_the_run_and_no_cell_is_to_blame(
 def test_a_node_that_does_not_see_the_work_directory_says_so(tmp_path, cells, data_root):
     where = worker_config(tmp_path, data_root)
     code = numerics_digest("methods/*.py")
-    order = Order(Job((cells[0],), None), code, where, tmp_path / "hearts" / "of-a-coordinator")
+    order = Order(Job((cells[0],)), code, where, tmp_path / "hearts" / "of-a-coordinator")
     with pytest.raises(NodeFaultError, match=r"does not see .*--work-dir on a disk that all nodes"):
         run_order(order, lambda *event: None)
 
@@ -163,7 +163,7 @@ def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray
         raise KeyboardInterrupt
 
     with Leases(tmp_path / "leases") as leases:
-        jobs = [Job((cell,), None) for cell in plain]
+        jobs = [Job((cell,)) for cell in plain]
         with pytest.raises(KeyboardInterrupt):
             list(cluster.run(jobs, where, cluster.devices, interrupt, leases))
         assert len(fake_ray.cancelled) == 2

@@ -87,7 +87,7 @@ def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
         os.mkfifo(tmp_path / name)
     names = ("killed", "cnn2", "held", "cnn3")
     culprit, mate, held, other = cells = [digits_cell(name, config.cache) for name in names]
-    jobs = [Job((culprit, mate), None), Job((held, other), None)]
+    jobs = [Job((culprit, mate)), Job((held, other))]
     events: list[tuple[str, int]] = []
 
     def report(cell_id: str, done: int, total: int, accuracy: float | None) -> None:
@@ -107,7 +107,7 @@ def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
         assert [epoch for cell_id, epoch in events if cell_id == one.id] == [1, 2, 3]
     alone = worker_config(tmp_path / "alone", config.cache, plugins=config.plugins)
     for one in cells[1:]:
-        run_job(Job((one,), None), alone, lambda *event: None)
+        run_job(Job((one,)), alone, lambda *event: None)
     ids = [one.id for one in cells[1:]]
     assert comparable(store, ids) == comparable(Store(alone.store), ids)
 
@@ -120,7 +120,7 @@ def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path,
     def report(*event: object) -> None:
         workers.update(process.pid for process in multiprocessing.active_children())
 
-    done = list(launch([Job(tuple(cells), None)], config, 1, report))
+    done = list(launch([Job(tuple(cells))], config, 1, report))
     assert {one.id for part in done for one in part.cells} == {one.id for one in cells}
     records = [Store(config.store).read(one.id) for one in cells]
     assert [record.status for record in records] == [FINISHED, FAILED, FINISHED, FAILED]
@@ -191,9 +191,9 @@ def test_a_job_that_ran_out_of_memory_is_halved_and_a_full_disk_ends_the_run(tmp
 
     with Leases(tmp_path / "leases") as leases:
         launcher = InProcess(tmp_path, leases, train)
-        list(launcher.run([Job(tuple(cells), None)]))
+        list(launcher.run([Job(tuple(cells))]))
         with pytest.raises(OSError, match="No space left"):
-            list(launcher.run([Job((last,), None)]))
+            list(launcher.run([Job((last,))]))
     assert [store.read(one.id).status for one in cells] == [FINISHED] * 3 + [FAILED]
     assert store.read(cells[3].id).error.startswith("OutOfMemoryError: CUDA out of memory")
     assert store.read(last.id) is None  # no cell is to blame
@@ -218,7 +218,7 @@ def test_a_cell_that_ran_out_of_memory_is_tried_again_when_nothing_else_runs(tmp
 
     with Leases(tmp_path / "leases") as leases:
         launcher = InProcess(tmp_path, leases, caught)
-        list(launcher.run([Job((large,), None), Job((small,), None)]))
+        list(launcher.run([Job((large,)), Job((small,))]))
     assert launcher.ran == [["cnn8"], ["cnn2"], ["cnn8"]]
     assert store.read(large.id).status == FINISHED
 
@@ -240,8 +240,8 @@ def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
     taught, plain = cell("soft_logits"), plain_cell("cnn2")
     store = Store(tmp_path)
     config = WorkerConfig(store=tmp_path, cache=tmp_path, data_root=None)
-    left = without_failed_needs(Job((taught, plain), taught.teacher), store, config)
-    assert left == Job((plain,), None)
+    left = without_failed_needs(Job((taught, plain)), store, config)
+    assert left == Job((plain,))
     assert "cnn3/student/0, which it learns from, did not finish" in store.read(taught.id).error
 
 
@@ -262,7 +262,7 @@ def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tm
                 finish(store, one)
 
         launcher = InProcess(tmp_path, mine, train)
-        done = list(launcher.run([Job((first, second, third), None)]))
+        done = list(launcher.run([Job((first, second, third))]))
     assert [(part.cells, part.here) for part in done] == [
         ((third,), True), ((first,), False), ((second,), True)
     ]  # fmt: skip

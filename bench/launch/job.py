@@ -47,10 +47,14 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """Cells that train side by side, and the finished cell that teaches them, if any."""
+    """Cells that train side by side. Those that have a teacher share it."""
 
     cells: tuple[Cell, ...]
-    teacher: Cell | None
+
+    @property
+    def teacher(self) -> Cell | None:
+        """The finished cell that teaches them, if any."""
+        return next((cell.teacher for cell in self.cells if cell.teacher is not None), None)
 
     @property
     def needs(self) -> list[Cell]:

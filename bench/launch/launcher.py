@@ -174,7 +174,7 @@ class Launcher(ABC, Generic[Handle]):
         self._alone = None
         left = self._without_record(job)
         if left:
-            self.waiting.insert(0, _job(left))
+            self.waiting.insert(0, Job(tuple(left)))
         yield from self._release_all_but(left, job)
 
     def _without_record(self, job: Job) -> list[Cell]:
@@ -184,16 +184,16 @@ class Launcher(ABC, Generic[Handle]):
         """Queues the cells of a failed job, or records their failure; returns those queued."""
         if is_out_of_memory(error) and not alone:
             if len(cells) == 1:
-                self._starved.append(_job(cells))
+                self._starved.append(Job(tuple(cells)))
             else:
-                self.waiting[:0] = [_job(cells[0::2]), _job(cells[1::2])]
+                self.waiting[:0] = [Job(tuple(cells[0::2])), Job(tuple(cells[1::2]))]
             return cells
         again = [cell for cell in cells if cell.id not in self._retried and not alone]
         for cell in cells:
             if cell not in again:
                 self.store.write(fail(cell, error, self.config.provenance))
         self._retried |= {cell.id for cell in again}
-        self.waiting[:0] = [_job([cell]) for cell in again]
+        self.waiting[:0] = [Job((cell,)) for cell in again]
         return again
 
     # --- cells that several commands share ------------------------------------------------------
@@ -214,8 +214,8 @@ class Launcher(ABC, Generic[Handle]):
                 self.store.discard(cell.id)  # files that a killed process left half-written
                 mine.append(cell)
         if held:
-            self.elsewhere.append(_job(held))
-        return _job(mine), recorded
+            self.elsewhere.append(Job(tuple(held)))
+        return Job(tuple(mine)), recorded
 
     def _release(self, cells: Sequence[Cell]) -> Done:
         for cell in cells:
@@ -239,13 +239,9 @@ class Launcher(ABC, Generic[Handle]):
                 yield Done(tuple(recorded), here=False)
             free = [cell for cell in left if self.leases.holder(cell.id) is None]
             if free:
-                self.waiting.append(_job(free))
+                self.waiting.append(Job(tuple(free)))
             if held := [cell for cell in left if cell not in free]:
-                self.elsewhere.append(_job(held))
-
-
-def _job(cells: Sequence[Cell]) -> Job:
-    return Job(tuple(cells), next((cell.teacher for cell in cells if cell.teacher), None))
+                self.elsewhere.append(Job(tuple(held)))
 
 
 def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
@@ -264,7 +260,7 @@ def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
         reason = found.error if found is not None else "it has no record"
         error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
         store.write(record_without_result(cell, FAILED, error, config.provenance))
-    return _job(kept)
+    return Job(tuple(kept))
 
 
 def _is_finished(cell: Cell, store: Store) -> bool:

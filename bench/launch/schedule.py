@@ -137,8 +137,7 @@ def _ordered(groups: Sequence[Sequence[Cell]], seconds: Seconds) -> list[Job]:
     """
     jobs, behind = [], {}
     for cells in groups:
-        teacher = next((cell.teacher for cell in cells if cell.teacher is not None), None)
-        jobs.append(Job(tuple(cells), teacher))
+        jobs.append(Job(tuple(cells)))
         for need in jobs[-1].needs:
             behind[need.id] = max(seconds(cells), behind.get(need.id, 0.0))
 
