@@ -1,7 +1,8 @@
 """Records go to MLflow while a grid trains, in a thread, so that training never waits.
 
-What is new is sent every minute, and at the end. A store that is away is named once. What it lacks
-at the end, `sync` sends. One process at a time sends the records of a grid.
+What is new is sent every minute, less often where sending takes long, and at the end. A store that
+is away is named once. What it lacks at the end, `sync` sends. One process at a time sends the
+records of a grid.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def mirroring(
         plan: of the grid.
         leases: of this process, entered.
         console: for warnings.
-        every: seconds between two looks at what is new.
+        every: least seconds between two looks at what is new.
     """
     ended, warned = threading.Event(), False
 
@@ -94,9 +95,12 @@ def mirroring(
             )
 
     def send_repeatedly() -> None:
-        send(patience=0.0)
-        while not ended.wait(every):
+        pause = 0.0
+        while not ended.wait(pause):
+            began = time.monotonic()
             send(patience=0.0)
+            # Looking for what is new takes longer the more runs there are: a tenth of the time.
+            pause = max(every, 9 * (time.monotonic() - began))
 
     thread = threading.Thread(target=send_repeatedly, daemon=True, name="mirroring")
     thread.start()

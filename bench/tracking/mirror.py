@@ -71,7 +71,9 @@ class Mirror:
                     self.client.delete_run(run.info.run_id)
                 self._copy(record, rows[cell_id], store.folder(cell_id))
                 sent += 1
-            for run in self._runs().values():
+            if sent:  # another command may have sent the same meanwhile
+                runs = self._runs()
+            for run in runs.values():
                 if not _is_whole(run):
                     self.client.set_terminated(run.info.run_id, status="KILLED")
         return sent
