@@ -302,7 +302,7 @@ def mean_entry(values: list[float], n: int, instead: str = "-") -> Entry:
 
 
 def gain_entry(own: Mapping[int, float], student: Mapping[int, float], n: int) -> Entry:
-    """A gain with its interval, marked where it is of other than n seeds or not told from 0."""
+    """A gain with its interval, marked where its n differs or its interval contains 0."""
     differences = paired_differences(own, student)
     if not differences:
         return Entry(None)
