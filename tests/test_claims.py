@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import summary_grid
 
-from bench.cost.costs import CostRecord, Costs, Count, LossCost, Quartiles, StageCost
+from bench.cost.costs import CostRecord, Costs, LossCost, Quartiles, StageCost
 from bench.record import Plan, Record, Row
 from bench.report.claims import claim_table, claims_section
 from bench.report.measures import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gradient_cosine
@@ -89,7 +89,7 @@ def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRec
 
     stage = StageCost(
         name="distil", epochs=1, kept=1.0, step_ms=around(1.0),
-        ratio=around(1.0),         loss=LossCost(ms=around(2 * loss), count=Count(), peak_bytes=0),
+        ratio=around(1.0),         loss=LossCost(ms=around(2 * loss), flops=0, peak_bytes=0),
     )  # fmt: skip
     return CostRecord(
         data="d", teacher="wide", student="narrow", label=label, method=label,

@@ -393,5 +393,5 @@ def test_costs_of_other_code_than_the_accuracies_are_said_under_choice_and_candi
         costs = Costs([cost("a", 1.2, conditions=at)])
         made = sections(plan, records, costs, recommend(plan, records, costs))
         notes = {s.name: " ".join(n for t in s.tables for n in t.notes) for s in made}
-        for name in ("choice", "candidates", "accuracy_cost"):
+        for name in ("choice", "candidates"):
             assert (f"(commit {'2' * 10}) than accuracies ({'1' * 10})" in notes[name]) == said_so

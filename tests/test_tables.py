@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench.faults import one_line
 from bench.record import FAILED, NOT_APPLICABLE, Plan
 from bench.report.statistics import Interval
-from bench.report.summary import NOTES, cells_csv, gap_recovered, summarise
+from bench.report.summary import NOTES, cells_csv, summarise
 from bench.report.tables import (
     Column,
     Entry,
@@ -231,7 +231,6 @@ def test_a_gain_from_fewer_seeds_than_the_accuracy_says_how_many() -> None:
     cells = shown(rows, records, "soft_logits")
     assert cells["last_accuracy"] == "75.00 ± 0.00"
     assert cells["gain"] == "+25.00 ± 0.00 (n=2)"
-    assert cells["gap_recovered"] == "50.0 (n=2)"
 
 
 def test_a_teacher_shared_by_all_seeds_is_one_observation() -> None:
@@ -243,18 +242,6 @@ def test_a_teacher_shared_by_all_seeds_is_one_observation() -> None:
     assert cells["last_accuracy"] == "75.00 (n=1)"
     # Its lead still has two observations, the students': 0.25 and 0.23, half-width 0.01 t = 0.1271.
     assert cells["gain"] == "+24.00 ± 12.71 (n=2)"
-
-
-def test_a_gap_within_noise_has_no_share() -> None:
-    method, student = {0: 0.6, 1: 0.6}, {0: 0.5, 1: 0.5}
-    assert gap_recovered(method, student, {0: 0.75, 1: 0.75}) == pytest.approx(0.4)
-    assert gap_recovered(method, student, {0: 0.9, 1: 0.51}) is None  # interval contains 0
-    assert gap_recovered(method, student, {0: 0.4, 1: 0.4}) is None  # a teacher that is worse
-    assert gap_recovered(method, student, {0: 0.75}) is None  # one common seed: no interval
-    assert gap_recovered(method, student, {7: 0.75}) is None  # none
-    # At the common seeds 0 and 1 the method recovers half; the others' 0.0 must not count.
-    others = {**method, 2: 0.0}, {**student, 3: 0.0}, {0: 0.7, 1: 0.7, 4: 0.0}
-    assert gap_recovered(*others) == pytest.approx(0.5)
 
 
 def test_equal_failures_are_told_once_with_all_their_seeds() -> None:

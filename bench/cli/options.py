@@ -174,14 +174,6 @@ def add_profile(parser: Parser) -> None:
         metavar="N",
         help="times that each step is measured (default: 20)",
     )
-    add(
-        "--seconds",
-        type=number(float, at_least=0),
-        default=60.0,
-        metavar="S",
-        help="time after which no further round of a pair starts, except for the first three "
-        "(default: 60)",
-    )
 
 
 def add_tables(parser: Parser) -> None:

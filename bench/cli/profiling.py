@@ -83,7 +83,6 @@ def _read(options: argparse.Namespace, work: WorkDir) -> tuple[Grid, Workload, P
         data=data_name(grid.data),
         train_images=round(largest * len(data.train_images)),
         rounds=options.rounds,
-        seconds=options.seconds,
         provenance={**provenance(), "started": started},
     )
     return grid, workload, how

@@ -14,7 +14,7 @@ from bench.faults import UserError
 from bench.record import FINISHED, STATUSES, dump_json
 
 FILE = "cost.json"
-SCHEMA = 3
+SCHEMA = 4
 WHERE = ("device", "threads", "precision", "batch")
 """The conditions under which costs are compared. Tables state all others."""
 
@@ -48,25 +48,6 @@ class Quartiles(NamedTuple):
             return cls(values[0], values[0], values[0], 1)
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, q1, q3, len(values))
-
-
-class Count(NamedTuple):
-    """Operations counted while they ran. `bench.cost.counting` states the rules.
-
-    Attributes:
-        matmul: FLOP of matrix products and convolutions (1 multiply-add = 2).
-        elementwise: FLOP of everything else but decompositions.
-        decomposition: FLOP of eigenvalue and singular value decompositions, by formula.
-    """
-
-    matmul: int = 0
-    elementwise: int = 0
-    decomposition: int = 0
-
-    @property
-    def flops(self) -> int:
-        """The sum of all three kinds."""
-        return sum(self)
 
 
 class StageShare(NamedTuple):
@@ -117,12 +98,12 @@ class LossCost:
 
     Attributes:
         ms: forward and backward.
-        count: operations, forward and backward.
+        flops: forward and backward, counted as `bench.cost.counting` says.
         peak_bytes: peak memory of the tensors that it makes, its gradients included.
     """
 
     ms: Quartiles
-    count: Count
+    flops: int
     peak_bytes: int
 
 
@@ -267,7 +248,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class _File:
-    schema: Literal[3]
+    schema: Literal[4]
     records: list[CostRecord]
 
 

@@ -2,12 +2,12 @@
 
 Torch's dispatcher names every operator that runs, forward and backward, with its tensors.
 
-| kind | which operators | FLOP |
-|---|---|---|
-| matmul | products and convolutions | torch's own formulas; 1 multiply-add = 2 |
-| decomposition | eigh, svd, qr, solve | by formula, see `DECOMPOSITIONS` |
-| elementwise | all others that compute | 1 per element, times `PASSES` for those of several |
-| - | views, copies, lookups, random draws | 0 |
+| operators | FLOP |
+|---|---|
+| products and convolutions | torch's own formulas; 1 multiply-add = 2 |
+| eigh, svd, qr, solve | by formula, see `DECOMPOSITIONS` |
+| views, copies, lookups, random draws | 0 |
+| all others | 1 per element, times `PASSES` for those of several |
 
 The number of elements is that of the largest tensor that the operator reads or writes. An
 exponential counts 1, like an addition.
@@ -24,8 +24,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-
-from bench.cost.costs import Count
 
 _MOVES = """
     arange cat clone constant_pad_nd copy_ diagonal_backward embedding empty empty_like
@@ -66,17 +64,20 @@ PASSES = {
 class CountingMode(TorchDispatchMode):
     """Counts what runs inside it.
 
+    Attributes:
+        flops: of all operators so far.
+
     Example:
         >>> with CountingMode() as counter:
         ...     product = torch.ones(2, 3) @ torch.ones(3, 4)
-        >>> counter.count.matmul                                # 2 * 2 * 3 * 4
+        >>> counter.flops                                       # 2 * 2 * 3 * 4
         48
     """
 
     def __init__(self) -> None:
         """Nothing counted yet."""
         super().__init__()
-        self.count = Count()
+        self.flops = 0
 
     def __torch_dispatch__(
         self,
@@ -90,27 +91,24 @@ class CountingMode(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and name != "_unsafe_view":
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-            flops = _flops(func, name, args, kwargs or {}, out, tensors)
-            self.count = Count(*map(sum, zip(self.count, flops, strict=True)))
+            self.flops += _flops(func, name, args, kwargs or {}, out, tensors)
         return out
 
 
 def _flops(
     func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any,
     tensors: list[Tensor],
-) -> tuple[int, int, int]:  # fmt: skip
-    """(matmul, elementwise, decomposition) of one operator."""
+) -> int:  # fmt: skip
+    """FLOP of one operator."""
     if func.overloadpacket in flop_registry:
-        return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)), 0, 0
+        return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
     if name in DECOMPOSITIONS:
-        return 0, 0, _decomposition(name, args[0])
+        return _decomposition(name, args[0])
     if name in MOVES or not tensors:
-        return 0, 0, 0
-    if name.startswith("_foreach"):
-        elements = sum(x.numel() for x in args[0])
-    else:
-        elements = max(x.numel() for x in tensors)
-    return 0, PASSES.get(name, 1) * elements, 0
+        return 0
+    foreach = name.startswith("_foreach")
+    sizes = [x.numel() for x in (args[0] if foreach else tensors)]
+    return PASSES.get(name, 1) * (sum(sizes) if foreach else max(sizes))
 
 
 DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
@@ -187,11 +185,11 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def count(action: Callable[[], object]) -> Count:
-    """Operations of a function."""
+def count(action: Callable[[], object]) -> int:
+    """FLOP of a function."""
     with CountingMode() as counter:
         action()
-    return counter.count
+    return counter.flops
 
 
 def peak_bytes(action: Callable[[], object], device: torch.device) -> int:

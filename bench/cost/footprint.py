@@ -55,7 +55,7 @@ class NetworkCount(NamedTuple):
         return cls(
             held_bytes=state + 2 * gradients,
             image_bytes=max(0, memory.peak_bytes - gradients) / len(images),
-            image_flops=counter.count.flops / len(images),
+            image_flops=counter.flops / len(images),
         )
 
 

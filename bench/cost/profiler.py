@@ -37,7 +37,6 @@ from bench.record import FAILED, NOT_APPLICABLE
 from bench.train.device import conditions, set_numerics
 
 WARM_UP = 2  # steps of every stage before the first round
-LEAST_ROUNDS = 3
 LONG_MS = 50.0  # what takes longer outgrows every cache, and is not run once more to fill them
 PLAIN_TURNS = 3  # every ratio divides by the plain step: its round is the median of three
 
@@ -68,15 +67,12 @@ class Profile:
         data: the data set's name, for the tables. The images are random.
         train_images: N, the number of views that a stage caches if it reads clean images.
         rounds: how many times every step is measured.
-        seconds: time after which no further round of a pair starts, except for the first three;
-            None for no limit.
         provenance: commit and the like, for the conditions.
     """
 
     data: str
     train_images: int = 0
     rounds: int = 20
-    seconds: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -217,11 +213,7 @@ def _measure(
     turns = [turn for subject in subjects for turn in subject.turns]
     plain, device = turns[0], workload.device
     turns += [plain] * (PLAIN_TURNS - 1)
-    began = time.monotonic()
     for number in range(how.rounds):
-        spent = time.monotonic() - began
-        if how.seconds is not None and spent > how.seconds and number >= LEAST_ROUNDS:
-            break
         progress(number, how.rounds)
         gc.collect()
         random.Random(number).shuffle(turns)
@@ -261,7 +253,7 @@ def _shared_fields(
         "student": workload.cell(student).model_name,
         "epochs": workload.recipe.epochs,
         "plain_ms": Quartiles.of(plain.turns[0].step_ms),
-        "plain_flops": count(step).flops,
+        "plain_flops": count(step),
         "plain_peak_bytes": peak_bytes(step, workload.device),
         "teacher_bytes": bytes_of(lesson.teacher.network.state_dict().values()),
         "conditions": {
@@ -275,7 +267,7 @@ def _shared_fields(
             "warm_up": WARM_UP,
             "memory": MEMORY["cuda" if workload.device.type == "cuda" else "cpu"],
             **how.provenance,
-            "rounds": len(plain.turns[0].step_ms),
+            "rounds": how.rounds,
         },
     }
 
@@ -315,7 +307,7 @@ def _stage_cost(turn: _Turn, plain_steps: Sequence[float], how: Profile) -> Stag
     if turn.loss is not None:
         loss = LossCost(
             ms=Quartiles.of(turn.loss_ms),
-            count=count(turn.loss),
+            flops=count(turn.loss),
             peak_bytes=peak_bytes(turn.loss, device),
         )
     return StageCost(
@@ -326,8 +318,8 @@ def _stage_cost(turn: _Turn, plain_steps: Sequence[float], how: Profile) -> Stag
         ratio=Quartiles.of(ratios),
         teacher_ms=Quartiles.of(turn.teacher_ms) if turn.teacher_ms else None,
         once_ms=Quartiles.of(turn.once_ms) if turn.once_ms else None,
-        step_flops=count(stage.step).flops,
-        once_flops=count(stage.once).flops,
+        step_flops=count(stage.step),
+        once_flops=count(stage.once),
         peak_bytes=peak_bytes(stage.step, device),
         held_bytes=stage.held_bytes(how.train_images),
         loss=loss,

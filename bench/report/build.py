@@ -12,7 +12,6 @@ from bench.report.claims import claims_section
 from bench.report.conditions import conditions_table, faults_table
 from bench.report.cost import FIGURES as COST_FIGURES
 from bench.report.cost import cost_tables, write_costs
-from bench.report.cost_accuracy import accuracy_cost_section
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
 from bench.report.overview import overview_tables
@@ -29,7 +28,7 @@ NO_COSTS = (
     "cost is drawn then."
 )
 
-LAST = ("accuracy_cost", "published", "claims", "conditions")
+LAST = ("published", "claims", "conditions")
 """Parts of the report that come after the pairs and the costs."""
 
 
@@ -87,7 +86,6 @@ def sections(
         _section("overview", "Accuracy and gain", overview_tables(plan, records)),
         _section("published", "Published and ours", published_tables(plan, records)),
         claims_section(plan, records, costs),
-        accuracy_cost_section(plan, records, costs),
         _section("conditions", "Conditions", [table for table in conditions if table]),
     ]
     return [section for section in made if section.tables]

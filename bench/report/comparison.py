@@ -34,15 +34,14 @@ class Compared:
     Attributes:
         differences: row - reference, one a seed, by seed; empty without a common seed.
         gain: their mean with its 95 % t interval, of this row looked at alone.
-        p: of the paired t test that the mean is the margin; None where there is no spread to
-            judge it by: one seed, or differences all equal but not to the margin.
-        holm_p: p corrected for all rows held against this reference; None as `p`.
+        holm_p: p of the paired t test that the mean is the margin, corrected for all rows held
+            against this reference; None where there is no spread to judge it by: one seed, or
+            differences all equal but not to the margin.
         verdict: `BETTER` or `WORSE` where `holm_p` is at most `ALPHA`, else `UNDECIDED`.
     """
 
     differences: tuple[float, ...]
     gain: Interval | None
-    p: float | None
     holm_p: float | None
     verdict: str
 
@@ -125,7 +124,6 @@ def _compared(
     return Compared(
         differences=tuple(differences),
         gain=gain,
-        p=p,
         holm_p=None if p is None else adjusted,
         verdict=verdict,
     )

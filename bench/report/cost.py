@@ -67,9 +67,7 @@ STAGE_COLUMNS = (
     Column(key="loss_ms", name="loss alone", unit="ms", digits=3, interval=True),
     Column(key="loss_share", name="loss in the step", unit="%", digits=1),
     Column(key="step_mflop", name="step", unit="MFLOP", digits=1),
-    Column(key="loss_matmul_mflop", name="loss, matmul and conv", unit="MFLOP", digits=2),
-    Column(key="loss_elementwise_mflop", name="loss, elementwise", unit="MFLOP", digits=2),
-    Column(key="loss_decomposition_mflop", name="loss, eigh and svd", unit="MFLOP", digits=2),
+    Column(key="loss_mflop", name="loss alone", unit="MFLOP", digits=2),
     Column(key="peak_mib", name="peak memory of a step", unit="MiB", digits=2),
     Column(key="loss_peak_mib", name="peak memory of the loss", unit="MiB", digits=2),
     Column(key="held_mib", name="held on top of plain", unit="MiB", digits=2),
@@ -168,9 +166,7 @@ def _stage_row(label: str, stage: StageCost) -> dict[str, Entry | Value]:
         **row,
         "loss_ms": quartile_entry(stage.loss.ms),
         "loss_share": stage.loss.ms.median / stage.step_ms.median,
-        "loss_matmul_mflop": stage.loss.count.matmul / MEGA,
-        "loss_elementwise_mflop": stage.loss.count.elementwise / MEGA,
-        "loss_decomposition_mflop": stage.loss.count.decomposition / MEGA,
+        "loss_mflop": stage.loss.flops / MEGA,
         "loss_peak_mib": stage.loss.peak_bytes / MIB,
     }
 

@@ -1,4 +1,4 @@
-"""What a grid found, as figures: learning curves, gain against cost, ranks, gains by category."""
+"""What a grid found, as figures: learning curves, and gain against cost."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ COLUMNS = (
         key="best_accuracy", name="best accuracy, test-selected", unit="%", digits=2, interval=True
     ),
     Column(key="gain", name="gain over student", unit="pp", digits=2, signed=True, interval=True),
-    Column(key="gap_recovered", name="gap recovered", unit="%", digits=1),
     Column(key="agreement", name="agreement with teacher", unit="%", digits=2, interval=True),
     Column(key="epochs", name="epochs"),
     Column(key="status", name="status", align="left"),
@@ -63,8 +62,6 @@ NOTES = (
     "Gain: method - student, paired by seed, over the seeds at which both finished.",
     f"{NO_EVIDENCE} the gain's interval contains 0, or there is none (n=1): not enough evidence "
     "(not enough seeds to tell).",
-    "Gap recovered: (method - student) / (teacher - student), of means over the seeds at which "
-    "all three finished; '-' where the 95 % interval of that gap is not above 0, or n=1.",
     "Agreement: share of the test set where student and teacher predict the same class.",
     "Recorded seconds are wall clock of cells trained side by side, not a method's cost: the "
     "profiler measures that.",
@@ -161,11 +158,11 @@ def pair_table(
     """The table of one pair: teacher, student, then methods in the plan's order."""
     rows = list(rows)
     groups = group_by_label(key, rows, records)
-    teacher, student = baseline(groups, "teacher"), baseline(groups, "student")
+    student = baseline(groups)
     return Table.by_name(
         title=key.title,
         columns=COLUMNS,
-        rows=[_row(group, teacher, student) for group in groups],
+        rows=[_row(group, student) for group in groups],
         notes=(
             *(line for group in groups for line in group.failures()),
             *_different_code(groups),
@@ -267,18 +264,15 @@ def group_by_label(key: PairKey, rows: Iterable[Row], records: Mapping[str, Reco
     return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
 
 
-def baseline(groups: Iterable[Group], role: str = "student") -> dict[int, float]:
-    """Seed -> last accuracy of a pair's plain student, or of its teacher."""
-    found = [group for group in groups if group.role == role]
+def baseline(groups: Iterable[Group]) -> dict[int, float]:
+    """Seed -> last accuracy of a pair's plain student."""
+    found = [group for group in groups if group.role == "student"]
     return found[0].by_seed("last_accuracy") if found else {}
 
 
-def _row(
-    group: Group, teacher: Mapping[int, float], student: Mapping[int, float]
-) -> dict[str, Entry | Value]:
+def _row(group: Group, student: Mapping[int, float]) -> dict[str, Entry | Value]:
     n = len(group.by_cell("last_accuracy"))
     own = {} if group.role == "student" else group.by_seed("last_accuracy")
-    gap = {} if group.role == "teacher" else teacher
     epochs = group.by_cell("epochs")
     return {
         "label": group.label,
@@ -287,7 +281,6 @@ def _row(
         "last_accuracy": mean_entry(group.by_cell("last_accuracy"), n, instead=_why_empty(group)),
         "best_accuracy": mean_entry(group.by_cell("best_accuracy"), n),
         "gain": gain_entry(own, student, n),
-        "gap_recovered": _share(own, student, gap, n),
         "agreement": mean_entry(group.by_cell("agreement"), n),
         "epochs": _whole(mean_interval(epochs).mean) if epochs else None,
         "status": _status_text(group),
@@ -310,46 +303,8 @@ def gain_entry(own: Mapping[int, float], student: Mapping[int, float], n: int) -
     return Entry(gain, mark=_other_n(gain.n, n) + ("" if gain.excludes_zero else f" {NO_EVIDENCE}"))
 
 
-def _share(
-    own: Mapping[int, float], student: Mapping[int, float], teacher: Mapping[int, float], n: int
-) -> Entry:
-    share = gap_recovered(own, student, teacher)
-    if share is None:
-        return Entry(None)
-    return Entry(share, mark=_other_n(len(own.keys() & student.keys() & teacher.keys()), n))
-
-
 def _other_n(seeds: int, n: int) -> str:
     return "" if seeds in (1, n) else f"(n={seeds})"  # an interval shows its n=1 by itself
-
-
-def gap_recovered(
-    method: Mapping[int, float], student: Mapping[int, float], teacher: Mapping[int, float]
-) -> float | None:
-    """(method - student) / (teacher - student), of means over the seeds that all three have.
-
-    Args:
-        method: seed -> accuracy.
-        student: seed -> accuracy of the baseline.
-        teacher: seed -> accuracy.
-
-    Returns:
-        The share, 1 where the method reaches its teacher; None where the 95 % interval of the
-        gap is not above 0 or there is none (one seed): a share of noise means nothing.
-
-    Example:
-        >>> student, teacher = {0: 0.50, 1: 0.52}, {0: 0.70, 1: 0.721}
-        >>> round(gap_recovered({0: 0.55, 1: 0.57}, student, teacher), 4)
-        0.2494
-    """
-    common = method.keys() & student.keys() & teacher.keys()
-    if not common:
-        return None
-    baseline = {seed: student[seed] for seed in common}
-    gap = mean_interval(paired_differences(teacher, baseline))
-    if gap.low is None or gap.low <= 0:
-        return None
-    return mean_interval(paired_differences(method, baseline)).mean / gap.mean
 
 
 def _why_empty(group: Group) -> str:

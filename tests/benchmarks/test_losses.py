@@ -91,7 +91,7 @@ def measure(benchmark, loss: LossAlone, **about: object) -> None:
         device=DEVICE.type,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        flops=count(loss).flops,
+        flops=count(loss),
         peak_bytes=peak_bytes(loss, DEVICE),
         moved_bytes=bytes_of(*taps, *loss.leaves),
         **limits(),
