@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.report.statistics import (
+from bench.decide.statistics import (
     Interval,
     effect_size,
     holm,

@@ -24,9 +24,17 @@ ALLOWED = {
     "bench.train": TRAINING,
     "bench.cost": {*TRAINING, "methods"},
     "bench.tracking": {"bench"},
-    "bench.report": {"bench", "bench.cost"},
+    "bench.decide": {"bench"},
+    "bench.report": {"bench", "bench.cost", "bench.decide"},
     "bench.launch": {*TRAINING, "bench.cost", "bench.tracking"},
-    "bench.cli": {*TRAINING, "bench.cost", "bench.tracking", "bench.report", "bench.launch"},
+    "bench.cli": {
+        *TRAINING,
+        "bench.cost",
+        "bench.tracking",
+        "bench.decide",
+        "bench.report",
+        "bench.launch",
+    },
 }
 ONLY_HERE = {"mlflow": "bench.tracking", "ray": "bench.launch"}
 

@@ -13,9 +13,9 @@ import summary_grid as grid
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.decide.statistics import Interval
 from bench.faults import one_line
 from bench.record import FAILED, NOT_APPLICABLE, Plan
-from bench.report.statistics import Interval
 from bench.report.summary import NOTES, cells_csv, summarise
 from bench.report.tables import (
     Column,

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.cost.costs import CostRecord, Costs, Quartiles
+from bench.decide.statistics import Interval, mean_interval
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
 from bench.report.comparison import STUDENT, Compared, Series, compare
-from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NOT_RUN, Group, PairKey, group_by_label
 
 MIB = 2**20

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
+from bench.decide.statistics import ALPHA, holm, mean_interval
 from bench.record import Plan, Record
 from bench.report.measures import (
     CATEGORIES,
@@ -50,7 +51,6 @@ from bench.report.measures import (
     read,
     teacher_values,
 )
-from bench.report.statistics import ALPHA, holm, mean_interval
 from bench.report.summary import measured_groups
 from bench.report.superiority import superiority
 from bench.report.tables import Column, Section, Table

@@ -5,18 +5,16 @@ Differences are paired by seed, and the tests corrected for how many rows are lo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report.statistics import (
+from bench.decide.statistics import (
     ALPHA,
     Interval,
-    effect_size,
     holm,
     mean_interval,
     paired_differences,
-    paired_t_p,
+    paired_p,
 )
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not enough seeds to tell"
@@ -69,7 +67,7 @@ def compare(
         By label, in the order given.
 
     Source:
-        Student 1908 for the test, Holm 1979 for the correction; see `bench.report.statistics`.
+        Student 1908 for the test, Holm 1979 for the correction; see `bench.decide.statistics`.
 
     Example:
         >>> rows = {"a": {0: 0.75, 1: 0.76, 2: 0.77}, "b": {0: 0.9}}
@@ -77,7 +75,7 @@ def compare(
         >>> found["a"].verdict, found["b"].verdict
         ('better', 'not enough seeds to tell')
     """
-    differences = {label: differences_of(row, reference) for label, row in rows.items()}
+    differences = {label: paired_differences(row, reference) for label, row in rows.items()}
     raw = {label: paired_p(values, margin) for label, values in differences.items()}
     adjusted = holm([1.0 if p is None else p for p in raw.values()])
     return {
@@ -86,32 +84,9 @@ def compare(
     }
 
 
-def differences_of(row: Series, reference: Series) -> list[float]:
-    """Row - reference at every common seed, by seed; equal where the accuracies' counts are.
-
-    Example:
-        >>> differences_of({0: 0.76, 1: 0.73}, {0: 0.74, 1: 0.71})
-        [0.02, 0.02]
-    """
-    return _rounded(paired_differences(row, reference))
-
-
 def told(difference: Interval | None) -> bool:
     """Whether an interval tells a difference from 0: not without a spread to judge by."""
     return difference is not None and difference.low != difference.high and difference.excludes_zero
-
-
-def _rounded(differences: Sequence[float]) -> list[float]:
-    # 0.76 - 0.74 and 0.73 - 0.71 differ in the last bit: a spread that is not there.
-    return [round(difference, 12) for difference in differences]
-
-
-def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
-    """p of the paired t test that the mean is the margin; None without a spread to judge it by."""
-    shifted = _rounded([difference - margin for difference in differences])
-    if len(shifted) < 2 or math.isinf(effect_size(shifted)):
-        return None
-    return paired_t_p(shifted)
 
 
 def _compared(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.cost.costs import WHERE, CostRecord, Quartiles
+from bench.decide.statistics import Interval
 from bench.record import Record
-from bench.report.statistics import Interval
 from bench.report.tables import Column, Entry, Table
 
 MIB = 2**20

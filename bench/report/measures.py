@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
+from bench.decide.statistics import Interval, effect_size, mean_interval, paired_t_p
 from bench.record import FINISHED, Record
-from bench.report.statistics import Interval, effect_size, mean_interval, paired_t_p
 from bench.report.summary import Group, PairKey
 
 LEAST_SEEDS = 3

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
+from bench.decide.statistics import Interval, mean_interval
 from bench.record import FINISHED, Plan, Record, Row
-from bench.report.statistics import Interval, mean_interval
 from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
 from bench.report.tables import Column, Entry, Table, Value
 

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from bench.cost.costs import Quartiles
+from bench.decide.statistics import ALPHA, mean_interval, paired_differences, seeds_needed
 from bench.report.candidates import Candidate, Question
-from bench.report.comparison import STUDENT, differences_of, told
+from bench.report.comparison import STUDENT, told
 from bench.report.standing import Standing, joint_level
-from bench.report.statistics import ALPHA, mean_interval, seeds_needed
 from bench.report.tables import Column, Entry, show
 
 SHOWN = 3  # of what is listed in a line
@@ -153,7 +153,7 @@ def _equal_compute(
 def _against(chosen: Candidate, longer: Candidate, standing: Standing) -> str:
     """By the interval that holds for all allowed rows: any of them might have been the choice."""
     head = f"against {longer.label}, plain training at cost {_cost(longer.cost)}:"
-    differences = differences_of(chosen.accuracy, longer.accuracy)
+    differences = paired_differences(chosen.accuracy, longer.accuracy)
     if len(differences) < 2:
         return f"{head} fewer than 2 seeds in common"
     gain = mean_interval(differences, standing.level)
@@ -193,7 +193,7 @@ def changes(
     lines += _seeds("the student", unproven, tested)
     if chosen.label != STUDENT:
         ties = {
-            c.label: differences_of(chosen.accuracy, c.accuracy)
+            c.label: paired_differences(chosen.accuracy, c.accuracy)
             for c in [c for c in standing.tied if c is not chosen][:SHOWN]
         }
         lines += _seeds(chosen.label, ties, standing.level)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.decide.statistics import ALPHA, Interval, mean_interval, paired_differences
 from bench.report.candidates import Candidate
-from bench.report.comparison import BETTER, STUDENT, differences_of, told
-from bench.report.statistics import ALPHA, Interval, mean_interval
+from bench.report.comparison import BETTER, STUDENT, told
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Standing:
         level = joint_level(len(allowed) - 1)
         behind = {}
         for other in allowed:
-            differences = differences_of(reference.accuracy, other.accuracy)
+            differences = paired_differences(reference.accuracy, other.accuracy)
             if other is not reference and differences:
                 behind[other.label] = mean_interval(differences, level)
         beaten = {c.label for c in allowed if _behind(behind.get(c.label))}

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bench.decide.statistics import mean_interval, paired_differences
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
-from bench.report.statistics import mean_interval, paired_differences
 from bench.report.tables import Column, Entry, Section, Table, Value, to_csv
 
 NOT_RUN = "not_run"

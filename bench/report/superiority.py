@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from bench.report.comparison import differences_of, paired_p
+from bench.decide.statistics import ALPHA, holm, paired_differences, paired_p
 from bench.report.measures import (
     LEAST_SEEDS,
     NOT_SUPPORTED,
@@ -14,7 +14,6 @@ from bench.report.measures import (
     Finding,
     Pairs,
 )
-from bench.report.statistics import ALPHA, holm
 
 LEAST_PAIRS = 2
 """On a single pair some row is always the best: nothing can be said about all."""
@@ -42,7 +41,7 @@ def superiority(pairs: Pairs) -> Finding:
         for group in groups:
             if group.role == "method" and group.category != "baseline" and group.label in rows:
                 others = [row for label, row in rows.items() if label != group.label]
-                found = [differences_of(row, rows[group.label]) for row in others]
+                found = [paired_differences(row, rows[group.label]) for row in others]
                 rivals.setdefault(group.label, []).extend(filter(None, found))
     unbeaten = [label for label, found in rivals.items() if not _is_beaten(found)]
     superior = _superior(rivals, total)
