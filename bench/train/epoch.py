@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -28,6 +29,7 @@ class Sums:
         self.steps = self.samples = 0
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
         self._totals: dict[str, Tensor] = {}
+        self._fetched: dict[str, float] = {}
 
     def add_step(self, losses: Losses) -> None:
         """Adds the losses, skipped samples and correct predictions of one step."""
@@ -44,10 +46,14 @@ class Sums:
     def add(self, name: str, value: Tensor) -> None:
         """Adds a number, (), to one of the sums."""
         self._totals[name] = self._totals.get(name, self._zero) + value.detach()
+        self._fetched = {}
 
     def total(self, name: str) -> float:
-        """One of the sums; 0 if nothing was added."""
-        return self._totals.get(name, self._zero).item()
+        """One of the sums; 0 if nothing was added. All are fetched from the device at once."""
+        if self._totals and not self._fetched:
+            values = torch.stack([*self._totals.values()]).tolist()
+            self._fetched = dict(zip(self._totals, values, strict=True))
+        return self._fetched.get(name, 0.0)
 
     def mean(self, name: str) -> float:
         """One of the sums divided by the number of steps."""
@@ -97,8 +103,8 @@ def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int
         NonFiniteError: the task loss, the transfer loss of every sample or a weight is not finite.
     """
     where = f"in epoch {epoch} (stage {stage.name!r})"
-    task = sums.mean("task") if stage.task_weight > 0 else None
-    if task is not None and not torch.isfinite(torch.tensor(task)):
+    task = sums.mean("task")
+    if not math.isfinite(task):
         raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
     skipped = max(sums.total("skipped"), sums.total("joint_skipped"))
     if stage.needs_teacher and skipped >= sums.samples:
