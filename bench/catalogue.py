@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import yaml
 
 from bench.data import sources
@@ -19,8 +21,8 @@ def catalogue() -> str:
         )
         category = build_method(name).category
         lines.append(f"  {name:<20} {category:<22} {values}".rstrip())
-    lines += ["", "models:", *_wrapped(zoo.MODELS.names())]
-    lines += ["", "data sources:", *_wrapped(sources.names())]
+    lines += ["", "models:", _wrapped(zoo.MODELS.names())]
+    lines += ["", "data sources:", _wrapped(sources.names())]
     lines += ["", "grids:"]
     for name in grid_names():
         values = yaml.safe_load(find_grid(name).read_text(encoding="utf-8"))
@@ -28,10 +30,7 @@ def catalogue() -> str:
     return "\n".join(lines)
 
 
-def _wrapped(names: list[str], width: int = 96) -> list[str]:
-    lines = [" "]
-    for name in names:
-        if len(lines[-1]) + len(name) + 2 > width:
-            lines.append(" ")
-        lines[-1] += f" {name}"
-    return lines
+def _wrapped(names: list[str]) -> str:
+    return textwrap.fill(
+        " ".join(names), 96, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )

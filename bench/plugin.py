@@ -12,7 +12,6 @@ edited data source is read again; its cells train again if the images or labels 
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import linecache
 import sys
@@ -20,9 +19,8 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.abc import InspectLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from bench.code_version import method_digest
@@ -140,33 +138,15 @@ def _plug(plugin: Plugin, stack: ExitStack) -> None:
     stack.callback(_plugged.remove, plugin)
 
 
-class _Loader(InspectLoader):
-    """Loads a module from the text of a plugin."""
-
-    def __init__(self, plugin: Plugin) -> None:
-        self.plugin = plugin
-
-    def get_source(self, fullname: str) -> str:
-        return self.plugin.text
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.plugin.text, self.plugin.path)
-
-
 def _load(plugin: Plugin, stack: ExitStack) -> ModuleType:
-    spec = importlib.util.spec_from_loader(
-        f"{PACKAGE}.{plugin.name}", _Loader(plugin), origin=plugin.path
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    spec.has_location = True  # sets __file__
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look there
-    stack.callback(sys.modules.pop, spec.name, None)
+    module = ModuleType(f"{PACKAGE}.{plugin.name}")
+    module.__file__ = plugin.path
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    stack.callback(sys.modules.pop, module.__name__, None)
     # Tracebacks show the text that ran, even if the file has changed or is missing.
     lines = plugin.text.splitlines(keepends=True)
     linecache.cache[plugin.path] = (len(plugin.text), None, lines, plugin.path)
-    spec.loader.exec_module(module)
+    exec(compile(plugin.text, plugin.path, "exec", dont_inherit=True), module.__dict__)
     return module
 
 

@@ -284,8 +284,7 @@ def test_table_of_stages_counts_the_loss_and_its_share_of_the_step():
 def test_files_are_the_same_bytes_every_time(tmp_path):
     one, two = (write_costs(COSTS, tmp_path / folder) for folder in ("one", "two"))
     assert [path.name for path in one] == [
-        "cost.md", "cost.tex", "cost.csv", "cost_stages.csv", "cost_step_big-small.svg",
-        "cost_loss_big-small.svg",
+        "cost.md", "cost.tex", "cost.csv", "cost_2.csv", "cost_loss_big-small.svg",
     ]  # fmt: skip
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
@@ -406,7 +405,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     saved = json.loads((folder / "cost.json").read_text())
     assert [record["label"] for record in saved["records"]] == ["student", "soft_logits"]
     assert saved["records"][0]["conditions"]["batch"] == 4
-    assert (folder / "figures" / "cost_step_cnn3-cnn2.svg").is_file()
+    assert (folder / "figures" / "cost_loss_cnn3-cnn2.svg").is_file()
     # Rendered again from the file alone: the same bytes, though nothing was ever trained here.
     before = (folder / "cost.md").read_bytes()
     (folder / "cost.md").unlink()

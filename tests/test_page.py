@@ -112,8 +112,8 @@ def test_it_holds_choice_tables_figures_conditions_and_faults(page):
     order = [page.index(f'<section id="{name}">') for name in
              ("choice", "overview", "pairs", "cost", "conditions")]  # fmt: skip
     assert order == sorted(order)
-    # Curves of two pairs, gain against cost of one; a step and losses.
-    assert page.count("<svg ") == 5
+    # Curves of two pairs, gain against cost and losses of one.
+    assert page.count("<svg ") == 4
     assert "ran out of memory" in page
     assert "widths differ" in page
 

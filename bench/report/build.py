@@ -10,8 +10,7 @@ from bench.cost.costs import Costs
 from bench.record import Plan, Record, write_atomically
 from bench.report.claims import claims_section
 from bench.report.conditions import conditions_table, faults_table
-from bench.report.cost import FIGURES as COST_FIGURES
-from bench.report.cost import cost_tables, write_costs
+from bench.report.cost import CAPTION, FIGURE, cost_section, write_costs
 from bench.report.grid_figures import Picture, write_grid_figures
 from bench.report.measured import other_code
 from bench.report.overview import overview_tables
@@ -61,7 +60,9 @@ def build(
     if costs:
         written = write_costs(costs, folder)
         paths += written
-        pictures += _cost_pictures(written)
+        pictures += [
+            Picture("cost", path, CAPTION) for path in written if path.name.startswith(FIGURE)
+        ]
     paths += [picture.path for picture in pictures if picture.path not in paths]
     # Drawn from files beside the records, which MLflow's copy lacks: no part of the report.
     paths += write_selection_figures(plan, records, store, folder / "figures")
@@ -153,15 +154,10 @@ def _parts(
     """The sections with their figures, the pairs' summaries and the costs among them."""
     found = {section.name: section for section in made}
     found.pop("candidates", None)  # each choice shows its own
-    tables = cost_tables(costs) if costs is not None else ()
+    measured = cost_section(costs or Costs())
     more = {
         "pairs": Section(name="pairs", title="Every pair", tables=summary.tables),
-        "cost": Section(
-            name="cost",
-            title="What methods cost",
-            text="" if tables else NO_COSTS,
-            tables=tuple(tables),
-        ),
+        "cost": replace(measured, text="" if measured.tables else NO_COSTS),
     }
     last = {name: found.pop(name) for name in LAST if name in found}
     return [
@@ -171,14 +167,4 @@ def _parts(
             pictures=[picture for picture in pictures if picture.part == section.name],
         )
         for section in {**found, **more, **last}.values()
-    ]
-
-
-def _cost_pictures(paths: Iterable[Path]) -> list[Picture]:
-    """The cost figures among the files, by the kind that their name begins with."""
-    return [
-        Picture("cost", path, caption)
-        for path in paths
-        for kind, caption in COST_FIGURES.items()
-        if path.suffix == ".svg" and path.name.startswith(kind)
     ]

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.cost.costs import CostRecord, Costs, StageCost
-from bench.record import FINISHED, write_atomically
-from bench.report.cost_figures import draw_losses, draw_step
+from bench.record import FINISHED
+from bench.report.cost_figures import draw_losses
 from bench.report.drawing import save_figure
-from bench.report.measured import (
-    MEGA,
-    MIB,
-    by_place,
-    measured_with,
-    pair_title,
-    quartile_entry,
-    with_places,
-)
-from bench.report.tables import (
-    Column,
-    Entry,
-    Table,
-    Value,
-    to_csv,
-    to_latex,
-    to_markdown,
-    to_text,
-)
+from bench.report.measured import MEGA, MIB, by_place, measured_with, pair_title, quartile_entry
+from bench.report.tables import Column, Entry, Section, Table, Value, to_text, write_section
 
-FIGURES = {
-    "cost_step": "A training step of every method and stage: the teacher's forward pass and the "
-    "transfer losses, each measured alone, and the rest. Medians over rounds.",
-    "cost_loss": "Every transfer loss alone, forward and backward, on a log scale.",
-}
-"""What a figure's name begins with -> what it shows."""
+FIGURE = "cost_loss"
+CAPTION = "Every transfer loss alone, forward and backward, on a log scale."
 
 METHOD_COLUMNS = (
     Column(key="label", name="method", align="left"),
@@ -179,14 +159,15 @@ def costs_to_text(costs: Costs) -> str:
     return "\n".join(to_text(method_table(r)) for r in by_place(costs.records).values())
 
 
-def cost_tables(costs: Costs) -> tuple[Table, ...]:
+def cost_section(costs: Costs) -> Section:
     """The methods and their stages, for each pair and set of conditions."""
     groups = by_place(costs.records).values()
-    return tuple(table for r in groups for table in (method_table(r), stage_table(r)))
+    tables = tuple(table for r in groups for table in (method_table(r), stage_table(r)))
+    return Section(name="cost", title="What methods cost", tables=tables)
 
 
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
-    """Writes cost.md and .tex, cost.csv, cost_stages.csv and figures/cost_*.
+    """Writes cost.md, .tex and .csv, cost_2.csv (the stages) and figures/cost_loss_*.svg.
 
     Args:
         costs: all that was profiled of a grid.
@@ -195,31 +176,12 @@ def write_costs(costs: Costs, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    places, tables = by_place(costs.records), cost_tables(costs)
-    methods = {place: method_table(records) for place, records in places.items()}
-    stages = {place: stage_table(records) for place, records in places.items()}
-    contents = {
-        "cost.md": "\n".join(["# What methods cost\n", *map(to_markdown, tables)]),
-        "cost.tex": "\n".join(map(to_latex, tables)),
-        "cost.csv": to_csv(with_places(methods, "costs")),
-        "cost_stages.csv": to_csv(with_places(stages, "costs")),
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return [*(folder / name for name in contents), *write_figures(costs, folder / "figures")]
-
-
-def write_figures(costs: Costs, folder: Path) -> list[Path]:
-    """Writes the figures of every pair and set of conditions; returns their paths."""
-    paths: list[Path] = []
-    used: dict[str, int] = {}
+    paths = write_section(cost_section(costs), folder)
+    used: Counter[str] = Counter()
     for records in by_place(costs.records).values():
-        if all(record.status != FINISHED for record in records):
-            continue
-        pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")
-        used[pair] = used.get(pair, 0) + 1
-        name = pair if used[pair] == 1 else f"{pair}-{used[pair]}"
-        paths.append(save_figure(draw_step(records), folder / f"cost_step_{name}"))
-        if (losses := draw_losses(records)) is not None:
-            paths.append(save_figure(losses, folder / f"cost_loss_{name}"))
+        if (figure := draw_losses(records)) is not None:
+            pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")
+            used[pair] += 1
+            name = pair if used[pair] == 1 else f"{pair}-{used[pair]}"
+            paths.append(save_figure(figure, folder / "figures" / f"{FIGURE}_{name}"))
     return paths

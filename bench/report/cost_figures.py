@@ -1,4 +1,4 @@
-"""What the profiler measured, as figures: steps and losses alone."""
+"""What the profiler measured of the losses alone, as a figure."""
 
 from __future__ import annotations
 
@@ -6,102 +6,56 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.cost.costs import CostRecord, StageCost
-from bench.record import FINISHED
+from bench.cost.costs import CostRecord, Quartiles
 from bench.report.drawing import new_figure
 from bench.report.measured import pair_title
-from bench.report.palette import CATEGORIES, STEP_PARTS, category_style
+from bench.report.palette import CATEGORIES, category_style
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 class _Bar(NamedTuple):
-    """A measured stage and its name on an axis."""
+    """The loss of a stage: its name on the axis, its category and its time."""
 
     name: str
-    record: CostRecord
-    stage: StageCost
+    category: str
+    ms: Quartiles
 
 
 def _bars(records: Sequence[CostRecord]) -> list[_Bar]:
-    return [
-        _Bar(f"{r.label}: {stage.name}" if len(r.stages) > 1 else r.label, r, stage)
+    """By category, the fastest first."""
+    bars = [
+        _Bar(f"{r.label}: {s.name}" if len(r.stages) > 1 else r.label, r.category, s.loss.ms)
         for r in records
-        if r.status == FINISHED
-        for stage in r.stages
+        for s in r.stages
+        if s.loss is not None
     ]
-
-
-def _horizontal(count: int, names: Sequence[str], title: str) -> tuple[Figure, Axes]:
-    figure = new_figure(8.0, 1.3 + 0.27 * count)
-    axes = figure.subplots()
-    figure.suptitle(title, fontsize=10)
-    axes.set_yticks(range(count), names, fontsize=8)
-    axes.set_ylim(count - 0.4, -0.6)  # the first row on top
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def draw_step(records: Sequence[CostRecord]) -> Figure:
-    """Stacked bars: the teacher's pass, the transfer losses and the rest of every stage's step.
-
-    Args:
-        records: of one pair under one set of conditions, some finished.
-    """
-    bars = _bars(records)
-    figure, axes = _horizontal(len(bars), [b.name for b in bars], pair_title(bars[0].record))
-    ends = [0.0] * len(bars)
-    for segment, style in STEP_PARTS.items():
-        widths = [_segments(bar.stage)[segment] for bar in bars]
-        axes.barh(
-            range(len(bars)),
-            widths,
-            left=ends,
-            label=segment,
-            color=style.colour,
-            hatch=style.hatch,
-            edgecolor="white",
-            linewidth=0.5,
-        )
-        ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    plain = bars[0].record.plain_ms
-    if plain is not None:
-        axes.axvline(plain.median, color="black", linewidth=1, linestyle="--", label="plain step")
-    axes.set_xlabel(f"milliseconds of a step, medians of {_rounds(bars)} rounds")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=len(STEP_PARTS) + 1)
-    return figure
-
-
-def _segments(stage: StageCost) -> dict[str, float]:
-    """Milliseconds of a step by the names in `STEP_PARTS`."""
-    teacher = stage.teacher_ms.median if stage.teacher_ms else 0.0
-    loss = _loss_ms(stage)
-    return {
-        "teacher": teacher,
-        "loss": loss,
-        "rest": max(0.0, stage.step_ms.median - teacher - loss),
-    }
+    order = {name: place for place, name in enumerate(CATEGORIES)}
+    return sorted(bars, key=lambda bar: (order.get(bar.category, len(order)), bar.ms.median))
 
 
 def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
     """Bars on a log scale: every transfer loss alone, forward and backward, by category.
 
     Args:
-        records: of one pair under one set of conditions, some finished.
+        records: of one pair under one set of conditions.
 
     Returns:
         None if no stage has a transfer loss.
     """
-    bars = [bar for bar in _bars(records) if bar.stage.loss is not None]
-    bars.sort(key=lambda bar: (_category_order(bar.record.category), _loss_ms(bar.stage)))
+    bars = _bars(records)
     if not bars:
         return None
-    figure, axes = _horizontal(len(bars), [b.name for b in bars], pair_title(bars[0].record))
-    widths = [_loss_ms(bar.stage) for bar in bars]
-    styles = [category_style(bar.record.category) for bar in bars]
+    figure = new_figure(8.0, 1.3 + 0.27 * len(bars))
+    axes = figure.subplots()
+    figure.suptitle(pair_title(records[0]), fontsize=10)
+    axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=8)
+    axes.set_ylim(len(bars) - 0.4, -0.6)  # the first row on top
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    widths = [bar.ms.median for bar in bars]
+    styles = [category_style(bar.category) for bar in bars]
     drawn = axes.barh(
         range(len(bars)),
         widths,
@@ -114,25 +68,13 @@ def draw_losses(records: Sequence[CostRecord]) -> Figure | None:
     axes.set_xscale("log")
     axes.set_xlim(10 ** math.floor(math.log10(min(widths))), 4 * max(widths))
     axes.xaxis.set_major_formatter("{x:g}")
-    handles = {bar.record.category: patch for bar, patch in zip(bars, drawn.patches, strict=True)}
+    handles = {bar.category: patch for bar, patch in zip(bars, drawn.patches, strict=True)}
     figure.legend(
         handles.values(), handles, fontsize=8, loc="outside lower center", ncols=len(handles)
     )
+    rounds = min(bar.ms.n for bar in bars)
     axes.set_xlabel(
         "milliseconds of the transfer loss with its connectors\n"
-        f"forward and backward, log scale, medians of {_rounds(bars)} rounds"
+        f"forward and backward, log scale, medians of {rounds} rounds"
     )
     return figure
-
-
-def _loss_ms(stage: StageCost) -> float:
-    return stage.loss.ms.median if stage.loss is not None else 0.0
-
-
-def _category_order(name: str) -> tuple[int, str]:
-    known = list(CATEGORIES)
-    return (known.index(name) if name in known else len(known)), name
-
-
-def _rounds(bars: Sequence[_Bar]) -> int:
-    return min(bar.stage.step_ms.n for bar in bars)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from bench.cost.costs import WHERE, CostRecord, Quartiles
+from bench.cost.costs import CostRecord, Quartiles
 from bench.decide.statistics import Interval
 from bench.record import Record
-from bench.report.tables import Column, Entry, Table
+from bench.report.tables import Entry
 
 MIB = 2**20
 MEGA = 1e6
@@ -18,10 +18,6 @@ CONDITIONS = (
     "memory",
 )  # fmt: skip
 """What is said of a measurement, in this order."""
-
-PLACE_COLUMNS = tuple(
-    Column(key=key, name=key, align="left") for key in ("data", "teacher", "student", *WHERE)
-)
 
 Place = tuple[str, ...]
 """A pair and the conditions that it was measured under, see `CostRecord.place`."""
@@ -80,10 +76,3 @@ def quartile_entry(measured: Quartiles | None) -> Entry:
         return Entry(None)
     low, high = (None, None) if measured.n == 1 else (measured.q1, measured.q3)
     return Entry(Interval(measured.median, low, high, measured.n))
-
-
-def with_places(tables: Mapping[Place, Table], title: str) -> Table:
-    """Tables of equal columns as one, the pair and the conditions in its first columns."""
-    columns = next(iter(tables.values())).columns if tables else ()
-    rows = ((*map(Entry, place), *row) for place, table in tables.items() for row in table.rows)
-    return Table(title=title, columns=PLACE_COLUMNS + columns, rows=tuple(rows))

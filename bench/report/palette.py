@@ -54,12 +54,6 @@ CATEGORIES: Mapping[str, Style] = {
 }
 OTHER_CATEGORY = Style("#AA3377", "h", "--")
 
-STEP_PARTS: Mapping[str, Style] = {
-    "teacher": Style("#BBBBBB"),
-    "loss": Style("#EE6677", hatch="//"),
-    "rest": Style("#4477AA"),
-}
-
 
 def row_styles(rows: Mapping[str, str]) -> dict[str, Style]:
     """The styles of a grid's rows: a method's colour and marker, and a dash for each variant.
