@@ -8,10 +8,10 @@ import pytest
 import summary_grid
 
 from bench.cost.costs import CostRecord, Costs, LossCost, Quartiles, StageCost
-from bench.decide.statistics import Interval
 from bench.record import Plan, Record, Row
 from bench.report.claims import claim_table, claims_section
 from bench.report.measures import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gradient_cosine
+from bench.statistics import Interval
 
 CATEGORIES = {
     "soft_logits": "response",

@@ -10,11 +10,11 @@ import summary_grid as grid
 from test_cost import COSTS
 
 from bench.cost.costs import Costs, Quartiles
-from bench.decide.statistics import Interval
 from bench.record import Plan
 from bench.report.figures import Line, draw_curves
 from bench.report.grid_figures import write_grid_figures
 from bench.report.palette import METHODS, row_styles
+from bench.statistics import Interval
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
 

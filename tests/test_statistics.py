@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.decide.statistics import (
+from bench.statistics import (
     Interval,
     effect_size,
     holm,
@@ -98,23 +98,23 @@ def test_differences_without_spread_have_a_defined_answer(
 def test_seeds_needed_are_those_of_g_power(effect: float, n: int) -> None:
     # Two-sided paired t test, alpha 0.05, power 0.80, for Cohen's small, medium and large effect:
     # G*Power 3.1 gives 199, 34 and 15 pairs.
-    half = 2**-0.5  # two values so far apart from their mean have standard deviation 1
-    assert seeds_needed([effect - half, effect + half]) == n
+    assert seeds_needed(effect, alpha=0.025) == n
 
 
 def test_seeds_needed_give_the_power_asked_for() -> None:
     differences = [0.01, 0.02, 0.04]
-    n = seeds_needed(differences, level=0.99, power=0.9)
+    size = effect_size(differences)
+    n = seeds_needed(size, alpha=0.005, wanted=0.9)
     assert n is not None
-    size, draws = effect_size(differences), np.random.default_rng(0).normal(0, 1, (20_000, n))
+    draws = np.random.default_rng(0).normal(0, 1, (20_000, n))
     p = stats.ttest_1samp(draws + size, 0, axis=1).pvalue
     assert 0.9 <= np.mean(p <= 0.01) < 0.97
 
 
 def test_no_number_of_seeds_tells_what_does_not_differ() -> None:
-    assert seeds_needed([0.1, -0.1]) is None
-    assert seeds_needed([0.1, -0.09], most=10) is None
-    assert seeds_needed([0.1, 0.1]) == 3
+    assert seeds_needed(0.0, alpha=0.025) is None
+    assert seeds_needed(0.04, alpha=0.025, most=10) is None
+    assert seeds_needed(math.inf, alpha=0.025) == 3
 
 
 # --- many comparisons and many methods -------------------------------------------------------
@@ -148,8 +148,7 @@ def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
         (lambda: mean_interval([0.7], level=95), "level 95, wanted one in"),
         (lambda: effect_size([0.1]), "effect_size: 1 values, wanted at least 2"),
         (lambda: paired_t_p([0.1]), "1 values, wanted at least 2"),
-        (lambda: seeds_needed([0.1]), "1 values, wanted at least 2"),
-        (lambda: seeds_needed([0.1, 0.2], power=1), "power 1"),
+        (lambda: seeds_needed(0.1, alpha=0.025, wanted=1), "power 1"),
         (lambda: holm([0.1, 1.1]), "wanted each in"),
         (lambda: holm([math.nan]), "wanted each in"),
     ],

@@ -13,7 +13,6 @@ import summary_grid as grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.decide.statistics import Interval
 from bench.faults import one_line
 from bench.record import FAILED, NOT_APPLICABLE, Plan
 from bench.report.summary import NOTES, cells_csv, summarise
@@ -31,6 +30,7 @@ from bench.report.tables import (
     to_text,
     write_section,
 )
+from bench.statistics import Interval
 
 GOLDEN = Path(__file__).parent / "golden" / "summary"
 PERCENT = Column(key="a", name="accuracy", unit="%", digits=2, interval=True)

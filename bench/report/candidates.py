@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.cost.costs import CostRecord, Costs, Quartiles
-from bench.decide.statistics import Interval, mean_interval
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, Row
 from bench.report.comparison import STUDENT, Compared, Series, compare
 from bench.report.summary import NOT_RUN, Group, PairKey, group_by_label
+from bench.statistics import Interval, mean_interval
 
 MIB = 2**20
 LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")

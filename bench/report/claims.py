@@ -26,7 +26,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
-from bench.decide.statistics import ALPHA, holm, mean_interval
 from bench.record import Plan, Record
 from bench.report.measures import (
     CATEGORIES,
@@ -55,6 +54,7 @@ from bench.report.summary import measured_groups
 from bench.report.superiority import superiority
 from bench.report.tables import Column, Section, Table
 from bench.report.tables import Value as Shown
+from bench.statistics import ALPHA, holm, mean_interval
 
 EXAMINED = "not measured: that takes diagnostics: true in the grid, and rows of {}"
 PROFILED = "not measured: that takes run_all.py profile, and rows of {}"

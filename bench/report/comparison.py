@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.decide.statistics import (
+from bench.statistics import (
     ALPHA,
     Interval,
     holm,
@@ -67,7 +67,7 @@ def compare(
         By label, in the order given.
 
     Source:
-        Student 1908 for the test, Holm 1979 for the correction; see `bench.decide.statistics`.
+        Student 1908 for the test, Holm 1979 for the correction; see `bench.statistics`.
 
     Example:
         >>> rows = {"a": {0: 0.75, 1: 0.76, 2: 0.77}, "b": {0: 0.9}}

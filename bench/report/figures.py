@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
-from bench.decide.statistics import Interval
 from bench.report.drawing import new_figure
 from bench.report.palette import Style
+from bench.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

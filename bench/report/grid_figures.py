@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.cost.costs import Costs
-from bench.decide.statistics import Interval, mean_interval, paired_differences
 from bench.record import FINISHED, Plan, Record
 from bench.report.candidates import cost_ratio, costs_of
 from bench.report.drawing import file_name, save_figure
 from bench.report.figures import Line, Point, draw_curves, draw_gain_against_cost
 from bench.report.palette import Style, row_styles
 from bench.report.summary import Group, PairKey, baseline, measured_groups
+from bench.statistics import Interval, mean_interval, paired_differences
 
 
 class Picture(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.cost.costs import CostRecord, Quartiles
-from bench.decide.statistics import Interval
 from bench.record import Record
 from bench.report.tables import Entry
+from bench.statistics import Interval
 
 MIB = 2**20
 MEGA = 1e6

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
-from bench.decide.statistics import Interval, effect_size, mean_interval, paired_t_p
 from bench.record import FINISHED, Record
 from bench.report.summary import Group, PairKey
+from bench.statistics import Interval, effect_size, mean_interval, paired_t_p
 
 LEAST_SEEDS = 3
 """Fewer seeds are no evidence, whatever their p: two agree by chance too often."""

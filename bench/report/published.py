@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
-from bench.decide.statistics import Interval, mean_interval
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
 from bench.report.tables import Column, Entry, Table, Value
+from bench.statistics import Interval, mean_interval
 
 FOLDER = Path(__file__).parent / "published"
 MEASURES = {"last_accuracy": "last epoch", "best_accuracy": "best epoch, test-selected"}

@@ -6,11 +6,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from bench.cost.costs import Quartiles
-from bench.decide.statistics import ALPHA, mean_interval, paired_differences, seeds_needed
 from bench.report.candidates import Candidate, Question
 from bench.report.comparison import STUDENT, told
 from bench.report.standing import Standing, joint_level
 from bench.report.tables import Column, Entry, show
+from bench.statistics import (
+    ALPHA,
+    effect_size,
+    mean_interval,
+    paired_differences,
+    seeds_needed,
+)
 
 SHOWN = 3  # of what is listed in a line
 GAIN = Column(key="gain", name="gain", unit="pp", digits=2, signed=True, interval=True)
@@ -202,10 +208,14 @@ def changes(
 
 def _seeds(whom: str, differences: Mapping[str, Sequence[float]], level: float) -> list[str]:
     """How many seeds would tell each row from `whom`, if what is seen is true."""
-    needed = [
-        f"{label} {seeds_needed(values, level=level) or 'more than 1,000'}"
+    effects = {
+        label: abs(effect_size(values))
         for label, values in differences.items()
         if len(set(values)) > 1  # without a spread no number follows
+    }
+    needed = [
+        f"{label} {seeds_needed(effect, alpha=(1 - level) / 2) or 'more than 1,000'}"
+        for label, effect in effects.items()
     ]
     if not needed:
         return []

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.cost.costs import Costs, Quartiles
-from bench.decide.statistics import Interval
 from bench.faults import UserError
 from bench.record import Plan, Record, Row
 from bench.report.candidates import ANYTHING, Candidate, Question, candidates_of, costs_of
@@ -21,6 +20,7 @@ from bench.report.reasons import ACCURACY, COST, changes, points, reasons, wrapp
 from bench.report.standing import Standing
 from bench.report.summary import PairKey, group_by_pair
 from bench.report.tables import Column, Table, Value
+from bench.statistics import Interval
 
 
 class NotCovered(UserError):

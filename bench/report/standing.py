@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.decide.statistics import ALPHA, Interval, mean_interval, paired_differences
 from bench.report.candidates import Candidate
 from bench.report.comparison import BETTER, STUDENT, told
+from bench.statistics import ALPHA, Interval, mean_interval, paired_differences
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.decide.statistics import mean_interval, paired_differences
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
 from bench.report.tables import Column, Entry, Section, Table, Value, to_csv
+from bench.statistics import mean_interval, paired_differences
 
 NOT_RUN = "not_run"
 """The status, in tables only, of a row of the plan whose cell has no record."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from bench.decide.statistics import ALPHA, holm, paired_differences, paired_p
 from bench.report.measures import (
     LEAST_SEEDS,
     NOT_SUPPORTED,
@@ -14,6 +13,7 @@ from bench.report.measures import (
     Finding,
     Pairs,
 )
+from bench.statistics import ALPHA, holm, paired_differences, paired_p
 
 LEAST_PAIRS = 2
 """On a single pair some row is always the best: nothing can be said about all."""

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.decide.statistics import Interval
 from bench.faults import one_line
 from bench.record import write_atomically
+from bench.statistics import Interval
 
 PERCENT_UNITS = ("%", "pp")
 """Units whose values are stored as fractions and shown times 100."""

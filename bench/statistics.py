@@ -7,13 +7,13 @@ seed, no spread, nothing in common) is answered by definition or refused, never 
 
 from __future__ import annotations
 
+import bisect
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special
 
 ALPHA = 0.05
 """Level of every test: the chance of a false verdict within one family of tests."""
@@ -62,12 +62,26 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     _check("mean_interval", values)
     _check_level("mean_interval", level)
-    # statistics.mean and stdev are exact: equal values have a deviation of exactly 0.
-    mean, n = float(statistics.mean(values)), len(values)
+    n = len(values)
     if n == 1:
-        return Interval(mean, None, None, 1)
-    half = special.stdtrit(n - 1, (1 + level) / 2) * statistics.stdev(values) / math.sqrt(n)
+        return Interval(float(values[0]), None, None, 1)
+    mean, deviation = mean_and_deviation(values)
+    half = special.stdtrit(n - 1, (1 + level) / 2) * deviation / math.sqrt(n)
     return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation, with n - 1 below; the deviation of equal values is exactly 0.
+
+    Example:
+        >>> mean_and_deviation([0.1, 0.1, 0.1]), mean_and_deviation([1.0, 2.0, 3.0])
+        ((0.1, 0.0), (2.0, 1.0))
+    """
+    # About the first value, so that no rounding turns equal values into a spread.
+    shifted = [value - values[0] for value in values]
+    mean = math.fsum(shifted) / len(values)
+    squares = math.fsum((value - mean) ** 2 for value in shifted)
+    return float(values[0] + mean), math.sqrt(squares / (len(values) - 1))
 
 
 def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
@@ -136,51 +150,148 @@ def effect_size(differences: Sequence[float]) -> float:
         2.0
     """
     _check("effect_size", differences, least=2)
-    mean, deviation = float(statistics.mean(differences)), statistics.stdev(differences)
+    mean, deviation = mean_and_deviation(differences)
     if deviation == 0:
         return math.copysign(math.inf, mean) if mean else 0.0
     return mean / deviation
 
 
-def seeds_needed(
-    differences: Sequence[float], level: float = 0.95, power: float = 0.8, most: int = 1000
-) -> int | None:
-    """How many seeds would tell such a difference from 0, if it is what these differences show.
-
-    The least n whose two-sided paired t test at 1 - level rejects with probability `power` when
-    the true effect size is the observed one: T'(n - 1, |d_z| sqrt(n)) above t(level, n - 1), T'
-    the noncentral t. The observed effect is itself uncertain: a plan, not a promise.
+def power(effect: float, n: int, alpha: float) -> float:
+    """Chance that n seeds prove a gain: T'(n - 1, d sqrt(n)) above t(1 - alpha, n - 1).
 
     Args:
-        differences: one a pair, see `paired_differences`; at least two.
-        level: 1 - alpha of the test, in (0, 1).
-        power: in (0, 1).
-        most: the largest n looked at.
+        effect: d, the true mean difference over its deviation; T' is the noncentral t.
+        n: seeds, at least 2.
+        alpha: of one tail, in (0, 1): half of a two-sided level.
+
+    Source:
+        Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4.
+    """
+    noncentrality = min(max(effect, -10.0), 10.0) * math.sqrt(n)  # beyond it, a certainty
+    critical = special.stdtrit(n - 1, 1 - alpha)
+    return float(1 - special.nctdtr(n - 1, noncentrality, critical))
+
+
+def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1000) -> int | None:
+    """The least n whose `power` is the wanted one.
+
+    An effect taken from data is itself uncertain: a plan, not a promise.
+
+    Args:
+        effect: the true mean difference over its deviation.
+        alpha: of one tail, in (0, 1): half of a two-sided level.
+        wanted: power, in (0, 1).
+        most: the largest n looked at, at least 2.
 
     Returns:
         n, at least 2; None if more than `most` are needed.
 
     Raises:
-        ValueError: fewer than two differences, one that is not finite, a level or power outside
-            of (0, 1), or `most` below 2.
-
-    Source:
-        Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4.
+        ValueError: alpha or power outside of (0, 1), or `most` below 2.
 
     Example:
-        >>> seeds_needed([1.0, 2.0, 3.0]), seeds_needed([1.0, -1.0])
+        >>> seeds_needed(2.0, alpha=0.025), seeds_needed(0.0, alpha=0.025)
         (5, None)
     """
-    _check_level("seeds_needed", level)
-    if not 0 < power < 1 or most < 2:
-        raise ValueError(f"seeds_needed: power {power} and most {most}, wanted (0, 1) and 2 up")
-    size = min(abs(effect_size(differences)), 10.0)  # beyond it two or three seeds do
-    if size == 0:
+    if not (0 < alpha < 1 and 0 < wanted < 1 and most >= 2):
+        raise ValueError(
+            f"seeds_needed: alpha {alpha}, power {wanted} and most {most}, wanted (0, 1), (0, 1) "
+            "and 2 up"
+        )
+    if not effect > 0 or power(effect, most, alpha) < wanted:
         return None
-    n = np.arange(2, most + 1)
-    critical = stats.t.ppf((1 + level) / 2, n - 1)
-    enough = np.flatnonzero(stats.nct.sf(critical, n - 1, size * np.sqrt(n)) >= power)
-    return int(n[enough[0]]) if len(enough) else None
+    return 2 + bisect.bisect_left(range(2, most), wanted, key=lambda n: power(effect, n, alpha))
+
+
+# --- one effect over several pairs -----------------------------------------------------------
+
+
+class Pooled(NamedTuple):
+    """A mean of effects that differ between pairs.
+
+    Attributes:
+        interval: the mean with its 95 % interval; n counts the effects.
+        error: the mean's standard error.
+        tau: deviation of the true effects, in their unit.
+        p: two-sided, that the mean is 0.
+    """
+
+    interval: Interval
+    error: float
+    tau: float
+    p: float
+
+
+def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Pooled:
+    """Mean of effects that differ between pairs.
+
+    y_i ~ N(theta_i, v_i), theta_i ~ N(mu, tau^2); tau^2 by restricted maximum likelihood,
+    w_i = 1 / (v_i + tau^2), mu = sum w_i y_i / sum w_i, with the variance
+    sum w_i (y_i - mu)^2 / ((k - 1) sum w_i) and Student's t on k - 1 degrees of freedom.
+
+    Args:
+        effects: y, one a pair, two at least.
+        variances: v, of each effect, above 0.
+
+    Raises:
+        ValueError: fewer than two effects, or a variance that is not above 0.
+
+    Source:
+        Viechtbauer: Bias and Efficiency of Meta-Analytic Variance Estimators, J. Educ. Behav.
+        Stat. 30, 2005, for REML; Knapp, Hartung, Statistics in Medicine 22, 2003.
+    """
+    y, v = np.asarray(effects, float), np.asarray(variances, float)
+    if len(y) < 2 or not np.all(v > 0):
+        raise ValueError(
+            f"random_effects: {len(y)} effects with variances {list(variances)}, wanted two or "
+            "more, with variances above 0"
+        )
+    tau2, k = _tau2(y, v), len(y)
+    w = 1 / (v + tau2)
+    mean = float(w @ y / w.sum())
+    error = math.sqrt(w @ (y - mean) ** 2 / ((k - 1) * w.sum()))
+    half = error * float(special.stdtrit(k - 1, 1 - ALPHA / 2))
+    p = 2 * special.stdtr(k - 1, -abs(mean) / error) if error else float(mean == 0)
+    return Pooled(Interval(mean, mean - half, mean + half, k), error, math.sqrt(tau2), float(p))
+
+
+def _tau2(y: np.ndarray, v: np.ndarray) -> float:
+    """The tau^2 at which the derivative of the restricted log-likelihood is 0; 0 if it falls."""
+
+    def slope(tau2: float) -> float:
+        w = 1 / (v + tau2)
+        mean = w @ y / w.sum()
+        return float(w**2 @ (y - mean) ** 2 - w.sum() + (w**2).sum() / w.sum())
+
+    high = float(((y - y.mean()) ** 2).sum() + v.max())
+    if slope(0.0) <= 0:
+        return 0.0
+    return float(optimize.root_scalar(slope, bracket=(0.0, high), xtol=1e-16).root)
+
+
+def between_groups(groups: Sequence[Sequence[float]]) -> float | None:
+    """Deviation of the groups' true means, by one-way analysis of variance.
+
+    tau^2 = max(0, (MS_between - MS_within) / n0), n0 = (N - sum n_g^2 / N) / (k - 1).
+
+    Args:
+        groups: values of each group, one at least.
+
+    Returns:
+        tau, in the values' unit; None for fewer than two groups, or one value in each.
+
+    Source:
+        Searle, Casella, McCulloch: Variance Components, 1992, section 3.6.
+    """
+    k, total = len(groups), sum(map(len, groups))
+    if k < 2 or total == k:
+        return None
+    grand, means = sum(map(sum, groups)) / total, [sum(group) / len(group) for group in groups]
+    both = list(zip(groups, means, strict=True))
+    between = sum(len(group) * (mean - grand) ** 2 for group, mean in both) / (k - 1)
+    within = sum((x - mean) ** 2 for group, mean in both for x in group) / (total - k)
+    size = (total - sum(len(group) ** 2 for group in groups) / total) / (k - 1)
+    return math.sqrt(max((between - within) / size, 0.0))
 
 
 # --- many comparisons ------------------------------------------------------------------------

@@ -1,0 +1,212 @@
+"""How good each row probably is, all its seeds and the other rows' considered."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+PRIOR_DEVIATION = 0.05
+"""Scale of the half-normal prior of tau: methods' true gains differ by a few points."""
+
+TAUS = PRIOR_DEVIATION * np.geomspace(0.004, 4, 24)
+"""The values of tau that the posterior is computed at, in equal steps of log tau."""
+
+PRIOR_FREEDOM, LEAST_VARIANCE = 4.0, 1e-10
+"""What the pooled variance weighs, in degrees of freedom; and its least value, (1e-5)^2."""
+
+DRAWS, DRAW_SEED = 4000, 20261
+"""Monte-Carlo draws behind P(best), and their fixed seed."""
+
+RACE = 0.95
+"""What P(best) of the rows still in the race sums to, at least."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What is believed of one row after all its seeds.
+
+    Attributes:
+        row: its name.
+        gain: posterior mean of its true gain over the reference, in accuracy.
+        better: probability that it is better than the reference.
+        best: probability that it is the best of all; the reference takes part.
+    """
+
+    row: str
+    gain: float
+    better: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Gains over the reference: for each tau a normal distribution.
+
+    Attributes:
+        weights: probability of each tau, (T,).
+        means: (T, R).
+        covariances: (T, R, R).
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Posterior means, (R,)."""
+        return self.weights @ self.means
+
+    @property
+    def better(self) -> np.ndarray:
+        """P(gain > 0), (R,)."""
+        deviations = np.sqrt(np.diagonal(self.covariances, axis1=1, axis2=2))
+        return self.weights @ special.ndtr(self.means / deviations)
+
+    def best(self, competing: np.ndarray, draws: int = DRAWS) -> np.ndarray:
+        """P(best) of the reference and each competing row, (1 + R,), by Monte Carlo."""
+        generator = np.random.default_rng(DRAW_SEED)
+        which = np.repeat(np.arange(len(self.weights)), generator.multinomial(draws, self.weights))
+        normal = generator.standard_normal((draws, self.means.shape[1], 1))
+        roots = np.linalg.cholesky(self.covariances)
+        gains = self.means[which] + (roots[which] @ normal)[:, :, 0]
+        gains[:, ~competing] = -np.inf
+        winners = np.where(gains.max(axis=1) > 0, 1 + gains.argmax(axis=1), 0)
+        return np.bincount(winners, minlength=1 + gains.shape[1]) / draws
+
+
+def table(rows: Sequence[Mapping[int, float]]) -> np.ndarray:
+    """Accuracies as (rows, seeds), nan where a row has no such seed.
+
+    Example:
+        >>> table([{0: 0.5, 1: 0.25}, {1: 0.75}])
+        array([[0.5 , 0.25],
+               [ nan, 0.75]])
+    """
+    seeds = sorted({seed for row in rows for seed in row})
+    return np.array([[row.get(seed, np.nan) for seed in seeds] for row in rows])
+
+
+def row_variances(accuracies: np.ndarray) -> np.ndarray:
+    """Variance of each row, the seeds' shared effects taken out, shrunken to the pooled one.
+
+    v_r = (d0 v + d_r s_r^2) / (d0 + d_r): s_r^2 from the row's residuals of the least-squares fit
+    row + seed on d_r degrees of freedom, v from all rows', d0 = `PRIOR_FREEDOM`.
+
+    Args:
+        accuracies: (R, S), nan where a row was not trained.
+
+    Returns:
+        (R,), in accuracy squared, above 0.
+
+    Source:
+        Smyth: Linear Models and Empirical Bayes Methods for Assessing Differential Expression,
+        Stat. Appl. Genet. Mol. Biol. 3, 2004, for the form; d0 is fixed here, not estimated.
+    """
+    seen = np.isfinite(accuracies)
+    values = np.where(seen, accuracies, 0.0)
+    counts, per_seed = seen.sum(axis=1), np.maximum(seen.sum(axis=0), 1)
+    # Normal equations without the seeds' effects; they leave the rows' up to a constant.
+    normal = np.diag(counts.astype(float)) - (seen / per_seed) @ seen.T
+    effects = np.linalg.lstsq(normal, (values - values.sum(axis=0) / per_seed * seen).sum(axis=1))[
+        0
+    ]
+    shared = (values - effects[:, None] * seen).sum(axis=0) / per_seed
+    squares = (np.where(seen, values - effects[:, None] - shared, 0.0) ** 2).sum(axis=1)
+    kept = (seen * (1 - 1 / per_seed)).sum(axis=1) / np.maximum(counts, 1)
+    freedom = np.maximum(counts - 1, 0) * kept  # a row's part in the seeds' effects costs it some
+    pooled = max(squares.sum() / max(freedom.sum(), 1e-9), LEAST_VARIANCE)
+    return (PRIOR_FREEDOM * pooled + squares) / (PRIOR_FREEDOM + freedom)
+
+
+def posterior(accuracies: np.ndarray, methods: np.ndarray) -> Posterior:
+    """Posterior of the rows' true gains over the reference.
+
+    Row r at seed s: y_rs = m_s + g_r + e_rs, e_rs ~ N(0, v_r), with g of the reference 0 and m_s,
+    its true accuracy at that seed, flat. Gains of methods: g_r ~ N(mu, tau^2), mu flat, tau
+    half-normal with scale `PRIOR_DEVIATION`. Gains of other rows, students trained longer among
+    them, are flat: a method's mean is no prior for what needs no teacher.
+
+    Args:
+        accuracies: (1 + R, S), the reference's first, nan where a row was not trained; every row
+            shares a seed with the reference.
+        methods: (R,), whose gains share the prior.
+
+    Source:
+        Gelman et al.: Bayesian Data Analysis, 3rd ed., 2013, section 5.4, for the model; Gelman,
+        Bayesian Analysis 1, 2006, for the prior of tau; v_r is plugged in, see `row_variances`.
+    """
+    seen = np.isfinite(accuracies)
+    used = seen.sum(axis=0) > 1  # a seed of one row alone says nothing about a difference
+    precision = (seen / row_variances(accuracies)[:, None])[:, used]
+    values = np.where(seen, accuracies, 0.0)[:, used]
+    total = precision.sum(axis=0)
+    centre = (precision * values).sum(axis=0) / total
+    information = np.diag(precision.sum(axis=1)) - (precision / total) @ precision.T
+    evidence = (precision * (values - centre)).sum(axis=1)
+    return _over_tau(information[1:, 1:], evidence[1:], methods.astype(float))
+
+
+def _over_tau(information: np.ndarray, evidence: np.ndarray, methods: np.ndarray) -> Posterior:
+    count = methods.sum()
+    freedom = max(count - 1, 0)  # mu is integrated out
+    about_mean = np.diag(methods) - np.outer(methods, methods) / max(count, 1)
+    precisions = information + about_mean / TAUS[:, None, None] ** 2
+    covariances = np.linalg.inv(precisions)
+    means = covariances @ evidence
+    # Prior of tau times tau, for the steps are equal in log tau; then the marginal likelihood.
+    log_weights = (
+        -0.5 * (TAUS / PRIOR_DEVIATION) ** 2
+        + (1 - freedom) * np.log(TAUS)
+        - 0.5 * np.linalg.slogdet(precisions)[1]
+        + 0.5 * means @ evidence
+    )
+    weights = np.exp(log_weights - log_weights.max())
+    return Posterior(weights / weights.sum(), means, covariances)
+
+
+def chances(
+    rows: Mapping[str, Mapping[int, float]],
+    methods: Collection[str],
+    competing: Collection[str],
+    draws: int = DRAWS,
+) -> tuple[Chance, ...]:
+    """What is believed of the reference and each competing row, by falling gain.
+
+    Args:
+        rows: name -> accuracy by seed, the reference first; a row without a seed in common with
+            it is left out.
+        methods: the rows that share the methods' prior.
+        competing: the rows that may be the best; all help to fit.
+        draws: behind P(best).
+    """
+    reference, *others = rows
+    shared = [name for name in others if rows[name].keys() & rows[reference].keys()]
+    if not shared:
+        return (Chance(reference, 0.0, 0.0, 1.0),)
+    names = [reference, *shared]
+    found = posterior(
+        table([rows[name] for name in names]), np.array([name in methods for name in shared])
+    )
+    best = found.best(np.array([name in competing for name in shared]), draws)
+    numbers = zip(names, [0.0, *found.gains], [0.0, *found.better], best, strict=True)
+    believed = [
+        Chance(name, float(gain), float(better), float(p))
+        for name, gain, better, p in numbers
+        if name == reference or name in competing
+    ]
+    return tuple(sorted(believed, key=lambda chance: -chance.gain))
+
+
+def still_in_the_race(found: Sequence[Chance]) -> tuple[str, ...]:
+    """The fewest rows whose P(best) sums to `RACE`, by falling P(best)."""
+    names, total = [], 0.0
+    for chance in sorted(found, key=lambda chance: -chance.best):
+        if total >= RACE:
+            break
+        names.append(chance.row)
+        total += chance.best
+    return tuple(names)

@@ -1,0 +1,328 @@
+"""The decision: for each pair which row, how sure, and what would settle it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
+from bench.decide.evidence import LONGER, METHOD, Pair, Row
+from bench.decide.finalists import affordable
+from bench.decide.margin import Within, all_within_margin, margin_for, within_margin
+from bench.decide.over_pairs import Overall, over_pairs
+from bench.decide.proof import SECOND_LOOK, Claim, Family, levels, prove
+from bench.decide.teachers import Teachers, between_teachers
+from bench.faults import UserError
+from bench.statistics import ALPHA, mean_and_deviation, paired_differences, power, seeds_needed
+
+PROVEN, BEST_BET, UNDECIDED = "proven", "best bet", "undecided"
+
+SURE_ENOUGH = 0.90
+"""P(better) of a best bet, below which nothing is decided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of the evidence.
+
+    Attributes:
+        against: the row that the others are held against; None for the plain student.
+        max_cost: whole training over the plain student's; dearer rows are not named.
+        margin: accuracy that does not matter; None for `margin_for` the pair's test set.
+        extend: confirmation seeds that the design may add once; 0 for a design of one look.
+        equal_seeds: whether every row has the same seeds, without screening.
+        draws: Monte-Carlo draws behind P(best).
+    """
+
+    against: str | None = None
+    max_cost: float | None = None
+    margin: float | None = None
+    extend: int = 0
+    equal_seeds: bool = False
+    draws: int = DRAWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settle:
+    """What could turn a best bet into a proof, if its true gain is what is believed.
+
+    Attributes:
+        chance: probability that the design's extension proves it; None if none is left.
+        seeds: confirmation seeds with which a new experiment proves it with probability 0.8; None
+            if more than 1,000.
+    """
+
+    chance: float | None
+    seeds: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer for one pair, on this test set.
+
+    Attributes:
+        pair: its name.
+        reference: the row that the others are held against.
+        margin: accuracy that does not matter.
+        claims: of every finalist against the reference.
+        against_longer: of every method against the student trained longer: is the teacher worth
+            its price.
+        excluded: row -> why it may not be named.
+        look: 2 where the extension's seeds are among the evidence.
+        exploratory: whether these are claims of one pair among several of equal seeds.
+        teacher_no_better: whether the teacher's accuracy is no higher than the student's.
+        recipe_too_short: whether the student is proven to gain by longer training.
+        problem: why no row is named, in one line; empty if one is.
+        verdict: `PROVEN`; `BEST_BET` where no row is proven; `UNDECIDED` where the best bet's
+            P(better) is below `SURE_ENOUGH` besides; None where no row is named.
+        named: of the allowed finalists that are proven, the one of the highest mean gain over all
+            seeds; if there is none, the best bet: the one of the highest believed gain.
+        chances: of the reference and every allowed row, finalist or not, by falling gain.
+        in_the_race: the fewest rows whose P(best) sums to 95 %.
+        as_good: allowed finalists cheaper than the named row: whether they are behind it by less
+            than the margin.
+        no_help: whether no finalist gains more than the margin.
+        settle: what could prove the best bet; None if a row is proven.
+        teachers: how the named row's gain depends on the teacher; None with one teacher.
+    """
+
+    pair: str
+    reference: str
+    margin: float
+    claims: tuple[Claim, ...]
+    against_longer: tuple[Claim, ...]
+    excluded: Mapping[str, str]
+    look: int
+    exploratory: bool
+    teacher_no_better: bool
+    recipe_too_short: bool
+    problem: str = ""
+    verdict: str | None = None
+    named: str | None = None
+    chances: tuple[Chance, ...] = ()
+    in_the_race: tuple[str, ...] = ()
+    as_good: tuple[Within, ...] = ()
+    no_help: Within | None = None
+    settle: Settle | None = None
+    teachers: Teachers | None = None
+
+    def claim(self, row: str | None) -> Claim | None:
+        """What is claimed of a row; None if it is no finalist."""
+        return next((claim for claim in self.claims if claim.row == row), None)
+
+    def chance(self, row: str | None) -> Chance | None:
+        """What is believed of a row; None if it may not be named."""
+        return next((chance for chance in self.chances if chance.row == row), None)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answers of a grid.
+
+    Attributes:
+        answers: one a pair, in the order given.
+        overall: of a grid of equal seeds, each row's mean gain over the pairs; empty otherwise.
+    """
+
+    answers: tuple[Answer, ...]
+    overall: tuple[Overall, ...] = ()
+
+
+def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
+    """Answers for every pair of a grid.
+
+    All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
+    tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
+    row is named, never what is proven.
+
+    Args:
+        pairs: the evidence.
+        question: what is asked; None for everything at its default.
+
+    Returns:
+        One answer a pair.
+
+    Raises:
+        UserError: `against` names no finalist of a pair.
+    """
+    asked = question or Question()
+    alphas = levels(2 if asked.extend or any(pair.look == 2 for pair in pairs) else 1)
+    families = [_family(pair, asked.against) for pair in pairs]
+    claims = prove(families, alphas)
+    longer = prove([_longer_family(pair) for pair in pairs], alphas)
+    answers = [
+        _named(_claimed(pair, family, found, priced, asked, len(pairs)), pair, family, asked.draws)
+        for pair, family, found, priced in zip(pairs, families, claims, longer, strict=True)
+    ]
+    alpha = alphas[max((pair.look for pair in pairs), default=1) - 1]
+    behind = [_behind(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    as_good = within_margin(behind, [answer.margin for answer in answers], alpha)
+    count = sum(map(len, claims))
+    finished = []
+    for pair, family, answer, cheaper in zip(pairs, families, answers, as_good, strict=True):
+        gains = {row: d for row, d in family.differences(pair.look).items() if len(d) > 1}
+        finished.append(
+            replace(
+                answer,
+                as_good=cheaper,
+                no_help=all_within_margin(gains, answer.margin, alpha, len(pairs)),
+                settle=_settle(answer, gains.get(answer.named or ""), asked.extend, count),
+                teachers=_teachers(pair, family, answer.named),
+            )
+        )
+    return Decision(tuple(finished), _overall(pairs) if asked.equal_seeds else ())
+
+
+# --- who is held against whom ----------------------------------------------------------------
+
+
+def _family(pair: Pair, against: str | None) -> Family:
+    if against is None or against == pair.student.name:
+        return Family(pair.student, pair.finalists)
+    known = {row.name: row for row in (pair.student, *pair.finalists)}
+    if against not in known:
+        raise UserError(
+            f"{pair.name}: got {against!r} to hold the others against, wanted a row with "
+            f"confirmation seeds: {', '.join(known)}"
+        )
+    reference = known.pop(against)
+    return Family(reference, tuple(known.values()))
+
+
+def _longer_family(pair: Pair) -> Family:
+    """Methods against the student trained longer; of several, the best one confirmed."""
+    longer = [row for row in pair.finalists if row.kind == LONGER and row.confirmation]
+    if not longer:
+        return Family(pair.student, ())
+    best = max(longer, key=lambda row: statistics.fmean(row.confirmation.values()))
+    return Family(best, tuple(row for row in pair.finalists if row.kind == METHOD))
+
+
+def _behind(pair: Pair, answer: Answer) -> dict[str, list[float]]:
+    """Named row - finalist by seed, of each allowed finalist that costs less."""
+    rows = {row.name: row for row in pair.finalists if row.name not in answer.excluded}
+    named = rows.get(answer.named or "")
+    if named is None or named.cost is None:
+        return {}
+    cheaper = [row for row in rows.values() if row.cost is not None and row.cost < named.cost]
+    found = Family(named, tuple(cheaper)).differences(pair.look)
+    return {row: [-d for d in differences] for row, differences in found.items() if differences[1:]}
+
+
+# --- the answer for one pair -----------------------------------------------------------------
+
+
+def _claimed(
+    pair: Pair,
+    family: Family,
+    claims: tuple[Claim, ...],
+    against_longer: tuple[Claim, ...],
+    asked: Question,
+    pairs: int,
+) -> Answer:
+    """The answer as far as it follows from tests and limits."""
+    longer = {row.name for row in pair.finalists if row.kind == LONGER}
+    gains = any(claim.proven for claim in claims if claim.row in longer)
+    student = list(pair.student.every_seed.values())
+    teacher = pair.teacher_accuracy
+    return Answer(
+        pair=pair.name,
+        reference=family.reference.name,
+        margin=margin_for(pair.test_images) if asked.margin is None else asked.margin,
+        claims=claims,
+        against_longer=against_longer,
+        excluded={
+            row.name: f"cost x{row.cost:.2f} above x{asked.max_cost:g}"
+            if row.cost is not None
+            else "cost not measured"
+            for row in pair.rows
+            if row.nameable and not affordable(row, asked.max_cost)
+        },
+        look=pair.look,
+        exploratory=asked.equal_seeds and pairs > 1,
+        teacher_no_better=bool(
+            teacher is not None and student and teacher <= statistics.fmean(student)
+        ),
+        recipe_too_short=gains and family.reference is pair.student,
+    )
+
+
+def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
+    """Names a row, from what is proven and from what is believed."""
+    finalists = [row for row in family.rows if row.nameable]
+    if problem := _problem(finalists, family.reference, answer.excluded):
+        return replace(answer, problem=problem)
+    others = [row for row in pair.rows if row is not family.reference]
+    believed = chances(
+        {row.name: row.every_seed for row in (family.reference, *others)},
+        methods=[row.name for row in others if row.kind == METHOD],
+        competing=[row.name for row in others if row.nameable and row.name not in answer.excluded],
+        draws=draws,
+    )
+    allowed = {row.name for row in finalists} - answer.excluded.keys()
+    bet = next(chance for chance in believed if chance.row in allowed)
+    reference = family.reference.every_seed
+    proven = {
+        row.name: statistics.fmean(paired_differences(row.every_seed, reference))
+        for row in finalists
+        if row.name in allowed and any(c.proven for c in answer.claims if c.row == row.name)
+    }
+    verdict = BEST_BET if bet.better >= SURE_ENOUGH else UNDECIDED
+    return replace(
+        answer,
+        verdict=PROVEN if proven else verdict,
+        named=max(proven, key=lambda row: proven[row], default=bet.row),
+        chances=believed,
+        in_the_race=still_in_the_race(believed),
+    )
+
+
+def _problem(finalists: Sequence[Row], reference: Row, excluded: Mapping[str, str]) -> str:
+    """Why no row can be named, in one line; empty if one can."""
+    if not finalists:
+        return "no row was chosen for confirmation"
+    allowed = [row for row in finalists if row.name not in excluded]
+    costs = {row.name: row.cost for row in finalists if row.cost is not None}
+    if not allowed and not costs:
+        return "cost is limited, and no finalist's cost was measured"
+    if not allowed:
+        nearest = min(costs, key=lambda row: costs[row])
+        return f"no finalist is within the limit; the nearest is {nearest}: {excluded[nearest]}"
+    shared = max(len(row.every_seed.keys() & reference.every_seed.keys()) for row in allowed)
+    if shared < 2:
+        return f"{shared} seeds in common with {reference.name}: two are the least"
+    return ""
+
+
+def _settle(
+    answer: Answer, differences: Sequence[float] | None, extend: int, count: int
+) -> Settle | None:
+    """What could prove the named row, at Holm's first step over so many claims."""
+    chance = answer.chance(answer.named)
+    if answer.verdict == PROVEN or chance is None or differences is None:
+        return None
+    deviation = mean_and_deviation(differences)[1]
+    effect = chance.gain / deviation if deviation else 0.0
+    left = extend if answer.look == 1 else 0
+    return Settle(
+        chance=power(effect, len(differences) + left, SECOND_LOOK / 2 / count) if left else None,
+        seeds=seeds_needed(effect, ALPHA / 2 / count),
+    )
+
+
+def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
+    """How the named row's gain on confirmation seeds depends on the teacher."""
+    row = next((row for row in family.rows if row.name == named), None)
+    if row is None or pair.teachers is None:
+        return None
+    accuracies, reference = row.at_look(2), family.reference.at_look(2)
+    shared = accuracies.keys() & reference.keys() & pair.teachers.keys()
+    gains = {seed: accuracies[seed] - reference[seed] for seed in shared}
+    return between_teachers(gains, pair.teachers) if gains else None
+
+
+def _overall(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
+    rows = [tuple(row for row in pair.rows if row.nameable) for pair in pairs]
+    families = [Family(pair.student, chosen) for pair, chosen in zip(pairs, rows, strict=True)]
+    return over_pairs([family.differences(look=1) for family in families])

@@ -1,0 +1,114 @@
+"""What a decision is made from: the accuracies of the rows of each pair, by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bench.faults import UserError
+
+REFERENCE, LONGER, METHOD, ABLATION = "reference", "longer", "method", "ablation"
+KINDS = (REFERENCE, LONGER, METHOD, ABLATION)
+
+Series = Mapping[int, float]
+"""Seed -> accuracy of the last epoch, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a pair.
+
+    Attributes:
+        name: its label.
+        kind: "reference" (the plain student), "longer" (that student trained longer), "method", or
+            "ablation" (a control, never named).
+        screening: by the seeds that choose the finalists.
+        confirmation: by the fresh seeds that claims rest on; all seeds where every row is trained
+            alike.
+        extension: by the seeds of the one second look.
+        cost: whole training over the plain student's, the teacher's part as the report counts it;
+            None where it was not measured.
+        finalist: whether the row was chosen for confirmation.
+    """
+
+    name: str
+    kind: str
+    screening: Series = field(default_factory=dict)
+    confirmation: Series = field(default_factory=dict)
+    extension: Series = field(default_factory=dict)
+    cost: float | None = None
+    finalist: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what is no row."""
+        if self.kind not in KINDS:
+            raise UserError(f"row {self.name}: kind {self.kind!r}, wanted one of {KINDS}")
+        for accuracy in self.every_seed.values():
+            if not 0 <= accuracy <= 1:
+                raise UserError(
+                    f"row {self.name}: accuracy {accuracy}, wanted one in [0, 1]: 0.93 is 93 %"
+                )
+        if twice := self.screening.keys() & self.at_look(2).keys():
+            raise UserError(
+                f"row {self.name}: seed {min(twice)} is a screening seed and a confirmation seed; "
+                "confirmation needs fresh ones"
+            )
+
+    @property
+    def nameable(self) -> bool:
+        """Whether an answer may name it: neither the plain student nor a control."""
+        return self.kind in (LONGER, METHOD)
+
+    @property
+    def every_seed(self) -> Series:
+        """Accuracy by all its seeds."""
+        return {**self.screening, **self.confirmation, **self.extension}
+
+    def at_look(self, look: int) -> Series:
+        """Accuracy by what the first look (1) or the second one (2) rests on."""
+        return self.confirmation if look == 1 else {**self.confirmation, **self.extension}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The rows of one teacher and student on one data set, in the grid's order.
+
+    Attributes:
+        name: for a reader.
+        rows: the plain student among them.
+        test_images: how many images an accuracy is a share of.
+        teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
+        teachers: seed -> the teacher it was trained with; None where there is one for all.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    test_images: int
+    teacher_accuracy: float | None = None
+    teachers: Mapping[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a pair without exactly one plain student, or with two rows of a name."""
+        names = [row.name for row in self.rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{self.name}: two rows are called {twice[0]!r}")
+        students = sum(row.kind == REFERENCE for row in self.rows)
+        if students != 1:
+            raise UserError(
+                f"{self.name}: {students} plain students, wanted one: gains are over it"
+            )
+
+    @property
+    def student(self) -> Row:
+        """The plain student."""
+        return next(row for row in self.rows if row.kind == REFERENCE)
+
+    @property
+    def finalists(self) -> tuple[Row, ...]:
+        """The rows that claims are made about."""
+        return tuple(row for row in self.rows if row.finalist and row.nameable)
+
+    @property
+    def look(self) -> int:
+        """2 where any finalist has seeds of the extension, else 1."""
+        return 2 if any(row.extension for row in self.finalists) else 1

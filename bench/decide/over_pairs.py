@@ -1,0 +1,58 @@
+"""A row's mean gain over pairs: what a grid of equal seeds answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.statistics import ALPHA, Pooled, holm, mean_and_deviation, random_effects
+
+LEAST_VARIANCE = 1e-12
+"""Of a mean gain whose differences are all equal."""
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One row's mean gain over the pairs that have it.
+
+    Attributes:
+        row: its name.
+        gain: mean over pairs, its interval, and the deviation between pairs.
+        p: after Holm's correction over the rows.
+        proven: whether the mean gain is above 0 at `ALPHA`.
+    """
+
+    row: str
+    gain: Pooled
+    p: float
+    proven: bool
+
+
+def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall, ...]:
+    """Every row's mean gain over pairs, by falling mean, with Holm's correction over rows.
+
+    See `bench.statistics.random_effects`. A row on fewer than two pairs is left out, and so is a
+    pair with fewer than two seeds. Pairs of one student share its seeds, so that their gains are
+    not fully independent.
+
+    Args:
+        gains: of each pair, row -> row - student, one a seed.
+    """
+    pooled: dict[str, Pooled] = {}
+    for row in dict.fromkeys(row for pair in gains for row in pair):
+        samples = [pair[row] for pair in gains if len(pair.get(row, ())) > 1]
+        found = [mean_and_deviation(sample) for sample in samples]
+        if len(found) > 1:
+            pooled[row] = random_effects(
+                [mean for mean, _ in found],
+                [
+                    max(deviation**2 / len(sample), LEAST_VARIANCE)
+                    for (_, deviation), sample in zip(found, samples, strict=True)
+                ],
+            )
+    adjusted = holm([gain.p for gain in pooled.values()])
+    rows = [
+        Overall(row, gain, p, p <= ALPHA and gain.interval.mean > 0)
+        for (row, gain), p in zip(pooled.items(), adjusted, strict=True)
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.gain.interval.mean))

@@ -1,0 +1,94 @@
+"""Which finalists are proven better than a reference, on seeds that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.decide.evidence import Row
+from bench.statistics import ALPHA, Interval, holm, mean_interval, paired_differences, paired_p
+
+FIRST_LOOK, SECOND_LOOK = 0.04, 0.01
+"""How `ALPHA` is split where the design allows one extension."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows of one pair that are held against one reference."""
+
+    reference: Row
+    rows: tuple[Row, ...]
+
+    def differences(self, look: int) -> dict[str, list[float]]:
+        """Row -> row - reference, one for each seed that both have at this look."""
+        reference = self.reference.at_look(look)
+        return {row.name: paired_differences(row.at_look(look), reference) for row in self.rows}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row held against the reference.
+
+    Attributes:
+        row: its name.
+        gain: row - reference over the shared seeds, with an interval that holds for all rows of
+            the pair at once; None without a shared seed.
+        p: at the last look, after Holm's correction over all rows and pairs; None without a
+            spread to judge by.
+        proven: whether the row is better than the reference.
+        look: 1, or 2 where the interval and p rest on the extension's seeds too.
+    """
+
+    row: str
+    gain: Interval | None
+    p: float | None
+    proven: bool
+    look: int
+
+
+def levels(looks: int) -> tuple[float, ...]:
+    """Alpha of each look of a design with so many; their sum is `ALPHA`."""
+    return (ALPHA,) if looks == 1 else (FIRST_LOOK, SECOND_LOOK)
+
+
+def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Claim, ...]]:
+    """Paired t tests by seed, with Holm's correction over the rows of all families.
+
+    A row is proven if its mean difference is above 0 and its two-sided p, corrected, is at most
+    the alpha of a look. The looks' alphas sum to the whole level, so that false claims stay below
+    it although the second look contains the first one's seeds (Bonferroni over looks).
+
+    Each interval is Student's at 1 - alpha / k over the k rows of its family: all k hold at once
+    with probability 1 - alpha at least, however the rows correlate and however unequal their
+    variances are, which Dunnett's method does not allow for (Bonferroni over rows). With several
+    pairs Holm's family is larger than an interval's: an interval above 0 is not yet a proof.
+
+    Args:
+        families: of all pairs of a grid, one each.
+        alphas: of the first look, and of the second one where there may be one.
+
+    Returns:
+        The claims of each family, in its rows' order.
+
+    Source:
+        Student 1908 and Holm 1979, see `bench.statistics`.
+    """
+    proven: set[tuple[int, str]] = set()
+    found: list[tuple[Claim, ...]] = []
+    extended = any(row.extension for family in families for row in family.rows)
+    for look, alpha in enumerate(alphas[: 1 + extended], 1):
+        samples = [family.differences(look) for family in families]
+        raw = [paired_p(values) for rows in samples for values in rows.values()]
+        tests = iter(zip(raw, holm([1.0 if p is None else p for p in raw]), strict=True))
+        found = []
+        for place, rows in enumerate(samples):
+            claims = []
+            for name, values in rows.items():
+                p, adjusted = next(tests)
+                gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
+                if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
+                    proven.add((place, name))
+                shown = None if p is None else adjusted
+                claims.append(Claim(name, gain, shown, (place, name) in proven, look))
+            found.append(tuple(claims))
+    return found

@@ -1,0 +1,472 @@
+"""The decision: each rule against a published example, an oracle written out, or a hand's count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.decide.best_bet import (
+    PRIOR_DEVIATION,
+    TAUS,
+    Chance,
+    Posterior,
+    chances,
+    posterior,
+    row_variances,
+    still_in_the_race,
+)
+from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
+from bench.decide.evidence import Pair, Row
+from bench.decide.finalists import choose_finalists
+from bench.decide.margin import all_within_margin, within_margin
+from bench.decide.proof import Family, levels, prove
+from bench.decide.teachers import between_teachers
+from bench.faults import UserError
+from bench.statistics import holm, power, random_effects, seeds_needed
+
+# Hours of sleep gained with two drugs, ten patients (Student 1908). R's t.test(extra ~ group,
+# paired = TRUE) prints p-value = 0.002833 and the interval 0.7001142 2.4598858 of the difference.
+FIRST_DRUG = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SECOND_DRUG = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+# BCG vaccine against tuberculosis, 13 trials: cases and others, vaccinated and not (Colditz 1994).
+BCG = [
+    (4, 119, 11, 128), (6, 300, 29, 274), (3, 228, 11, 209), (62, 13536, 248, 12619),
+    (33, 5036, 47, 5761), (180, 1361, 372, 1079), (8, 2537, 10, 619), (505, 87886, 499, 87892),
+    (29, 7470, 45, 7232), (17, 1699, 65, 1600), (186, 50448, 141, 27197), (5, 2493, 3, 2338),
+    (27, 16886, 29, 17825),
+]  # fmt: skip
+
+# Yield of dyestuff from six batches (Davies 1947).
+DYESTUFF = {
+    "A": (1545, 1440, 1440, 1520, 1580), "B": (1540, 1555, 1490, 1560, 1495),
+    "C": (1595, 1550, 1605, 1510, 1560), "D": (1445, 1440, 1595, 1465, 1545),
+    "E": (1595, 1630, 1515, 1635, 1625), "F": (1520, 1455, 1450, 1480, 1445),
+}  # fmt: skip
+
+
+def row(name: str, values: list[float], kind: str = "method", **fields) -> Row:
+    """A finalist with confirmation seeds 0, 1, ..."""
+    return Row(
+        name=name, kind=kind, finalist=kind != "reference",
+        confirmation=dict(enumerate(values)), **fields,
+    )  # fmt: skip
+
+
+def student(values: list[float], **fields) -> Row:
+    return row("student", values, "reference", cost=1.0, **fields)
+
+
+def pair(*rows: Row, **fields) -> Pair:
+    return Pair(**{"name": "p", "test_images": 500, "rows": rows, **fields})
+
+
+def screened(name: str, values: list[float], kind: str = "method", cost: float | None = 1.2) -> Row:
+    return Row(name=name, kind=kind, screening=dict(enumerate(values, 100)), cost=cost)
+
+
+NOISE = [0.004, -0.002, 0.006, -0.004, 0.002, -0.006, 0.0, 0.004, -0.004, 0.0]
+BASE = [0.80 + 3 * e for e in reversed(NOISE)]
+
+
+def above(gain: float, spread: float = 1.0) -> list[float]:
+    return [base + gain + spread * e for base, e in zip(BASE, NOISE, strict=True)]
+
+
+# --- effects over pairs, teachers ------------------------------------------------------------
+
+
+def test_random_effects_are_those_that_metafor_prints() -> None:
+    # metafor's README: rma(yi, vi, data=dat.bcg, test="knha"), REML, prints tau^2 0.3132,
+    # estimate -0.7145, se 0.1808, pval 0.0019, interval -1.1084 -0.3206.
+    y = [math.log(a / (a + b) / (c / (c + d))) for a, b, c, d in BCG]
+    v = [1 / a - 1 / (a + b) + 1 / c - 1 / (c + d) for a, b, c, d in BCG]
+    found = random_effects(y, v)
+    assert found.tau**2 == pytest.approx(0.3132, abs=5e-5)
+    assert found.interval == pytest.approx((-0.7145, -1.1084, -0.3206, 13), abs=5e-5)
+    assert (found.error, found.p) == pytest.approx((0.1808, 0.0019), abs=5e-5)
+    # statsmodels 0.14: combine_effects(y, v + tau^2, "dl").sd_eff_w_fe_hksj
+    assert found.error == pytest.approx(0.18079174409284796, rel=1e-8)
+
+
+def test_effects_that_differ_less_than_their_errors_have_no_deviation_between_pairs() -> None:
+    found = random_effects([0.01, 0.012, 0.011], [1e-4] * 3)
+    assert found.tau == 0
+    assert found.interval.mean == pytest.approx(0.011)
+
+
+@pytest.mark.parametrize(("y", "v"), [([0.1], [1.0]), ([0.1, 0.2], [1.0, 0.0])])
+def test_random_effects_need_two_effects_with_a_variance(y: list[float], v: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"random_effects: .* wanted two or more"):
+        random_effects(y, v)
+
+
+def test_the_deviation_between_teachers_is_what_lme4_prints() -> None:
+    # lme4: lmer(Yield ~ 1 + (1 | Batch), Dyestuff) prints Std.Dev. 42.00 for the batches; of
+    # equal sizes, REML and the analysis of variance agree.
+    values = [(batch, value) for batch, group in DYESTUFF.items() for value in group]
+    gains = {seed: float(value) for seed, (_, value) in enumerate(values)}
+    found = between_teachers(gains, {seed: batch for seed, (batch, _) in enumerate(values)})
+    assert found.count == 6
+    assert found.deviation == pytest.approx(42.00, abs=0.005)
+    assert found.interval is None
+
+
+def test_teachers_in_general_have_an_interval_from_eight_teachers_on() -> None:
+    gains = {seed: 0.01 + 0.001 * seed for seed in range(8)}
+    found = between_teachers(gains, {seed: f"t{seed}" for seed in range(8)})
+    assert found.deviation is None  # one seed each
+    assert found.interval is not None
+    values = list(gains.values())
+    expected = stats.t.interval(0.95, 7, np.mean(values), stats.sem(values))
+    assert found.interval[1:3] == pytest.approx(expected, rel=1e-12)
+    few = between_teachers(gains, {seed: f"t{min(seed, 6)}" for seed in range(8)})
+    assert (few.count, few.interval) == (7, None)
+    assert between_teachers(gains, dict.fromkeys(gains, "t")).deviation is None
+
+
+# --- power and margins -----------------------------------------------------------------------
+
+
+def test_power_is_that_of_statsmodels() -> None:
+    # statsmodels 0.14: TTestPower().power(0.6, 10, 0.00625, alternative="larger"), and
+    # solve_power(d, alpha=alpha, power=0.8, alternative="larger"), rounded up.
+    assert power(0.6, 10, 0.00625) == pytest.approx(0.18055018945329238, rel=1e-9)
+    expected = {(0.2, 0.05): 156, (0.3, 0.0125): 109, (0.5, 0.00625): 48, (1.2, 0.025): 8}
+    assert {(d, alpha): seeds_needed(d, alpha) for d, alpha in expected} == expected
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    # statsmodels 0.14: multipletests(p, method="holm")
+    found = holm([0.01, 0.04, 0.03, 0.005, 0.2, 0.012])
+    assert found == pytest.approx([0.05, 0.09, 0.09, 0.03, 0.2, 0.05], rel=1e-12)
+
+
+def test_non_inferiority_is_a_one_sided_t_test_with_holm() -> None:
+    rows = {"a": [0.001, -0.002, 0.003, 0.0], "b": [0.004, 0.001, 0.009, 0.002]}
+    found = within_margin([rows, {}], [0.01, 0.01], alpha=0.05)
+    raw = [stats.ttest_1samp(d, 0.01, alternative="less").pvalue for d in rows.values()]
+    assert [w.p for w in found[0]] == pytest.approx(holm([float(p) for p in raw]), rel=1e-9)
+    assert found[1] == ()
+    a = found[0][0]
+    bound = np.mean(rows["a"]) + stats.t.ppf(0.975, 3) * stats.sem(rows["a"])
+    assert a.upper == pytest.approx(bound, rel=1e-9)
+    assert a.shown
+    assert a.upper < 0.01
+
+
+def test_too_few_seeds_for_a_margin_are_named() -> None:
+    wide = [0.05, -0.05, 0.02, -0.02]
+    found = within_margin([{"a": wide}], [0.005], alpha=0.05)[0][0]
+    assert found.too_few
+    assert found.needed == seeds_needed(0.005 / float(np.std(wide, ddof=1)), 0.05)
+    equal = within_margin([{"a": [0.002] * 4}], [0.005], alpha=0.05)[0][0]
+    assert (equal.p, equal.shown, equal.needed) == (1.0, False, None)
+
+
+def test_no_method_helps_only_if_each_one_is_within_the_margin() -> None:
+    small = [0.001, -0.001, 0.002, -0.002, 0.0]
+    assert all_within_margin({"a": small, "b": small}, 0.01, 0.05, pairs=1).shown  # type: ignore[union-attr]
+    found = all_within_margin({"a": small, "b": [0.02, 0.03, 0.02, 0.03, 0.02]}, 0.01, 0.05, 1)
+    assert found is not None
+    assert (found.row, found.shown) == ("b", False)
+    assert all_within_margin({}, 0.01, 0.05, pairs=1) is None
+
+
+# --- proven ----------------------------------------------------------------------------------
+
+
+def test_a_claim_is_students_paired_test_of_1908() -> None:
+    scaled = [[(hours + 2) / 10 for hours in drug] for drug in (FIRST_DRUG, SECOND_DRUG)]
+    claim = prove([Family(student(scaled[0]), (row("a", scaled[1]),))], levels(1))[0][0]
+    assert claim.p == pytest.approx(0.002833, abs=5e-7)
+    assert claim.gain is not None
+    assert [10 * bound for bound in claim.gain[:3]] == pytest.approx(
+        [1.58, 0.7001142, 2.4598858], abs=5e-8
+    )
+    assert claim.proven
+
+
+def test_holm_is_over_all_pairs_and_an_interval_over_the_rows_of_one() -> None:
+    rows = (row("a", above(0.01)), row("b", above(0.001, 3)))
+    one = prove([Family(student(BASE), rows)], levels(1))[0]
+    two = prove([Family(student(BASE), rows)] * 2, levels(1))[0]
+    raw = [float(stats.ttest_1samp([0.01 + e for e in NOISE], 0).pvalue)]
+    assert one[0].p == pytest.approx(2 * raw[0], rel=1e-6)
+    assert two[0].p == pytest.approx(4 * raw[0], rel=1e-6)
+    assert one[0].gain == two[0].gain
+    d = np.array([0.01 + e for e in NOISE])
+    expected = stats.t.interval(1 - 0.05 / 2, 9, d.mean(), stats.sem(d))
+    assert one[0].gain is not None
+    assert one[0].gain[1:3] == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_differences_and_a_single_seed_prove_nothing() -> None:
+    rows = (row("equal", [b + 0.02 for b in BASE]), row("one", [0.9]), row("none", []))
+    equal, one, none = prove([Family(student(BASE), rows)], levels(1))[0]
+    assert [claim.p for claim in (equal, one, none)] == [None] * 3
+    assert not any(claim.proven for claim in (equal, one, none))
+    assert none.gain is None
+
+
+def test_a_worse_row_is_not_proven() -> None:
+    claim = prove([Family(student(BASE), (row("a", above(-0.02)),))], levels(1))[0][0]
+    assert claim.p is not None
+    assert claim.p < 0.001
+    assert not claim.proven
+
+
+def test_the_second_look_has_its_own_alpha_and_keeps_what_the_first_one_proved() -> None:
+    extension = dict(zip(range(10, 20), above(-0.03, 5), strict=True))
+    first = student(BASE, extension=dict(zip(range(10, 20), BASE, strict=True)))
+    rows = (row("a", above(0.02), extension=extension), row("b", above(0.004, 4)))
+    early, late = prove([Family(first, rows)], levels(2))[0]
+    assert (early.look, early.proven) == (2, True)  # at the first look
+    assert early.p is not None
+    assert early.p > 0.01
+    assert not late.proven
+    assert sum(levels(2)) == pytest.approx(levels(1)[0])
+
+
+# --- best bet --------------------------------------------------------------------------------
+
+
+def test_the_posterior_is_that_of_the_model_written_out() -> None:
+    # Oracle: y ~ N(0, C), with flat priors as variances of 1e4 and each tau's likelihood as it is.
+    rng = np.random.default_rng(0)
+    y = rng.normal(0.8, 0.02, (5, 6))
+    y[3:, 4:] = np.nan
+    methods = np.array([False, True, True, True])
+    seen = np.argwhere(np.isfinite(y))
+    r, s = seen[:, 0], seen[:, 1]
+    noise = np.diag(row_variances(y)[r])
+    seeds = 1e4 * (s[:, None] == s)
+    member = np.array([False, *methods])[r]
+    gains, logs = [], []
+    for tau in TAUS:
+        same = r[:, None] == r
+        flat = 1e4 * same * (~member & (r > 0))
+        shared = (tau**2 * same + 1e4) * np.outer(member, member)
+        whole = noise + seeds + flat + shared
+        logs.append(stats.multivariate_normal.logpdf(y[r, s] - 0.8, np.zeros(len(r)), whole))
+        cross = np.array(
+            [
+                1e4 * (r == i) if not methods[i - 1] else (tau**2 * (r == i) + 1e4) * member
+                for i in range(1, 5)
+            ]
+        )
+        gains.append(cross @ np.linalg.solve(whole, y[r, s] - 0.8))
+    prior = stats.halfnorm.logpdf(TAUS, scale=PRIOR_DEVIATION) + np.log(TAUS)
+    weights = np.exp(np.array(logs) + prior - np.max(np.array(logs) + prior))
+    found = posterior(y, methods)
+    assert found.weights == pytest.approx(weights / weights.sum(), rel=1e-3)
+    assert found.means == pytest.approx(np.array(gains), abs=1e-6)
+
+
+def test_without_a_shared_prior_the_gain_is_the_mean_difference() -> None:
+    y = np.random.default_rng(1).normal(0.8, 0.02, (2, 8))
+    found = posterior(y, np.array([False]))
+    assert found.gains == pytest.approx([np.mean(y[1] - y[0])], rel=1e-9)
+    assert found.covariances[:, 0, 0] == pytest.approx(row_variances(y).sum() / 8, rel=1e-9)
+
+
+def test_variances_are_shrunken_to_the_pooled_one() -> None:
+    rng = np.random.default_rng(2)
+    y = rng.normal(0.8, [[0.01]] * 8 + [[0.04]], (9, 40)) + rng.normal(0, 0.1, 40)
+    found = np.sqrt(row_variances(y))
+    assert np.all(abs(found[:8] - 0.01) < 0.006)
+    assert 0.025 < found[8] < 0.04
+    assert np.all(row_variances(np.full((3, 4), 0.5)) > 0)
+
+
+def test_methods_shrink_to_their_mean_and_longer_students_do_not() -> None:
+    rows: dict[str, Mapping[int, float]] = {"student": dict(enumerate(BASE))}
+    for name, gain in {"a": 0.03, "b": 0.0, "c": 0.002, "d": -0.002, "long": 0.03}.items():
+        rows[name] = dict(enumerate(above(gain, 8 if name in "ab" else 1)))
+    found = {c.row: c for c in chances(rows, "abcd", [*"abcd", "long"])}
+    assert found["a"].gain < 0.029
+    assert found["long"].gain == pytest.approx(0.03, abs=2e-3)
+    assert sum(c.best for c in found.values()) == pytest.approx(1)
+    assert found["long"].better > 0.99
+
+
+def test_equal_rows_are_the_best_with_equal_chances() -> None:
+    means, covariance = np.zeros((1, 3)), np.eye(3)[None] * 1e-4
+    best = Posterior(np.ones(1), means, covariance).best(np.array([True, True, False]), 20_000)
+    # Two rows and the reference at 0: both below it in a quarter of the cases.
+    assert best == pytest.approx([0.25, 0.375, 0.375, 0.0], abs=0.01)
+
+
+def test_the_race_is_the_fewest_rows_that_sum_to_95_percent() -> None:
+    found = [Chance(n, 0, 0, p) for n, p in {"a": 0.03, "b": 0.6, "c": 0.35, "d": 0.02}.items()]
+    assert still_in_the_race(found) == ("b", "c")
+
+
+# --- finalists -------------------------------------------------------------------------------
+
+
+def grid_pair(**accuracies: float) -> Pair:
+    rows = [screened(name, [a, a + 0.02], cost=1.2) for name, a in accuracies.items()]
+    return pair(screened("student", [0.8, 0.82], "reference", cost=1.0), *rows)
+
+
+def with_longer(found: Pair, *accuracies: tuple[float, float]) -> Pair:
+    rows = [
+        screened(f"x{factor:g}", [a, a + 0.02], "longer", cost=factor) for factor, a in accuracies
+    ]
+    return replace(found, rows=(*found.rows, *rows))
+
+
+def test_one_longer_student_and_the_best_methods_are_confirmed() -> None:
+    found = with_longer(grid_pair(a=0.85, b=0.9, c=0.86, d=0.9, e=0.8), (2.0, 0.7), (4.0, 0.6))
+    assert choose_finalists(found, 4) == ("b", "c", "d", "x2")
+    tied = grid_pair(a=0.8, b=0.9, c=0.8)
+    assert choose_finalists(tied, 2) == ("a", "b")  # equals: the grid's order
+
+
+def test_of_longer_students_within_one_standard_error_the_longest_is_confirmed() -> None:
+    noisy = [screened(n, [0.85 - e, 0.85 + e]) for n, e in (("a", 0.03), ("b", -0.03), ("c", 0.03))]
+    near = (screened("x2", [0.9, 0.93], "longer", 2.0), screened("x4", [0.89, 0.92], "longer", 4.0))
+    far = (near[0], screened("x4", [0.79, 0.82], "longer", 4.0))
+    first = screened("student", [0.8, 0.86], "reference", 1.0)
+    assert choose_finalists(pair(first, *noisy, *near), 2) == ("a", "x4")
+    assert choose_finalists(pair(first, *noisy, *far), 2) == ("a", "x2")
+
+
+def test_controls_and_rows_beyond_the_cost_limit_are_not_confirmed() -> None:
+    found = with_longer(grid_pair(a=0.85, b=0.9, c=0.86), (2.0, 0.7), (4.0, 0.9))
+    control = screened("control", [0.99, 0.99], "ablation")
+    unknown = screened("unknown", [0.99, 0.99], cost=None)
+    found = replace(found, rows=(*found.rows, control, unknown))
+    assert choose_finalists(found, 3, max_cost=2.0) == ("b", "c", "x2")
+    assert choose_finalists(found, 9) == ("a", "b", "c", "x2", "x4", "unknown")
+    with pytest.raises(UserError, match="finalists: 1, wanted 2 or more"):
+        choose_finalists(found, 1)
+
+
+# --- the answer ------------------------------------------------------------------------------
+
+
+def test_a_proven_row_is_named_before_a_better_looking_one() -> None:
+    rows = (student(BASE), row("sure", above(0.02), cost=1.1), row("wild", above(0.03, 15)))
+    answer = decide([pair(*rows)]).answers[0]
+    assert (answer.verdict, answer.named) == (PROVEN, "sure")
+    assert answer.settle is None
+    claim, chance = answer.claim("wild"), answer.chance("wild")
+    assert claim is not None
+    assert not claim.proven
+    assert chance is not None
+    assert "wild" in answer.in_the_race
+
+
+def test_nothing_proven_names_the_best_bet_and_what_would_settle_it() -> None:
+    found = pair(student(BASE), row("a", above(0.006, 4)), row("b", above(-0.02)))
+    answer = decide([found], Question(extend=10)).answers[0]
+    assert (answer.verdict, answer.named) == (BEST_BET, "a")
+    assert answer.settle is not None
+    assert 0 < (answer.settle.chance or 0) < 1
+    assert (answer.settle.seeds or 0) > 10
+    without = decide([found]).answers[0].settle
+    assert without is not None
+    assert without.chance is None
+
+
+def test_a_best_bet_that_may_well_be_worse_is_undecided() -> None:
+    answer = decide([pair(student(BASE), row("a", above(0.0001, 4)))]).answers[0]
+    assert (answer.verdict, answer.named) == (UNDECIDED, "a")
+    assert set(answer.in_the_race) == {"student", "a"}
+
+
+def test_a_cost_limit_changes_the_name_and_not_the_proof() -> None:
+    found = pair(
+        student(BASE), row("dear", above(0.03), cost=3.0), row("cheap", above(0.02), cost=1.1),
+        row("unknown", above(0.04)),
+    )  # fmt: skip
+    free, limited = (decide([found], Question(max_cost=c)).answers[0] for c in (None, 2.0))
+    assert (free.named, limited.named) == ("unknown", "cheap")
+    assert free.claims == limited.claims
+    assert limited.excluded == {"dear": "cost x3.00 above x2", "unknown": "cost not measured"}
+    assert "dear" not in limited.in_the_race
+    none = decide([found], Question(max_cost=1.05)).answers[0]
+    assert none.named is None
+    assert none.problem.startswith("no finalist is within the limit; the nearest is cheap: cost")
+
+
+def test_a_cheaper_row_is_as_good_only_within_the_margin() -> None:
+    found = pair(
+        student(BASE), row("dear", above(0.03), cost=3.0), row("same", above(0.029, 0.5), cost=1.1),
+        row("less", above(0.015), cost=1.1),
+    )  # fmt: skip
+    answer = decide([found]).answers[0]
+    assert answer.margin == 0.01
+    assert {w.row: w.shown for w in answer.as_good} == {"same": True, "less": False}
+
+
+def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
+    found = pair(
+        student(BASE), row("x2", above(0.02), "longer", cost=2.0), row("a", above(0.03, 2)),
+        teacher_accuracy=0.8, teachers={seed: f"t{seed % 2}" for seed in range(10)},
+    )  # fmt: skip
+    answer = decide([found]).answers[0]
+    assert answer.recipe_too_short
+    assert answer.teacher_no_better
+    assert [claim.row for claim in answer.against_longer] == ["a"]
+    assert answer.against_longer[0].proven
+    assert answer.teachers is not None
+    assert answer.teachers.count == 2
+
+
+def test_another_reference_has_a_family_of_its_own() -> None:
+    found = pair(student(BASE), row("a", above(0.02)), row("b", above(0.04, 2)))
+    answer = decide([found], Question(against="a")).answers[0]
+    assert (answer.reference, answer.named) == ("a", "b")
+    assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
+    with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
+        decide([found], Question(against="c"))
+
+
+def test_equal_seeds_are_decided_over_pairs() -> None:
+    rng = np.random.default_rng(3)
+    pairs = [
+        pair(student(BASE), row("a", above(0.02 + rng.normal(0, 0.002))), row("b", above(0.0, 3)),
+             name=f"p{i}")
+        for i in range(4)
+    ]  # fmt: skip
+    found = decide(pairs, Question(equal_seeds=True))
+    assert [(o.row, o.proven) for o in found.overall] == [("a", True), ("b", False)]
+    assert all(answer.exploratory for answer in found.answers)
+    assert decide(pairs).overall == ()
+    assert not decide(pairs[:1], Question(equal_seeds=True)).answers[0].exploratory
+
+
+def test_an_answer_waits_for_two_seeds_in_common() -> None:
+    one = decide([pair(student([0.8]), row("a", [0.9]))]).answers[0]
+    assert (one.verdict, one.problem) == (None, "1 seeds in common with student: two are the least")
+    none = decide([pair(student(BASE))]).answers[0]
+    assert none.problem == "no row was chosen for confirmation"
+
+
+def test_the_same_evidence_gives_the_same_answer() -> None:
+    found = [pair(student(BASE), row("a", above(0.006, 4)), row("b", above(0.004, 4)))]
+    assert decide(found) == decide(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: row("a", [93.0]), "row a: accuracy 93.0, wanted one in"),
+        (lambda: Row(name="a", kind="control"), "row a: kind 'control', wanted one of"),
+        (lambda: Row(name="a", kind="method", screening={1: 0.5}, confirmation={1: 0.5}),
+         "row a: seed 1 is a screening seed and a confirmation seed"),
+        (lambda: pair(row("a", BASE)), "p: 0 plain students, wanted one"),
+        (lambda: pair(student(BASE), row("a", BASE), row("a", BASE)), "p: two rows are called 'a'"),
+    ],
+)  # fmt: skip
+def test_evidence_that_cannot_be_is_refused(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
