@@ -109,7 +109,7 @@ def conditions(report: dict) -> str:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "benchmarks.json"
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).with_name("test_losses.py"))
         code = pytest.main([here, "--benchmark-only", f"--benchmark-json={file}", *sys.argv[1:]])
         if code:
             return int(code)

@@ -1,0 +1,100 @@
+"""One step of every row as one cohort, and one after another as plain scripts run them.
+
+Each row has its default hyper-parameters and is stepped in its longest stage. As a cohort: images
+and networks channels last, the teacher's BatchNorms folded, losses as shipped, one forward pass of
+the teacher for all rows. One by one: eager and channels first, BatchNorms as trained, textbook
+losses, a forward pass of the teacher for every row that reads it, and images loaded by PIL as
+torchvision's reference scripts do. Images and weights are random. On an idle machine:
+
+    OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/test_cohort.py --benchmark-only
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from textbook_losses import in_textbook_form
+from torchvision import transforms
+
+from bench.cell import Recipe
+from bench.cost.steps import Images, StudentStage, TeacherBatch, Workload, set_statistics
+from bench.data.augment import Augment
+from bench.data.batches import Batches
+from bench.hyperparameters import METHODS, build_method
+from bench.method import Method
+
+BATCH, ROUNDS, MEAN, STD = 64, 3, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+ROWS = [name for name in METHODS.names() if build_method(name).starts_from == "fresh"]
+RAW = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
+WORKLOAD = Workload(
+    classes=100, image_shape=(3, 32, 32), device=torch.device("cpu"),
+    recipe=Recipe(epochs=100, batch_size=BATCH, learning_rate=0.1),
+)  # fmt: skip
+
+
+def longest_stage(lesson: TeacherBatch, student: str, row: str, method: Method) -> StudentStage:
+    return StudentStage(lesson, student, row, method, max(method.plan, key=lambda s: s.share))
+
+
+def as_one_cohort(teacher: str, student: str):
+    lesson = TeacherBatch(teacher, WORKLOAD)
+    rows = [longest_stage(lesson, student, row, build_method(row)) for row in ROWS]
+    taps = {tap: None for row in rows if row.student.reads_teacher for tap in row.student.taps}
+    batches = Batches(
+        torch.from_numpy(RAW).permute(0, 3, 1, 2), torch.zeros(BATCH, dtype=torch.int64), MEAN, STD,
+        augment=Augment(pad=4), batch_size=BATCH, drop_last=True, seed=0,
+    )  # fmt: skip
+
+    def step() -> None:
+        next(iter(batches.epoch(0)))
+        view = lesson.view(tuple(taps))
+        for row in rows:
+            row.step_on(view if row.student.reads_teacher else None)
+
+    return step
+
+
+def one_by_one(teacher: str, student: str):
+    lesson, network = TeacherBatch(teacher, WORKLOAD), WORKLOAD.build(teacher)
+    set_statistics(network, lesson.batch.images.contiguous())
+    lesson.teacher.network = channels_first(network.eval().requires_grad_(False))
+    lesson.train = Images(lesson.train.images.contiguous(), lesson.train.labels)
+    lesson.batch = Images(lesson.batch.images.contiguous(), lesson.batch.labels)
+    rows = [longest_stage(lesson, student, r, in_textbook_form(build_method(r))) for r in ROWS]
+    for row in rows:
+        channels_first(row.student.network)
+        channels_first(row.student.connector)
+        row.student.optimiser.register_step_pre_hook(drop_faulty_gradients)
+    pictures = [Image.fromarray(picture) for picture in RAW]
+    load = transforms.Compose([
+        transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(), transforms.Normalize(MEAN, STD),
+    ])  # fmt: skip
+
+    def step() -> None:
+        for row in rows:
+            torch.stack([load(picture) for picture in pictures])
+            row.step()
+
+    return step
+
+
+def channels_first(network: torch.nn.Module) -> torch.nn.Module:
+    return network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def drop_faulty_gradients(optimiser: torch.optim.Optimizer, *_: object) -> None:
+    """Textbook forms have some that are not finite, and the training would end here."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("form", [as_one_cohort, one_by_one], ids=lambda form: form.__name__)
+@pytest.mark.parametrize("pair", ["resnet32x4:resnet8x4", "resnet56:resnet20"])
+def test_step(benchmark, pair: str, form) -> None:
+    benchmark.group = pair
+    benchmark.pedantic(form(*pair.split(":")), rounds=ROUNDS, warmup_rounds=1)
