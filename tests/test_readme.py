@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import pytest
 import torch
 import yaml
+from lessons import Lesson, cell
+from processes import ROOT
 from students import random_student
 
+from bench.cell import DataSpec, Recipe
 from bench.cli import COMMANDS
 from bench.export import Student, pack
-from bench.grid import Grid, check_names, grid_names
+from bench.grid import Grid, GridError, check_names, grid_names, load_grid
+from bench.hyperparameters import METHODS, build_method, resolve_hyperparameters, search_space
+from bench.plugin import Plugin, plugged
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODELS = (ROOT / "bench/models/README.md").read_text(encoding="utf-8")
+README, MODELS, GRIDS, OF_METHODS = (
+    (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    for folder in ("", "bench/models", "bench/grids", "methods")
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -63,3 +69,84 @@ def test_the_table_of_the_readme_is_the_committed_one():
             for number in numbers:
                 # Of the losses the README gives the median alone.
                 assert f" {number} " in row, (name, number)
+
+
+# --- bench/grids/README.md ---
+
+
+def fields_of(section: str) -> set[str]:
+    """What the first column of the section's table names."""
+    text = GRIDS.split(section, 1)[1].split("\n#", 1)[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", text, flags=re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.parametrize(
+    ("section", "model"), [("## Fields", Grid), ("### `data`", DataSpec), ("### `recipe`", Recipe)]
+)
+def test_every_field_is_documented(section, model):
+    assert fields_of(section) == set(model.model_fields)
+
+
+def test_every_grid_is_named():
+    assert set(grid_names()) <= set(re.findall(r"`([\w-]+)`", GRIDS))
+
+
+def test_the_example_is_a_grid():
+    (text,) = blocks(GRIDS, "yaml")
+    check_names(Grid(**yaml.safe_load(text), name="mine"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"recipe": {"epoch": 3}}, "recipe.epoch"),
+        ({"recipe": {"epochs": 0}}, "recipe.epochs"),
+        ({"methods": [{"soft_logits": {"temprature": 3}}]}, "methods.0"),
+        ({"pairs": ["cnn8:resnet9"]}, "pairs.0.student"),
+    ],
+)
+def test_the_errors_are_those_that_are_shown(tmp_path, changes, field):
+    recipe = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1, **changes.pop("recipe", {})}
+    grid = {"description": "d", "data": {"source": "digits"}, "pairs": ["cnn8:cnn4"],
+            "methods": ["rkd"], "seeds": 1, "recipe": recipe, **changes}  # fmt: skip
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    with pytest.raises(GridError) as caught:
+        load_grid(str(path))
+    (shown,) = [line for line in GRIDS.splitlines() if f"mine.yaml: {field}:" in line]
+    assert shown == f"error: {caught.value}"
+
+
+# --- methods/README.md ---
+
+(EXAMPLE,) = blocks(OF_METHODS, "python")
+
+
+def test_the_table_names_every_method_with_its_category_and_stages():
+    rows = re.findall(r"^\| `(\w+)` \| ([\w-]+) \| ([\w, ]+) \|", OF_METHODS, flags=re.MULTILINE)
+    methods = {name: build_method(name) for name in METHODS.names()}
+    assert {name: (category, stages) for name, category, stages in rows} == {
+        name: (method.category, ", ".join(stage.name for stage in method.plan))
+        for name, method in methods.items()
+    }
+
+
+def test_the_example_has_the_loss_that_it_states_and_trains():
+    namespace: dict[str, object] = {}
+    exec(compile(EXAMPLE, "logit_matching.py", "exec"), namespace)
+    loss = namespace["logit_matching_loss"]
+    found = loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
+    assert found.tolist() == [2.5]  # (1 + 4) / 2
+    lesson = Lesson(cell("soft_logits"), method=namespace["method"](weight=0.5))
+    for _ in range(4):
+        lesson.epoch()
+    losses = lesson.student.curves["transfer_loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_the_example_is_a_plugin():
+    with plugged([Plugin("/anywhere/logit_matching.py", EXAMPLE)]):
+        assert resolve_hyperparameters("logit_matching", {}) == {"weight": 1.0}
+        assert search_space("logit_matching") == {"weight": [0.1, 1.0, 10.0]}
+        assert build_method("logit_matching").needs_teacher
