@@ -32,16 +32,10 @@ class RayTaskError(RayError):
         self.cause, self.traceback_str = cause, "in a task of another process"
 
 
-class OutOfMemoryError(RayError):
-    pass
-
-
-class WorkerCrashedError(RayError):
-    pass
-
-
-class NodeDiedError(RayError):
-    pass
+OutOfMemoryError, WorkerCrashedError, NodeDiedError = (
+    type(name, (RayError,), {})
+    for name in ("OutOfMemoryError", "WorkerCrashedError", "NodeDiedError")
+)
 
 
 class Ref:
@@ -64,14 +58,10 @@ class Ref:
             self.error = RayTaskError(error)
 
 
-class Task:
+def as_task(target: Callable[..., Any]) -> SimpleNamespace:
     """What `ray.remote` makes of a function."""
-
-    def __init__(self, target: Callable[..., Any]) -> None:
-        self.target = target
-
-    def options(self, **options: Any) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *values: Ref(lambda: self.target(*values)))
+    made = SimpleNamespace(remote=lambda *values: Ref(lambda: target(*values)))
+    return SimpleNamespace(options=lambda **options: made)
 
 
 class FakeRay(ModuleType):
@@ -96,8 +86,8 @@ class FakeRay(ModuleType):
     def nodes(self) -> list[dict[str, Any]]:
         return self.nodes_there
 
-    def remote(self, **options: Any) -> Callable[[Callable[..., Any]], Task]:
-        return Task
+    def remote(self, **options: Any) -> Callable[[Callable[..., Any]], SimpleNamespace]:
+        return as_task
 
     def get(self, ref: Ref) -> Any:
         if ref.error is not None:

@@ -36,7 +36,6 @@ from the record). Random moments come from a seed. Made by:
 |---|--:|--:|--:|--:|---|
 """
 ROW = re.compile(r"^\| (?!fault )([^|]+) \| \d.*\|$", re.MULTILINE)
-quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @dataclass

@@ -98,8 +98,13 @@ class Loss:
 
 LOGITS, MAP, WIDE_MAP = ((6,),), ((2, 4, 3),), ((3, 4, 3),)
 POINTS, WIDE_POINTS = ((5,),), ((7,),)
-# An eigenvector carries the rounding of its matrix over its gap.
-SVD_RTOL = 1e-9
+
+
+def svd(student: tuple[Shape, ...], teacher: tuple[Shape, ...], **arguments: int) -> Loss:
+    """Its eigenvectors carry the rounding of their matrices over their gaps."""
+    return Loss(kd_svd_loss, student, teacher, arguments, rtol=1e-9)
+
+
 PER_SAMPLE = (
     Loss(soft_logits_loss, LOGITS, LOGITS, {"temperature": 4.0}),
     Loss(hint_loss, MAP, MAP),
@@ -110,27 +115,10 @@ PER_SAMPLE = (
     Loss(attention_transfer_loss, MAP, ((3, 2, 2),), {"kind": "sumsq"}),
     Loss(activation_boundary_loss, MAP, MAP, {"margin": 1.0}),
     Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
-    Loss(
-        kd_svd_loss,
-        ((2, 4, 3), (5, 3, 2)),
-        ((2, 2, 3), (5, 3, 2)),
-        {"rank": 1, "extra": 3},
-        SVD_RTOL,
-    ),
-    Loss(
-        kd_svd_loss,
-        ((4, 3, 2), (3, 4, 1), (5, 3, 2)),
-        ((4, 3, 3), (3, 4, 3), (5, 3, 3)),
-        {"rank": 2, "extra": 1},
-        SVD_RTOL,
-    ),
-    Loss(  # more channels than positions
-        kd_svd_loss,
-        ((6, 2, 2), (7, 2, 2)),
-        ((6, 2, 3), (7, 2, 2)),
-        {"rank": 2, "extra": 2},
-        SVD_RTOL,
-    ),
+    svd(((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2)), rank=1, extra=3),
+    svd(((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3)), rank=2, extra=1),
+    # more channels than positions
+    svd(((6, 2, 2), (7, 2, 2)), ((6, 2, 3), (7, 2, 2)), rank=2, extra=2),
 )
 COUPLED = tuple(
     Loss(function, POINTS, WIDE_POINTS, {"reduction": reduction})

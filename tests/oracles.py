@@ -249,10 +249,7 @@ def keeping_costs(embeddings: ArrayLike, labels: Sequence[int]) -> Array:
 
 
 def classmate_edges(
-    embeddings: ArrayLike,
-    labels: Sequence[int],
-    neighbours: int = 10,
-    sigma: float | None = None,
+    embeddings: ArrayLike, labels: Sequence[int], neighbours: int = 10, sigma: float | None = None
 ) -> dict[tuple[int, int], float]:
     """{(i, j): exp(-|e_i - e_j|^2 / (2 sigma^2))}, i < j, where j is one of i's nearest
     classmates or i one of j's; sigma^2 is the mean squared edge length unless given."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from bench.record import FINISHED, Plan, Store
+from bench.record import Plan, Store
 from bench.workdir import WorkDir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +26,7 @@ def kd_bench(*words: str, timeout: float = 240, **more: str) -> subprocess.Compl
     )  # fmt: skip
 
 
-def start(output: IO[str], *words: str, **more: str) -> subprocess.Popen[str]:
+def start(output: IO[str] | int, *words: str, **more: str) -> subprocess.Popen[str]:
     """Starts the command line at the head of a process group of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=output,
@@ -48,8 +48,6 @@ def comparable(store: Store, cell_ids: Iterable[str]) -> dict[str, object]:
     found = {}
     for cell_id, record in store.read_all(cell_ids).items():
         final = {k: v for k, v in record.final.items() if not k.endswith("seconds")}
-        weights = b""
-        if record.status == FINISHED:
-            weights = (store.folder(cell_id) / "weights.safetensors").read_bytes()
-        found[cell_id] = (record.status, record.error, final, record.curves, weights)
+        files = {k: (store.folder(cell_id) / f).read_bytes() for k, f in record.files.items()}
+        found[cell_id] = record.status, record.error, final, record.curves, record.stages, files
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.cost.costs import CostRecord, LossCost, Quartiles, StageCost
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
 
 AXES = {"fraction": 0.5, "labels": 1.0, "resolution": 1.0}
@@ -75,3 +76,24 @@ def records() -> dict[str, Record]:
     done.append(record(row("fitnet", 1), FAILED, FAILURE))
     done += [record(row("fsp", seed), NOT_APPLICABLE, REFUSAL) for seed in (0, 1)]
     return {one.cell_id: one for one in done}
+
+
+def cost(
+    label: str, ratio: float, *, loss: float = 0.5, spread: float = 0.01, mib: int = 0, **changes
+) -> CostRecord:
+    """A profiled row of one stage: its training costs `ratio` of the student's."""
+
+    def around(x: float) -> Quartiles:
+        return Quartiles(x, x - spread, x + spread, 20)
+
+    stage = StageCost(
+        name="distil", epochs=1, kept=1.0, step_ms=around(1.0), ratio=around(1.0),
+        loss=LossCost(ms=around(2 * loss), flops=0, peak_bytes=0), peak_bytes=mib * 2**20,
+    )  # fmt: skip
+    values = {
+        "data": "digits", "teacher": "wide", "student": "narrow", "label": label, "method": label,
+        "category": CATEGORIES.get(label, "response"), "stages": [stage],
+        "training_cost_ratio": around(ratio),
+        "conditions": {"device": "cpu", "threads": 1, "precision": "fp32", "batch": 50},
+    }  # fmt: skip
+    return CostRecord(**{**values, **changes})

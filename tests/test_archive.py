@@ -40,12 +40,9 @@ def test_equal_records_give_equal_bytes_and_leave_an_equal_archive_alone(tmp_pat
     [b"", b"text", gzip.compress(b""), gzip.compress(b"{}\n")],
     ids=["empty", "no gzip", "nothing packed", "no plan"],
 )
-def test_a_damaged_archive_is_one_line(tmp_path: Path, content: bytes, capsys) -> None:
+def test_a_damaged_archive_is_one_line(tmp_path: Path, content: bytes, refused) -> None:
     write_atomically(tmp_path / "made" / FILE, content)
-    assert main(["recommend", "--grid", "made", "--work-dir", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert FILE in error
+    assert FILE in refused("recommend", "--grid", "made", "--work-dir", str(tmp_path))
 
 
 @pytest.fixture
@@ -70,9 +67,7 @@ def test_recommend_reads_the_archive(clone: Path, capsys) -> None:
     assert "choose:" in capsys.readouterr().out
 
 
-def test_export_says_which_command_trains_the_cell(clone: Path, capsys) -> None:
-    cell = "wide>narrow/soft_logits/0"
-    assert main(["export", cell, "--grid", plan().name, "--work-dir", str(clone)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+def test_export_says_which_command_trains_the_cell(clone: Path, refused) -> None:
+    words = ["export", "wide>narrow/soft_logits/0", "--grid", plan().name]
+    error = refused(*words, "--work-dir", str(clone))
     assert "--pairs wide:narrow --methods soft_logits --seeds 0" in error

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import summary_grid
 
-from bench.cost.costs import CostRecord, Costs, LossCost, Quartiles, StageCost
+from bench.cost.costs import Costs
 from bench.record import Plan, Record, Row
 from bench.report.claims import claim_table, claims_section
 from bench.report.measures import NOT_SUPPORTED, SUPPORTED, UNDECIDED, gradient_cosine
@@ -83,29 +83,24 @@ def grid(
     return Plan(name="constructed", description="", config={}, rows=rows), records
 
 
-def cost(label: str, loss: float, ratio: float, spread: float = 0.01) -> CostRecord:
-    def around(x: float) -> Quartiles:
-        return Quartiles(x, x - spread, x + spread, 20)
-
-    stage = StageCost(
-        name="distil", epochs=1, kept=1.0, step_ms=around(1.0),
-        ratio=around(1.0),         loss=LossCost(ms=around(2 * loss), flops=0, peak_bytes=0),
-    )  # fmt: skip
-    return CostRecord(
-        data="d", teacher="wide", student="narrow", label=label, method=label,
-        category=CATEGORIES[label], stages=[stage], training_cost_ratio=around(ratio),
-    )  # fmt: skip
+def costs(loss: dict[str, float], ratio: dict[str, float], spread: float = 0.01) -> Costs:
+    return Costs([
+        summary_grid.cost(x, ratio[x], loss=loss[x], spread=spread, category=CATEGORIES[x])
+        for x in CATEGORIES
+    ])  # fmt: skip
 
 
-DEAR = Costs([cost("soft_logits", 0.1, 1.2), cost("fitnet", 0.5, 1.4), cost("rkd", 2.0, 2.5)])
+DEAR = costs(
+    {"soft_logits": 0.1, "fitnet": 0.5, "rkd": 2.0}, {"soft_logits": 1.2, "fitnet": 1.4, "rkd": 2.5}
+)
 
 
-def verdicts(plan: Plan, records: dict[str, Record], costs: Costs | None = None) -> dict[str, str]:
+def verdicts(plan, records, costs=None) -> dict[str, str]:
     rows = claim_table(plan, records, costs).rows
     return {str(claim.value): str(found.value) for claim, _, found, _ in rows}
 
 
-def evidence(plan: Plan, records: dict[str, Record], costs: Costs | None = None) -> dict[str, str]:
+def evidence(plan, records, costs=None) -> dict[str, str]:
     rows = claim_table(plan, records, costs).rows
     return {str(claim.value): str(text.value) for claim, _, _, text in rows}
 
@@ -130,9 +125,11 @@ def test_the_opposite_world_supports_none():
     turned = {"soft_logits": DECK["fitnet"], "fitnet": DECK["soft_logits"], "rkd": DECK["fitnet"]}
     # Shared representation binds more than multi-connection; response is the largest.
     turned["rkd"] = {"scalars": 8, "held": 500.0, "cosine": -0.3}
-    costs = Costs([cost("soft_logits", 3.0, 3.0), cost("fitnet", 2.0, 2.0), cost("rkd", 1.0, 1.1)])
+    turned_costs = {"soft_logits": 3.0, "fitnet": 2.0, "rkd": 1.1}
     superior = ({"student": 0.6, "soft_logits": 0.9, "fitnet": 0.7, "rkd": 0.65},) * 2
-    found = verdicts(*grid(numbers=turned, accuracies=superior, smooth=1.5), costs)
+    found = verdicts(
+        *grid(numbers=turned, accuracies=superior, smooth=1.5), costs(turned_costs, turned_costs)
+    )
     assert found == dict.fromkeys(found, NOT_SUPPORTED)
 
 
@@ -151,23 +148,24 @@ def test_without_diagnostics_or_costs_the_reason_is_said():
     said = evidence(*found)
     for claim in (SMALL, LARGE, BINDS, SMOOTH, SOFTER):
         assert "diagnostics: true" in said[claim]
+    near = {x: 1 + 0.001 * place for place, x in enumerate(CATEGORIES)}
+    overlapping = costs(near, dict.fromkeys(near, 1.0), spread=0.1)
     for claim in (CHEAP, DEARER):
         assert "run_all.py profile" in said[claim]
+        assert verdicts(*grid(), overlapping)[claim] == UNDECIDED
     assert verdicts(*found)[NONE_BEST] == SUPPORTED  # needs accuracies alone
 
 
-def test_a_category_that_the_grid_lacks_is_named():
+def test_a_category_that_the_grid_lacks_and_a_failed_seed_are_named():
     plan, records = grid()
+    del records["wide-fitnet-3"]
+    said = evidence(plan, records)
+    assert "n=4" in said[LARGE]
+    assert "n=5" in said[SMOOTH]
     plan = replace(plan, rows=[row for row in plan.rows if row.label != "rkd"])
     assert verdicts(plan, records)[SOFTER] == UNDECIDED
     said = evidence(plan, records)[SOFTER]
     assert said.endswith("rows of shared-representation and multi-connection")
-
-
-def test_costs_that_overlap_decide_nothing():
-    costs = Costs([cost(x, 1.0 + 0.001 * i, 1.0, spread=0.1) for i, x in enumerate(CATEGORIES)])
-    found = verdicts(*grid(), costs)
-    assert found[CHEAP] == found[DEARER] == UNDECIDED
 
 
 NEAR = {**ACCURACY, "fitnet": ACCURACY["soft_logits"] - 0.0005}
@@ -194,14 +192,6 @@ def test_a_teacher_shared_by_all_seeds_is_no_spread():
         each.final.update({k: 0.6 for k in each.final if k.startswith("attention")})
     assert verdicts(plan, records)[SMOOTH] == UNDECIDED
     assert "no spread over seeds to judge by" in evidence(plan, records)[SMOOTH]
-
-
-def test_a_failed_cell_takes_its_seed_out_of_the_comparison():
-    plan, records = grid()
-    del records["wide-fitnet-3"]
-    said = evidence(plan, records)
-    assert "n=4" in said[LARGE]
-    assert "n=5" in said[SMOOTH]
 
 
 def test_many_tests_are_corrected_for():

@@ -18,7 +18,7 @@ from fake_ray import NodeDies, RayError, WorkerCrashedError, fake_ray
 from processes import ROOT, comparable
 
 from bench.cell import Cell
-from bench.cli import main, parse
+from bench.cli import parse
 from bench.code_version import numerics_digest
 from bench.launch.job import Job, WorkerConfig, run_job
 from bench.launch.leases import Leases
@@ -28,6 +28,7 @@ from bench.launch.schedule import plan_jobs
 from bench.record import FAILED, FINISHED, Store
 
 __all__ = ["fake_ray"]
+RAY = ["--grid", "smoke", "--launcher", "ray"]
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +195,6 @@ def test_a_cluster_has_room_for_as_many_jobs_as_its_nodes_hold(
     assert RayCluster(workers=1, device="cpu").slots() <= 1
 
 
-# --- the command line ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -210,25 +208,21 @@ def test_a_cluster_has_room_for_as_many_jobs_as_its_nodes_hold(
         (["--launcher", "ray", "--device", "cuda:1"], "--device: got 'cuda:1'"),
     ],
 )
-def test_a_wrong_cluster_is_refused_with_one_line(tmp_path, fake_ray, capsys, words, said):
-    assert main(["--grid", "smoke", "--work-dir", str(tmp_path), *words]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+def test_a_wrong_cluster_is_refused_with_one_line(tmp_path, fake_ray, refused, words, said):
+    assert said in refused("--grid", "smoke", "--work-dir", str(tmp_path), *words)
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, capsys):
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, refused):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        words = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
-        assert main([*words, "--address", address]) == 2
-    assert f"error: --address {address}: nobody answers at {address}" in capsys.readouterr().err
+        error = refused(*RAY, "--work-dir", str(tmp_path), "--address", address)
+    assert f"error: --address {address}: nobody answers at {address}" in error
 
 
 @pytest.mark.parametrize("error", [Exception("timed out during\nstartup"), RayError("busy")])
 def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_behind(
-    tmp_path, fake_ray, capsys, error
+    tmp_path, fake_ray, refused, error
 ):
     def init(*where: object, **how: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray has a handler of its own
@@ -237,25 +231,18 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_behind(
     fake_ray.init = init
     before = signal.getsignal(signal.SIGTERM)
     try:
-        command = ["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]
-        assert main(command) == 2
+        said = refused(*RAY, "--work-dir", str(tmp_path))
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)
-    said = capsys.readouterr().err
     assert said.startswith("error: --address auto: ")
     assert " ".join(str(error).split()) in said
-    assert said.count("\n") == 1
     assert fake_ray.shut_down == 1
 
 
-def test_without_ray_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+def test_without_ray_one_line_says_how_to_get_it(tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["--grid", "smoke", "--work-dir", str(tmp_path), "--launcher", "ray"]) == 2
-    assert "pip install 'kd-bench[cluster]'" in capsys.readouterr().err
-
-
-# --- templates -----------------------------------------------------------------------------------
+    assert "pip install 'kd-bench[cluster]'" in refused(*RAY, "--work-dir", str(tmp_path))
 
 
 def test_the_slurm_script_runs_this_command_line_with_the_words_after_it():

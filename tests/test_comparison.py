@@ -7,12 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bench.report.comparison import (
-    BETTER,
-    UNDECIDED,
-    WORSE,
-    compare,
-)
+from bench.report.comparison import BETTER, UNDECIDED, WORSE, compare
 
 
 def made(rows: int, seeds: int = 5) -> tuple[dict[str, dict[int, float]], dict[int, float]]:

@@ -46,9 +46,6 @@ def stage_of(name: str, position: int = 0, **hparams) -> StudentStage:
     return StudentStage(TeacherBatch("cnn3", tiny()), "cnn2", name, method, method.plan[position])
 
 
-# --- counting -----------------------------------------------------------------------------------
-
-
 ROWS_OF_TEN, SYMMETRIC, TALL = torch.ones(4, 10), torch.eye(6).repeat(5, 1, 1), torch.ones(2, 8, 4)
 
 
@@ -63,10 +60,7 @@ ROWS_OF_TEN, SYMMETRIC, TALL = torch.ones(4, 10), torch.eye(6).repeat(5, 1, 1), 
         (lambda: ROWS_OF_TEN.view(10, 4).t()[1:].clone(), 0),
         (lambda: torch.linalg.eigh(SYMMETRIC), 5 * 9 * 6**3),
         (lambda: torch.linalg.svd(TALL, full_matrices=False), 2 * (14 * 8 * 4**2 + 8 * 4**3)),
-        (
-            lambda: torch.linalg.solve_ex(SYMMETRIC, SYMMETRIC[..., 0]),
-            5 * (2 * 6**3 // 3 + 2 * 6**2),
-        ),
+        (lambda: torch.linalg.solve_ex(SYMMETRIC, SYMMETRIC[..., 0]), 5 * (2 * 72 + 2 * 6**2)),
         (lambda: torch.linalg.qr(TALL), 2 * round(4 * 8 * 4**2 - 4 / 3 * 4**3)),
     ],
 )
@@ -140,9 +134,6 @@ def test_memory_follows_tensors_until_they_are_freed():
     assert (memory.live_bytes, memory.peak_bytes) == (0, 600)
 
 
-# --- a stage ------------------------------------------------------------------------------------
-
-
 def test_a_step_is_the_students_the_teachers_pass_and_the_loss():
     fitnet, plain = stage_of("fitnet"), stage_of("student")
     loss = fitnet.loss_alone()
@@ -168,9 +159,6 @@ def test_watching_for_the_loss_keeps_no_graph_of_later_steps():
     assert peak_bytes(stage.step, torch.device("cpu")) == before
 
 
-# --- how costs add up ---------------------------------------------------------------------------
-
-
 def test_stages_count_by_epochs_kept_images_and_work_done_once():
     assert training_cost_ratio([StageShare(30, 1.0, 4.2)], 30, 4.2) == 1.0
     assert training_cost_ratio([StageShare(9, 1, 5.0), StageShare(30, 1, 5.0)], 30, 5.0) == 1.3
@@ -185,9 +173,6 @@ def test_impossible_costs_are_refused():
         training_cost_ratio([], 10, 0.0)
     with pytest.raises(ValueError, match="no values"):
         Quartiles.of([])
-
-
-# --- constructed records ------------------------------------------------------------------------
 
 
 def around(value: float) -> Quartiles:
@@ -298,8 +283,6 @@ def test_every_method_and_category_has_a_look_of_its_own():
         assert len(colours) == len(markers) == len(looks)
 
 
-# --- measured -----------------------------------------------------------------------------------
-
 ROWS = [
     MethodRow("soft_logits", "soft_logits"),
     MethodRow("selective", "selective"),
@@ -334,7 +317,9 @@ def test_every_stage_is_measured_with_its_loss_and_its_teacher(measured):
     assert init.loss is not None
     assert init.teacher_ms is not None
     assert main_stage.loss is main_stage.teacher_ms is None
+    wanted = {"device", "threads", "torch", "precision", "batch", "rounds", "memory"}
     for record in measured.values():
+        assert wanted <= set(record.conditions)
         for part in (s for s in record.stages if s.loss is not None):
             for ms in (part.step_ms, part.loss.ms):
                 assert 0 < ms.q1 <= ms.median <= ms.q3
@@ -374,13 +359,6 @@ def test_a_method_that_cannot_serve_the_pair_says_why(measured):
     assert record.training_cost_ratio is None
 
 
-def test_conditions_are_stored(measured):
-    wanted = {"device", "threads", "torch", "precision", "batch", "rounds", "memory"}
-    for record in measured.values():
-        assert wanted <= set(record.conditions)
-        assert record.conditions["rounds"] == 2
-
-
 def test_counts_and_memory_do_not_depend_on_the_run(measured):
     again = profile("cnn3", "cnn2", ROWS[-1:], tiny(), replace(HOW, rounds=1)).records[-1]
     before = measured["kd_svd"]
@@ -393,10 +371,6 @@ def test_two_rows_of_one_label_are_refused():
         profile("cnn3", "cnn2", [ROWS[2], ROWS[2]], tiny(), HOW)
 
 
-# --- the command --------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow's own
 def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     words = ["--pairs", "cnn3:cnn2", "--methods", "soft_logits", "--batch", "4", "--rounds", "1"]
     assert main(["profile", *words, "--work-dir", str(tmp_path)]) == 0
@@ -413,20 +387,3 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     assert (folder / "cost.md").read_bytes() == before
     again = Mirror(tmp_path, "digits")
     assert again.tables.read("cost.json") == (folder / "cost.json").read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["--grid", "digit"], "digits"),
-        (["--rounds", "0"], "--rounds"),
-        (["--batch", "1"], "--batch"),
-        (["--methods", "fitnett"], "fitnet"),
-    ],
-)
-def test_a_wrong_command_ends_in_one_line(words, complaint, tmp_path, capsys):
-    assert main(["profile", *words, "--work-dir", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert complaint in said
-    assert said.count("\n") == 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from processes import ROOT, kd_bench, plan_of, results
+from processes import ROOT, kd_bench, plan_of, results, start
 
 from bench.cli import COMMANDS, main, parse
 from bench.faults import UserError
@@ -25,8 +25,6 @@ from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
 SMOKE = ["--grid", "smoke"]
-# mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
-quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +53,8 @@ def test_the_grid_ends_in_a_table_and_its_files(finished):
     assert written >= {"plan.json", "summary.md", "summary.csv", "summary.tex", "cells.csv"}
 
 
-def test_a_second_start_trains_nothing_and_says_so(work):
-    before = results(work)
-    done = kd_bench(*SMOKE, "--work-dir", str(work))
-    assert done.returncode == 0
-    assert "nothing to train" in done.stdout
-    assert results(work) == before
-
-
-def test_nothing_to_train_imports_neither_networks_nor_reports_before_the_tables(work):
+def test_a_second_start_imports_neither_networks_nor_reports_before_the_tables(finished):
+    work = finished[0]
     absent = ["torchvision", "bench.report", "bench.train.cohort", "bench.models.small",
               "bench.models.resnet", "bench.models.adapter"]  # fmt: skip
     code = (
@@ -78,13 +69,16 @@ def test_nothing_to_train_imports_neither_networks_nor_reports_before_the_tables
     assert done.returncode == 3, done.stderr
 
 
-def test_the_same_grid_again_gives_the_same_bits_however_many_processes(finished, tmp_path):
-    done = kd_bench(*SMOKE, "--work-dir", str(tmp_path), "--workers", "1")
-    assert done.returncode == 0, done.stderr
+def test_the_same_grid_again_gives_the_same_bits_however_many_processes(
+    finished, tmp_path, no_figures
+):
+    assert main([*SMOKE, "--work-dir", str(tmp_path), "--workers", "1"]) == 0
     assert results(tmp_path) == results(finished[0])
 
 
-def test_what_is_unfinished_lost_its_weights_or_is_damaged_is_trained_again(work):
+def test_what_is_unfinished_lost_its_weights_or_is_damaged_is_trained_again(
+    work, capsys, no_figures
+):
     before, store, rows = results(work), WorkDir(work).store, plan_of(work).rows
     unfinished, damaged = (
         next(r.cell_id for r in rows if r.method == name) for name in ("fitnet", "soft_logits")
@@ -93,8 +87,11 @@ def test_what_is_unfinished_lost_its_weights_or_is_damaged_is_trained_again(work
     (store.folder(damaged) / "record.json").write_text("{")
     teacher = next(row.cell_id for row in rows if row.role == "teacher")
     (store.folder(teacher) / "weights.safetensors").unlink()
-    done = kd_bench(*SMOKE, "--work-dir", str(work), "--workers", "1")
-    assert "3 cells trained" in done.stdout
+    assert main([*SMOKE, "--work-dir", str(work), "--workers", "1"]) == 0
+    assert "3 cells trained" in capsys.readouterr().out
+    assert results(work) == before
+    assert main([*SMOKE, "--work-dir", str(work)]) == 0
+    assert "nothing to train" in capsys.readouterr().out
     assert results(work) == before
 
 
@@ -122,25 +119,19 @@ def test_tables_come_out_byte_equal_from_records_and_from_mlflow_without_torch(w
         assert {name: (folder / name).read_bytes() for name in files} == files, origin
 
 
-@quiet_mlflow
 def test_mlflow_holds_every_cell_once_and_whole(finished):
     work, _ = finished
     mirror = Mirror(work, "smoke")
     plan, records = mirror.fetch()
     assert plan == plan_of(work)
-    store = WorkDir(work).store
-    assert records == store.read_all(plan.cell_ids())
-    runs = mirror.client.search_runs(
-        [mirror.client.get_experiment_by_name("kd-bench/smoke").experiment_id],
-        "tags.`kd_bench.kind` = 'cell'",
-    )
+    assert records == WorkDir(work).store.read_all(plan.cell_ids())
+    runs = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
     assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(plan.cell_ids())
     run = next(r for r in runs if r.info.run_name == "cnn8>cnn4/fitnet/0")
     record = records[run.data.tags["cell_id"]]
     assert run.info.status == "FINISHED"
     assert run.data.params["method"] == "fitnet"
     assert run.data.params["recipe.epochs"] == "4"
-    assert run.data.tags["category"] == "multi-connection"
     assert run.data.tags["torch"] == record.conditions["torch"]
     assert run.data.metrics["final/last_accuracy"] == record.final["last_accuracy"]
     curve = mirror.client.get_metric_history(run.info.run_id, "epoch/test_accuracy")
@@ -148,19 +139,6 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
     assert [point.value for point in curve] == measured
     files = {f.path for f in mirror.client.list_artifacts(run.info.run_id)}
     assert files == {"record.json", "weights.safetensors", "config.json"}
-
-
-@quiet_mlflow
-def test_sync_sends_each_record_once(work, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    store, plan = WorkDir(work).store, plan_of(work)
-    assert Mirror(work, "smoke").send(plan, store) == 12
-    assert Mirror(work, "smoke").send(plan, store) == 0
-    lost = store.read(plan.rows[-1].cell_id)
-    run = Mirror(work, "smoke").client.search_runs(["1"], f"tags.cell_id = '{lost.cell_id}'")[0]
-    Mirror(work, "smoke").client.update_run(run.info.run_id, "RUNNING")  # as if cut off
-    assert Mirror(work, "smoke").send(plan, store) == 1
-    assert Mirror(work, "smoke").fetch()[1] == store.read_all(plan.cell_ids())
 
 
 def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path):
@@ -172,29 +150,20 @@ def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path):
     assert "3 cells trained" in done.stdout
 
 
-def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(tmp_path):
+def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(
+    tmp_path, capsys, no_figures
+):
     grid = yaml.safe_load((ROOT / "bench/grids/smoke.yaml").read_text())
     grid |= {"seeds": 1, "pairs": ["cnn8:cnn4", "cnn8:cnn3"], "methods": ["soft_logits"]}
     grid["recipe_for"] = {"cnn4": {"learning_rate": 1e30}}
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(grid))
-    done = kd_bench("--grid", str(path), "--work-dir", str(tmp_path / "work"), "--workers", "1")
-    assert done.returncode == 1, done.stderr
-    assert "NonFiniteError" in done.stdout
-    assert "2 failed" in done.stdout
-    assert "3 finished" in done.stdout
-    retried = kd_bench("--grid", str(path), "--work-dir", str(tmp_path / "work"),
-                       "--workers", "1", "--retry-failed")  # fmt: skip
-    assert "2 cells trained" in retried.stdout
-
-
-def test_a_dry_run_trains_and_writes_nothing(tmp_path, capsys):
-    words = ["--work-dir", str(tmp_path), "--dry-run"]
-    assert main([*SMOKE, *words]) == 0
+    words = ["--grid", str(path), "--work-dir", str(tmp_path / "work"), "--workers", "1"]
+    assert main(words) == 1
     said = capsys.readouterr().out
-    assert "cells: 12, done already: 0, to train: 12 (52 epochs in all)" in said
-    assert not (tmp_path / "smoke").exists()
-    assert not list(tmp_path.glob("mlflow.db"))
+    assert all(word in said for word in ("NonFiniteError", "2 failed", "3 finished"))
+    assert main([*words, "--retry-failed"]) == 1
+    assert "2 cells trained" in capsys.readouterr().out
 
 
 def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, capsys, monkeypatch):
@@ -233,48 +202,38 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
             ["no results of grid 'smoke' in MLflow; run: run_all.py --grid smoke"],
         ),
         ([*SMOKE, "data.source=folder"], ["--data-root"]),
+        (["profile", "--grid", "digit"], ["digits"]),
+        (["profile", "--rounds", "0"], ["--rounds"]),
+        (["profile", "--batch", "1"], ["--batch"]),
+        (["profile", "--methods", "fitnett"], ["fitnet"]),
+        (["recommend", "--max-cost", "0.5"], ["wanted 1 or more"]),
+        (["recommend", "--max-memory-mib", "-1"], ["wanted 0 or more"]),
+        (["recommend", "--min-gain", "2"], ["percentage point"]),
+        (["recommend", "--max-cost", "cheap"], ["cheap"]),
     ],
 )
-@quiet_mlflow
-def test_bad_input_gives_one_line_and_code_2(tmp_path, capsys, words, said):
-    if words[0] != "trian":
-        words = [*words, "--work-dir", str(tmp_path)]
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1, error
+def test_bad_input_gives_one_line_and_code_2(tmp_path, refused, words, said):
+    error = refused(*words, *(["--work-dir", str(tmp_path)] if words != ["trian"] else []))
     for word in said:
         assert word in error
 
 
-NO_SECONDS = [("run", "--checkpoint-seconds"), ("profile", "--seconds")]
-NO_NUMBER = [
-    *NO_SECONDS,
-    ("run", "--gpus-per-job"),
-    ("tune", "--validation"),
-    *[("recommend", option) for option in ("--max-cost", "--max-memory-mib", "--min-gain")],
-]
-NO_NAMES = [("run", "--methods"), ("profile", "--pairs"), ("run", "--seeds")]
-NO_PATH = [
-    ("run", "--data-root"),
-    ("ui", "--work-dir"),
-    ("list", "--plugin"),
-    ("export", "--output"),
-]
+NO_VALUES = {
+    ("-1", "1 s", "nan", "inf", ""): "run --checkpoint-seconds",
+    ("nan", "inf", ""): "run --gpus-per-job, tune --validation, recommend --max-cost, "
+    "recommend --max-memory-mib, recommend --min-gain",
+    ("", " , "): "run --methods, profile --pairs, run --seeds",
+    ("",): "run --data-root, ui --work-dir, list --plugin, export --output",
+}
 
 
 @pytest.mark.parametrize(
-    ("command", "option", "text"),
-    [
-        *[(*option, text) for option in NO_SECONDS for text in ("-1", "1 s")],
-        *[(*option, text) for option in NO_NUMBER for text in ("nan", "inf", "")],
-        *[(*option, text) for option in NO_NAMES for text in ("", " , ")],
-        *[(*option, "") for option in NO_PATH],
-    ],
-)
-def test_text_that_is_no_value_of_an_option_is_refused_before_anything_is_read(
-    command, option, text
-):
+    ("words", "text"),
+    [(words, text) for texts, all in NO_VALUES.items() for words in all.split(", ")
+     for text in texts],
+)  # fmt: skip
+def test_text_that_is_no_value_of_an_option_is_refused_before_anything_is_read(words, text):
+    command, option = words.split()
     with pytest.raises(UserError) as told:
         parse([command, option, text])
     error = str(told.value)
@@ -322,10 +281,7 @@ def test_list_names_what_a_grid_can_name_and_help_the_commands(capsys):
 
 def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
     words = [*SMOKE, "--work-dir", str(tmp_path), "--workers", "2", "recipe.epochs=100000"]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
-    ) as coordinator:  # fmt: skip
+    with start(subprocess.PIPE, *words) as coordinator:
         assert coordinator.stdout is not None
         while "epochs" not in (line := coordinator.stdout.readline()):
             assert line, "it ended before its workers reported an epoch"
@@ -343,10 +299,7 @@ def test_the_ui_serves_the_experiment_on_loopback(work):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = ["ui", "--work-dir", str(work), "--port", str(port)]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stderr=subprocess.STDOUT,
-        stdout=subprocess.PIPE, text=True, start_new_session=True,
-    ) as server:  # fmt: skip
+    with start(subprocess.PIPE, *words) as server:
         try:
             assert server.stdout is not None
             said = iter(server.stdout.readline, "")

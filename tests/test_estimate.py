@@ -65,6 +65,7 @@ def test_a_dry_run_says_time_and_memory_first_and_then_the_rows(tmp_path, capsys
     assert lines[time + 2] == "cells: 3, done already: 0, to train: 3 (12 epochs in all)"
     assert any(re.match(r" +soft_logits +1 +0 +4 +\d", line) for line in lines[time + 3 :])
     assert not (tmp_path / "smoke").exists()
+    assert not list(tmp_path.glob("mlflow.db"))
 
 
 def test_a_dry_run_names_what_cannot_run(tmp_path, capsys):

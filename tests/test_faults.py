@@ -19,24 +19,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fault_table as faults
 import psutil
 import pytest
 import test_checkpoint
-from fault_table import (
-    SEED,
-    TIMEOUT,
-    Undisturbed,
-    checkpoints,
-    finish,
-    found,
-    grid_of,
-    mirrored_once,
-    quiet_mlflow,
-    tally,
-    undisturbed,
-    until,
-    words,
-)
+from fault_table import tally, undisturbed
 from lessons import run
 from mlflow_server import MlflowServer
 from processes import ROOT, environment, kd_bench, start
@@ -46,8 +33,6 @@ from bench.tracking import Mirror
 from bench.train.checkpoint import Checkpoints
 
 __all__ = ["tally", "undisturbed"]
-
-# --- short forms ---------------------------------------------------------------------------------
 
 LESSON = """
 import sys
@@ -67,7 +52,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(tmp_path):
         stdout=subprocess.PIPE,
     ) as training:  # fmt: skip
         assert training.stdout is not None
-        for _ in range(random.Random(SEED).randrange(5, 14)):
+        for _ in range(random.Random(faults.SEED).randrange(5, 14)):
             assert training.stdout.readline(), "it ended by itself"
         training.kill()
     records = run(cells, tmp_path, checkpoints=Checkpoints(tmp_path / "kept", 0))
@@ -91,33 +76,31 @@ def test_a_write_that_the_system_refuses_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
-# --- long forms ----------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
-@quiet_mlflow
 def test_kill_9_at_twenty_random_moments(tmp_path, undisturbed, tally, monkeypatch):
     """Of the launcher, of its whole group, or of one worker."""
-    draws, kills, part = random.Random(SEED), 0, 0
+    draws, kills, part = random.Random(faults.SEED), 0, 0
     while kills < 20:
         part += 1
         work = tmp_path / f"work{part}"
         work.mkdir()
         while kills < 20:
             with (tmp_path / "output").open("w") as output:
-                launcher = start(output, *words(work, "--retry-failed"))
+                launcher = start(output, *faults.words(work, "--retry-failed"))
                 kills += kill_some(launcher, draws, undisturbed)
             if whole(work, undisturbed):
                 break
-        finish(work, "--retry-failed")
-        assert found(work) == undisturbed.results
+        faults.finish(work, "--retry-failed")
+        assert faults.found(work) == undisturbed.results
         assert not list((work / "store" / "checkpoints").glob("*"))
-        mirrored_once(work, {}, monkeypatch)
+        faults.mirrored_once(work, {}, monkeypatch)
     tally.add("kill -9 of launcher, group or worker at a random moment", kills,
-              undisturbed.results, found(work))  # fmt: skip
+              undisturbed.results, faults.found(work))  # fmt: skip
 
 
-def kill_some(launcher: subprocess.Popen[str], draws: random.Random, usual: Undisturbed) -> int:
+def kill_some(
+    launcher: subprocess.Popen[str], draws: random.Random, usual: faults.Undisturbed
+) -> int:
     """Kills parts of a run at random moments until its launcher is dead; returns how many."""
     kills = 0
     while True:
@@ -145,17 +128,17 @@ def is_worker(process: psutil.Process) -> bool:
     return False
 
 
-def whole(work: Path, usual: Undisturbed) -> bool:
+def whole(work: Path, usual: faults.Undisturbed) -> bool:
     """Whether nothing is left to be killed."""
-    return bool(list(work.glob("smoke*/plan.json"))) and found(work) == usual.results
+    return bool(list(work.glob("smoke*/plan.json"))) and faults.found(work) == usual.results
 
 
 def run_until_checkpoints(work: Path, output: Path) -> list[Path]:
     """Kills a run in its midst; returns the latest checkpoint of each cell."""
-    with output.open("w") as file, start(file, *words(work)) as launcher:
-        until(lambda: len(checkpoints(work)) >= 8, launcher, output)
+    with output.open("w") as file, start(file, *faults.words(work)) as launcher:
+        faults.until(lambda: len(faults.checkpoints(work)) >= 8, launcher, output)
         os.killpg(launcher.pid, signal.SIGKILL)
-    latest = {path.parent: path for path in sorted(checkpoints(work))}
+    latest = {path.parent: path for path in sorted(faults.checkpoints(work))}
     return list(latest.values())
 
 
@@ -168,14 +151,14 @@ def test_damaged_checkpoints_and_data_cache(tmp_path, undisturbed, tally, damage
     assert caches
     for path in (*latest, *caches):
         test_checkpoint.hurt(path, damage)
-    done = finish(tmp_path / "work")
+    done = faults.finish(tmp_path / "work")
     for path in latest:
         assert f"{path} cannot be used" in done.stderr
     for path in caches:
         assert f"{path} is damaged" in done.stderr
     word = {"cut": "truncated", "flip": "bit-flipped"}[damage]
     tally.add(f"{word} checkpoints and data cache", len(latest) + len(caches),
-              undisturbed.results, found(tmp_path / "work"))  # fmt: skip
+              undisturbed.results, faults.found(tmp_path / "work"))  # fmt: skip
 
 
 @pytest.fixture
@@ -198,73 +181,71 @@ def test_a_disk_that_fills_up(small_disk, tmp_path, undisturbed, tally):
     for room in rooms:
         work = small_disk / f"work{room}"
         # Data, plan and the first kilobytes fit; then the disk is as good as full.
-        assert kd_bench(*words(work, "--dry-run"), **env).returncode == 0
+        assert kd_bench(*faults.words(work, "--dry-run"), **env).returncode == 0
         filler = small_disk / "filler"
         free = os.statvfs(small_disk)
         filler.write_bytes(b"\0" * max(0, free.f_bavail * free.f_frsize - room))
-        done = kd_bench(*words(work), timeout=TIMEOUT, **env)
+        done = kd_bench(*faults.words(work), timeout=faults.TIMEOUT, **env)
         assert done.returncode == 2, done.stdout + done.stderr
         assert re.search(r"error: .*No space left on device.*make room", done.stderr)
         assert "Traceback" not in done.stderr
         filler.unlink()
-        finish(work, **env)
-        last = found(work)
+        faults.finish(work, **env)
+        last = faults.found(work)
         assert last == undisturbed.results
         subprocess.run(["rm", "-r", str(work)], check=True)
     tally.add("full disk (tmpfs of 2 MiB)", len(rooms), undisturbed.results, last)
 
 
 @pytest.mark.slow
-@quiet_mlflow
 def test_a_tracking_server_that_is_killed_and_comes_back(tmp_path, undisturbed, tally, monkeypatch):
     work, output = tmp_path / "work", tmp_path / "output"
     server = MlflowServer(tmp_path)
     env = {"MLFLOW_TRACKING_URI": server.address}
     with output.open("w") as file:
         with server:
-            launcher = start(file, *words(work), **env)
-            until(lambda: "cells 1/" in output.read_text(), launcher, output)
-        assert launcher.wait(TIMEOUT) == 0, output.read_text()  # the server is dead: all trained
+            launcher = start(file, *faults.words(work), **env)
+            faults.until(lambda: "cells 1/" in output.read_text(), launcher, output)
+        assert launcher.wait(faults.TIMEOUT) == 0, output.read_text()  # trained without a server
     assert "MLflow lacks records" in output.read_text()
     with server:
         for _ in range(2):  # the second time there is nothing left to send
-            done = kd_bench("sync", "--grid", grid_of(work), "--work-dir", str(work), **env)
+            done = kd_bench("sync", "--grid", faults.grid_of(work), "--work-dir", str(work), **env)
             assert done.returncode == 0, done.stderr
         assert "0 records sent" in done.stdout
-        mirrored_once(work, env, monkeypatch)
-    tally.add("tracking server killed in mid-grid, back later", 1, undisturbed.results, found(work))
+        faults.mirrored_once(work, env, monkeypatch)
+    last, fault = faults.found(work), "tracking server killed in mid-grid, back later"
+    tally.add(fault, 1, undisturbed.results, last)
 
 
 @pytest.mark.slow
-@quiet_mlflow
 def test_a_process_that_is_killed_while_it_makes_the_database_of_mlflow(tmp_path):
     code = "import sys, pathlib, bench.tracking as t; t.Mirror(pathlib.Path(sys.argv[1]), 'grid')"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True
     ) as process:
-        until(lambda: list(tmp_path.glob(".mlflow-*/mlflow.db")), process, tmp_path)
+        faults.until(lambda: list(tmp_path.glob(".mlflow-*/mlflow.db")), process, tmp_path)
         process.kill()
     assert Mirror(tmp_path, "grid").experiment.search("") == []
 
 
 @pytest.mark.slow
-@quiet_mlflow
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_launchers_at_once(tmp_path, undisturbed, tally, monkeypatch, killed):
     """They share the work; a killed one's part is taken over by the other."""
     work = tmp_path / "work"
     outputs = [tmp_path / name for name in ("first", "second")]
     with outputs[0].open("w") as first, outputs[1].open("w") as second:
-        launchers = [start(file, *words(work, "--workers", "1")) for file in (first, second)]
+        launchers = [start(file, *faults.words(work, "--workers", "1")) for file in (first, second)]
         if killed:
-            until(lambda: checkpoints(work), launchers[0], outputs[0])
+            faults.until(lambda: faults.checkpoints(work), launchers[0], outputs[0])
             os.killpg(launchers[0].pid, signal.SIGKILL)
-        codes = [launcher.wait(TIMEOUT) for launcher in launchers]
+        codes = [launcher.wait(faults.TIMEOUT) for launcher in launchers]
     said = [path.read_text() for path in outputs]
     assert codes == [-9 if killed else 0, 0], said
     if not killed:
         trained = [int(n) for text in said for n in re.findall(r"(\d+) cells trained", text)]
         assert sum(trained) == len(undisturbed.results), said
-    mirrored_once(work, {}, monkeypatch)
+    faults.mirrored_once(work, {}, monkeypatch)
     fault = "two launchers at once" + (", one of them killed" if killed else "")
-    tally.add(fault, 1, undisturbed.results, found(work))
+    tally.add(fault, 1, undisturbed.results, faults.found(work))

@@ -55,9 +55,6 @@ def test_a_crop_that_is_shifted_by_a_pixel_is_noticed(monkeypatch):
     assert moved(train())
 
 
-# --- ids -----------------------------------------------------------------------------------------
-
-
 def cell(kind: type[Cell] = Cell, **changes: object) -> Cell:
     values = {
         "model": "cnn4", "data": DataSpec(source="digits"), "fingerprint": "f", "method": "rkd",

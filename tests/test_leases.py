@@ -8,13 +8,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 from bench.launch.leases import LeaseLostError, Leases
 
-ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys
 from pathlib import Path

@@ -128,9 +128,6 @@ def test_fsp_refuses_unequal_sizes_and_match_size_takes_the_maxima_of_the_larger
     assert kept.flatten().tolist() == [1, 2]
 
 
-# KD-SVD: maps given as matrices, rows positions, columns channels ---------------------------------
-
-
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
 def test_kd_svd_of_a_student_with_an_orthogonal_back_vector(dtype: torch.dtype, rel: float):
     # Vectors: front [1, 0] in both, back [0, 1] in the student and [1, 0] in the teacher. The
@@ -178,8 +175,6 @@ def test_kd_svd_leaves_out_just_the_samples_with_a_vector_of_no_direction():
     known = resolved_samples([student, turned], [turned, turned], 1, 1)
     assert known.tolist() == [True, False, False]
 
-
-# Relational KD: a 3-4-5 triangle taught to an isosceles right one ---------------------------------
 
 TRIANGLE = float64([0, 0], [3, 0], [0, 4])  # mean distance 4
 RIGHT = float64([0, 0], [1, 0], [0, 1])  # mean distance (2 + sqrt 2) / 3 = 1.1380712

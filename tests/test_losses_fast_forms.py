@@ -56,9 +56,6 @@ def peak_bytes(loss, student: Tensor, teacher: Tensor) -> int:
     return memory.peak_bytes
 
 
-# --- element by element ----------------------------------------------------------------------
-
-
 @each_dtype
 @pytest.mark.parametrize("teacher_layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("student_layout", LAYOUTS, ids=str)
@@ -118,9 +115,6 @@ def test_the_shipped_forms_make_no_full_size_intermediate():
     student, teacher = (drawn(16, 64, 32, 32, seed=s, dtype=torch.float32) for s in (0, 1))
     for loss in (hint_loss, attention_transfer_loss, activation_boundary_loss):
         assert peak_bytes(loss, student, teacher) <= 1.2 * student.nbytes, loss.__name__
-
-
-# --- relations -------------------------------------------------------------------------------
 
 
 @each_dtype

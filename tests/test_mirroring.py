@@ -16,8 +16,6 @@ from bench.launch.mirroring import mirroring, sole_mirror
 from bench.tracking import Mirror, TrackingError
 from bench.workdir import WorkDir
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 
 class Said(io.StringIO):
     """What is printed; `event` is set as soon as something is."""

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from processes import ROOT, kd_bench, plan_of, results, start
 
-from bench.cli import main, outputs
+from bench.cli import main
 from bench.data import sources
 from bench.expansion import Expansion, expand
 from bench.grid import load_grid
@@ -92,10 +92,7 @@ def grid_file(folder: Path, **changes: object) -> str:
     return str(written(folder, "mine.yaml", yaml.safe_dump({**GRID, **changes})))
 
 
-# --- what a file adds ----------------------------------------------------------------------------
-
-
-def test_what_files_add_is_known_by_name_until_left(files):
+def test_what_files_add_is_listed_and_known_by_name_until_left(files, capsys):
     before = (METHODS.names(), zoo.MODELS.names(), sources.names())
     plugins = read_plugins(files)
     with plugged(plugins), plugged(plugins):  # the second one adds nothing
@@ -106,13 +103,9 @@ def test_what_files_add_is_known_by_name_until_left(files):
         assert network.head.out_features == 2
         assert "stripes" in sources.names()
     assert (METHODS.names(), zoo.MODELS.names(), sources.names()) == before
-
-
-def test_list_shows_them(files, capsys):
     assert main(["list", *options(files)]) == 0
     said = capsys.readouterr().out
-    for word in ("matching ", "weight=1.0", " tiny", "stripes"):
-        assert word in said
+    assert all(word in said for word in ("matching ", "weight=1.0", " tiny", "stripes"))
 
 
 def test_workers_run_the_text_as_it_was_when_the_command_began(files):
@@ -136,9 +129,6 @@ def test_an_error_inside_shows_the_line_that_ran(files):
     assert "FACTOR * undefined" in str(caught.getrepr())
 
 
-# --- what it is part of --------------------------------------------------------------------------
-
-
 def expansion(*texts: tuple[str, str], **changes: object) -> Expansion:
     """The cells of the grid with these plugins; nothing is decoded."""
     plugins = [Plugin(f"/anywhere/{name}.py", text) for name, text in texts]
@@ -147,30 +137,26 @@ def expansion(*texts: tuple[str, str], **changes: object) -> Expansion:
         return expand(grid.model_copy(update=changes), lambda spec: "fingerprint")
 
 
-def ids(found: Expansion) -> dict[tuple[str, int], str]:
-    return {(row.label, row.seed): row.cell_id for row in found.plan.rows}
-
-
 def test_two_files_of_one_name_share_no_cell_and_comments_do_not_count():
-    first = ids(expansion(("matching", METHOD)))
-    again = ids(expansion(("matching", f"# of another day\n{METHOD}")))
-    other = ids(expansion(("matching", METHOD.replace("FACTOR = 1.0", "FACTOR = 2.0"))))
-    assert again == first
+    def ids(text: str) -> dict[tuple[str, int], str]:
+        rows = expansion(("matching", text)).plan.rows
+        return {(row.label, row.seed): row.cell_id for row in rows}
+
+    first, other = ids(METHOD), ids(METHOD.replace("FACTOR = 1.0", "FACTOR = 2.0"))
+    assert ids(f"# of another day\n{METHOD}") == first
     for key, cell_id in first.items():
         assert (other[key] == cell_id) == (key[0] != "matching")
 
 
 def test_models_of_two_files_share_no_cell_and_their_students_have_other_teachers():
-    def cells(width: int) -> dict[tuple[str, str], str]:
-        model = MODEL.replace("width=3", f"width={width}")
-        with plugged([Plugin("/a/my_model.py", model)]):
+    def cells(width: int) -> dict[str, str]:
+        with plugged([Plugin("/a/my_model.py", MODEL.replace("width=3", f"width={width}"))]):
             grid = load_grid("smoke", ["pairs=[tiny:cnn4]", "methods=[soft_logits]", "seeds=1"])
             found = expand(grid, lambda spec: "fingerprint")
-        return {(row.role, row.label): row.cell_id for row in found.plan.rows}
+        return {row.label: row.cell_id for row in found.plan.rows}
 
     narrow_ids, wide_ids = cells(3), cells(5)
-    same = {key for key in narrow_ids if narrow_ids[key] == wide_ids[key]}
-    assert same == {("student", "student")}
+    assert {key for key in narrow_ids if narrow_ids[key] == wide_ids[key]} == {"student"}
 
 
 def test_a_source_whose_code_changed_is_read_again(tmp_path):
@@ -182,9 +168,6 @@ def test_a_source_whose_code_changed_is_read_again(tmp_path):
     first = brightest(DATA)
     assert brightest(DATA.replace("100 + 50", "120 + 50")) == first + 20
     assert brightest(DATA) == first
-
-
-# --- bad files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,26 +198,23 @@ def test_a_source_whose_code_changed_is_read_again(tmp_path):
         ("mine.py", "DATA_SOURCES = {'x': print}\n", "wanted a bench.data.sources.Source"),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_one_line_and_leaves_nothing(tmp_path, capsys, name, text, said):
+def test_a_bad_file_is_one_line_and_leaves_nothing(tmp_path, refused, name, text, said):
     path = tmp_path / name
     if text is ...:
         path.mkdir()
     elif text is not None:
         path.write_text(text)
     before = (METHODS.names(), zoo.MODELS.names(), sources.names())
-    assert main(["list", "--plugin", str(path)]) == 2
-    error = capsys.readouterr().err
+    error = refused("list", "--plugin", str(path))
     assert error.startswith("error: --plugin ")
-    assert error.count("\n") == 1
     assert name in error
     assert said in error
     assert (METHODS.names(), zoo.MODELS.names(), sources.names()) == before
 
 
-def test_two_files_of_one_name_cannot_come_together(tmp_path, capsys):
+def test_two_files_of_one_name_cannot_come_together(tmp_path, refused):
     one, two = (written(tmp_path / name, "matching.py", METHOD) for name in "ab")
-    assert main(["list", *options([one, two])]) == 2
-    assert "are both named matching; rename one" in capsys.readouterr().err
+    assert "are both named matching; rename one" in refused("list", *options([one, two]))
     assert main(["list", *options([one, one])]) == 0
 
 
@@ -249,27 +229,17 @@ def test_two_files_of_one_name_cannot_come_together(tmp_path, capsys):
     ],
 )
 def test_a_model_that_gives_no_network_and_data_that_fail_are_one_line(
-    tmp_path, files, capsys, file, old, new, said
+    tmp_path, files, refused, file, old, new, said
 ):
     files[file].write_text(files[file].read_text().replace(old, new))
     words = ["--grid", grid_file(tmp_path), "--work-dir", str(tmp_path / "work"), "--dry-run"]
-    assert main([*words, *options(files)]) == 2
-    assert said in capsys.readouterr().err
+    assert said in refused(*words, *options(files))
 
 
 def test_an_interrupt_is_no_fault_of_the_file(tmp_path, capsys):
     path = written(tmp_path, "mine.py", "raise KeyboardInterrupt")
     assert main(["list", "--plugin", str(path)]) == 130
     assert "mine.py" not in capsys.readouterr().err
-
-
-# --- a grid with all of them ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_server(monkeypatch) -> None:
-    """MLflow is away: what is tested here does not need it."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
 
 def find_record(work: Path, method: str) -> Record:
@@ -280,14 +250,12 @@ def find_record(work: Path, method: str) -> Record:
 
 
 MATCHING = "cnn4>tiny/matching (weight=0.5)/0"
-quiet_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@quiet_mlflow
 def test_a_worker_process_trains_them_and_the_results_can_be_used(
-    tmp_path, files, capsys, no_server, monkeypatch
+    tmp_path, files, capsys, monkeypatch, no_figures
 ):
-    monkeypatch.setattr(outputs, "write", lambda *results: [])  # figures take longer than all else
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing here needs it
     at = ["--grid", grid_file(tmp_path), "--work-dir", str(tmp_path / "work")]
 
     def says(code: int, *words: str) -> str:

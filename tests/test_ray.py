@@ -15,20 +15,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import fault_table as faults
 import pytest
-from fault_table import (
-    TIMEOUT,
-    Undisturbed,
-    checkpoints,
-    found,
-    grid_of,
-    mirrored_once,
-    quiet_mlflow,
-    tally,
-    undisturbed,
-    until,
-    words,
-)
+from fault_table import tally, undisturbed
 from processes import kd_bench, plan_of, start
 from ray_nodes import ALONE, Nodes
 
@@ -63,29 +52,28 @@ def on(nodes: Nodes, *more: str) -> list[str]:
     return [*RAY, "--address", nodes.address, *more]
 
 
-def check_whole(work: Path, undisturbed: Undisturbed) -> None:
+def check_whole(work: Path, undisturbed: faults.Undisturbed) -> None:
     """Every result is there once, is the undisturbed one, and nothing else is left."""
-    assert found(work) == undisturbed.results
-    assert checkpoints(work) == []
+    assert faults.found(work) == undisturbed.results
+    assert faults.checkpoints(work) == []
     with Leases(work / "store" / "leases") as leases:
-        assert all(map(leases.acquire, plan_of(work, grid_of(work)).cell_ids()))
+        assert all(map(leases.acquire, plan_of(work, faults.grid_of(work)).cell_ids()))
 
 
-@quiet_mlflow
 def test_a_node_killed_in_mid_grid_costs_no_result(
     tmp_path, nodes, two, undisturbed, tally, monkeypatch
 ):
     """In the midst of a job; another node joins."""
     work, output = tmp_path / "work", tmp_path / "output"
     with output.open("w") as file:
-        launcher = start(file, *words(work, *on(nodes)), **ALONE)
-        until(lambda: nodes.at_work(two[1]) and checkpoints(work), launcher, output)
+        launcher = start(file, *faults.words(work, *on(nodes)), **ALONE)
+        faults.until(lambda: nodes.at_work(two[1]) and faults.checkpoints(work), launcher, output)
         nodes.kill(two[1])
         two[1] = nodes.add()
-        assert launcher.wait(TIMEOUT) == 0, output.read_text()
+        assert launcher.wait(faults.TIMEOUT) == 0, output.read_text()
     check_whole(work, undisturbed)
-    mirrored_once(work, {}, monkeypatch)
-    tally.add("Ray node killed in mid-grid", 1, undisturbed.results, found(work))
+    faults.mirrored_once(work, {}, monkeypatch)
+    tally.add("Ray node killed in mid-grid", 1, undisturbed.results, faults.found(work))
 
 
 @pytest.mark.skipif(
@@ -100,7 +88,7 @@ def test_nodes_that_do_not_share_the_work_directory_are_named_in_one_line(tmp_pa
     cover = f'mount -t tmpfs none {work.parent} && exec "$@"'
     node = nodes.add("unshare", "--mount", "bash", "-c", cover, "node")
     try:
-        refused = kd_bench(*words(work, *on(nodes)), timeout=TIMEOUT, **ALONE)
+        refused = kd_bench(*faults.words(work, *on(nodes)), timeout=faults.TIMEOUT, **ALONE)
     finally:
         nodes.kill(node)
     assert refused.returncode == 2, refused.stdout
@@ -112,26 +100,25 @@ def interrupt(work: Path, number: signal.Signals, *more: str) -> int:
     """Sends a signal to a coordinator in mid-grid; returns its exit code."""
     output = work / "output"
     with output.open("w") as file:
-        launcher = start(file, *words(work, *more), **ALONE)
-        until(lambda: len(checkpoints(work)) >= 4, launcher, output)
+        launcher = start(file, *faults.words(work, *more), **ALONE)
+        faults.until(lambda: len(faults.checkpoints(work)) >= 4, launcher, output)
         launcher.send_signal(number)
-        code = launcher.wait(TIMEOUT)
+        code = launcher.wait(faults.TIMEOUT)
     assert "Traceback" not in output.read_text()
     return code
 
 
-def resume(work: Path, undisturbed: Undisturbed, *more: str) -> None:
+def resume(work: Path, undisturbed: faults.Undisturbed, *more: str) -> None:
     """The same command goes on, and ends with the undisturbed results."""
-    done = kd_bench(*words(work, *more), timeout=TIMEOUT, **ALONE)
+    done = kd_bench(*faults.words(work, *more), timeout=faults.TIMEOUT, **ALONE)
     assert done.returncode == 0, done.stdout + done.stderr
-    records = WorkDir(work).store.read_all(plan_of(work, grid_of(work)).cell_ids())
+    records = WorkDir(work).store.read_all(plan_of(work, faults.grid_of(work)).cell_ids())
     assert any(record.conditions["resumed"] for record in records.values())
     check_whole(work, undisturbed)
 
 
 @pytest.mark.parametrize(
-    ("number", "fault"),
-    [(signal.SIGTERM, "SIGTERM to"), (signal.SIGKILL, "kill -9 of")],
+    ("number", "fault"), [(signal.SIGTERM, "SIGTERM to"), (signal.SIGKILL, "kill -9 of")]
 )
 def test_a_coordinator_that_ends_leaves_the_cluster_to_the_next(
     tmp_path, nodes, two, undisturbed, tally, number, fault
@@ -139,4 +126,4 @@ def test_a_coordinator_that_ends_leaves_the_cluster_to_the_next(
     code = interrupt(tmp_path, number, *on(nodes))
     assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL)
     resume(tmp_path, undisturbed, *on(nodes))
-    tally.add(f"{fault} the Ray coordinator", 1, undisturbed.results, found(tmp_path))
+    tally.add(f"{fault} the Ray coordinator", 1, undisturbed.results, faults.found(tmp_path))

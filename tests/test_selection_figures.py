@@ -76,9 +76,6 @@ def test_the_five_classes_that_lost_most_are_drawn_and_large_ones_by_a_sample():
         assert np.mean(side) == pytest.approx(kept / size, abs=0.01)
 
 
-# --- the figure ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Two seeds of the cut and of its control, trained for real: store, plan, records."""

@@ -28,8 +28,6 @@ FIRST_DRUG = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SECOND_DRUG = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 SLEEP = [a - b for a, b in zip(FIRST_DRUG, SECOND_DRUG, strict=True)]
 
-# --- one sample ------------------------------------------------------------------------------
-
 
 def test_mean_interval_is_students_of_1908() -> None:
     interval = mean_interval(SLEEP)
@@ -63,9 +61,6 @@ def test_an_interval_that_touches_zero_does_not_exclude_it(
     low: float, high: float, excludes: bool
 ) -> None:
     assert Interval(0.1, low, high, 3).excludes_zero is excludes
-
-
-# --- two samples, paired by seed -------------------------------------------------------------
 
 
 def test_differences_are_over_common_seeds_alone() -> None:
@@ -117,9 +112,6 @@ def test_no_number_of_seeds_tells_what_does_not_differ() -> None:
     assert seeds_needed(math.inf, alpha=0.025) == 3
 
 
-# --- many comparisons and many methods -------------------------------------------------------
-
-
 def test_holm_on_the_textbook_example() -> None:
     # The worked example of Wikipedia's "Holm-Bonferroni method": at 0.05 the first and the last
     # are rejected, since 0.005 < 0.05 / 4 and 0.01 < 0.05 / 3 but 0.03 > 0.05 / 2.
@@ -135,9 +127,6 @@ def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
         max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s) for i in places
     ]
     assert holm(p_values) == pytest.approx(expected, rel=1e-12)
-
-
-# --- bad input -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,6 @@ def one(value, **entry) -> Table:
     return Table(title="t", columns=(column,), rows=((Entry(value, **entry),),))
 
 
-# --- one entry -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("column", "entry", "expected"),
     [
@@ -86,9 +83,6 @@ def test_a_table_that_cannot_be_is_refused() -> None:
         Table(title="t", columns=(LABEL, PLAIN), rows=((Entry("a"),),))
     with pytest.raises(ValueError, match=r"column 'x'; declare the column with interval=True"):
         Table(title="t", columns=(PLAIN,), rows=((Entry(Interval(1, None, None, 1)),),))
-
-
-# --- renderers -------------------------------------------------------------------------------
 
 
 def test_markdown_is_escaped_and_aligned() -> None:
@@ -166,9 +160,6 @@ def test_any_text_comes_back_from_the_csv_in_one_line(text: str) -> None:
 )
 def test_markdown_escapes_only_what_would_be_markup(text: str, escaped: str) -> None:
     assert f"| {escaped} |" in re.sub(r" +", " ", to_markdown(one(text)))
-
-
-# --- the summary -----------------------------------------------------------------------------
 
 
 def golden(name: str) -> str:

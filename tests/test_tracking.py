@@ -11,9 +11,6 @@ from summary_grid import plan, records, row
 from bench.record import Store
 from bench.tracking import Mirror, parent_run_of
 
-# mlflow and sqlalchemy deprecate each other's options; nothing here can mend that.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
@@ -28,9 +25,6 @@ def runs(mirror: Mirror, kind: str) -> list:
     assert experiment is not None
     text = f"tags.`kd_bench.kind` = '{kind}'"
     return list(mirror.client.search_runs([experiment.experiment_id], text))
-
-
-# --- runs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +92,6 @@ def test_neutral_axes_are_left_out_of_the_parent_run_s_name():
     assert parent_run_of(whole).name == "wide>narrow resolution=2"
 
 
-# --- the summary run -----------------------------------------------------------------------------
-
-
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     folder = work / "summarised"
     mirror = Mirror(work, folder.name)
@@ -114,28 +105,6 @@ def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     assert mirror.tables.read("figures/cost.svg") == "<svg/>"
     assert mirror.tables.read("cost") is None
     assert mirror.tables.read("figures") is None
-
-
-# --- faults --------------------------------------------------------------------------------------
-
-
-def test_a_run_that_was_made_twice_for_want_of_an_answer_is_there_once(sent, work, monkeypatch):
-    """The client makes a call again whose answer was lost: the first run stays open."""
-    _, store = sent
-    mirror = Mirror(work, "unanswered")
-    make = mirror.client.create_run
-
-    def twice(*args, **kwargs):
-        make(*args, **kwargs)
-        return make(*args, **kwargs)
-
-    mirror.tables.send_plan(plan())
-    monkeypatch.setattr(mirror.client, "create_run", twice)
-    assert mirror.send(plan(), store) == len(records())
-    cells = runs(mirror, "cell")
-    assert sorted(run.data.tags["cell_id"] for run in cells) == sorted(records())
-    assert {run.info.status for run in cells} == {"FINISHED", "FAILED"}
-    assert mirror.send(plan(), store) == 0
 
 
 def test_what_killed_senders_left_is_mended_by_the_next(sent, work):

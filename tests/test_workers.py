@@ -26,8 +26,6 @@ from bench.train.device import is_out_of_memory
 from bench.train.engine import Student
 from bench.train.failure import record_without_result
 
-# --- real processes ------------------------------------------------------------------------------
-
 # cnn2 with something that happens in the midst of a training step. `wait_once` returns when the
 # test opens the pipe of that name for writing, and at once in later trainings.
 MODELS = """
@@ -133,9 +131,6 @@ def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path,
 def test_a_system_that_does_not_say_which_cpus_are_usable_counts_all(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     assert usable_cpus() == os.cpu_count()
-
-
-# --- the rules, with jobs that run in this process ------------------------------------------------
 
 
 class InProcess(Launcher[int]):
