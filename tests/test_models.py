@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.models import zoo
 from bench.models.adapter import TorchvisionNetwork
+from bench.models.folding import folded
 from bench.models.network import Network, tap_shapes
+from bench.models.small import SmallCnn
 
 # Parameters in millions and multiply-adds in millions, 100 classes, 32x32 colour images, as
 # measured on the networks of the field's most used public benchmark, to the digits printed there.
@@ -408,3 +411,43 @@ def test_unknown_tap_is_refused_with_those_there_are(name):
         network.view(images(2, 3, 32, 32), ("stage9",))
     with pytest.raises(TypeError, match=r"wanted a collection such as \('logits',\)"):
         network.view(images(2, 3, 32, 32), "logits")
+
+
+def trained(model: str, shape: tuple[int, int, int]):
+    network = make(model, classes=5, image_shape=shape).train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(8, *shape) + 0.3)
+        for norm in batch_norms(network):
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "norms_left"),
+    [("cnn4", 0), ("resnet8", 0), ("vgg8", 0), ("MobileNetV2", 0), ("wrn_16_1", 7)],
+)
+def test_every_tap_stays_what_it_was(model, norms_left):
+    network = trained(model, (3, 32, 32))
+    lean = folded(network, (3, 32, 32))
+    assert lean is not network
+    assert len(batch_norms(lean)) == norms_left < len(batch_norms(network))
+    x, taps = images(4, 3, 32, 32), network.tap_names
+    with torch.no_grad():
+        before, after = network.view(x, taps), lean.view(x, taps)
+    for tap in taps:
+        torch.testing.assert_close(after[tap], before[tap], rtol=1e-3, atol=1e-3, msg=tap)
+
+
+class Watched(SmallCnn):
+    """Shows the tensor between its first convolution and BatchNorm."""
+
+    def view(self, images: torch.Tensor, taps: Collection[str]) -> dict[str, torch.Tensor]:
+        return {"stem": self.stem[0](images)}
+
+
+def test_a_network_that_shows_what_lies_between_stays_whole():
+    network = trained("cnn4", (1, 8, 8))
+    network.__class__, network.tap_names = Watched, ("stem",)
+    assert folded(network, (1, 8, 8)) is network
