@@ -43,17 +43,11 @@ class Chance:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Gains over the reference: for each tau a normal distribution.
-
-    Attributes:
-        weights: probability of each tau, (T,).
-        means: (T, R).
-        covariances: (T, R, R).
-    """
+    """Gains over the reference: probability of each tau (T,), and a normal distribution for it."""
 
     weights: np.ndarray
-    means: np.ndarray
-    covariances: np.ndarray
+    means: np.ndarray  # (T, R)
+    covariances: np.ndarray  # (T, R, R)
 
     @property
     def gains(self) -> np.ndarray:
@@ -111,9 +105,8 @@ def row_variances(accuracies: np.ndarray) -> np.ndarray:
     counts, per_seed = seen.sum(axis=1), np.maximum(seen.sum(axis=0), 1)
     # Normal equations without the seeds' effects; they leave the rows' up to a constant.
     normal = np.diag(counts.astype(float)) - (seen / per_seed) @ seen.T
-    effects = np.linalg.lstsq(normal, (values - values.sum(axis=0) / per_seed * seen).sum(axis=1))[
-        0
-    ]
+    right = values.sum(axis=1) - seen @ (values.sum(axis=0) / per_seed)
+    effects = np.linalg.lstsq(normal, right)[0]
     shared = (values - effects[:, None] * seen).sum(axis=0) / per_seed
     squares = (np.where(seen, values - effects[:, None] - shared, 0.0) ** 2).sum(axis=1)
     kept = (seen * (1 - 1 / per_seed)).sum(axis=1) / np.maximum(counts, 1)
@@ -147,22 +140,18 @@ def posterior(accuracies: np.ndarray, methods: np.ndarray) -> Posterior:
     centre = (precision * values).sum(axis=0) / total
     information = np.diag(precision.sum(axis=1)) - (precision / total) @ precision.T
     evidence = (precision * (values - centre)).sum(axis=1)
-    return _over_tau(information[1:, 1:], evidence[1:], methods.astype(float))
-
-
-def _over_tau(information: np.ndarray, evidence: np.ndarray, methods: np.ndarray) -> Posterior:
-    count = methods.sum()
-    freedom = max(count - 1, 0)  # mu is integrated out
-    about_mean = np.diag(methods) - np.outer(methods, methods) / max(count, 1)
-    precisions = information + about_mean / TAUS[:, None, None] ** 2
+    members, count = methods.astype(float), methods.sum()
+    about_mean = np.diag(members) - np.outer(members, members) / max(count, 1)
+    precisions = information[1:, 1:] + about_mean / TAUS[:, None, None] ** 2
     covariances = np.linalg.inv(precisions)
-    means = covariances @ evidence
-    # Prior of tau times tau, for the steps are equal in log tau; then the marginal likelihood.
+    means = covariances @ evidence[1:]
+    # Prior of tau, times tau since its steps are equal in log tau; then the marginal likelihood,
+    # with mu integrated out.
     log_weights = (
         -0.5 * (TAUS / PRIOR_DEVIATION) ** 2
-        + (1 - freedom) * np.log(TAUS)
+        + (1 - max(count - 1, 0)) * np.log(TAUS)
         - 0.5 * np.linalg.slogdet(precisions)[1]
-        + 0.5 * means @ evidence
+        + 0.5 * means @ evidence[1:]
     )
     weights = np.exp(log_weights - log_weights.max())
     return Posterior(weights / weights.sum(), means, covariances)

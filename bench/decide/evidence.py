@@ -23,11 +23,9 @@ class Row:
         kind: "reference" (the plain student), "longer" (that student trained longer), "method", or
             "ablation" (a control, never named).
         screening: by the seeds that choose the finalists.
-        confirmation: by the fresh seeds that claims rest on; all seeds where every row is trained
-            alike.
+        confirmation: by the seeds that claims rest on; all seeds where rows are trained alike.
         extension: by the seeds of the one second look.
-        cost: whole training over the plain student's, the teacher's part as the report counts it;
-            None where it was not measured.
+        cost: whole training over the plain student's; None where it was not measured.
         finalist: whether the row was chosen for confirmation.
     """
 

@@ -13,8 +13,7 @@ from bench.statistics import holm, mean_and_deviation, seeds_needed
 MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
 """Accuracy that does not matter; the coarse one on a test set of few images."""
 
-Differences = Mapping[str, Sequence[float]]
-"""Row -> differences in accuracy, one a seed, two at least."""
+Differences = Mapping[str, Sequence[float]]  # of a row, one a seed, two at least
 
 
 def margin_for(test_images: int) -> float:
@@ -38,8 +37,8 @@ class Within:
         p: after the correction; 1 where there is no spread to judge by.
         shown: whether the difference is below the margin.
         n: seeds.
-        needed: how many seeds show it with probability 0.8 if the true difference is 0; None if
-            more than 1,000, or without a spread.
+        needed: seeds that show it with probability 0.8 if the true difference is 0; None if more
+            than 1,000, or without a spread.
     """
 
     row: str
@@ -79,10 +78,7 @@ def within_margin(
     raw = [_p(values, margin) for rows, margin in both for values in rows.values()]
     adjusted = iter(holm(raw))
     return [
-        tuple(
-            _within(row, values, margin, next(adjusted), alpha, len(raw))
-            for row, values in rows.items()
-        )
+        tuple(_within(row, d, margin, next(adjusted), alpha, len(raw)) for row, d in rows.items())
         for rows, margin in both
     ]
 

@@ -41,15 +41,10 @@ def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall,
     pooled: dict[str, Pooled] = {}
     for row in dict.fromkeys(row for pair in gains for row in pair):
         samples = [pair[row] for pair in gains if len(pair.get(row, ())) > 1]
-        found = [mean_and_deviation(sample) for sample in samples]
-        if len(found) > 1:
-            pooled[row] = random_effects(
-                [mean for mean, _ in found],
-                [
-                    max(deviation**2 / len(sample), LEAST_VARIANCE)
-                    for (_, deviation), sample in zip(found, samples, strict=True)
-                ],
-            )
+        if len(samples) > 1:
+            means, deviations = zip(*map(mean_and_deviation, samples), strict=True)
+            squares = [d**2 / len(s) for d, s in zip(deviations, samples, strict=True)]
+            pooled[row] = random_effects(means, [max(v, LEAST_VARIANCE) for v in squares])
     adjusted = holm([gain.p for gain in pooled.values()])
     rows = [
         Overall(row, gain, p, p <= ALPHA and gain.interval.mean > 0)
