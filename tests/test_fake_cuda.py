@@ -122,30 +122,20 @@ def test_batches_are_made_on_the_device(padding, lesson):
         assert {x.device for batch in found for x in batch} == {CUDA}
 
 
-def broken_loss(pair: Pair, connector: nn.Module) -> Tensor:
-    return (pair.student.logits * torch.linspace(0, 1, pair.student.logits.shape[1])).sum(1)
-
-
-def test_a_mix_of_devices_is_named(lesson):
-    stage = Stage(name="only", share=1.0, transfer=broken_loss, taps=("logits",))
-    mixed = Method(category="response", source="none", plan=(stage,))
-    with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
-        step(lesson, "mixed", mixed)
-
-
-def test_a_connector_that_stays_behind_is_named(lesson):
+@pytest.mark.parametrize("tensor", ["of a loss", "of a connector"])
+def test_a_tensor_that_stays_behind_is_named(tensor, lesson):
     class Behind(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weights = [torch.ones(5)]  # no buffer: `to` does not move it
 
     def loss(pair: Pair, connector: nn.Module) -> Tensor:
-        assert isinstance(connector, Behind)
-        return (pair.student.logits * connector.weights[0]).sum(1)
+        own = torch.ones(5) if tensor == "of a loss" else connector.weights[0]
+        return (pair.student.logits * own).sum(1)
 
     stage = Stage(name="only", share=1.0, transfer=loss, taps=("logits",))
-    behind = Method(
+    broken = Method(
         category="response", source="none", plan=(stage,), connect=lambda *shapes: Behind()
     )
     with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
-        step(lesson, "behind", behind)
+        step(lesson, "broken", broken)
