@@ -30,8 +30,8 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DataSpec(Spec):
-    """The images: their source, size, subset and augmentation.
+class ImageSpec(Spec):
+    """The images: their source, size, subset and augmentation, without the seed of the subset.
 
     Attributes:
         source: a name of `bench.data.sources`.
@@ -45,7 +45,7 @@ class DataSpec(Spec):
         resolution: the student sees images reduced by this factor and scaled back.
         validation: part of the training images held out; accuracy is then measured on them
             instead of the test set. For choosing hyper-parameters.
-        split_seed: seed of the three splits above: the same for all seeds of a grid.
+        validation_seed: seed that draws the images held out; None for `split_seed`.
     """
 
     source: str
@@ -60,6 +60,16 @@ class DataSpec(Spec):
     labels: Fraction = 1.0
     resolution: Annotated[int, Field(ge=1)] = 1
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_seed: int | None = None
+
+
+class DataSpec(ImageSpec):
+    """The images of one cell.
+
+    Attributes:
+        split_seed: seed that draws `fraction`, `labels` and `validation`.
+    """
+
     split_seed: int = 0
 
 
@@ -72,6 +82,7 @@ class Recipe(Spec):
             `decay`; for the multistep schedule.
         evaluate_every: epochs between two measurements of the test accuracy; the last epoch is
             always measured.
+        label_smoothing: weight of the uniform distribution in the targets of the task loss.
         budget: "equal_epochs": every method trains for `epochs`. "addon": initialisation stages
             come on top, as in most published code.
     """
@@ -86,6 +97,7 @@ class Recipe(Spec):
     milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
     decay: Fraction = 0.1
     drop_last: bool = True
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     budget: Literal["equal_epochs", "addon"] = "equal_epochs"
 

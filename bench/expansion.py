@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.cell import Cell, DataSpec, Recipe
-from bench.grid import BASELINE, Grid, MethodSpec, PairSpec, source_data
+from bench.cell import Cell, DataSpec, ImageSpec, Recipe
+from bench.design import (
+    CONFIRMATION,
+    EQUAL,
+    EXTENSION,
+    SCREENING,
+    Choice,
+    Design,
+    pair_id,
+)
+from bench.grid import Grid, source_data
+from bench.grid_fields import BASELINE, GridData, MethodSpec, PairSpec
 from bench.hyperparameters import build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
 from bench.record import Plan, Row
@@ -28,53 +38,113 @@ class Expansion:
     cells: dict[str, Cell]
 
 
-def expand(grid: Grid, fingerprint: Fingerprint) -> Expansion:
-    """All cells and rows of a grid.
+@dataclass(frozen=True)
+class Phase:
+    """Seeds of one pair, and the rows that train on them; the plain student always does.
+
+    Attributes:
+        name: see `bench.design`.
+        seeds: of the phase.
+        rows: the others.
+    """
+
+    name: str
+    seeds: Sequence[int]
+    rows: Sequence[MethodSpec]
+
+
+def expand(
+    grid: Grid,
+    fingerprint: Fingerprint,
+    choices: Sequence[Choice] = (),
+    *,
+    extended: bool = False,
+) -> Expansion:
+    """All cells and rows of a grid, as far as its finalists are chosen.
 
     Args:
         grid: a checked grid.
         fingerprint: maps a data set to the hash of its decoded images, a part of cell ids.
+        choices: the finalists of the pairs that were screened.
+        extended: whether the finalists train on the seeds of the second look, too.
     """
     rows: dict[tuple[str, ...], Row] = {}
     cells: dict[str, Cell] = {}
-    for data, pair, seed in itertools.product(_data(grid), grid.all_pairs, grid.seeds):
-        for row, cell in _rows(grid, data, pair, seed, fingerprint):
-            cells.setdefault(cell.id, cell)
-            key = (str(row.axes), row.teacher, row.student, row.role, row.label, str(row.seed))
-            rows[key] = row
+    chosen = {choice.pair: choice for choice in choices}
+    for data, pair in itertools.product(_data(grid), grid.all_pairs):
+        choice = chosen.get(pair_id(data_name(data), _axes(data), pair.teacher, pair.student))
+        for phase in phases(grid, choice, extended):
+            for seed in phase.seeds:
+                for row, cell in _rows(grid, data, pair, phase, seed, fingerprint):
+                    cells.setdefault(cell.id, cell)
+                    key = (str(row.axes), row.teacher, row.student, row.role, row.label)
+                    rows[(*key, str(row.seed))] = row
     plan = Plan(
         name=grid.name,
         description=" ".join(grid.description.split()),
         config=grid.model_dump(mode="json"),
         rows=list(rows.values()),
+        choices=[choice.model_dump(mode="json") for choice in choices],
     )
     ordered = sorted(cells.values(), key=lambda cell: bool(cell.needs))
     return Expansion(plan, {cell.id: cell for cell in ordered})
 
 
-def _data(grid: Grid) -> Iterator[DataSpec]:
+def phases(grid: Grid, choice: Choice | None, extended: bool) -> Iterator[Phase]:
+    """The phases of one pair that can train, in order.
+
+    Args:
+        grid: a checked grid.
+        choice: the pair's finalists; None while they are not chosen.
+        extended: whether the finalists train on the seeds of the second look, too.
+    """
+    design = grid.seeds
+    if not isinstance(design, Design):
+        yield Phase(EQUAL, design, grid.rows)
+        return
+    finalists: Sequence[MethodSpec] = grid.rows
+    if grid.screens:
+        yield Phase(SCREENING, design.seeds(SCREENING), grid.rows)
+        if choice is None:
+            return
+        finalists = [row for row in grid.rows if row.label in choice.finalists]
+    yield Phase(CONFIRMATION, design.seeds(CONFIRMATION), finalists)
+    if extended:
+        yield Phase(EXTENSION, design.seeds(EXTENSION), finalists)
+
+
+def _data(grid: Grid) -> Iterator[GridData]:
     axes = {name: values for name, values in grid.axes.model_dump().items() if values}
     for values in itertools.product(*axes.values()):
         yield grid.data.model_copy(update=dict(zip(axes, values, strict=True)))
 
 
+def _axes(data: GridData) -> dict[str, float]:
+    return {"fraction": data.fraction, "labels": data.labels, "resolution": data.resolution}
+
+
 def _rows(
-    grid: Grid, data: DataSpec, pair: PairSpec, seed: int, fingerprint: Fingerprint
+    grid: Grid, data: GridData, pair: PairSpec, phase: Phase, seed: int, fingerprint: Fingerprint
 ) -> Iterator[tuple[Row, Cell]]:
     """The rows of one data set, pair and seed, each with its cell."""
-    own = {"fraction": grid.teacher.fraction, "labels": 1.0, "resolution": 1}
+    taught_by = grid.teacher.seed_for(phase.name, seed)
     teacher = _plain(
         grid,
         pair.teacher,
-        data.model_copy(update=own),
+        data.of(taught_by, fraction=grid.teacher.fraction, labels=1.0, resolution=1),
         grid.recipe_of(pair.teacher, grid.teacher.recipe),
-        seed if grid.teacher.seed == "per_seed" else int(grid.teacher.seed),
+        taught_by,
         fingerprint,
     )
-    student = _plain(grid, pair.student, data, grid.recipe_of(pair.student), seed, fingerprint)
-    student = student.model_copy(update={"diagnostics": grid.diagnostics})
 
-    def row(role: str, label: str, cell: Cell, category: str = "baseline") -> tuple[Row, Cell]:
+    def student(spec: MethodSpec) -> Cell:
+        recipe = grid.recipe_of(pair.student, grid.row_recipe(spec))
+        cell = _plain(grid, pair.student, data.of(seed), recipe, seed, fingerprint)
+        return cell.model_copy(update={"diagnostics": grid.diagnostics})
+
+    def row(
+        role: str, label: str, cell: Cell, category: str = "baseline", finalist: bool = True
+    ) -> tuple[Row, Cell]:
         shown = Row(
             role=role,
             label=label,
@@ -82,28 +152,30 @@ def _rows(
             category=category,
             seed=seed,
             data=data_name(data),
-            axes={"fraction": data.fraction, "labels": data.labels, "resolution": data.resolution},
+            axes=_axes(data),
             teacher=pair.teacher,
             student=pair.student,
             cell_id=cell.id,
             teacher_id=teacher.id,
+            phase=phase.name,
+            finalist=finalist,
         )
         return shown, cell
 
     yield row("teacher", "teacher", teacher)
-    yield row("student", "student", student)
+    yield row("student", "student", student(MethodSpec(name=BASELINE)))
     source = None
     if grid.source is not None:
         recipe = grid.recipe_of(pair.student, grid.source.recipe)
-        other = source_data(data, grid.source)
+        other = source_data(data, grid.source, seed)
         source = _plain(grid, pair.student, other, recipe, seed, fingerprint)
         yield row("source", "source", source)
-    for spec in grid.methods:
-        if spec.epochs_factor is not None:
-            yield row("method", spec.label, _longer(student, spec.epochs_factor))
-        elif spec.name != BASELINE:  # the baseline has its row already
-            cell, category = _taught(grid, spec, student, teacher, source)
-            yield row("method", spec.label, cell, category)
+    for spec in phase.rows:
+        if spec.name == BASELINE:
+            cell, category = _longer(student(spec), spec.epochs_factor or 1.0), "baseline"
+        else:
+            cell, category = _taught(grid, spec, student(spec), teacher, source)
+        yield row("method", spec.label, cell, category, spec.finalist)
 
 
 def _plain(
@@ -152,7 +224,7 @@ def _longer(student: Cell, factor: float) -> Cell:
     return student.model_copy(update={"recipe": recipe})
 
 
-def data_name(data: DataSpec) -> str:
+def data_name(data: ImageSpec) -> str:
     """A data set's name in tables: its source, and size and number of classes if set."""
     size = f"@{data.size}" if data.size else ""
     count = data.classes if isinstance(data.classes, int) else len(data.classes or ())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,97 +16,35 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from bench import record
-from bench.cell import DataSpec, Fraction, Recipe, Spec
+from bench.cell import DataSpec, Recipe, Spec
+from bench.design import Design
 from bench.faults import UserError
-from bench.hyperparameters import JOINT, METHODS, build_method
+from bench.grid_fields import (
+    BASELINE,
+    EPOCHS_FACTOR,
+    FINALIST,
+    ROW_RECIPE,
+    Axes,
+    GridData,
+    MethodSpec,
+    PairSpec,
+    SourceSpec,
+    TeacherSpec,
+)
+from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.registry import unknown
 
 GRIDS = Path(__file__).parent / "grids"
 RESERVED = {"store", "mlartifacts"}
-BASELINE = "student"
-EPOCHS_FACTOR = "epochs_factor"
-"""A key in a row of the plain student: the factor by which it trains longer than other rows."""
 
 
 class GridError(UserError):
     """A grid that cannot be run; one line with the field, what it holds and what was wanted."""
 
 
-class TeacherSpec(Spec):
-    """The share of the data, the recipe and the seeds of teachers, where they differ."""
-
-    fraction: Fraction = 1.0
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    seed: Literal["per_seed"] | int = "per_seed"
-
-
-class SourceSpec(Spec):
-    """What transfer learning starts from: the student's own architecture, trained on other data.
-
-    Attributes:
-        data: fields of the grid's data that differ, such as other classes.
-        recipe: fields of the student's recipe that differ.
-    """
-
-    data: dict[str, Any]
-    recipe: dict[str, Any] = Field(default_factory=dict)
-
-
-Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]
-Factors = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-
-
-class Axes(Spec):
-    """Values of the data axes; the grid is their product."""
-
-    fraction: Fractions | None = None
-    labels: Fractions | None = None
-    resolution: Factors | None = None
-
-
-class PairSpec(Spec):
-    """A teacher and the student it teaches; in a grid file also written `teacher:student`."""
-
-    teacher: str
-    student: str
-
-
-class MethodSpec(Spec):
-    """A method with the hyper-parameters that differ from its defaults.
-
-    The plain student takes `epochs_factor` instead. Such a row shows what the cost of a method
-    would gain without the method. It is never the baseline of gains.
-    """
-
-    name: str
-    hyperparameters: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def epochs_factor(self) -> float | None:
-        """The epochs of a longer-trained student over those of other rows; None for other rows.
-
-        Raises:
-            ValueError: it is not a number of at least 1.
-        """
-        if self.name != BASELINE or EPOCHS_FACTOR not in self.hyperparameters:
-            return None
-        factor = self.hyperparameters[EPOCHS_FACTOR]
-        if type(factor) not in (int, float) or not 1 <= factor < math.inf:
-            raise ValueError(f"{EPOCHS_FACTOR}: got {factor!r}, wanted a number of at least 1")
-        return float(factor)
-
-    @property
-    def label(self) -> str:
-        """The row's name: the method and what differs from its defaults."""
-        own = {k: v for k, v in self.hyperparameters.items() if k != JOINT}
-        changed = ", ".join(f"{k}={_short(v)}" for k, v in own.items())
-        joint = " + soft_logits" if self.hyperparameters.get(JOINT) else ""
-        return self.name + joint + (f" ({changed})" if changed else "")
-
-
 SECTIONS = {
-    "data": DataSpec,
+    "data": GridData,
     "axes": Axes,
     "pairs": PairSpec,
     "methods": MethodSpec,
@@ -125,21 +62,28 @@ class Grid(Spec):
         models: own names for models that need more than a name (torchvision with taps by path).
         recipe_for: model name -> the fields of its recipe that differ.
         tuned: row label -> hyper-parameters, as `tune` chose them. A row's own hyper-parameters
-            replace them, and its label does not change.
+            replace them, and its label does not change. Fields of `ROW_RECIPE` may be among them;
+            the plain student's label is `BASELINE`.
+        seeds: numbers, a count, or a `bench.design.Design`.
+        max_cost: the most that a finalist may cost, as a multiple of the plain student's training;
+            None for no limit.
+        part_of: name of the grid that this one is a part or a variant of; set by the harness.
+        narrowed: whether the command line left rows out; set by the harness.
         diagnostics: whether `bench.train.diagnostics` measures students while they train, for
             the table of claims. Their accuracies are the same bits either way.
     """
 
     name: str = ""
     description: str
-    data: DataSpec
+    data: GridData
     axes: Axes = Axes()
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)
     pairs: tuple[PairSpec, ...] = ()
     teachers: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
     methods: tuple[MethodSpec, ...]
-    seeds: tuple[int, ...]
+    seeds: Design | tuple[int, ...]
+    max_cost: Annotated[float, Field(gt=0)] | None = None
     recipe: Recipe
     recipe_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tuned: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -148,6 +92,8 @@ class Grid(Spec):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = True
     diagnostics: bool = False
+    part_of: str = ""
+    narrowed: bool = False
 
     @field_validator("pairs", mode="before")
     @classmethod
@@ -166,6 +112,11 @@ class Grid(Spec):
             if value < 1:
                 raise ValueError(f"got {value}, wanted at least 1 seed")
             return tuple(range(value))
+        if isinstance(value, Mapping):
+            try:
+                return Design(**value)
+            except ValidationError as error:
+                raise ValueError(_first_fault(error, Design)) from None
         return value
 
     @model_validator(mode="after")
@@ -174,26 +125,50 @@ class Grid(Spec):
             raise ValueError("give either pairs, or teachers and students")
         if not self.pairs and not (self.teachers and self.students):
             raise ValueError("teachers and students come together: one of the two is empty")
-        for what, values in (("seeds", self.seeds), ("methods", [m.label for m in self.methods])):
+        listed: dict[str, Sequence[Any]] = {"methods": [method.label for method in self.methods]}
+        if not isinstance(self.seeds, Design):
+            listed["seeds"] = self.seeds
+        for what, values in listed.items():
             if not values:
                 raise ValueError(f"{what} is empty, wanted at least one")
             if repeated := [v for v in dict.fromkeys(values) if list(values).count(v) > 1]:
                 raise ValueError(f"{what} names {repeated[0]} twice")
-        labels = [method.label for method in self.methods]
+        labels = [BASELINE, *(method.label for method in self.methods)]
         for label in self.tuned:
             if label not in labels:
                 raise ValueError(f"tuned: {unknown('row', label, labels)}")
         return self
 
+    def _own(self, method: MethodSpec) -> dict[str, Any]:
+        return {**self.tuned.get(method.label, {}), **method.hyperparameters}
+
     def hyperparameters(self, method: MethodSpec) -> dict[str, Any]:
         """A row's own hyper-parameters over those tuned for it, as the method takes them.
 
-        `EPOCHS_FACTOR` is left out: it changes the recipe of the cell.
+        What changes the recipe of the cell is left out: `EPOCHS_FACTOR` and `row_recipe`.
         """
-        own = {**self.tuned.get(method.label, {}), **method.hyperparameters}
-        if method.epochs_factor is not None:
-            del own[EPOCHS_FACTOR]
-        return own
+        left_out = {EPOCHS_FACTOR} if method.epochs_factor is not None else set()
+        left_out |= self.row_recipe(method).keys()
+        return {key: value for key, value in self._own(method).items() if key not in left_out}
+
+    def row_recipe(self, method: MethodSpec) -> dict[str, Any]:
+        """The fields of the recipe that a row has for itself.
+
+        A method's hyper-parameter of the same name is not one of them.
+        """
+        known = default_hyperparameters(method.name)
+        own = self._own(method)
+        return {key: own[key] for key in ROW_RECIPE if key in own and key not in known}
+
+    @property
+    def screens(self) -> bool:
+        """Whether rows are screened: there are more of them than finalists."""
+        return isinstance(self.seeds, Design) and len(self.rows) > self.seeds.finalists
+
+    @property
+    def rows(self) -> tuple[MethodSpec, ...]:
+        """The rows but the plain student, which every grid has."""
+        return tuple(method for method in self.methods if not method.is_baseline)
 
     @property
     def all_pairs(self) -> tuple[PairSpec, ...]:
@@ -226,13 +201,12 @@ def _method(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, Mapping) and len(value) == 1:
-        ((name, hyperparameters),) = value.items()
-        return {"name": name, "hyperparameters": hyperparameters or {}}
+        ((name, own),) = value.items()
+        if isinstance(own, Mapping) and FINALIST in own:
+            others = {key: item for key, item in own.items() if key != FINALIST}
+            return {"name": name, "hyperparameters": others, FINALIST: own[FINALIST]}
+        return {"name": name, "hyperparameters": own or {}}
     return value
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -351,7 +325,8 @@ def check_names(grid: Grid) -> None:
 
 
 def _check_methods(grid: Grid) -> None:
-    for position, method in enumerate(grid.methods):
+    rows = {f"methods.{position}": method for position, method in enumerate(grid.methods)}
+    for field, method in {f"tuned.{BASELINE}": MethodSpec(name=BASELINE), **rows}.items():
         try:
             if EPOCHS_FACTOR in method.hyperparameters and method.name != BASELINE:
                 raise ValueError(
@@ -359,12 +334,12 @@ def _check_methods(grid: Grid) -> None:
                 )
             build_method(method.name, **grid.hyperparameters(method))
         except (ValueError, TypeError) as error:
-            raise GridError(f"methods.{position}: {error}") from None
+            raise GridError(f"{field}: {error}") from None
 
 
-def source_data(data: DataSpec, source: SourceSpec) -> DataSpec:
+def source_data(data: GridData, source: SourceSpec, seed: int = 0) -> DataSpec:
     """The data of a source: all images and labels of the target, then `source.data` over that."""
-    return DataSpec(**{**data.model_dump(), "fraction": 1.0, "labels": 1.0, **source.data})
+    return data.of(seed, **{"fraction": 1.0, "labels": 1.0, **source.data})
 
 
 def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
@@ -373,6 +348,8 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
         if model not in used:
             raise GridError(f"recipe_for: {unknown('model', model, used)}")
         yield f"recipe_for.{model}", model, {}
+    for pair, row in itertools.product(grid.all_pairs, (MethodSpec(name=BASELINE), *grid.methods)):
+        yield f"methods.{row.label}", pair.student, grid.row_recipe(row)
     for pair in grid.all_pairs:
         yield "teacher.recipe", pair.teacher, grid.teacher.recipe
         if grid.source is not None:
@@ -405,6 +382,9 @@ def narrow(
         names = [n for name in methods for n in (METHODS.names() if name == "all" else [name])]
         rows = {n: [m for m in grid.methods if m.name == n] or [MethodSpec(name=n)] for n in names}
         changed["methods"] = tuple(m for same in rows.values() for m in same)
+        changed["narrowed"] = bool(
+            {m.label for m in grid.rows} - {m.label for m in changed["methods"]}
+        )
     if pairs:
         try:
             changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in pairs)
@@ -429,4 +409,5 @@ def name_part(grid: Grid, whole: Grid) -> Grid:
     if grid.model_dump() == whole.model_dump():
         return grid
     digest = hashlib.sha256(grid.model_dump_json().encode()).hexdigest()[:6]
-    return grid.model_copy(update={"name": f"{grid.name}-{digest}"})
+    changes = {"name": f"{grid.name}-{digest}", "part_of": whole.name}
+    return grid.model_copy(update=changes)

@@ -77,7 +77,11 @@ class TrainingProgress:
     """Cells done, epochs done and the latest accuracy of a grid that trains."""
 
     def __init__(
-        self, names: Mapping[str, str], epochs: Mapping[str, int], display: ProgressDisplay
+        self,
+        names: Mapping[str, str],
+        epochs: Mapping[str, int],
+        display: ProgressDisplay,
+        phase: str = "",
     ) -> None:
         """Shows nothing yet.
 
@@ -85,9 +89,10 @@ class TrainingProgress:
             names: cell id -> name, of the cells that will train.
             epochs: cell id -> the number of epochs that it trains for.
             display: where to show progress.
+            phase: what the cells are trained for, such as "screening".
         """
         self.names, self.total_epochs, self.display = names, sum(epochs.values()), display
-        self.cells, self.latest = 0, ""
+        self.cells, self.latest, self.phase = 0, "", f"{phase}, " if phase else ""
         self._done: dict[str, int] = {}
         self._resumed = 0
 
@@ -113,6 +118,6 @@ class TrainingProgress:
         self._show(at_once=True)
 
     def _show(self, at_once: bool = False) -> None:
-        what = f"cells {self.cells}/{len(self.names)}  {self.latest}"
+        what = f"{self.phase}cells {self.cells}/{len(self.names)}  {self.latest}"
         done = sum(self._done.values())
         self.display.show(what, done, self.total_epochs, at_once=at_once, skipped=self._resumed)

@@ -91,6 +91,8 @@ class Row:
         method: the method's name; "student" for baselines, teachers, and plain students trained
             longer (of role "method").
         axes: axis -> value: "fraction" of the training images, of "labels", "resolution" factor.
+        phase: see `bench.design`; empty where every row trains on the same seeds.
+        finalist: whether the row may be confirmed and named; false for controls and ablations.
     """
 
     role: str
@@ -104,6 +106,8 @@ class Row:
     seed: int
     cell_id: str
     teacher_id: str = ""
+    phase: str = ""
+    finalist: bool = True
 
     @property
     def name(self) -> str:
@@ -119,12 +123,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An expanded grid: its name, its resolved fields and its rows."""
+    """An expanded grid: its name, its resolved fields and its rows.
+
+    Attributes:
+        choices: for each pair that was screened, the fields of `bench.design.Choice`.
+    """
 
     name: str
     description: str
     config: dict[str, Any]
     rows: list[Row]
+    choices: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuses names that lead out of the work directory."""

@@ -46,3 +46,7 @@ class WorkDir:
     def plan(self, name: str) -> Path:
         """The plan of the latest run of a grid."""
         return self.grid(name) / "plan.json"
+
+    def choices(self, name: str, digest: str) -> Path:
+        """The finalists of a grid that these screened cells led to; see `bench.design`."""
+        return self.grid(name) / f"finalists-{digest}.json"

@@ -82,7 +82,7 @@ def fields_of(section: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("section", "model"), [("## Fields", Grid), ("### `data`", DataSpec), ("### `recipe`", Recipe)]
+    ("section", "model"), [("## Fields", Grid), ("### `data`", GridData), ("### `recipe`", Recipe)]
 )
 def test_every_field_is_documented(section, model):
     assert fields_of(section) == set(model.model_fields)

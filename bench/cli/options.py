@@ -66,6 +66,8 @@ def add_run(parser: Parser) -> None:
     add("--seeds", type=seeds, metavar="0-4", help="only these seeds, such as 0-4 or 0,2,7")
     text = "say what would run and what it takes, measured on a few steps of every row, and stop"
     add("--dry-run", action="store_true", help=text)
+    text = "train the finalists on the seeds that the grid planned for a second look"
+    add("--extend", action="store_true", help=text)
     add("--retry-failed", action="store_true", help="train failed cells again")
     text = "processes (default: one per core on the CPU, one per GPU on CUDA)"
     add("--workers", type=count, metavar="N", help=text)
@@ -87,7 +89,8 @@ def add_tune(parser: Parser) -> None:
     add_run(parser)
     add, part = parser.add_argument, number(float, at_least=0.01, at_most=0.99)
     add("--trials", type=count, default=8, help="settings tried for each row (default: 8)")
-    add("--tuning-seeds", type=count, default=1, help="seeds for each setting (default: 1)")
+    text = "seeds of the best third of a row's settings; the others have one (default: 3)"
+    add("--tuning-seeds", type=count, default=3, help=text)
     text = "part of the training images held out to choose on (default: 0.2)"
     add("--validation", type=part, default=0.2, help=text)
 

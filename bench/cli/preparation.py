@@ -91,16 +91,26 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
     )
 
 
-def expand_grid(prepared: Prepared, grid: Grid, retry_failed: bool) -> Expansion:
-    """A grid's cells; those that are to be trained fit their data and their network.
+def expand_grid(
+    prepared: Prepared, grid: Grid, retry_failed: bool, extend: bool = False
+) -> Expansion:
+    """A grid's cells, as far as its finalists are chosen.
+
+    Those that are to be trained fit their data and their network.
+
+    Args:
+        prepared: what the command needs.
+        grid: that of the command, or one made from it.
+        retry_failed: whether failed cells run again.
+        extend: whether to train the second look's seeds, too. Once they are, they remain.
 
     Raises:
-        UserError: one does not.
+        UserError: a cell does not fit, or the grid plans no second look.
     """
-    from bench.expansion import expand
     from bench.launch.job import unfinished
+    from bench.launch.screening import expand_chosen
 
-    expansion = expand(grid, prepared.library.fingerprint)
+    expansion = expand_chosen(grid, prepared.library.fingerprint, prepared.work, extend)
     waiting = unfinished(expansion.cells.values(), prepared.work.store, retry_failed)
     if waiting:
         from bench.train.preflight import check_cells

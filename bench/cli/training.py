@@ -43,16 +43,25 @@ def tune(options: argparse.Namespace) -> int:
     from bench.launch import tune as tuning
 
     prepared = prepare(options)
-    trials = tuning.trials_of(prepared.grid, options.trials)
-    grid = tuning.tuning_grid(prepared.grid, trials, options.tuning_seeds, options.validation)
+    grid, store = prepared.grid, prepared.work.store
+    trials = tuning.trials_of(grid, options.trials)
+    first = tuning.tuning_grid(grid, trials, 1, options.validation)
     if options.dry_run:
-        return _dry_run(options, prepared, grid)
-    outcome, expansion = _train(options, prepared, grid)
-    records = prepared.work.store.read_all(expansion.plan.cell_ids())
-    results = tuning.collect(trials, expansion.plan, records)
-    chosen, folder = tuning.best(results), prepared.work.grid(prepared.grid.name)
+        return _dry_run(options, prepared, first)
+    outcome, expansion = _train(options, prepared, first)
+    plan = expansion.plan
+    records = store.read_all(plan.cell_ids())
+    results = tuning.collect(trials, plan, records)
+    kept = tuning.promising(results)
+    if kept and options.tuning_seeds > 1:
+        second = tuning.tuning_grid(grid, kept, options.tuning_seeds, options.validation)
+        more, expansion = _train(options, prepared, second)
+        outcome, plan = outcome.then(more), tuning.joined(plan, expansion.plan)
+        records = store.read_all(plan.cell_ids())
+        results = tuning.collect(trials, plan, records)
+    chosen, folder = tuning.best(results), prepared.work.grid(grid.name)
     write_atomically(folder / "tuning.csv", tuning.to_csv(results))
-    write_archive(expansion.plan, records, folder / "tuning.jsonl.gz")
+    write_archive(plan, records, folder / "tuning.jsonl.gz")
     print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
@@ -66,9 +75,14 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
 
     from bench.launch.dry_run import DryRun
     from bench.launch.resources import worker_room
+    from bench.launch.screening import assume_finalists
     from bench.progress import ProgressDisplay
 
-    expansion, work = expand_grid(prepared, grid, options.retry_failed), prepared.work
+    work, library = prepared.work, prepared.library
+    expansion = expand_grid(prepared, grid, options.retry_failed, options.extend)
+    if grid.screens and not expansion.plan.choices:
+        expansion = assume_finalists(grid, expansion, library)
+        print("finalists: not chosen yet; the costliest rows take their place here")
     for reason in prepared.library.absent.values():
         print(f"random images take the place of the data, and nothing counts as done: {reason}")
     found = DryRun.of(expansion, work.store, options.retry_failed)
@@ -78,7 +92,7 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
         return 0
     torch.set_num_threads(options.threads)
     devices = list_devices(prepared.device, options.workers)
-    library, room_bytes = prepared.library, worker_room(devices)
+    room_bytes = worker_room(devices)
     with ProgressDisplay(prepared.console) as display:
         text = found.estimate(prepared.config, devices, library, room_bytes, display)
     print(text)
@@ -89,20 +103,38 @@ def _train(
     options: argparse.Namespace, prepared: Prepared, grid: Grid
 ) -> tuple[Outcome, Expansion]:
     from bench.launch.coordinator import run_grid
+    from bench.launch.screening import check_costs, choose
 
-    expansion = expand_grid(prepared, grid, options.retry_failed)
+    costs = fetch_costs(prepared.work, grid.name, "records")
+    check_costs(grid, costs)
+
+    def expanded() -> Expansion:
+        return expand_grid(prepared, grid, options.retry_failed, options.extend)
+
     with open_launcher(options, prepared) as (devices, launch, room_bytes):
-        outcome = run_grid(
-            expansion,
-            prepared.work,
-            prepared.config,
-            devices,
-            retry_failed=options.retry_failed,
-            console=prepared.console,
-            launch=launch,
-            room_bytes=room_bytes,
-        )
-    return outcome, expansion
+
+        def train(expansion: Expansion, phase: str) -> Outcome:
+            return run_grid(
+                expansion,
+                prepared.work,
+                prepared.config,
+                devices,
+                retry_failed=options.retry_failed,
+                console=prepared.console,
+                launch=launch,
+                room_bytes=room_bytes,
+                phase=phase,
+            )
+
+        expansion = expanded()
+        if not grid.screens:
+            return train(expansion, ""), expansion
+        if expansion.plan.choices:
+            return train(expansion, "confirming"), expansion
+        screened = train(expansion, "screening")
+        choose(grid, expansion, prepared.work, costs)
+        expansion = expanded()
+        return screened.then(train(expansion, "confirming")), expansion
 
 
 def _say_outcome(outcome: Outcome) -> None:

@@ -222,6 +222,22 @@ class Costs:
         """Whether anything was measured."""
         return bool(self.records)
 
+    def of_pair(self, data: str, teacher: str, student: str) -> list[CostRecord]:
+        """What was profiled of a pair under one set of conditions; [] if nothing was.
+
+        Ratios measured on another device do not compare. Where there are several sets, the one
+        with most rows measured counts, then the one measured last.
+        """
+        sets: dict[tuple[str, ...], list[CostRecord]] = {}
+        for record in self.records:
+            if record.place[:3] == (data, teacher, student):
+                sets.setdefault(record.place, []).append(record)
+
+        def measured(place: tuple[str, ...]) -> int:
+            return sum(record.status == FINISHED for record in sets[place])
+
+        return sets[max(reversed(list(sets)), key=measured)] if sets else []
+
     def with_newer(self, newer: Costs) -> Costs:
         """These costs and newer ones, which replace those of the same place and row."""
         both = (*self.records, *newer.records)

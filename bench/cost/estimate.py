@@ -189,7 +189,7 @@ def _taught(cells: Sequence[Cell]) -> Cell:
 
 
 def _data(cell: Cell) -> dict[str, object]:
-    return cell.data.model_dump(mode="json", exclude={"split_seed"})
+    return cell.data.model_dump(mode="json", exclude={"split_seed", "validation_seed"})
 
 
 def _kind(cell: Cell) -> str:

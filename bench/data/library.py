@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cell import DataSpec
+from bench.cell import ImageSpec
 
 if TYPE_CHECKING:
     from bench.data.dataset import DataSet
@@ -32,7 +32,7 @@ class Library:
         self._sets: dict[str, DataSet] = {}
         self._fingerprints: dict[str, str] = {}
 
-    def read(self, spec: DataSpec) -> DataSet:
+    def read(self, spec: ImageSpec) -> DataSet:
         """The decoded data set.
 
         Raises:
@@ -43,7 +43,7 @@ class Library:
             self._sets[key] = self._load(spec)
         return self._sets[key]
 
-    def _load(self, spec: DataSpec) -> DataSet:
+    def _load(self, spec: ImageSpec) -> DataSet:
         from bench.data.dataset import DataError, MissingDataError
         from bench.data.sources import load, random_data
 
@@ -60,7 +60,7 @@ class Library:
             self.absent[self._key(spec)] = str(error)
             return found
 
-    def fingerprint(self, spec: DataSpec) -> str:
+    def fingerprint(self, spec: ImageSpec) -> str:
         """The hash of a data set's content; "absent" where random images replace it."""
         from bench.data.dataset import fingerprint
 
@@ -71,5 +71,5 @@ class Library:
         return self._fingerprints[key]
 
     @staticmethod
-    def _key(spec: DataSpec) -> str:
+    def _key(spec: ImageSpec) -> str:
         return repr((spec.source, spec.size, spec.classes))

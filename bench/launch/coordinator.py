@@ -46,6 +46,15 @@ class Outcome:
     counts: dict[str, int]
     seconds: float
 
+    def then(self, later: Outcome) -> Outcome:
+        """Both phases as one."""
+        return Outcome(
+            self.trained + later.trained,
+            self.elsewhere + later.elsewhere,
+            later.counts,
+            self.seconds + later.seconds,
+        )
+
 
 def run_grid(
     expansion: Expansion,
@@ -57,6 +66,7 @@ def run_grid(
     console: Console,
     launch: Launch = run_processes,
     room_bytes: int | None = None,
+    phase: str = "",
 ) -> Outcome:
     """Trains the cells of a grid that are unfinished, and mirrors all records.
 
@@ -69,6 +79,7 @@ def run_grid(
         console: for progress and warnings.
         launch: runs jobs, see `bench.launch.workers.run_processes`.
         room_bytes: memory that one worker may fill; None if no limit is known.
+        phase: shown with the progress, such as "screening".
     """
     plan, began = expansion.plan, time.monotonic()
     write_atomically(work.plan(plan.name), plan.to_json())
@@ -86,7 +97,7 @@ def run_grid(
         ):
             names = {cell.id: str(cell) for cell in waiting}
             epochs = {cell.id: total_epochs(cell) for cell in waiting}
-            progress = TrainingProgress(names, epochs, display)
+            progress = TrainingProgress(names, epochs, display, phase)
             trained = 0
             # Closed here, whatever happens: workers end before their leases do.
             with closing(launch(jobs, config, devices, progress.epoch, leases)) as all_done:

@@ -1,27 +1,37 @@
 """Tuning: hyper-parameters are chosen on held-out training images, with equal trials for all rows.
 
-A part of the training images is held out. Teachers and students train on the rest, and accuracy is
-measured on the held-out part, never on the test set. No grid uses the seeds of the trials.
+A part of the training images is held out, the same for teachers and students. Both train on the
+rest, and accuracy is measured on the held-out part, never on the test set. Every trial trains on
+one seed, and the best third of each row's trials on more. No grid uses these seeds.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
+import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from bench.grid import BASELINE, Grid, MethodSpec
+from bench.grid import Grid
+from bench.grid_fields import BASELINE, MethodSpec
 from bench.hyperparameters import default_hyperparameters, search_space
 from bench.record import FINISHED, Plan, Record
 from bench.seeds import derive
 
 FIRST_SEED = 1000
+RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Learning rates that every row tries, the plain student too, as multiples of the recipe's."""
+
+SMOOTHINGS = (0.0, 0.05, 0.1)
+"""Values of `label_smoothing` that every row tries."""
+
+KEPT = 3
+"""One trial of this many goes on to further seeds."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,8 @@ class Trial:
 
     Attributes:
         row: label of the row in the grid.
-        chosen: the hyper-parameters that this trial adds to those of the row.
-        spec: the method as it trains.
+        chosen: the hyper-parameters and fields of the recipe that this trial adds to the row's.
+        spec: the row as it trains.
     """
 
     row: str
@@ -50,35 +60,55 @@ class TrialResult:
 
 
 def trials_of(grid: Grid, count: int) -> list[Trial]:
-    """At most `count` trials for each row: its defaults, then draws from its search space.
+    """`count` trials for each row, the plain student included: its defaults, then random draws.
 
     No point is drawn twice, and every run draws the same. A space with fewer points than `count`
     is searched completely.
-
-    Args:
-        grid: gives the rows. A row without a search space has one trial.
-        count: of trials, equal for all rows.
     """
     found = []
-    for row in grid.methods:
-        if row.name == BASELINE:
-            continue  # it has no hyper-parameters
-        free = search_space(row.name, row.hyperparameters)
-        points = [dict(zip(free, v, strict=True)) for v in itertools.product(*free.values())]
-        defaults = default_hyperparameters(row.name)
-        others = [p for p in points if any(p[key] != defaults[key] for key in p)]
-        random.Random(derive(0, "trials", row.label)).shuffle(others)
-        for chosen in [{}, *others[: count - 1]]:
-            spec = MethodSpec(name=row.name, hyperparameters={**row.hyperparameters, **chosen})
+    for row in (MethodSpec(name=BASELINE), *grid.rows):
+        space = row_space(grid, row)
+        defaults = {**grid.recipe.model_dump(), **default_hyperparameters(row.name)}
+        # The lists need not hold the default, which is always tried.
+        default = {key: defaults[key] for key in space}
+        total = math.prod(map(len, space.values()))
+        draws = random.Random(derive(0, "trials", row.label))
+        drawn = draws.sample(range(total), min(total, count))
+        points = [point for point in (_point(space, n) for n in drawn) if point != default]
+        for chosen in [{}, *points[: count - 1]]:
+            hyperparameters = {**row.hyperparameters, **chosen}
+            spec = row.model_copy(update={"hyperparameters": hyperparameters})
             found.append(Trial(row.label, chosen, spec))
     return found
+
+
+def row_space(grid: Grid, row: MethodSpec) -> dict[str, list[Any]]:
+    """What a row's trials draw from: the method's search space, learning rates and smoothing.
+
+    A learning rate is for all pairs, so it is searched only where all students share the grid's.
+    """
+    space = search_space(row.name, row.hyperparameters)
+    rate = grid.recipe.learning_rate
+    if all(grid.recipe_of(pair.student).learning_rate == rate for pair in grid.all_pairs):
+        space.setdefault("learning_rate", [float(f"{f * rate:.6g}") for f in RATE_FACTORS])
+    space.setdefault("label_smoothing", list(SMOOTHINGS))
+    return {key: values for key, values in space.items() if key not in row.hyperparameters}
+
+
+def _point(space: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
+    """The point of this number in the product of the values."""
+    point = {}
+    for key, values in space.items():
+        number, position = divmod(number, len(values))
+        point[key] = values[position]
+    return point
 
 
 def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: float) -> Grid:
     """The grid whose cells are the trials.
 
     The fraction of the images that students see grows, so that they train on as many as in `grid`,
-    or on all that are left.
+    or on all that are left. No teacher is one of the grid's.
 
     Args:
         grid: the grid to tune for.
@@ -102,10 +132,16 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
             "axes": grid.axes.model_copy(update={"fraction": fractions}),
             "methods": tuple(unique.values()),
             "seeds": tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+            "teacher": grid.teacher.model_copy(update={"seeds": None}),
             "tuned": {},
             "diagnostics": False,
         }
     )
+
+
+def joined(first: Plan, second: Plan) -> Plan:
+    """The rows of two plans as one; a row of both counts once."""
+    return replace(second, rows=[*second.rows, *(r for r in first.rows if r not in second.rows)])
 
 
 def collect(
@@ -122,30 +158,52 @@ def collect(
     return results
 
 
-def best(results: Sequence[TrialResult]) -> dict[str, TrialResult]:
-    """Row -> its best trial. The first of equal trials wins, and so the defaults."""
-    chosen: dict[str, TrialResult] = {}
+def ranked(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
+    """Row -> its finished trials, those of most cells first, then the best.
+
+    Of equal trials the first wins, and so the defaults.
+    """
+    rows: dict[str, list[TrialResult]] = {}
     for result in results:
-        held = chosen.get(result.trial.row)
-        if (result.accuracy or 0.0) > (held.accuracy or 0.0 if held else 0.0):
-            chosen[result.trial.row] = result
-    return chosen
+        if result.accuracy is not None:
+            rows.setdefault(result.trial.row, []).append(result)
+    return {row: sorted(held, key=_rank) for row, held in rows.items()}
+
+
+def _rank(result: TrialResult) -> tuple[int, float]:
+    return -result.n, -(result.accuracy or 0.0)
+
+
+def promising(results: Sequence[TrialResult]) -> list[Trial]:
+    """The best third of each row's trials, rounded up, which train on further seeds."""
+    return [
+        result.trial
+        for held in ranked(results).values()
+        for result in held[: math.ceil(len(held) / KEPT)]
+    ]
+
+
+def best(results: Sequence[TrialResult]) -> dict[str, TrialResult]:
+    """Row -> its best trial among those of most seeds."""
+    return {row: held[0] for row, held in ranked(results).items()}
 
 
 def to_yaml(chosen: Mapping[str, TrialResult]) -> str:
-    """The grid's field `tuned`: row -> the hyper-parameters that differ from the defaults."""
+    """The grid's field `tuned`: row -> the values that differ from the defaults."""
     values = {row: result.trial.chosen for row, result in chosen.items() if result.trial.chosen}
     return yaml.safe_dump({"tuned": values}, sort_keys=False, allow_unicode=True)
 
 
 def to_csv(results: Sequence[TrialResult]) -> str:
-    """Every trial: its row, what it chose, accuracy in [0, 1], n cells."""
-    winners = {id(result) for result in best(results).values()}
+    """Every trial: its row, what it chose, accuracy in [0, 1], n cells, and its rank."""
+    ranks = {
+        id(result): rank for held in ranked(results).values() for rank, result in enumerate(held, 1)
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "chosen", "validation_accuracy", "n", "planned", "best"])
+    writer.writerow(["row", "chosen", "validation_accuracy", "n", "planned", "rank"])
     for result in results:
         chosen = "; ".join(f"{k}={v}" for k, v in result.trial.chosen.items()) or "defaults"
-        mark = "yes" if id(result) in winners else "no"
-        writer.writerow([result.trial.row, chosen, result.accuracy, result.n, result.planned, mark])
+        rank = ranks.get(id(result), "")
+        writer.writerow([result.trial.row, chosen, result.accuracy, result.n, result.planned, rank])
     return text.getvalue()

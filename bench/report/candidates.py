@@ -207,9 +207,6 @@ def cost_ratio(label: str, cost: CostRecord | None) -> Quartiles | None:
 def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     """What was profiled of a pair, under one set of conditions, and those conditions in words.
 
-    Ratios measured on another device do not compare. Where there are several sets, the one with
-    most rows measured counts, then the one measured last.
-
     Args:
         costs: of the grid; None for none.
         key: the pair; its axes do not matter to a cost.
@@ -217,18 +214,8 @@ def costs_of(costs: Costs | None, key: PairKey) -> tuple[list[CostRecord], str]:
     Returns:
         The records, by row; empty, with no words, if the pair was not profiled.
     """
-    sets: dict[tuple[str, ...], list[CostRecord]] = {}
-    for record in costs.records if costs is not None else ():
-        data, teacher, student, *conditions = record.place
-        same = (data, teacher, student) == (key.data, key.teacher, key.student)
-        if same:
-            sets.setdefault(tuple(conditions), []).append(record)
-    if not sets:
+    records = costs.of_pair(key.data, key.teacher, key.student) if costs is not None else []
+    if not records:
         return [], ""
-
-    def measured(conditions: tuple[str, ...]) -> int:
-        return sum(record.status == FINISHED for record in sets[conditions])
-
-    best = max(reversed(list(sets)), key=measured)
-    device, threads, precision, batch = best
-    return sets[best], f"on {device}, threads {threads}, {precision}, batch {batch}"
+    device, threads, precision, batch = records[0].place[3:]
+    return records, f"on {device}, threads {threads}, {precision}, batch {batch}"

@@ -172,7 +172,14 @@ class Student:
         chosen = self.selections.get(stage.name)
         kept = None if chosen is None else chosen.kept.to(self.device)
         self.subset, taught = images_of(stage, kept, self.labelled, train_images)
-        self._objective = Objective(stage, self.cell.method, self.connector, self.labelled, taught)
+        self._objective = Objective(
+            stage,
+            self.cell.method,
+            self.connector,
+            self.labelled,
+            taught,
+            self.cell.recipe.label_smoothing,
+        )
         freeze(stage, self.network, self.connector)
         parts = parts_of(self.network, self.connector)
         self._trunk = parts["trunk"]

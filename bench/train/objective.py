@@ -47,6 +47,7 @@ class Objective:
         connector: the method's own trained modules.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         taught: (N,) bool, the images whose transfer loss counts; None for all.
+        label_smoothing: weight of the uniform distribution in the targets of the task loss.
     """
 
     stage: Stage
@@ -54,6 +55,7 @@ class Objective:
     connector: nn.Module
     labelled: Tensor | None
     taught: Tensor | None
+    label_smoothing: float = 0.0
 
     def losses(self, pair: Pair) -> Losses:
         """Every loss of the stage, for one batch."""
@@ -70,10 +72,11 @@ class Objective:
     def task(self, pair: Pair) -> Tensor:
         """Mean cross-entropy with the labels that the task loss may see, ()."""
         logits, labels = pair.student.logits, pair.labels
+        smoothing = self.label_smoothing
         if self.labelled is None:
-            return cross_entropy(logits, labels)
+            return cross_entropy(logits, labels, label_smoothing=smoothing)
         seen = self.labelled[pair.index].to(logits.dtype)
-        each = cross_entropy(logits, labels, reduction="none")
+        each = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         return (each * seen).sum() / seen.sum().clamp(min=1)
 
     def hide_labels(self, pair: Pair) -> Pair:

@@ -73,7 +73,8 @@ def training_positions(spec: DataSpec, labels: Tensor) -> tuple[Tensor, Tensor |
     """
     kept, held = torch.arange(len(labels)), None
     if spec.validation:
-        kept, held = hold_out(labels, spec.validation, spec.split_seed)
+        seed = spec.split_seed if spec.validation_seed is None else spec.validation_seed
+        kept, held = hold_out(labels, spec.validation, seed)
     return kept[take_fraction(labels[kept], spec.fraction, spec.split_seed)], held
 
 

@@ -1,0 +1,162 @@
+"""The design of an experiment: which seeds a grid trains, and which rows go on to the second phase.
+
+Every row is screened on a few seeds. The best of them, the finalists, and the plain student are
+then trained on fresh seeds that they share. All claims rest on these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from bench.cell import Spec
+from bench.faults import UserError
+
+SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
+EQUAL = ""
+"""The phase of a grid that trains every row on the same seeds."""
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class Design(Spec):
+    """Screen, then confirm.
+
+    Attributes:
+        screen: seeds of every row.
+        finalists: rows that are confirmed: the best longer-trained student and the best methods.
+        confirm: fresh seeds of every finalist and of the plain student.
+        extend: further seeds of the same rows, for the one second look that is allowed; 0 for none.
+        first: the first seed; a new experiment needs seeds that none before it used.
+    """
+
+    screen: AtLeastOne
+    finalists: Annotated[int, Field(ge=2)]
+    confirm: Annotated[int, Field(ge=2)]
+    extend: Annotated[int, Field(ge=0)] = 0
+    first: Annotated[int, Field(ge=0)] = 0
+
+    def seeds(self, phase: str) -> tuple[int, ...]:
+        """The seeds of one phase; no two phases share one."""
+        fresh = self.first + self.screen
+        further = fresh + self.confirm
+        ranges = {
+            SCREENING: range(self.first, fresh),
+            CONFIRMATION: range(fresh, further),
+            EXTENSION: range(further, further + self.extend),
+        }
+        return tuple(ranges[phase])
+
+
+class TeacherPools(Spec):
+    """Teachers that several seeds share, other ones in each phase.
+
+    Attributes:
+        screen: teachers of the screening seeds.
+        confirm: teachers of the seeds that claims rest on.
+    """
+
+    screen: AtLeastOne
+    confirm: AtLeastOne
+
+    def seed(self, phase: str, seed: int) -> int:
+        """The seed of the teacher that teaches in a phase under a seed of the grid."""
+        return seed % self.screen if phase == SCREENING else self.screen + seed % self.confirm
+
+
+class PairId(NamedTuple):
+    """A data set, its axes, a teacher and a student: what one choice is about."""
+
+    data: str
+    axes: str
+    teacher: str
+    student: str
+
+
+class Choice(Spec):
+    """The finalists of one pair, and what they were chosen by.
+
+    Attributes:
+        data: name of the data set.
+        axes: axis -> value.
+        teacher: the teacher's model.
+        student: the student's model.
+        finalists: labels of rows.
+        screened: label of every row that was screened -> its mean "accuracy", the number "n" of
+            seeds, and its "cost" relative to the plain student's training (None if not limited).
+    """
+
+    data: str
+    axes: dict[str, float]
+    teacher: str
+    student: str
+    finalists: tuple[str, ...]
+    screened: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+
+    @property
+    def pair(self) -> PairId:
+        """What the choice is about."""
+        return pair_id(self.data, self.axes, self.teacher, self.student)
+
+
+def pair_id(data: str, axes: Mapping[str, float], teacher: str, student: str) -> PairId:
+    """The pair of these names and values of the axes."""
+    values = {name: float(value) for name, value in axes.items()}
+    return PairId(data, json.dumps(values, sort_keys=True), teacher, student)
+
+
+def screening_digest(cell_ids: Sequence[str], design: Design, max_cost: float | None) -> str:
+    """Names the choice that follows from these screened cells under this design."""
+    rules = [design.screen, design.finalists, max_cost]
+    text = json.dumps([sorted(cell_ids), rules])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read_choices(path: Path) -> tuple[Choice, ...] | None:
+    """The choices that a command wrote; None if none did yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return parse_choices(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the grid again") from None
+
+
+def parse_choices(values: Sequence[Mapping[str, Any]]) -> tuple[Choice, ...]:
+    """The choices as a plan or a file holds them."""
+    return tuple(Choice(**value) for value in values)
+
+
+def write_choices_once(path: Path, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Writes the choices unless another command did; returns those that the file holds.
+
+    The file appears as a whole: it is linked to its name after it was written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([choice.model_dump() for choice in choices], indent=1)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.link(name, path)
+    except FileExistsError:
+        pass
+    finally:
+        Path(name).unlink(missing_ok=True)
+    found = read_choices(path)
+    assert found is not None  # written above, or by the other command
+    return found

@@ -1,0 +1,92 @@
+"""From a grid's plan, records and costs to the numbers that `bench.decide` works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from bench.cost.costs import Costs
+from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
+from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
+from bench.record import FINISHED, Plan, Record
+from bench.record import Row as PlanRow
+
+STUDENT = "student"
+
+
+def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[PairId, Pair]:
+    """The pairs of a plan that have a finished plain student, with what is recorded of them.
+
+    Args:
+        plan: of the grid.
+        records: by cell id.
+        costs: what was profiled of the grid.
+
+    Returns:
+        The pairs in the plan's order; rows without a finished cell are left out of them.
+    """
+    rows: dict[PairId, list[PlanRow]] = {}
+    for row in plan.rows:
+        rows.setdefault(pair_id(row.data, row.axes, row.teacher, row.student), []).append(row)
+    found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows.items()}
+    return {pair: made for pair, made in found.items() if made is not None}
+
+
+def _pair(
+    pair: PairId, rows: Sequence[PlanRow], records: Mapping[str, Record], costs: Costs
+) -> Pair | None:
+    finished = [
+        (row, records[row.cell_id])
+        for row in rows
+        if row.cell_id in records and records[row.cell_id].status == FINISHED
+    ]
+    students = [record for row, record in finished if row.role == STUDENT]
+    if not students:
+        return None
+    measured = costs.of_pair(pair.data, pair.teacher, pair.student)
+    ratios = {cost.label: cost.training_cost_ratio for cost in measured}
+    labels = dict.fromkeys(row.label for row, _ in finished if row.role in (STUDENT, "method"))
+    confirmed = {row.label for row in rows if row.phase in (CONFIRMATION, EXTENSION, EQUAL)}
+    made = []
+    for label in labels:
+        mine = [(row, record) for row, record in finished if row.label == label]
+        ratio = ratios.get(label)
+        kind, cost = _kind(mine[0][0]), None if ratio is None else ratio.median
+        if kind in (REFERENCE, LONGER):  # its step is the plain student's
+            cost = _epochs(record for _, record in mine) / _epochs(students)
+        made.append(
+            Row(
+                name=label,
+                kind=kind,
+                screening=_series(mine, SCREENING),
+                confirmation=_series(mine, EQUAL) or _series(mine, CONFIRMATION),
+                extension=_series(mine, EXTENSION),
+                cost=cost,
+                finalist=kind in (LONGER, METHOD) and label in confirmed,
+            )
+        )
+    teachers = {row.cell_id: record for row, record in finished if row.role == "teacher"}
+    accuracies = [record.final["last_accuracy"] for record in teachers.values()]
+    return Pair(
+        name=f"{pair.teacher}:{pair.student}",
+        rows=tuple(made),
+        test_images=round(students[0].final.get("test_images", 0)),
+        teacher_accuracy=fmean(accuracies) if accuracies else None,
+        teachers={row.seed: row.teacher_id for row, _ in finished if row.role == STUDENT},
+    )
+
+
+def _kind(row: PlanRow) -> str:
+    if row.role == STUDENT:
+        return REFERENCE
+    if not row.finalist:
+        return ABLATION
+    return LONGER if row.method == STUDENT else METHOD
+
+
+def _series(rows: Iterable[tuple[PlanRow, Record]], phase: str) -> dict[int, float]:
+    return {row.seed: record.final["last_accuracy"] for row, record in rows if row.phase == phase}
+
+
+def _epochs(records: Iterable[Record]) -> float:
+    return fmean(record.final["epochs"] for record in records)

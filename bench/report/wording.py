@@ -1,0 +1,68 @@
+"""How rows, pairs, gains and costs are worded, everywhere a reader meets them."""
+
+from __future__ import annotations
+
+import re
+
+from bench.design import PairId
+from bench.statistics import Interval
+
+LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
+
+
+def row_title(label: str) -> str:
+    """A row as people say it.
+
+    Example:
+        >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
+        ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
+    """
+    if label == "student":
+        return "no teacher"
+    found = LONGER.fullmatch(label)
+    return f"no teacher, {found['factor']}× epochs" if found else label
+
+
+def pair_title(pair: PairId, axes: dict[str, float]) -> str:
+    """A pair in one line, with those axes that are not at their neutral 1.
+
+    Example:
+        >>> pair_title(PairId("digits", "", "cnn16", "cnn4"), {"fraction": 0.5, "labels": 1.0})
+        'digits, fraction 0.5: cnn16 → cnn4'
+    """
+    parts = [f"{name} {value:g}" for name, value in axes.items() if value != 1]
+    return f"{', '.join([pair.data, *parts])}: {pair.teacher} → {pair.student}"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies in percentage points.
+
+    Example:
+        >>> points(0.0234), points(-0.004)
+        ('+2.3', '-0.4')
+    """
+    return f"{100 * value:+.1f}"
+
+
+def gain_text(gain: Interval) -> str:
+    """A gain in percentage points with its interval, if it has one."""
+    if gain.low is None or gain.high is None:
+        return f"{points(gain.mean)} points (one seed)"
+    return f"{points(gain.mean)} points ({points(gain.low)} to {points(gain.high)})"
+
+
+def cost_text(cost: float | None) -> str:
+    """A cost as a multiple of the plain student's training."""
+    return "cost not measured" if cost is None else f"cost ×{cost:.1f}"
+
+
+def chance_text(probability: float) -> str:
+    """A probability in whole per cent, never 0 or 100.
+
+    Example:
+        >>> chance_text(0.987), chance_text(0.9999), chance_text(0.001)
+        ('99 %', 'over 99 %', 'under 1 %')
+    """
+    if probability > 0.99:
+        return "over 99 %"
+    return "under 1 %" if probability < 0.01 else f"{probability:.0%}".replace("%", " %")

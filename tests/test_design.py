@@ -1,0 +1,300 @@
+"""Screen, then confirm: the seeds of each phase, the teachers, the images, and the one choice."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from bench.cell import Cell
+from bench.cost.costs import CostRecord, Costs, Quartiles
+from bench.design import (
+    CONFIRMATION,
+    EXTENSION,
+    SCREENING,
+    Choice,
+    Design,
+    read_choices,
+    write_choices_once,
+)
+from bench.expansion import Expansion, expand
+from bench.faults import UserError
+from bench.grid import Grid, GridError
+from bench.launch.screening import check_costs, choose, expand_chosen
+from bench.launch.tune import promising, trials_of, tuning_grid
+from bench.record import FINISHED, Record
+from bench.train.stream import training_positions
+from bench.workdir import WorkDir
+
+RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1}
+LONGER = [{"student": {"epochs_factor": factor}} for factor in (1.5, 2.0)]
+ROWS = ["soft_logits", "fsp", "rkd", {"kd_svd": {"finalist": False}}, *LONGER]
+DESIGN = {"screen": 2, "finalists": 3, "confirm": 4}
+LABELS = [1.5, 2.0]
+
+
+def grid(**changes: object) -> Grid:
+    values = {
+        "name": "mine", "description": "screened", "data": {"source": "digits", "fraction": 0.2},
+        "pairs": ["cnn8:cnn4"], "methods": ROWS, "seeds": DESIGN, "recipe": RECIPE,
+    }  # fmt: skip
+    return Grid(**{**values, **changes})
+
+
+def named(data: object) -> str:
+    return "d"
+
+
+def finish(expansion: Expansion, work: WorkDir, accuracies: dict[str, float]) -> None:
+    """A record for every cell; rows without an accuracy have 0.5."""
+    for row in expansion.plan.rows:
+        final = {
+            "last_accuracy": accuracies.get(row.label, 0.5),
+            "epochs": expansion.cells[row.cell_id].recipe.epochs,
+        }
+        cell = expansion.cells[row.cell_id].resolved()
+        record = Record(cell_id=row.cell_id, cell=cell, category="response", source="",
+                        status=FINISHED, final=final)  # fmt: skip
+        work.store.write(record)
+
+
+def seeds_of(expansion: Expansion, label: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row in expansion.plan.rows:
+        if row.label == label:
+            found.setdefault(row.phase, []).append(row.seed)
+    return found
+
+
+MEANS = {"fsp": 0.8, "rkd": 0.7, "soft_logits": 0.6, "kd_svd": 0.9,
+         "student (epochs_factor=1.5)": 0.55, "student (epochs_factor=2)": 0.52}  # fmt: skip
+
+
+def test_all_rows_are_screened_and_finalists_and_student_share_fresh_seeds(tmp_path):
+    work, mine = WorkDir(tmp_path), grid()
+    screened = expand_chosen(mine, named, work, extend=False)
+    assert seeds_of(screened, "fsp") == {SCREENING: [0, 1]}
+    finish(screened, work, MEANS)
+    choose(mine, screened, work, Costs())
+    whole = expand_chosen(mine, named, work, extend=False)
+    # The best longer-trained student always, the control never, however high its mean.
+    (choice,) = whole.plan.choices
+    assert set(choice["finalists"]) == {"fsp", "rkd", "student (epochs_factor=1.5)"}
+    assert choice["screened"]["fsp"] == {"accuracy": 0.8, "n": 2, "cost": None}
+    for label in ("student", *choice["finalists"]):
+        assert seeds_of(whole, label) == {SCREENING: [0, 1], CONFIRMATION: [2, 3, 4, 5]}
+    for label in ("soft_logits", "kd_svd"):
+        assert seeds_of(whole, label) == {SCREENING: [0, 1]}
+    trained = {row.cell_id for row in whole.plan.rows if row.role != "teacher"}
+    assert len(trained) == 7 * 2 + 4 * 4
+
+
+def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
+    work, mine = WorkDir(tmp_path), grid()
+    screened = expand_chosen(mine, named, work, extend=False)
+    finish(screened, work, MEANS)
+    choose(mine, screened, work, Costs())
+    first = expand_chosen(mine, named, work, extend=False).plan.choices
+    finish(screened, work, {"soft_logits": 0.9})  # another launcher retried what had failed
+    choose(mine, screened, work, Costs())
+    assert expand_chosen(mine, named, work, extend=False).plan.choices == first
+    # Another rule is another choice: nothing is chosen by it yet.
+    stricter = grid(seeds={**DESIGN, "finalists": 2})
+    assert expand_chosen(stricter, named, work, extend=False).plan.choices == []
+
+
+def test_of_many_commands_at_once_one_writes_the_choice(tmp_path):
+    axes, path = {"fraction": 1.0}, tmp_path / "mine" / "finalists-0.json"
+    mine = [
+        Choice(data="d", axes=axes, teacher="t", student="s", finalists=(str(n),)) for n in range(8)
+    ]
+    read: list[tuple[Choice, ...]] = []
+    start = threading.Barrier(len(mine))
+
+    def write(choice: Choice) -> None:
+        start.wait()
+        read.append(write_choices_once(path, [choice]))
+
+    threads = [threading.Thread(target=write, args=(choice,)) for choice in mine]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read) == len(mine)
+    assert all(found == read_choices(path) for found in read)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_damaged_choice_is_named(tmp_path):
+    path = tmp_path / "finalists-0.json"
+    path.write_text('[{"data": "d"}]')
+    with pytest.raises(UserError, match=r"finalists-0\.json is damaged"):
+        read_choices(path)
+
+
+def test_a_second_look_is_planned_beforehand_and_remains(tmp_path):
+    work, mine = WorkDir(tmp_path), grid(seeds={**DESIGN, "extend": 3})
+    with pytest.raises(UserError, match="plans no second look"):
+        expand_chosen(grid(), named, work, extend=True)
+    with pytest.raises(UserError, match="no finalists are chosen"):
+        expand_chosen(mine, named, work, extend=True)
+    screened = expand_chosen(mine, named, work, extend=False)
+    finish(screened, work, MEANS)
+    choose(mine, screened, work, Costs())
+    assert EXTENSION not in seeds_of(expand_chosen(mine, named, work, extend=False), "fsp")
+    longer = expand_chosen(mine, named, work, extend=True)
+    assert seeds_of(longer, "fsp")[EXTENSION] == [6, 7, 8]
+    work.grid("mine").mkdir(exist_ok=True)
+    work.plan("mine").write_text(longer.plan.to_json())
+    assert expand_chosen(mine, named, work, extend=False).plan == longer.plan
+
+
+def test_nothing_is_screened_where_all_rows_can_be_finalists():
+    few = grid(methods=["soft_logits", LONGER[0]])
+    assert not few.screens
+    assert seeds_of(expand(few, named), "soft_logits") == {CONFIRMATION: [2, 3, 4, 5]}
+
+
+def test_a_limit_on_costs_needs_costs_and_rules_rows_out(tmp_path):
+    work, mine = WorkDir(tmp_path), grid(max_cost=1.6)
+    with pytest.raises(UserError, match=r"run_all\.py profile --grid mine"):
+        check_costs(mine, Costs())
+    ratios = {"soft_logits": 1.2, "fsp": 3.0, "rkd": 1.5}
+    costs = Costs([
+        CostRecord(data="digits", teacher="cnn8", student="cnn4", label=label, method=label,
+                   category="", training_cost_ratio=Quartiles(ratio, ratio, ratio, 3))
+        for label, ratio in ratios.items()
+    ])  # fmt: skip
+    check_costs(mine, costs)
+    screened = expand_chosen(mine, named, work, extend=False)
+    finish(screened, work, MEANS)
+    choose(mine, screened, work, costs)
+    (choice,) = expand_chosen(mine, named, work, extend=False).plan.choices
+    assert set(choice["finalists"]) == {"soft_logits", "rkd", "student (epochs_factor=1.5)"}
+    assert choice["screened"]["fsp"]["cost"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ({"screen": 2, "finalists": 4}, "seeds: confirm: missing"),
+        ({**DESIGN, "confirm": 1}, "seeds: confirm: got 1"),
+        ({**DESIGN, "scren": 2}, "unknown field 'scren'"),
+        ([], "seeds is empty"),
+    ],
+)
+def test_a_wrong_design_is_one_line(tmp_path, seeds, words):
+    import yaml
+
+    from bench.grid import load_grid
+
+    path = tmp_path / "mine.yaml"
+    values = {**grid().model_dump(mode="json", exclude={"name"}), "seeds": seeds}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(GridError) as caught:
+        load_grid(str(path))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- images and teachers ------------------------------------------------------------------------
+
+
+def cells_of(mine: Grid) -> list[Cell]:
+    return list(expand(mine, named).cells.values())
+
+
+def test_a_fresh_subset_for_every_seed_shared_by_its_rows():
+    cells = [cell for cell in cells_of(grid(seeds=3)) if cell.data.fraction < 1]
+    assert {(cell.seed, cell.data.split_seed) for cell in cells} == {(0, 0), (1, 1), (2, 2)}
+    once = cells_of(grid(seeds=3, data={"source": "digits", "fraction": 0.2, "split_seed": 7}))
+    assert {cell.data.split_seed for cell in once} == {7}
+
+
+def test_where_nothing_is_drawn_no_seed_draws_it():
+    whole = {"source": "digits"}
+    fixed = {**whole, "split_seed": 0}
+    ids = [{c.id for c in cells_of(grid(seeds=2, data=data))} for data in (whole, fixed)]
+    assert ids[0] == ids[1]
+
+
+def test_no_teacher_saw_a_held_out_image():
+    mine = grid(teacher={"fraction": 0.5, "seeds": {"screen": 1, "confirm": 3}}, tuned={})
+    held_grid = tuning_grid(mine, trials_of(mine, 2), seeds=3, validation=0.2)
+    cells = cells_of(held_grid)
+    labels = torch.arange(300) % 10
+    parts = {cell.id: training_positions(cell.data, labels) for cell in cells}
+    held = {tuple(h.tolist()) for _, h in parts.values() if h is not None}
+    assert len(held) == 1  # one hold-out for the whole run
+    (images,) = held
+    for cell in cells:
+        assert cell.data.validation == 0.2
+        assert not set(images) & set(parts[cell.id][0].tolist())
+    drawn = {tuple(parts[c.id][0].tolist()) for c in cells if c.teacher is not None}
+    assert len(drawn) == 3  # while every seed draws its own subset of the rest
+
+
+def test_pools_of_teachers_are_disjoint_and_their_subset_follows_them():
+    pools = {"fraction": 0.5, "seeds": {"screen": 1, "confirm": 3}}
+    choice = Choice(
+        data="digits", axes={"fraction": 0.2, "labels": 1.0, "resolution": 1},
+        teacher="cnn8", student="cnn4", finalists=("fsp",),
+    )  # fmt: skip
+    expansion = expand(grid(teacher=pools), named, [choice])
+    taught = {
+        (row.phase, row.seed): expansion.cells[row.cell_id]
+        for row in expansion.plan.rows
+        if row.role == "teacher"
+    }
+    screening = {cell.seed for (phase, _), cell in taught.items() if phase == SCREENING}
+    confirming = {cell.seed for (phase, _), cell in taught.items() if phase == CONFIRMATION}
+    assert (len(screening), len(confirming)) == (1, 3)
+    assert not screening & confirming
+    assert all(cell.data.split_seed == cell.seed for cell in taught.values())
+    with pytest.raises(ValueError, match="either seed or seeds"):
+        grid(teacher={**pools, "seed": 3})
+
+
+# --- a row's own recipe -------------------------------------------------------------------------
+
+
+def test_a_row_has_its_own_learning_rate_and_smoothing_and_keeps_its_label():
+    tuned = {
+        "student": {"learning_rate": 0.2},
+        "fsp": {"learning_rate": 0.05, "label_smoothing": 0.1, "scale": "mean"},
+    }
+    mine = grid(seeds=1, tuned=tuned)
+    rows = {row.label: row for row in expand(mine, named).plan.rows}
+    cells = expand(mine, named).cells
+    recipe = {label: cells[row.cell_id].recipe for label, row in rows.items()}
+    assert (recipe["student"].learning_rate, recipe["student"].label_smoothing) == (0.2, 0.0)
+    assert (recipe["fsp"].learning_rate, recipe["fsp"].label_smoothing) == (0.05, 0.1)
+    assert recipe["rkd"].learning_rate == recipe["teacher"].learning_rate == 0.1
+    assert cells[rows["fsp"].cell_id].hyperparameters["scale"] == "mean"
+
+
+def test_every_row_is_tuned_by_as_many_trials_and_the_student_too():
+    trials = trials_of(grid(), 6)
+    counts: dict[str, int] = {}
+    for trial in trials:
+        counts[trial.row] = counts.get(trial.row, 0) + 1
+    assert set(counts) == {"student", *(row.label for row in grid().rows)}
+    assert set(counts.values()) == {6}
+    assert len({trial.spec.label for trial in trials}) == len(trials)
+    assert any("learning_rate" in trial.chosen for trial in trials if trial.row == "student")
+
+
+def test_the_best_third_of_a_rows_trials_goes_on():
+    from bench.launch.tune import TrialResult
+
+    trials = trials_of(grid(methods=["rkd"], seeds=1), 6)
+    results = [TrialResult(trial, n / 10, 1, 1) for n, trial in enumerate(trials)]
+    kept = promising(results)
+    assert [trials.index(trial) for trial in kept] == [5, 4, 11, 10]
+
+
+def test_the_design_refuses_to_share_seeds_between_phases():
+    design = Design(**DESIGN, extend=2)
+    phases = [set(design.seeds(phase)) for phase in (SCREENING, CONFIRMATION, EXTENSION)]
+    assert len(set.union(*phases)) == sum(map(len, phases)) == 8
