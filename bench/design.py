@@ -79,6 +79,17 @@ class PairId(NamedTuple):
     teacher: str
     student: str
 
+    @property
+    def title(self) -> str:
+        """In one line, with those axes that are not at their neutral 1.
+
+        Example:
+            >>> pair_id("digits", {"fraction": 0.5, "labels": 1}, "cnn16", "cnn4").title
+            'digits, fraction 0.5: cnn16 → cnn4'
+        """
+        axes = [f"{name} {value:g}" for name, value in json.loads(self.axes).items() if value != 1]
+        return f"{', '.join([self.data, *axes])}: {self.teacher} → {self.student}"
+
 
 class Choice(Spec):
     """The finalists of one pair, and what they were chosen by.

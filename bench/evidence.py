@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from bench.cost.costs import Costs
+from bench.decide.decision import Question
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
 from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow
 
 STUDENT = "student"
+MIB = 2**20
 
 
 def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[PairId, Pair]:
@@ -30,6 +33,34 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
         rows.setdefault(pair_id(row.data, row.axes, row.teacher, row.student), []).append(row)
     found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows.items()}
     return {pair: made for pair, made in found.items() if made is not None}
+
+
+def question_of(plan: Plan, **limits: Any) -> Question:
+    """The question that a grid's design asks, with the reader's limits as fields of `Question`."""
+    seeds = plan.config.get("seeds")
+    if not isinstance(seeds, Mapping):
+        return Question(equal_seeds=True, **limits)
+    return Question(extend=seeds.get("extend", 0), **limits)
+
+
+def beyond_memory(
+    pairs: Iterable[PairId], costs: Costs, max_mib: float
+) -> dict[str, dict[str, str]]:
+    """Title of a pair -> row -> why it exceeds a limit on memory; rows within it are left out.
+
+    Args:
+        pairs: of the grid.
+        costs: what was profiled of it.
+        max_mib: the most that a step may take above the plain student's, in MiB.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for pair in pairs:
+        for cost in costs.of_pair(pair.data, pair.teacher, pair.student):
+            extra = cost.extra_peak_bytes / MIB
+            if cost.status == FINISHED and extra > max_mib:
+                why = f"memory {extra:.1f} MiB above the plain step's, limit {max_mib:g} MiB"
+                found.setdefault(pair.title, {})[cost.label] = why
+    return found
 
 
 def _pair(
@@ -68,7 +99,7 @@ def _pair(
     teachers = {row.cell_id: record for row, record in finished if row.role == "teacher"}
     accuracies = [record.final["last_accuracy"] for record in teachers.values()]
     return Pair(
-        name=f"{pair.teacher}:{pair.student}",
+        name=pair.title,
         rows=tuple(made),
         test_images=round(students[0].final.get("test_images", 0)),
         teacher_accuracy=fmean(accuracies) if accuracies else None,

@@ -118,6 +118,13 @@ def add_tables(parser: Parser) -> None:
 def add_recommend(parser: Parser) -> None:
     """The options of `recommend`."""
     add_tables(parser)
+    add = parser.add_argument
+    text = "results of any code base: columns row, seed, accuracy; optional pair, cost, phase"
+    add("--csv", type=path, metavar="FILE", help=text)
+    text = "row of the CSV file that gains are over (default: student)"
+    add("--baseline", default="student", metavar="ROW", help=text)
+    text = "row that the others are held against (default: the plain student)"
+    add("--against", metavar="ROW", help=text)
     add, limit = parser.add_argument, number(float)
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")
     text = "whole training at most X times the plain student's, such as 1.3"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 
 from bench.cli.outputs import mirror_files, render, write
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results
@@ -26,20 +28,13 @@ def tables(options: argparse.Namespace) -> int:
 
 
 def recommend(options: argparse.Namespace) -> int:
-    """Says which row to choose for each pair, and why; 2 if the evidence answers for none."""
-    from bench.report.recommend import Question, answer
-    from bench.report.recommend import recommend as choose
+    """Says for each pair what is proven and what is the best bet; 2 if it can for none."""
+    from bench.cli.recommending import recommend_csv, recommend_grid
 
-    work, name = WorkDir(options.work_dir), grid_name(options.grid)
-    question = Question(
-        pair=options.pair,
-        max_cost=options.max_cost,
-        max_memory_mib=options.max_memory_mib,
-        min_gain=options.min_gain,
-    )
-    plan, records = fetch_results(work, name, options.origin)
-    costs = fetch_costs(work, name, options.origin)
-    print(answer(choose(plan, records, costs, question)))
+    lines = recommend_grid(options) if options.csv is None else recommend_csv(options)
+    width = shutil.get_terminal_size().columns
+    for line in lines:
+        print(textwrap.fill(line, width, subsequent_indent="      ", break_on_hyphens=False))
     return 0
 
 

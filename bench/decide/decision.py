@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
@@ -29,6 +29,8 @@ class Question:
     Attributes:
         against: the row that the others are held against; None for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
+        least_gain: what a proven gain must exceed, in accuracy.
+        excluded: pair -> row -> why it is not named, beyond its cost.
         margin: accuracy that does not matter; None for `margin_for` the pair's test set.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
@@ -37,6 +39,8 @@ class Question:
 
     against: str | None = None
     max_cost: float | None = None
+    least_gain: float = 0.0
+    excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     margin: float | None = None
     extend: int = 0
     equal_seeds: bool = False
@@ -149,7 +153,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     asked = question or Question()
     alphas = levels(2 if asked.extend or any(pair.look == 2 for pair in pairs) else 1)
     families = [_family(pair, asked.against) for pair in pairs]
-    claims = prove(families, alphas)
+    claims = prove(families, alphas, asked.least_gain)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
     answers = [
         _named(_claimed(pair, family, found, priced, asked, len(pairs)), pair, family, asked.draws)
@@ -233,11 +237,10 @@ def _claimed(
         claims=claims,
         against_longer=against_longer,
         excluded={
-            row.name: f"cost x{row.cost:.2f} above x{asked.max_cost:g}"
-            if row.cost is not None
-            else "cost not measured"
+            row.name: _too_dear(row, asked.max_cost) or asked.excluded[pair.name][row.name]
             for row in pair.rows
-            if row.nameable and not affordable(row, asked.max_cost)
+            if row.nameable
+            and (_too_dear(row, asked.max_cost) or row.name in asked.excluded.get(pair.name, {}))
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
@@ -246,6 +249,13 @@ def _claimed(
         ),
         recipe_too_short=gains and family.reference is pair.student,
     )
+
+
+def _too_dear(row: Row, max_cost: float | None) -> str:
+    """How a row exceeds the limit on cost; empty if it does not."""
+    if affordable(row, max_cost):
+        return ""
+    return "cost not measured" if row.cost is None else f"cost ×{row.cost:.2f} above ×{max_cost:g}"
 
 
 def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
@@ -285,7 +295,7 @@ def _problem(finalists: Sequence[Row], reference: Row, excluded: Mapping[str, st
     allowed = [row for row in finalists if row.name not in excluded]
     costs = {row.name: row.cost for row in finalists if row.cost is not None}
     if not allowed and not costs:
-        return "cost is limited, and no finalist's cost was measured"
+        return "costs are limited, and no finalist's cost is measured: run_all.py profile does that"
     if not allowed:
         nearest = min(costs, key=lambda row: costs[row])
         return f"no finalist is within the limit; the nearest is {nearest}: {excluded[nearest]}"

@@ -51,7 +51,9 @@ def levels(looks: int) -> tuple[float, ...]:
     return (ALPHA,) if looks == 1 else (FIRST_LOOK, SECOND_LOOK)
 
 
-def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Claim, ...]]:
+def prove(
+    families: Sequence[Family], alphas: Sequence[float], least: float = 0.0
+) -> list[tuple[Claim, ...]]:
     """Paired t tests by seed, with Holm's correction over the rows of all families.
 
     A row is proven if its mean difference is above 0 and its two-sided p, corrected, is at most
@@ -66,6 +68,7 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
     Args:
         families: of all pairs of a grid, one each.
         alphas: of the first look, and of the second one where there may be one.
+        least: what a gain must exceed to be proven, in accuracy.
 
     Returns:
         The claims of each family, in its rows' order.
@@ -78,7 +81,7 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
     extended = any(row.extension for family in families for row in family.rows)
     for look, alpha in enumerate(alphas[: 1 + extended], 1):
         samples = [family.differences(look) for family in families]
-        raw = [paired_p(values) for rows in samples for values in rows.values()]
+        raw = [paired_p([d - least for d in v]) for rows in samples for v in rows.values()]
         tests = iter(zip(raw, holm([1.0 if p is None else p for p in raw]), strict=True))
         found = []
         for place, rows in enumerate(samples):
@@ -86,7 +89,7 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
             for name, values in rows.items():
                 p, adjusted = next(tests)
                 gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
-                if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
+                if gain is not None and p is not None and gain.mean > least and adjusted <= alpha:
                     proven.add((place, name))
                 shown = None if p is None else adjusted
                 claims.append(Claim(name, gain, shown, (place, name) in proven, look))

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from bench.decide.decision import BEST_BET, PROVEN, Answer
 from bench.decide.evidence import Pair
 from bench.decide.over_pairs import Overall
-from bench.report.wording import chance_text, cost_text, gain_text, points, row_title
-
-FEW_REACHED = 0.5
-"""A row whose transfer loss reached a smaller share of the samples is named first."""
+from bench.record import Plan
+from bench.report.wording import (
+    chance_text,
+    cost_text,
+    gain_text,
+    points,
+    reference_title,
+    row_title,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,24 +32,32 @@ class Asked:
     narrowed: Sequence[str] = ()
 
 
-def answer_lines(title: str, answer: Answer, pair: Pair, asked: Asked) -> list[str]:
+def asked_of(plan: Plan) -> Asked:
+    """What a plan's answers are of; a part of a grid is trained by the words of the whole."""
+    config = plan.config
+    rows = list(dict.fromkeys(row.label for row in plan.rows if row.role == "method"))
+    return Asked(
+        grid=config.get("part_of") or plan.name, narrowed=rows if config.get("narrowed") else ()
+    )
+
+
+def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     """One pair: its title, what to know first, and three lines of answer.
 
     Args:
-        title: of the pair.
         answer: what was decided.
         pair: the evidence.
         asked: what the answer is of.
     """
-    lines = [title, *(f"  note: {text}" for text in caveats(answer, pair, asked))]
+    lines = [pair.name, *(f"  note: {text}" for text in caveats(answer, pair, asked))]
     if answer.named is None:
         return [*lines, f"  no answer: {answer.problem}"]
     lines.append(f"  proven: {_proven(answer, pair)}")
     lines.append(f"  {'best bet' if answer.verdict in (PROVEN, BEST_BET) else 'undecided'}: "
                  f"{_bet(answer, pair)}")  # fmt: skip
-    race = ", ".join(row_title(row) for row in answer.in_the_race)
-    lines.append(f"  still in the race: {race}{_settled_by(answer, asked)}")
-    return lines
+    race = "; ".join(row_title(row) for row in answer.in_the_race)
+    lines.append(f"  still in the race: {race}")
+    return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]
 
 
 def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
@@ -77,17 +90,22 @@ def _teachers(answer: Answer) -> str:
 
 
 def _proven(answer: Answer, pair: Pair) -> str:
-    claims = [claim for claim in answer.claims if claim.proven and claim.gain is not None]
+    proven = [claim for claim in answer.claims if claim.proven and claim.gain is not None]
+    claims = [claim for claim in proven if claim.row not in answer.excluded]
+    if not claims and proven:
+        beyond = (f"{row_title(c.row)} ({answer.excluded[c.row]})" for c in proven)
+        return f"nothing within the limits; beyond them {', '.join(beyond)}"
     if not claims:
         seeds = max((claim.gain.n for claim in answer.claims if claim.gain), default=0)
-        against = row_title(answer.reference)
+        against = reference_title(answer.reference)
         return f"nothing ({len(answer.claims)} rows against {against}, {seeds} seeds)"
     claims.sort(key=lambda claim: claim.row != answer.named)
     first, *others = claims
     assert first.gain is not None
     text = (
-        f"{row_title(first.row)}, {gain_text(first.gain)} over {row_title(answer.reference)} on "
-        f"this test set, {first.gain.n} seeds, {cost_text(_cost(pair, first.row))}"
+        f"{row_title(first.row)}, {gain_text(first.gain)} over "
+        f"{reference_title(answer.reference)} on this test set, {first.gain.n} seeds, "
+        f"{cost_text(_cost(pair, first.row))}"
     )
     return text + (f"; also {', '.join(row_title(c.row) for c in others)}" if others else "")
 
@@ -99,27 +117,54 @@ def _bet(answer: Answer, pair: Pair) -> str:
         return row_title(answer.named)
     return (
         f"{row_title(answer.named)}, {points(chance.gain)} points believed, better than "
-        f"{row_title(answer.reference)} with {chance_text(chance.better)}, the best with "
+        f"{reference_title(answer.reference)} with {chance_text(chance.better)}, the best with "
         f"{chance_text(chance.best)}, {cost_text(_cost(pair, answer.named))}"
     )
 
 
-def _settled_by(answer: Answer, asked: Asked) -> str:
-    """The one command that could settle what is open; empty if nothing could."""
+def _worth(answer: Answer) -> list[str]:
+    """Whether the named method is proven better than training the student alone for longer."""
+    claim = next((c for c in answer.against_longer if c.row == answer.named), None)
+    if claim is None or claim.gain is None:
+        return []
+    shown = "proven" if claim.proven else "not proven"
+    return [f"  against longer training without a teacher: {gain_text(claim.gain)}, {shown}"]
+
+
+def _cheaper(answer: Answer, pair: Pair) -> list[str]:
+    """Which cheaper finalists are as good, or why that could not be shown."""
+    margin = f"{100 * answer.margin:.1f} points"
+    shown = [
+        f"{row_title(w.row)} ({cost_text(_cost(pair, w.row))})" for w in answer.as_good if w.shown
+    ]
+    if shown:
+        return [f"  cheaper and as good, within {margin}: {'; '.join(shown)}"]
+    few = [within for within in answer.as_good if within.too_few]
+    if not few:
+        return []
+    needed = [within.needed for within in few if within.needed is not None]
+    seeds = f"about {min(needed)} seeds" if needed else "more than 1,000 seeds"
+    return [
+        f"  cheaper and as good, within {margin}: {few[0].n} seeds cannot show it; {seeds} could"
+    ]
+
+
+def _settled_by(answer: Answer, asked: Asked) -> list[str]:
+    """The one command that could settle what is open; none if nothing could."""
     settle = answer.settle
     if settle is None or not asked.grid:
-        return ""
-    if settle.extend and settle.chance is not None:
-        return (
-            f"; to settle it: run_all.py run --grid {asked.grid} --extend (proves it with "
-            f"{chance_text(settle.chance)})"
-        )
+        return []
+    if settle.chance is not None:
+        return [
+            f"  to settle it: run_all.py run --grid {asked.grid} --extend (proves it with a chance "
+            f"of {chance_text(settle.chance)})"
+        ]
     if settle.seeds is None:
-        return "; no number of seeds up to 1,000 is likely to settle it"
+        return ["  to settle it: more than 1,000 seeds"]
     fresh = f"seeds.first=100 seeds.confirm={settle.seeds}"
     if answer.exploratory:
         fresh = f"--seeds 100-{99 + settle.seeds}"
-    return f"; fresh seeds could settle it: run_all.py run --grid {asked.grid} {fresh}"
+    return [f"  to settle it, on fresh seeds: run_all.py run --grid {asked.grid} {fresh}"]
 
 
 def _cost(pair: Pair, name: str) -> float | None:
@@ -130,10 +175,8 @@ def overall_lines(overall: Sequence[Overall]) -> list[str]:
     """The headline of a grid of equal seeds: each row's mean gain over the pairs, best first."""
     if not overall:
         return []
-    lines = [
-        f"mean gain over {overall[0].pooled.interval.n} pairs (random effects, Holm over rows):"
-    ]
-    for row in sorted(overall, key=lambda row: -row.pooled.mean):
+    lines = [f"mean gain over {overall[0].gain.interval.n} pairs, all rows tested together:"]
+    for row in overall:
         mark = "proven" if row.proven else "not proven"
-        lines.append(f"  {row_title(row.row)}: {gain_text(row.pooled.interval)}, {mark}")
+        lines.append(f"  {row_title(row.row)}: {gain_text(row.gain.interval)}, {mark}")
     return lines

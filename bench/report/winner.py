@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.cost.costs import Costs
+from bench.decide.decision import PROVEN, Answer, decide
+from bench.decide.evidence import Pair
+from bench.design import PairId, pair_id
+from bench.evidence import pairs_of, question_of
 from bench.record import FINISHED, Plan, Record, Row
-from bench.report.candidates import STUDENT
-from bench.report.recommend import recommend
-from bench.report.summary import group_by_pair
+from bench.report.wording import chance_text, gain_text, points, row_title
 
 
 @dataclass(frozen=True)
@@ -25,54 +27,72 @@ class Winner:
     why: str
 
 
-def winner(plan: Plan, records: Mapping[str, Record], costs: Costs | None = None) -> Winner | None:
+def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> Winner | None:
     """The network to take home from a grid.
 
-    Of the recommended rows that are proven better than the plain student, one a pair at most, the
-    one with the highest mean accuracy. If there is none, the best bet: the row of the highest mean
-    gain over its plain student. Of the row's seeds the first finished one, never the best seed:
-    that would be chosen on the test set.
+    Of the rows that are proven better than the plain student, one a pair at most, the one of the
+    highest mean accuracy. If there is none, the best bet of the highest believed gain. Of the
+    row's seeds the first finished one, never the best seed: that would be chosen on the test set.
 
     Args:
         plan: the grid.
         records: by cell id.
-        costs: what was profiled of it, if anything was.
+        costs: what was profiled of it.
 
     Returns:
-        None where no row has a higher mean than its plain student over two seeds or more.
+        None where no row is believed to be better than the plain student.
     """
-    choices = recommend(plan, records, costs)
-    proven = [
-        (c.mean.mean, choice, c)
-        for choice in choices
-        if (c := choice.chosen) is not None and c.label != STUDENT and c.mean is not None
+    pairs = pairs_of(plan, records, costs)
+    answers = decide(list(pairs.values()), question_of(plan)).answers
+    found = [
+        (_rank(answer, pair), key, answer)
+        for (key, pair), answer in zip(pairs.items(), answers, strict=True)
+        if answer.named is not None
     ]
-    bets = [
-        (c.gain, choice, c)
-        for choice in choices
-        for c in choice.candidates
-        if not c.excluded and c.gain > 0
-    ]
-    if not (proven or bets):
+    if not found:
         return None
     # The plan's first one of equals.
-    number, choice, best = max(proven or bets, key=lambda found: found[0])
-    rows = [row for row in group_by_pair(plan)[choice.key] if row.label == best.label]
+    (proven, number), key, answer = max(found, key=lambda item: item[0])
+    if not proven and number <= 0:
+        return None
+    row, n = _first_finished(plan, records, key, answer.named or "")
+    return Winner(row, f"{_why(answer, key)} Seed {row.seed} is the first of {n}, not the best.")
+
+
+def _rank(answer: Answer, pair: Pair) -> tuple[bool, float]:
+    """Proven rows first, by mean accuracy; then best bets, by believed gain."""
+    if answer.verdict == PROVEN:
+        accuracies = next(row for row in pair.rows if row.name == answer.named).every_seed
+        return True, sum(accuracies.values()) / len(accuracies)
+    chance = answer.chance(answer.named)
+    return False, chance.gain if chance is not None else 0.0
+
+
+def _first_finished(
+    plan: Plan, records: Mapping[str, Record], pair: PairId, label: str
+) -> tuple[Row, int]:
     finished = [
-        row for row in rows if row.cell_id in records and records[row.cell_id].status == FINISHED
+        row
+        for row in plan.rows
+        if row.label == label
+        and pair_id(row.data, row.axes, row.teacher, row.student) == pair
+        and row.cell_id in records
+        and records[row.cell_id].status == FINISHED
     ]
-    row = min(finished, key=lambda row: row.seed)
-    seed = f"Seed {row.seed} is the first one, not the best one."
-    if proven:
-        return Winner(
-            row,
-            f"proven: for {choice.key.title}, {best.label} is better than the plain student "
-            f"(Holm's correction over the pair's rows); mean test accuracy {number:.2%} over "
-            f"{len(finished)} seeds. {seed}",
+    return min(finished, key=lambda row: row.seed), len(finished)
+
+
+def _why(answer: Answer, pair: PairId) -> str:
+    title = row_title(answer.named or "")
+    claim, chance = answer.claim(answer.named), answer.chance(answer.named)
+    if answer.verdict == PROVEN and claim is not None and claim.gain is not None:
+        return (
+            f"proven: for {pair.title}, {title} is better than the student alone, by "
+            f"{gain_text(claim.gain)} over {claim.gain.n} seeds."
         )
-    return Winner(
-        row,
-        f"best bet, not proven: for {choice.key.title}, {best.label} has the highest mean gain "
-        f"over the plain student, {100 * number:+.2f} points over {len(finished)} seeds, which may "
-        f"be chance. {seed}",
+    assert chance is not None  # a named row has one
+    return (
+        f"best bet, not proven: for {pair.title}, {title} is believed to gain "
+        f"{points(chance.gain)} points over the student alone, and to be better than it with "
+        f"{chance_text(chance.better)}."
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from bench.design import PairId
 from bench.statistics import Interval
 
 LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
@@ -23,15 +22,14 @@ def row_title(label: str) -> str:
     return f"no teacher, {found['factor']}× epochs" if found else label
 
 
-def pair_title(pair: PairId, axes: dict[str, float]) -> str:
-    """A pair in one line, with those axes that are not at their neutral 1.
+def reference_title(label: str) -> str:
+    """The row that others are held against, as it reads in a sentence.
 
     Example:
-        >>> pair_title(PairId("digits", "", "cnn16", "cnn4"), {"fraction": 0.5, "labels": 1.0})
-        'digits, fraction 0.5: cnn16 → cnn4'
+        >>> reference_title("student"), reference_title("rkd")
+        ('the student alone', 'rkd')
     """
-    parts = [f"{name} {value:g}" for name, value in axes.items() if value != 1]
-    return f"{', '.join([pair.data, *parts])}: {pair.teacher} → {pair.student}"
+    return "the student alone" if label == "student" else row_title(label)
 
 
 def points(value: float) -> str:
