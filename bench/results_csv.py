@@ -81,8 +81,8 @@ def _refuse(path: Path, table: pd.DataFrame, wrong: pd.Series, column: str, want
     """Names the first wrong line of the file; the header is line 1."""
     if wrong.any():
         position = int(wrong.to_numpy().argmax())
-        value = table[column].iloc[position]
-        raise UserError(f"{path}, line {position + 2}: {column} is {value!r}, wanted {wanted}")
+        value = table[column].astype(object).iloc[position]
+        raise UserError(f"{path}, line {position + 2}: {column} is {value}, wanted {wanted}")
 
 
 def _row(path: Path, name: str, lines: pd.DataFrame, baseline: str) -> Row:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from summary_grid import finished, row
 
+from bench.cost.costs import Costs
 from bench.record import Plan, Record, Row
 from bench.report.winner import winner
 
@@ -38,19 +39,19 @@ def test_the_recommended_row_of_the_highest_mean_wins_with_its_first_seed():
         pair("wide", "narrow", student=0.70, fitnet=0.74, rkd=0.70)
         | pair("wide", "broad", student=0.80, fitnet=0.80, soft_logits=0.86)
     )
-    found = winner(plan, records)
+    found = winner(plan, records, Costs())
     assert found is not None
     assert (found.row.student, found.row.label, found.row.seed) == ("broad", "soft_logits", 0)
     assert found.why.startswith("proven")
-    assert "86.00%" in found.why
+    assert "+6.0 points" in found.why
 
 
-def test_a_higher_pair_whose_plain_student_stands_does_not_win():
+def test_a_pair_of_higher_accuracy_without_proof_does_not_win():
     plan, records = grid(
         pair("wide", "narrow", student=0.70, fitnet=0.74)
         | pair("wide", "broad", student=0.95, fitnet=0.951)
     )
-    found = winner(plan, records)
+    found = winner(plan, records, Costs())
     assert found is not None
     assert found.row.student == "narrow"
 
@@ -59,7 +60,7 @@ def test_a_failed_first_seed_is_passed_over():
     plan, records = grid(pair("wide", "narrow", student=0.70, fitnet=0.76))
     first = next(r.cell_id for r in plan.rows if r.label == "fitnet" and r.seed == 0)
     records[first] = replace(records[first], status="failed", error="boom", final={})
-    found = winner(plan, records)
+    found = winner(plan, records, Costs())
     assert found is not None
     assert found.row.seed == 1
     assert "over 4 seeds" in found.why
@@ -70,7 +71,7 @@ def test_without_proof_the_highest_mean_gain_is_the_best_bet():
         pair("wide", "narrow", student=0.70, fitnet=0.702, rkd=0.60)
         | pair("wide", "broad", student=0.80, fitnet=0.801)
     )
-    found = winner(plan, records)
+    found = winner(plan, records, Costs())
     assert found is not None
     assert (found.row.student, found.row.label, found.row.seed) == ("narrow", "fitnet", 0)
     assert found.why.startswith("best bet, not proven")
@@ -79,5 +80,5 @@ def test_without_proof_the_highest_mean_gain_is_the_best_bet():
 
 def test_nothing_wins_below_the_plain_student_or_without_evidence():
     plan, records = grid(pair("wide", "narrow", student=0.70, fitnet=0.699, rkd=0.60))
-    assert winner(plan, records) is None
-    assert winner(plan, {}) is None
+    assert winner(plan, records, Costs()) is None
+    assert winner(plan, {}, Costs()) is None

@@ -91,23 +91,25 @@ def _teachers(answer: Answer) -> str:
 
 def _proven(answer: Answer, pair: Pair) -> str:
     proven = [claim for claim in answer.claims if claim.proven and claim.gain is not None]
-    claims = [claim for claim in proven if claim.row not in answer.excluded]
-    if not claims and proven:
-        beyond = (f"{row_title(c.row)} ({answer.excluded[c.row]})" for c in proven)
-        return f"nothing within the limits; beyond them {', '.join(beyond)}"
-    if not claims:
+    allowed = [claim for claim in proven if claim.row not in answer.excluded]
+    left_out = [
+        f"{row_title(claim.row)} ({answer.excluded[claim.row]})"
+        for claim in proven
+        if claim.row in answer.excluded
+    ]
+    beyond = f"; beyond the limits: {', '.join(left_out)}" if left_out else ""
+    reference = reference_title(answer.reference)
+    if not allowed:
         seeds = max((claim.gain.n for claim in answer.claims if claim.gain), default=0)
-        against = reference_title(answer.reference)
-        return f"nothing ({len(answer.claims)} rows against {against}, {seeds} seeds)"
-    claims.sort(key=lambda claim: claim.row != answer.named)
-    first, *others = claims
+        return f"nothing ({len(answer.claims)} rows against {reference}, {seeds} seeds){beyond}"
+    allowed.sort(key=lambda claim: claim.row != answer.named)
+    first, *others = allowed
     assert first.gain is not None
-    text = (
-        f"{row_title(first.row)}, {gain_text(first.gain)} over "
-        f"{reference_title(answer.reference)} on this test set, {first.gain.n} seeds, "
-        f"{cost_text(_cost(pair, first.row))}"
+    also = f"; also {', '.join(row_title(claim.row) for claim in others)}" if others else ""
+    return (
+        f"{row_title(first.row)}, {gain_text(first.gain)} over {reference} on this test set, "
+        f"{first.gain.n} seeds, {cost_text(_cost(pair, first.row))}{also}{beyond}"
     )
-    return text + (f"; also {', '.join(row_title(c.row) for c in others)}" if others else "")
 
 
 def _bet(answer: Answer, pair: Pair) -> str:

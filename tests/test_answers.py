@@ -1,0 +1,244 @@
+"""What `recommend` says of a grid, and of a CSV file from anywhere; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from summary_grid import finished, row
+
+from bench.cli import main
+from bench.cost.costs import FILE, CostRecord, Costs, Quartiles, StageCost
+from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, decide
+from bench.design import CONFIRMATION, SCREENING
+from bench.evidence import pairs_of, question_of
+from bench.record import FAILED, Plan, Record, Row, write_atomically
+from bench.report.answers import Asked, answer_lines
+from bench.workdir import WorkDir
+
+DECISION = Path(__file__).parent / "benchmarks" / "decision"
+SPREAD = (0.0, 0.005, -0.005, 0.002, -0.002, 0.004)
+LONGER = "student (epochs_factor=2)"
+Grid = tuple[Plan, dict[str, Record]]
+
+
+def grid(gains: dict[str, float], screened: dict[str, float] | None = None, **config) -> Grid:
+    """Rows with a confirmation seed for each of `SPREAD`, and rows that were screened only.
+
+    Every row jitters its own way around the student's 0.8 plus its gain.
+    """
+    rows: list[Row] = []
+    records: dict[str, Record] = {}
+    for shift, (label, gain) in enumerate({"student": 0.0, **gains, **(screened or {})}.items()):
+        only_screened = label in (screened or {})
+        seeds = [0, 1] if only_screened else [0, 1, *range(2, 2 + len(SPREAD))]
+        for seed in seeds:
+            method = "student" if label.startswith("student") else label
+            one = replace(row(method, seed), label=label)
+            one = replace(one, role=one.role if label == method else "method")
+            phase = SCREENING if seed < 2 else CONFIRMATION
+            one = replace(one, phase=phase, cell_id=f"{label}-{seed}")
+            accuracy = 0.8 + gain + SPREAD[(seed + shift) % len(SPREAD)]
+            record = replace(finished(one, accuracy, accuracy, None), cell_id=one.cell_id)
+            final = {**record.final, "epochs": 8 if label == LONGER else 4, "test_images": 500}
+            rows.append(one)
+            records[one.cell_id] = replace(record, final=final)
+    design = {"seeds": {"screen": 2, "finalists": 2, "confirm": 6, **config}}
+    return Plan(name="won", description="", config=design, rows=rows), records
+
+
+def said(found: Grid, **limits) -> str:
+    plan, records = found
+    pairs = pairs_of(plan, records, Costs())
+    answers = decide(list(pairs.values()), question_of(plan, **limits)).answers
+    both = zip(answers, pairs.values(), strict=True)
+    return "\n".join(line for a, p in both for line in answer_lines(a, p, Asked(grid="won")))
+
+
+def verdict(found: Grid, **limits) -> tuple[str | None, str | None]:
+    plan, records = found
+    pairs = pairs_of(plan, records, Costs())
+    (answer,) = decide(list(pairs.values()), question_of(plan, **limits)).answers
+    return answer.verdict, answer.named
+
+
+def test_a_proven_row_is_named_with_gain_interval_seeds_and_cost():
+    found = grid({"fsp": 0.06, LONGER: 0.01}, {"rkd": -0.02})
+    assert verdict(found) == (PROVEN, "fsp")
+    (line,) = [line for line in said(found).splitlines() if "proven: fsp" in line]
+    for words in ("+6.", "6 seeds", "cost not measured", "on this test set"):
+        assert words in line
+
+
+def test_without_proof_there_is_a_best_bet_and_never_the_student_for_want_of_evidence():
+    found = grid({"fsp": 0.004, LONGER: 0.0}, {"rkd": -0.02})
+    label, named = verdict(found)
+    assert label in (BEST_BET, UNDECIDED)
+    assert named == "fsp"
+    assert "proven: nothing (2 rows against the student alone, 6 seeds)" in said(found)
+
+
+def test_what_could_settle_it_is_one_command():
+    open_grid = {"fsp": 0.004, LONGER: 0.0}
+    assert "run_all.py run --grid won seeds.first=100 seeds.confirm=" in said(grid(open_grid))
+    assert "run_all.py run --grid won --extend" in said(grid(open_grid, extend=6))
+
+
+def test_a_student_that_gains_by_training_longer_is_said_before_the_answer():
+    lines = said(grid({"fsp": 0.0, LONGER: 0.05})).splitlines()
+    notes = [n for n, line in enumerate(lines) if "recipe is too short" in line]
+    assert notes
+    assert notes[0] < next(n for n, line in enumerate(lines) if "proven:" in line)
+
+
+def test_the_price_of_a_teacher_is_held_against_training_longer():
+    assert "against longer training without a teacher: +5." in said(
+        grid({"fsp": 0.06, LONGER: 0.01})
+    )
+
+
+def test_a_gain_must_exceed_what_is_asked_for():
+    found = grid({"fsp": 0.06, LONGER: 0.0})
+    assert verdict(found, least_gain=0.02) == (PROVEN, "fsp")
+    assert verdict(found, least_gain=0.08)[0] != PROVEN
+
+
+def test_rows_without_a_finished_cell_are_no_evidence():
+    plan, records = grid({"fsp": 0.06, "rkd": 0.05, LONGER: 0.0})
+    broken = {
+        i: replace(r, status=FAILED, error="boom", final={}) if i.startswith("fsp") else r
+        for i, r in records.items()
+    }
+    assert verdict((plan, broken)) == (PROVEN, "rkd")
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    plan, records = grid({"fsp": 0.06, LONGER: 0.01}, {"rkd": -0.02})
+    folder = WorkDir(tmp_path)
+    write_atomically(folder.plan("won"), plan.to_json())
+    for record in records.values():
+        folder.store.write(record)
+    ratio = Quartiles(1.5, 1.4, 1.6, 9)
+    cost = CostRecord(data="birds", teacher="wide", student="narrow", label="fsp", method="fsp",
+                      category="", training_cost_ratio=ratio, stages=[])  # fmt: skip
+    where = next(iter(pairs_of(plan, records, Costs())))
+    write_atomically(folder.grid("won") / FILE, Costs([replace(cost, data=where.data)]).to_json())
+    return tmp_path
+
+
+def recommend(work: Path, *words: str) -> int:
+    return main(["recommend", "--grid", "won", "--work-dir", str(work), *words])
+
+
+def test_the_command_answers_within_a_limit(work, capsys):
+    assert recommend(work, "--max-cost", "1.6") == 0
+    assert "cost ×1.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-cost", "1.2"], "--max-cost 1.5"),
+        (["--max-cost", "0.5"], "wanted 1 or more"),
+        (["--min-gain", "3"], "0.01 is one"),
+        (["--max-memory-mib", "-1"], "wanted 0 or more"),
+        (["--pair", "wide:broad"], "wide:narrow"),
+        (["--against", "rkd"], "fsp"),
+        (["--grid", "lost"], "no results of grid 'lost'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(work, capsys, words, said):
+    assert recommend(work, *words) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert not shown.out
+
+
+def test_a_memory_limit_rules_rows_out(work, capsys):
+    path = work / "won" / FILE
+    costs = json.loads(path.read_text())
+    (record,) = Costs.from_json(path.read_text()).records
+    one = Quartiles(1, 1, 1, 3)
+    stage = StageCost(name="s", epochs=1, kept=1, step_ms=one, ratio=one, peak_bytes=2**24)
+    path.write_text(Costs([replace(record, stages=[stage])]).to_json())
+    assert costs["records"]
+    assert recommend(work, "--max-memory-mib", "1") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "fsp (memory 16.0 MiB above the plain step's, limit 1 MiB)" in out
+
+
+# --- a CSV file from anywhere -------------------------------------------------------------------
+
+
+def csv_of(path: Path, lines: list[str], header: str = "row,seed,accuracy") -> Path:
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def from_csv(path: Path, *words: str) -> int:
+    return main(["recommend", "--csv", str(path), *words])
+
+
+def test_a_csv_file_gets_the_same_answers_as_a_grid(tmp_path, capsys):
+    plan, records = grid({"fsp": 0.06, LONGER: 0.01}, {"rkd": -0.02})
+    lines = [
+        f"{r.label},{r.seed},{records[r.cell_id].final['last_accuracy']},{r.phase}"
+        for r in plan.rows
+    ]
+    path = csv_of(tmp_path / "mine.csv", lines, "row,seed,accuracy,phase")
+    assert from_csv(path) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "proven: fsp" in x]
+    assert line.split(" over ")[0] in said((plan, records))
+
+
+def test_another_baseline_and_other_pairs(tmp_path, capsys):
+    lines = [
+        f"{pair},{name},{seed},{0.7 + gain + SPREAD[(seed + shift) % 6]}"
+        for pair in ("x", "y")
+        for shift, (name, gain) in enumerate({"vanilla": 0.0, "KD": 0.05}.items())
+        for seed in range(6)
+    ]
+    path = csv_of(tmp_path / "mine.csv", lines, "pair,row,seed,accuracy")
+    assert from_csv(path) == 2
+    assert "no row 'student'" in capsys.readouterr().err
+    assert from_csv(path, "--baseline", "vanilla") == 0
+    out = capsys.readouterr().out
+    assert "mean gain over 2 pairs" in out
+    assert from_csv(path, "--baseline", "vanilla", "--pair", "y") == 0
+    assert "x" not in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "said"),
+    [
+        (["a,0,0.5"], "name,seed,accuracy", "no column 'row'"),
+        (["student,0,93"], "row,seed,accuracy", "line 2: accuracy is 93"),
+        (["student,0,0.9", "a,x,0.9"], "row,seed,accuracy", "line 3: seed"),
+        (["student,0,0.9", "student,0,0.8"], "row,seed,accuracy", "line 3: seed"),
+        (["student,0.5,0.9"], "row,seed,accuracy", "a whole number"),
+        (["student,0,0.9,final"], "row,seed,accuracy,phase", "one of screening"),
+        (
+            ["student,0,0.9,", "a,0,0.9,1.5", "a,1,0.9,2"],
+            "row,seed,accuracy,cost",
+            "different costs",
+        ),
+        ([",0,0.9"], "row,seed,accuracy", "line 2: row"),
+    ],
+)
+def test_a_wrong_csv_file_is_one_line(tmp_path, capsys, lines, header, said):
+    assert from_csv(csv_of(tmp_path / "mine.csv", lines, header)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_missing_csv_file_is_one_line(tmp_path, capsys):
+    assert from_csv(tmp_path / "lost.csv") == 2
+    assert "no file" in capsys.readouterr().err
