@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,6 +15,17 @@ from bench.faults import UserError
 NEEDED = ("row", "seed", "accuracy")
 OPTIONAL = ("pair", "cost", "phase")
 PHASES = (SCREENING, CONFIRMATION, EXTENSION)
+
+
+class Line(NamedTuple):
+    """One line of the file, checked."""
+
+    pair: str
+    row: str
+    seed: int
+    accuracy: float
+    cost: float | None
+    phase: str
 
 
 def read_csv(path: Path, baseline: str) -> list[Pair]:
@@ -27,80 +40,88 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
     Raises:
         UserError: one line with the file, the line and what was wanted.
     """
-    table = _read(path)
+    lines = _read(path)
     pairs = []
-    for name, lines in table.groupby("pair", sort=False):
-        names = list(dict.fromkeys(lines["row"]))
-        if baseline not in names:
+    for name in dict.fromkeys(line.pair for line in lines):
+        mine = [line for line in lines if line.pair == name]
+        rows = list(dict.fromkeys(line.row for line in mine))
+        if baseline not in rows:
             raise UserError(
                 f"{path}: pair {name} has no row {baseline!r}, which gains are over; it has: "
-                f"{', '.join(names)}; choose one with --baseline"
+                f"{', '.join(rows)}; choose one with --baseline"
             )
-        rows = tuple(_row(path, row, lines[lines["row"] == row], baseline) for row in names)
-        pairs.append(Pair(name=str(name), rows=rows, test_images=0))
+        made = [_row(path, row, [x for x in mine if x.row == row], row == baseline) for row in rows]
+        pairs.append(Pair(name=name, rows=tuple(made), test_images=0))
     return pairs
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> list[Line]:
     try:
-        table = pd.read_csv(
-            path, dtype={"row": str, "pair": str, "phase": str}, skipinitialspace=True
-        )
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError:
         raise UserError(f"--csv: no file {path}") from None
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
-    table.columns = [str(column).strip().lower() for column in table.columns]
-    if missing := [column for column in NEEDED if column not in table]:
+    names = [str(name).strip().lower() for name in table.columns]
+    if missing := [name for name in NEEDED if name not in names]:
         raise UserError(
             f"{path}: no column {missing[0]!r}; wanted {', '.join(NEEDED)}, and if you like "
             f"{', '.join(OPTIONAL)}"
         )
-    table = table.assign(**{c: table.get(c, default) for c, default in _DEFAULTS.items()})
-    for column in ("seed", "accuracy", "cost"):
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        wrong = numbers.isna() & (table[column].notna() | (column != "cost"))
-        _refuse(path, table, wrong, column, "a number")
-        table[column] = numbers
-    _refuse(path, table, table["seed"] % 1 != 0, "seed", "a whole number")
-    inside = table["accuracy"].between(0, 1)
-    _refuse(path, table, ~inside, "accuracy", "a number in [0, 1]: 0.93 is 93 %")
-    _refuse(path, table, table["row"].isna(), "row", "a name")
-    table["phase"] = table["phase"].fillna("")
-    wrong = ~table["phase"].isin(["", *PHASES])
-    _refuse(path, table, wrong, "phase", f"one of {', '.join(PHASES)}, or nothing")
-    twice = table.duplicated(["pair", "row", "seed"])
-    _refuse(path, table, twice, "seed", "every seed once for each row")
-    return table
+    lines, seen = [], set()
+    for number, values in enumerate(table.itertuples(index=False, name=None), start=2):
+        line = _line(f"{path}, line {number}", dict(zip(names, values, strict=True)))
+        if line[:3] in seen:
+            raise UserError(f"{path}, line {number}: row {line.row} has seed {line.seed} already")
+        seen.add(line[:3])
+        lines.append(line)
+    return lines
 
 
-_DEFAULTS = {"pair": "all", "cost": float("nan"), "phase": ""}
+def _line(where: str, cells: dict[str, str]) -> Line:
+    def refuse(column: str, wanted: str) -> UserError:
+        return UserError(f"{where}: {column} is {cells[column]!r}, wanted {wanted}")
+
+    def number(column: str) -> float:
+        try:
+            return float(cells[column])
+        except ValueError:
+            raise refuse(column, "a number") from None
+
+    if not cells["row"].strip():
+        raise refuse("row", "a name")
+    if number("seed") % 1:
+        raise refuse("seed", "a whole number")
+    if not 0 <= number("accuracy") <= 1:
+        raise refuse("accuracy", "a number in [0, 1]: 0.93 is 93 %")
+    phase = cells.get("phase", "").strip()
+    if phase and phase not in PHASES:
+        raise refuse("phase", f"one of {', '.join(PHASES)}, or nothing")
+    return Line(
+        pair=cells.get("pair", "").strip() or "all",
+        row=cells["row"].strip(),
+        seed=int(number("seed")),
+        accuracy=number("accuracy"),
+        cost=number("cost") if cells.get("cost", "").strip() else None,
+        phase=phase,
+    )
 
 
-def _refuse(path: Path, table: pd.DataFrame, wrong: pd.Series, column: str, wanted: str) -> None:
-    """Names the first wrong line of the file; the header is line 1."""
-    if wrong.any():
-        position = int(wrong.to_numpy().argmax())
-        value = table[column].astype(object).iloc[position]
-        raise UserError(f"{path}, line {position + 2}: {column} is {value}, wanted {wanted}")
-
-
-def _row(path: Path, name: str, lines: pd.DataFrame, baseline: str) -> Row:
-    costs = lines["cost"].dropna().unique()
+def _row(path: Path, name: str, lines: Sequence[Line], is_baseline: bool) -> Row:
+    costs = {line.cost for line in lines if line.cost is not None}
     if len(costs) > 1:
         raise UserError(f"{path}: row {name} has {len(costs)} different costs, wanted one")
-    series = {
-        phase: dict(zip(part["seed"].astype(int), part["accuracy"].astype(float), strict=True))
-        for phase, part in lines.groupby("phase")
-    }
-    confirmation = {**series.get("", {}), **series.get(CONFIRMATION, {})}
-    is_baseline = name == baseline
+
+    def series(*phases: str) -> dict[int, float]:
+        return {line.seed: line.accuracy for line in lines if line.phase in phases}
+
+    confirmation = series("", CONFIRMATION)
     return Row(
         name=name,
         kind=REFERENCE if is_baseline else METHOD,
-        screening=series.get(SCREENING, {}),
+        screening=series(SCREENING),
         confirmation=confirmation,
-        extension=series.get(EXTENSION, {}),
-        cost=1.0 if is_baseline else float(costs[0]) if len(costs) else None,
+        extension=series(EXTENSION),
+        cost=1.0 if is_baseline else next(iter(costs), None),
         finalist=bool(confirmation) and not is_baseline,
     )

@@ -48,7 +48,7 @@ def test_the_grid_ends_in_a_table_and_its_files(finished):
     work, done = finished
     for word in ("teacher", "student", "soft_logits", "fitnet", "attention_transfer"):
         assert word in done.stdout
-    assert "12 cells trained" in done.stdout
+    assert "24 cells trained" in done.stdout
     written = {path.name for path in (work / "smoke").iterdir()}
     assert written >= {"plan.json", "summary.md", "summary.csv", "summary.tex", "cells.csv"}
 

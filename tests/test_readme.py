@@ -11,10 +11,11 @@ from lessons import Lesson, cell
 from processes import ROOT
 from students import random_student
 
-from bench.cell import DataSpec, Recipe
+from bench.cell import Recipe
 from bench.cli import COMMANDS
 from bench.export import Student, pack
 from bench.grid import Grid, GridError, check_names, grid_names, load_grid
+from bench.grid_fields import GridData
 from bench.hyperparameters import METHODS, build_method, resolve_hyperparameters, search_space
 from bench.plugin import Plugin, plugged
 
