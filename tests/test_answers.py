@@ -221,7 +221,7 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
         (["a,0,0.5"], "name,seed,accuracy", "no column 'row'"),
         (["student,0,93"], "row,seed,accuracy", "line 2: accuracy is '93'"),
         (["student,0,0.9", "a,x,0.9"], "row,seed,accuracy", "line 3: seed"),
-        (["student,0,0.9", "student,0,0.8"], "row,seed,accuracy", "line 3: seed"),
+        (["student,0,0.9", "student,0,0.8"], "row,seed,accuracy", "line 3: row student has"),
         (["student,0.5,0.9"], "row,seed,accuracy", "a whole number"),
         (["student,0,0.9,final"], "row,seed,accuracy,phase", "one of screening"),
         (
