@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name
 from bench.decide.decision import Answer, Decision, Question, decide
@@ -50,7 +51,7 @@ def recommend_csv(options: argparse.Namespace) -> list[str]:
     return _lines(options, pairs, [pair.name for pair in pairs], found, Asked())
 
 
-def _limits(options: argparse.Namespace) -> dict[str, object]:
+def _limits(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Question` that the command line sets."""
     if options.max_cost is not None and not options.max_cost >= 1:
         raise UserError(
