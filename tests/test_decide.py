@@ -343,7 +343,7 @@ def test_a_cost_limit_changes_the_name_and_not_the_proof() -> None:
     free, limited = (decide([found], Question(max_cost=c)).answers[0] for c in (None, 2.0))
     assert (free.named, limited.named) == ("unknown", "cheap")
     assert free.claims == limited.claims
-    assert limited.excluded == {"dear": "cost x3.00 above x2", "unknown": "cost not measured"}
+    assert limited.excluded == {"dear": "cost ×3.00 above ×2", "unknown": "cost not measured"}
     assert "dear" not in limited.in_the_race
     none = decide([found], Question(max_cost=1.05)).answers[0]
     assert none.named is None
