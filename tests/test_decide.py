@@ -24,10 +24,10 @@ from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
 from bench.decide.evidence import Pair, Row
 from bench.decide.finalists import choose_finalists
 from bench.decide.margin import all_within_margin, within_margin
-from bench.decide.proof import Family, levels, prove
+from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Family, prove
 from bench.decide.teachers import between_teachers
 from bench.faults import UserError
-from bench.statistics import holm, power, random_effects, seeds_needed
+from bench.statistics import ALPHA, holm, power, random_effects, seeds_needed
 
 # Hours of sleep gained with two drugs, ten patients (Student 1908). R's t.test(extra ~ group,
 # paired = TRUE) prints p-value = 0.002833 and the interval 0.7001142 2.4598858 of the difference.
@@ -169,7 +169,7 @@ def test_no_method_helps_only_if_each_one_is_within_the_margin() -> None:
 
 def test_a_claim_is_students_paired_test_of_1908() -> None:
     scaled = [[(hours + 2) / 10 for hours in drug] for drug in (FIRST_DRUG, SECOND_DRUG)]
-    claim = prove([Family(student(scaled[0]), (row("a", scaled[1]),))], levels(1))[0][0]
+    claim = prove([Family(student(scaled[0]), (row("a", scaled[1]),))], [ALPHA])[0][0]
     assert claim.p == pytest.approx(0.002833, abs=5e-7)
     assert [10 * bound for bound in claim.gain[:3]] == pytest.approx(
         [1.58, 0.7001142, 2.4598858], abs=5e-8
@@ -179,8 +179,8 @@ def test_a_claim_is_students_paired_test_of_1908() -> None:
 
 def test_holm_is_over_all_pairs_and_an_interval_over_the_rows_of_one() -> None:
     rows = (row("a", above(0.01)), row("b", above(0.001, 3)))
-    one = prove([Family(student(BASE), rows)], levels(1))[0]
-    two = prove([Family(student(BASE), rows)] * 2, levels(1))[0]
+    one = prove([Family(student(BASE), rows)], [ALPHA])[0]
+    two = prove([Family(student(BASE), rows)] * 2, [ALPHA])[0]
     d = np.array([0.01 + e for e in NOISE])
     p = stats.ttest_1samp(d, 0).pvalue
     assert (one[0].p, two[0].p) == pytest.approx((2 * p, 4 * p), rel=1e-6)
@@ -191,7 +191,7 @@ def test_holm_is_over_all_pairs_and_an_interval_over_the_rows_of_one() -> None:
 
 def test_equal_differences_a_single_seed_and_a_loss_prove_nothing() -> None:
     rows = (row("equal", [b + 0.02 for b in BASE]), row("one", [0.9]), row("none", []))
-    found = prove([Family(student(BASE), (*rows, row("worse", above(-0.02))))], levels(1))[0]
+    found = prove([Family(student(BASE), (*rows, row("worse", above(-0.02))))], [ALPHA])[0]
     assert [claim.p is None for claim in found] == [True, True, True, False]
     assert not any(claim.proven for claim in found)
     assert found[2].gain is None
@@ -201,11 +201,11 @@ def test_the_second_look_has_its_own_alpha_and_keeps_what_the_first_one_proved()
     extension = dict(zip(range(10, 20), above(-0.03, 5), strict=True))
     first = student(BASE, extension=dict(zip(range(10, 20), BASE, strict=True)))
     rows = (row("a", above(0.02), extension=extension), row("b", above(0.004, 4)))
-    early, late = prove([Family(first, rows)], levels(2))[0]
-    assert (early.look, early.proven) == (2, True)  # at the first look
+    early, late = prove([Family(first, rows)], [FIRST_LOOK, SECOND_LOOK])[0]
+    assert early.proven  # at the first look
     assert early.p > 0.01
     assert not late.proven
-    assert sum(levels(2)) == pytest.approx(levels(1)[0])
+    assert pytest.approx(ALPHA) == FIRST_LOOK + SECOND_LOOK
 
 
 # --- best bet --------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def test_an_answer_waits_for_two_seeds_in_common() -> None:
     one = decide([pair(student([0.8]), row("a", [0.9]))]).answers[0]
     assert (one.verdict, one.problem) == (
         None,
-        "1 seeds in common with student: two are the least",
+        "seeds in common with student: 1; two are the least",
     )
     none = decide([pair(student(BASE))]).answers[0]
     assert none.problem == "no row was chosen for confirmation"

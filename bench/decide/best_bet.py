@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,14 +50,8 @@ class Posterior:
     means: np.ndarray  # (T, R)
     covariances: np.ndarray  # (T, R, R)
 
-    @property
-    def gains(self) -> np.ndarray:
-        """Posterior means, (R,)."""
-        return self.weights @ self.means
-
-    @property
     def better(self) -> np.ndarray:
-        """P(gain > 0), (R,)."""
+        """P(gain > 0) of each row, (R,)."""
         deviations = np.sqrt(np.diagonal(self.covariances, axis1=1, axis2=2))
         return self.weights @ special.ndtr(self.means / deviations)
 
@@ -180,11 +175,12 @@ def chances(
     found = posterior(
         table([rows[name] for name in names]), np.array([name in methods for name in shared])
     )
+    gains, better = found.weights @ found.means, found.better()
     best = found.best(np.array([name in competing for name in shared]), draws)
-    numbers = zip(names, [0.0, *found.gains], [0.0, *found.better], best, strict=True)
+    numbers = zip([0.0, *gains], [0.0, *better], best, strict=True)
     believed = [
-        Chance(name, float(gain), float(better), float(p))
-        for name, gain, better, p in numbers
+        Chance(name, *map(float, three))
+        for name, three in zip(names, numbers, strict=True)
         if name == reference or name in competing
     ]
     return tuple(sorted(believed, key=lambda chance: -chance.gain))
@@ -192,10 +188,6 @@ def chances(
 
 def still_in_the_race(found: Sequence[Chance]) -> tuple[str, ...]:
     """The fewest rows whose P(best) sums to `RACE`, by falling P(best)."""
-    names, total = [], 0.0
-    for chance in sorted(found, key=lambda chance: -chance.best):
-        if total >= RACE:
-            break
-        names.append(chance.row)
-        total += chance.best
-    return tuple(names)
+    order = sorted(found, key=lambda chance: -chance.best)
+    short = sum(total < RACE for total in itertools.accumulate(chance.best for chance in order))
+    return tuple(chance.row for chance in order[: 1 + short])

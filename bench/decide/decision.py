@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
-from bench.decide.finalists import affordable
+from bench.decide.finalists import too_dear
 from bench.decide.margin import Within, all_within_margin, margin_for, within_margin
 from bench.decide.over_pairs import Overall, over_pairs
-from bench.decide.proof import SECOND_LOOK, Claim, Family, levels, prove
+from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Claim, Family, prove
 from bench.decide.teachers import Teachers, between_teachers
 from bench.faults import UserError
 from bench.statistics import ALPHA, mean_and_deviation, paired_differences, power, seeds_needed
@@ -70,25 +70,23 @@ class Answer:
         reference: the row that the others are held against.
         margin: accuracy that does not matter.
         claims: of every finalist against the reference.
-        against_longer: of every method against the student trained longer: is the teacher worth
-            its price.
+        against_longer: of every method against the longer-trained student, the teacher's price.
         excluded: row -> why it may not be named.
         look: 2 where the extension's seeds are among the evidence.
         exploratory: whether these are claims of one pair among several of equal seeds.
         teacher_no_better: whether the teacher's accuracy is no higher than the student's.
         recipe_too_short: whether the student is proven to gain by longer training.
         problem: why no row is named, in one line; empty if one is.
-        verdict: `PROVEN`; `BEST_BET` where no row is proven; `UNDECIDED` where the best bet's
-            P(better) is below `SURE_ENOUGH` besides; None where no row is named.
+        verdict: `PROVEN`; `BEST_BET` where no row is proven; `UNDECIDED` if P(better) of that bet
+            is below `SURE_ENOUGH`; None where no row is named.
         named: of the allowed finalists that are proven, the one of the highest mean gain over all
             seeds; if there is none, the best bet: the one of the highest believed gain.
         chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
-        as_good: allowed finalists cheaper than the named row: whether they are behind it by less
-            than the margin.
+        as_good: whether the named row leads cheaper allowed finalists by less than the margin.
         no_help: whether no finalist gains more than the margin.
         settle: what could prove the best bet; None if a row is proven.
-        teachers: how the named row's gain depends on the teacher; None with one teacher.
+        teachers: how the named row's gain depends on the teacher.
     """
 
     pair: str
@@ -134,7 +132,7 @@ class Decision:
 
 
 def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
-    """Answers for every pair of a grid.
+    """One answer for every pair of a grid, in their order.
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
@@ -144,14 +142,12 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
         pairs: the evidence.
         question: what is asked; None for everything at its default.
 
-    Returns:
-        One answer a pair.
-
     Raises:
         UserError: `against` names no finalist of a pair.
     """
     asked = question or Question()
-    alphas = levels(2 if asked.extend or any(pair.look == 2 for pair in pairs) else 1)
+    twice = asked.extend or any(pair.look == 2 for pair in pairs)
+    alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
     families = [_family(pair, asked.against) for pair in pairs]
     claims = prove(families, alphas, asked.least_gain)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
@@ -166,15 +162,14 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     finished = []
     for pair, family, answer, cheaper in zip(pairs, families, answers, as_good, strict=True):
         gains = {row: d for row, d in family.differences(pair.look).items() if len(d) > 1}
-        finished.append(
-            replace(
-                answer,
-                as_good=cheaper,
-                no_help=all_within_margin(gains, answer.margin, alpha, len(pairs)),
-                settle=_settle(answer, gains.get(answer.named or ""), asked.extend, count),
-                teachers=_teachers(pair, family, answer.named),
-            )
+        answer = replace(
+            answer,
+            as_good=cheaper,
+            no_help=all_within_margin(gains, answer.margin, alpha, len(pairs)),
+            settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
+            teachers=_teachers(pair, family, answer.named),
         )
+        finished.append(answer)
     return Decision(tuple(finished), _overall(pairs) if asked.equal_seeds else ())
 
 
@@ -182,15 +177,13 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
 
 def _family(pair: Pair, against: str | None) -> Family:
-    if against is None or against == pair.student.name:
-        return Family(pair.student, pair.finalists)
     known = {row.name: row for row in (pair.student, *pair.finalists)}
-    if against not in known:
+    reference = known.pop(against or pair.student.name, None)
+    if reference is None:
         raise UserError(
             f"{pair.name}: got {against!r} to hold the others against, wanted a row with "
             f"confirmation seeds: {', '.join(known)}"
         )
-    reference = known.pop(against)
     return Family(reference, tuple(known.values()))
 
 
@@ -199,7 +192,7 @@ def _longer_family(pair: Pair) -> Family:
     longer = [row for row in pair.finalists if row.kind == LONGER and row.confirmation]
     if not longer:
         return Family(pair.student, ())
-    best = max(longer, key=lambda row: statistics.fmean(row.confirmation.values()))
+    best = max(longer, key=lambda row: fmean(row.confirmation.values()))
     return Family(best, tuple(row for row in pair.finalists if row.kind == METHOD))
 
 
@@ -228,8 +221,8 @@ def _claimed(
     """The answer as far as it follows from tests and limits."""
     longer = {row.name for row in pair.finalists if row.kind == LONGER}
     gains = any(claim.proven for claim in claims if claim.row in longer)
-    student = list(pair.student.every_seed.values())
-    teacher = pair.teacher_accuracy
+    student, teacher = pair.student.every_seed.values(), pair.teacher_accuracy
+    beyond = asked.excluded.get(pair.name, {})
     return Answer(
         pair=pair.name,
         reference=family.reference.name,
@@ -237,25 +230,15 @@ def _claimed(
         claims=claims,
         against_longer=against_longer,
         excluded={
-            row.name: _too_dear(row, asked.max_cost) or asked.excluded[pair.name][row.name]
+            row.name: why
             for row in pair.rows
-            if row.nameable
-            and (_too_dear(row, asked.max_cost) or row.name in asked.excluded.get(pair.name, {}))
+            if row.nameable and (why := too_dear(row, asked.max_cost) or beyond.get(row.name))
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
-        teacher_no_better=bool(
-            teacher is not None and student and teacher <= statistics.fmean(student)
-        ),
+        teacher_no_better=teacher is not None and bool(student) and teacher <= fmean(student),
         recipe_too_short=gains and family.reference is pair.student,
     )
-
-
-def _too_dear(row: Row, max_cost: float | None) -> str:
-    """How a row exceeds the limit on cost; empty if it does not."""
-    if affordable(row, max_cost):
-        return ""
-    return "cost not measured" if row.cost is None else f"cost ×{row.cost:.2f} above ×{max_cost:g}"
 
 
 def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
@@ -274,7 +257,7 @@ def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
     bet = next(chance for chance in believed if chance.row in allowed)
     reference = family.reference.every_seed
     proven = {
-        row.name: statistics.fmean(paired_differences(row.every_seed, reference))
+        row.name: fmean(paired_differences(row.every_seed, reference))
         for row in finalists
         if row.name in allowed and any(c.proven for c in answer.claims if c.row == row.name)
     }
@@ -301,22 +284,20 @@ def _problem(finalists: Sequence[Row], reference: Row, excluded: Mapping[str, st
         return f"no finalist is within the limit; the nearest is {nearest}: {excluded[nearest]}"
     shared = max(len(row.every_seed.keys() & reference.every_seed.keys()) for row in allowed)
     if shared < 2:
-        return f"{shared} seeds in common with {reference.name}: two are the least"
+        return f"seeds in common with {reference.name}: {shared}; two are the least"
     return ""
 
 
-def _settle(
-    answer: Answer, differences: Sequence[float] | None, extend: int, count: int
-) -> Settle | None:
+def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> Settle | None:
     """What could prove the named row, at Holm's first step over so many claims."""
     chance = answer.chance(answer.named)
-    if answer.verdict == PROVEN or chance is None or differences is None:
+    if answer.verdict == PROVEN or chance is None or not gains:
         return None
-    deviation = mean_and_deviation(differences)[1]
+    deviation = mean_and_deviation(gains)[1]
     effect = chance.gain / deviation if deviation else 0.0
     left = extend if answer.look == 1 else 0
     return Settle(
-        chance=power(effect, len(differences) + left, SECOND_LOOK / 2 / count) if left else None,
+        chance=power(effect, len(gains) + left, SECOND_LOOK / 2 / count) if left else None,
         seeds=seeds_needed(effect, ALPHA / 2 / count),
     )
 
@@ -333,6 +314,5 @@ def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
 
 
 def _overall(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
-    rows = [tuple(row for row in pair.rows if row.nameable) for pair in pairs]
-    families = [Family(pair.student, chosen) for pair, chosen in zip(pairs, rows, strict=True)]
+    families = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
     return over_pairs([family.differences(look=1) for family in families])

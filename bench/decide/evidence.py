@@ -20,8 +20,7 @@ class Row:
 
     Attributes:
         name: its label.
-        kind: "reference" (the plain student), "longer" (that student trained longer), "method", or
-            "ablation" (a control, never named).
+        kind: "reference" (plain student), "longer" (it, trained longer), "method", "ablation".
         screening: by the seeds that choose the finalists.
         confirmation: by the seeds that claims rest on; all seeds where rows are trained alike.
         extension: by the seeds of the one second look.

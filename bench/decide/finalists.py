@@ -38,7 +38,7 @@ def choose_finalists(pair: Pair, count: int, max_cost: float | None = None) -> t
         raise UserError(
             f"finalists: {count}, wanted 2 or more: a student trained longer, and methods"
         )
-    open_to = [row for row in pair.rows if row.nameable and affordable(row, max_cost)]
+    open_to = [row for row in pair.rows if row.nameable and not too_dear(row, max_cost)]
     if len(open_to) > count:
         open_to = [row for row in open_to if row.screening]
         longer = _longer(pair, [row for row in open_to if row.kind == LONGER])
@@ -49,9 +49,11 @@ def choose_finalists(pair: Pair, count: int, max_cost: float | None = None) -> t
     return tuple(row.name for row in pair.rows if row.name in chosen)
 
 
-def affordable(row: Row, max_cost: float | None) -> bool:
-    """Whether a row is known to cost no more than the limit."""
-    return max_cost is None or (row.cost is not None and row.cost <= max_cost)
+def too_dear(row: Row, max_cost: float | None) -> str:
+    """How a row exceeds the limit on cost; empty if it does not."""
+    if max_cost is None or (row.cost is not None and row.cost <= max_cost):
+        return ""
+    return "cost not measured" if row.cost is None else f"cost ×{row.cost:.2f} above ×{max_cost:g}"
 
 
 def screening_mean(row: Row) -> float:

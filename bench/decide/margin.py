@@ -13,8 +13,6 @@ from bench.statistics import holm, mean_and_deviation, seeds_needed
 MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
 """Accuracy that does not matter; the coarse one on a test set of few images."""
 
-Differences = Mapping[str, Sequence[float]]  # of a row, one a seed, two at least
-
 
 def margin_for(test_images: int) -> float:
     """The margin in accuracy, by the size of the test set.
@@ -37,8 +35,8 @@ class Within:
         p: after the correction; 1 where there is no spread to judge by.
         shown: whether the difference is below the margin.
         n: seeds.
-        needed: seeds that show it with probability 0.8 if the true difference is 0; None if more
-            than 1,000, or without a spread.
+        needed: seeds that show it with probability 0.8 if the true difference is 0; None if
+            unknown or above 1,000.
     """
 
     row: str
@@ -56,14 +54,14 @@ class Within:
 
 
 def within_margin(
-    differences: Sequence[Differences], margins: Sequence[float], alpha: float
+    differences: Sequence[Mapping[str, Sequence[float]]], margins: Sequence[float], alpha: float
 ) -> list[tuple[Within, ...]]:
     """One-sided tests of non-inferiority, with Holm's correction over all rows and pairs.
 
     t = (mean - margin) / (s / sqrt(n)); the difference is below the margin if t is low enough.
 
     Args:
-        differences: of each pair, better row - row.
+        differences: of each pair, row -> better row - row by seed, two seeds at least.
         margins: of each pair, in accuracy.
         alpha: of the whole family.
 
@@ -84,7 +82,7 @@ def within_margin(
 
 
 def all_within_margin(
-    differences: Differences, margin: float, alpha: float, pairs: int
+    differences: Mapping[str, Sequence[float]], margin: float, alpha: float, pairs: int
 ) -> Within | None:
     """Whether every row's gain is below the margin: "no method helps by more than that".
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from bench.statistics import ALPHA, Pooled, holm, mean_and_deviation, random_effects
 
-LEAST_VARIANCE = 1e-12
-"""Of a mean gain whose differences are all equal."""
+LEAST_VARIANCE = 1e-12  # of a mean gain whose differences are all equal
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.decide.evidence import Row
-from bench.statistics import ALPHA, Interval, holm, mean_interval, paired_differences, paired_p
+from bench.statistics import Interval, holm, mean_interval, paired_differences, paired_p
 
 FIRST_LOOK, SECOND_LOOK = 0.04, 0.01
-"""How `ALPHA` is split where the design allows one extension."""
+"""How alpha is split where the design allows one extension."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,13 @@ class Claim:
             the pair at once; None without a shared seed.
         p: at the last look, after Holm's correction over all rows and pairs; None without a
             spread to judge by.
-        proven: whether the row is better than the reference.
-        look: 1, or 2 where the interval and p rest on the extension's seeds too.
+        proven: whether the row is better than the reference, at this look or the one before.
     """
 
     row: str
     gain: Interval | None
     p: float | None
     proven: bool
-    look: int
-
-
-def levels(looks: int) -> tuple[float, ...]:
-    """Alpha of each look of a design with so many; their sum is `ALPHA`."""
-    return (ALPHA,) if looks == 1 else (FIRST_LOOK, SECOND_LOOK)
 
 
 def prove(
@@ -92,6 +85,6 @@ def prove(
                 if gain is not None and p is not None and gain.mean > least and adjusted <= alpha:
                     proven.add((place, name))
                 shown = None if p is None else adjusted
-                claims.append(Claim(name, gain, shown, (place, name) in proven, look))
+                claims.append(Claim(name, gain, shown, (place, name) in proven))
             found.append(tuple(claims))
     return found

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from bench.statistics import Interval, between_groups, mean_interval
 
-LEAST_TEACHERS = 8
-"""Below it, nothing is said about teachers that were not tried."""
+LEAST_TEACHERS = 8  # fewer say nothing about teachers that were not tried
 
 
 @dataclass(frozen=True)
