@@ -11,7 +11,7 @@ PAIRS = TARGETS["fresh subsets"]
 
 @pytest.fixture(scope="module")
 def counts():
-    return measure(fits()["fresh subsets"], 150, follow=False)
+    return measure(fits()["fresh subsets"], 120, follow=False)
 
 
 def holds(values: list[float], limit: float, sign: int) -> bool:
@@ -38,7 +38,7 @@ def test_finalists_drawn_at_random_name_the_best_row_far_less_often(counts) -> N
     def at_random(pair, count):
         return random.choice([row.name for row in pair.rows if row.nameable], count, replace=False)
 
-    blind = measure(fits()["fresh subsets"], 60, choose=at_random, follow=False)
+    blind = measure(fits()["fresh subsets"], 40, choose=at_random, follow=False)
     for pair in PAIRS:
         shipped, lower = (np.mean(c["shipped", pair, "best"]) for c in (counts, blind))
         assert shipped - lower > 0.3

@@ -15,23 +15,28 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from scipy import special, stats
 
-from bench.decide.decision import Answer, Question, decide
-from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
+from bench.cost.costs import Costs
+from bench.decide.decision import Answer, decide
+from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair
 from bench.decide.finalists import choose_finalists
+from bench.design import CONFIRMATION, EXTENSION, SCREENING, Design
+from bench.evidence import pairs_of, question_of
+from bench.record import FINISHED, Plan, Record
+from bench.record import Row as PlanRow
 from bench.statistics import holm
 
 FOLDER = Path(__file__).parent / "decision"
 IMAGES = 500
-SCREEN, FINALISTS, CONFIRM, EXTEND, EQUAL = 2, 4, 10, 10, 5
-QUESTION = Question(extend=EXTEND, draws=200)
+DESIGN, EQUAL = Design(screen=2, finalists=4, confirm=10, extend=10), 5
+DRAWS = 200  # behind P(best), which names no row
 
 # Whole training over the student's, profiled with the first build (cnn16 to cnn4, one CPU thread).
 COSTS = {
@@ -121,17 +126,48 @@ Outcomes = dict[str, dict[str, Outcome]]
 """Rule -> pair -> what it says."""
 
 
-def trained(pair: Pair, phase: str, who: Sequence[str], accuracies: np.ndarray) -> Pair:
-    """The pair with the seeds of a phase, for the rows trained in it."""
-    first = {"screening": 1000, "confirmation": 0, "extension": CONFIRM}[phase]
-    rows = zip(pair.rows, accuracies.tolist(), strict=True)
-    new = [
-        replace(row, finalist=phase != "screening", **{phase: dict(enumerate(values, first))})
-        if row.name in who
-        else row
-        for row, values in rows
-    ]
-    return replace(pair, rows=tuple(new))
+class Drawn:
+    """The plan and the records of a grid, as a run of the shipped design leaves them."""
+
+    def __init__(self, grid: Grid, random: np.random.Generator, null: bool) -> None:
+        self.grid, self.random, self.null = grid, random, null
+        self.rows: list[PlanRow] = []
+        self.records: dict[str, Record] = {}
+
+    def train(self, name: str, phase: str, labels: Collection[str]) -> None:
+        """Draws the seeds of a phase, for some rows of a pair."""
+        fit, seeds = self.grid[name], DESIGN.seeds(phase)
+        accuracies = fit.draw(len(seeds), self.random, self.null)
+        for label in filter(labels.__contains__, fit.names):
+            plain = kind(label) in (REFERENCE, LONGER)
+            for seed, accuracy in zip(seeds, accuracies[fit.names.index(label)], strict=True):
+                cell_id = str(len(self.rows))
+                row = PlanRow(
+                    role="student" if label == "student" else "method", data="digits", axes={},
+                    teacher="cnn32", student=name, label=label, category="", seed=seed,
+                    method="student" if plain else label, cell_id=cell_id, phase=phase,
+                    finalist=kind(label) != ABLATION,
+                )  # fmt: skip
+                final = {"last_accuracy": float(accuracy), "test_images": IMAGES, "epochs": 30.0}
+                final["epochs"] *= COSTS[label] if plain else 1.0
+                self.rows.append(row)
+                self.records[cell_id] = Record(
+                    cell_id=cell_id, cell={}, category="", source="", status=FINISHED, final=final
+                )
+
+    def plan(self) -> Plan:
+        config = {"seeds": DESIGN.model_dump()}
+        return Plan(name="drawn", description="", config=config, rows=self.rows)
+
+    def pairs(self) -> dict[str, Pair]:
+        """What `recommend` reads from the records: student -> pair."""
+        found = pairs_of(self.plan(), self.records, Costs())
+        return {pair.student: evidence for pair, evidence in found.items()}
+
+    def decide(self) -> dict[str, Answer]:
+        pairs = self.pairs()
+        answers = decide(list(pairs.values()), question_of(self.plan(), draws=DRAWS)).answers
+        return dict(zip(pairs, answers, strict=True))
 
 
 def screen_and_confirm(
@@ -142,24 +178,20 @@ def screen_and_confirm(
     follow: bool = True,
 ) -> Outcomes:
     """The shipped rule; then for a user who extends the pairs without a proof, as is printed."""
-    pairs = []
+    drawn = Drawn(grid, random, null)
+    chosen = {}
     for name, fit in grid.items():
-        rows = tuple(Row(name=row, kind=kind(row), cost=COSTS[row]) for row in fit.names)
-        pair = Pair(name=name, rows=rows, test_images=IMAGES)
-        pair = trained(pair, "screening", fit.names, fit.draw(SCREEN, random, null))
-        chosen = ["student", *choose(pair, FINALISTS)]
-        pairs.append(trained(pair, "confirmation", chosen, fit.draw(CONFIRM, random, null)))
-    answers = decide(pairs, QUESTION).answers
-    found = {"shipped": {a.pair: outcome(a, grid[a.pair], null) for a in answers}}
+        drawn.train(name, SCREENING, fit.names)
+        chosen[name] = ["student", *choose(drawn.pairs()[name], DESIGN.finalists)]
+        drawn.train(name, CONFIRMATION, chosen[name])
+    answers = drawn.decide()
+    found = {"shipped": {n: outcome(a, grid[n], null) for n, a in answers.items()}}
     if follow:
-        for place, (pair, answer) in enumerate(zip(pairs, answers, strict=True)):
-            if answer.settle is not None:
-                chosen = ["student", *(row.name for row in pair.finalists)]
-                fresh = grid[pair.name].draw(EXTEND, random, null)
-                pairs[place] = trained(pair, "extension", chosen, fresh)
-        if any(pair.look == 2 for pair in pairs):
-            answers = decide(pairs, QUESTION).answers
-        found["followed"] = {a.pair: outcome(a, grid[a.pair], null) for a in answers}
+        extended = [name for name, answer in answers.items() if answer.settle is not None]
+        for name in extended:
+            drawn.train(name, EXTENSION, chosen[name])
+        answers = drawn.decide() if extended else answers
+        found["followed"] = {n: outcome(a, grid[n], null) for n, a in answers.items()}
     return found
 
 
@@ -298,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if values:
                     found.append([fit, rule, pair, quantity, *summary(values), len(values)])
             print(line, flush=True)
-    trained = len(COSTS) * SCREEN + (FINALISTS + 1) * CONFIRM
+    trained = len(COSTS) * DESIGN.screen + (DESIGN.finalists + 1) * DESIGN.confirm
     lines += [f"{trained} trainings a pair, wanted {TRAININGS}"] if trained > TRAININGS else []
     print(f"trainings a pair: {trained}; with every row alike: {len(COSTS) * EQUAL}")
     print("\n".join(lines) or "all targets hold within two Monte-Carlo standard errors")
