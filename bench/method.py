@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,53 @@ class Selection(NamedTuple):
     Attributes:
         kept: (N,) bool.
         details: JSON-able values written next to the record (energies, thresholds, counts).
+        note: what tables have to say about it, in one line; empty if it is what was asked for.
     """
 
     kept: Tensor
     details: Mapping[str, object]
+    note: str = ""
 
 
-Transfer = Callable[[Pair, nn.Module], Tensor]
-Merge = Callable[[Sequence[Tensor | None], Sequence[Tensor | None], int], Sequence[Tensor | None]]
+class MaskedLoss(NamedTuple):
+    """A transfer loss that is undefined for some samples, and which they are.
+
+    A `transfer` may return it instead of the loss alone, so that the record can say how many
+    samples the loss reached. Without a mask, it reaches every sample whose loss is finite.
+
+    Attributes:
+        loss: (B,) or (). Undefined terms, such as the direction of a zero map, count as 0 and have
+            no gradient.
+        masked: (B,) bool, the samples with such a term; None for no sample.
+    """
+
+    loss: Tensor
+    masked: Tensor | None = None
+
+    @classmethod
+    def of(cls, found: Tensor | MaskedLoss) -> MaskedLoss:
+        """What a `transfer` returned, in the form with a mask."""
+        return found if isinstance(found, MaskedLoss) else cls(found)
+
+
+Gradients = Sequence[Tensor | None]
+"""One per parameter: a tensor, or None where a loss does not reach it."""
+
+
+class Merged(NamedTuple):
+    """Gradients, and numbers to record about how they were merged.
+
+    Attributes:
+        gradients: the merged ones.
+        watched: name -> number, (), of this step; a curve has the mean over an epoch's steps.
+    """
+
+    gradients: Gradients
+    watched: Mapping[str, Tensor]
+
+
+Transfer = Callable[[Pair, nn.Module], Tensor | MaskedLoss]
+Merge = Callable[[Gradients, Gradients, int], Gradients | Merged]
 Keep = Callable[[View, Tensor], Selection]
 Prepare = Callable[[nn.Module, View], None]
 Watch = Callable[[Pair, nn.Module], Mapping[str, Tensor]]
@@ -99,14 +138,15 @@ class Stage:
     Attributes:
         name: "hint", "init", "distil", "finetune"...: a column of the records.
         share: part of the cell's epochs, in (0, 1]; a plan's shares sum to 1.
-        transfer: the transfer loss, (B,) if samples are independent, () if it couples the batch;
-            None for a stage without a teacher.
+        transfer: the transfer loss, (B,) if samples are independent, () if it couples the batch,
+            with a `MaskedLoss` if some samples may be left out; None for a stage without a teacher.
         taps: the taps of both networks that `transfer` reads; "logits" is the deepest one.
         optional_taps: further taps, shown if both networks have them.
         task_weight: weight on the mean cross-entropy with the labels. 0 drops the term: labels
             and head leave the graph, and the student runs only to its deepest tap.
-        transfer_weight: weight on the mean transfer loss, or a function of the progress through
-            this stage: 0.0 in its first epoch, 1.0 in its last.
+        transfer_weight: weight on the transfer loss, or a function of the progress through this
+            stage: 0.0 in its first epoch, 1.0 in its last.
+        reduction: of a transfer loss (B,) over the batch.
         trains: the parts that move, of "trunk", "head", "connector".
         joint: a second transfer loss, part of the task loss: `merge` sees the two as one.
             Reads "logits" of both networks.
@@ -123,7 +163,7 @@ class Stage:
         task_on_all: images that `keep` drops lose only their transfer loss, not their task loss.
         merge: (task gradients, transfer gradients, epoch of the stage, from 0) -> gradients, each
             with one entry per parameter: a tensor, or None where the loss does not reach it.
-            Takes the place of their sum.
+            Takes the place of their sum. `Merged` adds numbers to record.
         watch: named scalars to record as curves, such as activation agreement; run on the last
             batch of every epoch, outside the graph.
     """
@@ -135,6 +175,7 @@ class Stage:
     optional_taps: tuple[str, ...] = ()
     task_weight: float = 1.0
     transfer_weight: float | Callable[[float], float] = 1.0
+    reduction: Literal["mean", "sum"] = "mean"
     trains: frozenset[str] = PARTS
     joint: Transfer | None = None
     joint_weight: float = 1.0

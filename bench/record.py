@@ -32,7 +32,10 @@ class Record:
         status: one of `STATUSES`.
         error: one line that says why the cell is not finished; empty if it is.
         traceback: of a failure; empty otherwise.
-        stages: per stage {"name", "epochs", "taps"}.
+        stages: per stage {"name", "epochs", "taps"}, and the sum over its epochs of each curve in
+            samples, the mean of each share. "reached_samples" had the whole transfer loss,
+            "skipped_samples" one that is not finite, "masked_samples" one with an undefined term.
+            A stage that selects images has "kept_images" and a "note" for tables.
         curves: name -> one value per epoch, None where not measured. "train_loss", "task_loss",
             "transfer_loss", "learning_rate", "test_accuracy" (in [0, 1]), and the scalars of
             `Stage.watch`.

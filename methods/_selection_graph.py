@@ -24,7 +24,8 @@ def selection_graph(
     *,
     unary: Unary = "ratio",
     neighbours: int | None = 10,
-    pairwise: float = 0.1,
+    pairwise: float = 1.0,
+    lam: float | None = None,
     sigma: float | None = None,
 ) -> nx.Graph:
     """One node per item, with its cost of keeping, and an edge between near classmates.
@@ -37,16 +38,17 @@ def selection_graph(
         unary: which cost of keeping, see `keep_costs`.
         neighbours: an edge joins i and j if one is among this many nearest classmates of the
             other; None joins all classmates.
-        pairwise: lambda.
+        pairwise: lambda in units of `lambda_unit`.
+        lam: lambda itself; then `pairwise` is not used.
         sigma: in the unit of the points; None takes sigma^2 as the mean squared edge length.
 
     Returns:
-        Nodes 0..N-1 with "label" and "keep_cost"; edges with "cost".
+        Nodes 0..N-1 with "label" and "keep_cost"; edges with "cost"; "lambda" of the graph.
 
     Example:
         >>> points = np.array([[0.0], [0.2], [1.1], [2.0], [2.2]])
         >>> graph = selection_graph(points, np.array([0, 0, 0, 1, 1]), neighbours=None,
-        ...                         pairwise=1.0, sigma=0.5)
+        ...                         lam=1.0, sigma=0.5)
         >>> [(i, j, round(cost, 4)) for i, j, cost in graph.edges.data("cost")]
         [(0, 1, 0.9231), (0, 2, 0.0889), (1, 2, 0.1979), (3, 4, 0.9231)]
         >>> [sorted(component) for component in nx.connected_components(graph)]
@@ -66,9 +68,45 @@ def selection_graph(
     lengths = np.square(points[first] - points[second]).sum(1)
     variance = sigma**2 if sigma is not None else lengths.mean() if len(lengths) else 1.0
     weights = np.exp(-lengths / (2 * max(variance, TINY**2)))
-    edges = zip(first.tolist(), second.tolist(), (pairwise * weights).tolist(), strict=True)
+    if lam is None:
+        lam = pairwise * lambda_unit(costs, classes, first, second, weights)
+    graph.graph["lambda"] = lam
+    edges = zip(first.tolist(), second.tolist(), (lam * weights).tolist(), strict=True)
     graph.add_weighted_edges_from(edges, weight="cost")
     return graph
+
+
+def lambda_unit(
+    costs: Floats, classes: Integers, first: Integers, second: Integers, weights: Floats
+) -> float:
+    """The lambda at which a typical item's edges weigh as much as costs differ in a class.
+
+    Spread of U1 / typical weight: the median of |U1_i - median of its class|, over the median of
+    sum_j w_ij. At this lambda it costs a typical item, to be parted from all its neighbours, as
+    much as its U1 is from its class's. At many times this lambda whole classes are kept or dropped
+    as one, whatever the number of items: it grows with the neighbours of an item and not with N.
+
+    Args:
+        costs: U1, (N,).
+        classes: (N,) in 0..K-1.
+        first: (M,) index of one end of each edge.
+        second: (M,) index of the other.
+        weights: w, (M,).
+
+    Returns:
+        Without unit; 0 where no item has edges or costs do not differ.
+
+    Example:
+        >>> costs, classes = np.array([0.1, 0.2, 0.4, 0.5, 0.6]), np.array([0, 0, 0, 1, 1])
+        >>> edges = np.array([0, 1, 3]), np.array([1, 2, 4]), np.array([1.0, 0.5, 0.8])
+        >>> round(lambda_unit(costs, classes, *edges), 4)      # median difference .05, weight .8
+        0.0625
+    """
+    centres = np.array([np.median(costs[classes == k]) for k in range(classes.max() + 1)])
+    spread = np.median(np.abs(costs - centres[classes]))
+    ends = np.concatenate([first, second])
+    typical = np.median(np.bincount(ends, np.tile(weights, 2), minlength=len(costs)))
+    return float(spread / typical) if typical > 0 else 0.0
 
 
 def keep_costs(points: Floats, classes: Integers, unary: Unary = "ratio") -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,8 @@ def soft_target_divergence(
 ) -> Tensor:
     """Kullback-Leibler divergence of the student's softened probabilities from the teacher's.
 
-    sum_k q_k (log q_k - log p_k), with q = softmax(teacher / T) and p = softmax(student / T).
+    sum_k q_k (log q_k - log p_k), with q = softmax(teacher / T) and p = softmax(student / T). A
+    class that the teacher rules out by a logit of -inf adds the limit 0, whatever the student's.
 
     Args:
         student_logits: (B, K).
@@ -21,7 +23,7 @@ def soft_target_divergence(
         temperature: T, above 0.
 
     Returns:
-        (B,), in nats.
+        (B,), in nats; infinite where the student alone rules a class out.
 
     Raises:
         ValueError: the shapes differ, or the temperature is not above 0.
@@ -36,4 +38,6 @@ def soft_target_divergence(
     above_zero("soft_target_divergence", temperature=temperature)
     log_p = F.log_softmax(student_logits / temperature, dim=1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    # Not F.kl_div: where q is 0 its product with log q is NaN.
+    gap = torch.where(log_q == -torch.inf, 0.0, log_q - log_p)
+    return (log_q.exp() * gap).sum(dim=1)

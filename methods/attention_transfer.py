@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bench.method import Method, Pair, Stage
+from bench.method import MaskedLoss, Method, Pair, Stage
 from methods._blocks import blocks_of_samples, samples_per_block
 from methods._checks import above_zero, between, one_of
 from methods._points import STAGE_OUTPUTS, sensing_points
@@ -26,7 +26,7 @@ collapsed; a sample with a zero map has loss 0."""
 Kind = Literal["l2", "sumsq"]
 Mode = Literal["init_finetune", "joint"]
 POINTS = {"all": STAGE_OUTPUTS}
-SMALLEST_NORM = 1e-8
+SMALLEST_NORM = {"l2": 1e-8, "sumsq": 1e-8**2}  # in each map's own unit
 
 
 def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
@@ -68,7 +68,8 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
 
     (1 / P) sum_p (q_s[p] - q_t[p])^2, with q = m / ||m||_2 over the P = H W positions. The larger
     map is average-pooled to the smaller one's size first. A sample has loss 0 if the norm of either
-    map is below 1e-8: the map's direction is rounding noise and its gradient would be huge.
+    map is below 1e-8 (its square for "sumsq", the square's unit): the map's direction is rounding
+    noise and its gradient would be huge.
 
     Args:
         student: feature map (B, C, H, W).
@@ -91,16 +92,24 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
         >>> attention_transfer_loss(student, teacher)       # q_s = (.6, .8), q_t = (1, 0)
         tensor([0.4000])
     """
+    return masked_attention_transfer_loss(student, teacher, kind).loss
+
+
+def masked_attention_transfer_loss(
+    student: Tensor, teacher: Tensor, kind: Kind = "l2"
+) -> MaskedLoss:
+    """`attention_transfer_loss`, and which samples have no direction to compare."""
     ours, theirs = attention_map(student, kind), attention_map(teacher, kind)
     if len(ours) != len(theirs):
         raise ValueError(
             f"attention_transfer_loss: batches of {len(ours)} (student) and {len(theirs)} (teacher)"
         )
     ours, theirs = pool_alike(ours, theirs, "average")
-    student_map, student_alive = _normalised(ours)
-    teacher_map, teacher_alive = _normalised(theirs)
+    student_map, student_dead = _normalised(ours, SMALLEST_NORM[kind])
+    teacher_map, teacher_dead = _normalised(theirs, SMALLEST_NORM[kind])
     distance = (student_map - teacher_map).square().mean(dim=1)
-    return torch.where(student_alive & teacher_alive, distance, 0.0)
+    dead = student_dead | teacher_dead
+    return MaskedLoss(torch.where(dead, 0.0, distance), dead)
 
 
 class _Energy(torch.autograd.Function):
@@ -123,11 +132,11 @@ class _Energy(torch.autograd.Function):
         return feature * (2 * grad[:, None])
 
 
-def _normalised(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, P) unit vectors, and (B,) False where a map is too small to have a direction."""
+def _normalised(maps: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+    """(B, P) unit vectors, and (B,) whether a map is too small to have a direction."""
     flat = maps.flatten(1)
     norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return flat / norm.clamp_min(1e-12), ~(norm[:, 0] < SMALLEST_NORM)
+    return flat / norm.clamp_min(smallest), norm[:, 0] < smallest
 
 
 SEARCH = {
@@ -188,10 +197,15 @@ def method(
     above_zero("attention_transfer", beta=beta)
     between("attention_transfer", 0, 1, init_share=init_share)
 
-    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
-        return torch.stack(
-            [attention_transfer_loss(pair.student[tap], pair.teacher[tap], kind) for tap in taps]
-        ).sum(dim=0)
+    def transfer(pair: Pair, connector: nn.Module) -> MaskedLoss:
+        losses, dead = zip(
+            *(
+                masked_attention_transfer_loss(pair.student[tap], pair.teacher[tap], kind)
+                for tap in taps
+            ),
+            strict=True,
+        )
+        return MaskedLoss(torch.stack(losses).sum(dim=0), torch.stack(dead).any(dim=0))
 
     if mode == "joint":
         joint = Stage(name="distil", share=1.0, transfer=transfer, taps=taps, transfer_weight=beta)

@@ -11,7 +11,16 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from bench.method import Method, NotApplicable, Pair, Shapes, Stage
+from bench.method import (
+    Gradients,
+    MaskedLoss,
+    Merged,
+    Method,
+    NotApplicable,
+    Pair,
+    Shapes,
+    Stage,
+)
 from methods._checks import above_zero, one_of
 from methods._connector import Connectors, connect_widths
 from methods._points import STAGE_OUTPUTS, sensing_points
@@ -19,6 +28,7 @@ from methods._precision import no_autocast
 from methods._svd import RightVectors, nearest_right_vectors, right_vectors
 
 Clip = Literal["per_tensor", "global", "none"]
+Scale = Literal["sum", "mean"]
 
 SOURCE = """\
 S. H. Lee, D. H. Kim, B. C. Song: Self-supervised Knowledge Distillation Using Singular Value \
@@ -52,7 +62,7 @@ def kd_svd_loss(
     (R_student - R_teacher)^2. It depends on no sign, scale or order of positions of any map.
 
     If the direction of a vector in use is undefined (see `right_vectors`), the sample gives 0 and
-    no gradient; `resolved_samples` finds these samples. A map that is not finite gives NaN.
+    no gradient; `masked_kd_svd_loss` names these samples. A map that is not finite gives NaN.
 
     Args:
         student_features: maps from shallow to deep, each (B, C, H, W).
@@ -81,32 +91,32 @@ def kd_svd_loss(
         >>> kd_svd_loss([first, student_back], [first, teacher_back], 1, 1)   # a null vector fits
         tensor([0.])
     """
-    maps = [_aligned(*two, rank, extra) for two in _matched(student_features, teacher_features)]
-    total = torch.stack([_relation_gap(front, back) for front, back in pairwise(maps)]).sum(0)
-    total = torch.where(_all_resolved(maps), total, 0.0)
-    finite = torch.stack([layer.finite for layer in maps]).all(0)
-    return torch.where(finite, total, torch.nan)
+    return masked_kd_svd_loss(student_features, teacher_features, rank, extra).loss
 
 
-@torch.no_grad()
-def resolved_samples(
+def masked_kd_svd_loss(
     student_features: Sequence[Tensor],
     teacher_features: Sequence[Tensor],
     rank: int = 1,
     extra: int = 3,
-) -> Tensor:
-    """Whether every vector that `kd_svd_loss` reads of a sample has a direction, (B,) bool.
+) -> MaskedLoss:
+    """`kd_svd_loss`, and which samples have a vector of undefined direction.
 
     Arguments and errors are those of `kd_svd_loss`.
 
     Example:
         >>> alive = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
         >>> maps = [torch.cat([alive, alive]), torch.cat([alive, torch.zeros_like(alive)])]
-        >>> resolved_samples(maps, maps, 1, 0)
-        tensor([ True, False])
+        >>> masked_kd_svd_loss(maps, maps, 1, 0).masked
+        tensor([False,  True])
     """
-    matched = _matched(student_features, teacher_features)
-    return _all_resolved([_aligned(*two, rank, extra) for two in matched])
+    pairs = _matched(student_features, teacher_features)
+    maps = [_aligned(student, teacher, rank, extra) for student, teacher in pairs]
+    total = torch.stack([_relation_gap(front, back) for front, back in pairwise(maps)]).sum(0)
+    resolved = torch.stack([layer.resolved for layer in maps]).all(0)
+    finite = torch.stack([layer.finite for layer in maps]).all(0)
+    loss = torch.where(finite, torch.where(resolved, total, 0.0), torch.nan)
+    return MaskedLoss(loss, ~resolved)
 
 
 def _matched(
@@ -170,10 +180,6 @@ def _canonical(vectors: Tensor) -> Tensor:
     return torch.where(decisive < 0, -vectors, vectors)
 
 
-def _all_resolved(maps: Sequence[_Aligned]) -> Tensor:
-    return torch.stack([layer.resolved for layer in maps]).all(0)
-
-
 def _relation_gap(front: _Aligned, back: _Aligned) -> Tensor:
     """Sum over i, j, l of (R_student - R_teacher)^2, (B,), without forming a relation.
 
@@ -214,13 +220,13 @@ def _one_added(features: Tensor) -> Tensor:
 
 
 def clipped_merge(
-    task_gradients: Sequence[Tensor | None],
-    transfer_gradients: Sequence[Tensor | None],
+    task_gradients: Gradients,
+    transfer_gradients: Gradients,
     epoch: int,
     *,
     clip: Clip = "per_tensor",
     ramp: bool = True,
-) -> list[Tensor | None]:
+) -> Merged:
     """Adds the transfer gradient to the task gradient, clipped to at most its norm.
 
     g = g_task + g_transfer min(1, c / |g_transfer|), c = |g_task| sigmoid(epoch), for every
@@ -236,7 +242,8 @@ def clipped_merge(
         ramp: False drops the factor sigmoid(epoch).
 
     Returns:
-        One gradient per parameter; None where neither loss has one.
+        One gradient per parameter, None where neither loss has one; and "clipped_share", the share
+        of the parameters with both gradients whose transfer gradient was longer than its bound.
 
     Raises:
         ValueError: lists of unequal length, or an unknown `clip`.
@@ -246,13 +253,14 @@ def clipped_merge(
 
     Example:
         >>> task, transfer = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])
-        >>> clipped_merge([task, None], [transfer, transfer], 0)
+        >>> clipped_merge([task, None], [transfer, transfer], 0).gradients
         [tensor([4.5000, 6.0000]), tensor([6., 8.])]
-        >>> clipped_merge([task], [0.05 * transfer], 0)
-        [tensor([3.3000, 4.4000])]
+        >>> clipped_merge([task, task], [transfer, 0.05 * transfer], 0).watched
+        {'clipped_share': tensor(0.5000)}
     """
     one_of("clipped_merge", "clip", clip, get_args(Clip))
     merged: list[Tensor | None] = []
+    watched: dict[str, Tensor] = {}
     both: list[tuple[int, Tensor, Tensor]] = []
     for task, transfer in zip(task_gradients, transfer_gradients, strict=True):
         if task is not None and transfer is not None:
@@ -262,27 +270,35 @@ def clipped_merge(
         places, task_part, transfer_part = zip(*both, strict=True)
         if clip != "none":
             share = 1 / (1 + math.exp(-epoch)) if ramp else 1.0
-            factors = _clip_factors(task_part, transfer_part, share, clip)
+            factors, clipped = _clip_factors(task_part, transfer_part, share, clip)
             transfer_part = [x * factor for x, factor in zip(transfer_part, factors, strict=True)]
+            watched["clipped_share"] = clipped.float().mean()
         for place, task, transfer in zip(places, task_part, transfer_part, strict=True):
             merged[place] = task + transfer
-    return merged
+    return Merged(merged, watched)
 
 
 def _clip_factors(
     task: Sequence[Tensor], transfer: Sequence[Tensor], share: float, clip: Clip
-) -> Sequence[Tensor]:
-    """min(1, share |g_task| / |g_transfer|), one per parameter; 0 where |g_transfer| is 0."""
+) -> tuple[Sequence[Tensor], Tensor]:
+    """min(1, share |g_task| / |g_transfer|), 0 where |g_transfer| is 0; and where it is below 1."""
     task_norms, norms = (
         torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         for gradients in (task, transfer)
     )
     if clip == "global":
         task_norms, norms = (x.norm().expand_as(x) for x in (task_norms, norms))
-    return torch.where(norms > 0, (share * task_norms / norms).clamp(max=1), 0.0).unbind()
+    bounds = share * task_norms
+    factors = torch.where(norms > 0, (bounds / norms).clamp(max=1), 0.0)
+    return factors.unbind(), norms > bounds
 
 
-SEARCH = {"rank": [1, 2], "weight": [0.1, 1.0, 10.0], "ramp": [True, False]}
+SEARCH = {
+    "rank": [1, 2],
+    "scale": ["sum", "mean"],
+    "weight": [0.1, 1.0, 10.0],
+    "ramp": [True, False],
+}
 """What tuning tries."""
 
 
@@ -292,6 +308,7 @@ def method(
     extra: int = 3,
     clip: Clip = "per_tensor",
     ramp: bool = True,
+    scale: Scale = "sum",
     weight: float = 1.0,
     points: Literal["all"] | list[str] = "all",
     connectors: bool = True,
@@ -303,7 +320,9 @@ def method(
         extra: further student vectors that may be matched.
         clip: bound on the transfer gradient, see `clipped_merge`.
         ramp: the bound grows with sigmoid(epoch).
-        weight: on the transfer loss; of little effect where the gradient is clipped.
+        scale: of the loss that is clipped: "sum" over the batch, the authors', or its "mean".
+        weight: on the transfer loss. A clipped gradient does not depend on it; the gradient of the
+            connectors, which is not clipped, does.
         points: "all" three stage outputs, or a list of taps from shallow to deep; each map is
             related to the next.
         connectors: 1x1 convolution and BatchNorm where widths differ; False makes such a pair not
@@ -321,6 +340,7 @@ def method(
     """
     taps = sensing_points("kd_svd", points, {"all": STAGE_OUTPUTS})
     one_of("kd_svd", "clip", clip, get_args(Clip))
+    one_of("kd_svd", "scale", scale, get_args(Scale))
     above_zero("kd_svd", weight=weight)
     if rank < 1 or extra < 0 or len(taps) < 2:
         raise ValueError(
@@ -328,16 +348,9 @@ def method(
             f"{list(taps)} at least 2"
         )
 
-    def features(pair: Pair, connector: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    def transfer(pair: Pair, connector: nn.Module) -> MaskedLoss:
         student = [connector(tap, pair.student[tap]) for tap in taps]
-        return student, [pair.teacher[tap] for tap in taps]
-
-    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
-        return kd_svd_loss(*features(pair, connector), rank, extra)
-
-    def watch(pair: Pair, connector: nn.Module) -> dict[str, Tensor]:
-        masked = ~resolved_samples(*features(pair, connector), rank, extra)
-        return {"svd_masked_share": masked.double().mean()}
+        return masked_kd_svd_loss(student, [pair.teacher[tap] for tap in taps], rank, extra)
 
     def connect(student: Shapes, teacher: Shapes) -> Connectors:
         layers = connect_widths(taps, student, teacher, allowed=connectors)
@@ -350,8 +363,8 @@ def method(
         transfer=transfer,
         taps=taps,
         transfer_weight=weight,
+        reduction=scale,
         merge=partial(clipped_merge, clip=clip, ramp=ramp),
-        watch=watch,
     )
     return Method(category="shared-representation", source=SOURCE, plan=(stage,), connect=connect)
 

@@ -11,14 +11,14 @@ spread apart, so the losses compute in float64, whatever the networks' precision
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import huber_loss
 
-from bench.method import Method, Pair, Stage
+from bench.method import MaskedLoss, Method, Pair, Stage
 from methods._checks import one_of
 from methods._precision import full_precision, no_autocast
 
@@ -65,13 +65,7 @@ def rkd_distance_loss(
         >>> round(rkd_distance_loss(student, teacher).item(), 7)
         0.0034812
     """
-    student, teacher = _points(student, teacher)
-    factor = _mean_factor(len(student), 2, reduction)
-    if factor == 0:
-        return _zero(student)
-    with no_autocast(student):
-        relative = _relative_distances(student.double()), _relative_distances(teacher.double())
-        return (factor * huber_loss(*relative, reduction="sum")).to(student.dtype)
+    return _distance_gap(*_relations(student, teacher), reduction)
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers") -> Tensor:
@@ -106,24 +100,60 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "
         >>> round(rkd_angle_loss(student, teacher).item(), 8)
         0.00074448
     """
-    student, teacher = _points(student, teacher)
-    factor = _mean_factor(len(student), 3, reduction)
-    if factor == 0:
-        return _zero(student)
-    with no_autocast(student):
-        grams = _centred_gram(student.double()), _centred_gram(teacher.double())
-        sides = [_inverse_lengths(_squared_distances(gram)) for gram in grams]
-        total = _AngleHuber.apply(grams[0], sides[0], grams[1], sides[1])
-        return (factor * total).to(student.dtype)
+    return _angle_gap(*_relations(student, teacher), reduction)
 
 
-def _points(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+class _Relations(NamedTuple):
+    """One network's points by their Gram matrix, in float64, (B, B) each.
+
+    Attributes:
+        gram: inner products of the centred points.
+        squared: squared distances.
+        inverse: 1 / distance; 0 with gradient 0 where the two points coincide.
+        dtype: of what is made of them.
+    """
+
+    gram: Tensor
+    squared: Tensor
+    inverse: Tensor
+    dtype: torch.dtype
+
+    @property
+    def coincide(self) -> Tensor:
+        """(B,) whether a sample lies on another one, so that their line has no direction."""
+        return (self.inverse == 0).sum(1) > 1  # the one is the sample itself
+
+
+def _relations(student: Tensor, teacher: Tensor) -> tuple[_Relations, _Relations]:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
         raise ValueError(
             f"rkd: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be "
             "embeddings (B, D) and (B, E) of the same batch"
         )
-    return full_precision(student), full_precision(teacher.detach())
+    found = []
+    for points in map(full_precision, (student, teacher.detach())):
+        with no_autocast(points):
+            gram = _centred_gram(points.double())
+            squared = _squared_distances(gram)
+            found.append(_Relations(gram, squared, _inverse_lengths(squared), points.dtype))
+    return found[0], found[1]
+
+
+def _distance_gap(ours: _Relations, theirs: _Relations, reduction: Reduction) -> Tensor:
+    factor = _mean_factor(len(ours.gram), 2, reduction)
+    if factor == 0:
+        return _zero(ours)
+    gap = huber_loss(_relative_distances(ours), _relative_distances(theirs), reduction="sum")
+    return (factor * gap).to(ours.dtype)
+
+
+def _angle_gap(ours: _Relations, theirs: _Relations, reduction: Reduction) -> Tensor:
+    factor = _mean_factor(len(ours.gram), 3, reduction)
+    if factor == 0:
+        return _zero(ours)
+    with no_autocast(ours.gram):
+        total = _AngleHuber.apply(ours.gram, ours.inverse, theirs.gram, theirs.inverse)
+    return (factor * total).to(ours.dtype)
 
 
 def _mean_factor(batch: int, size: int, reduction: Reduction) -> float:
@@ -134,9 +164,9 @@ def _mean_factor(batch: int, size: int, reduction: Reduction) -> float:
     return 1 / (batch**size if reduction == "peers" else math.perm(batch, size))
 
 
-def _zero(student: Tensor) -> Tensor:
+def _zero(student: _Relations) -> Tensor:
     # The sum of no elements is 0 and still part of the student's graph.
-    return student[:0].sum()
+    return student.gram[:0].sum().to(student.dtype)
 
 
 def _centred_gram(points: Tensor) -> Tensor:
@@ -161,9 +191,8 @@ def _inverse_or_zero(number: Tensor) -> Tensor:
     return torch.where(number > 0, 1 / torch.where(number > 0, number, 1.0), 0.0)
 
 
-def _relative_distances(points: Tensor) -> Tensor:
-    squared = _squared_distances(_centred_gram(points))
-    distances = squared * _inverse_lengths(squared)
+def _relative_distances(points: _Relations) -> Tensor:
+    distances = points.squared * points.inverse
     mean = distances.sum() / (distances.numel() - len(distances))
     return distances * _inverse_or_zero(mean)
 
@@ -274,16 +303,17 @@ def method(
     one_of("rkd", "tap", tap, get_args(Tap))
     one_of("rkd", "reduction", reduction, get_args(Reduction))
 
-    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
+    def transfer(pair: Pair, connector: nn.Module) -> MaskedLoss:
         points = [pair.student[tap], pair.teacher[tap]]
         if normalise:
             points = [_unit_rows(x) for x in points]
+        ours, theirs = _relations(*points)
         terms = []
         if distance_weight > 0:
-            terms.append(distance_weight * rkd_distance_loss(*points, reduction=reduction))
+            terms.append(distance_weight * _distance_gap(ours, theirs, reduction))
         if angle_weight > 0:
-            terms.append(angle_weight * rkd_angle_loss(*points, reduction=reduction))
-        return torch.stack(terms).sum()
+            terms.append(angle_weight * _angle_gap(ours, theirs, reduction))
+        return MaskedLoss(torch.stack(terms).sum(), ours.coincide | theirs.coincide)
 
     return Method(
         category="shared-representation",

@@ -50,6 +50,7 @@ class GraphCut:
         tau: cost of dropping an image.
         keep_cost: (N,) float64, U1: 0 for a perfectly embedded image, 1 on the border to the
             nearest wrong class ("ratio").
+        wanted: how many images `keep` asked for; None for a fixed tau.
         energy: E of what the cut kept, the lowest there is.
         added_back: indices that the cut dropped and that returned so that half of a class stays.
         points: (N, D) float64, the embeddings as they were compared.
@@ -59,6 +60,7 @@ class GraphCut:
     kept: Tensor
     tau: float
     keep_cost: Tensor
+    wanted: int | None
     energy: float
     added_back: tuple[int, ...]
     points: Tensor = field(repr=False)
@@ -76,11 +78,24 @@ class GraphCut:
         members = {label: labels == label for label in np.unique(labels).tolist()}
         return {k: (int(self.kept[of].sum()), int(of.sum())) for k, of in members.items()}
 
+    @property
+    def note(self) -> str:
+        """What decided other than the cost of dropping; empty where that alone did."""
+        kept, parts = int(self.kept.sum()), []
+        if self.added_back:
+            parts.append(f"the floor of half a class brought {len(self.added_back)} images back")
+        if self.wanted is not None and kept > self.wanted:
+            parts.append(f"{kept} images are kept where {self.wanted} were asked for")
+            if not self.added_back:
+                parts.append("equal costs or edges keep some together")
+        return "; ".join(parts)
+
     def details(self) -> dict[str, object]:
         """JSON-able: thresholds, energies, counts, the kept images, and what a figure draws."""
         kept, costs = self.kept.numpy(), self.keep_cost.numpy()
         return {
             "tau": self.tau,
+            "lambda": self.graph.graph["lambda"],
             "energy": self.energy,
             "energy_of_kept": _energy(self.graph, kept, costs, self.tau),
             "added_back": list(self.added_back),
@@ -101,7 +116,8 @@ def select_by_graph_cut(
     tau: float | None = None,
     unary: Unary = "ratio",
     neighbours: int | None = 10,
-    pairwise: float = 0.1,
+    pairwise: float = 1.0,
+    lam: float | None = None,
     normalise: bool = True,
     sigma: float | None = None,
 ) -> GraphCut:
@@ -121,7 +137,9 @@ def select_by_graph_cut(
         tau: fixed cost of dropping; then `keep` is not used.
         unary: "ratio", or "inter" for exp(-distance to the nearest other centre / its mean).
         neighbours: an edge for each of this many nearest classmates; None for all of them.
-        pairwise: lambda.
+        pairwise: lambda, in units in which the edges of a typical item weigh as much as U1 differs
+            within a class, see `lambda_unit`. Far above 1, classes are kept or dropped as one.
+        lam: lambda itself; then `pairwise` is not used.
         normalise: scales every embedding to length 1 first.
         sigma: width of the edges' weight; None for the root mean squared edge.
 
@@ -134,16 +152,17 @@ def select_by_graph_cut(
 
     Example:
         >>> points = torch.tensor([[0.0], [0.2], [1.1], [2.0], [2.2]])
-        >>> found = select_by_graph_cut(points, torch.tensor([0, 0, 0, 1, 1]), tau=0.5,
+        >>> found = select_by_graph_cut(points, torch.tensor([0, 0, 0, 1, 1]), tau=0.5, lam=0.1,
         ...                             neighbours=None, normalise=False, sigma=0.5)
         >>> found.indices, round(found.energy, 5)
         ([0, 1, 3, 4], 0.97827)
     """
     between("select_by_graph_cut", 0, 1 + 1e-9, keep=keep)
     one_of("selective", "unary", unary, get_args(Unary))
-    if pairwise < 0 or (neighbours is not None and neighbours < 0):
+    if min(pairwise, lam or 0, neighbours or 0) < 0:
         raise ValueError(
-            f"selective: pairwise {pairwise} and neighbours {neighbours} must be at least 0"
+            f"selective: pairwise {pairwise}, lam {lam} and neighbours {neighbours} must be at "
+            "least 0"
         )
     if sigma is not None:
         above_zero("selective", sigma=sigma)
@@ -151,16 +170,17 @@ def select_by_graph_cut(
     names, classes = np.unique(labels.cpu().numpy(), return_inverse=True)
     if len(names) < 2:
         raise ValueError("selective: all items are of one class; there is nothing to confuse")
-    graph = selection_graph(
-        points, names[classes], unary=unary, neighbours=neighbours, pairwise=pairwise, sigma=sigma
-    )
+    strength = {"pairwise": pairwise, "lam": lam, "sigma": sigma}
+    graph = selection_graph(points, names[classes], unary=unary, neighbours=neighbours, **strength)
     costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])
-    threshold, cut = _cut(graph, classes, keep, tau)
+    wanted = _wanted(keep, len(labels)) if tau is None else None
+    threshold, cut = _cut(graph, classes, wanted, tau)
     kept = with_least_kept(cut, in_units(costs), classes)
     return GraphCut(
         kept=torch.from_numpy(kept),
         tau=threshold,
         keep_cost=torch.from_numpy(costs),
+        wanted=wanted,
         energy=_energy(graph, cut, costs, threshold),
         added_back=tuple(np.flatnonzero(kept & ~cut).tolist()),
         points=torch.from_numpy(points),
@@ -180,18 +200,22 @@ def _points(embeddings: Tensor, labels: Tensor, normalise: bool) -> Floats:
     return (nn.functional.normalize(points, dim=1) if normalise else points).numpy()
 
 
-def _cut(
-    graph: nx.Graph, classes: np.ndarray, keep: float, tau: float | None
-) -> tuple[float, Bools]:
-    """The cost of dropping, and what the cut at it keeps."""
-    problems = cut_problems(graph)
-    if tau is not None:
-        above_zero("selective", tau=tau)
-        return tau, keep_set(problems, int(in_units(tau)), np.ones(len(classes), np.bool_))
+def _wanted(keep: float, items: int) -> int:
     # The margin keeps rounding from asking for 10 of 10 at keep = 0.9.
-    wanted = max(1, int(np.ceil(keep * len(classes) - 1e-6)))
-    units, kept = smallest_threshold(problems, classes, wanted)
-    return units / UNITS, kept
+    return max(1, int(np.ceil(keep * items - 1e-6)))
+
+
+def _cut(
+    graph: nx.Graph, classes: np.ndarray, wanted: int | None, tau: float | None
+) -> tuple[float, Bools]:
+    """The cost of dropping, and what the cut at it keeps; one of `wanted` and `tau` is given."""
+    problems = cut_problems(graph)
+    if wanted is not None:
+        units, kept = smallest_threshold(problems, classes, wanted)
+        return units / UNITS, kept
+    assert tau is not None
+    above_zero("selective", tau=tau)
+    return tau, keep_set(problems, int(in_units(tau)), np.ones(len(classes), np.bool_))
 
 
 def _energy(graph: nx.Graph, kept: Bools, keep_cost: Floats, tau: float) -> float:
@@ -199,25 +223,29 @@ def _energy(graph: nx.Graph, kept: Bools, keep_cost: Floats, tau: float) -> floa
     return float(np.where(kept, keep_cost, tau).sum() + severed)
 
 
-def select_at_random(like: GraphCut, labels: Tensor, seed: int = 0) -> Tensor:
-    """As many items of each class as `like` keeps, drawn at random: its control.
+def select_at_random(count: int, labels: Tensor, seed: int = 0) -> Tensor:
+    """As many items as a selection keeps, drawn at random: its control.
 
-    The two selections differ only in which images they drop, not in how many of which class.
+    Every class keeps the same share of its items, up to a whole item. So the control differs from
+    a selection in which items it drops, and not in how many.
 
     Args:
-        like: a selection by graph cut.
-        labels: (N,), those that it was made with.
+        count: of items to keep.
+        labels: (N,).
         seed: of the draw.
 
     Returns:
         (N,) bool, kept.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    drawn = labels.cpu()[order]
+    # Each class spread evenly over (0, 1): a cut anywhere takes the same share of all.
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in drawn.unique():
+        members = (drawn == label).nonzero().flatten()
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     kept = torch.zeros(len(labels), dtype=torch.bool)
-    for label, (count, _) in like.kept_per_class.items():
-        members = (labels.cpu() == label).nonzero().flatten()
-        kept[members[order[members].argsort()[:count]]] = True
+    kept[order[place.argsort(stable=True)[:count]]] = True
     return kept
 
 
@@ -289,7 +317,12 @@ def regression_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted - target).square().mean(1)
 
 
-SEARCH = {"lam_r": [0.01, 0.1, 1.0], "train_share": [0.3, 0.6], "finetune_lr_factor": [0.1, 0.5]}
+SEARCH = {
+    "pairwise": [0.0, 1.0, 3.0],
+    "lam_r": [0.01, 0.1, 1.0],
+    "train_share": [0.3, 0.6],
+    "finetune_lr_factor": [0.1, 0.5],
+}
 """What tuning tries."""
 
 
@@ -299,7 +332,7 @@ def method(
     tau: float | None = None,
     unary: Unary = "ratio",
     neighbours: int = 10,
-    pairwise: float = 0.1,
+    pairwise: float = 1.0,
     normalise: bool = True,
     selection: Choice = "graph_cut",
     selection_seed: int = 0,
@@ -316,14 +349,16 @@ def method(
     `select_by_graph_cut` chooses those of the second stage.
 
     Args:
-        keep: least share of the images to keep; sets the cost of dropping one.
+        keep: least share of the images to keep; sets the cost of dropping one. At least half of
+            each class stays, and the record's note says where that decided.
         tau: fixed cost of dropping; then `keep` is not used.
         unary: cost of keeping, see `select_by_graph_cut`.
         neighbours: edges per image, see `select_by_graph_cut`.
-        pairwise: lambda, the weight on edges that the selection separates.
+        pairwise: weight on edges that the selection separates, in units of `lambda_unit`: at 1 the
+            edges of a typical image weigh as much as its classmates' costs differ.
         normalise: scales the teacher's embeddings to length 1, for the selection and the target.
-        selection: "graph_cut", or "random", the control, which drops as many images of each class
-            as the cut, drawn at random.
+        selection: "graph_cut", or "random", the control, which drops as many images as the cut,
+            drawn at random and in proportion from all classes.
         selection_seed: seed of the random selection, the same in all cells of a grid.
         ce_on_all: keeps the classification loss of images not selected in the second stage.
         lam_r: weight on the regression.
@@ -358,9 +393,9 @@ def method(
             normalise=normalise,
         )
         if selection == "random":
-            control = select_at_random(found, labels, selection_seed)
-            found = replace(found, kept=control, added_back=())
-        return Selection(found.kept, {"selection": selection, **found.details()})
+            control = select_at_random(int(found.kept.sum()), labels, selection_seed)
+            found = replace(found, kept=control, added_back=(), wanted=None)
+        return Selection(found.kept, {"selection": selection, **found.details()}, found.note)
 
     def connect(student: Shapes, teacher: Shapes) -> EmbeddingRegressor:
         return EmbeddingRegressor(*student["embedding"], *teacher["embedding"], normalise=normalise)

@@ -14,12 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.cell import NUMERICS, Cell, DataSpec, Recipe
-from bench.hyperparameters import (
-    METHODS,
-    default_hyperparameters,
-    method_code,
-    resolve_hyperparameters,
-)
+from bench.hyperparameters import method_code, resolve_hyperparameters
 from bench.launch.job import Library
 from bench.record import FINISHED, Store
 from bench.train.cohort import Cohort
@@ -31,7 +26,10 @@ TAUGHT = ("soft_logits", "fitnet", "attention_transfer", "rkd")
 
 
 def defaults() -> dict[str, object]:
-    """Every default that a cell can have, as JSON holds it."""
+    """Every default that a cell's id leaves out, as JSON holds it.
+
+    Those of methods are not among them: an id holds every hyper-parameter and the method's code.
+    """
     values = {
         model.__name__: {
             name: field.default
@@ -40,9 +38,7 @@ def defaults() -> dict[str, object]:
         }
         for model in (DataSpec, Recipe, Cell)
     }
-    own = [name for name in METHODS.names() if not METHODS.code(name)]
-    methods = {name: default_hyperparameters(name) for name in own}
-    return json.loads(json.dumps({**values, "methods": methods}))
+    return json.loads(json.dumps(values))
 
 
 def cells(library: Library, recipe: dict[str, object] | None = None) -> tuple[Cell, list[Cell]]:

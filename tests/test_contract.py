@@ -19,7 +19,7 @@ from bench.hyperparameters import (
     resolve_hyperparameters,
     search_space,
 )
-from bench.method import Method, Pair, Stage, View
+from bench.method import MaskedLoss, Method, Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import tap_shapes
 
@@ -36,6 +36,7 @@ each_transfer = pytest.mark.parametrize(
     ],
 )
 B, K = 6, 4
+ZERO_IN = {"student's": ("student",), "teacher's": ("teacher",), "both": ("student", "teacher")}
 
 
 def shapes(width: int) -> dict[str, tuple[int, ...]]:
@@ -70,6 +71,14 @@ def take(pair: Pair, index: Tensor) -> Pair:
     return Pair(part(pair.student), part(pair.teacher), pair.labels[index], pair.index[index])
 
 
+def loss_of(stage: Stage, pair: Pair, connector: torch.nn.Module) -> Tensor:
+    """The transfer loss; where it names masked samples, they are some of the batch."""
+    assert stage.transfer is not None
+    loss, masked = MaskedLoss.of(stage.transfer(pair, connector))
+    assert masked is None or (masked.dtype, masked.shape) == (torch.bool, pair.labels.shape)
+    return loss
+
+
 def with_gradient(view: View) -> View:
     return View({tap: x.clone().requires_grad_() for tap, x in view.taps.items()})
 
@@ -92,30 +101,39 @@ def test_the_source_names_a_paper(name):
 def test_permuting_the_batch_permutes_the_losses(method: Method, stage: Stage):
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
     connector, pair = connector_for(method, stage), random_pair(1)
-    loss = stage.transfer(pair, connector)
-    moved = stage.transfer(take(pair, order), connector)
+    loss = loss_of(stage, pair, connector)
+    moved = loss_of(stage, take(pair, order), connector)
     torch.testing.assert_close(moved, loss[order] if loss.dim() else loss)
 
 
 @each_transfer
 def test_halves_of_a_batch_have_the_losses_of_the_whole(method: Method, stage: Stage):
     connector, pair = connector_for(method, stage), random_pair(2)
-    loss = stage.transfer(pair, connector)
+    loss = loss_of(stage, pair, connector)
     if loss.dim() == 0:
         return  # couples the batch by definition
     parts = (take(pair, half) for half in (torch.arange(3), torch.arange(3, B)))
-    halves = [stage.transfer(part, connector) for part in parts]
+    halves = [loss_of(stage, part, connector) for part in parts]
     torch.testing.assert_close(torch.cat(halves), loss)
 
 
 @each_transfer
-@pytest.mark.parametrize(("kind", "scale"), [("zero", 0.0), ("equal", 1.0), ("huge", 1e4)])
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [("zero", 0.0), ("equal", 1.0), ("huge", 1e4), *((f"{n} row zero", 1.0) for n in ZERO_IN)],
+)
 def test_extreme_inputs_give_finite_losses_and_gradients(method: Method, stage: Stage, kind, scale):
     pair = random_pair(4, scale)
     if kind == "equal":
         pair = take(pair, torch.zeros(B, dtype=torch.long))
+    for network in ZERO_IN.get(kind.removesuffix(" row zero"), ()):
+        view = {
+            tap: x.index_fill(0, torch.tensor(2), 0.0)
+            for tap, x in getattr(pair, network).taps.items()
+        }
+        pair = pair._replace(**{network: View(view)})
     pair = pair._replace(student=with_gradient(pair.student))
-    loss = stage.transfer(pair, connector_for(method, stage))
+    loss = loss_of(stage, pair, connector_for(method, stage))
     assert loss.isfinite().all()
     loss.sum().backward()
     for tap, x in pair.student.taps.items():
@@ -130,7 +148,7 @@ def test_the_transfer_loss_falls_on_one_batch(method: Method, stage: Stage):
     optimiser = torch.optim.Adam([*read, *connector.parameters()], lr=0.01)
     losses = []
     for _ in range(30):
-        loss = stage.transfer(pair, connector).mean()
+        loss = loss_of(stage, pair, connector).mean()
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()

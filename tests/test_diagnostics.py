@@ -117,6 +117,34 @@ def test_nothing_is_measured_of_a_baseline_or_without_diagnostics(tmp_path):
         assert not any(name.startswith(("knowledge", "attention")) for name in record.final)
 
 
+@pytest.mark.parametrize("trains", [{"connector"}, {"trunk", "head", "connector"}], ids=sorted)
+def test_a_stage_of_the_teacher_alone_is_no_obstacle(trains, tmp_path):
+    # As a plugin may train an autoencoder of the teacher's embedding before the student starts.
+    def rebuilt(pair, connector):
+        shown = pair.teacher["embedding"]
+        return (connector(shown) - shown).square().mean(1)
+
+    def hint(pair, connector):
+        return (connector(pair.student["embedding"]) - pair.teacher["embedding"]).square().mean(1)
+
+    part = {"share": 0.5, "taps": ("embedding",)}
+    alone = Stage(name="alone", transfer=rebuilt, task_weight=0.0, trains=frozenset(trains), **part)
+    method = Method(
+        category="response",
+        source="by hand, 2026",
+        plan=(alone, Stage(name="hint", transfer=hint, **part)),
+        connect=lambda student, teacher: nn.Linear(*student["embedding"], *teacher["embedding"]),
+    )
+    lesson = Lesson(cell("fitnet", "cnn3", diagnostics=True), method=method)
+    for _ in range(4):
+        lesson.epoch()
+    assert lesson.student.curves["gradient_cosine"][:2] == [None, None]
+    assert None not in lesson.student.curves["gradient_cosine"][2:]
+    facts = facts_of({"embedding": rand(20, 12)}, method, 10)
+    assert facts["knowledge_scalars"] == 12
+    assert ("knowledge_directions" in facts) == (trains == {"connector"})
+
+
 def test_own_knowledge_is_that_of_the_first_teaching_stage():
     stages = [own_stage(build_method(name)) for name in ("fitnet", "selective", "student")]
     assert [stage and stage.name for stage in stages] == ["hint", "finetune", None]

@@ -16,7 +16,17 @@ from bench.cell import DataSpec, Recipe
 from bench.data.dataset import DataSet
 from bench.data.resolution import degrade
 from bench.hyperparameters import build_method
-from bench.method import Method, NotApplicable, Pair, Selection, Stage, View, split_epochs
+from bench.method import (
+    MaskedLoss,
+    Merged,
+    Method,
+    NotApplicable,
+    Pair,
+    Selection,
+    Stage,
+    View,
+    split_epochs,
+)
 from bench.models import zoo
 from bench.record import Store
 from bench.train.device import note_nondeterministic, set_numerics
@@ -25,6 +35,7 @@ from bench.train.epoch import NonFiniteError, Sums, check_finite
 from bench.train.evaluate import accuracy, predictions
 from bench.train.optim import learning_rate
 from bench.train.preflight import check_cells
+from bench.train.result import stage_entries
 from bench.train.stream import StudentBatch, open_stream
 from bench.train.teacher import load_teacher
 from bench.train.weights import build_network, head_keys, start_from_source
@@ -160,6 +171,30 @@ def test_merge_takes_the_place_of_the_sum():
     merged.epoch(), plain.epoch()
     for key, tensor in plain.state().items():
         assert torch.equal(tensor, merged.state()[key]), key
+
+
+def test_what_a_merge_watches_is_the_mean_over_an_epochs_steps():
+    steps = iter(range(100))
+
+    def merge(task, transfer, epoch):
+        return Merged(list(task), {"even_share": torch.tensor(float(next(steps) % 2 == 0))})
+
+    lesson = lesson_of(teaching(squared_gap, merge=merge), recipe=recipe(batch_size=13))
+    for _ in range(4):
+        lesson.epoch()
+    # 40 images are three steps of 13: even, odd, even; odd, even, odd; and so on.
+    assert lesson.student.curves["even_share"] == pytest.approx([2 / 3, 1 / 3, 2 / 3, 1 / 3])
+    (entry,) = stage_entries(lesson.student)
+    assert entry["even_share"] == pytest.approx(1 / 2)
+
+
+def test_a_sum_over_the_batch_is_the_mean_times_its_size():
+    found = {}
+    for reduction in ("mean", "sum"):
+        lesson = lesson_of(teaching(squared_gap, reduction=reduction, lr_factor=1e-9))
+        lesson.epoch()
+        found[reduction] = lesson.student.curves["transfer_loss"][0]
+    assert found["sum"] == pytest.approx(10 * found["mean"])
 
 
 def keep_first_half(view: View, labels: torch.Tensor) -> Selection:
@@ -302,8 +337,37 @@ def test_samples_without_a_finite_transfer_loss_are_skipped_and_counted():
     lesson = lesson_of(stage, teacher="cnn2", seed=1)
     lesson.epoch()
     assert lesson.student.curves["skipped_samples"] == [1]
+    assert lesson.student.curves["reached_samples"] == [39]
     assert math.isfinite(lesson.student.curves["transfer_loss"][0])
     assert all(p.isfinite().all() for p in lesson.student.network.parameters())
+
+
+def test_a_stage_counts_the_samples_that_its_loss_reached_skipped_and_masked():
+    def transfer(pair, connector):
+        # Image 3 has an infinite loss, and 3, 4 and 30 an undefined term; 30 is not selected.
+        masked = (pair.index == 3) | (pair.index == 4) | (pair.index == 30)
+        return MaskedLoss(squared_gap(pair, connector) / (pair.index != 3), masked)
+
+    part = {"share": 0.5, "taps": ("logits",)}
+    chosen = {"clean": True, "keep": keep_first_half, "task_on_all": True}
+    lesson = lesson_of(
+        Stage(name="masked", transfer=transfer, **part, **chosen),
+        Stage(name="plain", transfer=squared_gap, **part),
+    )
+    for _ in range(4):
+        lesson.epoch()
+    masked, plain = stage_entries(lesson.student)
+    counts = ("reached_samples", "skipped_samples", "masked_samples")
+    assert [masked[name] for name in counts] == [2 * 18, 2 * 1, 2 * 1]
+    assert [plain[name] for name in counts] == [2 * 40, 0, 0]
+    assert masked["kept_images"] == 20
+    assert "kept_images" not in plain
+
+
+def test_a_mask_of_another_type_is_named():
+    wrong = lesson_of(teaching(lambda p, c: MaskedLoss(squared_gap(p, c), p.labels)))
+    with pytest.raises(ValueError, match=r"mask \(10,\) of torch\.int64, wanted \(10,\)"):
+        wrong.epoch()
 
 
 def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
@@ -402,7 +466,7 @@ def test_soft_logits_joined_to_a_method_are_the_sum_written_out():
     shown = View(twin.network.train().view(batch.images, ("embedding", "logits")))
     pair = Pair(shown, view, batch.labels, batch.index)
     soft = build_method("soft_logits").plan[0].transfer(pair, twin.connector).mean()
-    relation = build_method("rkd").plan[0].transfer(pair, twin.connector)
+    relation = build_method("rkd").plan[0].transfer(pair, twin.connector).loss
     task = torch.nn.functional.cross_entropy(shown.logits, batch.labels)
     (0.1 * task + 0.9 * soft + relation).backward()
     student.optimiser.param_groups[0] |= {"momentum": 0.0, "weight_decay": 0.0}

@@ -10,7 +10,7 @@ from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import Kind, attention_map, attention_transfer_loss
 from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss, fsp_matrix, match_size
-from methods.kd_svd import kd_svd_loss, resolved_samples
+from methods.kd_svd import kd_svd_loss, masked_kd_svd_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
 
@@ -46,6 +46,25 @@ def test_soft_logits_of_a_teacher_three_times_as_sure():
     # (1 - rho) CE + rho T^2 KL with rho = 0.9 and CE = ln 2
     task = torch.nn.functional.cross_entropy(student, torch.tensor([0])).item()
     assert 0.1 * task + 0.9 * loss == pytest.approx(0.5402380, abs=5e-8)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        # q = (1/2, 1/2, 0), p = 1/3 each: T^2 ln(3/2)
+        ([0, 0, 0], [0, 0, -math.inf], 16 * math.log(1.5)),
+        # only one class left: -T^2 ln p
+        ([0, 0, 0], [-math.inf, 0, -math.inf], 16 * math.log(3)),
+        # the student rules the same class out: p = (1/3, 2/3, 0) at T = 4
+        ([0, 4 * math.log(2), -math.inf], [0, 0, -math.inf], 16 * math.log(9 / 8) / 2),
+    ],
+)
+def test_soft_logits_of_a_class_that_is_ruled_out(student, teacher, expected: float):
+    student, teacher = float64(student), float64(teacher)
+    assert soft_logits_loss(student, teacher, 4.0).item() == pytest.approx(expected, rel=1e-12)
+    q, p = (x[0].div(4).softmax(0) for x in (teacher, student))
+    gradient = gradient_of(soft_logits_loss, student, teacher, 4.0)
+    assert gradient == pytest.approx((4 * (p - q)).tolist(), abs=1e-12)
 
 
 def test_hint_loss_is_half_the_mean_square():
@@ -169,11 +188,11 @@ def test_kd_svd_leaves_out_just_the_samples_with_a_vector_of_no_direction():
     alive, equal, dead = ([[2, 0], [0, 1]], [[1, 0], [0, 1]], [[0, 0], [0, 0]])
     student = torch.cat([position_rows(rows) for rows in (alive, equal, dead)])
     turned = position_rows([[2 * 0.8, 2 * 0.6], [-0.6, 0.8]]).expand(3, 2, 1, 2)
-    losses = kd_svd_loss([student, turned], [turned, turned], 1, 1)
+    losses, masked = masked_kd_svd_loss([student, turned], [turned, turned], 1, 1)
     assert losses[0] > 1e-4
     assert losses[1:].tolist() == [0, 0]
-    known = resolved_samples([student, turned], [turned, turned], 1, 1)
-    assert known.tolist() == [True, False, False]
+    assert masked is not None
+    assert masked.tolist() == [False, True, True]
 
 
 TRIANGLE = float64([0, 0], [3, 0], [0, 4])  # mean distance 4

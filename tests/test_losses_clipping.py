@@ -1,22 +1,22 @@
 """KD-SVD's merge: the transfer gradient joins the task gradient and is never the longer one."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from bench.method import Merged
 from methods import kd_svd
 
 TASK, TRANSFER = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])  # norms 5 and 10
 
 
-def merge_with(**switches) -> Callable[..., Sequence[Any]]:
+def merge_with(**switches) -> Callable[..., Merged]:
     merge = kd_svd.method(**switches).plan[0].merge
     assert merge is not None
-    return merge
+    return merge  # pyright: ignore[reportReturnType]
 
 
 @pytest.mark.parametrize(
@@ -34,16 +34,17 @@ def merge_with(**switches) -> Callable[..., Sequence[Any]]:
 def test_transfer_gradient_is_cut_to_the_ramped_length_of_the_task_gradient(
     switches: dict[str, bool], task: Tensor, transfer: Tensor, epoch: int, expected: list[float]
 ):
-    (merged,) = merge_with(**switches)([task], [transfer], epoch)
+    (merged,), _ = merge_with(**switches)([task], [transfer], epoch)
     assert merged.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_parameter_with_one_gradient_gets_it_whole():
     # A connector has no task gradient; cut to a length of zero it would never learn.
-    merged = merge_with()([None, TASK, None], [TRANSFER, None, None], 0)
+    merged, watched = merge_with()([None, TASK, None], [TRANSFER, None, None], 0)
     assert torch.equal(merged[0], TRANSFER)
     assert torch.equal(merged[1], TASK)
     assert merged[2] is None
+    assert not watched  # nothing was measured against a bound
 
 
 def test_per_tensor_and_global_clipping_differ_where_tensors_disagree():
@@ -51,7 +52,8 @@ def test_per_tensor_and_global_clipping_differ_where_tensors_disagree():
     task, transfer = [TASK, TASK], [TRANSFER, TRANSFER / 20]
     share = math.sqrt(50 / 100.25)
     for clip, factors in (("per_tensor", (0.5, 1)), ("global", (share, share))):
-        merged = merge_with(ramp=False, clip=clip)(task, transfer, 0)
+        merged, watched = merge_with(ramp=False, clip=clip)(task, transfer, 0)
+        assert watched["clipped_share"] == sum(factor < 1 for factor in factors) / 2
         for found, base, extra, factor in zip(merged, task, transfer, factors, strict=True):
             torch.testing.assert_close(found, base + factor * extra)
 
@@ -65,13 +67,20 @@ def test_transfer_part_of_every_tensor_is_within_its_bound_and_keeps_its_directi
     shapes = [(3, 4), (5,), (), (2, 2, 3, 3)]
     task = [torch.randn(shape, generator=generator).double() for shape in shapes]
     transfer = [size * torch.randn(shape, generator=generator).double() for shape in shapes]
-    merged = merge_with()(task, transfer, epoch)
+    merged, _ = merge_with()(task, transfer, epoch)
     for ours, theirs, both in zip(task, transfer, merged, strict=True):
         part = both - ours
         bound = ours.norm() / (1 + math.exp(-epoch))
         assert part.norm() <= bound * (1 + 1e-9)
         wanted = theirs * min(1.0, (bound / theirs.norm()).item())
         torch.testing.assert_close(part, wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_a_parameter_is_at_its_bound_only_if_its_transfer_gradient_is_longer():
+    # Half of |task| = 5 against lengths 10, 2.5, 0 and 1; then a task gradient of 0.
+    transfers = [TRANSFER, TRANSFER / 4, 0 * TRANSFER, TRANSFER / 10, TRANSFER]
+    _, watched = merge_with()([*4 * [TASK], 0 * TASK], transfers, 0)
+    assert watched["clipped_share"] == 2 / 5
 
 
 def test_refuses_lists_of_unequal_length():

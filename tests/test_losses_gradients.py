@@ -89,14 +89,14 @@ def test_gradient_is_the_slope_where_relations_differ_by_more_than_one(loss: Los
 
 
 @each(of(attention_transfer_loss)[:2])
-def test_attention_of_a_map_below_1e_8_is_left_out_and_above_it_is_not(loss: Loss):
+def test_attention_of_features_below_1e_8_is_left_out_and_above_it_is_not(loss: Loss):
     kind = loss.arguments["kind"]
     (student,), teacher = loss.inputs(3)
     reference, _ = loss.value_and_gradients([student], teacher)
     power = 1 if kind == "l2" else 2
     norms = attention_map(student, kind).flatten(1).norm(dim=1)
-    sizes = torch.tensor([1, 0.5e-8, 2e-8], dtype=torch.float64)  # of the three samples' maps
-    scaled = student * (sizes / norms).pow(1 / power).view(3, 1, 1, 1)
+    sizes = torch.tensor([1, 0.5e-8, 2e-8], dtype=torch.float64)  # roots of the maps' norms
+    scaled = student * (sizes / norms.pow(1 / power)).view(3, 1, 1, 1)
     value, (gradient,) = loss.value_and_gradients([scaled], teacher)
     torch.testing.assert_close(value[[0, 2]], reference[[0, 2]], rtol=1e-9, atol=0)
     assert value[1] == 0

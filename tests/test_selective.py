@@ -154,7 +154,7 @@ def test_five_points_on_a_line_lose_the_one_between_the_classes():
     # Centres 1.3 / 3 and 2.1; U1 of item 0 is .43333 / 2.1. Dropping item 2 costs
     # .2063 + .1228 + .5 + .0638 + .0566 and cuts its two edges, .1 (.0889 + .1979).
     found = select_by_graph_cut(
-        LINE, LINE_LABELS, tau=0.5, neighbours=None, pairwise=0.1, normalise=False, sigma=0.5
+        LINE, LINE_LABELS, tau=0.5, neighbours=None, lam=0.1, normalise=False, sigma=0.5
     )
     assert found.indices == [0, 1, 3, 4]
     assert found.energy == pytest.approx(0.97827, abs=5e-6)
@@ -163,6 +163,43 @@ def test_five_points_on_a_line_lose_the_one_between_the_classes():
     edges = oracles.classmate_edges(LINE, LINE_LABELS.tolist(), sigma=0.5)
     weights = {(0, 1): 0.9231, (0, 2): 0.0889, (1, 2): 0.1979, (3, 4): 0.9231}
     assert edges == pytest.approx(weights, abs=5e-5)
+
+
+def test_lambda_weighs_a_typical_items_edges_like_its_costs_differ_from_its_classs():
+    # U1 as above: .2063, .1228, .6667 about their median .2063, and .0638, .0566 about .0602; the
+    # median of 0, .0835, .4603, .0036 twice is .0036. Edges weigh 1.0120, 1.1210 and .2868 at the
+    # items of class 0, .9231 at both of class 1: median .9231.
+    wide = {"neighbours": None, "normalise": False, "sigma": 0.5}
+    unit = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, **wide).graph.graph["lambda"]
+    assert unit == pytest.approx(0.0036130 / 0.9231163, rel=1e-4)
+    tripled = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, pairwise=3.0, **wide)
+    assert tripled.graph.graph["lambda"] == pytest.approx(3 * unit)
+
+
+@pytest.mark.parametrize("size", [6, 20, 130])
+def test_the_default_cut_drops_from_every_class_at_every_size(size: int):
+    # No class is worse embedded than another, so none may lose most of what is dropped.
+    embeddings, labels = clusters(4 * (size,), seed=0)
+    centres = 4 * torch.eye(4, dtype=torch.float64)
+    embeddings = centres[labels] + gaussian(4 * size, 4, seed=size)
+    found = select_by_graph_cut(embeddings, labels, 0.8, normalise=False)
+    assert not found.added_back
+    lost = [of - kept for kept, of in found.kept_per_class.values()]
+    assert max(lost) <= max(2, 0.6 * sum(lost))
+    at_once = select_by_graph_cut(embeddings, labels, 0.8, normalise=False, pairwise=100.0)
+    assert at_once.added_back  # whole classes went
+
+
+def test_says_when_a_floor_or_a_tie_decided():
+    embeddings, labels = clusters((20, 20, 20), seed=3)
+    assert select_by_graph_cut(embeddings, labels, 0.9, pairwise=0.0).note == ""
+    floor = select_by_graph_cut(embeddings, labels, 0.2)
+    assert int(floor.kept.sum()) == 30
+    assert "floor" in floor.note
+    assert "30 images are kept where 12" in floor.note
+    tie = select_by_graph_cut(torch.ones(8, 3), torch.tensor(4 * [0, 1]), 0.75)
+    assert "8 images are kept where 6" in tie.note
+    assert "equal costs" in tie.note
 
 
 def test_inter_cost_reads_only_the_nearest_other_centre():
@@ -177,18 +214,18 @@ def test_inter_cost_reads_only_the_nearest_other_centre():
 # --- against every selection -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pairwise", [0.03, 0.1, 0.5])
+@pytest.mark.parametrize("lam", [0.03, 0.1, 0.5])
 @pytest.mark.parametrize("neighbours", [1, 2, None])
 @pytest.mark.parametrize("seed", range(6))
-def test_no_selection_has_a_lower_energy(pairwise: float, neighbours: int | None, seed: int):
+def test_no_selection_has_a_lower_energy(lam: float, neighbours: int | None, seed: int):
     embeddings, labels = clusters((5, 3), seed=seed)
     costs = oracles.keeping_costs(embeddings, labels.tolist())
     edges = oracles.classmate_edges(embeddings, labels.tolist(), neighbours or len(labels))
     tau = float(np.sort(costs)[4] * 0.97)
     found = select_by_graph_cut(
-        embeddings, labels, tau=tau, neighbours=neighbours, pairwise=pairwise, normalise=False
+        embeddings, labels, tau=tau, neighbours=neighbours, lam=lam, normalise=False
     )
-    lowest, selection = oracles.cheapest_selection(costs, tau, edges, pairwise)
+    lowest, selection = oracles.cheapest_selection(costs, tau, edges, lam)
     np.testing.assert_allclose(found.keep_cost, costs, rtol=1e-12)
     assert found.energy == pytest.approx(lowest, abs=1e-5)  # capacities are multiples of 1e-6
     assert tuple(cut_alone(found)) == selection
@@ -208,13 +245,13 @@ def test_normalising_is_scaling_every_embedding_to_length_one():
 def test_without_edges_every_item_is_decided_alone():
     embeddings, labels = clusters((12, 9, 10), seed=0)
     for tau in (0.4, 0.8, 1.2):
-        found = select_by_graph_cut(embeddings, labels, tau=tau, pairwise=0.0)
+        found = select_by_graph_cut(embeddings, labels, tau=tau, lam=0.0)
         assert cut_alone(found) == (found.keep_cost <= tau).tolist()
 
 
 def test_strong_edges_keep_or_drop_a_class_as_one():
     embeddings, labels = clusters((8, 7, 6, 9), seed=1)
-    everywhere = {"neighbours": None, "pairwise": 1e3, "normalise": False, "sigma": 5.0}
+    everywhere = {"neighbours": None, "lam": 1e3, "normalise": False, "sigma": 5.0}
     costs = oracles.keeping_costs(embeddings, labels.tolist())
     means = [costs[labels == k].mean() for k in range(4)]
     for tau in (sum(sorted(means)[i : i + 2]) / 2 for i in range(3)):
@@ -298,6 +335,7 @@ def test_degenerate_embeddings_still_give_a_selection(embeddings: Tensor, normal
         ({"embeddings": LINE[:, 0]}, "embeddings"),
         ({"unary": "ratios"}, "ratio"),
         ({"pairwise": -0.1}, "pairwise"),
+        ({"lam": -0.1}, "lam"),
         ({"sigma": 0.0}, "sigma"),
     ],
     ids=str,
@@ -311,15 +349,20 @@ def test_refuses_what_it_cannot_cut_in_one_line(changes: dict, message: str):
 # --- the stage -------------------------------------------------------------------------------
 
 
-def test_random_control_drops_as_many_of_each_class_but_others():
+def test_random_control_drops_as_many_from_all_classes_in_proportion():
+    labels = clusters((30, 60, 9, 1), seed=0)[1]
+    for count in (80, 50, 99):
+        control = select_at_random(count, labels, seed=3)
+        assert int(control.sum()) == count
+        for label, size in enumerate((30, 60, 9, 1)):
+            assert abs(int(control[labels == label].sum()) - size * count / 100) <= 1
+    assert torch.equal(control, select_at_random(count, labels, seed=3))
+    assert not torch.equal(control, select_at_random(count, labels, seed=4))
+    cut = selective.method(selection="random", keep=0.2).plan[1].keep
+    assert cut is not None
     embeddings, labels = clusters((30, 30, 30), seed=0)
-    found = select_by_graph_cut(embeddings, labels, 0.8)
-    control = select_at_random(found, labels, seed=3)
-    for label, (count, _) in found.kept_per_class.items():
-        assert control[labels == label].sum() == count
-    assert not torch.equal(control, found.kept)
-    assert torch.equal(control, select_at_random(found, labels, seed=3))
-    assert not torch.equal(control, select_at_random(found, labels, seed=4))
+    chosen = cut(View({"embedding": embeddings}), labels)
+    assert [int(chosen.kept[labels == k].sum()) for k in range(3)] == [15, 15, 15]
 
 
 def test_regression_target_is_standardised_over_the_whole_training_set():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.cost.counting import bytes_of
-from bench.method import Method, Pair, Stage, Transfer, View
+from bench.method import MaskedLoss, Method, Pair, Stage, Transfer, View
 from bench.models import zoo
 from bench.models.network import Network
 from bench.seeds import derive
@@ -201,7 +201,7 @@ class StudentStage:
         if transfer is None:
             return None
 
-        def watched(pair: Pair, connector: nn.Module) -> Tensor:
+        def watched(pair: Pair, connector: nn.Module) -> Tensor | MaskedLoss:
             if self._watching:
                 self._pair = pair
             return transfer(pair, connector)
@@ -290,5 +290,6 @@ class LossAlone:
 
     def __call__(self) -> None:
         """Forward and backward."""
-        losses = [loss(self.pair, self._connector).mean() for loss in self._losses]
+        found = (MaskedLoss.of(loss(self.pair, self._connector)) for loss in self._losses)
+        losses = [loss.mean() for loss, _ in found]
         torch.autograd.grad(torch.stack(losses).sum(), self.leaves, allow_unused=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from bench.checksum import DamagedError, pack, unpack
 from bench.record import write_atomically
 
-VERSION = 2
+VERSION = 3
 """Version of the content. Checkpoints of other versions are not read."""
 
 KEPT = 2

@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from bench.method import Method, Pair, Shapes, Stage, Transfer, View
+from bench.method import MaskedLoss, Method, Pair, Shapes, Stage, Transfer, View
 
 EXAMINED = 256
 """Number of test images, the first ones, on which a teacher's tensors are examined."""
@@ -120,7 +120,8 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
         connector: the method's trained modules; they are copied.
 
     Returns:
-        Directions per sample; None if the loss has no curvature or is not finite.
+        Directions per sample; None if the loss has no curvature, is not finite or does not reach
+        the student.
 
     Source:
         Stochastic traces: Hutchinson, Commun. Stat. Simul. Comput. 18, 1989. Participation ratio:
@@ -136,8 +137,13 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
             tap: (x + length * scales[tap] * move[tap]).requires_grad_()
             for tap, x in student.items()
         }
-        loss = transfer(pair._replace(student=View(taps)), connector).mean()
-        found = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
+        loss = MaskedLoss.of(transfer(pair._replace(student=View(taps)), connector)).loss.mean()
+        # A loss of the teacher alone, which sets a connector up, is not of the student's graph.
+        found = (
+            torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
+            if loss.requires_grad
+            else [None] * len(taps)
+        )
         return {
             tap: torch.zeros_like(student[tap]) if g is None else g * scales[tap]
             for tap, g in zip(taps, found, strict=True)
@@ -183,11 +189,13 @@ def _energy(parts: Mapping[str, Tensor]) -> float:
 
 
 def own_stage(method: Method) -> Stage | None:
-    """The stage of a method's own knowledge: its first stage with a transfer loss.
+    """The stage of a method's own knowledge: the first with a transfer loss to train the student.
 
-    Soft logits in a later stage or in a joint form are not the method's own knowledge.
+    Soft logits in a later stage or in a joint form are not the method's own knowledge, and a stage
+    that trains a connector on the teacher alone only prepares it.
     """
-    return next((stage for stage in method.plan if stage.transfer is not None), None)
+    teaching = (stage for stage in method.plan if stage.transfer is not None)
+    return next((stage for stage in teaching if stage.trains != {"connector"}), None)
 
 
 def knowledge_facts(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.cell import Cell
 from bench.method import (
+    Merged,
     Method,
     NotApplicable,
     Pair,
@@ -265,6 +266,9 @@ class Student:
             for loss in terms
         )
         merged = self.stage.merge(task_gradients, transfer_gradients, self._stage_epoch)
+        if isinstance(merged, Merged):
+            self.sums.watch(merged.watched)
+            merged = merged.gradients
         for parameter, gradient in zip(self._trained, merged, strict=True):
             parameter.grad = gradient
 
@@ -294,7 +298,7 @@ class Student:
                 "position": self._position,
                 "stage_epoch": self._stage_epoch,
                 "curves": self.curves,
-                "details": {name: chosen.details for name, chosen in self.selections.items()},
+                "selections": {name: chosen[1:] for name, chosen in self.selections.items()},
                 "strides": {position: x.stride() for position, x in momenta.items()},
             },
         )
@@ -323,8 +327,8 @@ class Student:
         self.epochs_done, self._position = values["epochs_done"], values["position"]
         self._stage_epoch, self.curves = values["stage_epoch"], values["curves"]
         self.selections = {
-            name: Selection(tensors[f"kept.{name}"].to(self.device), details)
-            for name, details in values["details"].items()
+            name: Selection(tensors[f"kept.{name}"].to(self.device), *rest)
+            for name, rest in values["selections"].items()
         }
         self._read_clean(clean_view)
         self._enter(len(labels))

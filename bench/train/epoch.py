@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,14 @@ class Sums:
     Attributes:
         steps: training steps so far.
         samples: samples so far.
+        watched: names of sums whose mean over the steps is a curve of that name.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Starts at 0."""
         self.steps = self.samples = 0
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
+        self.watched: set[str] = set()
         self._totals: dict[str, Tensor] = {}
         self._fetched: dict[str, float] = {}
 
@@ -35,13 +37,21 @@ class Sums:
         """Adds the losses, skipped samples and correct predictions of one step."""
         self.steps += 1
         self.samples += len(losses.pair.labels)
-        for name in ("task", "joint", "transfer", "joint_skipped", "skipped"):
+        for name in ("task", "joint", "transfer"):
             value = getattr(losses, name)
             if value is not None:
                 self.add(name, value)
+        for name, count in losses.counts.items():
+            self.add(name, count)
         if losses.task is not None:
             predicted = losses.pair.student.logits.argmax(1)
             self.add("correct", (predicted == losses.pair.labels).sum())
+
+    def watch(self, values: Mapping[str, Tensor]) -> None:
+        """Adds what a merge of gradients gave to record in one step."""
+        for name, value in values.items():
+            self.watched.add(name)
+            self.add(f"watched {name}", value)
 
     def add(self, name: str, value: Tensor) -> None:
         """Adds a number, (), to one of the sums."""
@@ -54,6 +64,11 @@ class Sums:
             values = torch.stack([*self._totals.values()]).tolist()
             self._fetched = dict(zip(self._totals, values, strict=True))
         return self._fetched.get(name, 0.0)
+
+    @property
+    def taught(self) -> float:
+        """Samples whose transfer loss counts: all but those that the stage did not select."""
+        return self.samples - self.total("untaught")
 
     def mean(self, name: str) -> float:
         """One of the sums divided by the number of steps."""
@@ -81,12 +96,25 @@ def points(
         found["joint_loss"] = joint
     if any(one.clip_norm is not None for one in plan):
         found["clipped_steps"] = sums.total("clipped") if stage.clip_norm is not None else None
+    found |= {name: sums.mean(f"watched {name}") for name in sorted(sums.watched)}
     correct = sums.total("correct") / max(sums.samples, 1)
     return {
         **found,
         "learning_rate": rate,
         "train_accuracy": correct if task is not None else None,
-        "skipped_samples": sums.total("skipped") if transfer is not None else None,
+        **_reach(sums, stage),
+    }
+
+
+def _reach(sums: Sums, stage: Stage) -> dict[str, float | None]:
+    """How many samples the transfer loss reached in whole, and how many not."""
+    if stage.transfer is None:
+        return dict.fromkeys(("reached_samples", "skipped_samples", "masked_samples"))
+    skipped, masked = sums.total("skipped"), sums.total("masked")
+    return {
+        "reached_samples": sums.taught - skipped - masked,
+        "skipped_samples": skipped,
+        "masked_samples": masked,
     }
 
 
@@ -107,7 +135,7 @@ def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int
     if not math.isfinite(task):
         raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
     skipped = max(sums.total("skipped"), sums.total("joint_skipped"))
-    if stage.needs_teacher and skipped >= sums.samples:
+    if stage.needs_teacher and skipped >= max(sums.taught, 1):
         raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
     total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)
     if not total.isfinite():

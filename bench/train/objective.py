@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.method import Pair, Stage, Transfer, View
+from bench.method import MaskedLoss, Pair, Stage, Transfer, View
 
 Loss = TypeVar("Loss", float, Tensor)
 
@@ -24,8 +24,9 @@ class Losses(NamedTuple):
         task: the task loss.
         joint: the transfer loss that is added to the task loss.
         transfer: the transfer loss.
-        joint_skipped: samples whose joint loss is not finite.
-        skipped: samples whose transfer loss is not finite.
+        counts: numbers of samples, () each; those of the joint loss as "joint_skipped" and so on.
+            "skipped": the loss is not finite. "masked": a term of it is undefined. "untaught": the
+            stage selected other samples. The loss reached all others.
     """
 
     pair: Pair
@@ -33,8 +34,7 @@ class Losses(NamedTuple):
     task: Tensor | None
     joint: Tensor | None
     transfer: Tensor | None
-    joint_skipped: Tensor | None
-    skipped: Tensor | None
+    counts: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +62,14 @@ class Objective:
         stage = self.stage
         task = self.task(pair) if stage.task_weight > 0 else None
         taught = self.hide_labels(pair)
-        joint = joint_skipped = transfer = skipped = None
+        joint, transfer, counts = None, None, {}
         if stage.joint is not None:
-            joint, joint_skipped = self.reduce(stage.joint, taught)
+            joint, found = self.reduce(stage.joint, taught)
+            counts = {f"joint_{name}": count for name, count in found.items()}
         if stage.transfer is not None:
-            transfer, skipped = self.reduce(stage.transfer, taught)
-        return Losses(pair, taught, task, joint, transfer, joint_skipped, skipped)
+            transfer, found = self.reduce(stage.transfer, taught, stage.reduction)
+            counts |= found
+        return Losses(pair, taught, task, joint, transfer, counts)
 
     def task(self, pair: Pair) -> Tensor:
         """Mean cross-entropy with the labels that the task loss may see, ()."""
@@ -85,37 +87,57 @@ class Objective:
             return pair
         return pair._replace(labels=pair.labels.where(self.labelled[pair.index], -1))
 
-    def reduce(self, transfer: Transfer, pair: Pair) -> tuple[Tensor, Tensor]:
-        """A transfer loss of one batch, and the number of samples whose loss is not finite.
+    def reduce(
+        self, transfer: Transfer, pair: Pair, reduction: str = "mean"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A transfer loss of one batch, and how many samples it does not reach.
+
+        Args:
+            transfer: the loss.
+            pair: the batch, with hidden labels.
+            reduction: "mean" or "sum" over the samples that are taught, in which a loss that is
+                not finite counts as 0.
 
         Returns:
-            The mean over the samples that are taught, (), in which a loss that is not finite
-            counts as 0; and how many samples had such a loss, ().
+            The loss, (), and its `Losses.counts`.
 
         Raises:
             TypeError: the loss is not a tensor.
-            ValueError: the loss is neither (B,) nor ().
+            ValueError: the loss is neither (B,) nor (), or the mask is not (B,) bool.
         """
         pair, pass_gradient = _with_cut_gradient(pair)
-        loss = transfer(pair, self.connector)
-        if not isinstance(loss, Tensor):
-            raise TypeError(
-                f"{self.method}, stage {self.stage.name!r}: the transfer loss is a "
-                f"{type(loss).__name__}, wanted a tensor"
-            )
-        if loss.shape not in ((), pair.labels.shape):
-            raise ValueError(
-                f"{self.method}, stage {self.stage.name!r}: the transfer loss has shape "
-                f"{tuple(loss.shape)}, wanted ({len(pair.labels)},) or ()"
-            )
+        loss, masked = self._checked(transfer(pair, self.connector), len(pair.labels))
         finite = loss.detach().isfinite()
         pass_gradient(finite)
-        skipped = (~finite).sum() * (len(pair.labels) if loss.dim() == 0 else 1)
         loss = torch.where(finite, loss, 0.0)
-        if self.taught is not None and loss.dim() == 1:
-            kept = self.taught[pair.index].to(loss.dtype)
-            return (loss * kept).sum() / kept.sum().clamp(min=1), skipped
-        return loss.mean(), skipped
+        # A loss that couples its batch also reaches the images that the stage did not select.
+        taught = None if self.taught is None or loss.dim() == 0 else self.taught[pair.index]
+        lost = ~finite if taught is None else ~finite & taught
+        counts = {"skipped": lost.sum() * (len(pair.labels) if loss.dim() == 0 else 1)}
+        if masked is not None:
+            masked = masked & finite
+            counts["masked"] = (masked if taught is None else masked & taught).sum()
+        if taught is None:
+            return loss.sum() if reduction == "sum" else loss.mean(), counts
+        counts["untaught"] = (~taught).sum()
+        kept = taught.to(loss.dtype)
+        total = (loss * kept).sum()
+        return total if reduction == "sum" else total / kept.sum().clamp(min=1), counts
+
+    def _checked(self, found: Tensor | MaskedLoss, batch: int) -> MaskedLoss:
+        """What a transfer loss returned; refuses other types and shapes."""
+        loss, masked = MaskedLoss.of(found)
+        where = f"{self.method}, stage {self.stage.name!r}: the transfer loss"
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"{where} is a {type(loss).__name__}, wanted a tensor")
+        if loss.shape not in ((), (batch,)):
+            raise ValueError(f"{where} has shape {tuple(loss.shape)}, wanted ({batch},) or ()")
+        if masked is not None and (masked.shape != (batch,) or masked.dtype != torch.bool):
+            raise ValueError(
+                f"{where} has a mask {tuple(masked.shape)} of {masked.dtype}, wanted ({batch},) "
+                "of torch.bool"
+            )
+        return MaskedLoss(loss, masked)
 
 
 def weigh(

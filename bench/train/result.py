@@ -17,6 +17,26 @@ from bench.train.weights import FILE, save_weights
 SECONDS = ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
 
+def stage_entries(student: Student) -> list[dict[str, object]]:
+    """A record's `stages`: what each one was and what became of it; see `bench.record.Record`."""
+    entries, first = [], 0
+    for stage, epochs in zip(student.method.plan, student.stage_epochs, strict=True):
+        entry: dict[str, object] = {
+            "name": stage.name, "epochs": epochs, "taps": list(stage.taps),
+        }  # fmt: skip
+        if (chosen := student.selections.get(stage.name)) is not None:
+            entry |= {"kept_images": int(chosen.kept.sum()), "note": chosen.note}
+        for name, curve in student.curves.items():
+            values = [value for value in curve[first : first + epochs] if value is not None]
+            if values and name.endswith("_samples"):
+                entry[name] = round(sum(values))
+            elif values and name.endswith("_share"):
+                entry[name] = sum(values) / len(values)
+        entries.append(entry)
+        first += epochs
+    return entries
+
+
 class Results:
     """Writes the results of students that share a stream and a teacher."""
 
@@ -45,10 +65,7 @@ class Results:
                 source=method.source,
                 status=FINISHED,
                 conditions=dict(conditions),
-                stages=[
-                    {"name": stage.name, "epochs": epochs, "taps": list(stage.taps)}
-                    for stage, epochs in zip(method.plan, student.stage_epochs, strict=True)
-                ],
+                stages=stage_entries(student),
                 curves=student.curves,
                 final=self._final(student, history),
                 files={"weights": FILE, **self._write_selections(student)},
