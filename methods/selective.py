@@ -35,7 +35,8 @@ S. Ge, S. Zhao, C. Li, J. Li: Low-resolution Face Recognition in the Wild via Se
 Distillation, IEEE Transactions on Image Processing 2019.
 A reconstruction: the paper's energy was not available. The selection minimises a cost per kept \
 image (distance to the own class centre over that to the nearest other), a constant cost per \
-dropped image, and the weight of edges between near classmates that it separates. The student \
+dropped image, and the weight of edges between near classmates that it separates, in units of \
+how costs differ within a class. The student \
 first learns from all labels; it sees only kept images while it regresses the standardised \
 embedding. The regression is a side branch; the paper's layers inside the student, which would \
 change its size, are left out. Resolution is an axis of the grid, not of the method."""

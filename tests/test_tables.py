@@ -247,6 +247,16 @@ def test_equal_failures_are_told_once_with_all_their_seeds() -> None:
     assert shown(rows, records, "fitnet")["last_accuracy"] == "failed"
 
 
+def test_a_note_on_a_selection_is_told_once_with_all_its_seeds() -> None:
+    rows = [grid.row("rkd", seed) for seed in range(3)]
+    records = [grid.finished(row, 0.7, 0.7, None) for row in rows]
+    for one, note in zip(records, ("floor", "", "floor"), strict=True):
+        one.stages.extend([{"name": "train"}, {"name": "finetune", "note": note}])
+    plan = Plan(name="p", description="", config={}, rows=rows)
+    (table,) = summarise(plan, {one.cell_id: one for one in records}).tables
+    assert [note for note in table.notes if "rkd" in note] == ["Selection: rkd, seeds 0, 2: floor"]
+
+
 def test_status_accounts_for_every_planned_cell() -> None:
     rows = [grid.row("fsp", seed) for seed in range(5)]
     records = [

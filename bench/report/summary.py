@@ -164,7 +164,7 @@ def pair_table(
         columns=COLUMNS,
         rows=[_row(group, student) for group in groups],
         notes=(
-            *(line for group in groups for line in group.failures()),
+            *(line for group in groups for line in (*group.failures(), *group.selections())),
             *_different_code(groups),
             *([SOURCE_NOTE] if any(row.role == "source" for row in rows) else []),
             *notes,
@@ -224,14 +224,34 @@ class Group:
 
     def failures(self) -> list[str]:
         """One line for every error, with all the seeds that met it."""
-        seeds: dict[str, list[str]] = {}
         failed = self.with_status(FAILED)
-        for seed, cell in self.cells.items():
-            if cell in failed:
-                seeds.setdefault(self.records[cell].error or "no error text", []).append(str(seed))
+        return self._with_seeds(
+            "Failed: ",
+            (
+                (seed, self.records[cell].error or "no error text")
+                for seed, cell in self.cells.items()
+                if cell in failed
+            ),
+        )
+
+    def selections(self) -> list[str]:
+        """One line for every note on how images were selected, with all the seeds that have it."""
+        stages = (
+            (seed, stage)
+            for seed, cell in self.cells.items()
+            if cell in self.records
+            for stage in self.records[cell].stages
+        )
+        notes = ((seed, stage["note"]) for seed, stage in stages if stage.get("note"))
+        return self._with_seeds("Selection: ", notes)
+
+    def _with_seeds(self, about: str, texts: Iterable[tuple[int, str]]) -> list[str]:
+        seeds: dict[str, list[str]] = {}
+        for seed, text in texts:
+            seeds.setdefault(text, []).append(str(seed))
         return [
-            f"Failed: {self.label}, seed{'s' if len(met) > 1 else ''} {', '.join(met)}: {error}"
-            for error, met in seeds.items()
+            f"{about}{self.label}, seed{'s' if len(met) > 1 else ''} {', '.join(met)}: {text}"
+            for text, met in seeds.items()
         ]
 
 

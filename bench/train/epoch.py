@@ -94,6 +94,8 @@ def points(
     found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
     if any(one.joint is not None for one in plan):
         found["joint_loss"] = joint
+        lost = sums.total("joint_skipped") if stage.joint is not None else None
+        found["joint_skipped_samples"] = lost
     if any(one.clip_norm is not None for one in plan):
         found["clipped_steps"] = sums.total("clipped") if stage.clip_norm is not None else None
     found |= {name: sums.mean(f"watched {name}") for name in sorted(sums.watched)}
