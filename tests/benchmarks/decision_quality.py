@@ -286,8 +286,9 @@ def measure(grid: Grid, grids: int, **options) -> Counts:
                 for quantity, value in quantities(grid[name], said, half).items():
                     if value is not None:
                         counts.setdefault((rule, name, quantity), []).append(float(value))
-            claimed = any(said.claimed for said in null[rule].values())  # in any pair of the grid
-            counts.setdefault((rule, "grid", "false claims"), []).append(float(claimed))
+            claimed = [said.claimed for said in null[rule].values()]
+            if None not in claimed:
+                counts.setdefault((rule, "grid", "false claims"), []).append(float(any(claimed)))
         before = now
     return counts
 
