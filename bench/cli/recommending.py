@@ -10,10 +10,9 @@ from typing import Any
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name
 from bench.decide.decision import Answer, Decision, Question, decide
 from bench.decide.evidence import Pair
-from bench.evidence import beyond_memory, pairs_of, question_of
+from bench.evidence import beyond_memory, pairs_of, question_of, read_csv
 from bench.faults import UserError
 from bench.report.answers import Asked, answer_lines, asked_of, overall_lines
-from bench.results_csv import read_csv
 from bench.workdir import WorkDir
 
 

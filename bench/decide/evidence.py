@@ -26,6 +26,8 @@ class Row:
         extension: by the seeds of the one second look.
         cost: whole training over the plain student's; None where it was not measured.
         finalist: whether the row was chosen for confirmation.
+        reached: share of the samples that its transfer losses reached in whole; None where that is
+            not recorded.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Row:
     extension: Series = field(default_factory=dict)
     cost: float | None = None
     finalist: bool = False
+    reached: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses what is no row."""

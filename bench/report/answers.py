@@ -18,6 +18,9 @@ from bench.report.wording import (
     row_title,
 )
 
+FEW_REACHED = 0.9
+"""Share of the samples: a row whose losses reached fewer of them in whole is named first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -69,6 +72,12 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
         found.append("the teacher is no better than the student.")
     if answer.recipe_too_short:
         found.append("the recipe is too short: the student still gains by longer training alone.")
+    for row in pair.rows:
+        if row.reached is not None and row.reached < FEW_REACHED:
+            found.append(
+                f"the loss of {row_title(row.name)} reached {row.reached:.0%} of the samples; the "
+                "others had no defined value."
+            )
     if answer.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:

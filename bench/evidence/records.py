@@ -94,6 +94,7 @@ def _pair(
                 extension=_series(mine, EXTENSION),
                 cost=cost,
                 finalist=kind in (LONGER, METHOD) and label in confirmed,
+                reached=_reached(record for _, record in mine),
             )
         )
     teachers = {row.cell_id: record for row, record in finished if row.role == "teacher"}
@@ -121,3 +122,12 @@ def _series(rows: Iterable[tuple[PlanRow, Record]], phase: str) -> dict[int, flo
 
 def _epochs(records: Iterable[Record]) -> float:
     return fmean(record.final["epochs"] for record in records)
+
+
+def _reached(records: Iterable[Record]) -> float | None:
+    stages = [stage for record in records for stage in record.stages]
+    reached = sum(stage.get("reached_samples") or 0 for stage in stages)
+    missed = sum(
+        stage.get(f"{why}_samples") or 0 for why in ("skipped", "masked") for stage in stages
+    )
+    return reached / (reached + missed) if reached + missed else None
