@@ -93,6 +93,14 @@ def test_a_student_that_gains_by_training_longer_is_said_before_the_answer():
     assert notes[0] < next(n for n, line in enumerate(lines) if "proven:" in line)
 
 
+def test_a_loss_that_reached_few_samples_is_said_before_the_answer():
+    plan, records = grid({"fsp": 0.06, LONGER: 0.01})
+    stage = {"name": "distil", "reached_samples": 40, "skipped_samples": 50, "masked_samples": 10}
+    few = {i: replace(r, stages=[stage]) if i.startswith("fsp") else r for i, r in records.items()}
+    assert "note: the loss of fsp reached 40% of the samples" in said((plan, few))
+    assert "reached" not in said((plan, records))
+
+
 def test_the_price_of_a_teacher_is_held_against_training_longer():
     assert "against longer training without a teacher: +5." in said(
         grid({"fsp": 0.06, LONGER: 0.01})

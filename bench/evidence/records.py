@@ -126,8 +126,9 @@ def _epochs(records: Iterable[Record]) -> float:
 
 def _reached(records: Iterable[Record]) -> float | None:
     stages = [stage for record in records for stage in record.stages]
-    reached = sum(stage.get("reached_samples") or 0 for stage in stages)
-    missed = sum(
-        stage.get(f"{why}_samples") or 0 for why in ("skipped", "masked") for stage in stages
+    reached, skipped, masked = (
+        sum(stage.get(f"{what}_samples") or 0 for stage in stages)
+        for what in ("reached", "skipped", "masked")
     )
-    return reached / (reached + missed) if reached + missed else None
+    total = reached + skipped + masked
+    return reached / total if total else None
