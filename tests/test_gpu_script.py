@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.hyperparameters import build_method
 from bench.record import FINISHED, Record
 from bench.workdir import WorkDir
 from tests.gpu import training
 from tests.gpu.plain_script import PlainScript, PlainTeacher
-from tests.gpu.speed import TINY, Cohort
+from tests.gpu.speed import TINY, forms_of
 from tests.lessons import plain_cell
 
 SCRIPT = Path(__file__).parent / "gpu" / "run.sh"
@@ -52,16 +51,15 @@ def test_without_time_every_part_is_named_as_left_out(tmp_path):
 
 def test_a_plain_script_has_the_losses_of_the_harness():
     (setting,) = TINY
-    cohort, teacher = Cohort(setting, ROWS, plain=False), setting.pair.split(":")[0]
+    phases, (teacher, student) = forms_of(setting, ROWS, plain=False)[1], setting.pair.split(":")
     plain = PlainTeacher(teacher, setting.workload())
-    for row, (piece, *_) in zip(ROWS, cohort.rows, strict=True):
-        method = build_method(row)
-        script = PlainScript(plain, setting.pair.split(":")[1], method, method.plan[0])
-        losses: list[torch.Tensor] = []
+    for row, harness in phases["first"].items():
+        method, losses = build_method(row), []
+        script = PlainScript(plain, student, method, stage := method.plan[0])
         script.backward = losses.extend  # pyright: ignore[reportAttributeAccessIssue]
         script.step()
-        piece.harness.step()
-        sums, stage = piece.harness.student.sums, method.plan[0]
+        harness.step()
+        sums = harness.student.sums
         terms = [stage.task_weight * sums.mean("task")] if stage.task_weight else []
         terms.append(stage.weight_at(0.0) * sums.mean("transfer"))
         assert [x.item() for x in losses] == pytest.approx(terms, rel=1e-4), row
@@ -98,7 +96,9 @@ def test_it_runs_from_end_to_end(tmp_path):
     assert set(json.loads((out / "summary.json").read_text())["parts"].values()) == {"exit code 0"}
     assert "skipped" in (out / "tests.txt").read_text()
     found = [json.loads(line) for line in (out / "speed.jsonl").read_text().splitlines()]
-    assert [one["kind"] for one in found] == ["device", "setting", "trace", "workers"]
+    assert [one["kind"] for one in found] == [
+        *("device", "setting", "trace", "1 workers", "2 workers")
+    ]
     assert not any(one.get("error") or one.get("left_out") for one in found)
     assert "17 of 17 cells have a record" in (out / "training.txt").read_text()
     assert len(files := list(out.iterdir())) <= 8

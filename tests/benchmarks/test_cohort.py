@@ -19,11 +19,13 @@ from textbook_losses import in_textbook_form
 from torchvision import transforms
 
 from bench.cell import Recipe
-from bench.cost.steps import Images, StudentStage, TeacherBatch, Workload, set_statistics
+from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.data.augment import Augment
 from bench.data.batches import Batches
 from bench.hyperparameters import METHODS, build_method
-from bench.method import Method
+from bench.method import Method, Stage
+from tests.gpu.plain_script import PlainScript, PlainTeacher
+from tests.gpu.speed import cohort_step
 
 BATCH, ROUNDS, MEAN, STD = 64, 3, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 ROWS = [name for name in METHODS.names() if build_method(name).starts_from == "fresh"]
@@ -34,14 +36,16 @@ WORKLOAD = Workload(
 )  # fmt: skip
 
 
-def longest_stage(lesson: TeacherBatch, student: str, row: str, method: Method) -> StudentStage:
-    return StudentStage(lesson, student, row, method, max(method.plan, key=lambda s: s.share))
+def longest_stage(method: Method) -> Stage:
+    return max(method.plan, key=lambda stage: stage.share)
 
 
 def as_one_cohort(teacher: str, student: str):
-    lesson = TeacherBatch(teacher, WORKLOAD)
-    rows = [longest_stage(lesson, student, row, build_method(row)) for row in ROWS]
-    taps = {tap: None for row in rows if row.student.reads_teacher for tap in row.student.taps}
+    lesson, methods = TeacherBatch(teacher, WORKLOAD), {row: build_method(row) for row in ROWS}
+    rows = {
+        row: StudentStage(lesson, student, row, method, longest_stage(method))
+        for row, method in methods.items()
+    }
     batches = Batches(
         torch.from_numpy(RAW).permute(0, 3, 1, 2), torch.zeros(BATCH, dtype=torch.int64), MEAN, STD,
         augment=Augment(pad=4), batch_size=BATCH, drop_last=True, seed=0,
@@ -49,24 +53,14 @@ def as_one_cohort(teacher: str, student: str):
 
     def step() -> None:
         next(iter(batches.epoch(0)))
-        view = lesson.view(tuple(taps))
-        for row in rows:
-            row.step_on(view if row.student.reads_teacher else None)
+        cohort_step(lesson, rows)
 
     return step
 
 
 def one_by_one(teacher: str, student: str):
-    lesson, network = TeacherBatch(teacher, WORKLOAD), WORKLOAD.build(teacher)
-    set_statistics(network, lesson.batch.images.contiguous())
-    lesson.teacher.network = channels_first(network.eval().requires_grad_(False))
-    lesson.train = Images(lesson.train.images.contiguous(), lesson.train.labels)
-    lesson.batch = Images(lesson.batch.images.contiguous(), lesson.batch.labels)
-    rows = [longest_stage(lesson, student, r, in_textbook_form(build_method(r))) for r in ROWS]
-    for row in rows:
-        channels_first(row.student.network)
-        channels_first(row.student.connector)
-        row.student.optimiser.register_step_pre_hook(drop_faulty_gradients)
+    plain, methods = PlainTeacher(teacher, WORKLOAD), map(in_textbook_form, map(build_method, ROWS))
+    rows = [PlainScript(plain, student, method, longest_stage(method)) for method in methods]
     pictures = [Image.fromarray(picture) for picture in RAW]
     load = transforms.Compose([
         transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
@@ -76,21 +70,10 @@ def one_by_one(teacher: str, student: str):
     def step() -> None:
         for row in rows:
             torch.stack([load(picture) for picture in pictures])
+            row.drops_faulty = True
             row.step()
 
     return step
-
-
-def channels_first(network: torch.nn.Module) -> torch.nn.Module:
-    return network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-
-
-def drop_faulty_gradients(optimiser: torch.optim.Optimizer, *_: object) -> None:
-    """Textbook forms have some that are not finite, and the training would end here."""
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("form", [as_one_cohort, one_by_one], ids=lambda form: form.__name__)

@@ -22,7 +22,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -50,8 +50,6 @@ STEPS, ROUNDS, LEAST_ROUNDS = (3, 30, 3) if CUDA else (1, 3, 3)
 SLOW_MS = 500.0
 BLOCKS, PATIENCE = 5, 90.0  # of several workers; seconds until they are ready
 ROWS = [name for name in METHODS.names() if build_method(name).starts_from == "fresh"]
-PHASES = {"first": 0, "last": -1}
-FORMS = ("harness", "shipped", "textbook")
 
 
 class Setting(NamedTuple):
@@ -62,14 +60,12 @@ class Setting(NamedTuple):
     classes: int = 100
 
     def workload(self) -> Workload:
-        recipe = Recipe(epochs=100, batch_size=self.batch, learning_rate=0.1, nesterov=True)
-        shape, precision = (3, self.side, self.side), self.precision
         return Workload(
             classes=self.classes,
-            image_shape=shape,
+            image_shape=(3, self.side, self.side),
             device=DEVICE,
-            recipe=recipe,
-            precision=precision,
+            recipe=Recipe(epochs=100, batch_size=self.batch, learning_rate=0.1, nesterov=True),
+            precision=self.precision,
         )
 
 
@@ -80,21 +76,30 @@ TINY = [Setting("cnn4:cnn2", 8, "fp32", side=8, classes=5)]
 
 @dataclass
 class Form:
-    """One way to step, and its milliseconds by round; the numerics are set before the clock."""
+    """One way to step a stage of a row; `phases` says whether it is the row's first or last one."""
 
-    numerics: Callable[[], None]
+    row: str
+    stage: str
+    name: str
+    phases: Sequence[str]
+    numerics: Callable[[], None]  # set before the clock starts
     action: Callable[[], object]
-    steps: int = STEPS
+    about: dict[str, Any] = field(default_factory=dict)
     ms: list[float] = field(default_factory=list)
+    steps: int = 1
 
-    def sample(self) -> float:
+    def sample(self) -> None:
         self.numerics()
         several = partial(repeat, self.action, self.steps)
         self.ms.append(milliseconds(several, DEVICE) / self.steps)
-        return self.ms[-1]
 
-    def found(self) -> dict[str, float]:
-        return Quartiles.of(self.ms)._asdict()
+    def warm_up(self) -> None:
+        self.sample()
+        self.ms.clear()
+        self.sample()
+        self.about["peak_mib"] = peak_bytes(self.action, DEVICE) / 2**20
+        if self.ms[0] < SLOW_MS:
+            self.steps, self.ms = STEPS, []
 
 
 def repeat(action: Callable[[], object], times: int) -> None:
@@ -102,84 +107,94 @@ def repeat(action: Callable[[], object], times: int) -> None:
         action()
 
 
-class Piece(NamedTuple):
-    """One stage of one row."""
-
-    about: dict[str, Any]
-    harness: StudentStage
-    forms: dict[str, Form]
+Phases = Mapping[str, dict[str, StudentStage]]
 
 
-class Cohort:
-    """Rows in every form, ready to be stepped."""
+def forms_of(
+    setting: Setting, rows: Sequence[str] = ROWS, plain: bool = True
+) -> tuple[list[Form], Phases]:
+    """Every form of every stage, the whole cohort last; the cohort's stages by phase and row."""
+    teacher, student = setting.pair.split(":")
+    workload, forms, phases = setting.workload(), [], {"first": {}, "last": {}}
+    lesson, script = TeacherBatch(teacher, workload), PlainTeacher(teacher, workload)
+    numerics = partial(set_numerics, workload.cell(student))
+    for row in rows:
+        method = build_method(row)
+        written_out = TEXTBOOK.keys() & vars(importlib.import_module(f"methods.{row}")).keys()
+        # A step that decomposes every map whole takes seconds: once for each pair is enough.
+        once = row == "kd_svd" and (setting.batch > 64 or setting.precision != "fp32")
+        plans = {"shipped": method.plan} if plain else {}
+        if plain and written_out and not once:
+            plans["textbook"] = in_textbook_form(method).plan
+        for position, stage in enumerate(method.plan):
+            harness = StudentStage(lesson, student, row, method, stage)
+            ends = {"first": 0, "last": len(method.plan) - 1}
+            where = [phase for phase, end in ends.items() if end == position]
+            for phase in where:
+                phases[phase][row] = harness
+            about = {"share": stage.share, "held_mib": harness.trained_bytes / 2**20}
+            form = partial(Form, row, stage.name)
+            forms.append(form("harness", where, numerics, harness.step, about))
+            for name, plan in plans.items():
+                one = PlainScript(script, student, method, plan[position])
+                one.drops_faulty = (row, name) == ("kd_svd", "textbook")
+                numbers = partial(plain_numerics, setting.precision)
+                forms.append(form(name, where, numbers, one.step))
+    for phase, stages in phases.items():
+        step = partial(cohort_step, lesson, stages)
+        forms.append(Form("cohort", f"{phase} stages", "harness", [phase], numerics, step))
+    return forms, phases
 
-    def __init__(self, setting: Setting, rows: Sequence[str] = ROWS, plain: bool = True) -> None:
-        teacher, student = setting.pair.split(":")
-        workload = setting.workload()
-        self.numerics = partial(set_numerics, workload.cell(student))
-        self.lesson, script = TeacherBatch(teacher, workload), PlainTeacher(teacher, workload)
-        self.rows: list[list[Piece]] = []
-        for row in rows:
-            method = build_method(row)
-            written_out = TEXTBOOK.keys() & vars(importlib.import_module(f"methods.{row}")).keys()
-            # Decomposing every map whole takes seconds a step: once for each pair is enough.
-            if row == "kd_svd" and (setting.batch == 256 or setting.precision != "fp32"):
-                written_out = set()
-            plans = {"shipped": method.plan} if plain else {}
-            plans |= {"textbook": in_textbook_form(method).plan} if plain and written_out else {}
-            self.rows.append([])
-            for position, stage in enumerate(method.plan):
-                harness = StudentStage(self.lesson, student, row, method, stage)
-                forms = {"harness": Form(self.numerics, harness.step)}
-                for name, plan in plans.items():
-                    one = PlainScript(script, student, method, plan[position])
-                    one.drops_faulty = (row, name) == ("kd_svd", "textbook")
-                    forms[name] = Form(partial(plain_numerics, setting.precision), one.step)
-                about = {"row": row, "stage": stage.name, "share": stage.share}
-                self.rows[-1].append(Piece(about, harness, forms))
-        self.whole = {p: Form(self.numerics, partial(self.step, p)) for p in PHASES}
 
-    def warm_up(self) -> dict[str, str]:
-        """Warms every row up; a row that fails leaves the cohort: row -> why."""
-        failed = {}
-        for stages in list(self.rows):
-            try:
-                for piece in stages:
-                    piece.about["peak_mib"] = warm_up(piece.forms)
-            except CODE_FAULTS as error:
-                failed[stages[0].about["row"]] = name_and_reason(error)
-                self.rows.remove(stages)
-        return failed
+def cohort_step(lesson: TeacherBatch, stages: Mapping[str, StudentStage]) -> None:
+    """One step of all rows, with one pass of the teacher."""
+    reading = [stage for stage in stages.values() if stage.student.reads_teacher]
+    taps = tuple(dict.fromkeys(tap for stage in reading for tap in stage.student.taps))
+    view = lesson.view(taps) if taps else None
+    for stage in stages.values():
+        stage.step_on(view if stage.student.reads_teacher else None)
 
-    def step(self, phase: str = "last") -> None:
-        """One step of all rows in their first or last stage, with one pass of the teacher."""
-        stages = [stages[PHASES[phase]].harness for stages in self.rows]
-        reading = [stage for stage in stages if stage.student.reads_teacher]
-        taps = tuple(dict.fromkeys(tap for stage in reading for tap in stage.student.taps))
-        view = self.lesson.view(taps) if taps else None
-        for stage in stages:
-            stage.step_on(view if stage.student.reads_teacher else None)
 
-    def ratio(self, phase: str, name: str) -> float:
-        """All rows' plain scripts one after another over the cohort, by the latest samples."""
-        forms = [stages[PHASES[phase]].forms for stages in self.rows]
-        plain = sum((each.get(name) or each["shipped"]).ms[-1] for each in forms)
-        return plain / self.whole[phase].ms[-1]
+def cohort_alone(setting: Setting, rows: Sequence[str] = ROWS) -> Callable[[], object]:
+    """The step of a cohort in its last stages, warmed up."""
+    form = forms_of(setting, rows, plain=False)[0][-1]
+    form.numerics()
+    repeat(form.action, 3)
+    return form.action
+
+
+def ratio(forms: Sequence[Form], phase: str, name: str) -> float:
+    """All rows' plain scripts one after another over the cohort, by the latest samples."""
+    found = [form for form in forms if phase in form.phases]
+    plain = {form.row: form.ms[-1] for form in found if form.name == "shipped"}
+    plain |= {form.row: form.ms[-1] for form in found if form.name == name}
+    return sum(plain.values()) / next(form.ms[-1] for form in found if form.row == "cohort")
+
+
+def warm_up(forms: Sequence[Form], phases: Phases) -> dict[str, str]:
+    """Warms all forms up; a row of which one fails leaves the cohort: row -> why."""
+    failed = {}
+    for form in forms:
+        try:
+            form.warm_up()
+        except CODE_FAULTS as error:
+            failed[form.row] = f"{form.stage}, {form.name}: {name_and_reason(error)}"
+            for stages in phases.values():
+                stages.pop(form.row, None)
+    return failed
 
 
 def measure(setting: Setting, until: float, peak: float) -> dict:
-    """All forms in one setting.
+    """All forms in one setting; a row that fails is left out of the cohort.
 
     Args:
         setting: what is stepped on.
         until: `time.monotonic()` at which no further round starts after the first three.
         peak: FLOP a second that the device reaches in this precision.
     """
-    cohort = Cohort(setting)
-    left_out = cohort.warm_up()
-    memory = warm_up(cohort.whole)
-    pieces = [piece for stages in cohort.rows for piece in stages]
-    forms = [form for of in (cohort.whole, *(p.forms for p in pieces)) for form in of.values()]
+    forms, phases = forms_of(setting)
+    left_out = warm_up(forms, phases)
+    forms = [form for form in forms if form.row not in left_out]
     ratios: dict[str, list[float]] = {}
     for number in range(ROUNDS):
         if number >= LEAST_ROUNDS and time.monotonic() > until:
@@ -188,48 +203,30 @@ def measure(setting: Setting, until: float, peak: float) -> dict:
         for form in random.sample(forms, len(forms)):
             if not form.ms or form.ms[0] < SLOW_MS:
                 form.sample()
-        for phase, name in product(PHASES, FORMS[1:]):
-            ratios.setdefault(f"{phase}, {name}", []).append(cohort.ratio(phase, name))
-    for piece in pieces:
-        flops = count(piece.forms["shipped"].action)
-        ms = {name: form.found() for name, form in piece.forms.items()}
-        share = {name: flops / (1e-3 * x["median"]) / peak for name, x in ms.items()}
-        piece.about.update(ms=ms, flops=flops, share_of_peak=share)
-        piece.about["held_mib"] = piece.harness.trained_bytes / 2**20
-    return {
-        **setting._asdict(),
-        "rows": [piece.about for piece in pieces],
-        "left_out": left_out,
-        "cohort_ms": {phase: form.found() for phase, form in cohort.whole.items()},
-        "cohort_peak_mib": memory,
-        "plain_over_cohort": {name: Quartiles.of(x)._asdict() for name, x in ratios.items()},
-    }
-
-
-def warm_up(forms: dict[str, Form]) -> dict[str, float]:
-    """Two steps of each form, and its peak memory, MiB; a slow one keeps the second as sample."""
-    for form in forms.values():
-        form.steps = 1
-        form.sample()
-        form.ms.clear()
-        if form.sample() < SLOW_MS:
-            form.steps, form.ms = STEPS, []
-    return {name: peak_bytes(form.action, DEVICE) / 2**20 for name, form in forms.items()}
+        for phase, name in product(phases, ("shipped", "textbook")):
+            ratios.setdefault(f"{phase} stages, {name}", []).append(ratio(forms, phase, name))
+    flops = {(f.row, f.stage): count(f.action) for f in forms if f.name == "shipped"}
+    rows = []
+    for form in forms:
+        about = {"row": form.row, "stage": form.stage, "form": form.name, **form.about}
+        about |= {"ms": Quartiles.of(form.ms)._asdict(), "flops": flops.get((form.row, form.stage))}
+        if about["flops"]:
+            about["share_of_peak"] = about["flops"] / (1e-3 * about["ms"]["median"]) / peak
+        rows.append(about)
+    found = {name: Quartiles.of(x)._asdict() for name, x in ratios.items()}
+    return {**setting._asdict(), "rows": rows, "left_out": left_out, "plain_over_cohort": found}
 
 
 def table(found: dict) -> str:
     text = "{median:.2f} [{q1:.2f}, {q3:.2f}]".format
     lines = [
-        f"\n{found['pair']}, batch {found['batch']}, {found['precision']}; memory of each form",
-        f"| row, stage | {' ms | '.join(FORMS)} ms | MiB | share of the device's peak |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"\n{found['pair']}, batch {found['batch']}, {found['precision']}",
+        "| row | stage | form | ms | MiB | share of the device's peak |\n|---|---|---|--:|--:|--:|",
     ]
     for row in found["rows"]:
-        cells = [text(**row["ms"][form]) if form in row["ms"] else "" for form in FORMS]
-        cells.append(", ".join(f"{mib:.1f}" for mib in row["peak_mib"].values()))
-        share = row["share_of_peak"]["harness"]
-        lines.append(f"| {row['row']}, {row['stage']} | {' | '.join(cells)} | {share:.3f} |")
-    lines += [f"cohort, {phase} stages: {text(**x)} ms" for phase, x in found["cohort_ms"].items()]
+        share = f"{row['share_of_peak']:.3f}" if row["flops"] else ""
+        cells = (row["row"], row["stage"], row["form"], text(**row["ms"]))
+        lines.append(f"| {' | '.join(cells)} | {row['peak_mib']:.1f} | {share} |")
     ratios = found["plain_over_cohort"].items()
     lines += [f"plain scripts / cohort, {name}: {text(**x)}, n = {x['n']}" for name, x in ratios]
     lines += [f"{row} was left out: {why}" for row, why in found["left_out"].items()]
@@ -250,13 +247,11 @@ def device_peaks() -> dict[str, float]:
 
 def trace(setting: Setting) -> dict:
     """One step of the cohort under the profiler: time by kernel, and how long the device worked."""
-    cohort = Cohort(setting, plain=False)
-    cohort.numerics()
-    repeat(cohort.step, 3)
-    wall_ms = milliseconds(cohort.step, DEVICE)
+    step = cohort_alone(setting)
+    wall_ms = milliseconds(step, DEVICE)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
     with profile(activities=activities) as profiler:
-        milliseconds(cohort.step, DEVICE)
+        milliseconds(step, DEVICE)
     time_of = "self_device_time_total" if CUDA else "self_cpu_time_total"
     kernels = [
         {"kernel": event.key[:120], "count": event.count, "us": getattr(event, time_of)}
@@ -271,18 +266,17 @@ def trace(setting: Setting) -> dict:
     return {**setting._asdict(), "wall_ms": wall_ms, "busy_ms": busy_ms, "kernels": kernels}
 
 
-def serve(setting: Setting, rows: list[str], barrier: Any) -> None:
+def serve(setting: Setting, rows: Sequence[str], barrier: Any) -> None:
     """One worker: steps its rows, under a teacher of its own, whenever all workers are ready."""
-    cohort = Cohort(setting, rows, plain=False)
-    cohort.numerics()
+    step = cohort_alone(setting, rows)
     for _ in range(BLOCKS + 1):
-        milliseconds(cohort.step, DEVICE)
+        milliseconds(step, DEVICE)
         barrier.wait()
-        milliseconds(partial(repeat, cohort.step, 5 * STEPS), DEVICE)
+        milliseconds(partial(repeat, step, 5 * STEPS), DEVICE)
         barrier.wait()
 
 
-def time_workers(setting: Setting, number: int) -> Quartiles:
+def time_workers(setting: Setting, number: int) -> dict[str, float]:
     """Milliseconds until every row has made a step, over `BLOCKS` blocks of several steps.
 
     Raises:
@@ -304,16 +298,9 @@ def time_workers(setting: Setting, number: int) -> Quartiles:
         for worker in workers:
             worker.kill()
             worker.join()
-    return Quartiles.of(ms[1:])  # the first warms up
-
-
-def compare_workers(setting: Setting, numbers: Sequence[int]) -> dict:
-    """The rows divided among several workers on one device, against one worker."""
-    found = {number: time_workers(setting, number) for number in numbers}
-    for number, x in found.items():
-        gain = found[numbers[0]].median / x.median
-        print(f"\n{number} workers: {x.median:.2f} [{x.q1:.2f}, {x.q3:.2f}] ms, {gain:.2f} x")
-    return {**setting._asdict(), "ms": {number: x._asdict() for number, x in found.items()}}
+    found = Quartiles.of(ms[1:])._asdict()  # the first warms up
+    print("\n{} workers: {median:.2f} [{q1:.2f}, {q3:.2f}] ms".format(number, **found))
+    return found
 
 
 def attempt(out: Path, kind: str, action: Callable[[], dict]) -> None:
@@ -351,7 +338,8 @@ def main() -> None:
             attempt(out, "setting", partial(measure, setting, end, peaks[setting.precision]))
             if number == 0:
                 attempt(out, "trace", partial(trace, setting))
-                attempt(out, "workers", partial(compare_workers, setting, workers))
+                for n in workers:
+                    attempt(out, f"{n} workers", partial(time_workers, setting, n))
 
 
 if __name__ == "__main__":
