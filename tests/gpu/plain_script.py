@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.cost.steps import Images, Workload, set_statistics
-from bench.method import Method, Pair, Stage, View, in_float32
+from bench.method import MaskedLoss, Merged, Method, Pair, Stage, View, in_float32
 from bench.models.network import Network, tap_shapes
 from bench.train.objective import weigh
 from bench.train.stage import freeze, parts_of
@@ -99,9 +99,10 @@ class PlainScript:
         if stage.task_weight:
             task = cross_entropy(pair.student.logits, pair.labels)
         if stage.joint is not None:
-            joint = stage.joint(pair, self.connector).mean()
+            joint = MaskedLoss.of(stage.joint(pair, self.connector)).loss.mean()
         if stage.transfer is not None:
-            transfer = stage.transfer(pair, self.connector).mean()
+            loss = MaskedLoss.of(stage.transfer(pair, self.connector)).loss
+            transfer = loss.sum() if stage.reduction == "sum" else loss.mean()
         return weigh(stage, 0.0, task, joint, transfer)
 
     def backward(self, terms: list[Tensor]) -> None:
@@ -113,5 +114,7 @@ class PlainScript:
             torch.autograd.grad(loss, self.trained, retain_graph=True, allow_unused=True)
             for loss in terms
         ]
-        for parameter, gradient in zip(self.trained, self.stage.merge(*both, 0), strict=True):
+        merged = self.stage.merge(*both, 0)
+        gradients = merged.gradients if isinstance(merged, Merged) else merged
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
             parameter.grad = gradient
