@@ -7,15 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.cell import Cell, DataSpec, ImageSpec, Recipe
-from bench.design import (
-    CONFIRMATION,
-    EQUAL,
-    EXTENSION,
-    SCREENING,
-    Choice,
-    Design,
-    pair_id,
-)
+from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, Choice, Design, pair_id
 from bench.grid import Grid, source_data
 from bench.grid_fields import BASELINE, GridData, MethodSpec, PairSpec
 from bench.hyperparameters import build_method, method_code, resolve_hyperparameters
@@ -54,11 +46,7 @@ class Phase:
 
 
 def expand(
-    grid: Grid,
-    fingerprint: Fingerprint,
-    choices: Sequence[Choice] = (),
-    *,
-    extended: bool = False,
+    grid: Grid, fingerprint: Fingerprint, choices: Sequence[Choice] = (), *, extended: bool = False
 ) -> Expansion:
     """All cells and rows of a grid, as far as its finalists are chosen.
 

@@ -25,7 +25,6 @@ from typing import Any
 
 from bench.code_version import method_digest
 from bench.faults import LOAD_FAULTS, UserError, name_and_reason
-from bench.record import write_atomically
 from bench.registry import Registry
 
 PACKAGE = "kd_bench_plugin"
@@ -60,10 +59,6 @@ class Plugin:
         """The digest of its code, as in cells."""
         return method_digest(self.name, self.text)
 
-    def keep(self, folder: Path) -> None:
-        """Writes the text to `<folder>/<name>-<code>.py`, so that old versions stay available."""
-        write_atomically(folder / f"{self.name}-{self.code}.py", self.text)
-
 
 def read_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
     """Reads files without running them.
@@ -83,10 +78,8 @@ def _read(path: Path) -> Plugin:
     if path.suffix != ".py":
         raise PluginError(f"--plugin {path}: wanted a Python file, such as my_method.py")
     if not path.stem.isidentifier() or path.stem.startswith("_"):
-        raise PluginError(
-            f"--plugin {path}: the method is named like its file; wanted letters, digits and '_', "
-            "beginning with a letter, such as my_method.py"
-        )
+        wanted = "wanted letters, digits and '_', beginning with a letter, such as my_method.py"
+        raise PluginError(f"--plugin {path}: the method is named like its file; {wanted}")
     try:
         return Plugin(str(path.absolute()), path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

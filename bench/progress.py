@@ -23,7 +23,7 @@ class ProgressDisplay:
         """
         self.console, self.unit = console, f" {unit}" if unit else ""
         self._began = self._last_line = time.monotonic()
-        self._live: tuple[Progress, TaskID] | None = None
+        self._live: Progress | None = None
 
     def __enter__(self) -> ProgressDisplay:
         """Returns the display."""
@@ -32,7 +32,7 @@ class ProgressDisplay:
     def __exit__(self, *error: object) -> None:
         """Stops the live bar."""
         if self._live is not None:
-            self._live[0].stop()
+            self._live.stop()
 
     def show(
         self, what: str, done: int, total: int, *, at_once: bool = False, skipped: int = 0
@@ -47,8 +47,7 @@ class ProgressDisplay:
             skipped: units of `done` that an earlier command did; they took no time.
         """
         if self.console.is_terminal:
-            live, task = self._live_bar()
-            live.update(task, description=what, completed=done, total=total)
+            self._bar().update(TaskID(0), description=what, completed=done, total=total)
             return
         now = time.monotonic()
         if not at_once and now - self._last_line < PLAIN_LINE_SECONDS:
@@ -56,20 +55,18 @@ class ProgressDisplay:
         self._last_line = now
         seconds, worked = now - self._began, done - skipped
         left = f", about {seconds / worked * (total - done):.0f} s left" if worked > 0 else ""
-        self.console.print(
-            f"{what}  {done}/{total}{self.unit}, {seconds:.0f} s{left}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        text = f"{what}  {done}/{total}{self.unit}, {seconds:.0f} s{left}"
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _live_bar(self) -> tuple[Progress, TaskID]:
+    def _bar(self) -> Progress:
         if self._live is None:
             counted = TextColumn("{task.completed:.0f}/{task.total:.0f}" + self.unit)
             columns = (TextColumn("{task.description}"), BarColumn(), counted)
-            live = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
-            live.start()
-            self._live = live, live.add_task("starting", total=1)
+            self._live = Progress(
+                *columns, TimeRemainingColumn(), console=self.console, transient=True
+            )
+            self._live.start()
+            self._live.add_task("starting", total=1)
         return self._live
 
 
@@ -77,21 +74,17 @@ class TrainingProgress:
     """Cells done, epochs done and the latest accuracy of a grid that trains."""
 
     def __init__(
-        self,
-        names: Mapping[str, str],
-        epochs: Mapping[str, int],
-        display: ProgressDisplay,
-        phase: str = "",
+        self, names: Mapping[str, str], epochs: int, display: ProgressDisplay, phase: str = ""
     ) -> None:
         """Shows nothing yet.
 
         Args:
             names: cell id -> name, of the cells that will train.
-            epochs: cell id -> the number of epochs that it trains for.
+            epochs: of all these cells together.
             display: where to show progress.
             phase: what the cells are trained for, such as "screening".
         """
-        self.names, self.total_epochs, self.display = names, sum(epochs.values()), display
+        self.names, self.epochs, self.display = names, epochs, display
         self.cells, self.latest, self.phase = 0, "", f"{phase}, " if phase else ""
         self._done: dict[str, int] = {}
         self._resumed = 0
@@ -120,4 +113,4 @@ class TrainingProgress:
     def _show(self, at_once: bool = False) -> None:
         what = f"{self.phase}cells {self.cells}/{len(self.names)}  {self.latest}"
         done = sum(self._done.values())
-        self.display.show(what, done, self.total_epochs, at_once=at_once, skipped=self._resumed)
+        self.display.show(what, done, self.epochs, at_once=at_once, skipped=self._resumed)

@@ -34,11 +34,6 @@ class WorkDir:
         """The leases that commands sharing this work directory hold on cells."""
         return self.root / "store" / "leases"
 
-    @property
-    def plugins(self) -> Path:
-        """Every version of a plugin that cells were trained with."""
-        return self.root / "store" / "plugins"
-
     def grid(self, name: str) -> Path:
         """The folder of a grid's plan, tables and figures."""
         return self.root / name

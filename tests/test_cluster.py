@@ -72,8 +72,8 @@ def test_a_node_that_dies_costs_no_result(tmp_path, fake_ray, cells, data_root, 
     fake_ray.add_node("a", CPU=1)
     epochs: list[tuple[object, ...]] = []
 
-    def die_once(kind: str, *event: object) -> None:
-        epochs.extend([event] * (kind == "epoch"))
+    def die_once(*event: object) -> None:
+        epochs.append(event)
         if len(epochs) == EPOCHS + 4:
             epochs.append(event)
             raise NodeDies
@@ -91,8 +91,8 @@ def test_a_node_that_dies_costs_no_result(tmp_path, fake_ray, cells, data_root, 
 def test_a_cell_that_loses_every_node_fails_alone(tmp_path, fake_ray, cells, data_root):
     fake_ray.add_node("a", CPU=1)
 
-    def doom(kind: str, *event: object) -> None:
-        if kind == "epoch" and event[0] == cells[3].id:
+    def doom(cell_id: str, *event: object) -> None:
+        if cell_id == cells[3].id:
             raise NodeDies
 
     fake_ray.on_event = doom
@@ -109,9 +109,9 @@ def test_a_process_that_dies_is_its_cells_fault_and_an_error_keeps_its_traceback
     fake_ray.add_node("a", CPU=1)
     errors = {cells[2].id: WorkerCrashedError(), cells[3].id: OSError("no such file")}
 
-    def interrupt(kind: str, *event: object) -> None:
-        if kind == "epoch" and event[0] in errors:
-            raise errors[event[0]]
+    def interrupt(cell_id: str, *event: object) -> None:
+        if cell_id in errors:
+            raise errors[cell_id]
 
     fake_ray.on_event = interrupt
     where = worker_config(tmp_path, data_root)

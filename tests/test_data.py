@@ -614,8 +614,6 @@ def test_clean_serves_all_in_order_without_augmentation(pad):
     assert torch.equal(index, torch.arange(17))
     assert torch.equal(labels, index % 5)
     torch.testing.assert_close(images, normalised(random_images(17)), rtol=1e-5, atol=1e-6)
-    chosen = torch.tensor([5, 0, 5])
-    assert torch.equal(batches.images_at(chosen), images[chosen])
 
 
 @pytest.mark.gpu

@@ -11,9 +11,9 @@ from bench.progress import ProgressDisplay, TrainingProgress
 
 def test_a_finished_cell_shows_cells_epochs_and_the_time_left():
     said = io.StringIO()
-    names, epochs = {"a": "first", "b": "second"}, {"a": 2, "b": 2}
+    names = {"a": "first", "b": "second"}
     with ProgressDisplay(Console(file=said, width=200), "epochs") as display:
-        progress = TrainingProgress(names, epochs, display)
+        progress = TrainingProgress(names, 4, display)
         progress.epoch("a", 1, 2, None)
         progress.epoch("a", 2, 2, 0.5)
         assert said.getvalue() == ""  # it is too soon for another line
@@ -24,7 +24,7 @@ def test_a_finished_cell_shows_cells_epochs_and_the_time_left():
 def test_epochs_of_an_earlier_command_say_nothing_of_the_time_left():
     said = io.StringIO()
     with ProgressDisplay(Console(file=said, width=200), "epochs") as display:
-        progress = TrainingProgress({"a": "first"}, {"a": 10**9}, display)
+        progress = TrainingProgress({"a": "first"}, 10**9, display)
         progress.epoch("a", 10**9 - 1, 10**9, 0.5)
         progress.finished(0)
     assert f"{10**9 - 1}/{10**9} epochs" in said.getvalue()

@@ -130,11 +130,6 @@ def test_more_workers_are_done_earlier(workers):
     assert workers < 1000 or end == 3 + 2 + SHARED  # a teacher, then a student by itself
 
 
-def test_no_workers_make_no_plan():
-    with pytest.raises(ValueError, match="0 workers"):
-        plan_jobs(cohort(1), 0)
-
-
 def test_a_cohort_is_cut_into_balanced_parts_that_fit():
     parts = cut_to_memory(cohort(6), length, lambda cells: len(cells) <= 4)
     assert [len(part) for part in parts] == [3, 3]

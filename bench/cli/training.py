@@ -73,7 +73,8 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
     """Says what would run, and what it would take."""
     import torch
 
-    from bench.launch.dry_run import DryRun
+    from bench.launch.dry_run import estimate_rows, list_rows
+    from bench.launch.job import unfinished
     from bench.launch.resources import worker_room
     from bench.launch.screening import assume_finalists
     from bench.progress import ProgressDisplay
@@ -85,16 +86,17 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
         print("finalists: not chosen yet; the costliest rows take their place here")
     for reason in prepared.library.absent.values():
         print(f"random images take the place of the data, and nothing counts as done: {reason}")
-    found = DryRun.of(expansion, work.store, options.retry_failed)
+    waiting = unfinished(expansion.cells.values(), work.store, options.retry_failed)
     if prepared.cluster is not None:
         print("time and memory: not estimated, because a cluster's nodes differ from this machine")
-        print(found.listing())
+        print(list_rows(expansion, waiting))
         return 0
     torch.set_num_threads(options.threads)
     devices = list_devices(prepared.device, options.workers)
     room_bytes = worker_room(devices)
     with ProgressDisplay(prepared.console) as display:
-        text = found.estimate(prepared.config, devices, library, room_bytes, display)
+        how = prepared.config, devices, library, room_bytes, display
+        text = estimate_rows(expansion, waiting, *how)
     print(text)
     return 0
 

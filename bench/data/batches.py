@@ -57,7 +57,7 @@ class Batches:
             labels: (N,) int64.
             mean: C means of images scaled to [0, 1].
             std: C standard deviations of images scaled to [0, 1].
-            augment: augmentation of `epoch`; `clean` and `images_at` have none.
+            augment: augmentation of `epoch`; `clean` has none.
             batch_size: B, at least 2.
             drop_last: whether a short last batch is left out.
             seed: master seed of order and augmentation.
@@ -126,11 +126,7 @@ class Batches:
     def clean(self, batch_size: int) -> Iterator[Batch]:
         """All images in order and without augmentation, a short last batch included."""
         for index in torch.arange(len(self.labels), device=self.device).split(batch_size):
-            yield Batch(self.images_at(index), self.labels[index], index)
-
-    def images_at(self, index: Tensor) -> Tensor:
-        """The images at positions (B,), normalised, without augmentation, (B, C, H, W)."""
-        return self._normalised(self._images[index])
+            yield Batch(self._normalised(self._images[index]), self.labels[index], index)
 
     def _normalised(self, images: Tensor) -> Tensor:
         # One pass converts the type and the layout; the rest is in place. Channels last makes

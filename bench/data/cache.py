@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
 from bench.checksum import DamagedError, pack, unpack
 from bench.data.dataset import DataError, DataSet
 from bench.record import write_atomically
@@ -20,7 +22,6 @@ from bench.record import write_atomically
 VERSION = 1
 """Version of the decoding. Files of other versions are decoded again."""
 
-TENSORS = ("test_images", "test_labels", "train_images", "train_labels")
 logger = logging.getLogger(__name__)
 
 
@@ -74,23 +75,16 @@ def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:
         logger.warning("data cache %s is damaged (%s)", path, error)
         return None
     values = json.loads(about)
-    data = DataSet(
-        name=values["name"],
-        classes=tuple(values["classes"]),
-        mean=tuple(values["mean"]),
-        std=tuple(values["std"]),
-        **tensors,
-    )
-    return data, values["key"]
+    lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
+    return DataSet(name=values["name"], **lists, **tensors), values["key"]
 
 
 def _write(path: Path, data: DataSet, key: Mapping[str, object]) -> None:
-    about = json.dumps(
-        {"key": key, "name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std}
-    )
-    tensors = {name: getattr(data, name) for name in TENSORS}
+    values = vars(data)
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    about = {name: value for name, value in values.items() if name not in tensors}
     try:
-        write_atomically(path, pack(tensors, about))
+        write_atomically(path, pack(tensors, json.dumps({"key": key, **about})))
     except OSError as error:
         raise _unwritable(path, error) from error
 

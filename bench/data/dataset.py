@@ -57,16 +57,9 @@ class DataSet:
     def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> DataSet:
         """The data set of these images, with the statistics of its training part."""
         mean, std = channel_statistics(train[0])
-        return cls(
-            name=name,
-            train_images=train[0],
-            train_labels=train[1],
-            test_images=test[0],
-            test_labels=test[1],
-            classes=tuple(classes),
-            mean=mean,
-            std=std,
-        )
+        images = {"train_images": train[0], "test_images": test[0]}
+        labels = {"train_labels": train[1], "test_labels": test[1]}
+        return cls(name=name, classes=tuple(classes), mean=mean, std=std, **images, **labels)
 
     def only(self, classes: Classes) -> DataSet:
         """The images of some classes, relabelled from 0 in this set's class order.
@@ -80,21 +73,20 @@ class DataSet:
         kept = choose_classes(self.classes, classes)
         relabel = torch.full((len(self.classes),), -1)
         relabel[kept] = torch.arange(len(kept))
-        return DataSet.of(
-            self.name,
-            _relabelled(self.train_images, relabel[self.train_labels]),
-            _relabelled(self.test_images, relabel[self.test_labels]),
-            [self.classes[position] for position in kept],
-        )
+
+        def part(images: Tensor, labels: Tensor) -> Part:
+            labels = relabel[labels]
+            return images[labels >= 0], labels[labels >= 0]
+
+        train = part(self.train_images, self.train_labels)
+        test = part(self.test_images, self.test_labels)
+        return DataSet.of(self.name, train, test, [self.classes[position] for position in kept])
 
     def resized(self, size: int) -> DataSet:
         """The same images at size x size; see `resize`."""
-        return DataSet.of(
-            self.name,
-            (_resized(self.train_images, size), self.train_labels),
-            (_resized(self.test_images, size), self.test_labels),
-            self.classes,
-        )
+        train = _resized(self.train_images, size), self.train_labels
+        test = _resized(self.test_images, size), self.test_labels
+        return DataSet.of(self.name, train, test, self.classes)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -154,11 +146,6 @@ def _position(names: Sequence[str], chosen: str | int) -> int:
     raise DataError(f"classes: no class {chosen!r} among the {len(names)} classes ({shown})")
 
 
-def _relabelled(images: Tensor, labels: Tensor) -> Part:
-    kept = labels >= 0
-    return images[kept], labels[kept]
-
-
 def resize(plane: Image.Image, size: int) -> np.ndarray:
     """One channel at size x size: area average along an axis that shrinks, else bilinear.
 
@@ -189,11 +176,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def fingerprint(data: DataSet) -> str:
-    """Hash of the decoded images, labels and class names.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Hash of the decoded images, labels and class names: 16 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
         digest.update(json.dumps([str(part.dtype), *part.shape]).encode())

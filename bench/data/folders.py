@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,21 +147,17 @@ def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
 def _decode_all(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
     # With one task per image, handing over small images would take as long as decoding them.
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    arrays: list[np.ndarray] = []
     with ThreadPoolExecutor(WORKERS) as pool:
-        for decoded in pool.map(partial(_decode_chunk, size=size), chunks):
-            arrays += decoded
+        decoded = pool.map(lambda chunk: [_decode(path, size) for path in chunk], chunks)
+        arrays = list(chain.from_iterable(decoded))
     for path, array in zip(paths, arrays, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
+            (height, width), (first_height, first_width) = array.shape[1:], arrays[0].shape[1:]
             raise DataError(
-                f"{path} is {_shape_text(array)} but {paths[0]} is {_shape_text(arrays[0])} pixels;"
+                f"{path} is {width}x{height} but {paths[0]} is {first_width}x{first_height} pixels;"
                 " data.size resizes all images to size x size"
             )
     return arrays
-
-
-def _decode_chunk(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
-    return [_decode(path, size) for path in paths]
 
 
 def _decode(path: Path, size: int | None) -> np.ndarray:
@@ -183,10 +179,6 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         # Pillow would silently clip 16-bit and float values at 255.
         raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
     return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-
-
-def _shape_text(array: np.ndarray) -> str:
-    return f"{array.shape[2]}x{array.shape[1]}"
 
 
 def _stack(arrays: Sequence[np.ndarray], channels: int) -> Tensor:

@@ -44,21 +44,17 @@ class Library:
         return self._sets[key]
 
     def _load(self, spec: ImageSpec) -> DataSet:
-        from bench.data.dataset import DataError, MissingDataError
-        from bench.data.sources import load, random_data
+        from bench.data.dataset import MissingDataError
+        from bench.data.sources import SOURCES, load, random_data
 
         source, cut = spec.source, {"size": spec.size, "classes": spec.classes}
         try:
             return load(source, data_root=self.data_root, cache=self.cache, **cut)
         except MissingDataError as error:
-            if not self.random_if_absent:
+            if not self.random_if_absent or SOURCES.get(source).sizes is None:
                 raise
-            try:
-                found = random_data(source, **cut)
-            except DataError:
-                raise error from None
             self.absent[self._key(spec)] = str(error)
-            return found
+            return random_data(source, **cut)
 
     def fingerprint(self, spec: ImageSpec) -> str:
         """The hash of a data set's content; "absent" where random images replace it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,20 +30,6 @@ DIGITS_TEST_PER_CLASS = 50
 logger = logging.getLogger(__name__)
 
 
-class Sizes(NamedTuple):
-    """Number and shape of a data set's images.
-
-    Attributes:
-        shape: (C, H, W).
-        train: N, training images.
-        test: M, test images.
-    """
-
-    shape: tuple[int, int, int]
-    train: int
-    test: int
-
-
 @dataclass(frozen=True)
 class Source:
     """A data set with a name.
@@ -52,13 +38,13 @@ class Source:
         read: (name, folder for downloads) -> the whole data set.
         classes: K; a class-per-folder tree with another number of classes is another data set.
         as_tree: whether a class-per-folder tree under the data root replaces the download.
-        sizes: number and shape of the images; None if not known in advance.
+        sizes: ((C, H, W), training images, test images); None if not known in advance.
     """
 
     read: Callable[[str, Path], DataSet]
     classes: int
     as_tree: bool = True
-    sizes: Sizes | None = None
+    sizes: tuple[tuple[int, int, int], int, int] | None = None
 
 
 def names() -> list[str]:
@@ -125,13 +111,7 @@ def load(
 
 
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
-    """A data set from the cache by its content; None if it is not there.
-
-    Args:
-        source: name of the source.
-        content: fingerprint of the data set.
-        cache: folder of decoded data.
-    """
+    """The data set of this source and fingerprint in the cache; None if it is not there."""
     for path in sorted(cache.glob(f"{_label(source)}-*.safetensors")):
         found = open_cached(path)
         if found is not None and fingerprint(found[0]) == content:
@@ -269,20 +249,16 @@ def random_data(source: str, *, size: int | None = None, classes: Classes | None
         size: as for `load`.
         classes: as for `load`; only their number matters.
 
-    Raises:
-        DataError: the source has no known sizes.
-
     Example:
         >>> images = random_data("mnist", size=16, classes=2).train_images
         >>> images.shape
         torch.Size([12000, 1, 16, 16])
     """
-    known = SOURCES.get(source) if source in SOURCES else None
-    if known is None or known.sizes is None:
-        raise DataError(f"data source {source!r}: the number and shape of its images are unknown")
+    known = SOURCES.get(source)
+    assert known.sizes is not None
+    (channels, *sides), *counts = known.sizes
     kept = known.classes if classes is None else classes
     kept = kept if isinstance(kept, int) else len(kept)
-    channels, *sides = known.sizes.shape
     sides = sides if size is None else (size, size)
     generator = torch.Generator().manual_seed(0)
 
@@ -292,12 +268,8 @@ def random_data(source: str, *, size: int | None = None, classes: Classes | None
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         return images, torch.arange(count) % kept
 
-    classes = [str(label) for label in range(kept)]
-    return DataSet.of(source, part(known.sizes.train), part(known.sizes.test), classes)
-
-
-_CIFAR = Sizes((3, 32, 32), 50_000, 10_000)
-_MNIST = Sizes((1, 28, 28), 60_000, 10_000)
+    train, test = map(part, counts)
+    return DataSet.of(source, train, test, [str(label) for label in range(kept)])
 
 
 def _check_added(name: str, source: Source) -> None:
@@ -308,10 +280,11 @@ def _check_added(name: str, source: Source) -> None:
         raise TypeError(f"data source {name} is {source!r}, wanted a bench.data.sources.Source")
 
 
+_CIFAR, _MNIST = ((3, 32, 32), 50_000, 10_000), ((1, 28, 28), 60_000, 10_000)
 _OWN = {
     "cifar10": Source(partial(_read_torchvision, "CIFAR10"), 10, sizes=_CIFAR),
     "cifar100": Source(partial(_read_torchvision, "CIFAR100"), 100, sizes=_CIFAR),
-    "digits": Source(_read_digits, 10, False, Sizes((1, 8, 8), 1297, 500)),
+    "digits": Source(_read_digits, 10, False, ((1, 8, 8), 1297, 500)),
     "fashion_mnist": Source(partial(_read_torchvision, "FashionMNIST"), 10, sizes=_MNIST),
     "mnist": Source(partial(_read_torchvision, "MNIST"), 10, sizes=_MNIST),
 }

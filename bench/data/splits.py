@@ -53,8 +53,7 @@ def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
         >>> take_fraction(torch.tensor([0, 1, 0, 1]), 0.5, seed=0).shape
         torch.Size([2])
     """
-    orders = stratified_order(labels, derive(seed, "fraction"))
-    return torch.cat([order[: _count(len(order), fraction)] for order in orders]).sort().values
+    return _draw(labels, fraction, derive(seed, "fraction")).nonzero().flatten()
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -99,9 +98,13 @@ def labelled_mask(labels: Tensor, share: float, seed: int) -> Tensor:
         >>> labelled_mask(torch.tensor([0, 1]), 0.1, seed=0)
         tensor([True, True])
     """
+    return _draw(labels, share, derive(seed, "labelled"))
+
+
+def _draw(labels: Tensor, fraction: float, seed: int) -> Tensor:
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    for order in stratified_order(labels, derive(seed, "labelled")):
-        mask[order[: _count(len(order), share)]] = True
+    for order in stratified_order(labels, seed):
+        mask[order[: _count(len(order), fraction)]] = True
     return mask
 
 

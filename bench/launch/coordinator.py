@@ -48,12 +48,8 @@ class Outcome:
 
     def then(self, later: Outcome) -> Outcome:
         """Both phases as one."""
-        return Outcome(
-            self.trained + later.trained,
-            self.elsewhere + later.elsewhere,
-            later.counts,
-            self.seconds + later.seconds,
-        )
+        trained, elsewhere = self.trained + later.trained, self.elsewhere + later.elsewhere
+        return Outcome(trained, elsewhere, later.counts, self.seconds + later.seconds)
 
 
 def run_grid(
@@ -83,20 +79,15 @@ def run_grid(
     """
     plan, began = expansion.plan, time.monotonic()
     write_atomically(work.plan(plan.name), plan.to_json())
-    for plugin in config.plugins:
-        plugin.keep(work.plugins)
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
     library = Library(config.data_root, config.cache)
     jobs = plan_training(waiting, config, devices, library, room_bytes) if waiting else []
     with Leases(work.leases) as leases:
         discard_stale_checkpoints(work, leases)
         discard_records(waiting, work.store, leases)
-        with (
-            mirroring(work, plan, leases, console),
-            ProgressDisplay(console, "epochs") as display,
-        ):
+        with mirroring(work, plan, leases, console), ProgressDisplay(console, "epochs") as display:
             names = {cell.id: str(cell) for cell in waiting}
-            epochs = {cell.id: total_epochs(cell) for cell in waiting}
+            epochs = sum(map(total_epochs, waiting))
             progress = TrainingProgress(names, epochs, display, phase)
             trained = 0
             # Closed here, whatever happens: workers end before their leases do.

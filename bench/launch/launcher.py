@@ -74,8 +74,6 @@ class Launcher(ABC, Generic[Handle]):
         self._recorded: set[str] = set()
         self._followed = 0.0
 
-    # --- what a launcher adds -------------------------------------------------------------------
-
     @abstractmethod
     def has_room(self) -> bool:
         """Whether one more job can start."""
@@ -96,8 +94,6 @@ class Launcher(ABC, Generic[Handle]):
     @abstractmethod
     def stop(self) -> None:
         """Ends the workers, at once if jobs still run."""
-
-    # --- what all share -------------------------------------------------------------------------
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
         """Runs the jobs. Stops the workers at the end, whatever ends it.
@@ -141,16 +137,11 @@ class Launcher(ABC, Generic[Handle]):
             yield self._release(failed)
 
     def _is_ready(self, job: Job) -> bool:
-        return all(self._has_record(need.id) for need in job.needs)
+        missing = {need.id for need in job.needs} - self._recorded  # each is parsed once
+        self._recorded |= self.store.read_all(missing).keys()
+        return missing <= self._recorded
 
-    def _has_record(self, cell_id: str) -> bool:
-        if cell_id not in self._recorded and self.store.read(cell_id) is not None:
-            self._recorded.add(cell_id)
-        return cell_id in self._recorded
-
-    # --- how a job ends -------------------------------------------------------------------------
-
-    def after_end(self, job: Job, error: BaseException | None = None) -> Iterator[Done]:
+    def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
         """Releases the cells of a job that have a record, and tries the others again.
 
         Args:
@@ -163,7 +154,7 @@ class Launcher(ABC, Generic[Handle]):
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
-        left = self._without_record(job)
+        left = self.without_record(job)
         if left:
             error = error or RuntimeError(f"it ended without a record in {self.config.store}")
             left = self._try_again(left, error, alone)
@@ -172,12 +163,13 @@ class Launcher(ABC, Generic[Handle]):
     def after_loss(self, job: Job) -> Iterator[Done]:
         """Puts a job first in line again that ended through no fault of its cells."""
         self._alone = None
-        left = self._without_record(job)
+        left = self.without_record(job)
         if left:
             self.waiting.insert(0, Job(tuple(left)))
         yield from self._release_all_but(left, job)
 
-    def _without_record(self, job: Job) -> list[Cell]:
+    def without_record(self, job: Job) -> list[Cell]:
+        """The cells of a job that have no record."""
         return [cell for cell in job.cells if self.store.read(cell.id) is None]
 
     def _try_again(self, cells: list[Cell], error: BaseException, alone: bool) -> list[Cell]:
@@ -195,8 +187,6 @@ class Launcher(ABC, Generic[Handle]):
         self._retried |= {cell.id for cell in again}
         self.waiting[:0] = [Job((cell,)) for cell in again]
         return again
-
-    # --- cells that several commands share ------------------------------------------------------
 
     def _acquire(self, job: Job) -> tuple[Job, list[Cell]]:
         """The part of a job that is this launcher's to train, and cells recorded meanwhile.
@@ -234,7 +224,7 @@ class Launcher(ABC, Generic[Handle]):
         self._followed = now
         followed, self.elsewhere = self.elsewhere, []
         for job in followed:
-            left = self._without_record(job)
+            left = self.without_record(job)
             if recorded := [cell for cell in job.cells if cell not in left]:
                 yield Done(tuple(recorded), here=False)
             free = [cell for cell in left if self.leases.holder(cell.id) is None]
@@ -249,20 +239,16 @@ def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
 
     A cell cannot train if its teacher, or the source that it starts from, did not finish.
     """
-    failed = {need.id for need in job.needs if not _is_finished(need, store)}
+    found = {need.id: store.read(need.id) for need in job.needs}
+    failed = {id for id, record in found.items() if record is None or record.status != FINISHED}
     kept = []
     for cell in job.cells:
         need = next((need for need in cell.needs if need.id in failed), None)
         if need is None:
             kept.append(cell)
             continue
-        found = store.read(need.id)
-        reason = found.error if found is not None else "it has no record"
+        record = found[need.id]
+        reason = record.error if record is not None else "it has no record"
         error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
         store.write(record_without_result(cell, FAILED, error, config.provenance))
     return Job(tuple(kept))
-
-
-def _is_finished(cell: Cell, store: Store) -> bool:
-    found = store.read(cell.id)
-    return found is not None and found.status == FINISHED

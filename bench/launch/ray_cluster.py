@@ -192,7 +192,6 @@ class _Tasks(Launcher[Any]):
             name: path and path.absolute() for name in names if (path := getattr(config, name))
         }
         self.node_config = replace(config, device=cluster.device, **paths)
-        self.begun: set[str] = set()
         self.losses: Counter[str] = Counter()
         self.slots, self.waits_for_nodes = cluster.slots(), False
         # On this node, so that no other node takes it along when it dies.
@@ -213,7 +212,6 @@ class _Tasks(Launcher[Any]):
         return len(self.running) < 2 * max(1, self.slots)
 
     def submit(self, job: Job, alone: bool) -> Any:
-        self.begun -= {cell.id for cell in job.cells}
         order = Order(job, self.code, self.node_config, self.leases.heart.absolute())
         options: dict[str, Any] = {"num_cpus": self.cluster.threads}
         if self.cluster.device == "cuda":
@@ -228,12 +226,9 @@ class _Tasks(Launcher[Any]):
             ended, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS, fetch_local=False)
         else:
             self.leases.pause(POLL_SECONDS)
-        for kind, *values in self.events.get_nowait_batch(self.events.qsize()):
-            if kind == "begin":
-                self.begun.update(values)
-            else:
-                self.losses.pop(values[0], None)
-                self.report(*values)
+        for cell_id, *values in self.events.get_nowait_batch(self.events.qsize()):
+            self.losses.pop(cell_id, None)
+            self.report(cell_id, *values)
         for handle in ended:
             yield from self._after_task(handle)
         self._look_at_nodes()
@@ -256,15 +251,14 @@ class _Tasks(Launcher[Any]):
             if lack is not None:
                 raise ClusterError(lack)
             self._wait_for_records(job)
-            yield from self.after_end(job)
+            yield from self.after_end(job, None)
             return
         yield from self.after_loss(job) if failure is None else self.after_end(job, failure)
 
     def _count_loss(self, job: Job, error: BaseException) -> BaseException | None:
-        """Counts a lost node against the cells that ran there; an error if one lost too many."""
-        if job.cells[0].id in self.begun:  # otherwise Ray sent it to a node that was dead already
-            self.losses.update(cell.id for cell in job.cells)
-            logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
+        """Counts a lost node against the cells of its job; an error if one lost too many."""
+        self.losses.update(cell.id for cell in job.cells)
+        logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
         if max(self.losses[cell.id] for cell in job.cells) < LOSSES:
             return None
         for cell in job.cells:
@@ -275,8 +269,8 @@ class _Tasks(Launcher[Any]):
     def _wait_for_records(self, job: Job) -> None:
         """Waits until the records of a job that ended can be seen here."""
         until = time.monotonic() + RECORD_SECONDS
-        while self._without_record(job) and time.monotonic() < until:
-            for cell in self._without_record(job):
+        while self.without_record(job) and time.monotonic() < until:
+            for cell in self.without_record(job):
                 if (folder := self.store.folder(cell.id)).is_dir():
                     os.listdir(folder)  # makes a network disk forget that a file was missing
             self.leases.pause(POLL_SECONDS)

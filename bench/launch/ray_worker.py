@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import bench
 from bench.code_version import numerics_digest
 from bench.data.library import Library
-from bench.launch.job import Job, WorkerConfig, run_job
+from bench.launch.job import Job, Report, WorkerConfig, run_job
 from bench.plugin import plugged
-
-Send = Callable[..., None]
-"""Sends an event to the coordinator: its kind ("begin" or "epoch") and values."""
 
 
 class NodeFaultError(Exception):
@@ -38,18 +34,17 @@ class Order:
     heartbeat: Path
 
 
-def run_order(order: Order, send: Send) -> None:
+def run_order(order: Order, report: Report) -> None:
     """Runs a job on this node.
 
     Args:
         order: what to run.
-        send: reaches the coordinator.
+        report: called after every epoch.
 
     Raises:
         NodeFaultError: this node has other code or data, no GPU, or does not see the work
             directory.
     """
-    send("begin", *(cell.id for cell in order.job.cells))
     from bench.train.device import pick_device
 
     if numerics_digest("methods/*.py") != order.code:
@@ -69,7 +64,7 @@ def run_order(order: Order, send: Send) -> None:
         except ValueError as error:  # PluginError is one; the files have run at the coordinator
             raise NodeFaultError(str(error)) from None
         _check_data(order.job, order.config)
-        run_job(order.job, order.config, lambda *event: send("epoch", *event))
+        run_job(order.job, order.config, report)
 
 
 def _check_data(job: Job, config: WorkerConfig) -> None:

@@ -21,15 +21,15 @@ from bench.launch.job import Job, WorkerConfig
 Seconds = Callable[[Sequence[Cell]], float]
 """Duration of a job of these cells on one worker. Planning accepts any unit."""
 
-Fits = Callable[[Sequence[Cell]], bool]
-"""Whether one worker can train these cells side by side."""
-
 JOBS_PER_WORKER = (1, 2, 4, 8)
 """A cohort longer than 1/n of a worker's part of the work is cut; these n are compared."""
 
 
 def plan_jobs(
-    cells: Iterable[Cell], workers: int, seconds: Seconds = len, fits: Fits | None = None
+    cells: Iterable[Cell],
+    workers: int,
+    seconds: Seconds = len,
+    fits: Callable[[Sequence[Cell]], bool] = lambda cells: True,
 ) -> list[Job]:
     """The jobs of a grid, in the order in which workers take them.
 
@@ -38,15 +38,11 @@ def plan_jobs(
 
     Args:
         cells: those to train, teachers among them.
-        workers: how many jobs can run at once.
+        workers: how many jobs can run at once, at least 1.
         seconds: estimates a job; by default the number of its cells.
-        fits: None if every cohort does. A cell that does not fit even alone still gets a job.
-
-    Raises:
-        ValueError: fewer than one worker.
+        fits: whether one worker can train these cells side by side. A cell that does not fit even
+            alone still gets a job.
     """
-    if workers < 1:
-        raise ValueError(f"plan_jobs: {workers} workers, wanted at least 1")
     teachers, groups = group_cells(cells)
     first = [[cell] for cell in teachers]
     cohorts = [part for group in groups for part in cut_to_memory(group, seconds, fits)]
@@ -103,11 +99,9 @@ def group_cells(cells: Iterable[Cell]) -> tuple[list[Cell], list[list[Cell]]]:
 
 
 def cut_to_memory(
-    cells: Sequence[Cell], seconds: Seconds, fits: Fits | None = None
+    cells: Sequence[Cell], seconds: Seconds, fits: Callable[[Sequence[Cell]], bool]
 ) -> list[list[Cell]]:
     """The cells in as few balanced parts as fit a worker, each in the order given."""
-    if fits is None:
-        return [list(cells)]
     cuts = (cut(cells, count, seconds) for count in range(1, len(cells)))
     return next((parts for parts in cuts if all(map(fits, parts))), [[cell] for cell in cells])
 
@@ -153,14 +147,6 @@ def simulate(jobs: Sequence[Job], workers: int, seconds: Seconds) -> list[float]
 
     A free worker takes the first job of the list with all its needs finished. A need that no job
     trains counts as finished.
-
-    Args:
-        jobs: in the order in which workers take them.
-        workers: how many jobs can run at once.
-        seconds: estimates a job.
-
-    Raises:
-        ValueError: jobs that wait for each other.
     """
     made = {cell.id: math.inf for job in jobs for cell in job.cells}
     waiting = {n: [need.id for need in job.needs] for n, job in enumerate(jobs)}
@@ -174,8 +160,6 @@ def simulate(jobs: Sequence[Job], workers: int, seconds: Seconds) -> list[float]
         ready = ((now, n) for n in waiting if begin(n, now) <= now)
         start, taken = next(ready, None) or min((begin(n, now), n) for n in waiting)
         ends[taken] = start + seconds(jobs[taken].cells)
-        if ends[taken] == math.inf:
-            raise ValueError("simulate: some jobs wait for each other and never start")
         made.update({cell.id: ends[taken] for cell in jobs[taken].cells})
         heapq.heappush(free, ends[taken])
         del waiting[taken]
