@@ -7,7 +7,6 @@ equal bytes.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Mapping
@@ -33,10 +32,7 @@ def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None
     content = "".join(f"{line}\n" for line in lines).encode()
     if path.is_file() and _unpacked(path.read_bytes()) == content:
         return  # another version of zlib would give other bytes
-    packed = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
-        file.write(content)
-    write_atomically(path, packed.getvalue())
+    write_atomically(path, gzip.compress(content, mtime=0))
 
 
 def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:

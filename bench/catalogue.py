@@ -16,11 +16,8 @@ def catalogue() -> str:
     """The list as plain text."""
     lines = ["methods (hyper-parameters with their defaults):"]
     for name in METHODS.names():
-        values = ", ".join(
-            f"{key}={value!r}" for key, value in default_hyperparameters(name).items()
-        )
-        category = build_method(name).category
-        lines.append(f"  {name:<20} {category:<22} {values}".rstrip())
+        values = ", ".join(f"{k}={v!r}" for k, v in default_hyperparameters(name).items())
+        lines.append(f"  {name:<20} {build_method(name).category:<22} {values}".rstrip())
     lines += ["", "models:", _wrapped(zoo.MODELS.names())]
     lines += ["", "data sources:", _wrapped(sources.names())]
     lines += ["", "grids:"]

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,6 +41,7 @@ TOLERANCE = 1e-4
 
 PARITY_IMAGES, BATCH = 1000, 250
 Logits = Callable[[Tensor], Tensor]
+"""(B, C, H, W) uint8 images -> (B, K) logits."""
 
 
 class ExportError(UserError):
@@ -110,12 +111,7 @@ class Student(nn.Module):
     std: Tensor
 
     def __init__(self, network: Network, card: Card) -> None:
-        """Freezes the network, in evaluation mode.
-
-        Args:
-            network: trained.
-            card: gives mean, standard deviation and resolution.
-        """
+        """Freezes the trained network, in evaluation mode."""
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.resolution = card.resolution
@@ -129,19 +125,9 @@ class Student(nn.Module):
         return self.network(degrade(values, self.resolution))
 
 
-# --- formats -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Format:
-    """A file format for students.
-
-    Attributes:
-        suffix: of the file's name.
-        pack: gives the content of the file.
-        unpack: turns the content into a function of (B, C, H, W) uint8 images that gives (B, K)
-            logits.
-    """
+    """The suffix of a file format for students, and what writes its content and reads it."""
 
     suffix: str
     pack: Callable[[Student, Card], bytes]
@@ -197,13 +183,8 @@ def _pack_onnx(student: Student, card: Card) -> bytes:
 
     # The exporter warns of optional packages that are missing.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    program = torch.onnx.export(
-        trace(student, card),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-    )
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    program = torch.onnx.export(trace(student, card), dynamo=True, verbose=False, **names)
     assert program is not None
     model = program.model_proto
     model.metadata_props.append(StringStringEntryProto(key=CARD, value=card.to_json()))
@@ -236,9 +217,6 @@ FORMATS = {
     "onnx": Format(".onnx", _pack_onnx, _unpack_onnx),
     "torch.export": Format(".pt2", _pack_program, _unpack_program),
 }
-
-
-# --- from a record to a file ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -291,7 +269,7 @@ def find_row(plan: Plan, cell: str) -> Row:
     if len(found) == 1:
         return found[0]
     if found:
-        which = "; ".join(f"{row.cell_id} is {_place(row)}" for row in found[:3])
+        which = "; ".join(f"{r.cell_id} is {r.name} on {r.data}, {r.axes}" for r in found[:3])
         raise ExportError(
             f"{cell!r} names {len(found)} cells of {plan.name}; give a whole id: {which}"
         )
@@ -299,18 +277,8 @@ def find_row(plan: Plan, cell: str) -> Row:
     raise ExportError(f"grid {plan.name}: {unknown('cell', cell, names)}")
 
 
-def _place(row: Row) -> str:
-    axes = "".join(f" {name}={value:g}" for name, value in row.axes.items())
-    return f"{row.name} on {row.data}{axes}"
-
-
 def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
-    """The network of a finished cell, with its data and card.
-
-    Args:
-        row: a row of the cell.
-        work: the work directory that the cell was trained in.
-        choice: see `Card.choice`.
+    """The network of a finished cell, with its data and card; `choice` is for the card.
 
     Raises:
         ExportError: the cell is not finished, its weights or decoded data are missing, or the
@@ -353,7 +321,7 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
     channels, height, width = data.test_images.shape[1:]
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key != "name"}
-    card = Card(
+    return Card(
         name=row.name,
         cell_id=record.cell_id,
         model=model,
@@ -364,24 +332,21 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         mean=statistics.mean,
         std=statistics.std,
         resolution=spec.resolution,
-        preprocessing=(),
+        preprocessing=_steps(statistics, f"{height}x{width}", spec.resolution),
         last_accuracy=record.final["last_accuracy"],
         choice=choice,
     )
-    return replace(card, preprocessing=_steps(card))
 
 
-def _steps(card: Card) -> tuple[str, ...]:
-    _, height, width = card.image_shape
-    mean, std = ([round(value, 6) for value in values] for values in (card.mean, card.std))
+def _steps(data: DataSet, side: str, factor: int) -> tuple[str, ...]:
+    mean, std = ([round(value, 6) for value in values] for values in (data.mean, data.std))
     steps = (
-        f"{card.channels} image as uint8, {height}x{width} pixels (an area average where it "
-        "shrinks, bilinear where it grows)",
+        f"{'grey' if len(mean) == 1 else 'RGB'} image as uint8, {side} pixels (an area average "
+        "where it shrinks, bilinear where it grows)",
         f"divide by 255, subtract mean {mean}, divide by std {std}",
     )
-    q = card.resolution
-    blur = f"average over {q}x{q} pixels, bilinear back to {height}x{width}"
-    return (*steps, blur) if q > 1 else steps
+    blur = f"average over {factor}x{factor} pixels, bilinear back to {side}"
+    return (*steps, blur) if factor > 1 else steps
 
 
 def _network(card: Card, store: Store) -> Network:
@@ -422,26 +387,13 @@ def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
 
 
 def compare(trained: Trained, exported: Logits) -> Parity:
-    """Compares the logits of an exported network with those of the evaluation in training.
-
-    Args:
-        trained: the network as trained, with its data.
-        exported: maps (B, C, H, W) uint8 images to (B, K) logits.
-    """
+    """Compares the logits of an exported network with those of the evaluation in training."""
     card, total = trained.card, len(trained.data.test_images)
     count = min(total, PARITY_IMAGES)
     chosen = torch.arange(count) * total // count
     images, labels = trained.data.test_images[chosen], trained.data.test_labels[chosen]
-    batches = Batches(
-        images,
-        labels,
-        card.mean,
-        card.std,
-        augment=Augment(pad=0, padding="zeros", flip=False),
-        batch_size=BATCH,
-        drop_last=False,
-        seed=0,
-    )
+    how = {"augment": Augment(pad=0, flip=False), "batch_size": BATCH, "drop_last": False}
+    batches = Batches(images, labels, card.mean, card.std, seed=0, **how)
     network = to_device(copy.deepcopy(trained.network), torch.device("cpu"))  # laid out as trained
     wanted = torch.cat(
         [network(degrade(batch.images, card.resolution)) for batch in batches.clean(BATCH)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,9 +210,6 @@ def _method(value: Any) -> Any:
     return value
 
 
-# --- reading -------------------------------------------------------------------------------------
-
-
 def grid_names() -> list[str]:
     """The grids that come with the harness."""
     return sorted(path.stem for path in GRIDS.glob("*.yaml"))
@@ -295,6 +293,17 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     return (f"{path}: " if path else "") + text + (f" (and {more} more)" if more else "")
 
 
+@contextmanager
+def _at(field: str, model: type[BaseModel]) -> Iterator[None]:
+    """Refuses a wrong value in one line that begins with its field."""
+    try:
+        yield
+    except ValidationError as error:
+        raise GridError(f"{field}.{_first_fault(error, model)}") from None
+    except (ValueError, TypeError) as error:
+        raise GridError(f"{field}: {error}") from None
+
+
 def check_names(grid: Grid) -> None:
     """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate.
 
@@ -307,34 +316,22 @@ def check_names(grid: Grid) -> None:
     record.check_file_names("data.source", [grid.data.source])
     for position, pair in enumerate(grid.all_pairs):
         for role in ("teacher", "student"):
-            try:
+            with _at(f"pairs.{position}.{role}", PairSpec):
                 zoo.check(grid.model(getattr(pair, role)))
-            except ValueError as error:
-                raise GridError(f"pairs.{position}.{role}: {error}") from None
-    _check_methods(grid)
-    if grid.source is not None:
-        try:
-            source_data(grid.data, grid.source)
-        except ValidationError as error:
-            raise GridError(f"source.data.{_first_fault(error, DataSpec)}") from None
-    for field, model, more in _recipes(grid):
-        try:
-            grid.recipe_of(model, more)
-        except ValidationError as error:
-            raise GridError(f"{field}.{_first_fault(error, Recipe)}") from None
-
-
-def _check_methods(grid: Grid) -> None:
     rows = {f"methods.{position}": method for position, method in enumerate(grid.methods)}
     for field, method in {f"tuned.{BASELINE}": MethodSpec(name=BASELINE), **rows}.items():
-        try:
+        with _at(field, MethodSpec):
             if EPOCHS_FACTOR in method.hyperparameters and method.name != BASELINE:
                 raise ValueError(
                     f"{EPOCHS_FACTOR} is for {BASELINE} alone; methods share the recipe's epochs"
                 )
             build_method(method.name, **grid.hyperparameters(method))
-        except (ValueError, TypeError) as error:
-            raise GridError(f"{field}: {error}") from None
+    if grid.source is not None:
+        with _at("source.data", DataSpec):
+            source_data(grid.data, grid.source)
+    for field, model, more in _recipes(grid):
+        with _at(field, Recipe):
+            grid.recipe_of(model, more)
 
 
 def source_data(data: GridData, source: SourceSpec, seed: int = 0) -> DataSpec:
@@ -354,9 +351,6 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
         yield "teacher.recipe", pair.teacher, grid.teacher.recipe
         if grid.source is not None:
             yield "source.recipe", pair.student, grid.source.recipe
-
-
-# --- narrowing -----------------------------------------------------------------------------------
 
 
 def narrow(
@@ -386,10 +380,8 @@ def narrow(
             {m.label for m in grid.rows} - {m.label for m in changed["methods"]}
         )
     if pairs:
-        try:
+        with _at("--pairs", PairSpec):
             changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in pairs)
-        except ValueError as error:
-            raise GridError(f"--pairs: {error}") from None
         changed |= {"teachers": (), "students": ()}
         # The recipes of other pairs were checked with the whole grid, and go with their pairs.
         used = {model for pair in changed["pairs"] for model in (pair.teacher, pair.student)}

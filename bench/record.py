@@ -219,8 +219,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 class Store:
     """The folder of all cells, each in `<root>/<cell_id>`.
 
-    A cell's folder holds record.json, config.json (the resolved cell), weights.safetensors, and
-    traceback.txt of a failure.
+    A cell's folder holds record.json, weights.safetensors, and traceback.txt of a failure.
     """
 
     def __init__(self, root: Path) -> None:
@@ -241,7 +240,6 @@ class Store:
     def write(self, record: Record) -> None:
         """Writes the record after all other files, so that a cell with a record is complete."""
         folder = self.folder(record.cell_id)
-        write_atomically(folder / "config.json", dump_json(record.cell))
         if record.traceback:
             write_atomically(folder / "traceback.txt", record.traceback)
         write_atomically(folder / "record.json", record.to_json())

@@ -40,9 +40,6 @@ class Interval(NamedTuple):
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-# --- one sample, and two paired by seed ------------------------------------------------------
-
-
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of a mean: mean +- t(level, n - 1) s / sqrt(n).
 
@@ -61,7 +58,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         (0.71, Interval(mean=0.7, low=None, high=None, n=1))
     """
     _check("mean_interval", values)
-    _check_level("mean_interval", level)
+    if not 0 < level < 1:
+        raise ValueError(f"mean_interval: level {level}, wanted one in (0, 1) such as 0.95")
     n = len(values)
     if n == 1:
         return Interval(float(values[0]), None, None, 1)
@@ -203,9 +201,6 @@ def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1
     return 2 + bisect.bisect_left(range(2, most), wanted, key=lambda n: power(effect, n, alpha))
 
 
-# --- one effect over several pairs -----------------------------------------------------------
-
-
 class Pooled(NamedTuple):
     """A mean of effects that differ between pairs.
 
@@ -294,9 +289,6 @@ def between_groups(groups: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(max((between - within) / size, 0.0))
 
 
-# --- many comparisons ------------------------------------------------------------------------
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: the i-th smallest of m times m - i + 1, never decreasing.
 
@@ -332,8 +324,3 @@ def _check(name: str, values: Sequence[float], least: int = 1) -> None:
         raise ValueError(f"{name}: {len(values)} values, wanted at least {least}")
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"{name}: {list(values)} are not all finite; leave out what is missing")
-
-
-def _check_level(name: str, level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"{name}: level {level}, wanted one in (0, 1) such as 0.95")

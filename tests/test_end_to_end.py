@@ -138,7 +138,7 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
     measured = [a for a in record.curves["test_accuracy"] if a is not None]
     assert [point.value for point in curve] == measured
     files = {f.path for f in mirror.client.list_artifacts(run.info.run_id)}
-    assert files == {"record.json", "weights.safetensors", "config.json"}
+    assert files == {"record.json", "weights.safetensors"}
 
 
 def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path):

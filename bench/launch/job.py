@@ -116,11 +116,8 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
     waiting = []
     for cell in cells:
         found = store.read(cell.id)
-        if (
-            found is None
-            or (found.status != FINISHED and retry_failed)
-            or (found.status == FINISHED and not _opens(store.folder(cell.id)))
-        ):
+        finished = found is not None and found.status == FINISHED
+        if not _opens(store.folder(cell.id)) if finished else found is None or retry_failed:
             waiting.append(cell)
     return waiting
 

@@ -33,8 +33,6 @@ from typing import Any
 
 from bench.faults import UserError
 
-BEAT_SECONDS = 5.0
-EXPIRY_SECONDS = 60.0
 RELEASED = "released"
 COUNTER_DIGITS = 20
 
@@ -64,8 +62,8 @@ class Leases:
         self,
         root: Path,
         *,
-        beat: float = BEAT_SECONDS,
-        expiry: float = EXPIRY_SECONDS,
+        beat: float = 5.0,
+        expiry: float = 60.0,
         machine: str | None = None,
     ) -> None:
         """Writes nothing before it is entered.
@@ -117,13 +115,8 @@ class Leases:
         """The heartbeat file. All who share the disk see it while this process lives."""
         return self._hearts / self.owner
 
-    # --- what others see ------------------------------------------------------------------------
-
     def acquire(self, name: str) -> bool:
-        """Takes the lease called `name`, unless a living process holds it.
-
-        Args:
-            name: a plain file name.
+        """Takes the lease called `name`, a plain file name, unless a living process holds it.
 
         Returns:
             Whether this process holds it now.
@@ -158,7 +151,7 @@ class Leases:
 
         Args:
             name: as acquired.
-            forget: whether nobody will need it again, because a record says that the cell is done.
+            forget: whether nobody needs it again, because the cell has a record.
         """
         with self._guard:
             path = self._held.pop(name, None)
@@ -194,8 +187,6 @@ class Leases:
     def pause(self, seconds: float) -> None:
         """Waits that long, or until the leases end."""
         self._ended.wait(seconds)
-
-    # --- the heartbeat --------------------------------------------------------------------------
 
     def _live(self) -> None:
         while not self._ended.wait(self.beat_seconds):

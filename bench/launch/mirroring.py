@@ -30,11 +30,7 @@ def sole_mirror(
 ) -> Iterator[Mirror]:
     """The mirror of a grid, to which no other command writes meanwhile.
 
-    Args:
-        work: the work directory.
-        grid: name of the grid.
-        leases: of this process, entered.
-        patience: seconds to wait for another command that sends.
+    Another command that sends is waited for, at most `patience` seconds.
 
     Raises:
         BusyError: another command is sending this grid's records.
@@ -67,12 +63,7 @@ def mirroring(
 ) -> Iterator[None]:
     """Sends the records of a grid before, while and after it trains; after an error no more.
 
-    Args:
-        work: the work directory.
-        plan: of the grid.
-        leases: of this process, entered.
-        console: for warnings.
-        every: least seconds between two looks at what is new.
+    What is new is looked for at most once in `every` seconds. The console shows warnings.
     """
     ended, warned = threading.Event(), False
 
@@ -85,14 +76,11 @@ def mirroring(
             if warned or (isinstance(error, BusyError) and not patience):
                 return
             warned = True
-            console.print(
+            text = (
                 f"MLflow lacks records: {error}. Training goes on; what is not sent at its end, "
-                "send with: run_all.py sync",
-                style="yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                "send with: run_all.py sync"
             )
+            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def send_repeatedly() -> None:
         pause = 0.0

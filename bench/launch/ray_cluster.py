@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -31,8 +32,7 @@ from bench.launch.leases import Leases
 from bench.launch.ray_worker import Order
 
 LOSSES = 3
-"""How many times a cell may lose its node, with no epoch completed in between, before it counts as
-the cause."""
+"""A cell that loses this many nodes, with no epoch completed in between, counts as the cause."""
 
 RECORD_SECONDS = 90.0
 """How long a shared disk may take to show a record that another node wrote."""
@@ -187,10 +187,7 @@ class _Tasks(Launcher[Any]):
         ray = self.ray = import_module("ray")
         self.cluster, self.code = cluster, numerics_digest("methods/*.py")
         # A task's current folder is another one.
-        names = ("store", "cache", "data_root", "checkpoints")
-        paths = {
-            name: path and path.absolute() for name in names if (path := getattr(config, name))
-        }
+        paths = {name: v.absolute() for name, v in vars(config).items() if isinstance(v, Path)}
         self.node_config = replace(config, device=cluster.device, **paths)
         self.losses: Counter[str] = Counter()
         self.slots, self.waits_for_nodes = cluster.slots(), False

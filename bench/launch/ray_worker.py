@@ -35,11 +35,7 @@ class Order:
 
 
 def run_order(order: Order, report: Report) -> None:
-    """Runs a job on this node.
-
-    Args:
-        order: what to run.
-        report: called after every epoch.
+    """Runs a job on this node, which calls `report` after every epoch.
 
     Raises:
         NodeFaultError: this node has other code or data, no GPU, or does not see the work

@@ -106,20 +106,17 @@ def _choose_pair(grid: Grid, pair: PairId, screened: Pair) -> Choice:
     from bench.decide.finalists import choose_finalists
 
     assert isinstance(grid.seeds, Design)
+    seen: dict[str, dict[str, float | None]] = {}
+    for row in screened.rows:
+        accuracies = row.screening.values()
+        seen[row.name] = {"accuracy": fmean(accuracies), "n": len(accuracies), "cost": row.cost}
     return Choice(
         data=pair.data,
         axes=json.loads(pair.axes),
         teacher=pair.teacher,
         student=pair.student,
         finalists=choose_finalists(screened, grid.seeds.finalists, grid.max_cost),
-        screened={
-            row.name: {
-                "accuracy": fmean(row.screening.values()),
-                "n": len(row.screening),
-                "cost": row.cost,
-            }
-            for row in screened.rows
-        },
+        screened=seen,
     )
 
 

@@ -120,23 +120,21 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
     def grown(fraction: float) -> float:
         return min(1.0, fraction / (1 - validation))
 
-    share = grown(grid.data.fraction)
-    data = grid.data.model_copy(update={"validation": validation, "fraction": share})
+    images = {"validation": validation, "fraction": grown(grid.data.fraction)}
     fractions = tuple(dict.fromkeys(map(grown, grid.axes.fraction or ()))) or None
     unique = {trial.spec.label: trial.spec for trial in trials}
-    return grid.model_copy(
-        update={
-            "name": f"{grid.name}-tuning",
-            "description": f"Hyper-parameters for {grid.name}, on {validation:.0%} held out.",
-            "data": data,
-            "axes": grid.axes.model_copy(update={"fraction": fractions}),
-            "methods": tuple(unique.values()),
-            "seeds": tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
-            "teacher": grid.teacher.model_copy(update={"seeds": None}),
-            "tuned": {},
-            "diagnostics": False,
-        }
-    )
+    changes = {
+        "name": f"{grid.name}-tuning",
+        "description": f"Hyper-parameters for {grid.name}, on {validation:.0%} held out.",
+        "data": grid.data.model_copy(update=images),
+        "axes": grid.axes.model_copy(update={"fraction": fractions}),
+        "methods": tuple(unique.values()),
+        "seeds": tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+        "teacher": grid.teacher.model_copy(update={"seeds": None}),
+        "tuned": {},
+        "diagnostics": False,
+    }
+    return grid.model_copy(update=changes)
 
 
 def joined(first: Plan, second: Plan) -> Plan:
@@ -167,20 +165,15 @@ def ranked(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     for result in results:
         if result.accuracy is not None:
             rows.setdefault(result.trial.row, []).append(result)
-    return {row: sorted(held, key=_rank) for row, held in rows.items()}
-
-
-def _rank(result: TrialResult) -> tuple[int, float]:
-    return -result.n, -(result.accuracy or 0.0)
+    for held in rows.values():
+        held.sort(key=lambda result: (-result.n, -(result.accuracy or 0.0)))
+    return rows
 
 
 def promising(results: Sequence[TrialResult]) -> list[Trial]:
     """The best third of each row's trials, rounded up, which train on further seeds."""
-    return [
-        result.trial
-        for held in ranked(results).values()
-        for result in held[: math.ceil(len(held) / KEPT)]
-    ]
+    rows = ranked(results).values()
+    return [result.trial for held in rows for result in held[: math.ceil(len(held) / KEPT)]]
 
 
 def best(results: Sequence[TrialResult]) -> dict[str, TrialResult]:
@@ -196,9 +189,8 @@ def to_yaml(chosen: Mapping[str, TrialResult]) -> str:
 
 def to_csv(results: Sequence[TrialResult]) -> str:
     """Every trial: its row, what it chose, accuracy in [0, 1], n cells, and its rank."""
-    ranks = {
-        id(result): rank for held in ranked(results).values() for rank, result in enumerate(held, 1)
-    }
+    rows = ranked(results).values()
+    ranks = {id(result): rank for held in rows for rank, result in enumerate(held, 1)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "chosen", "validation_accuracy", "n", "planned", "rank"])

@@ -154,9 +154,6 @@ def _is_device_lost(error: BaseException | None) -> bool:
     return error is not None and is_device_lost(error) and not is_out_of_memory(error)
 
 
-# --- in the worker process -----------------------------------------------------------------------
-
-
 def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
     """Runs the jobs that come in, until the launcher closes its end of the connection."""
     import torch
