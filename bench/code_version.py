@@ -27,11 +27,7 @@ NUMERICAL = (
 
 
 def method_digest(name: str, text: str) -> str:
-    """The digest of a module and of every module of `methods` that it imports.
-
-    Args:
-        name: the module's name.
-        text: its source.
+    """The digest of a module of this name and source, and of all of `methods` that it imports.
 
     Returns:
         16 hexadecimal digits.
@@ -52,7 +48,7 @@ def method_digest(name: str, text: str) -> str:
         module, text = waiting.pop()
         trees[module] = ast.parse(text)
         imported = (piece for piece in _imported_methods(trees[module]) if piece not in trees)
-        waiting += [(piece, _read(METHODS / f"{piece}.py")) for piece in imported]
+        waiting += [(piece, (METHODS / f"{piece}.py").read_text("utf-8")) for piece in imported]
     return _digest(trees)
 
 
@@ -63,14 +59,12 @@ def numerics_digest(*more: str, root: Path = ROOT) -> str:
     Records name it, so that tables can say which rows were trained by different code.
 
     Args:
-        more: further file patterns to include, as in `NUMERICAL`.
+        more: further file patterns, as in `NUMERICAL`.
         root: the folder that holds `bench` and `methods`.
-
-    Returns:
-        16 hexadecimal digits.
     """
     files = {path for pattern in (*NUMERICAL, *more) for path in root.glob(pattern)}
-    return _digest({path.relative_to(root).as_posix(): ast.parse(_read(path)) for path in files})
+    texts = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files}
+    return _digest({name: ast.parse(text) for name, text in texts.items()})
 
 
 def provenance() -> dict[str, object]:
@@ -94,10 +88,6 @@ def _git(*words: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
 
 
 def _digest(trees: Mapping[str, ast.Module]) -> str:

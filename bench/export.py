@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bench.cell import DataSpec
+from bench.cell import DataSpec, Spec
 from bench.data.augment import Augment
 from bench.data.batches import Batches
 from bench.data.dataset import DataSet
@@ -28,7 +28,7 @@ from bench.data.sources import find_decoded
 from bench.faults import UserError, reason
 from bench.models import zoo
 from bench.models.network import Network
-from bench.record import FINISHED, Plan, Record, Row, Store, dump_json
+from bench.record import FINISHED, Plan, Record, Row, Store
 from bench.registry import unknown
 from bench.train.device import to_device
 from bench.workdir import WorkDir
@@ -52,8 +52,7 @@ class ParityError(ValueError):
     """The logits of the exported network differ from those of the trained one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
+class Card(Spec):
     """What a user of an exported network must know. It is in the exported file, as JSON.
 
     Attributes:
@@ -75,7 +74,7 @@ class Card:
 
     name: str
     cell_id: str
-    model: str | dict[str, object]
+    model: str | dict[str, Any]
     method: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -86,17 +85,6 @@ class Card:
     preprocessing: tuple[str, ...]
     last_accuracy: float
     choice: str
-
-    def to_json(self) -> str:
-        """JSON with sorted keys: equal cards give equal text."""
-        return dump_json(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Card:
-        """The card written by `to_json`."""
-        values: dict[str, Any] = json.loads(text)
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**values)
 
 
 class Student(nn.Module):
@@ -136,12 +124,12 @@ class Format:
 
 def _pack_weights(student: Student, card: Card) -> bytes:
     state = {name: x.contiguous() for name, x in student.network.state_dict().items()}
-    return safetensors.torch.save(state, {CARD: card.to_json()})
+    return safetensors.torch.save(state, {CARD: card.model_dump_json()})
 
 
 def _unpack_weights(content: bytes) -> Logits:
     length = int.from_bytes(content[:8], "little")
-    card = Card.from_json(json.loads(content[8 : 8 + length])["__metadata__"][CARD])
+    card = Card.model_validate_json(json.loads(content[8 : 8 + length])["__metadata__"][CARD])
     network = zoo.build(card.model, len(card.classes), card.image_shape)
     network.load_state_dict(safetensors.torch.load(content))
     return Student(network, card)
@@ -169,7 +157,7 @@ def trace(student: Student, card: Card) -> torch.export.ExportedProgram:
 
 def _pack_program(student: Student, card: Card) -> bytes:
     file = io.BytesIO()
-    torch.export.save(trace(student, card), file, extra_files={CARD: card.to_json()})
+    torch.export.save(trace(student, card), file, extra_files={CARD: card.model_dump_json()})
     return file.getvalue()
 
 
@@ -187,7 +175,7 @@ def _pack_onnx(student: Student, card: Card) -> bytes:
     program = torch.onnx.export(trace(student, card), dynamo=True, verbose=False, **names)
     assert program is not None
     model = program.model_proto
-    model.metadata_props.append(StringStringEntryProto(key=CARD, value=card.to_json()))
+    model.metadata_props.append(StringStringEntryProto(key=CARD, value=card.model_dump_json()))
     return model.SerializeToString()
 
 

@@ -148,7 +148,10 @@ def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
     from bench.hyperparameters import METHODS, build_method, search_space
     from bench.models.zoo import MODELS
 
-    code = plugin.code
+    def register(registry: Registry, name: str, item: object) -> None:
+        registry.add(name, item, plugin.code)
+        stack.callback(registry.remove, name)
+
     models, data = _table(module, "MODELS"), _table(module, "DATA_SOURCES")
     has_method = inspect.isfunction(getattr(module, "method", None))
     if not (models or data or has_method):
@@ -157,18 +160,13 @@ def _add(plugin: Plugin, module: ModuleType, stack: ExitStack) -> None:
             "MODELS or DATA_SOURCES"
         )
     for name, builder in models.items():
-        _register(MODELS, name, builder, code, stack)
+        register(MODELS, name, builder)
     for name, source in data.items():
-        _register(SOURCES, name, source, code, stack)
+        register(SOURCES, name, source)
     if has_method:
-        _register(METHODS, plugin.name, lambda: module, code, stack)
+        register(METHODS, plugin.name, lambda: module)
         build_method(plugin.name)
         search_space(plugin.name)
-
-
-def _register(registry: Registry, name: str, item: object, code: str, stack: ExitStack) -> None:
-    registry.add(name, item, code)
-    stack.callback(registry.remove, name)
 
 
 def _table(module: ModuleType, name: str) -> Mapping[str, Any]:

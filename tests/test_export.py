@@ -98,7 +98,7 @@ def test_a_graph_maps_raw_pixels_to_the_logits_of_the_trained_network(work, tmp_
     for count in (1, 7, 20):  # any batch size
         found = program(data.test_images[:count]).double()
         torch.testing.assert_close(found, wanted[:count], rtol=1e-4, atol=1e-5)
-    card = Card.from_json(about[CARD])
+    card = Card.model_validate_json(about[CARD])
     assert card.classes == ("c0", "c1", "c2", "c3")
     assert card.mean == data.mean
     assert card.cell_id == made.id

@@ -1,4 +1,7 @@
-"""Stratified random parts of a data set, determined by a seed."""
+"""Stratified random parts of a data set, determined by the seed of the split.
+
+Everywhere `labels` are (N,) class indices, N above 0.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,6 @@ def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
     """The positions of each class's images in random order.
 
     Each class has its own random stream, so that its order does not depend on the other classes.
-
-    Args:
-        labels: (N,) class indices, N above 0.
-        seed: seed of the split.
 
     Returns:
         One int64 tensor for each class from 0 to the highest label; empty for a class without
@@ -37,17 +36,12 @@ def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
 
 
 def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """A fraction of the images of each class: the nearest whole number, at least one.
+    """A fraction in (0, 1] of the images of each class: the nearest whole number, at least one.
 
     Fractions are nested: with the same seed, 10 % of the images are part of the 25 %.
 
-    Args:
-        labels: (N,) class indices.
-        fraction: in (0, 1].
-        seed: seed of the split.
-
     Returns:
-        Positions in ascending order, int64.
+        int64 positions in ascending order.
 
     Example:
         >>> take_fraction(torch.tensor([0, 1, 0, 1]), 0.5, seed=0).shape
@@ -59,13 +53,8 @@ def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Divides the training images into training and validation images.
 
-    Holds out the nearest whole number of each class, at least one. At least one image of each class
-    is kept for training, so that a class with a single image has no validation image.
-
-    Args:
-        labels: (N,) class indices.
-        fraction: the fraction to hold out, in (0, 1).
-        seed: seed of the split.
+    Holds out a fraction in (0, 1): the nearest whole number of each class, at least one. Each class
+    keeps at least one training image, so that a single image is never held out.
 
     Returns:
         Training and validation positions, both in ascending order.
@@ -82,17 +71,10 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
 
 
 def labelled_mask(labels: Tensor, share: float, seed: int) -> Tensor:
-    """The images whose labels are known: the nearest whole number of each class, at least one.
+    """The images whose labels are known, (N,) bool: the nearest whole number of each class.
 
-    Shares are nested, and independent of `take_fraction`.
-
-    Args:
-        labels: (N,) class indices.
-        share: in (0, 1].
-        seed: seed of the split.
-
-    Returns:
-        (N,) bool.
+    A share is in (0, 1] and gives each class at least one. Shares are nested, and independent of
+    `take_fraction`.
 
     Example:
         >>> labelled_mask(torch.tensor([0, 1]), 0.1, seed=0)

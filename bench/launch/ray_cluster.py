@@ -147,16 +147,12 @@ class RayCluster:
         report: Report,
         leases: Leases,
     ) -> Generator[Done]:
-        """Runs jobs as tasks, and yields cells as they are done.
+        """Runs jobs as tasks, as `bench.launch.workers.run_processes` runs them in processes.
 
-        As `bench.launch.workers.run_processes`, with two more faults. A job that loses its node
-        runs again from its checkpoints; a cell that loses `LOSSES` nodes, with no epoch completed
-        in between, counts as the cause. A node that lacks something ends the run.
+        A job that loses its node runs again from its checkpoints; see `LOSSES`.
 
         Raises:
             ClusterError: a node lacks the code, the data or the work directory.
-            OSError: the disk is full or broken.
-            LeaseLostError: this process was suspended, and another command took its cells.
         """
         yield from _Tasks(self, config, report, leases).run(jobs)
 

@@ -37,8 +37,7 @@ def run_processes(
 ) -> Generator[Done]:
     """Runs jobs in one process per entry of `devices`, and yields cells as they are done.
 
-    What happens to a job that fails is said at `bench.launch.launcher.Launcher`. Cells with a
-    checkpoint go on from it. Other commands may work on the same cells: each cell is trained by
+    `bench.launch.launcher.Launcher` says what happens to a job that fails. Each cell is trained by
     the command that holds its lease. Cells that others hold are waited for, and taken over if
     their holder dies.
 
