@@ -109,10 +109,6 @@ def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, 
     An int becomes a float where a float is wanted, so 4 and 4.0 give the same cell. A bool is
     refused as a number, and so are NaN and infinity.
 
-    Args:
-        name: the method's name.
-        hparams: some of its hyper-parameters.
-
     Raises:
         ValueError: an unknown method or hyper-parameter, or a value of the wrong type.
 
@@ -140,12 +136,9 @@ def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, 
 def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[str, list[Any]]:
     """The values that tuning tries for each hyper-parameter, from the module's `SEARCH`.
 
-    Hyper-parameters in `hparams` are left out, and so are those that the method does not read: the
-    module's `READ_WHEN` maps a hyper-parameter to the settings under which it is read.
-
-    Args:
-        name: the method's name.
-        hparams: hyper-parameters that are set already.
+    Hyper-parameters that `hparams` sets already are left out, and so are those that the method does
+    not read: the module's `READ_WHEN` maps a hyper-parameter to the settings under which it is
+    read.
 
     Returns:
         Hyper-parameter -> values; {} for a module without `SEARCH`.

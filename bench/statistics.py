@@ -93,39 +93,33 @@ def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[f
     return [round(a[seed] - b[seed], 12) for seed in sorted(a.keys() & b.keys())]
 
 
-def paired_t_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t test that the mean difference is 0.
-
-    Args:
-        differences: one a pair, see `paired_differences`; at least two.
-
-    Returns:
-        p in [0, 1]. Without any spread, t is infinite and p is 0, or 1 if all differences are 0.
-
-    Raises:
-        ValueError: fewer than two differences, or one that is not finite.
-
-    Source:
-        Student: The Probable Error of a Mean, Biometrika 6, 1908.
-    """
-    t = effect_size(differences) * math.sqrt(len(differences))
-    return float(2 * special.stdtr(len(differences) - 1, -abs(t)))
-
-
 def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
-    """p of the paired t test that the mean is the margin; None without a spread to judge it by.
+    """Two-sided p of the paired t test that the mean difference is the margin.
 
     Equal differences at every seed estimate no spread: accuracies are counts of a few hundred
     images, so that happens, and it is no evidence. Neither is one seed.
+
+    Args:
+        differences: one a pair, see `paired_differences`.
+        margin: in their unit.
+
+    Returns:
+        p in [0, 1]; 1 if every difference is the margin, None without a spread to judge it by.
+
+    Raises:
+        ValueError: a difference is not finite.
+
+    Source:
+        Student: The Probable Error of a Mean, Biometrika 6, 1908.
 
     Example:
         >>> paired_p([0.02, 0.02, 0.02]), paired_p([0.02])
         (None, None)
     """
-    shifted = [round(difference - margin, 12) for difference in differences]
-    if len(shifted) < 2 or math.isinf(effect_size(shifted)):
+    shifted = [round(d - margin, 12) for d in differences] if margin else differences
+    if len(shifted) < 2 or math.isinf(effect := effect_size(shifted)):
         return None
-    return paired_t_p(shifted)
+    return float(2 * special.stdtr(len(shifted) - 1, -abs(effect) * math.sqrt(len(shifted))))
 
 
 def effect_size(differences: Sequence[float]) -> float:

@@ -74,7 +74,7 @@ def prove(
     extended = any(row.extension for family in families for row in family.rows)
     for look, alpha in enumerate(alphas[: 1 + extended], 1):
         samples = [family.differences(look) for family in families]
-        raw = [paired_p([d - least for d in v]) for rows in samples for v in rows.values()]
+        raw = [paired_p(v, least) for rows in samples for v in rows.values()]
         tests = iter(zip(raw, holm([1.0 if p is None else p for p in raw]), strict=True))
         found = []
         for place, rows in enumerate(samples):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bench.cost.costs import Costs, Quartiles
 from bench.record import FINISHED, Record
 from bench.report.summary import Group, PairKey
-from bench.statistics import Interval, effect_size, mean_interval, paired_t_p
+from bench.statistics import Interval, mean_interval, paired_p
 
 LEAST_SEEDS = 3
 """Fewer seeds are no evidence, whatever their p: two agree by chance too often."""
@@ -150,9 +150,7 @@ class Contrast:
     @property
     def p(self) -> float | None:
         """Of the paired t test that the mean is 0; None where there is no spread to judge by."""
-        if len(self.differences) < LEAST_SEEDS or math.isinf(effect_size(self.differences)):
-            return None
-        return paired_t_p(self.differences)
+        return paired_p(self.differences) if len(self.differences) >= LEAST_SEEDS else None
 
     @property
     def interval(self) -> Interval:
