@@ -171,8 +171,9 @@ def _pack_onnx(student: Student, card: Card) -> bytes:
 
     # The exporter warns of optional packages that are missing.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    names = {"input_names": ["images"], "output_names": ["logits"]}
-    program = torch.onnx.export(trace(student, card), dynamo=True, verbose=False, **names)
+    program = torch.onnx.export(
+        trace(student, card), verbose=False, input_names=["images"], output_names=["logits"]
+    )
     assert program is not None
     model = program.model_proto
     model.metadata_props.append(StringStringEntryProto(key=CARD, value=card.model_dump_json()))

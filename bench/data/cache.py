@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -76,7 +77,8 @@ def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:
         return None
     values = json.loads(about)
     lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-    return DataSet(name=values["name"], **lists, **tensors), values["key"]
+    fields: dict[str, Any] = {**tensors, **lists}
+    return DataSet(name=values["name"], **fields), values["key"]
 
 
 def _write(path: Path, data: DataSet, key: Mapping[str, object]) -> None:
