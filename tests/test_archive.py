@@ -64,7 +64,7 @@ def test_tables_are_those_of_the_records(clone: Path, tmp_path_factory) -> None:
 
 def test_recommend_reads_the_archive(clone: Path, capsys) -> None:
     assert main(["recommend", "--grid", plan().name, "--work-dir", str(clone)]) == 0
-    assert "choose:" in capsys.readouterr().out
+    assert "still in the race:" in capsys.readouterr().out
 
 
 def test_export_says_which_command_trains_the_cell(clone: Path, refused) -> None:

@@ -269,7 +269,7 @@ def test_a_worker_process_trains_them_and_the_results_can_be_used(
 
     # The choice needs no plugin, and does not run one; tables neither, see the slow test.
     bait = written(tmp_path, "bait.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
-    assert "stripes: cnn4 -> tiny" in says(0, "recommend", *at, "--plugin", str(bait))
+    assert "stripes: cnn4 → tiny" in says(0, "recommend", *at, "--plugin", str(bait))
     assert not (tmp_path / "ran").exists()
 
     assert "compared with the trained" in says(0, "export", MATCHING, *at, *options(files[1:2]))
