@@ -44,4 +44,4 @@ class WorkDir:
 
     def choices(self, name: str, digest: str) -> Path:
         """The finalists of a grid that these screened cells led to; see `bench.design`."""
-        return self.grid(name) / f"finalists-{digest}.json"
+        return self.root / "store" / "finalists" / f"{name}-{digest}.json"

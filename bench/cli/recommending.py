@@ -22,13 +22,13 @@ def recommend_grid(options: argparse.Namespace) -> list[str]:
     Raises:
         UserError: an option is wrong, or the evidence answers for no pair.
     """
+    limits = _limits(options)
     work, name = WorkDir(options.work_dir), grid_name(options.grid)
     plan, records = fetch_results(work, name, options.origin)
     costs = fetch_costs(work, name, options.origin)
     pairs = pairs_of(plan, records, costs)
     if not pairs:
         raise UserError(f"grid {name}: no plain student has finished, and gains are over it")
-    limits = _limits(options)
     if options.max_memory_mib is not None:
         limits["excluded"] = beyond_memory(pairs, costs, options.max_memory_mib)
     found = decide(list(pairs.values()), question_of(plan, **limits))
@@ -44,9 +44,10 @@ def recommend_csv(options: argparse.Namespace) -> list[str]:
     """
     if options.max_memory_mib is not None:
         raise UserError("--max-memory-mib: a CSV file says nothing of memory; leave it out")
+    limits = _limits(options)
     pairs = read_csv(options.csv, options.baseline)
     equal = not any(row.screening for pair in pairs for row in pair.rows)
-    found = decide(pairs, Question(equal_seeds=equal, **_limits(options)))
+    found = decide(pairs, Question(equal_seeds=equal, **limits))
     return _lines(options, pairs, [pair.name for pair in pairs], found, Asked())
 
 
