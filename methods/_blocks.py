@@ -14,11 +14,6 @@ CPU_BLOCK = 1 << 16  # elements: 256 KiB for each of a few buffers
 GPU_BLOCK = 1 << 24  # 64 MiB each: large enough to hide the cost of a kernel launch
 
 
-def block_size(tensor: Tensor) -> int:
-    """Elements per block on the tensor's device."""
-    return GPU_BLOCK if tensor.is_cuda else CPU_BLOCK
-
-
 def samples_per_block(tensor: Tensor) -> int:
     """Samples of a batch that make up a block; at least one.
 
@@ -27,7 +22,8 @@ def samples_per_block(tensor: Tensor) -> int:
         >>> samples_per_block(torch.empty(64, 128, 16, 16))
         2
     """
-    return max(1, block_size(tensor) // max(1, tensor[:1].numel()))
+    elements = GPU_BLOCK if tensor.is_cuda else CPU_BLOCK
+    return max(1, elements // max(1, tensor[:1].numel()))
 
 
 def blocks_of_samples(tensor: Tensor) -> Iterator[slice]:
