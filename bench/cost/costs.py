@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from bench.faults import UserError
-from bench.record import FINISHED, STATUSES, dump_json
+from bench.record import FINISHED, dump_json
 
 FILE = "cost.json"
 SCHEMA = 4
@@ -149,8 +150,7 @@ class CostRecord:
     Attributes:
         data: the data set's name; its image shape and classes were used.
         label: the row's name in tables.
-        method: the method's name.
-        status: one of `bench.record.STATUSES`; only "finished" has the fields after `error`.
+        status: as in `bench.record`; only "finished" has the fields after `error`.
         error: why there is no measurement, one line.
         epochs: E, the plain student's.
         stages: in the plan's order.
@@ -182,13 +182,6 @@ class CostRecord:
     plain_peak_bytes: int = 0
     teacher_bytes: int = 0
     conditions: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuses an unknown status."""
-        if self.status not in STATUSES:
-            raise ValueError(
-                f"cost of {self.label}: got status {self.status!r}, wanted one of {STATUSES}"
-            )
 
     @property
     def extra_peak_bytes(self) -> int:
@@ -228,15 +221,10 @@ class Costs:
         Ratios measured on another device do not compare. Where there are several sets, the one
         with most rows measured counts, then the one measured last.
         """
-        sets: dict[tuple[str, ...], list[CostRecord]] = {}
-        for record in self.records:
-            if record.place[:3] == (data, teacher, student):
-                sets.setdefault(record.place, []).append(record)
-
-        def measured(place: tuple[str, ...]) -> int:
-            return sum(record.status == FINISHED for record in sets[place])
-
-        return sets[max(reversed(list(sets)), key=measured)] if sets else []
+        of_pair = [r for r in self.records if r.place[:3] == (data, teacher, student)]
+        measured = Counter({r.place: 0 for r in reversed(of_pair)})
+        measured.update(r.place for r in of_pair if r.status == FINISHED)
+        return [r for r in of_pair if r.place == measured.most_common(1)[0][0]]
 
     def with_newer(self, newer: Costs) -> Costs:
         """These costs and newer ones, which replace those of the same place and row."""

@@ -37,27 +37,16 @@ _MOVES = """
 MOVES = frozenset(_MOVES.split())
 """Operators that compute nothing."""
 
-PASSES = {
-    "_softmax": 5,  # maximum, difference, exponential, sum, quotient
-    "_log_softmax": 5,
-    "_softmax_backward_data": 4,
-    "_log_softmax_backward_data": 4,
-    "native_batch_norm": 8,  # mean 1, variance 3, two to normalise, two to scale and shift
-    "cudnn_batch_norm": 8,
-    "native_batch_norm_backward": 11,
-    "cudnn_batch_norm_backward": 11,
-    "var": 3,
-    "var_mean": 4,
-    "std": 3,
-    "std_mean": 4,
-    "linalg_vector_norm": 2,
-    "mse_loss": 2,
-    "mse_loss_backward": 3,
-    "huber_loss": 5,
-    "huber_loss_backward": 4,
-    "addcmul": 3,
-    "_foreach_norm": 2,
+_PASSES = {
+    2: "linalg_vector_norm mse_loss _foreach_norm",
+    3: "addcmul mse_loss_backward std var",
+    4: "huber_loss_backward std_mean var_mean _log_softmax_backward_data _softmax_backward_data",
+    5: "huber_loss _log_softmax _softmax",  # maximum, difference, exponential, sum, quotient
+    # Mean 1, variance 3, two to normalise, two to scale and shift.
+    8: "cudnn_batch_norm native_batch_norm",
+    11: "cudnn_batch_norm_backward native_batch_norm_backward",
 }
+PASSES = {name: passes for passes, names in _PASSES.items() for name in names.split()}
 """Operations per element of operators that do several."""
 
 
@@ -79,36 +68,26 @@ class CountingMode(TorchDispatchMode):
         super().__init__()
         self.flops = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operator and counts it."""
         out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if not func.is_view and name != "_unsafe_view":
-            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-            self.flops += _flops(func, name, args, kwargs or {}, out, tensors)
+        self.flops += _flops(func, args, kwargs or {}, out)
         return out
 
 
-def _flops(
-    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any,
-    tensors: list[Tensor],
-) -> int:  # fmt: skip
+def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     """FLOP of one operator."""
+    name = func.overloadpacket.__name__
+    if func.is_view or name in MOVES:
+        return 0
     if func.overloadpacket in flop_registry:
         return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
     if name in DECOMPOSITIONS:
         return _decomposition(name, args[0])
-    if name in MOVES or not tensors:
-        return 0
-    foreach = name.startswith("_foreach")
-    sizes = [x.numel() for x in (args[0] if foreach else tensors)]
-    return PASSES.get(name, 1) * (sum(sizes) if foreach else max(sizes))
+    if name.startswith("_foreach"):
+        return PASSES.get(name, 1) * sum(x.numel() for x in args[0])
+    sizes = (x.numel() for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))
+    return PASSES.get(name, 1) * max(sizes, default=0)
 
 
 DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
@@ -148,32 +127,24 @@ class AllocationMode(TorchDispatchMode):
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._followed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._followed: set[int] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operator and follows what it made."""
         out = func(*args, **(kwargs or {}))
         given = {storage.data_ptr() for storage in _storages((args, kwargs))}
         for storage in _storages(out):
             place, size = storage.data_ptr(), storage.nbytes()
             if size and place not in given and place not in self._followed:
-                self._followed[place] = weakref.ref(storage, self._forget(place, size))
+                self._followed.add(place)
                 self.live_bytes += size
+                weakref.finalize(storage, self._forget, place, size).atexit = False
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         return out
 
-    def _forget(self, place: int, size: int) -> Callable[[object], None]:
-        def freed(_: object) -> None:
-            del self._followed[place]
-            self.live_bytes -= size
-
-        return freed
+    def _forget(self, place: int, size: int) -> None:
+        self._followed.remove(place)
+        self.live_bytes -= size
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
@@ -182,7 +153,7 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the elements of all tensors."""
-    return sum(x.numel() * x.element_size() for x in tensors)
+    return sum(x.nbytes for x in tensors)
 
 
 def count(action: Callable[[], object]) -> int:
