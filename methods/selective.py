@@ -7,6 +7,7 @@ teacher's embedding of the clean high-resolution image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -165,8 +166,8 @@ def select_by_graph_cut(
             f"selective: pairwise {pairwise}, lam {lam} and neighbours {neighbours} must be at "
             "least 0"
         )
-    if sigma is not None:
-        above_zero("selective", sigma=sigma)
+    widths = {"tau": tau, "sigma": sigma}
+    above_zero("selective", **{name: x for name, x in widths.items() if x is not None})
     points = _points(embeddings, labels, normalise)
     names, classes = np.unique(labels.cpu().numpy(), return_inverse=True)
     if len(names) < 2:
@@ -174,15 +175,19 @@ def select_by_graph_cut(
     strength = {"pairwise": pairwise, "lam": lam, "sigma": sigma}
     graph = selection_graph(points, names[classes], unary=unary, neighbours=neighbours, **strength)
     costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])
-    wanted = _wanted(keep, len(labels)) if tau is None else None
-    threshold, cut = _cut(graph, classes, wanted, tau)
+    problems, wanted = cut_problems(graph), None
+    if tau is None:
+        # The margin keeps rounding from asking for 10 of 10 at keep = 0.9.
+        wanted = max(1, math.ceil(keep * len(labels) - 1e-6))
+        tau = smallest_threshold(problems, classes, wanted) / UNITS
+    cut = keep_set(problems, int(in_units(tau)))
     kept = with_least_kept(cut, in_units(costs), classes)
     return GraphCut(
         kept=torch.from_numpy(kept),
-        tau=threshold,
+        tau=tau,
         keep_cost=torch.from_numpy(costs),
         wanted=wanted,
-        energy=_energy(graph, cut, costs, threshold),
+        energy=_energy(graph, cut, costs, tau),
         added_back=tuple(np.flatnonzero(kept & ~cut).tolist()),
         points=torch.from_numpy(points),
         graph=graph,
@@ -199,24 +204,6 @@ def _points(embeddings: Tensor, labels: Tensor, normalise: bool) -> Floats:
         raise ValueError("selective: an embedding is not finite; look at the teacher's weights")
     points = embeddings.detach().cpu().double()
     return (nn.functional.normalize(points, dim=1) if normalise else points).numpy()
-
-
-def _wanted(keep: float, items: int) -> int:
-    # The margin keeps rounding from asking for 10 of 10 at keep = 0.9.
-    return max(1, int(np.ceil(keep * items - 1e-6)))
-
-
-def _cut(
-    graph: nx.Graph, classes: np.ndarray, wanted: int | None, tau: float | None
-) -> tuple[float, Bools]:
-    """The cost of dropping, and what the cut at it keeps; one of `wanted` and `tau` is given."""
-    problems = cut_problems(graph)
-    if wanted is not None:
-        units, kept = smallest_threshold(problems, classes, wanted)
-        return units / UNITS, kept
-    assert tau is not None
-    above_zero("selective", tau=tau)
-    return tau, keep_set(problems, int(in_units(tau)), np.ones(len(classes), np.bool_))
 
 
 def _energy(graph: nx.Graph, kept: Bools, keep_cost: Floats, tau: float) -> float:
