@@ -9,16 +9,7 @@ from torch import Tensor
 
 
 def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
-    """Refuses tensors that would broadcast and so give another loss.
-
-    Args:
-        function: the caller's name, for the message.
-        student: any shape.
-        teacher: the same shape.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """ValueError, in the name of `function`, for tensors that would broadcast to another loss."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"{function}: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} "
@@ -27,34 +18,14 @@ def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def one_of(where: str, name: str, value: object, allowed: Sequence[object]) -> None:
-    """Refuses an unknown choice.
-
-    Args:
-        where: the method's or function's name, for the message.
-        name: the argument's name.
-        value: its value.
-        allowed: the known choices.
-
-    Raises:
-        ValueError: `value` is not one of `allowed`.
-    """
+    """ValueError if argument `name` of `where`, a method or function, is no allowed choice."""
     if value not in allowed:
         known = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{where}: {name} {value!r} must be one of {known}")
 
 
 def between(where: str, low: float, high: float, **values: float) -> None:
-    """Refuses NaN and numbers outside the open interval (low, high).
-
-    Args:
-        where: the method's or function's name, for the message.
-        low: lower bound, excluded.
-        high: upper bound, excluded.
-        **values: name -> number.
-
-    Raises:
-        ValueError: a number is outside; names the first one.
-    """
+    """ValueError for the first argument that is NaN or outside the open interval (low, high)."""
     for name, value in values.items():
         if not low < value < high:
             wanted = f"above {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
@@ -62,5 +33,5 @@ def between(where: str, low: float, high: float, **values: float) -> None:
 
 
 def above_zero(where: str, **values: float) -> None:
-    """Refuses numbers that are not above 0 and finite; see `between`."""
+    """ValueError for the first argument that is not above 0 and finite; see `between`."""
     between(where, 0.0, math.inf, **values)

@@ -117,10 +117,7 @@ class Connectors(nn.Module):
         self.by_tap = nn.ModuleDict({_key(tap): layers for tap, layers in by_tap.items()})
 
     def forward(self, tap: str, student: Tensor) -> Tensor:
-        """The student's map at `tap`, in the teacher's shape; ValueError without a connector."""
-        if _key(tap) not in self.by_tap:
-            known = ", ".join(key.replace("/", ".") for key in self.by_tap)
-            raise ValueError(f"no connector at tap {tap!r}; there are {known or 'none'}")
+        """The student's map at `tap`, in the teacher's shape."""
         return self.by_tap[_key(tap)](student)
 
 
@@ -147,13 +144,13 @@ def connect_points(
         kind: see `connector`.
 
     Raises:
-        NotApplicable: a network lacks a tap, or no connector fits.
+        NotApplicable: no connector fits.
     """
     return Connectors(
         {
             tap: connector(
-                map_shape(tap, student),
-                map_shape(tap, teacher),
+                student[tap],
+                teacher[tap],
                 relu=is_rectified(tap, teacher) if relu == "auto" else relu,
                 kind=kind,
             )
@@ -176,7 +173,7 @@ def connect_widths(
         allowed: False refuses unequal widths instead of connecting them.
 
     Raises:
-        NotApplicable: a network lacks a tap, or widths differ while not `allowed`.
+        NotApplicable: a tap is no map, or widths differ while not `allowed`.
 
     Example:
         >>> taps = {"stem": (16, 32, 32), "stage1": (16, 32, 32)}
@@ -187,7 +184,7 @@ def connect_widths(
     """
     layers = {}
     for tap in points:
-        here, there = map_shape(tap, student), map_shape(tap, teacher)
+        here, there = student[tap], teacher[tap]
         if here[0] != there[0] and not allowed:
             raise NotApplicable(
                 f"widths differ at {tap} (student {here[0]}, teacher {there[0]}) and connectors "
@@ -214,12 +211,3 @@ def is_rectified(tap: str, shapes: Shapes) -> bool:
     stage, _, point = tap.partition(".")
     raw = [name for name in shapes if name in (stage, f"{stage}.pre")] == [stage, f"{stage}.pre"]
     return point != "pre" and not raw
-
-
-def map_shape(tap: str, shapes: Shapes) -> tuple[int, ...]:
-    """(C, H, W) at `tap`; NotApplicable if the network has no such map."""
-    if tap not in shapes:
-        raise NotApplicable(f"tap {tap!r} is missing in one of the networks")
-    if len(shapes[tap]) != 3:
-        raise NotApplicable(f"tap {tap!r} has shape {shapes[tap]}; wanted a map (C, H, W)")
-    return shapes[tap]

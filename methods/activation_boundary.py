@@ -170,10 +170,6 @@ def method(
     Raises:
         ValueError: a value out of range.
 
-    Source:
-        Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019. The
-        module's docstring has the survey deck's erratum.
-
     Example:
         >>> method().plan[0].taps
         ('stage1.pre', 'stage2.pre', 'stage3.pre')

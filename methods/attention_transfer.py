@@ -182,9 +182,6 @@ def method(
     Raises:
         ValueError: a value out of range.
 
-    Source:
-        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017.
-
     Example:
         >>> [stage.name for stage in method().plan]
         ['init', 'finetune']

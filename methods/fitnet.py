@@ -127,9 +127,6 @@ def method(
     Raises:
         ValueError: a value out of range.
 
-    Source:
-        Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015.
-
     Example:
         >>> [(stage.name, stage.share, stage.task_weight) for stage in method().plan]
         [('hint', 0.3, 0.0), ('finetune', 0.7, 1.0)]

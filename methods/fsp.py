@@ -31,27 +31,6 @@ OUTPUTS = ("stem", *STAGE_OUTPUTS)
 ENTRIES = tuple(f"{stage}.entry" for stage in STAGE_OUTPUTS)
 
 
-def match_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Max-pools the larger of two maps of one network to the size of the smaller.
-
-    Args:
-        first: (B, C, H, W).
-        second: (B, D, H', W').
-
-    Returns:
-        Both maps, (B, C, h, w) and (B, D, h, w), with h and w the smaller of each side.
-
-    Source:
-        Yim et al.: A Gift from Knowledge Distillation, CVPR 2017.
-
-    Example:
-        >>> first, second = match_size(torch.ones(1, 2, 8, 8), torch.ones(1, 3, 4, 4))
-        >>> first.shape, second.shape
-        (torch.Size([1, 2, 4, 4]), torch.Size([1, 3, 4, 4]))
-    """
-    return pool_alike(first, second, "max")
-
-
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     """Flow of solution procedure: mean over positions of channel products.
 
@@ -65,7 +44,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         (B, C, D), in the maps' units multiplied.
 
     Raises:
-        ValueError: batch or spatial sizes differ; `match_size` pools the larger map.
+        ValueError: batch or spatial sizes differ; max-pool the larger map.
 
     Source:
         Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation, CVPR 2017, eq. 1.
@@ -79,7 +58,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     if first.shape[0] != second.shape[0] or first.shape[2:] != second.shape[2:]:
         raise ValueError(
             f"fsp_matrix: first {tuple(first.shape)} and second {tuple(second.shape)} need the "
-            "same B, H and W; match_size pools the larger map"
+            "same B, H and W; max-pool the larger map"
         )
     with no_autocast(first):
         flat = full_precision(first).flatten(2)
@@ -160,9 +139,6 @@ def method(
     Raises:
         ValueError: a value out of range.
 
-    Source:
-        Yim et al.: A Gift from Knowledge Distillation, CVPR 2017.
-
     Example:
         >>> [(stage.name, stage.needs_teacher) for stage in method().plan]
         [('init', True), ('main', False)]
@@ -177,8 +153,8 @@ def method(
         student = {tap: connector(tap, pair.student[tap]) for tap in _taps(pairs)}
         losses = [
             fsp_loss(
-                *match_size(student[first], student[second]),
-                *match_size(pair.teacher[first], pair.teacher[second]),
+                *pool_alike(student[first], student[second], "max"),
+                *pool_alike(pair.teacher[first], pair.teacher[second], "max"),
                 scale,
             )
             for first, second in pairs

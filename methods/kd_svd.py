@@ -345,9 +345,6 @@ def method(
     Raises:
         ValueError: a value out of range, fewer than two points, or an unknown `clip`.
 
-    Source:
-        See `SOURCE`.
-
     Example:
         >>> [(stage.name, stage.taps) for stage in method().plan]
         [('distil', ('stage1', 'stage2', 'stage3'))]

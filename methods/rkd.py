@@ -288,9 +288,6 @@ def method(
     Raises:
         ValueError: a negative weight, both weights 0, an unknown tap or reduction.
 
-    Source:
-        See `SOURCE`.
-
     Example:
         >>> [(stage.name, stage.taps) for stage in method(tap="logits").plan]
         [('distil', ('logits',))]

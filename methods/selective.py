@@ -356,9 +356,6 @@ def method(
     Raises:
         ValueError: a value out of range.
 
-    Source:
-        See `SOURCE`.
-
     Example:
         >>> [(stage.name, stage.share, stage.clean) for stage in method().plan]
         [('train', 0.6, False), ('finetune', 0.4, True)]

@@ -64,9 +64,6 @@ def method(
     Raises:
         ValueError: a temperature or rho out of range.
 
-    Source:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
-
     Example:
         >>> stage = method(rho=0.75).plan[0]
         >>> stage.task_weight, stage.transfer_weight

@@ -29,10 +29,6 @@ def method(*, trunk_lr_factor: float = 0.1, freeze_trunk: bool = False) -> Metho
     Raises:
         ValueError: a factor not above 0.
 
-    Source:
-        Yosinski, Clune, Bengio, Lipson: How transferable are features in deep neural networks?,
-        NIPS 2014.
-
     Example:
         >>> method(freeze_trunk=True).plan[0].trains
         frozenset({'head'})

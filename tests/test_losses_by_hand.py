@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods._pool import pool_alike
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import Kind, attention_map, attention_transfer_loss
 from methods.fitnet import hint_loss
-from methods.fsp import fsp_loss, fsp_matrix, match_size
+from methods.fsp import fsp_loss, fsp_matrix
 from methods.kd_svd import kd_svd_loss, masked_kd_svd_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
@@ -138,11 +139,11 @@ def test_fsp_of_two_channels_at_two_positions():
     assert mean == pytest.approx(1.125, abs=1e-12)
 
 
-def test_fsp_refuses_unequal_sizes_and_match_size_takes_the_maxima_of_the_larger_map():
+def test_fsp_refuses_unequal_sizes_and_pooling_takes_the_maxima_of_the_larger_map():
     larger = row_map(1, -4, 2, 3)
-    with pytest.raises(ValueError, match="match_size"):
+    with pytest.raises(ValueError, match="max-pool"):
         fsp_matrix(larger, row_map(1, 2))
-    pooled, kept = match_size(larger, row_map(1, 2))
+    pooled, kept = pool_alike(larger, row_map(1, 2), "max")
     assert pooled.flatten().tolist() == [1, 3]
     assert kept.flatten().tolist() == [1, 2]
 

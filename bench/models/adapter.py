@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from bench.models.network import Network, tap_shapes
+from bench.models.network import Network, modes_restored, tap_shapes
 from bench.registry import unknown
 
 if TYPE_CHECKING:
@@ -145,13 +145,10 @@ class TorchvisionNetwork(Network):
     def _trace(self, paths: frozenset[str]) -> GraphModule:
         from torchvision.models.feature_extraction import create_feature_extractor
 
-        modes = [(module, module.training) for module in self.model.modules()]
-        cut = create_feature_extractor(
-            self.model, {path: path for path in sorted(paths)}, suppress_diff_warning=True
-        ).train(self.training)
-        # Tracing changes modes, and a frozen part may be in another mode than the whole.
-        for module, training in modes:
-            module.training = training
+        with modes_restored(self.model):
+            cut = create_feature_extractor(
+                self.model, sorted(paths), suppress_diff_warning=True
+            ).train(self.training)
         for node in cut.graph.nodes:
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}
@@ -172,9 +169,8 @@ def _node_names(model: nn.Module) -> list[str]:
     """Paths of all operations that run in both training and evaluation, in order."""
     from torchvision.models.feature_extraction import get_graph_node_names
 
-    training = model.training
-    in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
-    model.train(training)
+    with modes_restored(model):
+        in_training, in_evaluation = get_graph_node_names(model, suppress_diff_warning=True)
     both = set(in_training)
     return [path for path in in_evaluation if path in both]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,17 @@ class Network(nn.Module):
                 raise ValueError(f"no tap {tap!r}; this network has {', '.join(self.tap_names)}")
 
 
+@contextmanager
+def modes_restored(network: nn.Module) -> Iterator[None]:
+    """Gives every module its own mode back at the end; a frozen part may differ from the whole."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
     """Shape of one sample's tensor at every tap.
 
@@ -61,15 +73,7 @@ def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
     Returns:
         tap name -> (C, H, W), (D,) or (K,).
     """
-    modes = [(module, module.training) for module in network.modules()]
-    weight = next(network.parameters())
-    images = torch.zeros(2, *image_shape, dtype=weight.dtype, device=weight.device)
-    network.eval()
-    try:
-        with torch.no_grad():
-            view = network.view(images, network.tap_names)
-    finally:
-        # A frozen part may be in another mode than the whole.
-        for module, training in modes:
-            module.training = training
+    images = torch.zeros(2, *image_shape).to(next(network.parameters()))
+    with modes_restored(network), torch.no_grad():
+        view = network.eval().view(images, network.tap_names)
     return {tap: tuple(x.shape[1:]) for tap, x in view.items()}

@@ -74,13 +74,10 @@ class ResNet(StagedNetwork):
         depths: Sequence[int],
         widths: Sequence[int],
     ) -> None:
-        """Builds the network.
+        """Builds the network for `classes` classes and images of (C, H, W).
 
-        Args:
-            classes: K.
-            image_shape: (C, H, W).
-            depths: blocks in each stage.
-            widths: the stem's channels, then each stage's (before a bottleneck's expansion).
+        `depths`: blocks in each stage. `widths`: the stem's channels, then each stage's (before a
+        bottleneck's expansion).
         """
         stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
         stages = self._stages(depths, widths)

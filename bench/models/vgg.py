@@ -27,15 +27,10 @@ class Vgg(StagedNetwork):
     def __init__(
         self, classes: int, image_shape: tuple[int, int, int], *, depths: Sequence[int]
     ) -> None:
-        """Builds the network.
+        """Builds the network for `classes` classes and images of (C, H, W).
 
-        Args:
-            classes: K.
-            image_shape: (C, H, W), H and W at least 8.
-            depths: convolutions in each of the five groups.
-
-        Raises:
-            ValueError: the image is too small for three poolings.
+        `depths`: convolutions in each of the five groups. ValueError for images below 8x8, which
+        are too small for three poolings.
         """
         channels, height, width = image_shape
         if min(height, width) < 8:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.data.batches import Batches
-from bench.models.network import Network
+from bench.models.network import Network, modes_restored
 
 EVALUATION_BATCH = 500
 
@@ -27,14 +27,12 @@ def predictions(
     Returns:
         (M,) class indices, on the device.
     """
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    found = [
-        network(prepare(batch.images) if prepare else batch.images).argmax(1)
-        for batch in test.clean(EVALUATION_BATCH)
-    ]
-    for module, mode in training.items():
-        module.training = mode
+    with modes_restored(network):
+        network.eval()
+        found = [
+            network(prepare(batch.images) if prepare else batch.images).argmax(1)
+            for batch in test.clean(EVALUATION_BATCH)
+        ]
     return torch.cat(found)
 
 

@@ -67,12 +67,9 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
 
 def get_momenta(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
     """The momentum buffers by the parameter's position; a parameter may have none yet."""
-    found = {}
-    for position, parameter in enumerate(_parameters(optimiser)):
-        buffer = optimiser.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            found[str(position)] = buffer
-    return found
+    states = optimiser.state_dict()["state"].items()
+    buffers = {str(position): state.get("momentum_buffer") for position, state in states}
+    return {position: buffer for position, buffer in buffers.items() if buffer is not None}
 
 
 def set_momenta(
@@ -86,14 +83,8 @@ def set_momenta(
         strides: of the buffers before they were saved. Vectorised sums may round differently in
             another layout.
     """
-    parameters = _parameters(optimiser)
+    state = {}
     for position, saved in momenta.items():
-        parameter = parameters[int(position)]
-        buffer = torch.empty_strided(
-            saved.shape, strides[position], dtype=saved.dtype, device=parameter.device
-        )
-        optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(saved)
-
-
-def _parameters(optimiser: torch.optim.SGD) -> list[nn.Parameter]:
-    return [p for group in optimiser.param_groups for p in group["params"]]
+        buffer = torch.empty_strided(saved.shape, strides[position], dtype=saved.dtype)
+        state[int(position)] = {"momentum_buffer": buffer.copy_(saved)}
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
