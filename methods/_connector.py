@@ -134,17 +134,9 @@ def connect_points(
     relu: Relu = False,
     kind: Kind = "auto",
 ) -> Connectors:
-    """Connectors at `points` from the student's shapes to the teacher's.
+    """Connectors at `points`, which both networks have; see `connector`.
 
-    Args:
-        points: tap names, which both networks must have.
-        student: shapes of the student's taps.
-        teacher: shapes of the teacher's taps.
-        relu: whether they end in ReLU; "auto": where the teacher's tap `is_rectified`.
-        kind: see `connector`.
-
-    Raises:
-        NotApplicable: no connector fits.
+    They end in ReLU as `relu` says; "auto": where the teacher's tap `is_rectified`.
     """
     return Connectors(
         {
@@ -165,12 +157,6 @@ def connect_widths(
     """Connectors (1x1 convolution and BatchNorm) at the `points` where the widths differ.
 
     They serve relations within one network, which need equal channels but not equal sizes.
-
-    Args:
-        points: tap names, which both networks must have.
-        student: shapes of the student's taps.
-        teacher: shapes of the teacher's taps.
-        allowed: False refuses unequal widths instead of connecting them.
 
     Raises:
         NotApplicable: a tap is no map, or widths differ while not `allowed`.

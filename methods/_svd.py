@@ -115,17 +115,9 @@ class _WithGradient(torch.autograd.Function):
     """Passes on the vectors found for maps (B, C, P), and gives them a gradient by the maps."""
 
     @staticmethod
-    def forward(
-        ctx,
-        flat: Tensor,
-        gram: Tensor,
-        scale: Tensor,
-        vectors: Tensor,
-        squares: Tensor,
-        resolved: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(flat, gram, scale, vectors, squares, resolved)
-        return vectors.clone()
+    def forward(ctx, flat: Tensor, gram: Tensor, scale: Tensor, *found: Tensor) -> Tensor:
+        ctx.save_for_backward(flat, gram, scale, *found)
+        return found[0].clone()
 
     @staticmethod
     @once_differentiable

@@ -10,9 +10,9 @@ cnn32 to cnn8.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -269,22 +269,20 @@ def clipped_merge(
         {'clipped_share': tensor(0.5000)}
     """
     one_of("clipped_merge", "clip", clip, get_args(Clip))
-    merged: list[Tensor | None] = []
+    pairs = list(zip(task_gradients, transfer_gradients, strict=True))
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    factors: Iterator[float | Tensor] = repeat(1.0)
     watched: dict[str, Tensor] = {}
-    both: list[tuple[int, Tensor, Tensor]] = []
-    for task, transfer in zip(task_gradients, transfer_gradients, strict=True):
-        if task is not None and transfer is not None:
-            both.append((len(merged), task, transfer))
-        merged.append(transfer if task is None else task)
-    if both:
-        places, task_part, transfer_part = zip(*both, strict=True)
-        if clip != "none":
-            share = 1 / (1 + math.exp(-epoch)) if ramp else 1.0
-            factors, clipped = _clip_factors(task_part, transfer_part, share, clip)
-            transfer_part = [x * factor for x, factor in zip(transfer_part, factors, strict=True)]
-            watched["clipped_share"] = clipped.float().mean()
-        for place, task, transfer in zip(places, task_part, transfer_part, strict=True):
-            merged[place] = task + transfer
+    if both and clip != "none":
+        share = 1 / (1 + math.exp(-epoch)) if ramp else 1.0
+        each, clipped = _clip_factors(*zip(*both, strict=True), share, clip)
+        factors, watched["clipped_share"] = iter(each), clipped.float().mean()
+    merged: list[Tensor | None] = []
+    for task, transfer in pairs:
+        if task is None or transfer is None:
+            merged.append(transfer if task is None else task)
+        else:
+            merged.append(task + transfer * next(factors))
     return Merged(merged, watched)
 
 

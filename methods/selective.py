@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import networkx as nx
 import numpy as np
@@ -406,19 +406,11 @@ def method(
 
 
 def _standardise(connector: nn.Module, view: View) -> None:
-    _regressor(connector).fit(view["embedding"])
+    cast(EmbeddingRegressor, connector).fit(view["embedding"])
 
 
 def _transfer(pair: Pair, connector: nn.Module) -> Tensor:
-    regressor = _regressor(connector)
+    regressor = cast(EmbeddingRegressor, connector)
     return regression_loss(
         regressor(pair.student["embedding"]), regressor.target(pair.teacher["embedding"])
     )
-
-
-def _regressor(connector: nn.Module) -> EmbeddingRegressor:
-    if not isinstance(connector, EmbeddingRegressor):
-        raise TypeError(
-            f"selective: its connector is an EmbeddingRegressor, not {type(connector).__name__}"
-        )
-    return connector

@@ -169,7 +169,14 @@ class Estimate:
         stream = open_stream(cell, data, self._device)
         batches = stream.train.epoch(0)
         making = min(self._time(lambda: list(islice(batches, 1))) for _ in range(STEPS))
-        workload = Workload.of(cell, stream.classes, stream.image_shape, self._device)
+        workload = Workload(
+            classes=stream.classes,
+            image_shape=stream.image_shape,
+            recipe=cell.recipe,
+            device=self._device,
+            precision=cell.precision,
+            deterministic=cell.deterministic,
+        )
         batch = TeacherBatch(model, workload)
         held, viewing = 2 * (data.train_images.numel() + data.test_images.numel()), 0.0
         if cell.teacher is not None:

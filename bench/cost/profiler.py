@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,13 +87,7 @@ def profile(
 ) -> Costs:
     """Measures every method on one pair, the plain student always among them.
 
-    Args:
-        teacher: as the zoo knows it.
-        student: likewise.
-        methods: rows with different labels.
-        workload: what all steps have in common.
-        how: rounds and what the tables state.
-        progress: called before each method's preparation and each round.
+    `progress` is called before each method's preparation and each round.
 
     Returns:
         One record for each method, in that order. A method that cannot serve the pair or fails on
@@ -187,19 +182,15 @@ def milliseconds(
 ) -> float:
     """How long an action takes, on CUDA until the device has finished it.
 
-    Args:
-        action: is run once.
-        device: where it runs.
-        processor: whether to count the processor's time on a CPU with one thread.
+    On a CPU with one thread it is the processor's time if `processor` is true.
     """
     alone = processor and device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else bool
+    wait()
     began = clock()
     action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait()
     return (clock() - began) * 1e3
 
 
@@ -239,11 +230,7 @@ def _time(action: Callable[[], object], samples: list[float], device: torch.devi
 
 
 def _shared_fields(
-    teacher: Model,
-    student: Model,
-    plain: _Subject,
-    lesson: TeacherBatch,
-    how: Profile,
+    teacher: Model, student: Model, plain: _Subject, lesson: TeacherBatch, how: Profile
 ) -> dict[str, Any]:
     """The fields that all records of a pair have in common."""
     workload, step = lesson.workload, plain.turns[0].stage.step

@@ -48,20 +48,6 @@ class Workload:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = True
 
-    @classmethod
-    def of(
-        cls, cell: Cell, classes: int, image_shape: tuple[int, int, int], device: torch.device
-    ) -> Workload:
-        """The workload of a cell on data of this shape."""
-        return cls(
-            classes=classes,
-            image_shape=image_shape,
-            recipe=cell.recipe,
-            device=device,
-            precision=cell.precision,
-            deterministic=cell.deterministic,
-        )
-
     def cell(self, model: Model, method: str = PLAIN) -> Cell:
         """The cell of such a training, with a learning rate that leaves the weights in place."""
         return Cell(
@@ -163,18 +149,10 @@ class StudentStage:
         stage: Stage,
         labelled: Tensor | None = None,
     ) -> None:
-        """Builds a student and lets it enter the stage.
+        """Builds a student and lets it enter one stage of the method called `name`.
 
-        Args:
-            lesson: the teacher and the images.
-            model: the student's network.
-            name: the method's.
-            method: built.
-            stage: one of its plan.
-            labelled: (N,) bool, whose labels the task loss may see; None for all.
-
-        Raises:
-            NotApplicable: the method cannot serve this pair.
+        `labelled`: (N,) bool, whose labels the task loss may see; None for all. NotApplicable is
+        raised if the method cannot serve this pair.
         """
         self.lesson, self.stage = lesson, stage
         self._watching, self._pair = False, None
@@ -273,13 +251,7 @@ class LossAlone:
     """Transfer losses with their connector, on fixed taps of both networks."""
 
     def __init__(self, losses: Sequence[Transfer], pair: Pair, connector: nn.Module) -> None:
-        """Detaches the student's taps from the network that made them.
-
-        Args:
-            losses: of one stage, at least one.
-            pair: what they read.
-            connector: the method's, in the mode that it has in the stage.
-        """
+        """Detaches the student's taps, which the losses of one stage read, from the network."""
         taps = {
             tap: x.detach().requires_grad_(x.requires_grad) for tap, x in pair.student.taps.items()
         }

@@ -76,12 +76,7 @@ class Checkpoints:
     """The checkpoints of all unfinished cells: `<root>/<cell id>/<epochs done>.safetensors`."""
 
     def __init__(self, root: Path, every: float = SECONDS) -> None:
-        """Creates nothing before the first write.
-
-        Args:
-            root: folder of all checkpoints.
-            every: minimum seconds between two saves; see the module.
-        """
+        """Creates nothing before the first write; `every` as in the module's docstring."""
         self.root, self.every = root, every
         self._last = time.monotonic()
 
@@ -98,14 +93,8 @@ class Checkpoints:
     ) -> None:
         """Saves one cell after an epoch, and removes all but its `KEPT` latest checkpoints.
 
-        If the disk refuses the file, a warning names it and training goes on.
-
-        Args:
-            cell_id: id of the cell.
-            epoch: number of finished epochs.
-            key: what the state depends on other than the cell; see `read`.
-            history: of the training so far.
-            state: state at the end of the epoch.
+        `epoch` counts the finished ones; `key` is what the state depends on other than the cell. If
+        the disk refuses the file, a warning names it and training goes on.
         """
         path = self._path(cell_id, epoch)
         if path.exists():  # the cell is waiting for others to catch up
@@ -128,12 +117,8 @@ class Checkpoints:
     def read(self, cell_id: str, key: Mapping[str, object]) -> tuple[History, State] | None:
         """The cell's latest checkpoint; None if there is none.
 
-        A checkpoint that is damaged or belongs to another training is named and removed.
-
-        Args:
-            cell_id: id of the cell.
-            key: must equal the key that was written. A checkpoint with another teacher's weights
-                belongs to another training.
+        A checkpoint that is damaged or belongs to another training is named and removed. One with
+        another key, such as another teacher's weights, belongs to another training.
         """
         for path in self._epochs(cell_id):
             try:

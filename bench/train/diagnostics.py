@@ -60,10 +60,7 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
     cos = <g_task, g_transfer> / (|g_task| |g_transfer|). Positive weights cancel out. Below 0 the
     losses conflict: a small step that lowers one raises the other.
 
-    Args:
-        task: the mean cross-entropy with the labels, ().
-        transfer: the transfer loss of the same forward pass, (); both graphs are kept.
-        parameters: parameters such as the student's trunk; frozen ones are left out.
+    Both losses, () each, are of one forward pass; frozen parameters are left out.
 
     Returns:
         In [-1, 1]; None if a gradient is zero or not finite, or no parameter is left.
@@ -85,18 +82,14 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
         for loss in (task, transfer)
     )
     # A parameter that only one of the losses reaches is left out.
-    sums = torch.stack(
-        [
-            torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
-            for a, b in ((a.double(), b.double()) for a, b in zip(ours, theirs, strict=True))
-        ]
-    )
-    reached = (sums[:, 1:] != 0).all(dim=1)
-    dot, task_square, transfer_square = sums[reached].sum(0).tolist()
-    scale = math.sqrt(task_square) * math.sqrt(transfer_square)
-    if not (math.isfinite(scale) and math.isfinite(dot) and scale > 0):
+    both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.any() and b.any()]
+    if not both:
         return None
-    return min(1.0, max(-1.0, dot / scale))
+    ours, theirs = (
+        torch.cat([x.double().flatten() for x in part]) for part in zip(*both, strict=True)
+    )
+    cosine = (ours @ theirs / (ours.norm() * theirs.norm())).item()
+    return min(1.0, max(-1.0, cosine)) if math.isfinite(cosine) else None
 
 
 def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module) -> float | None:

@@ -7,7 +7,7 @@ the curves. A method owns none of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -23,6 +23,7 @@ from bench.method import (
     Selection,
     Shapes,
     Stage,
+    Transfer,
     View,
     in_float32,
     split_epochs,
@@ -199,14 +200,10 @@ class Student:
         """One training step: losses, gradients, update."""
         stage = self.stage
         # The first batch of an epoch is never a short one.
-        diagnosed = self.cell.diagnostics and stage.transfer is not None and self.sums.steps == 0
-        if diagnosed and stage.task_weight == 0:
-            self._diagnose(batch)
+        if self.cell.diagnostics and stage.transfer is not None and self.sums.steps == 0:
+            self._diagnose(batch, stage.transfer)
         self._seed_step()
         losses = self._objective.losses(self._pair(self._show(batch.images, self._reads()), batch))
-        if diagnosed and losses.task is not None and losses.transfer is not None:
-            cosine = gradient_cosine(losses.task, losses.transfer, self._trunk)
-            self._note("gradient_cosine", cosine)
         self._backward(losses)
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained, stage.clip_norm, foreach=True)
@@ -240,20 +237,20 @@ class Student:
             teacher = View({tap: teacher[tap] for tap in self.taps})
         return Pair(in_float32(shown), teacher or View({}), batch.labels, batch.index)
 
-    def _diagnose(self, batch: StudentBatch) -> None:
-        """Notes the gradient cosine in a stage without a task loss, by one more forward pass.
+    def _diagnose(self, batch: StudentBatch, transfer: Transfer) -> None:
+        """Notes the cosine of the task's and the transfer loss's gradients.
 
-        It uses the weights and random numbers of the next step and changes no state.
+        The forward pass for it has the weights and random numbers of the next step, and changes no
+        state. So it is the same in a stage without a task loss.
         """
-        assert self.stage.transfer is not None
         with unchanged(self.network, self.connector):
             self._seed_step()
             taps = tuple(dict.fromkeys((*self._reads(), "logits")))
             pair = self._pair(self._show(batch.images, taps), batch)
             objective = self._objective
-            transfer, _ = objective.reduce(self.stage.transfer, objective.hide_labels(pair))
-            cosine = gradient_cosine(objective.task(pair), transfer, self._trunk)
-            self._note("gradient_cosine", cosine)
+            loss, _ = objective.reduce(transfer, objective.hide_labels(pair))
+            cosine = gradient_cosine(objective.task(pair), loss, self._trunk)
+        self._note("gradient_cosine", cosine)
 
     def _backward(self, losses: Losses) -> None:
         terms = weigh(self.stage, self.progress, losses.task, losses.joint, losses.transfer)
@@ -287,7 +284,7 @@ class Student:
         No random state is stored: order, augmentation and the draws of every step follow from the
         seed, the epoch and the step.
         """
-        tensors = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
+        tensors = self._tensors()
         momenta = get_momenta(self.optimiser)
         tensors |= {f"momentum.{position}": x for position, x in momenta.items()}
         tensors |= {f"kept.{name}": chosen.kept for name, chosen in self.selections.items()}
@@ -318,7 +315,7 @@ class Student:
             ValueError: the state belongs to another network or method.
         """
         tensors, values = state
-        here = {f"{part}.{name}": x for part, name, x in self._named_tensors()}
+        here = self._tensors()
         saved = {name for name in tensors if name.startswith(("network.", "connector."))}
         if {n: x.shape for n, x in here.items()} != {n: tensors[n].shape for n in saved}:
             raise ValueError("it belongs to another network or connector")
@@ -336,10 +333,9 @@ class Student:
         momenta = {position: tensors[f"momentum.{position}"] for position in strides}
         set_momenta(self.optimiser, momenta, strides)
 
-    def _named_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        for part, module in (("network", self.network), ("connector", self.connector)):
-            for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-                yield part, name, tensor
+    def _tensors(self) -> dict[str, Tensor]:
+        both = nn.ModuleDict({"network": self.network, "connector": self.connector})
+        return dict(chain(both.named_parameters(), both.named_buffers()))
 
 
 def make_student(
@@ -351,17 +347,10 @@ def make_student(
     device: torch.device,
     labelled: Tensor | None = None,
 ) -> Student:
-    """A student ready for its first epoch.
+    """A student ready for its first epoch; the arguments are those of `Student`.
 
-    Args:
-        cell: the cell to train.
-        method: the cell's method with its hyper-parameters.
-        network: the student network, initialised.
-        image_shape: (C, H, W).
-        teacher_shapes: shape of one sample's tensor at every tap of the teacher; None if the cell
-            has no teacher.
-        device: where the student is trained.
-        labelled: see `Student`.
+    `teacher_shapes` holds the shape of one sample's tensor at every tap of the teacher; None if the
+    cell has no teacher.
 
     Raises:
         NotApplicable: the method cannot be used for this pair.

@@ -80,12 +80,8 @@ def points(
 ) -> dict[str, float | None]:
     """A point of each curve except the test accuracy; None where the stage has no such number.
 
-    Args:
-        sums: the epoch's sums.
-        plan: the method's stages; a curve that one of them has gets a point in all of them.
-        stage: the epoch's stage.
-        progress: position in the stage's epochs: 0.0 in the first, 1.0 in the last.
-        rate: the learning rate.
+    A curve that one stage of the plan has gets a point in all of them. `progress` is the position
+    in the stage's epochs, see `weigh`; `rate` is the learning rate.
     """
     task = sums.mean("task") if stage.task_weight > 0 else None
     joint = sums.mean("joint") if stage.joint is not None else None
@@ -121,13 +117,7 @@ def _reach(sums: Sums, stage: Stage) -> dict[str, float | None]:
 
 
 def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int) -> None:
-    """Refuses an epoch that ended with numbers from which training cannot recover.
-
-    Args:
-        sums: the epoch's sums.
-        stage: the epoch's stage.
-        weights: the student's and its connector's parameters.
-        epoch: number of the epoch, from 1, for the message.
+    """Refuses an epoch, counted from 1, that ended with numbers from which there is no recovery.
 
     Raises:
         NonFiniteError: the task loss, the transfer loss of every sample or a weight is not finite.

@@ -17,15 +17,9 @@ EVALUATION_BATCH = 500
 def predictions(
     network: Network, test: Batches, prepare: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """The most likely class of every image.
+    """The most likely class of every image, (M,), by the network in evaluation mode.
 
-    Args:
-        network: is in evaluation mode meanwhile.
-        test: the images.
-        prepare: applied to the images first, such as a lower resolution.
-
-    Returns:
-        (M,) class indices, on the device.
+    `prepare` is applied to the images first, such as a lower resolution.
     """
     with modes_restored(network):
         network.eval()

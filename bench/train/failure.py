@@ -33,15 +33,7 @@ def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> 
 def record_without_result(
     cell: Cell, status: str, error: str, provenance: Mapping[str, object], text: str = ""
 ) -> Record:
-    """The record of a cell without a result.
-
-    Args:
-        cell: the cell.
-        status: one of `bench.record`'s, not finished.
-        error: the reason, in one line.
-        provenance: commit and the like.
-        text: the traceback, if there is one.
-    """
+    """The record of a cell without a result; `error` is a line, `text` the traceback."""
     method = build_method(cell.method, **cell.hyperparameters)
     return Record(
         cell_id=cell.id,

@@ -145,15 +145,8 @@ def weigh(
 ) -> list[Loss]:
     """The two weighted terms that a stage minimises the sum of: from labels, from the teacher.
 
-    Args:
-        stage: has the weights.
-        progress: position in the stage's epochs: 0.0 in the first, 1.0 in the last.
-        task: the task loss; None if the stage has none.
-        joint: the transfer loss that is added to the task loss; None if the stage has none.
-        transfer: the transfer loss; None if the stage has none.
-
-    Returns:
-        One or two terms; a term without a loss is left out.
+    A term without a loss is left out. `progress` is the position in the stage's epochs: 0.0 in the
+    first, 1.0 in the last.
     """
     terms = []
     if task is not None:

@@ -16,7 +16,7 @@ def images_of(
     Args:
         stage: the stage.
         kept: (N,) bool, the images that the stage's `keep` chose; None without a choice.
-        labelled: (N,) bool, the images whose labels the task loss may see; None for all.
+        labelled: see `Student`.
         train_images: N.
 
     Returns:

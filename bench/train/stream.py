@@ -62,14 +62,10 @@ class StudentBatch(NamedTuple):
 
 
 def training_positions(spec: DataSpec, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The training images that a cell trains on, and those that are held out for validation.
+    """Positions of the training images to train on, and of those to measure accuracy on.
 
-    Args:
-        spec: with the fraction and the validation share.
-        labels: (M,), of all training images.
-
-    Returns:
-        Positions (N,) to train on, and positions to measure accuracy on, None for the test set.
+    The latter are held out for validation; None for the test set. `labels` are those of all
+    training images, (M,).
     """
     kept, held = torch.arange(len(labels)), None
     if spec.validation:
@@ -81,14 +77,10 @@ def training_positions(spec: DataSpec, labels: Tensor) -> tuple[Tensor, Tensor |
 def open_stream(
     cell: Cell, data: DataSet, device: torch.device, statistics: DataSet | None = None
 ) -> Stream:
-    """The stream of a cohort.
+    """The stream of a cohort, by any of its cells, with the images on `device`.
 
-    Args:
-        cell: any cell of the cohort.
-        data: its decoded data set.
-        device: where the images are kept.
-        statistics: the set with the mean and deviation for normalisation; None for `data`. A
-            network that starts from a source's weights expects the source's statistics.
+    `statistics` is the set with the mean and deviation for normalisation; None for `data`. A
+    network that starts from a source's weights expects the source's.
 
     Raises:
         ValueError: a batch is larger than the training set, or a fraction is impossible.

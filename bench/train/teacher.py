@@ -47,14 +47,9 @@ class Teacher:
         return in_float32(shown)
 
     def clean_view(self, images: Iterator[Tensor], taps: Collection[str]) -> View:
-        """The given taps of the whole training set without augmentation, computed once per tap.
+        """The given taps of the training set without augmentation, (N, ...), computed once each.
 
-        Args:
-            images: batches of images in the order of the training set.
-            taps: names of taps.
-
-        Returns:
-            The taps, (N, ...) each.
+        `images` are its batches in order.
         """
         if missing := [tap for tap in taps if tap not in self._clean]:
             views = [self.view(batch, missing) for batch in images]
