@@ -275,7 +275,8 @@ def clipped_merge(
     watched: dict[str, Tensor] = {}
     if both and clip != "none":
         share = 1 / (1 + math.exp(-epoch)) if ramp else 1.0
-        each, clipped = _clip_factors(*zip(*both, strict=True), share, clip)
+        tasks, transfers = zip(*both, strict=True)
+        each, clipped = _clip_factors(tasks, transfers, share, clip)
         factors, watched["clipped_share"] = iter(each), clipped.float().mean()
     merged: list[Tensor | None] = []
     for task, transfer in pairs:
