@@ -147,10 +147,7 @@ def keep_set(problems: list[CutProblem], drop_units: int) -> Bools:
     """The best choice at one cost of dropping, (N,) bool; of equally good ones, the largest.
 
     The sets are nested: what is kept at some cost of dropping is kept at any higher one.
-
-    Args:
-        problems: from `cut_problems`.
-        drop_units: tau in whole units.
+    `drop_units` is tau in whole units.
     """
     kept = np.zeros(sum(len(problem.members) for problem in problems), np.bool_)
     for problem in problems:
@@ -159,17 +156,10 @@ def keep_set(problems: list[CutProblem], drop_units: int) -> Bools:
 
 
 def smallest_threshold(problems: list[CutProblem], classes: Integers, wanted: int) -> int:
-    """The smallest cost of dropping at which at least `wanted` items are kept, by bisection.
+    """The smallest cost of dropping, in whole units, at which `wanted` items or more are kept.
 
-    Items that `with_least_kept` will add count as kept; their number grows with tau, too.
-
-    Args:
-        problems: from `cut_problems`.
-        classes: (N,) in 0..K-1.
-        wanted: 1 to N.
-
-    Returns:
-        tau in whole units.
+    By bisection. Items that `with_least_kept` will add count as kept; their number grows with tau,
+    too. `classes` is (N,) in 0..K-1, `wanted` 1 to N.
 
     Example:
         >>> alone = Edges(*(np.empty(0, np.int64) for _ in range(3)))

@@ -25,11 +25,6 @@ def finetune(stage2: SecondStage, *, share: float, temperature: float) -> Stage:
     FitNet. "ce": CE alone, no teacher. "kd_only": KD_T alone at weight 1, no labels. KD_T is the
     divergence at temperature T without the factor T^2, as in the code of FitNet's authors.
 
-    Args:
-        stage2: one of the three.
-        share: part of the cell's epochs.
-        temperature: T of KD_T; not used by "ce".
-
     Raises:
         ValueError: an unknown `stage2`, a temperature not above 0, or a share outside (0, 1].
 

@@ -215,15 +215,7 @@ def select_at_random(count: int, labels: Tensor, seed: int = 0) -> Tensor:
     """As many items as a selection keeps, drawn at random: its control.
 
     Every class keeps the same share of its items, up to a whole item. So the control differs from
-    a selection in which items it drops, and not in how many.
-
-    Args:
-        count: of items to keep.
-        labels: (N,).
-        seed: of the draw.
-
-    Returns:
-        (N,) bool, kept.
+    a selection in which items it drops, and not in how many. Returns (N,) bool, kept.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     drawn = labels.cpu()[order]
@@ -241,12 +233,7 @@ class EmbeddingRegressor(nn.Module):
     """Maps the student's embedding to the teacher's, standardised per dimension.
 
     The mean and deviation of the teacher's embeddings over the training set are buffers, set by
-    `fit`.
-
-    Args:
-        student_width: D of the student.
-        teacher_width: D of the teacher.
-        normalise: scales the teacher's embeddings to length 1 first.
+    `fit`. `normalise` scales the embeddings to length 1 first.
     """
 
     mean: Tensor

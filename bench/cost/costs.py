@@ -43,8 +43,6 @@ class Quartiles(NamedTuple):
             >>> Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0])
             Quartiles(median=3.0, q1=2.0, q3=4.0, n=5)
         """
-        if not values:
-            raise ValueError("Quartiles.of: no values")
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
@@ -72,23 +70,14 @@ def training_cost_ratio(plan: Iterable[StageShare], epochs: int, plain_step: flo
     """Cost of a method's whole training over that of the plain student.
 
     sum over stages of (epochs_s kept_s step_s + once_s) / (E plain_step). An epoch has the same
-    number of batches for all, so it cancels out. The teacher's own training is left out.
-
-    Args:
-        plan: the method's stages.
-        epochs: E, the plain student's.
-        plain_step: cost of its step, in the stages' unit, above 0.
+    number of batches for all, so it cancels out. The teacher's own training is left out. E and
+    `plain_step` are the plain student's; its step is in the stages' unit.
 
     Example:
         >>> plan = [StageShare(3, 1.0, 30.0), StageShare(7, 0.5, 20.0, once=10.0)]
         >>> training_cost_ratio(plan, 10, 10.0)       # (3 * 30 + 7 * 0.5 * 20 + 10) / (10 * 10)
         1.7
     """
-    if epochs < 1 or plain_step <= 0:
-        raise ValueError(
-            f"training_cost_ratio: got epochs {epochs} and plain_step {plain_step}, wanted at "
-            "least 1 and above 0"
-        )
     total = sum(stage.epochs * stage.kept * stage.step + stage.once for stage in plan)
     return total / (epochs * plain_step)
 

@@ -94,11 +94,8 @@ def profile(
         it has a record with the reason.
 
     Raises:
-        ValueError: a repeated label, or a plain student that cannot be trained.
+        UserError: the plain student cannot be trained.
     """
-    labels = [row.label for row in methods]
-    if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"profile: two methods are called {repeated[0]!r}")
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
     set_numerics(workload.cell(PLAIN))
     with steady():

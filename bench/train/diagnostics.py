@@ -210,9 +210,9 @@ def knowledge_facts(
     Args:
         view: taps -> the teacher's view of fixed images.
         labels: (M,), of the images.
-        method: the method; without a transfer loss there is only the attention's variation.
+        method: without a transfer loss there is only the attention's variation.
         optional: the stage's optional taps that both networks have.
-        shapes: shape of one sample's tensor at every tap of the teacher.
+        shapes: of the teacher's taps.
         batch: B, number of images for the directions.
     """
     large = [
@@ -244,11 +244,7 @@ def attention_variation(feature: Tensor) -> float:
     Denominator: the mean over images and channels of the total variation of A_c, without zero
     channels. Below 1, attention maps are smoother than channels.
 
-    Args:
-        feature: (B, C, H, W).
-
-    Returns:
-        The ratio; NaN if all channels are zero.
+    `feature` is (B, C, H, W); NaN if all channels are zero.
     """
     attention = torch.linalg.vector_norm(feature, dim=1)
     return (_mean_variation(attention) / _mean_variation(feature.flatten(0, 1))).item()
@@ -260,13 +256,9 @@ def _mean_variation(maps: Tensor) -> Tensor:
 
 
 def total_variation(maps: Tensor) -> Tensor:
-    """Total variation of maps scaled to length 1: sum of |differences| of neighbours.
+    """Total variation of maps (B, H, W) scaled to length 1: sum of |differences| of neighbours.
 
-    Args:
-        maps: (B, H, W).
-
-    Returns:
-        (B,), without unit; NaN for a map that is zero.
+    (B,), without unit; NaN for a map that is zero.
 
     Source:
         Rudin, Osher, Fatemi: Nonlinear total variation based noise removal algorithms, Physica D

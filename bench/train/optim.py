@@ -17,13 +17,8 @@ def make_optimiser(
 ) -> torch.optim.SGD:
     """A new optimiser for the parameters that a stage trains: stochastic gradient descent.
 
-    A parameter whose gradient is None, not zero, is neither moved nor decayed.
-
-    Args:
-        stage: which parts it trains, and the factors on their learning rates. A group's factor is
-            in its "factor".
-        parts: name of a part -> its parameters; see `parts_of`.
-        recipe: learning rate, momentum and weight decay.
+    A parameter whose gradient is None, not zero, is neither moved nor decayed. A group's "factor" is
+    that of the stage on the recipe's learning rate. `parts` are those of `parts_of`.
     """
     head_factor = stage.lr_factor if stage.head_lr_factor is None else stage.head_lr_factor
     groups: dict[float, list[nn.Parameter]] = {}
@@ -41,14 +36,10 @@ def make_optimiser(
 
 
 def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
-    """The learning rate of one epoch of a stage.
+    """The learning rate in epoch e, from 0, of the E epochs of a stage, by the recipe's schedule.
 
-    Args:
-        recipe: with the schedule. multistep: the rate is multiplied by `decay` at each of
-            `milestones`, which are fractions of the stage's epochs. cosine:
-            lr (1 + cos(pi e / E)) / 2. constant: lr.
-        epoch: e, from 0, within the stage.
-        epochs: E, epochs of the stage.
+    multistep: the rate is multiplied by `decay` at each of `milestones`, which are fractions of E.
+    cosine: lr (1 + cos(pi e / E)) / 2. constant: lr.
 
     Example:
         >>> recipe = Recipe(epochs=10, batch_size=8, learning_rate=1.0, milestones=(0.5, 0.8))
@@ -75,13 +66,10 @@ def get_momenta(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
 def set_momenta(
     optimiser: torch.optim.SGD, momenta: Mapping[str, Tensor], strides: Mapping[str, Sequence[int]]
 ) -> None:
-    """Gives an optimiser of the same parameters the momentum buffers of another.
+    """Gives a new optimiser of the same parameters the momentum buffers of another, by `get_momenta`.
 
-    Args:
-        optimiser: new.
-        momenta: see `get_momenta`; contiguous.
-        strides: of the buffers before they were saved. Vectorised sums may round differently in
-            another layout.
+    `strides` are those before the buffers were saved: vectorised sums may round differently in
+    another layout.
     """
     state = {}
     for position, saved in momenta.items():

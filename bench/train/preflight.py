@@ -24,11 +24,7 @@ Read = Callable[[DataSpec], DataSet]
 
 
 def check_cells(cells: Iterable[Cell], read: Read) -> None:
-    """Refuses the first cell that cannot be trained.
-
-    Args:
-        cells: all cells of a grid.
-        read: the decoded data set of a specification.
+    """Refuses the first cell of a grid that cannot be trained.
 
     Raises:
         UserError: names the cell and the fault. A batch is larger than the training set, training
