@@ -17,8 +17,8 @@ def make_optimiser(
 ) -> torch.optim.SGD:
     """A new optimiser for the parameters that a stage trains: stochastic gradient descent.
 
-    A parameter whose gradient is None, not zero, is neither moved nor decayed. A group's "factor" is
-    that of the stage on the recipe's learning rate. `parts` are those of `parts_of`.
+    A parameter whose gradient is None, not zero, is neither moved nor decayed. A group's "factor"
+    multiplies the recipe's learning rate. `parts` are those of `parts_of`.
     """
     head_factor = stage.lr_factor if stage.head_lr_factor is None else stage.head_lr_factor
     groups: dict[float, list[nn.Parameter]] = {}
@@ -66,7 +66,7 @@ def get_momenta(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
 def set_momenta(
     optimiser: torch.optim.SGD, momenta: Mapping[str, Tensor], strides: Mapping[str, Sequence[int]]
 ) -> None:
-    """Gives a new optimiser of the same parameters the momentum buffers of another, by `get_momenta`.
+    """Gives a new optimiser of the same parameters the buffers of another's `get_momenta`.
 
     `strides` are those before the buffers were saved: vectorised sums may round differently in
     another layout.
