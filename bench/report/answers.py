@@ -127,9 +127,9 @@ def _bet(answer: Answer, pair: Pair) -> str:
     if chance is None:
         return row_title(answer.named)
     return (
-        f"{row_title(answer.named)}, {points(chance.gain)} points believed, better than "
-        f"{reference_title(answer.reference)} with {chance_text(chance.better)}, the best with "
-        f"{chance_text(chance.best)}, {cost_text(_cost(pair, answer.named))}"
+        f"{row_title(answer.named)}, probably {points(chance.gain)} points; better than "
+        f"{reference_title(answer.reference)} with {chance_text(chance.better)}, the best row with "
+        f"{chance_text(chance.best)}; {cost_text(_cost(pair, answer.named))}"
     )
 
 
