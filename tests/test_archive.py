@@ -58,7 +58,7 @@ def test_tables_are_those_of_the_records(clone: Path, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("direct")
     build(made, records(), None, Store(folder).root, folder)
     assert main(["tables", "--grid", made.name, "--work-dir", str(clone)]) == 0
-    for name in ("summary.md", "cells.csv", "conditions.md", "report.html"):
+    for name in ("summary.md", "cells.csv", "conditions.csv", "report.html"):
         assert (clone / made.name / name).read_bytes() == (folder / name).read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The report: one file, nothing asked of a server, whatever a label holds escaped; in a browser."""
+"""The page: the answer first, nothing asked of a server, whatever a label holds escaped."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from test_figures import costs, evidence
 from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
 from bench.report.build import build
 from bench.report.conditions import conditions_table, faults_table
+from bench.report.page import MOST_BYTES, MOST_WORDS, words
 from bench.report.tables import show
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
@@ -90,10 +91,10 @@ def test_it_is_well_formed_with_ids_of_their_own(page):
     assert [name for name, count in found.ids.items() if count > 1] == []
 
 
-def test_it_asks_nothing_of_any_server(page):
+def test_it_asks_nothing_of_any_server(page, built):
     found = Reader(page)
-    assert found.addresses
-    assert [a for a in found.addresses if not a.startswith(("#", "data:"))] == []
+    files = [a for a in found.addresses if not a.startswith(("#", "data:"))]
+    assert all((built / name).is_file() for name in files)
     assert not re.search(r"@import|url\((?!#)", page)
     targets = {address[1:] for address in found.addresses if address.startswith("#")}
     assert targets <= set(found.ids)
@@ -108,14 +109,44 @@ def test_what_records_and_grids_say_is_escaped(page):
     assert "{{ 7 * 7 }}" in page
 
 
-def test_it_holds_choice_tables_figures_conditions_and_faults(page):
-    order = [page.index(f'<section id="{name}">') for name in
-             ("choice", "overview", "pairs", "cost", "conditions")]  # fmt: skip
+def test_the_answer_is_first_and_everything_else_is_closed_below_the_figures(page):
+    order = [page.index(text) for text in (
+        '<section id="answer"', 'class="card', 'class="pairs', '<section id="forest"',
+        '<section id="cost"', '<details id="all-answers"', '<details id="all-summary"',
+        '<details id="all-curves"', '<details id="all-conditions"', '<details id="all-faults"',
+    )]  # fmt: skip
     assert order == sorted(order)
-    # Curves of two pairs, gain against cost and losses of one.
-    assert page.count("<svg ") == 4
+    assert "<details open" not in page
+    card = page[page.index('class="card') : page.index("</div>", order[0])]
+    assert 1 <= card.count("<p>") <= 3
     assert "ran out of memory" in page
     assert "widths differ" in page
+
+
+def test_it_is_short(page):
+    assert len(page.encode()) <= MOST_BYTES
+    assert words(page) <= MOST_WORDS
+    assert words(re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)) <= 3000
+
+
+def test_what_has_no_room_goes_to_a_page_of_details(tmp_path):
+    plan, records = evidence(pairs=40)
+    build(plan, records, None, tmp_path, tmp_path)
+    report, details = ((tmp_path / f"{x}.html").read_text() for x in ("report", "details"))
+    assert words(report) <= MOST_WORDS
+    assert 'href="details.html"' in report
+    assert "big39 → small39" in details
+    assert Reader(details).open == []
+    build(*evidence(pairs=1), None, tmp_path, tmp_path)
+    assert not (tmp_path / "details.html").exists()
+
+
+def test_tables_have_row_headers_captions_and_figures_say_what_they_show(page):
+    tables = re.findall(r"<table.*?</table>", page, flags=re.DOTALL)
+    assert all("<caption>" in table and '<th scope="row"' in table for table in tables)
+    images = re.findall(r"<svg[^>]*>", page)
+    assert all('aria-hidden="true"' in x or "aria-label=" in x or "overflow" in x for x in images)
+    assert any("leads" in image for image in images)
 
 
 def test_equal_records_give_equal_bytes(built, tmp_path):
@@ -177,6 +208,6 @@ def test_every_cell_without_a_result_is_listed_with_its_reason():
         ("fitnet", "1", "failed", grid.FAILURE),
         ("rkd", "1", "not run", "-"),
         ("teacher", "0", "not run", "-"),
-        ("student", "0", "not run", "-"),
+        ("no teacher", "0", "not run", "-"),
     ]
     assert faults_table(*evidence(pairs=1)) is None

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
     """Prints the summary, writes tables, figures and the report; returns what to mirror."""
-    from bench.report.summary import summarise
-    from bench.report.tables import notes_once, to_text
+    from bench.report.results import findings, summary_section
+    from bench.report.tables import to_text
 
-    summary = summarise(plan, records)
-    print(*map(to_text, notes_once(summary.tables)), summary.text, sep="\n")
+    for table in summary_section(findings(plan, records, costs)).tables:
+        print(to_text(table.only(c.key for c in table.columns if not c.detail)))
     return write(work, plan.name, costs, (plan, records))
 
 

@@ -67,9 +67,11 @@ def _pair(
     pair: PairId, rows: Sequence[PlanRow], records: Mapping[str, Record], costs: Costs
 ) -> Pair | None:
     finished = [
-        (row, records[row.cell_id])
+        (row, record)
         for row in rows
-        if row.cell_id in records and records[row.cell_id].status == FINISHED
+        if (record := records.get(row.cell_id)) is not None
+        and record.status == FINISHED
+        and record.final.get("last_accuracy") is not None
     ]
     students = [record for row, record in finished if row.role == STUDENT]
     if not students:

@@ -63,8 +63,8 @@ def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]
 
 
-def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
-    """What a reader must know before the answer, each in one sentence."""
+def cautions(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
+    """What puts an answer in doubt, each in one sentence."""
     found = []
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
@@ -78,6 +78,12 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
                 f"the loss of {row_title(row.name)} reached {row.reached:.0%} of the samples; the "
                 "others had no defined value."
             )
+    return found
+
+
+def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
+    """What a reader must know before the answer, each in one sentence."""
+    found = cautions(answer, pair, asked)
     if answer.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:

@@ -1,40 +1,38 @@
-"""Everything that is rendered of one grid: tables, figures and the report, from records alone."""
+"""Everything that is rendered of one grid: tables, figures and the page, from records alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bench.cost.costs import Costs
 from bench.record import Plan, Record, write_atomically
+from bench.report.answers import answer_lines, asked_of, overall_lines
+from bench.report.card import caution, pair_lines, sentences
 from bench.report.claims import claims_section
 from bench.report.conditions import conditions_table, faults_table
-from bench.report.cost import CAPTION, FIGURE, cost_section, write_costs
-from bench.report.grid_figures import Picture, write_grid_figures
-from bench.report.measured import other_code
-from bench.report.overview import overview_tables
-from bench.report.page import PageSection, render_page
+from bench.report.cost import cost_section, measured_at, other_code, pair_dumbbells
+from bench.report.facts import facts, measured_on
+from bench.report.figures import curves, file_name, finding, forest, gain_cost
+from bench.report.groups import cells_csv
+from bench.report.page import Page, PageSection, Panel, figure_file, render_pages
+from bench.report.paper import paper_table
 from bench.report.published import published_tables
-from bench.report.reasons import ACCURACY, COST, GAIN
-from bench.report.recommend import Choice, cost_value, recommend
+from bench.report.results import Findings, Line, findings, summary_section
 from bench.report.selection import write_selection_figures
-from bench.report.summary import cells_csv, summarise
-from bench.report.tables import Column, Entry, Section, Table, Value, write_section
+from bench.report.tables import Section, Table, write_csv, write_markdown
 
-NO_COSTS = (
-    "Nothing was profiled: `run_all.py profile` measures what each method costs, and gain against "
-    "cost is drawn then."
-)
+MARKDOWN = ("summary", "cost")
+"""Sections that are a Markdown file too."""
 
-LAST = ("published", "claims", "conditions")
-"""Parts of the report that come after the pairs and the costs."""
+NO_COSTS = "Nothing was profiled: `run_all.py profile` measures what each method costs."
 
 
 def build(
     plan: Plan, records: Mapping[str, Record], costs: Costs | None, store: Path, folder: Path
 ) -> list[Path]:
-    """Writes all tables, figures and the report of a grid; equal input gives equal bytes.
+    """Writes all tables, figures and the page of a grid; equal input gives equal bytes.
 
     Args:
         plan: what was asked for.
@@ -47,124 +45,123 @@ def build(
         The files, all inside `folder`.
 
     Raises:
-        ValueError: two cells answer for one row, or a file beside a record is damaged.
+        UserError: two cells answer for one row, or a file beside a record is damaged.
     """
-    summary = summarise(plan, records)
-    paths = [*write_section(summary, folder), folder / "cells.csv"]
-    write_atomically(paths[-1], cells_csv(plan, records))
-    choices = recommend(plan, records, costs)
-    made = sections(plan, records, costs, choices)
-    for section in made:
-        paths += write_section(section, folder)
-    pictures = write_grid_figures(plan, records, costs, folder / "figures")
-    if costs:
-        written = write_costs(costs, folder)
-        paths += written
-        pictures += [
-            Picture("cost", path, CAPTION) for path in written if path.name.startswith(FIGURE)
-        ]
-    paths += [picture.path for picture in pictures if picture.path not in paths]
-    # Drawn from files beside the records, which MLflow's copy lacks: no part of the report.
-    paths += write_selection_figures(plan, records, store, folder / "figures")
-    parts = _parts(made, summary, costs, choices, pictures)
-    report = render_page(plan.name, summary.text, parts)
-    write_atomically(folder / "report.html", report)
-    return [*paths, folder / "report.html"]
+    found = findings(plan, records, costs)
+    made = sections(found)
+    figures = folder / "figures"
+    contents = {folder / "cells.csv": cells_csv(plan, records)}
+    contents |= {folder / "summary.tex": paper_table(found)}
+    contents |= {figures / name: text for name, text in _figures(found).items()}
+    pages = render_pages(_page(found, made))
+    contents |= {folder / name: text for name, text in pages.items()}
+    for path, text in contents.items():
+        write_atomically(path, text)
+    if "details.html" not in pages:
+        (folder / "details.html").unlink(missing_ok=True)
+    paths = [path for section in made for path in write_csv(section, folder)]
+    paths += [write_markdown(s, folder) for s in made if s.name in MARKDOWN and s.tables]
+    # Drawn from files beside the records, which MLflow's copy lacks: no part of the page.
+    return [*contents, *paths, *write_selection_figures(plan, records, store, figures)]
 
 
-def sections(
-    plan: Plan, records: Mapping[str, Record], costs: Costs | None, choices: Sequence[Choice]
-) -> list[Section]:
-    """The tables beyond summary and costs, in the order of the report; empty ones left out.
-
-    Each becomes `<name>.md`, `.csv` and `.tex`, and a part of the report.
-    """
-    conditions = (conditions_table(plan, records), faults_table(plan, records))
-    version = other_code(costs.records if costs else (), records.values())
+def sections(found: Findings) -> list[PageSection]:
+    """The closed sections in the page's order, empty ones left out; each is a CSV file as well."""
+    plan, records = found.plan, found.records
+    version = other_code(found.costs.records, records.values())
+    measured = cost_section(found.costs)
     made = [
-        _section("choice", "The choice", [_noted(choice_table(choices), version)]),
-        _section("candidates", "Candidates", [_noted(c.to_table(), version) for c in choices]),
-        _section("overview", "Accuracy and gain", overview_tables(plan, records)),
-        _section("published", "Published and ours", published_tables(plan, records)),
-        claims_section(plan, records, costs),
-        _section("conditions", "Conditions", [table for table in conditions if table]),
-    ]
-    return [section for section in made if section.tables]
-
-
-CHOICE_COLUMNS = (
-    Column(key="pair", name="pair", align="left"),
-    Column(key="label", name="choice", align="left"),
-    ACCURACY,
-    GAIN,
-    COST,
-    Column(key="reference", name="reference", align="left"),
-    Column(key="ties", name="rows not told from the reference"),
-)
-
-CHOICE_NOTES = (
-    "A row is chosen only if it is better than the plain student beyond doubt; else the plain "
-    "student stands.",
-    "Reference: of the allowed rows better than the plain student beyond doubt the one of the "
-    "highest mean, else the plain student itself. Rows not told from it, the choice left out: "
-    "their difference by seed is not above 0 by an interval that holds for all allowed rows "
-    "together; rows that are not better than the student beyond doubt count too, and may lie above "
-    "the reference.",
-)
-
-
-def choice_table(choices: Sequence[Choice]) -> Table:
-    """The choice for each pair in one line; a dash where the evidence does not cover it."""
-    rows = []
-    for choice in choices:
-        row: dict[str, Entry | Value] = {
-            "pair": choice.key.title,
-            "label": Entry(choice.label, instead="no answer"),
-            "reference": choice.reference,
-        }
-        if (chosen := choice.chosen) is not None:
-            row |= {
-                "accuracy": chosen.mean,
-                "gain": chosen.gained.gain if chosen.gained else None,
-                "cost": cost_value(chosen.cost),
-                "ties": len(choice.ties),
-            }
-        rows.append(row)
-    return Table.by_name("The choice for each pair", CHOICE_COLUMNS, rows, CHOICE_NOTES)
-
-
-def _noted(table: Table, note: str) -> Table:
-    return replace(table, notes=(*table.notes, note)) if note else table
-
-
-def _section(name: str, title: str, tables: Iterable[Table]) -> Section:
-    return Section(name=name, title=title, tables=tuple(tables))
-
-
-# --- the report --------------------------------------------------------------------------------
-
-
-def _parts(
-    made: Sequence[Section],
-    summary: Section,
-    costs: Costs | None,
-    choices: Sequence[Choice],
-    pictures: Sequence[Picture],
-) -> list[PageSection]:
-    """The sections with their figures, the pairs' summaries and the costs among them."""
-    found = {section.name: section for section in made}
-    found.pop("candidates", None)  # each choice shows its own
-    measured = cost_section(costs or Costs())
-    more = {
-        "pairs": Section(name="pairs", title="Every pair", tables=summary.tables),
-        "cost": replace(measured, text="" if measured.tables else NO_COSTS),
-    }
-    last = {name: found.pop(name) for name in LAST if name in found}
-    return [
+        PageSection(name="answers", title="Every answer in full", lines=_answer_lines(found)),
+        PageSection(**vars(summary_section(found))),
+        PageSection(name="curves", title="Learning curves", curves=_curves(found)),
         PageSection(
-            **vars(section),
-            choices=choices if section.name == "choice" else (),
-            pictures=[picture for picture in pictures if picture.part == section.name],
-        )
-        for section in {**found, **more, **last}.values()
+            **vars(replace(measured, text=version if found.costs else NO_COSTS)),
+            dumbbells=pair_dumbbells(found.costs),
+        ),
+        _section("published", "Published and ours", published_tables(plan, records)),
+        PageSection(**vars(claims_section(found))),
+        _section("conditions", "Conditions", [conditions_table(plan, records)]),
+        _section("faults", "Cells without a result", [faults_table(plan, records)]),
     ]
+    return [s for s in made if s.tables or s.lines or s.curves or s.text]
+
+
+def _section(name: str, title: str, tables: Sequence[Table | None]) -> PageSection:
+    shown = tuple(table for table in tables if table is not None)
+    return PageSection(**vars(Section(name=name, title=title, tables=shown)))
+
+
+def _answer_lines(found: Findings) -> list[str]:
+    asked = asked_of(found.plan)
+    answers = found.answers.items()
+    lines = [line for key, a in answers for line in answer_lines(a, found.pairs[key], asked)]
+    return [*overall_lines(found.overall), *lines]
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def _page(found: Findings, made: Sequence[PageSection]) -> Page:
+    images = {pair.test_images for pair in found.pairs.values()} - {0}
+    return Page(
+        name=found.plan.name,
+        facts=facts(found.plan, found.groups, found.records) or [found.plan.description],
+        test_set=measured_on(found.plan, "set"),
+        sample=f" of {min(images):,} images" if len(images) == 1 else "",
+        measured=measured_at(found.costs),
+        sentences=sentences(found),
+        caution=caution(found),
+        pairs=pair_lines(found),
+        panels=_panels(found),
+        sections=made,
+        links=[("summary.csv", "summary.csv"), ("cells.csv", "cells.csv"),
+               ("LaTeX", "summary.tex")],
+    )  # fmt: skip
+
+
+def _panels(found: Findings) -> list[Panel]:
+    """The mean over pairs where that is the answer, then every pair."""
+    shown: list[tuple[str, str, list[Line]]] = []
+    if overall := found.overall_lines():
+        shown.append((f"mean over {len(found.pairs)} pairs", "", overall))
+    for key in found.answers:
+        shown.append((found.titles[key], _sample(found, found.lines(key)), found.lines(key)))
+    return [
+        Panel(
+            title=title, sample=sample, finding=f"{title}: {finding(lines)}", forest=plot,
+            gain_cost=gain_cost(lines),
+        )
+        for title, sample, lines in shown
+        if (plot := forest(lines)) is not None
+    ]  # fmt: skip
+
+
+def _sample(found: Findings, lines: Sequence[Line]) -> str:
+    seeds = [line.gain.n for line in lines if line.gain is not None]
+    if not seeds:
+        return ""
+    few = f" (screened only: {min(seeds)})" if found.screened and min(seeds) < max(seeds) else ""
+    return f", n = {max(seeds)} seeds{few}"
+
+
+def _curves(found: Findings) -> list:
+    drawn = ((key, curves(groups, found.lines(key))) for key, groups in found.groups.items())
+    return [
+        (found.titles[key], f"{found.titles[key]}: accuracy over epochs. Best at the end: "
+         f"{plot.rows[0].title}, {plot.rows[0].last} %.", plot)
+        for key, plot in drawn
+        if plot is not None
+    ]  # fmt: skip
+
+
+def _figures(found: Findings) -> dict[str, str]:
+    """File name -> SVG, for readers of other documents."""
+    made, on = {}, measured_on(found.plan, "set")
+    for key, groups in found.groups.items():
+        lines, name = found.lines(key), file_name(key.title)
+        said = f"{key.title}: {finding(lines)}"
+        if (plot := gain_cost(lines)) is not None:
+            made[f"gain_cost_{name}.svg"] = figure_file("gain_cost", plot, said, key.title, on)
+        if (plot := curves(groups, lines)) is not None:
+            made[f"curves_{name}.svg"] = figure_file("curves", plot, said, key.title, on)
+    return made

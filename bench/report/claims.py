@@ -1,4 +1,4 @@
-"""The survey's summary sentences, each with one measure, a verdict and the evidence.
+"""The survey's summary sentences, each with one measure, a verdict and a sentence of evidence.
 
 The claims are those of the deck "Knowledge distillation in deep neural network" (S. Lee), which
 sorts methods into the categories of this harness and sums them up in five sentences.
@@ -21,308 +21,273 @@ How a verdict comes about:
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bench.cost.costs import Costs, Quartiles
-from bench.record import Plan, Record
+from bench.cost.costs import Quartiles
+from bench.report.groups import Pairs
 from bench.report.measures import (
-    CATEGORIES,
     CONNECTED,
-    LEAST_SEEDS,
-    NOT_SUPPORTED,
     RESPONSE,
     SHARED,
-    SUPPORTED,
-    UNDECIDED,
-    Contrast,
-    Finding,
-    Pairs,
-    Value,
-    category_means,
-    contrast,
+    Differences,
+    differences,
     final,
     gradient_cosine,
     log_directions,
     log_variation,
     loss_ms_by_category,
     read,
-    teacher_values,
+    scalars_by_category,
+    teachers,
 )
-from bench.report.summary import measured_groups
-from bench.report.superiority import superiority
-from bench.report.tables import Column, Section, Table
-from bench.report.tables import Value as Shown
-from bench.statistics import ALPHA, holm, mean_interval
+from bench.report.results import Findings
+from bench.report.tables import Column, Section, Table, Value
+from bench.report.wording import row_title
+from bench.statistics import ALPHA, holm, mean_interval, paired_differences, paired_p
 
-EXAMINED = "not measured: that takes diagnostics: true in the grid, and rows of {}"
-PROFILED = "not measured: that takes run_all.py profile, and rows of {}"
+SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
-CLAIM_COLUMNS = (
-    Column(key="claim", name="claim", align="left"),
-    Column(key="measure", name="measure", align="left"),
-    Column(key="verdict", name="verdict", align="left"),
-    Column(key="evidence", name="evidence", align="left"),
+LEAST_SEEDS, LEAST_PAIRS = 3, 2
+"""Fewer are no evidence, whatever their p: two seeds agree by chance too often, and on a single
+pair some row is always the best."""
+
+EXAMINED = "Not measured: that takes diagnostics: true in the grid, and rows of both categories."
+PROFILED = "Not measured: that takes run_all.py profile, and rows of both categories."
+
+CLAIM_COLUMNS = tuple(
+    Column(key=key, name=key, align="left") for key in ("claim", "verdict", "measure", "evidence")
 )
-
 CLAIM_NOTES = (
-    "Measures compare means over a category's methods, paired by seed and averaged over the pairs "
-    "of networks; p of the paired t test, Holm over the table; [95 % t interval], n seeds. Fewer "
-    f"than {LEAST_SEEDS} seeds decide nothing.",
-    "Costs too are means over a category's methods: one costly method can carry its category.",
-    "Never beaten significantly: by no other row on any pair, with Holm's correction over all "
-    "those comparisons of the row.",
+    "Means over a category's methods, paired by seed and averaged over pairs; paired t test, Holm "
+    f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
 )
-
 ROW_COLUMNS = (
     Column(key="label", name="method", align="left"),
-    Column(key="category", name="category", align="left"),
     Column(key="n", name="n"),
     Column(key="knowledge_scalars", name="scalars of knowledge per sample"),
     Column(key="knowledge_directions", name="directions held fast", digits=1, interval=True),
     Column(key="cosine", name="gradient cosine", digits=3, signed=True, interval=True),
 )
 
-ROW_NOTES = (
-    "n: finished cells, one a seed; ± is the half-width of the 95 % t interval over seeds.",
-    "Knowledge: the teacher's tensors that the method's first stage with a transfer loss reads.",
-    "Directions held fast: participation ratio of the curvature of the transfer loss in the "
-    "teacher's own tensors, per sample; the fewer, the softer.",
-    "Gradient cosine: between cross-entropy and transfer loss over the student's trunk, on the "
-    "first batch of every epoch of that stage; '-' in a stage that does not train on labels.",
-)
-
 
 class Claim(NamedTuple):
-    """One sentence, what it is measured by, and what was found."""
+    """One sentence.
+
+    Attributes:
+        text: the sentence.
+        measure: what it is measured by.
+        verdict: empty where a test over the whole table decides.
+        evidence: one sentence.
+        tested: differences by seed, that this test is made of.
+        wanted: -1 if the claim says below 0, 1 if above.
+    """
 
     text: str
     measure: str
-    found: Contrast | Finding
+    verdict: str = ""
+    evidence: str = ""
+    tested: Differences = Differences()
+    wanted: int = 1
 
 
-def claims_section(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Section:
+def claims_section(found: Findings) -> Section:
     """The table of claims, and the diagnostics of every pair's rows."""
     return Section(
         name="claims",
         title="The survey's claims, measured",
-        tables=(claim_table(plan, records, costs), *diagnostics_tables(plan, records)),
+        tables=(claim_table(found), *_diagnostics(found)),
     )
 
 
-def claim_table(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Table:
-    """One row a claim: what it is measured by, the verdict, and the numbers with n and intervals.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-        costs: of the profiler; None or empty if it did not run.
-
-    Returns:
-        See the head of this module for how verdicts come about.
-    """
-    claims = _claims(measured_groups(plan, records), costs)
-    adjusted = _adjusted(claims)
-    rows = []
-    for claim in claims:
-        verdict, evidence = _judged(claim, adjusted.get(claim.text))
-        rows.append(
-            {
-                "claim": claim.text,
-                "measure": claim.measure,
-                "verdict": verdict,
-                "evidence": evidence,
-            }
-        )
+def claim_table(found: Findings) -> Table:
+    """One row a claim; see the head of this module for how verdicts come about."""
+    claims = _claims(found)
+    tested = [claim for claim in claims if claim.tested.values]
+    raw = [_p(claim.tested.values) for claim in tested]
+    # What has no spread to judge by was looked at all the same.
+    adjusted = holm([1.0 if p is None else p for p in raw])
+    p_of = {c.text: None if r is None else p for c, r, p in zip(tested, raw, adjusted, strict=True)}
+    rows = [_row(claim, p_of.get(claim.text)) for claim in claims]
     return Table.by_name("Claims", CLAIM_COLUMNS, rows, CLAIM_NOTES)
 
 
-def diagnostics_tables(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
-    """One table for each pair that was examined; none for a grid without diagnostics."""
-    tables = []
-    for key, groups in measured_groups(plan, records).items():
-        rows: list[dict[str, Shown]] = []
-        for group in groups:
-            if scalars := read(group, final("knowledge_scalars")):
-                rows.append(
-                    {
-                        "label": group.label,
-                        "category": group.category,
-                        "n": len(scalars),
-                        "knowledge_scalars": int(next(iter(scalars.values()))),
-                        "knowledge_directions": _mean(read(group, final("knowledge_directions"))),
-                        "cosine": _mean(read(group, gradient_cosine)),
-                    }
-                )
-        if rows:
-            tables.append(Table.by_name(key.title, ROW_COLUMNS, rows, ROW_NOTES))
-    return tables
-
-
-def _mean(series: Mapping[int, float]) -> Shown:
-    return mean_interval(list(series.values())) if series else None
-
-
-# --- the claims -------------------------------------------------------------------------------
-
-
-def _claims(pairs: Pairs, costs: Costs | None) -> list[Claim]:
-    losses = loss_ms_by_category(costs)
+def _claims(found: Findings) -> list[Claim]:
+    pairs, losses = found.groups, loss_ms_by_category(found.costs)
+    held = "directions held fast, "
     return [
-        Claim(
-            "Response-based knowledge is small",
-            "scalars of the teacher that the method reads per sample",
-            _ordered(_scalars(pairs), RESPONSE, (CONNECTED, SHARED), missing=EXAMINED),
+        _ordered(
+            Claim("Response-based knowledge is small", "scalars that the method reads per sample"),
+            scalars_by_category(pairs), RESPONSE, (CONNECTED, SHARED), -1, EXAMINED,
+        ),
+        _ordered(
+            Claim("Response-based knowledge is cheap", "transfer loss of a step, ms"),
+            losses, RESPONSE, (CONNECTED, SHARED), -1, PROFILED,
         ),
         Claim(
-            "Response-based knowledge is cheap",
-            "transfer loss of a step, ms",
-            _ordered(losses, RESPONSE, (CONNECTED, SHARED), missing=PROFILED),
-        ),
-        Claim(
-            "Multi-connection knowledge is large",
-            "directions held fast, multi-connection / response",
-            _between(pairs, log_directions, CONNECTED, RESPONSE, wanted=1, ratio=True),
+            "Multi-connection knowledge is large", f"{held}multi-connection / response",
+            tested=differences(pairs, log_directions, CONNECTED, RESPONSE),
         ),
         Claim(
             "Multi-connection knowledge may over-constrain",
-            "cosine between the gradients of task and transfer loss, multi-connection - response",
-            _between(pairs, gradient_cosine, CONNECTED, RESPONSE, wanted=-1, ratio=False),
+            "cosine of task and transfer gradients, multi-connection - response",
+            tested=differences(pairs, gradient_cosine, CONNECTED, RESPONSE), wanted=-1,
         ),
         Claim(
             "Attention maps are smoother than features",
             "total variation, the teacher's attention maps / the channels under them",
-            _smoothness(pairs),
+            tested=teachers(pairs, log_variation), wanted=-1,
         ),
         Claim(
             "Shared-representation knowledge is softer",
-            "directions held fast, shared-representation / multi-connection",
-            _between(pairs, log_directions, SHARED, CONNECTED, wanted=-1, ratio=True),
+            f"{held}shared-representation / multi-connection",
+            tested=differences(pairs, log_directions, SHARED, CONNECTED), wanted=-1,
         ),
-        Claim(
-            "Shared-representation knowledge costs more",
-            "transfer loss of a step, ms",
-            _ordered(losses, SHARED, (RESPONSE, CONNECTED), missing=PROFILED, less=False),
+        _ordered(
+            Claim("Shared-representation knowledge costs more", "transfer loss of a step, ms"),
+            losses, SHARED, (RESPONSE, CONNECTED), 1, PROFILED,
         ),
-        Claim(
-            "Nothing is completely superior",
-            "last accuracy, every row against every other by seed, on every pair",
-            superiority(pairs),
+        _superiority(
+            Claim("Nothing is completely superior", "accuracy, every row against every other"),
+            pairs,
         ),
-    ]
+    ]  # fmt: skip
 
 
-def _between(
-    pairs: Pairs, value: Value, first: str, second: str, *, wanted: int, ratio: bool
-) -> Contrast:
-    about = Contrast(wanted=wanted, ratio=ratio, missing=EXAMINED.format(f"{first} and {second}"))
-    sides = (
-        {key: category_means(groups, category, value) for key, groups in pairs.items()}
-        for category in (first, second)
-    )
-    return contrast(about, *sides)
+def _row(claim: Claim, p: float | None) -> dict[str, Value]:
+    verdict, evidence = claim.verdict, claim.evidence
+    if not verdict:
+        verdict, evidence = UNDECIDED, EXAMINED
+        if claim.tested.values:
+            evidence = _evidence(claim, p)
+        if p is not None and p <= ALPHA:
+            right = statistics.fmean(claim.tested.values) * claim.wanted > 0
+            verdict = SUPPORTED if right else NOT_SUPPORTED
+    return {
+        "claim": claim.text, "verdict": verdict, "measure": claim.measure, "evidence": evidence,
+    }  # fmt: skip
 
 
-def _smoothness(pairs: Pairs) -> Contrast:
-    about = Contrast(wanted=-1, ratio=True, missing=EXAMINED.format("any method"))
-    ratios = {key: teacher_values(groups, log_variation) for key, groups in pairs.items()}
-    return contrast(about, ratios, None)
+def _evidence(claim: Claim, p: float | None) -> str:
+    found, ratio = mean_interval(claim.tested.values), " / " in claim.measure
+    numbers = [x for x in found[:3] if x is not None]
+    # The interval of two seeds can be wider than a float.
+    shown = [f"{math.exp(min(x, 700)):.3g}" if ratio else f"{x:+.3g}" for x in numbers]
+    ends = f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else ""
+    why = "no spread over seeds to judge by"
+    if p is not None:
+        why = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    elif found.n < LEAST_SEEDS:
+        why = f"too few seeds, wanted {LEAST_SEEDS}"
+    agreeing = sum(mean * claim.wanted > 0 for mean in claim.tested.by_pair)
+    pairs = f"so on {agreeing} of {len(claim.tested.by_pair)} pairs"
+    return f"{shown[0]}{ends}, {found.n} seeds, {pairs}, {why}."
 
 
-def _scalars(pairs: Pairs) -> list[dict[str, Quartiles]]:
-    """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
-    found = []
-    for groups in pairs.values():
-        means = {x: category_means(groups, x, final("knowledge_scalars")) for x in CATEGORIES}
-        # Seeds do not differ in it: the networks' shapes decide.
-        sizes = {x: statistics.fmean(series.values()) for x, series in means.items() if series}
-        found.append({x: Quartiles(size, size, size, 1) for x, size in sizes.items()})
-    return found
+def _p(values: Sequence[float]) -> float | None:
+    return paired_p(values) if len(values) >= LEAST_SEEDS else None
 
 
 def _ordered(
-    pairs: Sequence[Mapping[str, Quartiles]],
-    category: str,
-    others: Sequence[str],
-    *,
-    missing: str,
-    less: bool = True,
-) -> Finding:
-    """Whether a category has less (or more) than the others, on every pair of networks."""
-    shown: dict[str, list[float]] = {}
-    holds: list[bool | None] = []
-    for pair in pairs:
-        for each in (category, *others):
-            if each in pair:
-                shown.setdefault(each, []).append(pair[each].median)
-        for other in others:
-            if category in pair and other in pair:
-                low, high = (category, other) if less else (other, category)
-                holds.append(_is_less(pair[low], pair[high]))
+    claim: Claim, pairs: Sequence[Mapping[str, Quartiles]], category: str, others: Sequence[str],
+    sign: int, missing: str,
+) -> Claim:  # fmt: skip
+    """Whether a category has less (-1) or more (1) than the others, on every pair."""
+    holds = [
+        _compared(pair[category], pair[other]) for pair in pairs for other in others
+        if category in pair and other in pair
+    ]  # fmt: skip
     if not holds:
-        return Finding(UNDECIDED, missing.format(f"{category} and {' or '.join(others)}"))
-    verdict = UNDECIDED
-    if len(set(holds)) == 1 and holds[0] is not None:
-        verdict = SUPPORTED if holds[0] else NOT_SUPPORTED
-    right = sum(outcome is True for outcome in holds)
-    return Finding(verdict, f"{_spans(shown)}: so in {right} of {len(holds)} comparisons")
-
-
-def _is_less(first: Quartiles, second: Quartiles) -> bool | None:
-    """None where the quartiles overlap."""
-    if first.q3 < second.q1:
-        return True
-    return False if first.q1 > second.q3 else None
-
-
-def _spans(found: Mapping[str, Sequence[float]]) -> str:
-    """Every category with its least and greatest number over the pairs."""
+        return claim._replace(verdict=UNDECIDED, evidence=missing)
     parts = []
-    for category, values in found.items():
-        low, high = f"{min(values):.4g}", f"{max(values):.4g}"
-        parts.append(f"{category} {low if low == high else f'{low} to {high}'}")
-    return ", ".join(parts)
+    for each in (category, *others):
+        values = [pair[each].median for pair in pairs if each in pair]
+        ends = dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values))) if values else ()
+        parts += [f"{each} {' to '.join(ends)}"] * bool(values)
+    verdict = {sign: SUPPORTED, -sign: NOT_SUPPORTED}.get(holds[0], UNDECIDED)
+    right = f"so in {holds.count(sign)} of {len(holds)} comparisons"
+    return claim._replace(
+        verdict=verdict if len(set(holds)) == 1 else UNDECIDED,
+        evidence=f"{', '.join(parts)}: {right}.",
+    )
 
 
-# --- verdicts and what is said of them --------------------------------------------------------
+def _compared(first: Quartiles, second: Quartiles) -> int:
+    """-1 for less, 1 for more, 0 where the quartiles overlap."""
+    return (first.q1 > second.q3) - (first.q3 < second.q1)
 
 
-def _adjusted(claims: Sequence[Claim]) -> dict[str, float]:
-    """Claim -> its p, with Holm's correction over all of the table."""
-    tested = {
-        claim.text: claim.found.p
-        for claim in claims
-        if isinstance(claim.found, Contrast) and not claim.found.missing
-    }
-    # What has no spread to judge by was looked at all the same.
-    corrected = holm([1.0 if p is None else p for p in tested.values()])
-    pairs = zip(tested.items(), corrected, strict=True)
-    return {text: found for (text, p), found in pairs if p is not None}
+def _superiority(claim: Claim, pairs: Pairs) -> Claim:
+    """Holds every method's row against every other row of its pair, by seed.
+
+    A row is beaten if another one is significantly better on some pair: paired t tests, Holm over
+    all its comparisons on all pairs. That every row is beaten is an intersection of such findings
+    and needs no further correction. That one row beats all others everywhere is an intersection as
+    well; it is asked of every row, with Holm over them.
+
+    Source:
+        Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24, 1982.
+    """
+    rivals: dict[str, list[list[float]]] = {}  # row -> other - row, by seed, of every comparison
+    total, shown = 0, 0
+    for groups in pairs.values():
+        rows = {g.label: g.by_seed("last_accuracy") for g in groups if g.role != "teacher"}
+        rows = {label: series for label, series in rows.items() if series}
+        if len(rows) < 2:
+            continue
+        total, shown = total + len(rows) - 1, shown + 1
+        methods = {g.label for g in groups if g.role == "method" and g.category != "baseline"}
+        for label in filter(methods.__contains__, rows):
+            others = (paired_differences(rows[x], rows[label]) for x in rows if x != label)
+            rivals.setdefault(label, []).extend(filter(None, others))
+    found = [(label, values) for label, values in rivals.items() if values]
+    if not found:
+        return claim._replace(verdict=UNDECIDED, evidence="No two rows have a seed in common.")
+    unbeaten = [
+        row_title(label) for label, values in found
+        if min(holm([_one_sided(v, 1) for v in values])) > ALPHA
+    ]  # fmt: skip
+    worst = holm([max(_one_sided(v, -1) for v in vs) if len(vs) == total else 1 for _, vs in found])
+    superior = [row_title(row) for (row, _), p in zip(found, worst, strict=True) if p <= ALPHA]
+    verdict, said = SUPPORTED, f"Each of {len(found)} rows is beaten on some pair"
+    if superior:
+        verdict, said = NOT_SUPPORTED, f"Superior everywhere: {', '.join(superior)}"
+    elif unbeaten:
+        verdict, said = UNDECIDED, f"Never beaten significantly: {', '.join(unbeaten)}"
+    seeds = min(len(values) for _, several in found for values in several)
+    few = f", too few, wanted {LEAST_PAIRS}" if shown < LEAST_PAIRS else ""
+    evidence = f"{said}; at least {seeds} seeds, {shown} pairs{few}."
+    return claim._replace(verdict=UNDECIDED if few else verdict, evidence=evidence)
 
 
-def _judged(claim: Claim, p: float | None) -> Finding:
-    found = claim.found
-    if isinstance(found, Finding):
-        return found
-    if found.missing:
-        return Finding(UNDECIDED, found.missing)
-    return Finding(_contrast_verdict(found, p), _contrast_evidence(found, p))
+def _one_sided(values: Sequence[float], sign: int) -> float:
+    """Two-sided p of a mean difference of that sign; 1 where there is nothing to judge by."""
+    if len(values) < LEAST_SEEDS or statistics.fmean(values) * sign <= 0:
+        return 1.0
+    p = paired_p(values)
+    return 1.0 if p is None else p
 
 
-def _contrast_verdict(found: Contrast, p: float | None) -> str:
-    if p is None or p > ALPHA:
-        return UNDECIDED
-    return SUPPORTED if statistics.fmean(found.differences) * found.wanted > 0 else NOT_SUPPORTED
-
-
-def _contrast_evidence(found: Contrast, p: float | None) -> str:
-    mean, low, high, n = found.interval
-    sign = "" if found.ratio else "+"
-    ends = "" if low is None or high is None else f" [{low:{sign}.3g}, {high:{sign}.3g}]"
-    why = "no spread over seeds to judge by"
-    if p is not None:
-        why = "p<0.001" if p < 0.001 else f"p={p:.3f}"
-    elif n < LEAST_SEEDS:
-        why = f"too few seeds to tell, wanted {LEAST_SEEDS}"
-    return f"{mean:{sign}.3g}{ends}, n={n}, so on {found.agreeing} of {found.pairs} pairs, {why}"
+def _diagnostics(found: Findings) -> list[Table]:
+    """One table for each pair that was examined; none for a grid without diagnostics."""
+    tables = []
+    for key, groups in found.groups.items():
+        rows: list[dict[str, Value]] = []
+        for group in groups:
+            if scalars := read(group, final("knowledge_scalars")):
+                directions = list(read(group, final("knowledge_directions")).values())
+                cosines = list(read(group, gradient_cosine).values())
+                rows.append(
+                    {
+                        "label": row_title(group.label),
+                        "n": len(scalars),
+                        "knowledge_scalars": int(next(iter(scalars.values()))),
+                        "knowledge_directions": mean_interval(directions) if directions else None,
+                        "cosine": mean_interval(cosines) if cosines else None,
+                    }
+                )
+        if rows:
+            tables.append(Table.by_name(found.titles[key], ROW_COLUMNS, rows, detail=True))
+    return tables

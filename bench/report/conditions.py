@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record
-from bench.report.summary import NOT_RUN, group_by_pair
+from bench.report.groups import NOT_RUN, group_by_pair
 from bench.report.tables import Column, Table, Value
+from bench.report.wording import row_title, seeds_text
 
 PASSING = ("started", "cohort")
 """What differs from cell to cell by its nature."""
@@ -41,7 +42,7 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
     cells = [record for record in cells if record.status == FINISHED]
     if not cells:
         return None
-    rows = [_row("seeds", _joined(row.seed for row in plan.rows), len(cells))]
+    rows = [_row("seeds", seeds_text(row.seed for row in plan.rows), len(cells))]
     rows += _started(cells)
     for name in sorted({key for record in cells for key in record.conditions} - {*PASSING}):
         rows += _counted(name, [r.conditions[name] for r in cells if name in r.conditions])
@@ -91,22 +92,6 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _joined(seeds: Iterable[int]) -> str:
-    """Seeds as ranges.
-
-    Example:
-        >>> _joined([0, 1, 2, 7, 1])
-        '0-2, 7'
-    """
-    runs: list[list[int]] = []
-    for seed in sorted(set(seeds)):
-        if runs and seed == runs[-1][1] + 1:
-            runs[-1][1] = seed
-        else:
-            runs.append([seed, seed])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
 def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
     """Every row of the plan without a result: failed, not applicable or not run, and why.
 
@@ -123,12 +108,12 @@ def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
         for row in rows:
             fault = _fault(records.get(row.cell_id))
             if fault is not None:
-                seeds.setdefault((key.title, row.label, *fault), []).append(row.seed)
+                seeds.setdefault((key.title, row_title(row.label), *fault), []).append(row.seed)
     if not seeds:
         return None
     rows = [
-        {"pair": pair, "label": label, "seeds": _joined(found), "status": status, "reason": reason}
-        for (pair, label, status, reason), found in seeds.items()
+        {"pair": pair, "label": row, "seeds": seeds_text(met), "status": status, "reason": reason}
+        for (pair, row, status, reason), met in seeds.items()
     ]
     return Table.by_name("Cells without a result", FAULT_COLUMNS, rows)
 

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.cost.costs import CostRecord, Costs, StageCost
-from bench.record import FINISHED
-from bench.report.cost_figures import draw_losses
-from bench.report.drawing import save_figure
-from bench.report.measured import MEGA, MIB, by_place, measured_with, pair_title, quartile_entry
-from bench.report.tables import Column, Entry, Section, Table, Value, to_text, write_section
+from bench.cost.costs import CostRecord, Costs, Quartiles, StageCost
+from bench.record import FINISHED, Record
+from bench.report.figures import Dumbbell, dumbbells
+from bench.report.tables import (
+    Column,
+    Entry,
+    Section,
+    Table,
+    Value,
+    to_text,
+    write_csv,
+    write_markdown,
+)
+from bench.report.wording import row_title
+from bench.statistics import Interval
 
-FIGURE = "cost_loss"
-CAPTION = "Every transfer loss alone, forward and backward, on a log scale."
+MIB = 2**20
+MEGA = 1e6
+
+CONDITIONS = (
+    "device", "threads", "precision", "deterministic", "torch", "cuda", "python", "batch",
+    "image_shape", "classes", "train_images", "rounds", "warm_up", "started", "commit", "dirty",
+    "memory",
+)  # fmt: skip
+"""What is said of a measurement, in this order."""
 
 METHOD_COLUMNS = (
     Column(key="label", name="method", align="left"),
-    Column(key="category", name="category", align="left"),
     Column(
-        key="training_cost_ratio",
-        name="whole training, time",
-        unit="x plain",
-        digits=2,
-        interval=True,
+        key="training_cost_ratio", name="whole training", unit="× student", digits=1,
+        interval=True, best="low",
     ),
-    Column(key="training_flop_ratio", name="whole training, FLOP", unit="x plain", digits=2),
-    Column(key="step_ms", name="steps of its stages", unit="ms", align="right"),
-    Column(key="loss_ms", name="transfer losses of its stages", unit="ms", align="right"),
-    Column(key="extra_peak_mib", name="peak memory above plain", unit="MiB", digits=2),
-    Column(key="extra_parameters", name="extra parameters"),
-    Column(key="status", name="status", align="left"),
-)
+    Column(
+        key="training_flop_ratio", name="FLOP", unit="× student", digits=1, best="low",
+    ),
+    Column(key="loss_ms", name="transfer losses", unit="ms", align="right"),
+    Column(key="step_ms", name="steps", unit="ms", align="right"),
+    Column(key="extra_peak_mib", name="memory above plain", unit="MiB", digits=1, best="low"),
+    Column(key="extra_parameters", name="extra parameters", best="low"),
+    Column(key="status", name="status", align="left", detail=True),
+)  # fmt: skip
 
 STAGE_COLUMNS = (
     Column(key="label", name="method", align="left"),
@@ -78,6 +90,70 @@ STAGE_NOTES = (
 )
 
 
+# --- one set of conditions ---------------------------------------------------------------------
+
+Place = tuple[str, ...]
+"""A pair and the conditions that it was measured under, see `CostRecord.place`."""
+
+
+def by_place(records: Iterable[CostRecord]) -> dict[Place, list[CostRecord]]:
+    """Records that may share a table: one pair under one set of conditions."""
+    places: dict[Place, list[CostRecord]] = {}
+    for record in records:
+        places.setdefault(record.place, []).append(record)
+    return places
+
+
+def pair_title(record: CostRecord) -> str:
+    """What a measurement was made on, in one line."""
+    at = record.conditions
+    threads = f", threads {at['threads']}" if at.get("device_type") == "cpu" else ""
+    return (
+        f"{record.data}: {record.teacher} → {record.student}, batch {at.get('batch')}, "
+        f"{at.get('device')}{threads}, {at.get('precision')}"
+    )
+
+
+def measured_with(records: Sequence[CostRecord]) -> str:
+    """The conditions that all records share; those that differ show every value."""
+    shown = []
+    for name in CONDITIONS:
+        values = [record.conditions.get(name) for record in records]
+        if any(value is not None for value in values):
+            texts = dict.fromkeys(map(_plain, values))
+            shown.append(f"{name.replace('_', ' ')} {' or '.join(texts)}")
+    return f"Measured with: {'; '.join(shown)}."
+
+
+def other_code(costs: Iterable[CostRecord], cells: Iterable[Record]) -> str:
+    """One sentence where costs and accuracies are of different commits; else empty."""
+    cost, accuracy = (
+        dict.fromkeys(str(x.conditions["commit"])[:10] for x in found if x.conditions.get("commit"))
+        for found in (costs, cells)
+    )
+    if not cost or not accuracy or set(cost) == set(accuracy):
+        return ""
+    return (
+        f"Costs were measured with another version of the code (commit {', '.join(cost)}) than "
+        f"accuracies ({', '.join(accuracy)})."
+    )
+
+
+def _plain(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def quartile_entry(measured: Quartiles | None) -> Entry:
+    """The median with its quartiles; without them if it was measured once."""
+    if measured is None:
+        return Entry(None)
+    low, high = (None, None) if measured.n == 1 else (measured.q1, measured.q3)
+    return Entry(Interval(measured.median, low, high, measured.n))
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
 def method_table(records: Sequence[CostRecord]) -> Table:
     """A row for each method, of one pair under one set of conditions."""
     teacher = records[0].teacher_bytes / MIB
@@ -95,7 +171,7 @@ def method_table(records: Sequence[CostRecord]) -> Table:
 
 
 def _method_row(record: CostRecord) -> dict[str, Entry | Value]:
-    row: dict[str, Entry | Value] = {"label": record.label, "category": record.category}
+    row: dict[str, Entry | Value] = {"label": row_title(record.label)}
     if record.status != FINISHED:
         return {**row, "status": f"{record.status.replace('_', ' ')}: {record.error}"}
     losses = [stage.loss.ms.median if stage.loss else None for stage in record.stages]
@@ -121,8 +197,13 @@ def stage_table(records: Sequence[CostRecord]) -> Table:
     return Table.by_name(
         f"Cost of each stage, {pair_title(records[0])}",
         STAGE_COLUMNS,
-        (_stage_row(record.label, stage) for record in records for stage in record.stages),
+        (
+            _stage_row(row_title(record.label), stage)
+            for record in records
+            for stage in record.stages
+        ),
         STAGE_NOTES,
+        detail=True,
     )
 
 
@@ -166,22 +247,27 @@ def cost_section(costs: Costs) -> Section:
     return Section(name="cost", title="What methods cost", tables=tables)
 
 
+def pair_dumbbells(costs: Costs) -> list[tuple[str, list[Dumbbell]]]:
+    """For each pair and set of conditions its title, and every loss next to its step."""
+    groups = by_place(costs.records).values()
+    return [(pair_title(r[0]), rows) for r in groups if (rows := dumbbells(r))]
+
+
+def measured_at(costs: Costs) -> str:
+    """Where costs were measured, to follow a word; empty without any."""
+    if not costs:
+        return ""
+    at = costs.records[0].conditions
+    threads = f", {at['threads']} thread" if at.get("threads") else ""
+    return f" on {at.get('device')}{threads}{'s' if at.get('threads', 1) != 1 else ''}"
+
+
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
-    """Writes cost.md, .tex and .csv, cost_2.csv (the stages) and figures/cost_loss_*.svg.
+    """Writes cost.md (the methods), cost.csv and cost_2.csv (the stages); returns their paths.
 
     Args:
         costs: all that was profiled of a grid.
         folder: the grid's; made if it does not exist.
-
-    Returns:
-        The files.
     """
-    paths = write_section(cost_section(costs), folder)
-    used: Counter[str] = Counter()
-    for records in by_place(costs.records).values():
-        if (figure := draw_losses(records)) is not None:
-            pair = re.sub(r"[^A-Za-z0-9]+", "-", f"{records[0].teacher} {records[0].student}")
-            used[pair] += 1
-            name = pair if used[pair] == 1 else f"{pair}-{used[pair]}"
-            paths.append(save_figure(figure, folder / "figures" / f"{FIGURE}_{name}"))
-    return paths
+    section = cost_section(costs)
+    return [*write_csv(section, folder), write_markdown(section, folder)]

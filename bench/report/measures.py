@@ -5,28 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bench.cost.costs import Costs, Quartiles
 from bench.record import FINISHED, Record
-from bench.report.summary import Group, PairKey
-from bench.statistics import Interval, mean_interval, paired_p
-
-LEAST_SEEDS = 3
-"""Fewer seeds are no evidence, whatever their p: two agree by chance too often."""
+from bench.report.groups import Group, Pairs
 
 CATEGORIES = RESPONSE, CONNECTED, SHARED = "response", "multi-connection", "shared-representation"
-
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
-
-
-class Finding(NamedTuple):
-    """A verdict on a claim, and the numbers that it rests on."""
-
-    verdict: str
-    evidence: str
-
 
 Value = Callable[[Record], float | None]
 """A number of a finished record, None where it was not measured."""
@@ -77,10 +62,18 @@ def log_directions(record: Record) -> float | None:
     return math.log(found) if found is not None and found > 0 else None
 
 
-# --- by category ------------------------------------------------------------------------------
+def read(group: Group, value: Value) -> dict[int, float]:
+    """Seed -> the number of the group's finished records."""
+    found = {}
+    for seed, cell in group.cells.items():
+        record = group.records.get(cell)
+        number = value(record) if record is not None and record.status == FINISHED else None
+        if number is not None:
+            found[seed] = number
+    return found
 
-Pairs = Mapping[PairKey, Sequence[Group]]
-"""The rows of every pair that has any record, see `bench.report.summary.measured_groups`."""
+
+# --- by category ------------------------------------------------------------------------------
 
 
 def category_means(groups: Sequence[Group], category: str, value: Value) -> dict[int, float]:
@@ -93,7 +86,7 @@ def category_means(groups: Sequence[Group], category: str, value: Value) -> dict
     for group in groups:
         chosen = group.role == "method" and group.category == category
         if chosen and (series := read(group, value)):
-            methods.setdefault(group.label.split(" ")[0], []).append(series)  # with variants
+            methods.setdefault(group.method, []).append(series)
     rows = [series for own in methods.values() for series in own]
     seeds = set.intersection(*map(set, rows)) if rows else set()
     return {
@@ -104,114 +97,74 @@ def category_means(groups: Sequence[Group], category: str, value: Value) -> dict
     }
 
 
-def teacher_values(groups: Sequence[Group], value: Value) -> dict[int, float]:
-    """Seed -> a number that is the teacher's alone: every method of the pair has the same."""
-    found: dict[int, float] = {}
-    for group in groups:
-        if group.role == "method":
-            found = {**read(group, value), **found}
-    return dict(sorted(found.items()))
-
-
-def read(group: Group, value: Value) -> dict[int, float]:
-    """Seed -> the number of the group's finished records."""
-    found = {}
-    for seed, cell in group.cells.items():
-        record = group.records.get(cell)
-        number = value(record) if record is not None and record.status == FINISHED else None
-        if number is not None:
-            found[seed] = number
-    return found
-
-
-# --- a difference with its spread --------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Differences paired by seed, each the mean over pairs; or why there are none.
+class Differences(NamedTuple):
+    """Differences paired by seed, each the mean over pairs.
 
     Attributes:
-        wanted: -1 if the claim says below 0, 1 if above.
-        differences: one a seed.
-        pairs: over how many pairs.
-        agreeing: pairs whose mean has the wanted sign.
-        ratio: whether differences are logarithms, shown as ratios.
-        missing: what is needed where nothing could be compared; empty if something was.
+        values: one a seed; empty where nothing could be compared.
+        by_pair: mean difference of each pair of networks.
     """
 
-    wanted: int
-    differences: tuple[float, ...] = ()
-    pairs: int = 0
-    agreeing: int = 0
-    ratio: bool = False
-    missing: str = ""
-
-    @property
-    def p(self) -> float | None:
-        """Of the paired t test that the mean is 0; None where there is no spread to judge by."""
-        return paired_p(self.differences) if len(self.differences) >= LEAST_SEEDS else None
-
-    @property
-    def interval(self) -> Interval:
-        """The mean with its 95 % t interval, as a ratio if it is one."""
-        found = mean_interval(self.differences)
-        if not self.ratio:
-            return found
-        low, high = (None if end is None else _exp(end) for end in (found.low, found.high))
-        return Interval(_exp(found.mean), low, high, found.n)
+    values: tuple[float, ...] = ()
+    by_pair: tuple[float, ...] = ()
 
 
-def _exp(x: float) -> float:
-    return math.exp(min(x, 700.0))  # the interval of two seeds can be wider than a float
+def differences(pairs: Pairs, value: Value, first: str, second: str) -> Differences:
+    """Mean of a category - that of another one, by seed, over the pairs where both are there."""
+    both = (
+        (category_means(groups, first, value), category_means(groups, second, value))
+        for groups in pairs.values()
+    )
+    return over_pairs({s: a[s] - b[s] for s in a.keys() & b.keys()} for a, b in both if a and b)
 
 
-Series = Mapping[PairKey, Mapping[int, float]]
-"""Pair -> seed -> number."""
+def teachers(pairs: Pairs, value: Value) -> Differences:
+    """A number that is the teacher's alone: every method of a pair has the same."""
+    found: list[dict[int, float]] = []
+    for groups in pairs.values():
+        series: dict[int, float] = {}
+        for group in groups:
+            if group.role == "method":
+                series = {**read(group, value), **series}
+        found += [series] * bool(series)
+    return over_pairs(found)
 
 
-def contrast(about: Contrast, first: Series, second: Series | None) -> Contrast:
-    """first - second by seed, averaged over the pairs where both are there.
-
-    Args:
-        about: what is compared; the differences are filled in.
-        first: one side.
-        second: the other; None for 0.
-    """
-    by_pair: list[dict[int, float]] = []
-    for key, series in first.items():
-        other = {seed: 0.0 for seed in series} if second is None else second.get(key, {})
-        if series and other:
-            common = series.keys() & other.keys()
-            # The last bits of a sum are no spread.
-            by_pair.append({seed: round(series[seed] - other[seed], 12) for seed in common})
-    if not by_pair:
-        return about
-    seeds = sorted(set.intersection(*map(set, by_pair)))
+def over_pairs(series: Iterable[Mapping[int, float]]) -> Differences:
+    """The mean over pairs at every seed that all of them have."""
+    # The last bits of a sum are no spread.
+    pairs = [{seed: round(x, 12) for seed, x in pair.items()} for pair in series]
+    seeds = sorted(set.intersection(*map(set, pairs))) if pairs else []
     if not seeds:
-        return replace(about, missing="no seed at which every pair has both")
-    means = [statistics.fmean(series[seed] for seed in seeds) for series in by_pair]
-    differences = [statistics.fmean(series[seed] for series in by_pair) for seed in seeds]
-    return replace(
-        about,
-        differences=tuple(round(difference, 12) for difference in differences),
-        pairs=len(by_pair),
-        agreeing=sum(mean * about.wanted > 0 for mean in means),
-        missing="",
+        return Differences()
+    return Differences(
+        tuple(round(statistics.fmean(pair[seed] for pair in pairs), 12) for seed in seeds),
+        tuple(statistics.fmean(pair[seed] for seed in seeds) for pair in pairs),
     )
 
 
-# --- costs -------------------------------------------------------------------------------------
+# --- sizes and costs ---------------------------------------------------------------------------
 
 
-def loss_ms_by_category(costs: Costs | None) -> list[dict[str, Quartiles]]:
+def scalars_by_category(pairs: Pairs) -> list[dict[str, Quartiles]]:
+    """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
+    found = []
+    for groups in pairs.values():
+        means = {x: category_means(groups, x, final("knowledge_scalars")) for x in CATEGORIES}
+        # Seeds do not differ in it: the networks' shapes decide.
+        sizes = {x: statistics.fmean(series.values()) for x, series in means.items() if series}
+        found.append({x: Quartiles(size, size, size, 1) for x, size in sizes.items()})
+    return found
+
+
+def loss_ms_by_category(costs: Costs) -> list[dict[str, Quartiles]]:
     """For every profiled pair: category -> milliseconds of a step's transfer loss.
 
     Forward and backward, of a row's costliest stage; the mean over methods, each the mean over
     its rows.
     """
     groups: dict[tuple[str, ...], dict[str, dict[str, list[Quartiles]]]] = {}
-    for record in costs.records if costs is not None else ():
+    for record in costs.records:
         if record.status == FINISHED and record.loss is not None:
             methods = groups.setdefault(record.place, {}).setdefault(record.category, {})
             methods.setdefault(record.method, []).append(record.loss.ms)

@@ -1,7 +1,6 @@
-"""One HTML file a grid: opens offline, asks nothing of any server, reads on a phone.
+"""One HTML file a grid: opens offline, asks nothing of any server, reads on a phone and on paper.
 
-Styles, the script that sorts tables and all figures lie inside. Whatever comes from a grid or a
-record is escaped.
+Styles, scripts and figures lie inside. Whatever comes from a grid or a record is escaped.
 """
 
 from __future__ import annotations
@@ -15,46 +14,169 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from bench.report.grid_figures import Picture
-from bench.report.recommend import Choice
-from bench.report.tables import Section, notes_once, to_html
+from bench.report.card import SYMBOLS, PairLine, Sentence
+from bench.report.figures import Curves, Dumbbell, Forest, GainCost
+from bench.report.results import Line
+from bench.report.tables import Entry, Section, csv_value, notes_once, show
+from bench.report.wording import points
+from bench.statistics import Interval
 
 FOLDER = Path(__file__).parent / "template"
+
+MOST_BYTES, MOST_WORDS = 600_000, 8_000
+"""Of one page; sections beyond go to `details.html`."""
+
+MOST_ROWS = 200
+"""Rows of all panels of the page; further pairs go to `details.html`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The figures of one pair, or of the mean over pairs.
+
+    Attributes:
+        title: of the pair.
+        sample: over how many seeds; begins with a comma.
+        finding: what the figures show, in words.
+        forest: the rows' gains.
+        gain_cost: gain against cost; None where no cost is known.
+    """
+
+    title: str
+    sample: str
+    finding: str
+    forest: Forest
+    gain_cost: GainCost | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageSection(Section):
-    """A section as the page shows it.
+    """A section as the page shows it, closed.
 
     Attributes:
-        choices: recommendations, one a pair.
-        pictures: figures, under the tables.
+        lines: text as it is, above the tables.
+        curves: title, finding and learning curves of each pair.
+        dumbbells: title and costs of each pair.
     """
 
-    choices: Sequence[Choice] = ()
-    pictures: Sequence[Picture] = ()
+    lines: Sequence[str] = ()
+    curves: Sequence[tuple[str, str, Curves]] = ()
+    dumbbells: Sequence[tuple[str, list[Dumbbell]]] = ()
 
 
-def render_page(name: str, text: str, sections: Sequence[PageSection]) -> str:
-    """The page; equal input gives equal bytes.
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a page shows.
+
+    Attributes:
+        name: the grid's.
+        facts: what holds for the whole grid.
+        test_set: what accuracies are of.
+        sample: size of the test set; begins with a blank.
+        measured: where costs were measured; begins with a blank.
+        sentences: the answer.
+        caution: what to know before it.
+        pairs: the answer for each pair.
+        panels: the figures, the first one shown.
+        sections: closed.
+        links: text and address.
+        details: whether this is the page of what the report has no room for.
+    """
+
+    name: str
+    facts: Sequence[str]
+    test_set: str
+    sample: str
+    measured: str
+    sentences: Sequence[Sentence]
+    caution: Sequence[str]
+    pairs: Sequence[PairLine]
+    panels: Sequence[Panel]
+    sections: Sequence[PageSection]
+    links: Sequence[tuple[str, str]]
+    details: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """What the answer begins with; empty without one."""
+        return next((part.verdict for s in self.sentences for part in s if part.verdict), "")
+
+
+def render_pages(page: Page) -> dict[str, str]:
+    """File name -> its content: `report.html`, and `details.html` where one has not enough room.
+
+    Equal input gives equal bytes.
+    """
+    rows, shown = 0, 0
+    for panel in page.panels:
+        rows += len(panel.forest.rows)
+        shown += rows <= MOST_ROWS or shown == 0
+    panels, more = page.panels[:shown], page.panels[shown:]
+    bare = replace(page, panels=panels, sections=[])
+    sections, rest = _that_fit(bare, page.sections)
+    beyond = [("more numbers", "details.html")] if more or rest else []
+    inside = [(s.title.lower(), f"#all-{s.name}") for s in sections[:2]]
+    report = _render(replace(bare, sections=sections, links=[*inside, *page.links, *beyond]))
+    if not beyond:
+        return {"report.html": report}
+    links = [("the answer", "report.html"), *page.links]
+    details = replace(page, panels=more, sections=rest, links=links, details=True)
+    return {"report.html": report, "details.html": _render(details)}
+
+
+def _that_fit(
+    page: Page, sections: Sequence[PageSection]
+) -> tuple[list[PageSection], list[PageSection]]:
+    """The sections that the page has room for, and the longest ones, that it has not."""
+    bare = _render(page)
+    bytes_left, words_left = MOST_BYTES - len(bare.encode()), MOST_WORDS - words(bare)
+    texts = [_render(replace(page, panels=(), sections=[section])) for section in sections]
+    without = _render(replace(page, panels=()))
+    sizes = [
+        (words(text) - words(without), len(text.encode()) - len(without.encode()), place)
+        for place, text in enumerate(texts)
+    ]
+    kept = []
+    for count, size, place in sorted(sizes):
+        words_left, bytes_left = words_left - count, bytes_left - size
+        if words_left > 100 and bytes_left > 1000:  # for the links
+            kept.append(place)
+    both = list(enumerate(sections))
+    return [s for i, s in both if i in kept], [s for i, s in both if i not in kept]
+
+
+def words(text: str) -> int:
+    """Words of a page that a reader sees."""
+    body = re.sub(r"<(style|script|head)\b.*?</\1>", " ", text, flags=re.DOTALL)
+    return len(re.sub(r"<[^>]*>", " ", body).split())
+
+
+def figure_file(kind: str, plot: GainCost | Curves, alt: str, title: str, measured: str) -> str:
+    """A figure as an SVG file of its own.
 
     Args:
-        name: the grid's.
-        text: the grid's description, and what is shown and left out.
-        sections: in order; empty ones are left out.
+        kind: "gain_cost" or "curves".
+        plot: of that kind.
+        alt: what it shows, in words.
+        title: above it.
+        measured: what accuracies are of.
     """
-    template = _environment().get_template("report.html")
-    return template.render(
-        name=name,
-        text=text,
-        parts=[
-            replace(section, tables=tuple(notes_once(section.tables)))
-            for section in sections
-            if section.text or section.choices or section.tables or section.pictures
-        ],
-        style=Markup(_text("report.css")),
-        script=Markup(_text("report.js")),
-    )
+    module = _environment().get_template("figures.html").make_module({"style": _style("figure")})
+    options = {"file": True, "title": title}
+    if kind == "curves":
+        return str(module.curves(plot, alt, measured, **options))  # pyright: ignore
+    return str(module.gain_cost(plot, alt, **options))  # pyright: ignore
+
+
+def _render(page: Page) -> str:
+    sections = [replace(s, tables=tuple(notes_once(s.tables))) for s in page.sections]
+    return _environment().get_template("page.html").render(
+        page=replace(page, sections=sections),
+        style=_style("figure"),
+        page_style=_style("page"),
+        script=Markup(_text("page.js")),
+        symbols=SYMBOLS,
+    )  # fmt: skip
 
 
 @functools.cache
@@ -62,28 +184,26 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["table"] = lambda table: Markup(to_html(table).rstrip("\n"))
-    environment.filters["svg"] = _inline
+    environment.filters["show"] = show
+    environment.filters["raw"] = _raw
+    environment.filters["gain"] = lambda line: points(line.gain.mean)
+    environment.filters["cost"] = _cost
     return environment
+
+
+def _cost(line: Line) -> str:
+    return "–" if line.cost is None else f"×{line.cost:.1f}"
+
+
+def _raw(entry: Entry) -> str:
+    """What to sort a number by; empty for text."""
+    value = entry.value.mean if isinstance(entry.value, Interval) else entry.value
+    return csv_value(value) if isinstance(value, (int, float)) else ""
+
+
+def _style(name: str) -> Markup:
+    return Markup(_text(f"{name}.css"))
 
 
 def _text(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8").rstrip("\n")
-
-
-def _inline(picture: Picture, place: int, part: str) -> Markup:
-    """A figure's SVG as a part of the page.
-
-    Ids get a prefix, for those of several figures would clash; the size is the page's to choose.
-    """
-    text = picture.path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :].rstrip()
-    prefix = f"{part}-{place}-"
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    text = re.sub(r'href="#', f'href="#{prefix}', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}", text)
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    head, tail = text.split(">", 1)
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    caption = Markup.escape(picture.caption)
-    return Markup(f'{head} role="img" aria-label="{caption}">{tail}')

@@ -1,4 +1,4 @@
-"""Published accuracies beside ours, where pair and recipe are the same; nowhere else.
+"""Published accuracies next to ours, where pair and recipe are the same; nowhere else.
 
 The numbers and what they hold for are data: `published/<name>.yaml`. A cell is compared only if
 every field of its data, recipe, precision and hyper-parameters equals the published setting, and
@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
+from bench.design import PairId
 from bench.record import FINISHED, Plan, Record, Row
-from bench.report.summary import NO_EVIDENCE, PairKey, group_by_pair
-from bench.report.tables import Column, Entry, Table, Value
+from bench.report.groups import group_by_pair
+from bench.report.tables import Column, Table, Value
+from bench.report.wording import row_title
 from bench.statistics import Interval, mean_interval
 
 FOLDER = Path(__file__).parent / "published"
@@ -28,20 +30,20 @@ COLUMNS = (
     Column(key="published_method", name="published as", align="left"),
     Column(key="label", name="our row", align="left"),
     Column(key="measure", name="measured at", align="left"),
-    Column(key="published", name="published", unit="%", digits=2),
-    Column(key="ours", name="ours", unit="%", digits=2, interval=True),
+    Column(key="published", name="published", unit="%", digits=1),
+    Column(key="ours", name="ours", unit="%", digits=1, interval=True),
     Column(key="n", name="our n"),
     Column(
-        key="difference", name="ours - published", unit="pp", digits=2, signed=True, interval=True
+        key="difference", name="ours - published", unit="points", digits=1, signed=True,
+        interval=True,
     ),
-)
+)  # fmt: skip
 
 NOTES = (
     "Shown are the rows whose data, recipe, hyper-parameters and precision equal the published "
     "ones field by field, the teacher's too.",
     "± is the half-width of the 95 % Student t interval over our seeds; the published number is "
     "taken as it stands, for its own deviation is not known.",
-    f"{NO_EVIDENCE} the interval of the difference contains 0, or there is none (n=1).",
 )
 
 
@@ -76,7 +78,7 @@ def published_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, 
 
 
 def _pair_table(
-    source: Mapping[str, Any], key: PairKey, rows: Iterable[Row], records: Mapping[str, Record]
+    source: Mapping[str, Any], key: PairId, rows: Iterable[Row], records: Mapping[str, Record]
 ) -> Table | None:
     same = [row for row in rows if row.role != "source" and _finished(records, row.cell_id)]
     by_method = {
@@ -97,7 +99,7 @@ def _pair_table(
     )
 
 
-def _about(source: Mapping[str, Any], key: PairKey) -> Iterable[str]:
+def _about(source: Mapping[str, Any], key: PairId) -> Iterable[str]:
     """Where the numbers are from, and which of them are not compared for what reason."""
     runs = f"means of {source['runs']} runs" if source["runs"] else "number of runs not stated"
     yield f"Published: {source['title']} ({runs})."
@@ -111,7 +113,7 @@ def _about(source: Mapping[str, Any], key: PairKey) -> Iterable[str]:
 
 def _lines(
     name: str, measure: str, published: float, rows: Iterable[Row], records: Mapping[str, Record]
-) -> Iterable[dict[str, Entry | Value]]:
+) -> Iterable[dict[str, Value]]:
     labels: dict[str, dict[str, float]] = {}
     for row in rows:
         value = records[row.cell_id].final.get(measure)
@@ -122,7 +124,7 @@ def _lines(
         ours = mean_interval(values)
         yield {
             "published_method": name,
-            "label": label,
+            "label": row_title(label),
             "measure": MEASURES[measure],
             "published": published,
             "ours": ours,
@@ -131,10 +133,9 @@ def _lines(
         }
 
 
-def _difference(ours: Interval, published: float) -> Entry:
+def _difference(ours: Interval, published: float) -> Interval:
     low, high = (None if end is None else end - published for end in (ours.low, ours.high))
-    difference = Interval(ours.mean - published, low, high, ours.n)
-    return Entry(difference, mark="" if difference.excludes_zero else NO_EVIDENCE)
+    return Interval(ours.mean - published, low, high, ours.n)
 
 
 # --- whether a cell is what was published ------------------------------------------------------

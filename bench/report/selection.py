@@ -5,18 +5,22 @@ Drawn from `selection_<stage>.json`, which a cell writes next to its record.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import networkx as nx
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.faults import UserError
-from bench.record import FINISHED, Plan, Record
-from bench.report.drawing import file_name, new_figure, save_figure
-from bench.report.summary import group_by_pair
+from bench.record import FINISHED, Plan, Record, write_atomically
+from bench.report.figures import file_name
+from bench.report.groups import group_by_pair
+from bench.report.wording import row_title
 
 # Okabe and Ito: five hues that can be told apart without red-green vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -55,9 +59,11 @@ def write_selection_figures(
             names = [name for name in record.files if name.startswith("selection_")]
             found = _read(store_root / row.cell_id / record.files[names[0]]) if names else {}
             if "drawing" in found:
-                figure = draw_selection(found, f"{key.title}, {row.label}, seed {row.seed}")
+                title = f"{key.title}, {row_title(row.label)}, seed {row.seed}"
+                figure = draw_selection(found, title)
                 stem = "_".join(map(file_name, (key.title, row.label, f"seed{row.seed}")))
-                drawn[choice] = save_figure(figure, folder / f"selection_{stem}")
+                drawn[choice] = folder / f"selection_{stem}.svg"
+                write_atomically(drawn[choice], _svg(figure))
     return list(drawn.values())
 
 
@@ -77,7 +83,7 @@ def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
     label = dict(zip(items, drawing["labels"], strict=True))
     graph = nx.Graph(drawing["edges"])
     severed = [(i, j) for i, j in graph.edges if kept[i] != kept[j]]
-    figure = new_figure(7.1, 5.2)
+    figure = Figure(figsize=(7.1, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.1))
     axes = figure.add_subplot(aspect="equal")
     nx.draw_networkx_edges(graph, place, ax=axes, width=0.4, edge_color=EDGE)
     nx.draw_networkx_edges(graph, place, severed, ax=axes, width=0.5, edge_color=SEVERED)
@@ -94,11 +100,20 @@ def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     counts = f"kept {selection['kept']:,} of {selection['images']:,} images"
     shown = f"shown: the {len(set(label.values()))} classes that lost most"
-    axes.set_title(f"{title}\n{counts}; {shown}", fontsize=8, loc="left")
+    axes.set_title(f"{title}\n{counts}; {shown}", fontsize=8, loc="left", parse_math=False)
     axes.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True, labelsize=7)
     axes.set_xlabel("principal axis 1 of the teacher's embeddings", fontsize=7)
     axes.set_ylabel("principal axis 2", fontsize=7)
     return figure
+
+
+def _svg(figure: Figure) -> str:
+    """The figure's text, equal for equal figures: no date, no random ids, text as text."""
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "kd-bench", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    # Where the font is missing one of nearly the same widths comes next.
+    return content.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One table model and its renderers: Markdown, CSV, LaTeX, HTML and plain text.
+"""One table model, and its form as Markdown, CSV and plain text; `page` makes HTML of it.
 
 Values are kept as measured: accuracies and shares in [0, 1]. Percent exists only in what is
 rendered for eyes; the CSV holds the raw numbers. Equal tables render to equal bytes.
@@ -7,7 +7,6 @@ rendered for eyes; the CSV holds the raw numbers. Equal tables render to equal b
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 import re
@@ -20,11 +19,11 @@ from bench.faults import one_line
 from bench.record import write_atomically
 from bench.statistics import Interval
 
-PERCENT_UNITS = ("%", "pp")
+PERCENT_UNITS = ("%", "points")
 """Units whose values are stored as fractions and shown times 100."""
 
-LONG = 45
-"""Characters from which on an entry may stand on several lines of an HTML table."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 Value = str | int | float | Interval | None
 
@@ -36,12 +35,13 @@ class Column:
     Attributes:
         key: its name in the CSV.
         name: its heading everywhere else, without the unit.
-        unit: printed in the heading; "%" and "pp" (percentage points) show fractions times 100.
+        unit: printed in the heading; "%" and "points" (of percent) show fractions times 100.
         align: "left" for text, "right" for numbers.
         digits: decimals shown; None for as many as the number needs.
         signed: whether a number above 0 shows its +.
         interval: whether values are intervals, which take four columns of the CSV.
-        p_value: whether a number that its digits would show as 0 is shown as "<0.0001".
+        best: "high" or "low", whichever of its numbers is better; empty for neither.
+        detail: whether Markdown leaves it out.
     """
 
     key: str
@@ -51,7 +51,8 @@ class Column:
     digits: int | None = None
     signed: bool = False
     interval: bool = False
-    p_value: bool = False
+    best: str = ""
+    detail: bool = False
 
     @property
     def heading(self) -> str:
@@ -70,12 +71,10 @@ class Entry:
 
     Attributes:
         value: in the unit of the column, fractions for percent; None where there is none.
-        mark: printed after the value, and not in the CSV.
         instead: printed in place of a value that is None, and not in the CSV.
     """
 
     value: Value
-    mark: str = ""
     instead: str = "-"
 
 
@@ -88,12 +87,14 @@ class Table:
         columns: from left to right.
         rows: as many entries each as there are columns.
         notes: one line each.
+        detail: whether it is written as CSV alone.
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
+    detail: bool = False
 
     def __post_init__(self) -> None:
         """Refuses rows that do not fit the columns."""
@@ -117,6 +118,8 @@ class Table:
         columns: tuple[Column, ...],
         rows: Iterable[Mapping[str, Entry | Value]],
         notes: Iterable[str] = (),
+        *,
+        detail: bool = False,
     ) -> Table:
         """A table of rows that name their columns; a column that a row leaves out is empty.
 
@@ -125,6 +128,7 @@ class Table:
             columns: from left to right.
             rows: column's key -> entry, or its bare value.
             notes: one line each.
+            detail: whether it is written as CSV alone.
 
         Raises:
             ValueError: a row names a column that the table does not have.
@@ -136,7 +140,15 @@ class Table:
                 raise ValueError(f"table {title!r} has no column {', '.join(unknown)}")
             cells = (row.get(key) for key in keys)
             made.append(tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in cells))
-        return cls(title=title, columns=columns, rows=tuple(made), notes=tuple(notes))
+        return cls(
+            title=title, columns=columns, rows=tuple(made), notes=tuple(notes), detail=detail
+        )
+
+    def only(self, keys: Iterable[str]) -> Table:
+        """The columns of these keys alone, in their order."""
+        places = [[column.key for column in self.columns].index(key) for key in keys]
+        rows = tuple(tuple(row[place] for place in places) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[place] for place in places), rows=rows)
 
     def pairs(self) -> list[list[tuple[Column, Entry]]]:
         """The rows, each entry with its column."""
@@ -150,11 +162,11 @@ def show(column: Column, entry: Entry) -> str:
     """An entry as people read it, before any escaping.
 
     Example:
-        >>> gain = Column(key="gain", name="gain", unit="pp", digits=2, signed=True, interval=True)
+        >>> gain = Column(key="g", name="gain", unit="points", digits=1, signed=True, interval=True)
         >>> show(gain, Entry(Interval(0.0123, 0.0100, 0.0146, 5)))
-        '+1.23 ± 0.23'
-        >>> show(gain, Entry(Interval(0.0123, None, None, 1), mark="~"))
-        '+1.23 (n=1) ~'
+        '+1.2 ± 0.2'
+        >>> show(gain, Entry(Interval(0.0123, None, None, 1)))
+        '+1.2 (n=1)'
         >>> show(gain, Entry(None, instead="not run"))
         'not run'
     """
@@ -167,7 +179,7 @@ def show(column: Column, entry: Entry) -> str:
         text = _interval(column, value)
     else:
         text = _number(column, value, column.signed)
-    return one_line(f"{text} {entry.mark}")
+    return one_line(text)
 
 
 def _interval(column: Column, value: Interval) -> str:
@@ -184,8 +196,6 @@ def _interval(column: Column, value: Interval) -> str:
 def _number(column: Column, value: float, signed: bool) -> str:
     shown = value * column.scale
     text = f"{shown:.{column.digits}f}" if column.digits is not None else f"{shown:.10g}"
-    if column.p_value and column.digits is not None and 0 <= shown < 10**-column.digits:
-        return f"<{10**-column.digits:.{column.digits}f}"
     if float(text) == 0:
         return text.removeprefix("-")  # a rounded "-0.00" claims a direction that is not there
     return f"+{text}" if signed and shown > 0 else text
@@ -203,7 +213,11 @@ def _body(table: Table) -> list[list[str]]:
 
 
 def to_markdown(table: Table, level: int = 2) -> str:
-    """A GitHub-flavoured Markdown section: heading of `level`, table padded for reading, notes."""
+    """A GitHub-flavoured Markdown section: heading, table padded for reading, notes.
+
+    Columns of detail are left out, so that the table is no wider than GitHub shows.
+    """
+    table = table.only(column.key for column in table.columns if not column.detail)
     rows = [[_escape_markdown(text) for text in row] for row in (_headings(table), *_body(table))]
     widths = _widths(rows, least=3)
     head, *body = (_padded(table, row, widths) for row in rows)
@@ -243,7 +257,8 @@ def to_text(table: Table) -> str:
 def to_csv(table: Table) -> str:
     """The raw values, in full precision; an interval as key, key_low, key_high and key_n.
 
-    What there is no value for is empty. Titles, notes and marks are left out. Read it with
+    What there is no value for is empty. Titles and notes are left out. A text that a
+    spreadsheet would run as a formula has an apostrophe before it. Read it with
     `pandas.read_csv(path, keep_default_na=False, na_values=[""])`: a method may be called "none".
     """
     out = io.StringIO()
@@ -261,63 +276,18 @@ def _csv_names(column: Column) -> list[str]:
 
 def _csv_values(column: Column, entry: Entry) -> list[str]:
     values = entry.value if isinstance(entry.value, Interval) else (entry.value,)
-    texts = [_csv_text(value) for value in values]
+    texts = [csv_value(value) for value in values]
     return texts + [""] * (len(_csv_names(column)) - len(texts))
 
 
-def _csv_text(value: str | float | None) -> str:
+def csv_value(value: str | float | None) -> str:
+    """A value as a CSV file holds it."""
     if value is None:
         return ""
     if isinstance(value, float):
         return repr(float(value))  # numpy's own floats print their type as well
-    return one_line(str(value))
-
-
-def to_latex(table: Table) -> str:
-    r"""A LaTeX table; the document needs \usepackage{booktabs}."""
-    rows = [[_escape_latex(text) for text in row] for row in (_headings(table), *_body(table))]
-    head, *body = (f"{' & '.join(row)} \\\\" for row in rows)
-    notes = [f"{_escape_latex(one_line(note))}\\\\" for note in table.notes]
-    return "\n".join([
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escape_latex(one_line(table.title))}}}",
-        rf"\begin{{tabular}}{{{''.join(column.align[0] for column in table.columns)}}}",
-        r"\toprule", head, r"\midrule", *body, r"\bottomrule",
-        r"\end{tabular}",
-        *((r"\par\raggedright\footnotesize", *notes) if notes else ()),
-        r"\end{table}",
-    ]) + "\n"  # fmt: skip
-
-
-def to_html(table: Table) -> str:
-    """A <table> that scrolls within itself, and a list of notes.
-
-    `data-value` holds the raw number, to sort by; texts of many words may be broken.
-    """
-    heads = (
-        f'<th scope="col" style="text-align:{column.align}">{html.escape(text)}</th>'
-        for column, text in zip(table.columns, _headings(table), strict=True)
-    )
-    title = html.escape(one_line(table.title))
-    lines = [f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">']
-    lines += ["<table>", f"<caption><span>{title}</span></caption>"]
-    lines += ["<thead>", f"<tr>{''.join(heads)}</tr>", "</thead>", "<tbody>"]
-    for row in table.pairs():
-        lines.append(f"<tr>{''.join(_html_cell(column, entry) for column, entry in row)}</tr>")
-    lines += ["</tbody>", "</table>", "</div>"]
-    if table.notes:
-        notes = (f"<li>{html.escape(one_line(note))}</li>" for note in table.notes)
-        lines += ['<ul class="notes">', *notes, "</ul>"]
-    return "\n".join(lines) + "\n"
-
-
-def _html_cell(column: Column, entry: Entry) -> str:
-    value = entry.value.mean if isinstance(entry.value, Interval) else entry.value
-    raw = f' data-value="{_csv_text(value)}"' if isinstance(value, (int, float)) else ""
-    text = show(column, entry)
-    long = ' class="long"' if len(text) > LONG else ""
-    return f'<td{long} style="text-align:{column.align}"{raw}>{html.escape(text)}</td>'
+    text = one_line(str(value))
+    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else text
 
 
 def _widths(rows: Sequence[Sequence[str]], least: int = 0) -> list[int]:
@@ -337,26 +307,12 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)|(?<=\S)~|~(?=\S)", r"\\\g<0>", text)
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
-    # At the start of a row these would be read as arguments of the line break before it.
-    "[": "{[}", "*": "{*}",
-}  # fmt: skip
-
-
-def _escape_latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(c, c) for c in text)
-    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus sign, not a hyphen
-
-
 # --- files -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Tables that belong together: they share their files and a section of the report.
+    """Tables that belong together: they share their files and a section of the page.
 
     Attributes:
         name: of the files, without an ending, and of the section, for links.
@@ -371,33 +327,13 @@ class Section:
     text: str = ""
 
 
-def notes_once(tables: Sequence[Table]) -> list[Table]:
-    """The tables, with the notes that all of them have under the last one alone."""
-    if not tables:
-        return []
-    *others, last = tables
-    shared = [note for note in last.notes if all(note in table.notes for table in others)]
-    return [
-        *(replace(t, notes=tuple(note for note in t.notes if note not in shared)) for t in others),
-        last,
-    ]
+def write_csv(section: Section, folder: Path) -> list[Path]:
+    """Writes `<name>.csv`, with the tables' titles in a first column "table"; returns the paths.
 
-
-def write_section(section: Section, folder: Path) -> list[Path]:
-    """Writes `<name>.md`, `<name>.tex` and `<name>.csv`; returns their paths.
-
-    Notes that all tables have are written under the last one alone.
-    The CSV holds the tables' titles in a first column "table". Tables of other columns than the
-    first one's are in files of their own, `<name>_2.csv` and so on; those that an earlier call
-    wrote and this one does not are removed.
+    Tables of other columns than the first one's are in files of their own, `<name>_2.csv` and so
+    on; those that an earlier call wrote and this one does not are removed.
     """
-    head = [f"# {_escape_markdown(one_line(section.title))}\n"]
-    head += [f"{_escape_markdown(one_line(section.text))}\n"] if section.text else []
-    tables = notes_once(section.tables)
-    contents = {
-        f"{section.name}.md": "\n".join([*head, *map(to_markdown, tables)]),
-        f"{section.name}.tex": "\n".join(map(to_latex, tables)),
-    }
+    contents = {}
     for place, alike in enumerate(_by_columns(section.tables), start=1):
         name = section.name if place == 1 else f"{section.name}_{place}"
         contents[f"{name}.csv"] = to_csv(_titled(alike))
@@ -407,6 +343,28 @@ def write_section(section: Section, folder: Path) -> list[Path]:
         if path.name not in contents and path.stem.rpartition("_")[2].isdecimal():
             path.unlink()
     return [folder / name for name in contents]
+
+
+def write_markdown(section: Section, folder: Path) -> Path:
+    """Writes `<name>.md`; returns its path. Notes that all tables have are under the last one."""
+    lines = [f"# {_escape_markdown(one_line(section.title))}\n"]
+    lines += [f"{_escape_markdown(one_line(section.text))}\n"] if section.text else []
+    path = folder / f"{section.name}.md"
+    write_atomically(path, "\n".join([*lines, *map(to_markdown, notes_once(section.tables))]))
+    return path
+
+
+def notes_once(tables: Sequence[Table]) -> list[Table]:
+    """The tables for readers, with the notes that all of them have under the last one alone."""
+    shown = [table for table in tables if not table.detail]
+    if not shown:
+        return []
+    *others, last = shown
+    shared = [note for note in last.notes if all(note in table.notes for table in others)]
+    return [
+        *(replace(t, notes=tuple(note for note in t.notes if note not in shared)) for t in others),
+        last,
+    ]
 
 
 def _by_columns(tables: Sequence[Table]) -> list[list[Table]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from bench.statistics import Interval
 
@@ -64,3 +65,41 @@ def chance_text(probability: float) -> str:
     if probability > 0.99:
         return "over 99 %"
     return "under 1 %" if probability < 0.01 else f"{probability:.0%}".replace("%", " %")
+
+
+def times_text(factor: float) -> str:
+    """How long a training is, as a multiple.
+
+    Example:
+        >>> times_text(2), times_text(1.5)
+        ('twice as long', '1.5 times as long')
+    """
+    return "twice as long" if factor == 2 else f"{factor:g} times as long"
+
+
+def range_text(values: Iterable[float], show: Callable[[float], str]) -> str:
+    """One value, or the least and the greatest of several.
+
+    Example:
+        >>> range_text([0.031, 0.036], points), range_text([0.02], points)
+        ('+3.1 to +3.6', '+2.0')
+    """
+    found = list(values)
+    low, high = show(min(found)), show(max(found))
+    return low if low == high else f"{low} to {high}"
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds as ranges.
+
+    Example:
+        >>> seeds_text([0, 1, 2, 7, 1])
+        '0-2, 7'
+    """
+    runs: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,281 @@
+"""What the page opens with: the answer in at most three sentences, then one line for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
+from bench.decide.evidence import LONGER, METHOD, Pair
+from bench.design import PairId
+from bench.report.answers import asked_of, cautions
+from bench.report.results import Findings, Line
+from bench.report.wording import LONGER as FACTOR
+from bench.report.wording import (
+    chance_text,
+    cost_text,
+    gain_text,
+    points,
+    range_text,
+    row_title,
+    times_text,
+)
+
+SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
+"""One mark for one decision; `template/page.css` has a colour for each."""
+
+STUDENTS = 2
+"""So many students have a sentence each."""
+
+
+class Part(NamedTuple):
+    """A piece of a sentence; `verdict` is empty but for the name of a row that was decided on."""
+
+    text: str
+    verdict: str = ""
+
+
+Sentence = list[Part]
+
+
+class PairLine(NamedTuple):
+    """One pair's answer in a line.
+
+    Attributes:
+        title: of the pair.
+        verdict: proven, best bet or undecided; empty without an answer.
+        row: the row named, as people say it; why there is none.
+        gain: with its interval, in words.
+        cost: in words.
+        race: which other rows may be the best.
+    """
+
+    title: str
+    verdict: str
+    row: str
+    gain: str
+    cost: str
+    race: str
+
+
+def pair_lines(found: Findings) -> list[PairLine]:
+    """One line for each pair with an answer."""
+    return [_pair_line(found, key) for key in found.answers]
+
+
+def _pair_line(found: Findings, key: PairId) -> PairLine:
+    answer, title = found.answers[key], found.titles[key]
+    if answer.named is None or answer.verdict is None:
+        return PairLine(title, "", answer.problem, "", "", "")
+    others = [row_title(row) for row in answer.in_the_race if row != answer.named]
+    race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+    cost = cost_text(_cost(found.pairs[key], answer.named))
+    return PairLine(
+        title, answer.verdict, row_title(answer.named), _gain(answer), cost, race or "no other row"
+    )
+
+
+def _gain(answer: Answer) -> str:
+    claim, chance = answer.claim(answer.named), answer.chance(answer.named)
+    if answer.verdict == PROVEN and claim is not None and claim.gain is not None:
+        return gain_text(claim.gain)
+    assert chance is not None  # a named row has one
+    return f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
+
+
+def _mean_gain(answer: Answer) -> float | None:
+    """What was measured if it is proven, else what is believed."""
+    claim, chance = answer.claim(answer.named), answer.chance(answer.named)
+    if answer.verdict == PROVEN and claim is not None and claim.gain is not None:
+        return claim.gain.mean
+    return chance.gain if chance is not None else None
+
+
+def _cost(pair: Pair, label: str | None) -> float | None:
+    return next((row.cost for row in pair.rows if row.name == label), None)
+
+
+def caution(found: Findings) -> list[str]:
+    """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
+    asked = asked_of(found.plan)
+    held: dict[str, list[str]] = {}
+    for key, answer in found.answers.items():
+        for text in cautions(answer, found.pairs[key], asked):
+            held.setdefault(text, []).append(found.titles[key])
+    return [
+        text[:1].upper() + text[1:]
+        if len(pairs) == len(found.answers)
+        else f"{'; '.join(pairs)}: {text}"
+        for text, pairs in held.items()
+    ]
+
+
+# --- at most three sentences -----------------------------------------------------------------
+
+
+def sentences(found: Findings) -> list[Sentence]:
+    """The answer; with several pairs of equal seeds, of the mean over pairs first."""
+    answers = {key: answer for key, answer in found.answers.items() if answer.named}
+    if not answers:
+        reasons = dict.fromkeys(answer.problem for answer in found.answers.values())
+        why = "; ".join(reasons) or "no plain student has finished, and gains are over it"
+        return [[Part(f"No answer yet: {why}.")]]
+    order = list(SYMBOLS)
+    sure = sorted(answers, key=lambda key: order.index(answers[key].verdict or UNDECIDED))
+    students = list(dict.fromkeys(key.student for key in sure))
+    if found.overall:
+        said = [_overall(found), _exploratory(found, answers, students)]
+    elif len(students) <= STUDENTS:
+        said = [_of_student(found, answers, student) for student in students]
+    else:
+        said = [_counted(answers)]
+    if len(answers) == 1:
+        said.append(_open(next(iter(answers.values()))))
+    return [*said[:STUDENTS], _before_you_pay(found, answers)]
+
+
+def _overall(found: Findings) -> Sentence:
+    lines = found.overall_lines()
+    best = next((line for line in lines if line.proven), lines[0])
+    assert best.gain is not None  # a mean over pairs has one
+    verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
+    costs = [
+        row.cost for pair in found.pairs.values() for row in pair.rows
+        if row.name == best.label and row.cost is not None
+    ]  # fmt: skip
+    return [
+        Part(f"On average over {best.n} pairs: "),
+        Part(best.title, verdict),
+        Part(f", {gain_text(best.gain)} over the student alone{_at(costs)}{said}."),
+    ]
+
+
+def _at(costs: Sequence[float]) -> str:
+    if not costs:
+        return ""
+    return f", at {range_text(costs, lambda x: f'{x:.1f}')} times its training cost"
+
+
+def _exploratory(
+    found: Findings, answers: dict[PairId, Answer], students: Sequence[str]
+) -> Sentence:
+    if len(students) > STUDENTS:
+        return [Part("Single pairs, exploratory: "), *_counted(answers)]
+    parts: Sentence = []
+    for place, student in enumerate(students):
+        parts.append(Part(f"{'; for' if place else 'For'} a {student} student "))
+        parts += _named(_of(answers, student), found)
+    return [*parts, Part(" (single pairs are exploratory).")]
+
+
+def _of(answers: dict[PairId, Answer], student: str) -> dict[PairId, Answer]:
+    return {key: answer for key, answer in answers.items() if key.student == student}
+
+
+def _named(answers: dict[PairId, Answer], found: Findings) -> Sentence:
+    """Which row is named for these pairs, and how sure that is, without gain and cost."""
+    choices: dict[tuple[str, str], list[PairId]] = {}
+    for key, answer in answers.items():
+        choices.setdefault((answer.named or "", answer.verdict or ""), []).append(key)
+    parts: Sentence = []
+    for (row, verdict), keys in choices.items():
+        known = {
+            PROVEN: "proven",
+            BEST_BET: "the best bet, not proven",
+            UNDECIDED: "ahead, undecided",
+        }
+        where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
+        parts += [Part(" and ")] * bool(parts)
+        parts += [Part(row_title(row), verdict), Part(f" is {known[verdict]}{where}")]
+    return parts
+
+
+def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) -> Sentence:
+    """One student's answer with gain and cost, over its teachers and data."""
+    mine = _of(answers, student)
+    parts = [Part(f"For a {student} student "), *_named(mine, found)]
+    named = {answer.named for answer in mine.values()}
+    gains = [gain for answer in mine.values() if (gain := _mean_gain(answer)) is not None]
+    costs = [
+        cost for key, answer in mine.items()
+        if (cost := _cost(found.pairs[key], answer.named)) is not None
+    ]  # fmt: skip
+    if len(named) > 1 or not gains:
+        return [*parts, Part(".")]
+    sure = all(answer.verdict == PROVEN for answer in mine.values())
+    gain = f"{'' if sure else 'probably '}{range_text(gains, points)} points"
+    if len(mine) == 1 and next(iter(mine.values())).verdict == PROVEN:
+        gain = _gain(next(iter(mine.values())))
+    return [*parts, Part(f": {gain} over the student alone{_at(costs)}.")]
+
+
+def _counted(answers: dict[PairId, Answer]) -> Sentence:
+    """Which rows are named how often, where a sentence a student would be too many."""
+    counts: dict[tuple[str, str], int] = {}
+    for answer in answers.values():
+        choice = (answer.named or "", answer.verdict or "")
+        counts[choice] = counts.get(choice, 0) + 1
+    order = list(SYMBOLS)
+    ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
+    parts: Sentence = []
+    for row, verdict in ranked[:3]:
+        parts += [Part("; ")] * bool(parts)
+        parts += [Part(row_title(row), verdict)]
+        parts += [Part(f" is {verdict} for {counts[row, verdict]} of {len(answers)} pairs")]
+    return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
+
+
+def _open(answer: Answer) -> Sentence:
+    """What may still be the best, and what would settle it."""
+    others = [row_title(row) for row in answer.in_the_race if row != answer.named]
+    race = f"Still in the race: {', '.join(others)}" if others else "No other row is in the race"
+    settle = answer.settle
+    if settle is None:
+        return [Part(f"{race}.")]
+    if settle.chance is not None:
+        return [Part(f"{race}; --extend proves it with a chance of {chance_text(settle.chance)}.")]
+    seeds = f"about {settle.seeds}" if settle.seeds is not None else "more than 1,000"
+    return [Part(f"{race}; {seeds} fresh seeds would settle it.")]
+
+
+def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
+    """What the same time buys without a teacher, and whether a method is proven to beat that."""
+    lead = "Before you pay for a teacher: "
+    longer = _longer(found)
+    if longer is None or longer.gain is None:
+        return [Part(f"{lead}no row trains the student alone for longer, so its worth is open.")]
+    factor = FACTOR.fullmatch(longer.label)
+    times = times_text(float(factor["factor"])) if factor else "longer"
+    gains = [longer.gain.mean]
+    if not found.overall:
+        gains = [c.gain.mean for a in answers.values() for c in a.claims
+                 if c.row == longer.label and c.gain is not None]  # fmt: skip
+    text = f"{lead}training the student alone for {times} gives {range_text(gains, points)} points"
+    beaten = [
+        claim.proven
+        for key, answer in answers.items()
+        for claim in answer.against_longer
+        if claim.row == _best_method(found, key)
+    ]
+    if not beaten:
+        return [Part(f"{text}.")]
+    if not any(beaten):
+        return [Part(f"{text}, and no method is proven to beat that.")]
+    where = f" for {sum(beaten)} of {len(beaten)} pairs" if len(beaten) > 1 else ""
+    return [Part(f"{text}; the best method is proven to beat that{where}.")]
+
+
+def _longer(found: Findings) -> Line | None:
+    """The longer-trained student of the highest mean gain, over all pairs or of the first one."""
+    tables: Iterable[list[Line]] = [found.overall_lines(), *map(found.lines, found.answers)]
+    for lines in tables:
+        rows = [line for line in lines if line.kind == LONGER and line.gain is not None]
+        if rows:
+            return max(rows, key=lambda line: line.gain.mean if line.gain else 0.0)
+    return None
+
+
+def _best_method(found: Findings, key: PairId) -> str:
+    """The finalist of the highest gain that needs a teacher."""
+    lines = (line for line in found.lines(key) if line.kind == METHOD and line.gain is not None)
+    return next((line.label for line in lines), "")

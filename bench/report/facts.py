@@ -1,0 +1,107 @@
+"""What is equal for all pairs of a grid, said once, and what tells its pairs apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from bench.design import PairId
+from bench.record import Plan, Record
+from bench.report.groups import Group, Pairs
+from bench.report.wording import seeds_text
+
+
+def pair_titles(pairs: Pairs) -> dict[PairId, str]:
+    """Each pair by its networks, with data set and axes only where pairs differ in them.
+
+    Args:
+        pairs: all of a grid.
+    """
+    where = {key: (key.data, *_axes(key, groups)) for key, groups in pairs.items()}
+    common = set.intersection(*map(set, where.values())) if where else set()
+    return {
+        key: ", ".join([f"{key.teacher} → {key.student}", *(x for x in parts if x not in common)])
+        for key, parts in where.items()
+    }
+
+
+def facts(plan: Plan, pairs: Pairs, records: Mapping[str, Record]) -> list[str]:
+    """What was trained, on what and when, as short phrases.
+
+    Args:
+        plan: what was asked for.
+        pairs: all that have any record.
+        records: by cell id.
+    """
+    groups = [group for found in pairs.values() for group in found]
+    used = [records[cell] for cell in plan.cell_ids() if cell in records]
+    students = [one for group in groups if group.role == "student" for one in group.finished()]
+    seen = _whole_numbers(students, "train_images")
+    taught = _whole_numbers(
+        (record for group in groups if group.role == "teacher" for record in group.finished()),
+        "train_images",
+    )
+    images = f"{seen} training images" if seen == taught or not taught else ""
+    places = dict.fromkeys(str(r.conditions["device"]) for r in used if r.conditions.get("device"))
+    parts = [
+        ", ".join(dict.fromkeys(key.data for key in pairs)),
+        images or f"teachers saw {taught} images, students {seen}",
+        f"{_whole_numbers(students, 'epochs')} epochs",
+        f"seeds {seeds_text(row.seed for row in plan.rows)}",
+        f"{_whole_numbers(students, 'test_images')} {measured_on(plan, 'images')}",
+        ", ".join(places),
+        _day(used),
+    ]
+    return [part for part in parts if students and part and not part.startswith(" ")]
+
+
+def measured_on(plan: Plan, what: str) -> str:
+    """What accuracies are of: the test set, or training images that were held out.
+
+    Args:
+        plan: what was asked for.
+        what: "set" or "images".
+    """
+    if plan.config.get("data", {}).get("validation"):
+        return "held-out training images"
+    return f"test {what}"
+
+
+def _axes(key: PairId, groups: Iterable[Group]) -> list[str]:
+    """The axes of a pair that are not at their neutral 1, as people say them."""
+    finals = {group.role: group.finished() for group in groups}
+    student, teacher = (next(iter(finals.get(role, [])), None) for role in ("student", "teacher"))
+    found = []
+    for name, value in json.loads(key.axes).items():
+        if value == 1:
+            continue
+        text = f"{name} {value:g}"
+        size = (student.cell.get("data") or {}).get("size") if student else None
+        if name == "resolution" and size:
+            text = f"{size / value:g}×{size / value:g}"
+        elif name == "labels":
+            text = f"{100 * value:.0f} % of the labels"
+        elif name == "fraction" and student and "train_images" in student.final:
+            text = f"{student.final['train_images']:,.0f}"
+            whole = (teacher.cell.get("data") or {}).get("fraction") == 1 if teacher else False
+            text += f" of {teacher.final['train_images']:,.0f}" if teacher and whole else ""
+            text += " images"
+        found.append(text)
+    return found
+
+
+def _whole_numbers(records: Iterable[Record], key: str) -> str:
+    """The values of a count, the least and the greatest."""
+    values = [record.final[key] for record in records if record.final.get(key) is not None]
+    ends = dict.fromkeys(f"{end:,.0f}" for end in (min(values), max(values))) if values else ()
+    return " to ".join(ends)
+
+
+def _day(records: Iterable[Record]) -> str:
+    """When the last cell started, as a date."""
+    started = [str(r.conditions["started"]) for r in records if r.conditions.get("started")]
+    try:
+        return f"{datetime.fromisoformat(max(started)):%-d %B %Y}" if started else ""
+    except ValueError:
+        return max(started)

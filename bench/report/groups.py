@@ -1,0 +1,166 @@
+"""A plan's rows with their records, by pair and label, and the raw evidence as a CSV file.
+
+Every row of the plan is accounted for: finished, failed with its error, not applicable with the
+reason, or not run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bench.design import PairId, pair_id
+from bench.faults import UserError
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
+from bench.report.tables import Column, Table, Value, to_csv
+
+NOT_RUN = "not_run"
+"""The status, in tables only, of a row of the plan whose cell has no record."""
+
+ROW_KEYS = ("data", "teacher", "student", "label", "method", "category", "seed", "cell_id")
+MEASURED_KEYS = ("last_accuracy", "best_accuracy", "agreement", "train_seconds")
+COUNTED_KEYS = ("best_epoch", "epochs", "train_images", "parameters")
+CELL_COLUMNS = tuple(
+    Column(key=key, name=key)
+    for key in (
+        *("data", "axes", "teacher", "student", "label", "method", "category", "seed", "status"),
+        *("last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images"),
+        *("parameters", "train_seconds", "error", "cell_id"),
+    )
+)
+
+
+@dataclass
+class Group:
+    """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
+
+    Attributes:
+        role: "teacher", "student" or "method".
+        label: the row's name.
+        method: the method's name.
+        category: the method's.
+        cells: seed -> cell id.
+        records: by cell id, of these cells alone.
+    """
+
+    role: str
+    label: str
+    method: str
+    category: str
+    cells: dict[int, str]
+    records: dict[str, Record]
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """Seed -> a number of the finished cells' `Record.final`."""
+        found = ((seed, _final(self.records.get(cell), key)) for seed, cell in self.cells.items())
+        return {seed: value for seed, value in found if value is not None}
+
+    def by_cell(self, key: str) -> list[float]:
+        """The same, each cell once: a teacher shared by all seeds is one observation."""
+        return list({self.cells[seed]: value for seed, value in self.by_seed(key).items()}.values())
+
+    def finished(self) -> list[Record]:
+        """The records of finished cells, each once."""
+        return [record for record in self.records.values() if record.status == FINISHED]
+
+    def status(self) -> str:
+        """How many of the planned cells finished, and what became of the others."""
+        cells = dict.fromkeys(self.cells.values())
+        statuses = [_status(self.records.get(cell)) for cell in cells]
+        unmeasured = len(self.finished()) - len(self.by_cell("last_accuracy"))
+        counts = {
+            "failed": statuses.count(FAILED),
+            "not run": statuses.count(NOT_RUN),
+            "without an accuracy": unmeasured,
+            "not applicable": statuses.count(NOT_APPLICABLE),
+        }
+        parts = [f"{statuses.count(FINISHED)} of {len(cells)}"]
+        return ", ".join(parts + [f"{n} {text}" for text, n in counts.items() if n])
+
+    def why_empty(self) -> str:
+        """Why there is no accuracy, in a word or two."""
+        statuses = {_status(self.records.get(cell)) for cell in self.cells.values()}
+        known = {FAILED: "failed", NOT_RUN: "not run", FINISHED: "not measured"}
+        return next((text for s, text in known.items() if s in statuses), "not applicable")
+
+
+Pairs = Mapping[PairId, list[Group]]
+"""The rows of every pair that has any record, see `measured_groups`."""
+
+
+def group_by_pair(plan: Plan) -> dict[PairId, list[Row]]:
+    """The plan's rows by data set, axes, teacher and student, all in the plan's order."""
+    pairs: dict[PairId, list[Row]] = {}
+    for row in plan.rows:
+        pairs.setdefault(pair_id(row.data, row.axes, row.teacher, row.student), []).append(row)
+    return pairs
+
+
+def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairId, list[Group]]:
+    """The rows of every pair that has any record, by label: teacher, student, then methods.
+
+    Raises:
+        UserError: two cells answer for one label and seed of a pair.
+    """
+    return {
+        key: _by_label(key, rows, records)
+        for key, rows in group_by_pair(plan).items()
+        if any(row.cell_id in records for row in rows)
+    }
+
+
+def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -> list[Group]:
+    """One pair's groups; a transfer's source is left out."""
+    groups: dict[tuple[str, str], Group] = {}
+    for row in rows:
+        if row.role == "source":
+            continue
+        group = groups.setdefault(
+            (row.role, row.label), Group(row.role, row.label, row.method, row.category, {}, {})
+        )
+        if group.cells.setdefault(row.seed, row.cell_id) != row.cell_id:
+            raise UserError(
+                f"{key.title}: cells {group.cells[row.seed]} and {row.cell_id} both answer for "
+                f"{row.label!r}, seed {row.seed}; give the methods different labels"
+            )
+        if row.cell_id in records:
+            group.records[row.cell_id] = records[row.cell_id]
+    order = {"teacher": 0, "student": 1}
+    return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
+
+
+def _status(record: Record | None) -> str:
+    return NOT_RUN if record is None else record.status
+
+
+def _final(record: Record | None, key: str) -> float | None:
+    """A number of a finished cell; None where it was not measured or was not finite."""
+    value = record.final.get(key) if record is not None and record.status == FINISHED else None
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def whole(value: float | None) -> float | None:
+    """Counts as integers, however they were stored: 30 epochs, not 30.0."""
+    return int(value) if value is not None and value == int(value) else value
+
+
+def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
+    """The raw evidence: one line for each row of the plan, with "not_run" where nothing is.
+
+    Numbers are of finished cells alone. A cell that several rows name has several lines with one
+    `cell_id`.
+    """
+    rows = [_cell(row, records.get(row.cell_id)) for row in plan.rows]
+    return to_csv(Table.by_name(plan.name, CELL_COLUMNS, rows))
+
+
+def _cell(row: Row, record: Record | None) -> dict[str, Value]:
+    return {
+        "axes": ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items())),
+        "status": _status(record),
+        "error": record.error if record is not None else "",
+        **{key: getattr(row, key) for key in ROW_KEYS},
+        **{key: _final(record, key) for key in MEASURED_KEYS},
+        **{key: whole(_final(record, key)) for key in COUNTED_KEYS},
+    }

@@ -1,0 +1,210 @@
+"""Where marks and labels lie in a figure: round ticks, and labels that never overlap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+WIDE = 0.62
+"""Width of a letter over the size of the text, at least that of every common sans-serif font."""
+
+DISTANCES = (9, 16, 26, 38, 52, 68, 86)
+DIRECTIONS = tuple(
+    (math.cos(math.radians(turn)), math.sin(math.radians(turn)))
+    for turn in (0, 180, -90, 90, -45, 45, -135, 135, -22, 22, -158, 158, -68, 68, -112, 112)
+)
+"""From a point to its label, the best first: right, left, above, below."""
+
+COSTS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+
+
+class Scale(NamedTuple):
+    """A line of numbers, drawn from `start` to `end`.
+
+    Attributes:
+        low: the number at `start`.
+        high: the number at `end`.
+        start: in the figure's unit.
+        end: likewise; below `start` where numbers rise upwards.
+        ticks: round numbers in between.
+        log: whether ratios, not differences, are equally long.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Where a number lies; one beyond an end, at that end."""
+        low, high, x = (
+            (math.log(v) if self.log else v) for v in (self.low, self.high, self._within(value))
+        )
+        return round(self.start + (self.end - self.start) * (x - low) / (high - low), 2)
+
+    def _within(self, value: float) -> float:
+        return min(max(value, self.low), self.high)
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies between the ends."""
+        return self.low <= value <= self.high
+
+
+def linear(values: Iterable[float], start: float, end: float, count: int = 8) -> Scale:
+    """A scale over all values, with about so many ticks.
+
+    Example:
+        >>> linear([-0.012, 0.048], 0, 100, count=6).ticks
+        (0.0, 0.02, 0.04)
+    """
+    found = list(values)
+    low, high = min(found), max(found)
+    margin = 0.04 * (high - low) or 0.01
+    low, high = low - margin, high + margin
+    rough = (high - low) / count
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
+    first = math.ceil(low / step)
+    ticks = (i * step for i in range(first, math.floor(high / step) + 1))
+    return Scale(low, high, start, end, tuple(round(tick, 10) for tick in ticks))
+
+
+def costs_scale(costs: Sequence[float], start: float, end: float) -> Scale:
+    """A scale of ratios to the student, logarithmic where one would squeeze the others."""
+    low, high = min(costs), max(costs)
+    if high < 3 * low:
+        return linear(costs, start, end, 5)
+    low, high = low / 1.15, high * 1.15
+    ticks = tuple(x for x in COSTS if low <= x <= high)
+    return Scale(low, high, start, end, ticks, log=True)
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+class Box(NamedTuple):
+    """A rectangle; y grows downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether two boxes have an area in common."""
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.top < other.bottom
+            and other.top < self.bottom
+        )
+
+    def inside(self, other: Box) -> bool:
+        """Whether the other box holds all of it."""
+        return (
+            self.left >= other.left
+            and self.top >= other.top
+            and self.right <= other.right
+            and self.bottom <= other.bottom
+        )
+
+    @classmethod
+    def around(cls, x: float, y: float, half: float) -> Box:
+        """A square about a point."""
+        return cls(x - half, y - half, x + half, y + half)
+
+
+class Label(NamedTuple):
+    """A text at a point.
+
+    Attributes:
+        text: what it says.
+        x: of its left end.
+        y: of its baseline.
+        box: what it covers.
+        leader: from the point to the text, (x1, y1, x2, y2); None where it lies close by.
+    """
+
+    text: str
+    x: float
+    y: float
+    box: Box
+    leader: tuple[float, float, float, float] | None
+
+
+def place_labels(
+    points: Sequence[tuple[float, float, str]],
+    plot: Box,
+    taken: Iterable[Box] = (),
+    size: float = 12,
+) -> list[Label | None]:
+    """Texts beside their points: none overlaps another, a point or what is taken, none leaves.
+
+    Each takes the nearest free place, the first point first.
+
+    Args:
+        points: x, y and text, the most important ones first.
+        plot: where all must lie.
+        taken: what no label may cover, besides the points.
+        size: of the text.
+
+    Returns:
+        One a point; None where no place is free.
+    """
+    # A leader may cross a line of the figure, and no label.
+    used = [*taken, *(Box.around(x, y, 6) for x, y, _ in points)]
+    texts: list[Box] = []
+    leaders: list[Box] = []
+    placed: list[Label | None] = []
+    for x, y, text in points:
+        found = next(
+            (
+                label
+                for label in _candidates(x, y, text, size)
+                if label.box.inside(plot)
+                and not any(label.box.meets(box) for box in (*used, *texts, *leaders))
+                and not any(spot.meets(box) for spot in _spots(label) for box in texts)
+            ),
+            None,
+        )
+        placed.append(found)
+        if found is not None:
+            texts.append(found.box)
+            leaders += _spots(found)
+    return placed
+
+
+def text_width(text: str, size: float) -> float:
+    """Width of a text, in the unit of its size, at most a little too wide."""
+    return WIDE * size * len(text)
+
+
+def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
+    width, height = text_width(text, size), 1.15 * size
+    for distance in DISTANCES:
+        for right, down in DIRECTIONS:
+            end_x, end_y = x + distance * right, y + distance * down
+            left = end_x if right > 0.3 else end_x - width if right < -0.3 else end_x - width / 2
+            top = end_y - height / 2 + (height / 2) * (down if abs(right) <= 0.9 else 0)
+            box = Box(*(round(v, 1) for v in (left, top, left + width, top + height)))
+            leader = (x, y, round(end_x, 1), round(end_y, 1)) if distance > 16 else None
+            yield Label(text, box.left, round(top + 0.85 * size, 1), box, leader)
+
+
+def _spots(label: Label) -> list[Box]:
+    """A leader as a row of small boxes."""
+    if label.leader is None:
+        return []
+    return segment_boxes(*label.leader)
+
+
+def segment_boxes(x1: float, y1: float, x2: float, y2: float, half: float = 2) -> list[Box]:
+    """A straight line as a row of small boxes."""
+    steps = max(1, math.ceil(math.hypot(x2 - x1, y2 - y1) / 4))
+    return [
+        Box.around(x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps, half)
+        for i in range(steps + 1)
+    ]

@@ -1,0 +1,327 @@
+"""What was found of every row of a grid: the numbers and verdicts that tables and figures show."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from bench.cost.costs import Costs
+from bench.decide.decision import PROVEN, Answer, decide
+from bench.decide.evidence import ABLATION, LONGER, METHOD, Pair
+from bench.decide.evidence import Row as Evidence
+from bench.decide.over_pairs import Overall
+from bench.design import PairId
+from bench.evidence import pairs_of, question_of
+from bench.record import Plan, Record
+from bench.report.facts import measured_on, pair_titles
+from bench.report.groups import Group, measured_groups, whole
+from bench.report.tables import Column, Entry, Section, Table, Value
+from bench.report.wording import row_title, seeds_text
+from bench.statistics import Interval, mean_interval, paired_differences
+
+IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
+
+COLUMNS = (
+    Column(key="label", name="method", align="left"),
+    Column(key="verdict", name="verdict", align="left"),
+    Column(
+        key="gain", name="gain", unit="points", digits=1, signed=True, interval=True, best="high"
+    ),
+    Column(key="cost", name="cost", unit="× student", digits=1, best="low"),
+    Column(key="accuracy", name="accuracy", unit="%", digits=1, interval=True, best="high"),
+    Column(
+        key="best_accuracy", name="best epoch", unit="%", digits=1, interval=True,
+        best="high", detail=True,
+    ),
+    Column(
+        key="agreement", name="agreement", unit="%", digits=1, interval=True,
+        best="high", detail=True,
+    ),
+    Column(key="epochs", name="epochs", detail=True),
+    Column(key="n", name="n"),
+    Column(key="status", name="finished", align="left", detail=True),
+)  # fmt: skip
+
+COST_NOTE = (
+    "Cost: time of the whole training over the plain student's, the teacher's own training left "
+    "out."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of a pair, or its mean over pairs.
+
+    Attributes:
+        label: the row's.
+        role: "teacher", "student" or "method".
+        kind: see `bench.decide.evidence.Row`; empty for the teacher, and without a result.
+        category: the method's.
+        variant: 0 for the first row of its method, 1 for the next one.
+        verdict: in a word or two.
+        proven: whether the row is proven better than the student.
+        gain: over the student; of a finalist, with an interval that holds for all of them.
+        cost: whole training over the plain student's.
+        accuracy: of the last epoch; an interval over seeds.
+        best_accuracy: of each cell's best epoch, chosen on the test set.
+        agreement: with the teacher.
+        epochs: of the whole training.
+        n: seeds with an accuracy.
+        status: what became of its cells.
+    """
+
+    label: str
+    role: str = "method"
+    kind: str = ""
+    category: str = ""
+    variant: int = 0
+    verdict: str = ""
+    proven: bool = False
+    gain: Interval | None = None
+    cost: float | None = None
+    accuracy: Interval | None = None
+    best_accuracy: Interval | None = None
+    agreement: Interval | None = None
+    epochs: float | None = None
+    n: int = 0
+    status: str = ""
+
+    @property
+    def title(self) -> str:
+        """The row as people say it."""
+        return "teacher" if self.role == "teacher" else row_title(self.label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A grid with what was decided of it.
+
+    Attributes:
+        plan: what was asked for.
+        records: by cell id.
+        costs: what was profiled.
+        groups: of every pair with any record, its rows.
+        titles: of these pairs.
+        pairs: the evidence, of those with a plain student.
+        answers: of the same.
+        overall: mean gains over pairs, of a grid of equal seeds.
+    """
+
+    plan: Plan
+    records: Mapping[str, Record]
+    costs: Costs
+    groups: Mapping[PairId, list[Group]]
+    titles: Mapping[PairId, str]
+    pairs: Mapping[PairId, Pair]
+    answers: Mapping[PairId, Answer]
+    overall: tuple[Overall, ...]
+
+    @property
+    def screened(self) -> bool:
+        """Whether the grid screens rows and confirms the finalists."""
+        return isinstance(self.plan.config.get("seeds"), Mapping)
+
+    def lines(self, key: PairId) -> list[Line]:
+        """The rows of a pair: teacher, student, then the best first; screened ones after these."""
+        evidence = self.pairs.get(key)
+        rows = {row.name: row for row in evidence.rows} if evidence else {}
+        seen = Counter[str]()
+        lines = []
+        for group in self.groups[key]:
+            row = rows.get(group.label) if group.role != "teacher" else None
+            lines.append(_line(group, row, evidence, self.answers.get(key), seen[group.method]))
+            seen[group.method] += group.role == "method"
+        order = {"teacher": 0, "student": 1}
+
+        def place(line: Line) -> tuple[int, bool, bool, float]:
+            behind = self.screened and line.verdict in (SCREENED, CONTROL)
+            gain = line.gain.mean if line.gain else 0.0
+            return order.get(line.role, 2), line.gain is None, behind, -gain
+
+        return sorted(lines, key=place)
+
+    def overall_lines(self) -> list[Line]:
+        """Each row's mean gain over the pairs, best first; none for other grids."""
+        lines: dict[str, list[Line]] = {}
+        for key in self.pairs:
+            for line in self.lines(key):
+                lines.setdefault(line.label, []).append(line)
+        found = []
+        for row in self.overall:
+            mine = lines[row.row]
+            costs = [line.cost for line in mine if line.cost is not None]
+            found.append(
+                Line(
+                    label=row.row, kind=mine[0].kind, category=mine[0].category,
+                    variant=mine[0].variant, verdict=PROVEN if row.proven else NOT_PROVEN,
+                    proven=row.proven, gain=row.gain.interval, n=row.gain.interval.n,
+                    cost=fmean(costs) if costs else None,
+                )
+            )  # fmt: skip
+        return found
+
+
+def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Findings:
+    """Decides a grid.
+
+    Args:
+        plan: what was asked for.
+        records: by cell id; a cell without one is shown as not run.
+        costs: what was profiled; None if nothing was.
+
+    Raises:
+        UserError: two cells answer for one row and seed.
+    """
+    groups = measured_groups(plan, records)
+    pairs = pairs_of(plan, records, costs or Costs())
+    decision = decide(list(pairs.values()), question_of(plan)) if pairs else None
+    return Findings(
+        plan=plan,
+        records=records,
+        costs=costs or Costs(),
+        groups=groups,
+        titles=pair_titles(groups),
+        pairs=pairs,
+        answers=dict(zip(pairs, decision.answers, strict=True)) if decision else {},
+        overall=decision.overall if decision else (),
+    )
+
+
+def _line(
+    group: Group, row: Evidence | None, pair: Pair | None, answer: Answer | None, variant: int
+) -> Line:
+    epochs = group.by_cell("epochs")
+    accuracies = group.by_cell("last_accuracy")
+    claim = answer.claim(group.label) if answer else None
+    return Line(
+        label=group.label,
+        role=group.role,
+        kind=row.kind if row else "",
+        category=group.category,
+        variant=variant,
+        verdict=_verdict(group, row, answer),
+        proven=claim is not None and claim.proven,
+        gain=_gain(row, pair, answer),
+        cost=row.cost if row else None,
+        accuracy=_mean(accuracies),
+        best_accuracy=_mean(group.by_cell("best_accuracy")),
+        agreement=_mean(group.by_cell("agreement")),
+        epochs=whole(fmean(epochs)) if epochs else None,
+        n=len(accuracies),
+        status=group.status(),
+    )
+
+
+def _verdict(group: Group, row: Evidence | None, answer: Answer | None) -> str:
+    if group.role != "method":
+        return group.role if group.by_cell("last_accuracy") else group.why_empty()
+    if row is None or answer is None:
+        return group.why_empty() if not group.by_cell("last_accuracy") else "no student"
+    claim = answer.claim(row.name)
+    if claim is not None and claim.proven:
+        return PROVEN
+    if row.name == answer.named and answer.verdict is not None:
+        return answer.verdict
+    if row.kind == ABLATION:
+        return CONTROL
+    if row.name in answer.in_the_race:
+        return IN_THE_RACE
+    return NOT_PROVEN if row.finalist else SCREENED
+
+
+def _gain(row: Evidence | None, pair: Pair | None, answer: Answer | None) -> Interval | None:
+    """As claimed; of a row without a claim over all seeds, without an interval from two."""
+    if row is None or pair is None or answer is None or row.kind not in (LONGER, METHOD, ABLATION):
+        return None
+    claim = answer.claim(row.name)
+    if claim is not None:
+        return claim.gain
+    differences = paired_differences(row.every_seed, pair.student.every_seed)
+    if not differences:
+        return None
+    found = mean_interval(differences)
+    return found if found.n > 2 else Interval(found.mean, None, None, found.n)
+
+
+def _mean(values: list[float]) -> Interval | None:
+    return mean_interval(values) if values else None
+
+
+# --- as tables -------------------------------------------------------------------------------
+
+
+def summary_section(found: Findings) -> Section:
+    """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
+    tables = []
+    if overall := found.overall_lines():
+        pairs = len(found.pairs)
+        notes = (
+            f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
+            "Hartung and Knapp's variance); proven: Holm over all rows, level 5 %. "
+            f"n: pairs. {COST_NOTE}",
+        )
+        tables.append(_table(f"Mean over {pairs} pairs", overall, notes).only(
+            ("label", "verdict", "gain", "cost", "n")))  # fmt: skip
+    for key, title in found.titles.items():
+        tables.append(_table(title, found.lines(key), _notes(found, key)))
+    return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tuple(tables))
+
+
+def _table(title: str, lines: Iterable[Line], notes: Iterable[str]) -> Table:
+    keys = [column.key for column in COLUMNS if column.key != "label"]
+    rows: list[dict[str, Entry | Value]] = [
+        {"label": line.title, **{key: getattr(line, key) for key in keys}} for line in lines
+    ]
+    return Table.by_name(title, COLUMNS, rows, notes)
+
+
+def _notes(found: Findings, key: PairId) -> list[str]:
+    """What has to be said under a pair's table, each in a line."""
+    answer, held_out = found.answers.get(key), measured_on(found.plan, "set")
+    rows = len(answer.claims) if answer else 0
+    notes = [
+        *_remarks(found.groups[key]),
+        *(
+            f"{row_title(row.name)}: loss on {math.floor(100 * row.reached)} % of the samples."
+            for row in (found.pairs[key].rows if key in found.pairs else ())
+            if row.reached is not None and row.reached < 1
+        ),
+        *_other_code(found.groups[key]),
+        f"Accuracy: last epoch, {held_out}, ± half of the 95 % Student t interval over n seeds; "
+        "best epoch: chosen on the same images, so too high; agreement: with the teacher.",
+        f"Gain over the student, paired by seed; intervals hold for all {rows} rows that claims "
+        "are made about at once. Proven: Holm over all pairs, level 5 %.",
+    ]
+    if found.screened:
+        notes.append("Screened only: not chosen for confirmation, a gain over few seeds, no claim.")
+    return [*notes, COST_NOTE]
+
+
+def _remarks(groups: Iterable[Group]) -> list[str]:
+    """One line for every error, refusal and note of a stage, with the seeds that have it."""
+    met: dict[tuple[str, str], list[int]] = {}
+    for group in groups:
+        for seed, cell in group.cells.items():
+            record = group.records.get(cell)
+            stages = record.stages if record is not None else []
+            texts = [stage["note"] for stage in stages if stage.get("note")]
+            texts += [record.error] if record is not None and record.error else []
+            for text in texts:
+                met.setdefault((row_title(group.label), text), []).append(seed)
+    return [
+        f"{label}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}: {text}"
+        for (label, text), seeds in met.items()
+    ]
+
+
+def _other_code(groups: Iterable[Group]) -> list[str]:
+    """A line where the cells of a table were trained by different code."""
+    finished = {r.cell_id: r for group in groups for r in group.finished()}
+    counts = Counter(str(record.conditions.get("code", "")) for record in finished.values())
+    if len(counts) < 2:
+        return []
+    cells = ", ".join(f"{code or 'unknown'} ({n} cells)" for code, n in sorted(counts.items()))
+    return [f"Rows were trained by different code, by the digest of what decides numbers: {cells}."]
