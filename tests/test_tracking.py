@@ -1,15 +1,18 @@
-"""What MLflow is sent, and what comes back: names, parents, inputs, files."""
+"""What MLflow is sent, and what comes back: names, numbers, inputs, files."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from summary_grid import plan, records, row
+from summary_grid import plan, records
 
+from bench.cost.costs import Costs
+from bench.evidence import numbers_of_cells
 from bench.record import Store
-from bench.tracking import Mirror, parent_run_of
+from bench.tracking import Mirror
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +45,44 @@ def sent(work) -> tuple[Mirror, Store]:
     return mirror, store
 
 
-def test_runs_are_named_and_listed_by_pair(sent):
+def run_of(mirror: Mirror, name: str):
+    return next(run for run in runs(mirror, "cell") if run.info.run_name == name)
+
+
+def test_runs_say_who_was_taught_by_whom_and_how(sent):
     mirror, _ = sent
-    groups = {run.info.run_id: run for run in runs(mirror, "group")}
-    under: dict[str, set[str]] = {}
-    for run in runs(mirror, "cell"):
-        parent = groups[run.data.tags["mlflow.parentRunId"]].info.run_name
-        under.setdefault(parent, set()).add(run.info.run_name)
-    assert set(under) == {"teachers and plain students", "wide>narrow fraction=0.5"}
-    assert "wide>narrow/soft_logits/1" in under["wide>narrow fraction=0.5"]
-    assert under["teachers and plain students"] == {
-        "wide/teacher/0", "wide/teacher/1", "narrow/student/0", "narrow/student/1",
-    }  # fmt: skip
-    assert {run.info.status for run in groups.values()} == {"FINISHED"}
-    assert all(run.data.tags["mlflow.note.content"] for run in groups.values())
+    found = {
+        run.info.run_name: [run.data.tags[key] for key in ("method", "teacher", "student", "pair")]
+        for run in runs(mirror, "cell")
+    }
+    assert found["wide>narrow/soft_logits/1"] == ["soft_logits", "wide", "narrow", "wide>narrow"]
+    assert found["wide/teacher/0"] == ["teacher", "wide", "none", "none"]
+    assert found["narrow/student/1"] == ["student", "none", "narrow", "none"]
+    teacher = run_of(mirror, "wide/teacher/0").data.params
+    assert (teacher["method"], teacher["teacher"]) == ("teacher", "wide")
+
+
+def test_gain_and_cost_are_added_when_they_are_known(sent):
+    """Paired by seed: 0.73 of rkd against 0.70 of the plain student, both with seed 0."""
+    mirror, store = sent
+    numbers = numbers_of_cells(plan(), records(), Costs())
+    rkd = run_of(mirror, "wide>narrow/rkd/0").data.tags["cell_id"]
+    assert mirror.send(plan(), store, {**numbers, rkd: numbers[rkd] | {"cost": 1.5}}) == 0
+    assert run_of(mirror, "narrow/student/0").data.metrics["final/gain"] == 0
+    assert "final/gain" not in run_of(mirror, "wide/teacher/0").data.metrics
+    metrics = run_of(mirror, "wide>narrow/rkd/0").data.metrics
+    assert metrics["final/cost"] == 1.5
+    student = run_of(mirror, "narrow/student/0").data.metrics["final/last_accuracy"]
+    assert metrics["final/gain"] == pytest.approx(metrics["final/last_accuracy"] - student)
+
+
+def test_the_list_of_runs_opens_with_columns_that_the_runs_have(sent):
+    mirror, _ = sent
+    tags = mirror.client.get_experiment(mirror.experiment.id).tags
+    view = json.loads(tags["mlflow.sharedViewState.kd-bench"])
+    run = run_of(mirror, "wide>narrow/rkd/0").data
+    known = {f"tags.`{tag}`" for tag in run.tags} | {f"metrics.`{key}`" for key in run.metrics}
+    assert {view["orderByKey"], *view["selectedColumns"]} - known <= {"metrics.`final/cost`"}
 
 
 def test_a_run_can_be_filtered_by_category_axes_and_pair(sent):
@@ -72,7 +99,7 @@ def test_a_run_says_what_it_is_and_took_what_it_took(sent):
     mirror, _ = sent
     run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/rkd/0")
     note = run.data.tags["mlflow.note.content"]
-    assert all(word in note for word in ("`wide`", "`narrow`", "**rkd**", "seed 0", "`digits`"))
+    assert "**wide>narrow/rkd/0**" in note
     assert run.data.metrics["final/last_accuracy"] == 0.73
     assert all(name.startswith("final/") for name in run.data.metrics)  # it has no curves
     assert run.info.end_time - run.info.start_time == 15_000  # 12.5 s + 2.5 s, in ms
@@ -85,11 +112,6 @@ def test_a_failed_cell_is_a_failed_run(sent):
     assert run.info.status == "FAILED"
     assert run.data.tags["error"].startswith("FloatingPointError")
     assert "traceback.txt" in {file.path for file in mirror.client.list_artifacts(run.info.run_id)}
-
-
-def test_neutral_axes_are_left_out_of_the_parent_run_s_name():
-    whole = replace(row("fitnet", 0), axes={"fraction": 1.0, "resolution": 2.0})
-    assert parent_run_of(whole).name == "wide>narrow resolution=2"
 
 
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):

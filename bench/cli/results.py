@@ -41,13 +41,13 @@ def recommend(options: argparse.Namespace) -> int:
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
     from bench.launch.leases import Leases
-    from bench.launch.mirroring import sole_mirror
+    from bench.launch.mirroring import send_records, sole_mirror
 
     work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
     plan, records = fetch_results(work, name, "records")
     with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
-        sent = mirror.send(plan, work.store)
+        sent = send_records(mirror, work, plan)
     costs = fetch_costs(work, name, "records")
     mirror_files(work, plan.name, render(work, plan, records, costs))
     print(f"{sent} records sent")

@@ -35,6 +35,34 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
     return {pair: made for pair, made in found.items() if made is not None}
 
 
+def numbers_of_cells(
+    plan: Plan, records: Mapping[str, Record], costs: Costs
+) -> dict[str, dict[str, float]]:
+    """Cell id -> "gain" over the plain student of its pair and seed, and "cost" of its row.
+
+    Both are known of students alone, the cost only where it was measured.
+
+    Args:
+        plan: of the grid.
+        records: by cell id.
+        costs: what was profiled of the grid.
+    """
+    found: dict[str, dict[str, float]] = {}
+    pairs = pairs_of(plan, records, costs)
+    rows = {(key, row.name): row for key, pair in pairs.items() for row in pair.rows}
+    for planned in plan.rows:
+        key = pair_id(planned.data, planned.axes, planned.teacher, planned.student)
+        row, seed = rows.get((key, planned.label)), planned.seed
+        if planned.role == "teacher" or row is None or seed not in row.every_seed:
+            continue
+        alone = pairs[key].student.every_seed
+        # Rounded, for lists that show every digit.
+        gain = {"gain": round(row.every_seed[seed] - alone[seed], 6)} if seed in alone else {}
+        cost = {"cost": round(row.cost, 3)} if row.cost is not None else {}
+        found.setdefault(planned.cell_id, gain | cost)
+    return found
+
+
 def question_of(plan: Plan, **limits: Any) -> Question:
     """The question that a grid's design asks, with the reader's limits as fields of `Question`."""
     seeds = plan.config.get("seeds")

@@ -14,9 +14,13 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from bench.cost.costs import FILE as COSTS
+from bench.cost.costs import read_costs
+from bench.evidence import numbers_of_cells
+from bench.faults import UserError
 from bench.launch.leases import BusyError, Leases
 from bench.record import Plan
-from bench.tracking import Mirror, TrackingError
+from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
 SEND_SECONDS = 60.0
@@ -57,6 +61,17 @@ def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
         leases.release(name)
 
 
+def send_records(mirror: Mirror, work: WorkDir, plan: Plan) -> int:
+    """Sends what the mirror lacks, with gains and costs; returns the number of records sent.
+
+    Raises:
+        TrackingError: the store failed.
+    """
+    records = work.store.read_all(plan.cell_ids())
+    numbers = numbers_of_cells(plan, records, read_costs(work.grid(plan.name) / COSTS))
+    return mirror.send(plan, work.store, numbers)
+
+
 @contextlib.contextmanager
 def mirroring(
     work: WorkDir, plan: Plan, leases: Leases, console: Console, every: float = SEND_SECONDS
@@ -71,8 +86,8 @@ def mirroring(
         nonlocal warned
         try:
             with sole_mirror(work, plan.name, leases, patience) as mirror:
-                mirror.send(plan, work.store)
-        except (BusyError, TrackingError, OSError) as error:  # OSError: the work directory's disk
+                send_records(mirror, work, plan)
+        except (BusyError, UserError, OSError) as error:  # OSError: the work directory's disk
             if warned or (isinstance(error, BusyError) and not patience):
                 return
             warned = True

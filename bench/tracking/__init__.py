@@ -5,9 +5,8 @@ finished record once and finds it again by the tag `cell_id`. Losing the mirror 
 `sync` fills it again.
 """
 
-from bench.tracking.description import parent_run_of
 from bench.tracking.experiment import TrackingError
 from bench.tracking.mirror import Mirror
 from bench.tracking.ui import serve
 
-__all__ = ["Mirror", "TrackingError", "parent_run_of", "serve"]
+__all__ = ["Mirror", "TrackingError", "serve"]

@@ -1,147 +1,134 @@
-"""How plans and records look in MLflow: parent runs, notes, tags, parameters, metrics."""
+"""How plans and records look in MLflow: the list of runs, notes, tags, parameters, metrics."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bench.record import Plan, Record, Row
 from bench.tracking.experiment import KIND, NOTE
 
+FINAL = "final/"
+"""Prefix of the metrics that are one number a run."""
 
-@dataclass(frozen=True)
-class ParentRun:
-    """A run without numbers, under which the UI lists others.
+VIEW = "kd-bench"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Tag of an experiment, from which the UI reads the view of this name."""
 
-    Attributes:
-        name: of the run.
-        pair: its tag `pair`, the same as that of the runs under it; "none" without a teacher.
-        note: its description, Markdown.
-    """
+GAIN = f"metrics.`{FINAL}gain`"
+COLUMNS = {
+    "tags.`method`": 110,
+    f"metrics.`{FINAL}last_accuracy`": 120,
+    GAIN: 90,
+    f"metrics.`{FINAL}cost`": 90,
+}
+"""Column of the list of runs -> pixels: next to the runs' names all fit a screen of 1440."""
 
-    name: str
-    pair: str
-    note: str
 
-
-def parent_run_of(row: Row) -> ParentRun:
-    """The run under which a row's run is listed: its pair's, or that of all teachers and baselines.
-
-    A teacher or a baseline belongs to several pairs, and a run can have one parent only.
-    """
-    if row.role != "method":
-        return ParentRun(
-            "teachers and plain students",
-            "none",
-            "Networks trained without a teacher, one run each: every pair is compared with them.",
-        )
-    axes = "".join(f" {name}={value:g}" for name, value in row.axes.items() if value != 1)
-    return ParentRun(
-        f"{row.teacher}>{row.student}{axes}",
-        f"{row.teacher}>{row.student}",
-        f"All methods and seeds by which `{row.teacher}` taught `{row.student}` on `{row.data}`"
-        f"{axes}. Select runs below and press *Compare*, or filter the list, for example by "
-        f"`tags.category = 'response' and tags.pair = '{row.teacher}>{row.student}'`. Means, "
-        "intervals and figures are on the run `summary`.",
-    )
+def view() -> str:
+    """The list of runs by falling gain, as the UI reads it."""
+    order = {"orderByKey": GAIN, "orderByAsc": False}
+    columns = {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
+    return json.dumps(order | columns)
 
 
 def describe(plan: Plan) -> str:
     """The experiment's note: what the grid is, and how to read its runs."""
     pairs = dict.fromkeys(f"`{row.teacher}` → `{row.student}`" for row in plan.rows)
     seeds = len({row.seed for row in plan.rows})
-    lines = [
+    return "\n\n".join((
         f"**{plan.name}**: {' '.join(plan.description.split())}",  # all that a folded note shows
         f"Pairs: {', '.join(pairs)}. Seeds: {seeds}. Cells: {len(plan.cell_ids())}.",
-        "**Where to look.** The run `summary` holds tables and figures under *Artifacts*. One run "
-        "per cell, named teacher>student/method/seed, is listed under its pair: press + to unfold, "
-        "*Load more* if a pair has no + (the list loads 100 runs at a time). To see some only, "
-        "type for example `tags.category = 'response'` or `tags.pair = '...'` into the search; the "
-        "tags `role`, `pair`, `method`, `label`, `category`, `seed`, `status` also group (*Group "
-        "by*). *Columns* adds accuracies: `final/last_accuracy` is the last epoch's on the test "
-        "set, in [0, 1]; `final/best_accuracy` is selected on the test set and so too high; "
-        "`epoch/...` are curves.",
-    ]
-    return "\n\n".join(lines)
+        "**Where to look.** The page that `run_all.py ui` prints lists one run a cell by falling "
+        "`final/gain`, the accuracy above the plain student's of the same pair and seed. "
+        "Accuracies are of the last epoch on the test set and lie in [0, 1], so that a gain of "
+        "0.01 is one percentage point; `final/best_accuracy` is selected on the test set and so "
+        "too high. `final/cost` is the whole training over the plain student's, once `run_all.py "
+        "profile` has measured it. *Chart view* draws the curves. Search, for example: "
+        "`tags.category = 'response' and tags.pair = '...'`. Means and intervals are in the run "
+        "`summary`, under *Artifacts*.",
+    ))  # fmt: skip
 
 
 def started_at(record: Record) -> int | None:
     """When the training started, in milliseconds since 1970; None if the record does not say."""
-    from datetime import datetime
-
     started = record.conditions.get("started")
     return int(datetime.fromisoformat(started).timestamp() * 1000) if started else None
 
 
 def tags_of(record: Record, row: Row) -> dict[str, str]:
     """What runs can be filtered and grouped by, and the run's note."""
-    paired = row.role == "method" and row.method != "student"
+    networks = networks_of(row)
+    what = f"**{row.name}** ({record.category}) on `{row.data}`."
     tags = {
         KIND: "cell",
         "cell_id": record.cell_id,
         "status": record.status,
         "role": row.role,
-        "method": row.method,
-        "label": row.label,
+        "method": row.label,
         "category": record.category,
-        "teacher": row.teacher if paired else "none",
         "seed": row.seed,
+        "phase": row.phase,
         "data": row.data,
-        "student": row.teacher if row.role == "teacher" else row.student,
-        "pair": f"{row.teacher}>{row.student}" if paired else "none",
+        "pair": "none" if "none" in networks.values() else ">".join(networks.values()),
         "error": record.error,
+        NOTE: "\n\n".join(filter(None, (what, record.error, record.source))),
+        **networks,
+        **row.axes,
     }
-    tags |= row.axes | {NOTE: _describe_run(record, row)}
-    for name in ("commit", "dirty", "torch", "device"):
-        tags[name] = record.conditions.get(name, "")
+    tags |= {k: record.conditions.get(k, "") for k in ("commit", "dirty", "torch", "device")}
     return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
 
 
-def _describe_run(record: Record, row: Row) -> str:
-    """What the run trained, Markdown."""
-    taught = f"`{row.teacher}` teaches `{row.student}` by " if row.role == "method" else ""
-    what = f"{taught}**{row.label}** ({record.category}), seed {row.seed}, on `{row.data}`."
-    failure = f"{record.status}: {record.error}" if record.error else ""
-    return "\n\n".join(filter(None, (what, failure, record.source)))
+def networks_of(row: Row) -> dict[str, str]:
+    """The run's teacher and student; "none" for the one that it trains without."""
+    if row.role == "teacher":
+        return {"teacher": row.teacher, "student": "none"}
+    alone = row.role != "method" or row.method == "student"
+    return {"teacher": "none" if alone else row.teacher, "student": row.student}
 
 
-def params_of(record: Record) -> list[Any]:
+def params_of(record: Record, row: Row) -> list[Any]:
     """All fields that decide the cell's numbers; nested ones as `outer.inner`."""
     from mlflow.entities import Param
 
     flat: dict[str, object] = {}
     for name, value in record.cell.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
-        else:
-            flat[name] = value
-    flat |= {"category": record.category, "student": flat.get("model")}
-    flat["teacher"] = flat.get("teacher.model", "none")
+        nested = isinstance(value, Mapping)
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
+    flat |= {"category": record.category, **networks_of(row)}
+    if row.role == "teacher":  # its cell is trained as a plain student's is
+        flat["method"] = row.role
     return [Param(name, str(value)[:6000]) for name, value in flat.items()]
 
 
-def metrics_of(record: Record, started: int) -> list[Any]:
-    """The curves, an epoch a step, and the final numbers.
-
-    Args:
-        record: of the cell.
-        started: in milliseconds since 1970; the time of every point.
-    """
+def metrics_of(record: Record) -> list[Any]:
+    """The curves, an epoch a step, and the final numbers."""
     from mlflow.entities import Metric
 
-    # The UI draws a section for each prefix, in this order: curves first, single points apart.
+    started = started_at(record) or 0
+    # The UI draws a section for each prefix, by name: accuracies first, single points last.
     curves = [
-        Metric(metric_key(f"epoch/{name}"), value, started, epoch)
+        Metric(metric_key(f"{section}/{name}"), value, started, epoch)
         for name, curve in record.curves.items()
+        for section in ["accuracy" if "accuracy" in name else "epoch"]
         for epoch, value in enumerate(curve, start=1)
         if value is not None
     ]
-    last = int(record.final.get("epochs", 0))
-    final = [
-        Metric(metric_key(f"final/{name}"), v, started, last) for name, v in record.final.items()
-    ]
-    return curves + final
+    return curves + final_metrics(record, record.final, known={})
+
+
+def final_metrics(
+    record: Record, numbers: Mapping[str, float], known: Mapping[str, float]
+) -> list[Any]:
+    """Numbers of a whole training, at its last epoch; those that the run has are left out."""
+    from mlflow.entities import Metric
+
+    started, last = started_at(record) or 0, int(record.final.get("epochs", 0))
+    keys = {metric_key(f"{FINAL}{name}"): value for name, value in numbers.items()}
+    return [Metric(k, v, started, last) for k, v in keys.items() if known.get(k) != v]
 
 
 def metric_key(name: str) -> str:

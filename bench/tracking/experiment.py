@@ -14,9 +14,11 @@ from bench.faults import UserError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 KIND = "kd_bench.kind"
-NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"  # tags that the UI reads
+PREFIX = "kd-bench/"  # of experiments' names; the grid's follows
+NOTE = "mlflow.note.content"  # a tag that the UI shows
 PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
 
 
@@ -74,39 +76,47 @@ def make_database(path: Path) -> None:
             os.link(new, path)
 
 
+def open_store(work_dir: Path) -> MlflowClient:
+    """A client of the tracking store; makes the database if there is none.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    quiet()
+    uri = tracking_uri(work_dir)
+    with failures():
+        from mlflow.tracking import MlflowClient
+
+        if uri.startswith("sqlite:///"):
+            make_database(Path(uri.removeprefix("sqlite:///")))
+        return MlflowClient(tracking_uri=uri)
+
+
 class Experiment:
     """One grid's experiment.
 
     Attributes:
         client: of the store.
-        uri: of the store.
         grid: its name.
         id: MLflow's, of the experiment.
     """
 
     def __init__(self, work_dir: Path, grid: str) -> None:
-        """Opens the store; makes the database if there is none.
+        """Opens the store and the experiment; makes what is not there.
 
         Raises:
             TrackingError: the store cannot be opened.
         """
-        quiet()
-        uri = tracking_uri(work_dir)
+        self.client, self.grid = open_store(work_dir), grid
         with failures():
-            from mlflow.tracking import MlflowClient
+            self.id = self._find_or_create(f"{PREFIX}{grid}", work_dir)
 
-            if uri.startswith("sqlite:///"):
-                make_database(Path(uri.removeprefix("sqlite:///")))
-            self.client = MlflowClient(tracking_uri=uri)
-            self.id = self._find_or_create(f"kd-bench/{grid}", uri, work_dir)
-        self.uri, self.grid = uri, grid
-
-    def _find_or_create(self, name: str, uri: str, work_dir: Path) -> str:
+    def _find_or_create(self, name: str, work_dir: Path) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
         # A server has its own place for artifacts; a bare database would use the current folder.
-        local = not uri.startswith(("http:", "https:", "databricks"))
+        local = not tracking_uri(work_dir).startswith(("http:", "https:", "databricks"))
         location = (work_dir.resolve() / "mlartifacts").as_uri() if local else None
         from mlflow.exceptions import MlflowException
 

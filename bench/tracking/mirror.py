@@ -8,24 +8,20 @@ sent twice.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
-from bench.tracking.description import (
-    ParentRun,
-    metrics_of,
-    params_of,
-    parent_run_of,
-    started_at,
-    tags_of,
-)
-from bench.tracking.experiment import KIND, NOTE, PARENT, Experiment, failures
+from bench.tracking.description import final_metrics, metrics_of, params_of, started_at, tags_of
+from bench.tracking.experiment import KIND, Experiment, failures
 from bench.tracking.tables_run import TablesRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+Numbers = Mapping[str, Mapping[str, float]]
+NOTHING: Numbers = {}
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 
 
@@ -46,13 +42,18 @@ class Mirror:
         self.experiment = Experiment(work_dir, grid)
         self.client = self.experiment.client
         self.tables = TablesRun(self.experiment)
-        self._parents: dict[str, str] | None = None
 
-    def send(self, plan: Plan, store: Store) -> int:
+    def send(self, plan: Plan, store: Store, numbers: Numbers = NOTHING) -> int:
         """Sends the plan and its records that the store lacks; returns how many were sent.
 
         Runs that a killed process left unfinished are sent anew, or closed if there is no record.
         Of several runs of one result one is kept.
+
+        Args:
+            plan: of the grid.
+            store: the records.
+            numbers: cell id -> numbers that depend on other cells too, such as the gain over the
+                plain student; sent where they are new.
 
         Raises:
             TrackingError: the store failed.
@@ -76,6 +77,11 @@ class Mirror:
             for run in runs.values():
                 if not _is_whole(run):
                     self.client.set_terminated(run.info.run_id, status="KILLED")
+            for cell_id in numbers.keys() & records.keys() & runs.keys():
+                run = runs[cell_id]
+                new = final_metrics(records[cell_id], numbers[cell_id], known=run.data.metrics)
+                if new:
+                    self.client.log_batch(run.info.run_id, metrics=new)
         return sent
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
@@ -106,31 +112,15 @@ class Mirror:
 
     def _copy(self, record: Record, row: Row, folder: Path) -> None:
         started = started_at(record)
-        tags = tags_of(record, row) | {PARENT: self._parent(parent_run_of(row))}
         made = self.client.create_run(
-            self.experiment.id, start_time=started, run_name=row.name, tags=tags
+            self.experiment.id, start_time=started, run_name=row.name, tags=tags_of(record, row)
         )
         run = made.info.run_id
-        self.client.log_batch(
-            run, metrics=metrics_of(record, started or 0), params=params_of(record)
-        )
+        self.client.log_batch(run, metrics=metrics_of(record), params=params_of(record, row))
         self.client.log_artifacts(run, str(folder))
         took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
         ended = started and int(started + 1000 * took)
-        status = STATUS.get(record.status, "FINISHED")
-        self.client.set_terminated(run, status=status, end_time=ended)
-
-    def _parent(self, parent: ParentRun) -> str:
-        """The id of a parent run, made when it is first asked for."""
-        if self._parents is None:
-            found = self.experiment.search(f"tags.`{KIND}` = 'group'")
-            self._parents = {run.info.run_name or "": run.info.run_id for run in found}
-        if parent.name not in self._parents:
-            tags = {KIND: "group", NOTE: parent.note, "pair": parent.pair}
-            made = self.client.create_run(self.experiment.id, run_name=parent.name, tags=tags)
-            self.client.set_terminated(made.info.run_id)
-            self._parents[parent.name] = made.info.run_id
-        return self._parents[parent.name]
+        self.client.set_terminated(run, STATUS.get(record.status, "FINISHED"), ended)
 
 
 def _is_whole(run: Run) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from bench.record import Plan
-from bench.tracking.description import describe
+from bench.tracking.description import VIEW_TAG, describe, view
 from bench.tracking.experiment import KIND, NOTE, Experiment, TrackingError, failures
 
 PLAN = "plan.json"
@@ -28,10 +28,12 @@ class TablesRun:
             TrackingError: the store failed.
         """
         with failures():
-            self.client.set_experiment_tag(self.experiment.id, NOTE, describe(plan))
-            self.client.set_experiment_tag(
-                self.experiment.id, "mlflow.experimentKind", "custom_model_development"
-            )
+            for tag, value in {
+                NOTE: describe(plan),
+                VIEW_TAG: view(),
+                "mlflow.experimentKind": "custom_model_development",
+            }.items():
+                self.client.set_experiment_tag(self.experiment.id, tag, value)
             self.client.log_text(self._run(), plan.to_json(), PLAN)
 
     def send(self, folder: Path, files: Iterable[Path]) -> None:
@@ -51,11 +53,12 @@ class TablesRun:
                 self.client.log_artifact(run, str(path), (FILES / place).as_posix())
             self.client.set_terminated(run)
 
-    def read(self, name: str) -> str | None:
+    def read(self, name: str, below: PurePosixPath = FILES) -> str | None:
         """The text of a file, as `send` put it there.
 
         Args:
             name: its place below the grid's folder, such as "cost.json".
+            below: the folder of the run that takes the grid's place.
 
         Returns:
             None if the experiment has no such file.
@@ -63,7 +66,15 @@ class TablesRun:
         Raises:
             TrackingError: the store cannot be read.
         """
-        return self._read(FILES / name)
+        path = below / name
+        parent = None if path.parent == PurePosixPath() else path.parent.as_posix()
+        with failures(), tempfile.TemporaryDirectory() as folder:
+            run = self._find_run()
+            there = self.client.list_artifacts(run, parent) if run else ()
+            if path.as_posix() not in {file.path for file in there if not file.is_dir}:
+                return None
+            local = self.client.download_artifacts(str(run), path.as_posix(), folder)
+            return Path(local).read_text(encoding="utf-8")
 
     def fetch_plan(self) -> Plan:
         """The plan that was sent last.
@@ -71,7 +82,7 @@ class TablesRun:
         Raises:
             TrackingError: the experiment holds no plan, or the store cannot be read.
         """
-        text = self._read(PurePosixPath(PLAN))
+        text = self.read(PLAN, PurePosixPath())
         if text is None:
             grid = self.experiment.grid
             raise TrackingError(
@@ -80,18 +91,6 @@ class TablesRun:
             )
         with failures():
             return Plan.from_json(text)
-
-    def _read(self, path: PurePosixPath) -> str | None:
-        with failures(), tempfile.TemporaryDirectory() as folder:
-            run = self._find_run()
-            if run is None:
-                return None
-            parent = None if path.parent == PurePosixPath() else path.parent.as_posix()
-            there = self.client.list_artifacts(run, parent)
-            if path.as_posix() not in {file.path for file in there if not file.is_dir}:
-                return None
-            local = self.client.download_artifacts(run, path.as_posix(), folder)
-            return Path(local).read_text(encoding="utf-8")
 
     def _run(self) -> str:
         found = self._find_run()

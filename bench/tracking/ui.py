@@ -3,25 +3,70 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from bench.tracking.experiment import quiet, tracking_uri
+from bench.tracking.description import VIEW, VIEW_TAG
+from bench.tracking.experiment import PREFIX, TrackingError, failures, open_store, tracking_uri
 
 
 def serve(work_dir: Path, port: int) -> int:
-    """Serves the MLflow UI on loopback until it is stopped; returns its exit code."""
-    quiet()
-    if tracking_uri(work_dir).startswith(("http:", "https:")):
-        print(f"error: MLFLOW_TRACKING_URI is a server; its UI is at {tracking_uri(work_dir)}",
-              file=sys.stderr)  # fmt: skip
-        return 2
+    """Serves the MLflow UI on loopback until Ctrl-C or SIGTERM; returns the server's exit code.
+
+    Raises:
+        TrackingError: the store cannot be read, or is a server of its own.
+    """
+    uri = tracking_uri(work_dir)
+    if uri.startswith(("http:", "https:")):
+        raise TrackingError(f"MLFLOW_TRACKING_URI is a server; its UI is at {uri}")
+    pages = _pages(work_dir, port)
     # The jobs are for generative models; without them the server is two processes, not fifteen.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-               "--workers", "1", "--backend-store-uri", tracking_uri(work_dir)]  # fmt: skip
-    # Without the word it would open on pages for language models.
-    page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-    print(f"MLflow UI on {page} (Ctrl-C stops it)", flush=True)
-    return subprocess.run(command, check=False).returncode
+               "--workers", "1", "--backend-store-uri", uri]  # fmt: skip
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    # A group of its own: its processes end together, and none outlives this one.
+    server = subprocess.Popen(command, start_new_session=True)
+    try:
+        for name, page in pages.items():
+            print(f"{name}: {page}", flush=True)
+        print("Ctrl-C stops the server", flush=True)
+        return server.wait()
+    finally:
+        _end(server)
+
+
+def _pages(work_dir: Path, port: int) -> dict[str, str]:
+    """Grid -> the page of its runs; one page for all where nothing was sent yet."""
+    with failures():
+        found = open_store(work_dir).search_experiments(
+            filter_string=f"name LIKE '{PREFIX}%'", order_by=["name ASC"]
+        )
+    # Without the first word the UI would open on pages for language models.
+    page = f"http://127.0.0.1:{port}/#/experiments{{}}?workflowType=machine_learning"
+    pages = {
+        experiment.name.removeprefix(PREFIX): f"{page.format(f'/{experiment.experiment_id}/runs')}"
+        f"&viewStateShareKey={VIEW}"
+        for experiment in found
+        if VIEW_TAG in experiment.tags  # the UI refuses the name of a view that is not there
+    }
+    return pages or {"no grid yet": page.format("")}
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, number)
+            server.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
