@@ -12,22 +12,23 @@ from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
 
 
-def catalogue() -> str:
-    """The list as plain text."""
+def catalogue(width: int) -> str:
+    """The list as plain text, in lines of at most `width` characters."""
+
+    def wrapped(text: str, indent: str) -> str:
+        return textwrap.fill(
+            text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+
     lines = ["methods (hyper-parameters with their defaults):"]
     for name in METHODS.names():
-        values = ", ".join(f"{k}={v!r}" for k, v in default_hyperparameters(name).items())
-        lines.append(f"  {name:<20} {build_method(name).category:<22} {values}".rstrip())
-    lines += ["", "models:", _wrapped(zoo.MODELS.names())]
-    lines += ["", "data sources:", _wrapped(sources.names())]
+        lines.append(f"  {name:<20} {build_method(name).category}")
+        values = [f"{key}={value!r}" for key, value in default_hyperparameters(name).items()]
+        lines += [wrapped(", ".join(values), "      ")] if values else []
+    lines += ["", "models:", wrapped(" ".join(zoo.MODELS.names()), "  ")]
+    lines += ["", "data sources:", wrapped(" ".join(sources.names()), "  ")]
     lines += ["", "grids:"]
     for name in grid_names():
         values = yaml.safe_load(find_grid(name).read_text(encoding="utf-8"))
-        lines.append(f"  {name:<20} {' '.join(values['description'].split())}")
+        lines += [f"  {name}", wrapped(values["description"], "      ")]
     return "\n".join(lines)
-
-
-def _wrapped(names: list[str]) -> str:
-    return textwrap.fill(
-        " ".join(names), 96, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
-    )

@@ -7,8 +7,21 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 PLAIN_LINE_SECONDS = 15.0
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that reads best.
+
+    Example:
+        >>> duration(12.3), duration(600), duration(9000)
+        ('12 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class ProgressDisplay:
@@ -54,17 +67,18 @@ class ProgressDisplay:
             return
         self._last_line = now
         seconds, worked = now - self._began, done - skipped
-        left = f", about {seconds / worked * (total - done):.0f} s left" if worked > 0 else ""
-        text = f"{what}  {done}/{total}{self.unit}, {seconds:.0f} s{left}"
+        left = f", about {duration(seconds / worked * (total - done))} left" if worked > 0 else ""
+        text = f"{what}  {done}/{total}{self.unit}, {duration(seconds)}{left}"
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _bar(self) -> Progress:
         if self._live is None:
             counted = TextColumn("{task.completed:.0f}/{task.total:.0f}" + self.unit)
-            columns = (TextColumn("{task.description}"), BarColumn(), counted)
-            self._live = Progress(
-                *columns, TimeRemainingColumn(), console=self.console, transient=True
-            )
+            wide = Column(no_wrap=True, ratio=1)  # all in one line, however narrow the terminal
+            what = TextColumn("{task.description}", markup=False, table_column=wide)
+            left = (TimeRemainingColumn(), TextColumn("left"))
+            columns = (what, BarColumn(bar_width=15), counted, *left)
+            self._live = Progress(*columns, console=self.console, transient=True, expand=True)
             self._live.start()
             self._live.add_task("starting", total=1)
         return self._live

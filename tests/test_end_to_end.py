@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -174,7 +168,7 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
     monkeypatch.setattr("torchvision.datasets.CIFAR100", absent)
     words = ["--grid", "cifar100-mini", "--dry-run"]
     assert main([*words, "--work-dir", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "random images take the place of the data" in said
     assert "cells: 54, done already: 0" in said
     assert main([*words[:2], "--work-dir", str(tmp_path)]) == 2  # nobody trains on them
@@ -292,22 +286,3 @@ def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
         coordinator.kill()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
-
-
-@pytest.mark.slow
-def test_the_ui_serves_the_experiment_on_loopback(work):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["ui", "--work-dir", str(work), "--port", str(port)]
-    with start(subprocess.PIPE, *words) as server:
-        try:
-            assert server.stdout is not None
-            said = iter(server.stdout.readline, "")
-            assert any("startup complete" in line for line in said)
-            address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name"
-            query = urllib.parse.urlencode({"experiment_name": "kd-bench/smoke"})
-            with urllib.request.urlopen(f"{address}?{query}", timeout=30) as answer:
-                assert json.load(answer)["experiment"]["name"] == "kd-bench/smoke"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)

@@ -22,6 +22,7 @@ from bench.cli.options import (
 )
 from bench.cli.profiling import profile
 from bench.cli.results import export, list_all, recommend, sync, tables, ui
+from bench.cli.terminal import show_what_it_can
 from bench.cli.training import run, tune
 from bench.faults import UserError
 from bench.plugin import plugged, read_plugins
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. A fault of the program itself is raised, with its traceback.
     """
+    show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command, options = parse(words)
@@ -112,8 +114,8 @@ def top_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="run_all.py",
         usage="run_all.py [command] [options]",
-        description="Trains teacher / student / method / seed grids of knowledge distillation "
-        "under one budget and renders comparison tables.",
+        description="Trains grids of knowledge distillation (teacher, student, method, seed) "
+        "one\nbudget, and says which method to choose.",
         epilog=f"commands ('run' if none is given):\n{lines}\n\n"
         "'run_all.py COMMAND --help' lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -49,7 +49,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
     from bench.launch.job import WorkerConfig
     from bench.train.device import pick_device
 
-    work, console = WorkDir(options.work_dir), Console(soft_wrap=True)
+    # What a dry run prints begins with the total: its progress is no part of it.
+    work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
     grid = load_grid(options.grid, options.overrides)
     grid = narrow(grid, options.methods, options.pairs, options.seeds)
     grid = name_part(grid, load_grid(options.grid))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import textwrap
 
 from bench.cli.outputs import mirror_files, render, write
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results
+from bench.cli.terminal import say, width
 from bench.faults import UserError
 from bench.record import Plan, Record, Row, write_atomically
 from bench.workdir import WorkDir
@@ -31,10 +30,7 @@ def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet; 2 if it can for none."""
     from bench.cli.recommending import recommend_csv, recommend_grid
 
-    lines = recommend_grid(options) if options.csv is None else recommend_csv(options)
-    width = shutil.get_terminal_size().columns
-    for line in lines:
-        print(textwrap.fill(line, width, subsequent_indent="      ", break_on_hyphens=False))
+    say(recommend_grid(options) if options.csv is None else recommend_csv(options))
     return 0
 
 
@@ -75,6 +71,7 @@ def export(options: argparse.Namespace) -> int:
     card = trained.card
     path = options.output or work.grid(plan.name) / "students" / file_name(card, options.format)
     write_atomically(path, content)
+    say([why] if why else [])
     print(f"{card.name} ({card.cell_id}): {path}")
     print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")
     print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
@@ -92,7 +89,6 @@ def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row,
             f"no row of {plan.name} has a higher mean than the plain student over two seeds (see: "
             "run_all.py recommend); name a CELL instead"
         )
-    print(best.why)
     return best.row, best.why
 
 
@@ -110,7 +106,7 @@ def list_all(options: argparse.Namespace) -> int:
     """Prints what a grid can name."""
     from bench.catalogue import catalogue
 
-    print(catalogue())
+    print(catalogue(width()))
     return 0
 
 

@@ -14,6 +14,7 @@ from bench.cli.preparation import (
     prepare,
 )
 from bench.cli.recorded import fetch_costs
+from bench.cli.terminal import say
 from bench.record import write_atomically
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def tune(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
-    """Says what would run, and what it would take."""
+    """Says what would run, and what it would take: the total first."""
     import torch
 
     from bench.launch.dry_run import estimate_rows, list_rows
@@ -81,23 +82,25 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
 
     work, library = prepared.work, prepared.library
     expansion = expand_grid(prepared, grid, options.retry_failed, options.extend)
+    notes = [
+        f"random images take the place of the data, and nothing counts as done: {reason}"
+        for reason in library.absent.values()
+    ]
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
-        print("finalists: not chosen yet; the costliest rows take their place here")
-    for reason in prepared.library.absent.values():
-        print(f"random images take the place of the data, and nothing counts as done: {reason}")
+        notes.append("finalists: not chosen yet; the costliest rows take their place here")
     waiting = unfinished(expansion.cells.values(), work.store, options.retry_failed)
     if prepared.cluster is not None:
-        print("time and memory: not estimated, because a cluster's nodes differ from this machine")
-        print(list_rows(expansion, waiting))
-        return 0
-    torch.set_num_threads(options.threads)
-    devices = list_devices(prepared.device, options.workers)
-    room_bytes = worker_room(devices)
-    with ProgressDisplay(prepared.console) as display:
-        how = prepared.config, devices, library, room_bytes, display
-        text = estimate_rows(expansion, waiting, *how)
-    print(text)
+        notes.append("time and memory: not estimated, a cluster's nodes differ from this machine")
+        text = list_rows(expansion, waiting)
+    else:
+        torch.set_num_threads(options.threads)
+        devices = list_devices(prepared.device, options.workers)
+        room_bytes = worker_room(devices)
+        with ProgressDisplay(prepared.console) as display:
+            how = prepared.config, devices, library, room_bytes, display
+            text = estimate_rows(expansion, waiting, *how)
+    say([*text.splitlines(), *notes])
     return 0
 
 

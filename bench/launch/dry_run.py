@@ -13,7 +13,7 @@ from bench.expansion import Expansion
 from bench.launch.job import Library, WorkerConfig, total_epochs
 from bench.launch.resources import process_bytes
 from bench.launch.schedule import plan_training, simulate
-from bench.progress import ProgressDisplay
+from bench.progress import ProgressDisplay, duration
 from bench.record import Plan, Row
 
 MIB = 2**20
@@ -65,8 +65,8 @@ def estimate_rows(
     shared = sum(estimate.shared_seconds(job.cells) for job in jobs)
     cells = {cell.id: cell for cell in waiting}
     lines = [
-        f"time: about {duration(total)} on {len(devices)} workers ({devices[0]}), if the "
-        f"machine does nothing else; {duration(work)} of work in {len(jobs)} jobs",
+        f"time: about {duration(total)} on {len(devices)} workers ({devices[0]}) if nothing else "
+        f"runs; {duration(work)} of work",
         f"memory: at most {peak / MIB:.0f} MiB for a worker",
         _counts(expansion, waiting),
         *_refused(expansion.plan, cells, estimate),
@@ -123,15 +123,3 @@ def _table(rows: Sequence[Row], waiting: Mapping[str, Cell], estimate: Estimate)
             f"  {label:<{width}} {len(ids):>5} {len(ids) - len(cells):>5} "
             f"{sum(map(total_epochs, cells)):>7} {seconds:>8.1f} {peak / MIB:>7.1f}"
         )
-
-
-def duration(seconds: float) -> str:
-    """A duration in the unit that reads best.
-
-    Example:
-        >>> duration(12.3), duration(600), duration(9000)
-        ('12 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

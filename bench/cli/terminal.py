@@ -1,0 +1,48 @@
+"""How text reaches a terminal: within its width, and in characters that it can show."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+
+PLAIN = {"→": "->", "±": "+/-", "×": "x", "−": "-", "–": "-", "…": "..."}
+"""What takes the place of a character that the terminal's encoding lacks; of others, a `?`."""
+
+
+def show_what_it_can() -> None:
+    """Makes output fall back to plain characters where the encoding lacks one."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?") for character in text), error.end
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size().columns
+
+
+def say(lines: Iterable[str]) -> None:
+    """Prints lines, long ones over several; what follows is indented further."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        # Paths and options stay whole.
+        print(
+            textwrap.fill(
+                line,
+                width(),
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
+        )
