@@ -120,10 +120,7 @@ def keep_costs(points: Floats, classes: Integers, unary: Unary = "ratio") -> Flo
     Args:
         points: e, (N, D).
         classes: (N,) in 0..K-1, none empty, K at least 2.
-        unary: which cost.
-
-    Returns:
-        (N,), without unit.
+        unary: which cost; (N,), without unit.
 
     Example:
         >>> keep_costs(np.array([[0.0], [0.2], [1.1], [2.0], [2.2]]), np.array([0, 0, 0, 1, 1]))
@@ -169,14 +166,8 @@ def drawing_of(graph: nx.Graph, kept: Bools, points: Floats) -> dict[str, object
 
     At most 5 classes and 200 items of each, spread evenly over their cost of keeping.
 
-    Args:
-        graph: from `selection_graph`.
-        kept: (N,).
-        points: (N, D), those of the graph.
-
-    Returns:
-        "items": their indices, ascending; "labels", "kept", "x", "y" of each; "edges": pairs of
-        indices. Coordinates have four digits.
+    "items": their indices, ascending; "labels", "kept", "x", "y" of each, in four digits; "edges":
+    pairs of indices. The points are those of the graph.
     """
     labels = np.array([label for _, label in graph.nodes.data("label")])
     costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])

@@ -149,9 +149,6 @@ def select_by_graph_cut(
         ValueError: shapes, values that are not finite, a single class, a number out of range, or
             a connected component too large for 32-bit flows.
 
-    Source:
-        See `SOURCE`.
-
     Example:
         >>> points = torch.tensor([[0.0], [0.2], [1.1], [2.0], [2.2]])
         >>> found = select_by_graph_cut(points, torch.tensor([0, 0, 0, 1, 1]), tau=0.5, lam=0.1,

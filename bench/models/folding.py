@@ -23,14 +23,7 @@ def folded(network: Network, image_shape: tuple[int, int, int]) -> Network:
     """A copy of a network that computes the same taps in evaluation mode with fewer operations.
 
     Folds each BatchNorm that follows a convolution in a Sequential. If that changes a tap, because
-    the tap is the tensor between the two, nothing is folded.
-
-    Args:
-        network: in evaluation mode.
-        image_shape: (C, H, W).
-
-    Returns:
-        The folded copy, or `network` itself.
+    the tap is the tensor between the two, `network` itself is returned. It is in evaluation mode.
     """
     lean = copy.deepcopy(network)
     for module in list(lean.modules()):

@@ -75,14 +75,7 @@ class MobileNetV2(StagedNetwork):
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Interleaves the channels of `groups` consecutive groups.
-
-    Args:
-        x: (B, C, H, W), C a multiple of `groups`.
-        groups: number of groups.
-
-    Returns:
-        (B, C, H, W).
+    """Interleaves the channels of `groups` consecutive groups of x (B, C, H, W), C a multiple.
 
     Example:
         >>> shuffle_channels(torch.arange(6).view(1, 6, 1, 1), 2).flatten()

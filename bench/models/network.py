@@ -64,14 +64,9 @@ def modes_restored(network: nn.Module) -> Iterator[None]:
 
 
 def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
-    """Shape of one sample's tensor at every tap.
+    """Shape of one sample's tensor at every tap: (C, H, W), (D,) or (K,).
 
-    Args:
-        network: any network; its modes and buffers are not changed.
-        image_shape: (C, H, W).
-
-    Returns:
-        tap name -> (C, H, W), (D,) or (K,).
+    The network's modes and buffers do not change. `image_shape` is (C, H, W).
     """
     images = torch.zeros(2, *image_shape).to(next(network.parameters()))
     with modes_restored(network), torch.no_grad():

@@ -131,10 +131,7 @@ class Student:
         self.sums = Sums(self.device)
 
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
-        """Adds a point to every curve.
-
-        Args:
-            test_accuracy: measures the test accuracy; called only in epochs that need it.
+        """Adds a point to every curve; `test_accuracy` measures it in epochs that need it.
 
         Raises:
             NonFiniteError: a loss or a weight is not finite.
@@ -304,12 +301,9 @@ class Student:
     def restore(
         self, state: State, clean_view: Callable[[Sequence[str]], View], labels: Tensor
     ) -> None:
-        """Brings a student that has not begun to the point where `state` was taken.
+        """Brings a student that has not begun to the point where `state` of its cell was taken.
 
-        Args:
-            state: a state of this cell.
-            clean_view: see `begin_epoch`.
-            labels: (N,), of the training set.
+        The other arguments are those of `begin_epoch`.
 
         Raises:
             ValueError: the state belongs to another network or method.

@@ -50,10 +50,7 @@ class Results:
     def write(self, student: Student, history: History, conditions: Mapping[str, object]) -> None:
         """Writes a finished student's weights, selections and record.
 
-        Args:
-            student: all its epochs are finished.
-            history: of its training.
-            conditions: device, versions and the like, for the record.
+        `conditions` are device, versions and the like.
         """
         cell, method = student.cell, student.method
         save_weights(cell, student.network, self.store)

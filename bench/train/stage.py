@@ -13,11 +13,8 @@ def images_of(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The training images of a stage.
 
-    Args:
-        stage: the stage.
-        kept: (N,) bool, the images that the stage's `keep` chose; None without a choice.
-        labelled: see `Student`.
-        train_images: N.
+    `kept`: (N,) bool, the images that the stage's `keep` chose; None without a choice. `labelled`:
+    see `Student`. N is `train_images`.
 
     Returns:
         Positions of the images that an epoch goes through, and (N,) bool, the images whose transfer
