@@ -110,7 +110,7 @@ def _shortfall(
     """max(0, mu - y s) into `shortfall`, and -y into `away`."""
     # torch.where costs ten times as much as a product on a CPU.
     torch.gt(teacher, 0, out=away).mul_(-2).add_(1)
-    return torch.addcmul(student.new_tensor(margin), away, student, out=shortfall).relu_()
+    return torch.addcmul(student.new_full((), margin), away, student, out=shortfall).relu_()
 
 
 def activation_agreement(student_pre: Tensor, teacher_pre: Tensor) -> Tensor:
