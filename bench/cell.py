@@ -177,10 +177,9 @@ class Cell(Spec):
     @property
     def stream(self) -> str:
         """A key that is equal for cells that can share one stream of batches."""
-        shared = (self.data, self.fingerprint, self.seed, self.recipe.batch_size)
-        source = self.source.id if self.source else ""
-        more = (self.recipe.drop_last, self.precision, self.deterministic, source)
-        return json.dumps([*(v.model_dump() if isinstance(v, Spec) else v for v in shared), *more])
+        data, recipe, source = self.data.model_dump(), self.recipe, self.source and self.source.id
+        batches = (recipe.batch_size, recipe.drop_last, self.precision, self.deterministic)
+        return json.dumps([data, self.fingerprint, self.seed, *batches, source])
 
     @property
     def needs(self) -> list[Cell]:

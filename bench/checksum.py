@@ -20,11 +20,7 @@ class DamagedError(ValueError):
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
-    """A file's content: tensors, a text, and the checksum of both.
-
-    Args:
-        tensors: name -> tensor, on any device, in any layout; stored contiguous.
-        about: a description, such as JSON.
+    """A file's content: tensors, stored contiguous, a text such as JSON, and the checksum of both.
 
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
 from bench.cell import Spec
 from bench.faults import UserError
+from bench.record import write_atomically
 
 SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
 EQUAL = ""
@@ -137,37 +136,17 @@ def read_choices(path: Path) -> tuple[Choice, ...] | None:
         UserError: the file is damaged.
     """
     try:
-        return parse_choices(json.loads(path.read_text(encoding="utf-8")))
+        return tuple(Choice(**value) for value in json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the grid again") from None
 
 
-def parse_choices(values: Sequence[Mapping[str, Any]]) -> tuple[Choice, ...]:
-    """The choices as a plan or a file holds them."""
-    return tuple(Choice(**value) for value in values)
-
-
 def write_choices_once(path: Path, choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Writes the choices unless another command did; returns those that the file holds.
-
-    The file appears as a whole: it is linked to its name after it was written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the choices unless another command did; returns those that the file holds."""
     text = json.dumps([choice.model_dump() for choice in choices], indent=1)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.link(name, path)
-    except FileExistsError:
-        pass
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_atomically(path, f"{text}\n", replace=False)
     found = read_choices(path)
     assert found is not None  # written above, or by the other command
     return found

@@ -34,10 +34,7 @@ class Expansion:
 class Phase:
     """Seeds of one pair, and the rows that train on them; the plain student always does.
 
-    Attributes:
-        name: see `bench.design`.
-        seeds: of the phase.
-        rows: the others.
+    `bench.design` has the names of phases.
     """
 
     name: str
@@ -48,7 +45,7 @@ class Phase:
 def expand(
     grid: Grid, fingerprint: Fingerprint, choices: Sequence[Choice] = (), *, extended: bool = False
 ) -> Expansion:
-    """All cells and rows of a grid, as far as its finalists are chosen.
+    """All cells and rows of a checked grid, as far as its finalists are chosen.
 
     Args:
         grid: a checked grid.
@@ -79,12 +76,9 @@ def expand(
 
 
 def phases(grid: Grid, choice: Choice | None, extended: bool) -> Iterator[Phase]:
-    """The phases of one pair that can train, in order.
+    """The phases of one pair that can train, in order; see `expand`.
 
-    Args:
-        grid: a checked grid.
-        choice: the pair's finalists; None while they are not chosen.
-        extended: whether the finalists train on the seeds of the second look, too.
+    There is no choice while the pair's finalists are not chosen.
     """
     design = grid.seeds
     if not isinstance(design, Design):

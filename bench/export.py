@@ -352,14 +352,9 @@ def _network(card: Card, store: Store) -> Network:
 
 
 def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
-    """The content of a student's file, after reading it back and comparing its logits.
+    """The content of a student's file in one of `FORMATS`, and how close its logits are.
 
-    Args:
-        trained: the network to export.
-        format_name: one of `FORMATS`.
-
-    Returns:
-        The content, and how close its logits are to those of the trained network.
+    The content is read back, and its logits are compared with those of the trained network.
 
     Raises:
         ExportError: a package for the format is missing, or torch cannot trace the network.

@@ -230,11 +230,7 @@ def find_grid(name_or_path: str) -> Path:
 
 
 def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
-    """Reads and checks a grid.
-
-    Args:
-        name_or_path: a name of `grid_names()`, or a path to a YAML file.
-        overrides: `dotted.field=value` texts that replace fields of the file; values are YAML.
+    """Reads and checks a grid; `dotted.field=value` texts, in YAML, replace fields of the file.
 
     Raises:
         GridError: one line with the field, what it holds, what was wanted and near names.

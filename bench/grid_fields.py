@@ -33,13 +33,10 @@ class GridData(ImageSpec):
     split_seed: Literal["per_seed"] | int = "per_seed"
 
     def of(self, seed: int, **changes: Any) -> DataSpec:
-        """The images of a cell with this seed. Where none are drawn, no seed draws them.
+        """The images of a cell with this seed and these changes.
 
-        With a seed that differs between cells, the images held out are the same for all of them.
-
-        Args:
-            seed: of the cell.
-            changes: fields that differ.
+        Where none are drawn, no seed draws them. Where seeds draw other images, the images held out
+        are the same for all of them.
         """
         fields = {**self.model_dump(), **changes}
         if fields["split_seed"] == "per_seed":

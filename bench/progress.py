@@ -95,7 +95,7 @@ class TrainingProgress:
         Args:
             names: cell id -> name, of the cells that will train.
             epochs: of all these cells together.
-            display: where to show progress.
+            display: shows progress.
             phase: what the cells are trained for, such as "screening".
         """
         self.names, self.epochs, self.display = names, epochs, display
@@ -106,11 +106,7 @@ class TrainingProgress:
     def epoch(self, cell_id: str, done: int, total: int, accuracy: float | None) -> None:
         """A cell ended an epoch, or is at a checkpoint again after a fault.
 
-        Args:
-            cell_id: of the cell.
-            done: epochs done.
-            total: epochs in all.
-            accuracy: on the test set; None if it was not measured.
+        It did `done` of its `total` epochs. The accuracy on the test set is None if not measured.
         """
         if cell_id not in self._done:
             self._resumed += done - 1

@@ -6,6 +6,7 @@ that tables need no torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -199,8 +200,11 @@ def _finite(value: object) -> object:
     return value
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file as a whole or not at all: a temporary file is flushed, then renamed."""
+def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) -> None:
+    """Writes a file as a whole or not at all: a temporary file is flushed, then renamed.
+
+    With `replace` off, a file that exists stays as it is.
+    """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -210,10 +214,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
+        if replace:
+            os.replace(name, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(name, path)
+    finally:
         Path(name).unlink(missing_ok=True)
-        raise
 
 
 class Store:

@@ -70,12 +70,7 @@ class Registry(Generic[Item]):
         return self._code.get(name, "")
 
     def add(self, name: str, item: Item, code: str) -> None:
-        """Adds an item until `remove`.
-
-        Args:
-            name: letters, digits, "_", "-" and ".".
-            item: the method, model or data source.
-            code: the digest of the code that defines it.
+        """Adds an item until `remove`. `code` is the digest of the code that defines it.
 
         Raises:
             TypeError: the item is of the wrong type.

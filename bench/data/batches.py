@@ -103,10 +103,8 @@ class Batches:
     def epoch(self, epoch: int, subset: Tensor | None = None) -> Iterator[Batch]:
         """The augmented batches of one epoch, in random order.
 
-        Args:
-            epoch: number of the epoch; determines order and draws.
-            subset: (M,) positions of the images to serve; None for all. An image's crop is the
-                same as in the epoch of the whole set.
+        A subset, (M,) positions, serves some of the images, with the crops that they have in the
+        epoch of the whole set.
 
         Raises:
             ValueError: the subset is too small for a batch.

@@ -30,12 +30,8 @@ def cached(path: Path, key: Mapping[str, object], build: Callable[[], DataSet]) 
     """The data set stored at `path`; built and stored first if it is not there.
 
     If several processes ask at once, one builds (and downloads) and the others wait for its file.
-
-    Args:
-        path: the cache file.
-        key: everything that the content depends on, JSON-able. A file with another key is
-            replaced.
-        build: decodes the data set.
+    The JSON-able key is everything that the content depends on. A file with another key is
+    replaced.
 
     Raises:
         DataError: the cache cannot be written, or `build` fails.

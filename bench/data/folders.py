@@ -76,10 +76,6 @@ def list_tree(root: Path, classes: Classes | None = None) -> Tree:
 
     test/ may lack a class. Every class folder must hold an image.
 
-    Args:
-        root: the folder with train/ and test/.
-        classes: the classes to keep; None for all.
-
     Raises:
         DataError: train/ or test/ is missing, there are fewer than two classes, test/ has a class
             that train/ lacks, a class folder is empty, or there is no test image.
@@ -122,12 +118,7 @@ def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
     """Decodes every image of a tree.
 
     The images become grey (C = 1) if all of them are grey, else RGB. Alpha channels are dropped.
-    The orientation tag of a photograph is not applied.
-
-    Args:
-        tree: see `list_tree`.
-        name: the data set's name.
-        size: resizes each image to size x size; None if all images have the same size.
+    The orientation tag of a photograph is not applied. A size resizes each image to size x size.
 
     Raises:
         DataError: an image is unreadable, or the images differ in size and `size` is None.

@@ -20,12 +20,7 @@ MIB = 2**20
 
 
 def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:
-    """The number of cells and the rows of each pair, without time and memory.
-
-    Args:
-        expansion: the grid, written out.
-        waiting: the cells to train.
-    """
+    """The number of cells, those that wait, and the rows of each pair, without time and memory."""
     lines = [_counts(expansion, waiting)]
     for pair, rows in _pairs(expansion.plan).items():
         lines += [pair, f"  {', '.join(dict.fromkeys(row.label for row in rows))}"]
@@ -43,14 +38,7 @@ def estimate_rows(
 ) -> str:
     """The same with time and memory, from a few real steps of every row to train.
 
-    Args:
-        expansion: the grid, written out.
-        waiting: the cells to train.
-        config: of the workers.
-        devices: one entry for each worker.
-        library: reads the data.
-        room_bytes: memory that the cells of one worker may fill; None if no limit is known.
-        display: shows what is being timed.
+    There is one device for each worker. See `bench.launch.schedule.plan_training` for the rest.
     """
     if not waiting:
         return list_rows(expansion, waiting)

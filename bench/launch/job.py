@@ -65,10 +65,7 @@ class Job:
 def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
     """Trains the cells of a job in this process; each of them has a record afterwards.
 
-    Args:
-        job: what it needs is finished.
-        config: where things are.
-        report: called after every epoch.
+    What the job needs is finished. `report` is called after every epoch.
 
     Raises:
         Exception: what concerns all cells: the data or the teacher cannot be read, memory runs
@@ -108,18 +105,16 @@ def total_epochs(cell: Cell) -> int:
 def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
     """The cells that still need training.
 
-    Args:
-        cells: of a grid.
-        store: their records.
-        retry_failed: whether cells that failed or were not applicable run again.
+    Cells that failed or were not applicable run again only with `retry_failed`.
     """
-    waiting = []
-    for cell in cells:
+
+    def is_done(cell: Cell) -> bool:
         found = store.read(cell.id)
-        finished = found is not None and found.status == FINISHED
-        if not _opens(store.folder(cell.id)) if finished else found is None or retry_failed:
-            waiting.append(cell)
-    return waiting
+        if found is None or found.status == FINISHED:
+            return found is not None and _opens(store.folder(cell.id))
+        return not retry_failed
+
+    return [cell for cell in cells if not is_done(cell)]
 
 
 def _opens(folder: Path) -> bool:

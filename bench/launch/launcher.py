@@ -56,13 +56,7 @@ class Launcher(ABC, Generic[Handle]):
     """
 
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
-        """Starts nothing.
-
-        Args:
-            config: for the workers.
-            report: called after every epoch, in this process.
-            leases: of this process, entered.
-        """
+        """Starts nothing. `report` is called after every epoch, in this process."""
         self.config, self.report, self.leases = config, report, leases
         self.store = Store(config.store)
         self.waiting: list[Job] = []
@@ -133,8 +127,7 @@ class Launcher(ABC, Generic[Handle]):
         left = without_failed_needs(mine, self.store, self.config)
         if left.cells:
             self.running[self.submit(left, alone=False)] = left
-        if failed := [cell for cell in mine.cells if cell not in left.cells]:
-            yield self._release(failed)
+        yield from self._release_all_but(left.cells, mine)
 
     def _is_ready(self, job: Job) -> bool:
         missing = {need.id for need in job.needs} - self._recorded  # each is parsed once
@@ -142,11 +135,7 @@ class Launcher(ABC, Generic[Handle]):
         return missing <= self._recorded
 
     def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
-        """Releases the cells of a job that have a record, and tries the others again.
-
-        Args:
-            job: it runs no more.
-            error: what ended it; None if nothing did.
+        """Releases the cells of an ended job that have a record, and tries the others again.
 
         Raises:
             OSError: the disk is full or broken, which is no cell's fault.
@@ -207,14 +196,11 @@ class Launcher(ABC, Generic[Handle]):
             self.elsewhere.append(Job(tuple(held)))
         return Job(tuple(mine)), recorded
 
-    def _release(self, cells: Sequence[Cell]) -> Done:
-        for cell in cells:
-            self.leases.release(cell.id, forget=True)
-        return Done(tuple(cells))
-
     def _release_all_but(self, left: Sequence[Cell], job: Job) -> Iterator[Done]:
         if done := [cell for cell in job.cells if cell not in left]:
-            yield self._release(done)
+            for cell in done:
+                self.leases.release(cell.id, forget=True)
+            yield Done(tuple(done))
 
     def _follow(self) -> Iterator[Done]:
         """Looks from time to time at cells that others hold: recorded, or free to be taken."""

@@ -63,12 +63,8 @@ def plan_training(
 ) -> list[Job]:
     """The jobs of a run, planned by counted work and memory; nothing is timed.
 
-    Args:
-        cells: those to train.
-        config: of the workers; its cohort size takes the place of the memory limit.
-        devices: one entry for each job that can run at once.
-        library: reads their data.
-        room_bytes: memory that the cells of one job may fill; None if no limit is known.
+    There is one device for each job that can run at once. The cells of a job fill at most
+    `room_bytes`, unless a cohort's size is configured; None if no limit is known.
     """
     from bench.cost.footprint import Footprint
 

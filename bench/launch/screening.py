@@ -88,11 +88,7 @@ def check_costs(grid: Grid, costs: Costs) -> None:
 def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> None:
     """Chooses the finalists of each pair by its screened rows, unless another command did.
 
-    Args:
-        grid: with a `Design`.
-        expansion: every screened cell has a record.
-        work: holds the records; the choice is written there.
-        costs: what was profiled.
+    Every screened cell has a record in the work directory, where the choice is written, too.
     """
     from bench.evidence import pairs_of
 
