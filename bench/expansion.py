@@ -30,18 +30,6 @@ class Expansion:
     cells: dict[str, Cell]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Seeds of one pair, and the rows that train on them; the plain student always does.
-
-    `bench.design` has the names of phases.
-    """
-
-    name: str
-    seeds: Sequence[int]
-    rows: Sequence[MethodSpec]
-
-
 def expand(
     grid: Grid, fingerprint: Fingerprint, choices: Sequence[Choice] = (), *, extended: bool = False
 ) -> Expansion:
@@ -58,9 +46,9 @@ def expand(
     chosen = {choice.pair: choice for choice in choices}
     for data, pair in itertools.product(_data(grid), grid.all_pairs):
         choice = chosen.get(pair_id(data_name(data), _axes(data), pair.teacher, pair.student))
-        for phase in phases(grid, choice, extended):
-            for seed in phase.seeds:
-                for row, cell in _rows(grid, data, pair, phase, seed, fingerprint):
+        for phase, seeds, methods in phases(grid, choice, extended):
+            for seed in seeds:
+                for row, cell in _rows(grid, data, pair, phase, methods, seed, fingerprint):
                     cells.setdefault(cell.id, cell)
                     key = (str(row.axes), row.teacher, row.student, row.role, row.label)
                     rows[(*key, str(row.seed))] = row
@@ -75,24 +63,26 @@ def expand(
     return Expansion(plan, {cell.id: cell for cell in ordered})
 
 
-def phases(grid: Grid, choice: Choice | None, extended: bool) -> Iterator[Phase]:
-    """The phases of one pair that can train, in order; see `expand`.
+def phases(
+    grid: Grid, choice: Choice | None, extended: bool
+) -> Iterator[tuple[str, Sequence[int], Sequence[MethodSpec]]]:
+    """The phases of one pair that can train: name, seeds, and rows next to the plain student.
 
-    There is no choice while the pair's finalists are not chosen.
+    There is no choice while the pair's finalists are not chosen. See `bench.design` and `expand`.
     """
     design = grid.seeds
     if not isinstance(design, Design):
-        yield Phase(EQUAL, design, grid.rows)
+        yield EQUAL, design, grid.rows
         return
     finalists: Sequence[MethodSpec] = grid.rows
     if grid.screens:
-        yield Phase(SCREENING, design.seeds(SCREENING), grid.rows)
+        yield SCREENING, design.seeds(SCREENING), grid.rows
         if choice is None:
             return
         finalists = [row for row in grid.rows if row.label in choice.finalists]
-    yield Phase(CONFIRMATION, design.seeds(CONFIRMATION), finalists)
+    yield CONFIRMATION, design.seeds(CONFIRMATION), finalists
     if extended:
-        yield Phase(EXTENSION, design.seeds(EXTENSION), finalists)
+        yield EXTENSION, design.seeds(EXTENSION), finalists
 
 
 def _data(grid: Grid) -> Iterator[GridData]:
@@ -106,10 +96,16 @@ def _axes(data: GridData) -> dict[str, float]:
 
 
 def _rows(
-    grid: Grid, data: GridData, pair: PairSpec, phase: Phase, seed: int, fingerprint: Fingerprint
+    grid: Grid,
+    data: GridData,
+    pair: PairSpec,
+    phase: str,
+    methods: Sequence[MethodSpec],
+    seed: int,
+    fingerprint: Fingerprint,
 ) -> Iterator[tuple[Row, Cell]]:
     """The rows of one data set, pair and seed, each with its cell."""
-    taught_by = grid.teacher.seed_for(phase.name, seed)
+    taught_by = grid.teacher.seed_for(phase, seed)
     teacher = _plain(
         grid,
         pair.teacher,
@@ -139,7 +135,7 @@ def _rows(
             student=pair.student,
             cell_id=cell.id,
             teacher_id=teacher.id,
-            phase=phase.name,
+            phase=phase,
             finalist=finalist,
         )
         return shown, cell
@@ -152,7 +148,7 @@ def _rows(
         other = source_data(data, grid.source, seed)
         source = _plain(grid, pair.student, other, recipe, seed, fingerprint)
         yield row("source", "source", source)
-    for spec in phase.rows:
+    for spec in methods:
         if spec.name == BASELINE:
             cell, category = _longer(student(spec), spec.epochs_factor or 1.0), "baseline"
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -24,7 +25,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-class ProgressDisplay:
+class ProgressDisplay(AbstractContextManager):
     """Shows the current task, how much of it is done, and the time left. A context manager."""
 
     def __init__(self, console: Console, unit: str = "") -> None:
@@ -37,10 +38,6 @@ class ProgressDisplay:
         self.console, self.unit = console, f" {unit}" if unit else ""
         self._began = self._last_line = time.monotonic()
         self._live: Progress | None = None
-
-    def __enter__(self) -> ProgressDisplay:
-        """Returns the display."""
-        return self
 
     def __exit__(self, *error: object) -> None:
         """Stops the live bar."""

@@ -59,12 +59,7 @@ class Leases:
     """
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        beat: float = 5.0,
-        expiry: float = 60.0,
-        machine: str | None = None,
+        self, root: Path, *, beat: float = 5.0, expiry: float = 60.0, machine: str | None = None
     ) -> None:
         """Writes nothing before it is entered.
 

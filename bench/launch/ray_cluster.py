@@ -13,11 +13,10 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench.code_version import numerics_digest
-from bench.faults import UserError
+from bench.faults import UserError, reason
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
@@ -47,44 +46,36 @@ class ClusterError(UserError):
     """No cluster, or none that can run the grid; one line with the cure."""
 
 
+@dataclass
 class RayCluster:
     """A connection to Ray. A context manager.
 
     Attributes:
-        device: "cpu" or "cuda", what jobs run on; known once entered.
+        address: "auto" (the cluster of this node) or HOST:PORT of its head.
+        workers: the most jobs at once; None for as many as the nodes hold.
+        gpus_per_job: a part of a GPU or whole ones; ignored where jobs run on CPUs.
+        device: "cpu", "cuda", or "auto": CUDA if the cluster has a GPU, known once entered.
+        threads: of a job, and so the CPUs that it takes.
     """
 
-    def __init__(
-        self,
-        address: str = "auto",
-        workers: int | None = None,
-        gpus_per_job: float = 1.0,
-        device: str = "auto",
-        threads: int = 1,
-    ) -> None:
-        """Connects to nothing yet.
+    address: str = "auto"
+    workers: int | None = None
+    gpus_per_job: float = 1.0
+    device: str = "auto"
+    threads: int = 1
 
-        Args:
-            address: "auto" (the cluster of this node) or HOST:PORT of its head.
-            workers: the most jobs at once; None for as many as the nodes hold.
-            gpus_per_job: a part of a GPU or whole ones; ignored where jobs run on CPUs.
-            device: "cpu", "cuda", or "auto": CUDA if the cluster has a GPU.
-            threads: of a job, and so the CPUs that it takes.
-
-        Raises:
-            ClusterError: Ray is not installed, or would refuse one of these.
-        """
+    def __post_init__(self) -> None:
+        """Connects to nothing; refuses what Ray would refuse, and a machine without Ray."""
         if importlib.util.find_spec("ray") is None:
             raise ClusterError(
                 "--launcher ray needs Ray; install it with: pip install 'kd-bench[cluster]'"
             )
-        if device not in ("auto", "cpu", "cuda"):  # Ray chooses the number
-            raise ClusterError(f"--device: got {device!r}, wanted auto, cpu or cuda with Ray")
-        if not (0 < gpus_per_job <= 1 or (gpus_per_job > 1 and gpus_per_job % 1 == 0)):
+        if self.device not in ("auto", "cpu", "cuda"):  # Ray chooses the number
+            raise ClusterError(f"--device: got {self.device!r}, wanted auto, cpu or cuda with Ray")
+        part = self.gpus_per_job
+        if not (0 < part <= 1 or (part > 1 and part % 1 == 0)):
             wanted = "wanted a part such as 0.5, or a whole number"
-            raise ClusterError(f"--gpus-per-job: got {gpus_per_job:g}, {wanted}")
-        self.address, self.workers, self.gpus_per_job = address, workers, gpus_per_job
-        self.device, self.threads = device, threads
+            raise ClusterError(f"--gpus-per-job: got {part:g}, {wanted}")
 
     def __enter__(self) -> RayCluster:
         """Connects to Ray.
@@ -106,21 +97,18 @@ class RayCluster:
             self.__exit__()
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ClusterError(
-                f"--address {self.address}: {reason}; a cluster needs the same Ray, Python and "
-                "RAY_AUTH_TOKEN on every node (see: ray status)"
+                f"--address {self.address}: {reason(error).rstrip('.')}; a cluster needs the same "
+                "Ray, Python and RAY_AUTH_TOKEN on every node (see: ray status)"
             ) from error
-        if threading.current_thread() is threading.main_thread():
-            # As Ctrl-C. Ray's own handler ends the process at once.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # As Ctrl-C. Ray's own handler ends the process at once.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Disconnects."""
         import_module("ray").shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._before)
 
     @property
     def devices(self) -> list[str]:
@@ -169,8 +157,8 @@ def _check_address(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        reason = error.strerror or error
-        raise ClusterError(f"--address {address}: nobody answers at {place} ({reason})") from None
+        why = error.strerror or error
+        raise ClusterError(f"--address {address}: nobody answers at {place} ({why})") from None
 
 
 class _Tasks(Launcher[Any]):
@@ -256,8 +244,8 @@ class _Tasks(Launcher[Any]):
             return None
         for cell in job.cells:
             del self.losses[cell.id]
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        return RuntimeError(f"it lost {LOSSES} nodes: {reason}")
+        why = str(error).partition("\n")[0] or type(error).__name__
+        return RuntimeError(f"it lost {LOSSES} nodes: {why}")
 
     def _wait_for_records(self, job: Job) -> None:
         """Waits until the records of a job that ended can be seen here."""
