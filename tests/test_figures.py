@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import summary_grid as grid
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cost import COSTS
 
@@ -56,6 +56,7 @@ def costs() -> Costs:
 CROWD = [(150 + 16 * (i % 4), 100 + 11 * (i % 5), f"method {i}") for i in range(20)]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(0, 400), st.floats(0, 300), st.text("a_= (", min_size=1, max_size=30)),
@@ -73,8 +74,9 @@ def test_most_of_a_crowd_and_the_first_of_all_have_a_label():
     assert placed[0] is not None
     assert sum(label is not None for label in placed) > 10
     taken = [Box(0, 0, 400, 145)]
-    for label in place_labels(CROWD, PLOT, taken):
-        assert label is None or not label.box.meets(taken[0])
+    first = place_labels(CROWD[-1:], PLOT, taken)[0]
+    assert first is not None
+    assert not first.box.meets(taken[0])
 
 
 def test_scales_have_round_ticks_and_keep_what_is_beyond_at_their_ends():

@@ -140,8 +140,10 @@ def _sample(found: Findings, lines: Sequence[Line]) -> str:
     seeds = [line.gain.n for line in lines if line.gain is not None]
     if not seeds:
         return ""
-    few = f" (screened only: {min(seeds)})" if found.screened and min(seeds) < max(seeds) else ""
-    return f", n = {max(seeds)} seeds{few}"
+    most = max(seeds)
+    few = [n for n in seeds if n < most]
+    screened = f" (screened only: {max(few)})" if found.screened and few else ""
+    return f", n = {most} seeds{screened}"
 
 
 def _curves(found: Findings) -> list:

@@ -179,14 +179,14 @@ def _named(answers: dict[PairId, Answer], found: Findings) -> Sentence:
         choices.setdefault((answer.named or "", answer.verdict or ""), []).append(key)
     parts: Sentence = []
     for (row, verdict), keys in choices.items():
-        known = {
-            PROVEN: "proven",
-            BEST_BET: "the best bet, not proven",
-            UNDECIDED: "ahead, undecided",
-        }
         where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
         parts += [Part(" and ")] * bool(parts)
-        parts += [Part(row_title(row), verdict), Part(f" is {known[verdict]}{where}")]
+        if verdict == UNDECIDED:
+            parts += [Part("it is "), Part("undecided", verdict), Part(f", {row_title(row)} leads")]
+        else:
+            said = " is proven" if verdict == PROVEN else " is the best bet, not proven"
+            parts += [Part(row_title(row), verdict), Part(said)]
+        parts += [Part(where)] * bool(where)
     return parts
 
 

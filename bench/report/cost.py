@@ -1,11 +1,11 @@
-"""What methods cost, as tables: each method's whole training, and each of its stages."""
+"""What each method's whole training costs, as tables. Every stage's numbers are in cost.json."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.cost.costs import CostRecord, Costs, Quartiles, StageCost
+from bench.cost.costs import CostRecord, Costs, Quartiles
 from bench.record import FINISHED, Record
 from bench.report.figures import Dumbbell, dumbbells
 from bench.report.tables import (
@@ -22,7 +22,6 @@ from bench.report.wording import row_title
 from bench.statistics import Interval
 
 MIB = 2**20
-MEGA = 1e6
 
 CONDITIONS = (
     "device", "threads", "precision", "deterministic", "torch", "cuda", "python", "batch",
@@ -47,24 +46,6 @@ METHOD_COLUMNS = (
     Column(key="status", name="status", align="left", detail=True),
 )  # fmt: skip
 
-STAGE_COLUMNS = (
-    Column(key="label", name="method", align="left"),
-    Column(key="stage", name="stage", align="left"),
-    Column(key="epochs", name="epochs"),
-    Column(key="kept", name="images trained on", unit="%", digits=0),
-    Column(key="step_ms", name="step", unit="ms", digits=2, interval=True),
-    Column(key="ratio", name="step over plain", digits=2, interval=True),
-    Column(key="teacher_ms", name="teacher's pass", unit="ms", digits=2),
-    Column(key="once_ms", name="teacher once, a batch", unit="ms", digits=2),
-    Column(key="loss_ms", name="loss alone", unit="ms", digits=3, interval=True),
-    Column(key="loss_share", name="loss in the step", unit="%", digits=1),
-    Column(key="step_mflop", name="step", unit="MFLOP", digits=1),
-    Column(key="loss_mflop", name="loss alone", unit="MFLOP", digits=2),
-    Column(key="peak_mib", name="peak memory of a step", unit="MiB", digits=2),
-    Column(key="loss_peak_mib", name="peak memory of the loss", unit="MiB", digits=2),
-    Column(key="held_mib", name="held on top of plain", unit="MiB", digits=2),
-)
-
 NOTES = (
     "One method alone, on random images. Every step is warmed up, waited for, and measured in "
     "turns with all others, in a new order every round.",
@@ -82,11 +63,6 @@ NOTES = (
     "images, and what is held from step to step on top of plain training: connectors with their "
     "momentum, and the teacher's view of all training images where a stage caches it.",
     "Extra parameters are trained with the student and dropped afterwards.",
-)
-
-STAGE_NOTES = (
-    "Teacher's pass: its forward pass over the batch to the deepest tap that the stage reads.",
-    "Loss in the step: the median of the losses alone over the median of the step.",
 )
 
 
@@ -192,58 +168,17 @@ def _joined(values: Iterable[float | None]) -> str | None:
     return "; ".join("-" if x is None else f"{x:.2f}" for x in values) or None
 
 
-def stage_table(records: Sequence[CostRecord]) -> Table:
-    """A row for each stage, of one pair under one set of conditions."""
-    return Table.by_name(
-        f"Cost of each stage, {pair_title(records[0])}",
-        STAGE_COLUMNS,
-        (
-            _stage_row(row_title(record.label), stage)
-            for record in records
-            for stage in record.stages
-        ),
-        STAGE_NOTES,
-        detail=True,
-    )
-
-
-def _stage_row(label: str, stage: StageCost) -> dict[str, Entry | Value]:
-    row: dict[str, Entry | Value] = {
-        "label": label,
-        "stage": stage.name,
-        "epochs": stage.epochs,
-        "kept": stage.kept,
-        "step_ms": quartile_entry(stage.step_ms),
-        "ratio": quartile_entry(stage.ratio),
-        "teacher_ms": stage.teacher_ms.median if stage.teacher_ms else None,
-        "once_ms": stage.once_ms.median if stage.once_ms else None,
-        "step_mflop": stage.step_flops / MEGA,
-        "peak_mib": stage.peak_bytes / MIB,
-        "held_mib": stage.held_bytes / MIB,
-    }
-    if stage.loss is None:
-        return row
-    return {
-        **row,
-        "loss_ms": quartile_entry(stage.loss.ms),
-        "loss_share": stage.loss.ms.median / stage.step_ms.median,
-        "loss_mflop": stage.loss.flops / MEGA,
-        "loss_peak_mib": stage.loss.peak_bytes / MIB,
-    }
-
-
 # --- files --------------------------------------------------------------------------------------
 
 
 def costs_to_text(costs: Costs) -> str:
     """The tables of methods for a terminal."""
-    return "\n".join(to_text(method_table(r)) for r in by_place(costs.records).values())
+    return "\n".join(map(to_text, cost_section(costs).tables))
 
 
 def cost_section(costs: Costs) -> Section:
-    """The methods and their stages, for each pair and set of conditions."""
-    groups = by_place(costs.records).values()
-    tables = tuple(table for r in groups for table in (method_table(r), stage_table(r)))
+    """The methods, for each pair and set of conditions."""
+    tables = tuple(map(method_table, by_place(costs.records).values()))
     return Section(name="cost", title="What methods cost", tables=tables)
 
 
@@ -263,7 +198,7 @@ def measured_at(costs: Costs) -> str:
 
 
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
-    """Writes cost.md (the methods), cost.csv and cost_2.csv (the stages); returns their paths.
+    """Writes cost.md and cost.csv; returns their paths.
 
     Args:
         costs: all that was profiled of a grid.

@@ -22,6 +22,7 @@ from bench.report.plot import (
     linear,
     place_labels,
     segment_boxes,
+    text_width,
 )
 from bench.report.results import IN_THE_RACE, Line
 from bench.report.wording import cost_text, gain_text, points
@@ -222,7 +223,7 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
         if end is not None
     ]
     means = [0.0, *(gain for _, _, gain in shown)]
-    room = max(max(means) - min(means), 0.01)
+    room = max(0.5 * (max(means) - min(means)), 0.01)
     ends = [min(max(end, min(means) - room), max(means) + room) for end in ends]
     y = linear([*means, *ends], PLOT.bottom, PLOT.top)
     student = Line(label="student", role="student", category="baseline", kind="reference")
@@ -257,7 +258,8 @@ def _labels(
     """A label for every row that has room, the highlighted ones first."""
     ranked = sorted(shown, key=lambda item: item[0].label not in strong)
     texts = [(x.at(cost), y.at(gain), line.title) for line, cost, gain in ranked]
-    taken = [box for a, b in pairwise(longer) for box in segment_boxes(*a, *b)]
+    taken = [Box(PLOT.left, y.at(0) - 1, PLOT.right, y.at(0) + 1)]
+    taken += [box for a, b in pairwise(longer) for box in segment_boxes(*a, *b)]
     for line, cost, _ in ranked:
         ends = _whisker(line, strong, y)
         if ends is not None:
@@ -300,12 +302,14 @@ class Curves(NamedTuple):
         rows: by falling accuracy of the last epoch.
         x_ticks: place and text.
         y_ticks: likewise.
-        height: of the figure.
+        width: of the figure, that has room for all names.
+        height: likewise.
     """
 
     rows: list[Curve]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    width: float
     height: float
 
 
@@ -340,7 +344,9 @@ def curves(groups: Sequence[Group], lines: Sequence[Line]) -> Curves | None:
         for (line, series, last), name_y in zip(found, names, strict=True)
     ]  # fmt: skip
     x_ticks = [(x.at(tick), f"{tick:g}") for tick in x.ticks if tick >= 1 and tick == int(tick)]
-    return Curves(rows, x_ticks, [(y.at(t), f"{100 * t:g}") for t in y.ticks], bottom + 54)
+    y_ticks = [(y.at(tick), f"{100 * tick:g}") for tick in y.ticks]
+    width = 470 + max(text_width(f"{row.last} {row.title}", 12) for row in rows)
+    return Curves(rows, x_ticks, y_ticks, round(width), bottom + 54)
 
 
 def _over_epochs(records: Sequence[Record]) -> dict[int, float]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 WIDE = 0.62
 """Width of a letter over the size of the text, at least that of every common sans-serif font."""
 
-DISTANCES = (9, 16, 26, 38, 52, 68, 86)
+DISTANCES = (9, 16, 26, 38, 52)
 DIRECTIONS = tuple(
     (math.cos(math.radians(turn)), math.sin(math.radians(turn)))
     for turn in (0, 180, -90, 90, -45, 45, -135, 135, -22, 22, -158, 158, -68, 68, -112, 112)
@@ -141,35 +141,34 @@ def place_labels(
     taken: Iterable[Box] = (),
     size: float = 12,
 ) -> list[Label | None]:
-    """Texts beside their points: none overlaps another, a point or what is taken, none leaves.
+    """Texts next to their points: none overlaps another, a leader or a point, none leaves.
 
-    Each takes the nearest free place, the first point first.
+    Each takes the nearest free place, the first point first; clear of lines if there is one.
 
     Args:
         points: x, y and text, the most important ones first.
         plot: where all must lie.
-        taken: what no label may cover, besides the points.
+        taken: lines, that labels keep off where they can.
         size: of the text.
 
     Returns:
         One a point; None where no place is free.
     """
-    # A leader may cross a line of the figure, and no label.
-    used = [*taken, *(Box.around(x, y, 6) for x, y, _ in points)]
-    texts: list[Box] = []
-    leaders: list[Box] = []
+    spots = [Box.around(x, y, 6) for x, y, _ in points]
+    lines, texts, leaders = list(taken), list[Box](), list[Box]()
     placed: list[Label | None] = []
     for x, y, text in points:
-        found = next(
-            (
-                label
-                for label in _candidates(x, y, text, size)
-                if label.box.inside(plot)
-                and not any(label.box.meets(box) for box in (*used, *texts, *leaders))
+        found = None
+        for label in _candidates(x, y, text, size):
+            if (
+                label.box.inside(plot)
+                and not any(label.box.meets(box) for box in (*spots, *texts, *leaders))
                 and not any(spot.meets(box) for spot in _spots(label) for box in texts)
-            ),
-            None,
-        )
+            ):
+                found = found or label
+                if not any(label.box.meets(box) for box in lines):
+                    found = label
+                    break
         placed.append(found)
         if found is not None:
             texts.append(found.box)
