@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cli.terminal import say, width
 from bench.record import Plan, Record
 from bench.workdir import WorkDir
 
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 
 
 def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
-    """Prints the summary, writes tables, figures and the report; returns what to mirror."""
-    from bench.report.results import findings, summary_section
-    from bench.report.tables import to_text
+    """Writes tables, figures and the report, then prints the results; returns what to mirror."""
+    from bench.report.results import findings
+    from bench.report.terminal import result_lines, result_tables
 
-    for table in summary_section(findings(plan, records, costs)).tables:
-        print(to_text(table.only(c.key for c in table.columns if not c.detail)))
-    return write(work, plan.name, costs, (plan, records))
+    files = write(work, plan.name, costs, (plan, records))
+    found = findings(plan, records, costs)
+    print(*result_tables(found, width()), sep="\n")
+    say([*result_lines(found), f"open {work.grid(plan.name) / 'report.html'}"])
+    return files
 
 
 def write(
@@ -51,7 +54,6 @@ def write(
 
         files = build(*trained, costs, work.store.root, folder)
         write_archive(*trained, folder / ARCHIVE)
-    print(f"tables and figures: {folder}")
     return [*files, *folder.glob(MEASURED)]
 
 

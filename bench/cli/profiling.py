@@ -41,10 +41,11 @@ def profile(options: argparse.Namespace) -> int:
             step = replace(workload, recipe=recipe)
             costs = costs.with_newer(measure(*models, rows, step, how, display.show))
             write_atomically(file, costs.to_json())
-    print(costs_to_text(costs))
     trained = has_results(work, grid.name)
     results = fetch_results(work, grid.name, "records") if trained else None
-    mirror_files(work, grid.name, write(work, grid.name, costs, results))
+    files = write(work, grid.name, costs, results)
+    print(costs_to_text(costs), f"tables and figures: {work.grid(grid.name)}", sep="\n")
+    mirror_files(work, grid.name, files)
     return 0
 
 

@@ -20,6 +20,7 @@ def tables(options: argparse.Namespace) -> int:
     costs = fetch_costs(work, name, options.origin)
     if costs and options.origin == "records" and not has_results(work, name):
         write(work, name, costs, None)
+        print(f"nothing was trained; what it costs: {work.grid(name)}")
         return 0
     plan, records = fetch_results(work, name, options.origin)
     render(work, plan, records, costs)
@@ -45,7 +46,7 @@ def sync(options: argparse.Namespace) -> int:
     with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
         sent = send_records(mirror, work, plan)
     costs = fetch_costs(work, name, "records")
-    mirror_files(work, plan.name, render(work, plan, records, costs))
+    mirror_files(work, plan.name, write(work, plan.name, costs, (plan, records)))
     print(f"{sent} records sent")
     return 0
 

@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
     plan = expansion.plan
     records = work.store.read_all(plan.cell_ids())
     costs = fetch_costs(work, plan.name, "records")
-    mirror_files(work, plan.name, render(work, plan, records, costs))
     _say_outcome(outcome)
+    mirror_files(work, plan.name, render(work, plan, records, costs))
     return exit_code(outcome.counts)
 
 

@@ -283,13 +283,7 @@ def _notes(found: Findings, key: PairId) -> list[str]:
     answer, held_out = found.answers.get(key), measured_on(found.plan, "set")
     rows = len(answer.claims) if answer else 0
     notes = [
-        *_remarks(found.groups[key]),
-        *(
-            f"{row_title(row.name)}: loss on {math.floor(100 * row.reached)} % of the samples."
-            for row in (found.pairs[key].rows if key in found.pairs else ())
-            if row.reached is not None and row.reached < 1
-        ),
-        *_other_code(found.groups[key]),
+        *remarks(found, key),
         f"Accuracy: last epoch, {held_out}, ± half of the 95 % Student t interval over n seeds; "
         "best epoch: chosen on the same images, so too high; agreement: with the teacher.",
         f"Gain over the student, paired by seed; intervals hold for all {rows} rows that claims "
@@ -300,7 +294,21 @@ def _notes(found: Findings, key: PairId) -> list[str]:
     return [*notes, COST_NOTE]
 
 
-def _remarks(groups: Iterable[Group]) -> list[str]:
+def remarks(found: Findings, key: PairId) -> list[str]:
+    """What has to be said of single rows of a pair, each in a line."""
+    rows = found.pairs[key].rows if key in found.pairs else ()
+    return [
+        *_messages(found.groups[key]),
+        *(
+            f"{row_title(row.name)}: loss on {math.floor(100 * row.reached)} % of the samples."
+            for row in rows
+            if row.reached is not None and row.reached < 1
+        ),
+        *_other_code(found.groups[key]),
+    ]
+
+
+def _messages(groups: Iterable[Group]) -> list[str]:
     """One line for every error, refusal and note of a stage, with the seeds that have it."""
     met: dict[tuple[str, str], list[int]] = {}
     for group in groups:
