@@ -37,14 +37,14 @@ def _shown(table: Table, width: int) -> Table:
 
 
 def result_lines(found: Findings) -> list[str]:
-    """What has to be said of single rows, then the answer, in short and for each pair."""
+    """What has to be said of single rows, then the answer, and for each pair if there are more."""
     lines = [
         f"{title}: {remark}"
         for key, title in found.titles.items()
         for remark in remarks(found, key)
     ]
     lines += ["".join(part.text for part in sentence) for sentence in sentences(found)]
-    for pair in pair_lines(found):
+    for pair in pair_lines(found) if len(found.answers) > 1 else ():
         answer = f"{pair.verdict}: {pair.row}, {pair.gain}, {pair.cost}"
         lines.append(f"{pair.title}: {answer if pair.verdict else f'no answer: {pair.row}'}")
     return lines
