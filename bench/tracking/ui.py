@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,19 +26,22 @@ def serve(work_dir: Path, port: int) -> int:
     pages = _pages(work_dir, port)
     # The jobs are for generative models; without them the server is two processes, not fifteen.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-               "--workers", "1", "--backend-store-uri", uri]  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     # A group of its own: its processes end together, and none outlives this one.
-    server = subprocess.Popen(command, start_new_session=True)
+    server = subprocess.Popen(server_command(uri, port), start_new_session=True)
     try:
-        for name, page in pages.items():
-            print(f"{name}: {page}", flush=True)
-        print("Ctrl-C stops the server", flush=True)
+        links = [f"{name}: {page}" for name, page in pages.items()]
+        print(*links, "Ctrl-C stops the server", sep="\n", flush=True)
         return server.wait()
     finally:
         _end(server)
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """The command that serves a store, on loopback alone."""
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *where, "--backend-store-uri", uri]
 
 
 def _pages(work_dir: Path, port: int) -> dict[str, str]:
@@ -63,10 +67,6 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 def _end(server: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(server.pid, number)
             server.wait(timeout=10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
