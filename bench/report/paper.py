@@ -10,13 +10,13 @@ from bench.report.results import Findings, Line
 from bench.report.tables import Column, Entry, show
 from bench.report.wording import row_title
 
-TEXT_WIDTH = 345.0
-r"""Points of \textwidth in LaTeX's article at its default size."""
+TEXT_WIDTH, TEXT_LINES = 345.0, 56
+r"""Points of \textwidth in LaTeX's article at its default size, and lines of \scriptsize a page."""
 
-LETTER = 4.6
-r"""Points of a letter in \footnotesize, at least those of the mean one."""
+SIZES = (("footnotesize", 4.7), ("scriptsize", 4.2))
+"""Size of the text, and points of a letter, at least the mean one's; the second for many pairs."""
 
-GAP = 8.0
+GAP = 7.0
 """Points between two columns."""
 
 LONGEST = 34
@@ -55,15 +55,24 @@ def paper_table(found: Findings) -> str:
         columns = {f"mean over {len(found.pairs)} pairs": overall, **columns}
     labels = list(dict.fromkeys(label for lines in columns.values() for label in lines))
     name = min(LONGEST, max((len(row_title(label)) for label in labels), default=0))
-    blocks = [_block(block, labels, name) for block in _blocks(columns, name * LETTER)]
+    size, letter = SIZES[0]
+    if len(_blocks(columns, name, letter)) > 2:
+        size, letter = SIZES[1]
+    blocks = [_block(b, labels, name * letter) for b in _blocks(columns, name, letter)]
     seeds = {len(row.every_seed) for pair in found.pairs.values() for row in pair.finalists}
-    return "\n".join([
-        r"\begin{table}", r"\centering", r"\footnotesize",
-        rf"\caption{{{escape(_caption(found, seeds))}}}",
-        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', found.plan.name)}}}",
-        "\n\\par\\medskip\n".join(blocks),
-        r"\end{table}",
-    ]) + "\n"  # fmt: skip
+    mark = re.sub(r"[^A-Za-z0-9]+", "-", found.plan.name)
+    together = max(1, TEXT_LINES // (len(labels) + 4))
+    tables = [blocks[i : i + together] for i in range(0, len(blocks), together)] or [[]]
+    return "\n".join(
+        "\n".join([
+            r"\begin{table}", r"\centering", rf"\{size}", r"\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{escape(_caption(found, seeds) if part == 0 else '(continued)')}}}",
+            rf"\label{{tab:{mark}{f'-{part + 1}' if part else ''}}}",
+            "\n\\par\\medskip\n".join(table),
+            r"\end{table}", "",
+        ])
+        for part, table in enumerate(tables)
+    )  # fmt: skip
 
 
 def _caption(found: Findings, seeds: set[int]) -> str:
@@ -82,9 +91,10 @@ def _cell(line: Line | None) -> str:
     return rf"\textbf{{{text}}}" if line.proven else text
 
 
-def _widest(title: str, lines: Mapping[str, Line]) -> float:
+def _widest(title: str, lines: Mapping[str, Line]) -> int:
+    """Letters of a column."""
     texts = [*_heading(title), *(show(GAIN, Entry(line.gain)) for line in lines.values())]
-    return GAP + LETTER * max(map(len, texts))
+    return max(map(len, texts))
 
 
 def _heading(title: str) -> tuple[str, str]:
@@ -94,21 +104,21 @@ def _heading(title: str) -> tuple[str, str]:
 
 
 def _blocks(
-    columns: Mapping[str, Mapping[str, Line]], name: float
+    columns: Mapping[str, Mapping[str, Line]], name: int, letter: float
 ) -> list[dict[str, Mapping[str, Line]]]:
     blocks: list[dict[str, Mapping[str, Line]]] = []
     left = 0.0
     for title, lines in columns.items():
-        width = _widest(title, lines)
+        width = GAP + letter * _widest(title, lines)
         if not blocks or width > left:
             blocks.append({})
-            left = TEXT_WIDTH - name - GAP
+            left = TEXT_WIDTH - letter * name
         blocks[-1][title] = lines
         left -= width
     return blocks
 
 
-def _block(columns: Mapping[str, Mapping[str, Line]], labels: Sequence[str], name: int) -> str:
+def _block(columns: Mapping[str, Mapping[str, Line]], labels: Sequence[str], width: float) -> str:
     heads = [_heading(title) for title in columns]
     rows = [
         [row_title(label), *(_cell(lines.get(label)) for lines in columns.values())]
@@ -117,6 +127,6 @@ def _block(columns: Mapping[str, Mapping[str, Line]], labels: Sequence[str], nam
     lines = [" & ".join([escape(row[0]), *row[1:]]) + r" \\" for row in rows]
     first, second = (" & ".join(["", *(escape(h[i]) for h in heads)]) + r" \\" for i in (0, 1))
     return "\n".join([
-        rf"\begin{{tabular}}{{@{{}}p{{{name * LETTER:.0f}pt}}{'r' * len(heads)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}p{{{width:.0f}pt}}{'r' * len(heads)}@{{}}}}",
         r"\toprule", first, second, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}",
     ])  # fmt: skip

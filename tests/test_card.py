@@ -1,0 +1,121 @@
+"""The answer in sentences, and the paper's table, on grids whose answers are known."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+import summary_grid as grid
+
+from bench.design import CONFIRMATION, SCREENING
+from bench.record import Plan
+from bench.report.card import STUDENTS, caution, pair_lines, sentences
+from bench.report.paper import paper_table
+from bench.report.results import findings
+
+HOSTILE = "=cmd|' /C calc'!A0 <b>$x_1$</b> \\input{x} 100 % #&~^"
+SPREAD = (0.0, 0.006, -0.005, 0.003, -0.002, 0.001)
+LONGER = "student (epochs_factor=2)"
+
+
+def made(means: dict[tuple[str, str, str], float], screened: bool = False):
+    """Six seeds around these means of (teacher, student, label); screened rows have two alone."""
+    rows, records = [], {}
+    for shift, ((teacher, student, label), mean) in enumerate(means.items()):
+        alone = label.startswith("student")
+        for seed in range(2 if label == "fsp" and screened else 6):
+            row = replace(
+                grid.row("rkd", seed, teacher, student), label=label, cell_id=f"{shift}-{seed}",
+                role="student" if label == "student" else "method",
+                method="student" if alone else label, category="baseline" if alone else "response",
+                phase="" if not screened else SCREENING if seed < 2 else CONFIRMATION,
+            )  # fmt: skip
+            accuracy = mean + SPREAD[(seed + shift) % len(SPREAD)]
+            rows.append(row)
+            records[row.cell_id] = grid.finished(row, accuracy, accuracy, None)
+    config = {"seeds": {"screen": 2, "finalists": 2, "confirm": 4}} if screened else {}
+    return findings(Plan(name="by_hand", description="", config=config, rows=rows), records, None)
+
+
+def pair(model: str, teacher: str = "wide", /, **means: float):
+    return {(teacher, model, label.replace("longer", LONGER)): x for label, x in means.items()}
+
+
+def said(found) -> str:
+    return "\n".join("".join(part.text for part in sentence) for sentence in sentences(found))
+
+
+def test_each_student_has_a_sentence_and_longer_training_the_last():
+    found = made(
+        pair("tiny", student=0.7, longer=0.71, rkd=0.8, fsp=0.75)
+        | pair("small", student=0.8, longer=0.805, rkd=0.801, fsp=0.799),
+        screened=True,
+    )
+    first, second, last = said(found).splitlines()
+    assert first.startswith("For a tiny student rkd is proven: +10.")
+    assert second.startswith("For a small student")
+    assert "not proven" in second or "undecided" in second
+    assert "twice as long" in last
+    assert pair_lines(found)[0].verdict == "proven"
+    screened = [line for line in found.lines(next(iter(found.answers))) if line.label == "fsp"]
+    assert screened[0].verdict in ("screened only", "in the race")
+    assert screened[0].gain is not None
+    assert (screened[0].gain.low, screened[0].gain.n) == (None, 2)
+
+
+def test_with_equal_seeds_the_mean_over_pairs_comes_first():
+    found = made(pair("tiny", student=0.7, rkd=0.8) | pair("small", student=0.8, rkd=0.9))
+    first, second, _ = said(found).splitlines()
+    assert first.startswith("On average over 2 pairs: rkd, +10.0 points")
+    assert "exploratory" in second
+
+
+def test_of_many_students_rows_are_counted():
+    many = {}
+    for name in "abcd":
+        many |= pair(name, student=0.7, rkd=0.8)
+    lines = said(made(many, screened=True)).splitlines()
+    assert len(lines) <= STUDENTS + 1
+    assert "rkd is proven for 4 of 4 pairs" in lines[0]
+
+
+@pytest.mark.parametrize("means", [{}, {"rkd": 0.7}])
+def test_without_a_student_there_is_no_answer(means):
+    assert said(made(pair("tiny", **means))).startswith("No answer yet")
+
+
+def test_a_recipe_that_is_too_short_is_said():
+    found = made(pair("tiny", student=0.7, longer=0.8, rkd=0.75))
+    assert any("recipe is too short" in line for line in caution(found))
+
+
+WIDE = {
+    key: mean
+    for number in range(13)
+    for key, mean in pair(
+        f"resnet8x4_{number}", "resnet32x4", student=0.7, rkd=0.8, fsp=0.71, longer=0.72
+    ).items()
+}
+
+
+@pytest.mark.parametrize(
+    "means",
+    [pair("tiny", **{"student": 0.7, HOSTILE: 0.8}), WIDE, {}],
+    ids=["hostile", "wide", "0"],
+)
+def test_the_paper_s_table_fits_the_page(means, tmp_path):
+    table = paper_table(made(means))
+    assert table.count("{") - table.count(r"\{") == table.count("}") - table.count(r"\}")
+    if means:
+        assert r"\textbf{+10.0 $\pm$ " in table
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed: whether the table fits was not tried")
+    document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}x {table}"
+    (tmp_path / "t.tex").write_text(rf"{document}\end{{document}}", encoding="utf-8")
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+    assert "too large" not in done.stdout
