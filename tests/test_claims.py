@@ -14,11 +14,9 @@ from bench.report.claims import (
     SUPPORTED,
     UNDECIDED,
     claim_table,
-    claims_section,
 )
 from bench.report.measures import gradient_cosine
 from bench.report.results import findings
-from bench.statistics import Interval
 
 CATEGORIES = {
     "soft_logits": "response",
@@ -226,15 +224,3 @@ def test_cosines_are_of_the_first_stage_that_reads_the_teacher_and_only_under_la
     assert gradient_cosine(fitnet) is None
     assert verdicts(plan, records)[BINDS] == UNDECIDED
     assert verdicts(plan, records)[LARGE] == SUPPORTED
-
-
-def test_the_diagnostics_follow_the_claims():
-    section = claims_section(findings(*grid(), DEAR))
-    assert len(section.tables) == 3  # the claims, and a table for each pair
-    rows = [{column.key: entry.value for column, entry in r} for r in section.tables[1].pairs()]
-    (fitnet,) = [row for row in rows if row["label"] == "fitnet"]
-    assert (fitnet["n"], fitnet["knowledge_scalars"]) == (5, 900)
-    directions = fitnet["knowledge_directions"]
-    assert isinstance(directions, Interval)
-    assert directions.mean == pytest.approx(300, rel=0.01)
-    assert len(claims_section(findings(*grid(examined=False), None)).tables) == 1

@@ -125,13 +125,10 @@ def test_numbers_below_zero_are_no_formulas_and_stay_numbers() -> None:
     assert to_csv(one("-0.5")).splitlines()[1] == "'-0.5"
 
 
-def test_columns_and_tables_of_detail_are_in_the_csv_alone(tmp_path: Path) -> None:
+def test_columns_of_detail_are_in_the_csv_alone() -> None:
     table = replace(SMALL, columns=(LABEL, replace(POINTS, detail=True)))
     assert "gain" not in to_markdown(table)
     assert "g_low" in to_csv(table)
-    section = Section(name="s", title="t", tables=(SMALL, replace(SMALL, title="x", detail=True)))
-    assert "## x" not in write_markdown(section, tmp_path).read_text()
-    assert "x,soft_logits" in write_csv(section, tmp_path)[0].read_text()
 
 
 @pytest.mark.parametrize(

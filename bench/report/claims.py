@@ -34,12 +34,10 @@ from bench.report.measures import (
     SHARED,
     Differences,
     differences,
-    final,
     gradient_cosine,
     log_directions,
     log_variation,
     loss_ms_by_category,
-    read,
     scalars_by_category,
     teachers,
 )
@@ -64,13 +62,6 @@ CLAIM_NOTES = (
     "Means over a category's methods, paired by seed and averaged over pairs; paired t test, Holm "
     f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
 )
-ROW_COLUMNS = (
-    Column(key="label", name="method", align="left"),
-    Column(key="n", name="n"),
-    Column(key="knowledge_scalars", name="scalars of knowledge per sample"),
-    Column(key="knowledge_directions", name="directions held fast", digits=1, interval=True),
-    Column(key="cosine", name="gradient cosine", digits=3, signed=True, interval=True),
-)
 
 
 class Claim(NamedTuple):
@@ -94,12 +85,9 @@ class Claim(NamedTuple):
 
 
 def claims_section(found: Findings) -> Section:
-    """The table of claims, and the diagnostics of every pair's rows."""
-    return Section(
-        name="claims",
-        title="The survey's claims, measured",
-        tables=(claim_table(found), *_diagnostics(found)),
-    )
+    """The table of claims."""
+    title = "The survey's claims, measured"
+    return Section(name="claims", title=title, tables=(claim_table(found),))
 
 
 def claim_table(found: Findings) -> Table:
@@ -268,26 +256,3 @@ def _one_sided(values: Sequence[float], sign: int) -> float:
         return 1.0
     p = paired_p(values)
     return 1.0 if p is None else p
-
-
-def _diagnostics(found: Findings) -> list[Table]:
-    """One table for each pair that was examined; none for a grid without diagnostics."""
-    tables = []
-    for key, groups in found.groups.items():
-        rows: list[dict[str, Value]] = []
-        for group in groups:
-            if scalars := read(group, final("knowledge_scalars")):
-                directions = list(read(group, final("knowledge_directions")).values())
-                cosines = list(read(group, gradient_cosine).values())
-                rows.append(
-                    {
-                        "label": row_title(group.label),
-                        "n": len(scalars),
-                        "knowledge_scalars": int(next(iter(scalars.values()))),
-                        "knowledge_directions": mean_interval(directions) if directions else None,
-                        "cosine": mean_interval(cosines) if cosines else None,
-                    }
-                )
-        if rows:
-            tables.append(Table.by_name(found.titles[key], ROW_COLUMNS, rows, detail=True))
-    return tables

@@ -87,14 +87,12 @@ class Table:
         columns: from left to right.
         rows: as many entries each as there are columns.
         notes: one line each.
-        detail: whether it is written as CSV alone.
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
-    detail: bool = False
 
     def __post_init__(self) -> None:
         """Refuses rows that do not fit the columns."""
@@ -118,8 +116,6 @@ class Table:
         columns: tuple[Column, ...],
         rows: Iterable[Mapping[str, Entry | Value]],
         notes: Iterable[str] = (),
-        *,
-        detail: bool = False,
     ) -> Table:
         """A table of rows that name their columns; a column that a row leaves out is empty.
 
@@ -128,7 +124,6 @@ class Table:
             columns: from left to right.
             rows: column's key -> entry, or its bare value.
             notes: one line each.
-            detail: whether it is written as CSV alone.
 
         Raises:
             ValueError: a row names a column that the table does not have.
@@ -140,9 +135,7 @@ class Table:
                 raise ValueError(f"table {title!r} has no column {', '.join(unknown)}")
             cells = (row.get(key) for key in keys)
             made.append(tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in cells))
-        return cls(
-            title=title, columns=columns, rows=tuple(made), notes=tuple(notes), detail=detail
-        )
+        return cls(title=title, columns=columns, rows=tuple(made), notes=tuple(notes))
 
     def only(self, keys: Iterable[str]) -> Table:
         """The columns of these keys alone, in their order."""
@@ -356,10 +349,9 @@ def write_markdown(section: Section, folder: Path) -> Path:
 
 def notes_once(tables: Sequence[Table]) -> list[Table]:
     """The tables for readers, with the notes that all of them have under the last one alone."""
-    shown = [table for table in tables if not table.detail]
-    if not shown:
+    if not tables:
         return []
-    *others, last = shown
+    *others, last = tables
     shared = [note for note in last.notes if all(note in table.notes for table in others)]
     return [
         *(replace(t, notes=tuple(note for note in t.notes if note not in shared)) for t in others),
