@@ -26,6 +26,7 @@ from bench.report.plot import (
 )
 from bench.report.results import IN_THE_RACE, Line
 from bench.report.wording import cost_text, gain_text, points
+from bench.statistics import Interval
 
 SHAPES = ("circle", "square", "diamond", "triangle")
 """A method's first row, then its variants; a fifth begins again."""
@@ -37,14 +38,7 @@ Tick = tuple[float, str]
 
 
 class Mark(NamedTuple):
-    """How a row looks in every figure.
-
-    Attributes:
-        colour: the category, as a class of the style sheet.
-        shape: one of `SHAPES`.
-        filled: whether the row is proven.
-        strong: whether it is highlighted.
-    """
+    """How a row looks in every figure: its category's colour, one of `SHAPES`, filled if proven."""
 
     colour: str
     shape: str
@@ -93,14 +87,7 @@ def file_name(text: str) -> str:
 class Track(NamedTuple):
     """A row of a forest plot; places are per cent of its width.
 
-    Attributes:
-        line: the row.
-        mark: how it looks.
-        at: its gain.
-        low: lower end of the interval; None without one.
-        high: upper end.
-        cut_low: whether the interval goes on below the plot.
-        cut_high: likewise above.
+    `low` and `high` are the interval's ends, None without one; it goes on beyond one that is cut.
     """
 
     line: Line
@@ -113,13 +100,7 @@ class Track(NamedTuple):
 
 
 class Forest(NamedTuple):
-    """Gains of all rows, the best first.
-
-    Attributes:
-        rows: of the pair.
-        ticks: place and text.
-        zero: where no gain lies.
-    """
+    """Gains of all rows, the best first; `zero` is where no gain lies."""
 
     rows: list[Track]
     ticks: list[Tick]
@@ -127,18 +108,11 @@ class Forest(NamedTuple):
 
 
 def forest(lines: Sequence[Line]) -> Forest | None:
-    """The gains of a pair's rows; None where there are none.
-
-    Intervals much wider than the spread of the gains end at the plot's edge.
-    """
+    """The gains of a pair's rows; None where there are none."""
     shown = [(line, line.gain) for line in lines if line.gain is not None]
     if not shown:
         return None
-    means = [0.0, *(gain.mean for _, gain in shown)]
-    room = max(0.75 * (max(means) - min(means)), 0.01)
-    ends = [end for _, gain in shown for end in (gain.low, gain.high) if end is not None]
-    floor, ceiling = min(means) - room, max(means) + room
-    scale = linear([*means, *(min(max(end, floor), ceiling) for end in ends)], 2, 98)
+    scale = _gains_scale([gain for _, gain in shown], 0.75, 2, 98)
     strong = highlighted(lines)
     rows = [
         Track(
@@ -153,6 +127,18 @@ def forest(lines: Sequence[Line]) -> Forest | None:
     return Forest(rows, [(scale.at(t), _whole_points(t)) for t in scale.ticks], scale.at(0))
 
 
+def _gains_scale(gains: Sequence[Interval], wider: float, start: float, end: float) -> Scale:
+    """A scale over all gains, 0 and their intervals; very wide intervals end at the plot's edge.
+
+    `wider` is how far intervals may reach beyond the gains, over the spread of the gains.
+    """
+    means = [0.0, *(gain.mean for gain in gains)]
+    room = max(wider * (max(means) - min(means)), 0.01)
+    least, most = min(means) - room, max(means) + room
+    ends = (x for gain in gains for x in (gain.low, gain.high) if x is not None)
+    return linear([*means, *(min(max(x, least), most) for x in ends)], start, end)
+
+
 def _whole_points(value: float) -> str:
     text = f"{100 * value:+.10g}"
     return "0" if text in ("+0", "-0") else text
@@ -160,20 +146,13 @@ def _whole_points(value: float) -> str:
 
 # --- gain against cost -----------------------------------------------------------------------
 
-WIDTH, HEIGHT = 480, 372
 PLOT = Box(44, 12, 470, 318)
 
 
 class Spot(NamedTuple):
     """A row in the plot of gain against cost.
 
-    Attributes:
-        line: the row.
-        mark: how it looks.
-        x: of its cost.
-        y: of its gain.
-        whisker: y of the interval's ends; None for rows that are not highlighted.
-        label: None where there is no room for one.
+    `whisker` is y of the interval's ends, of highlighted rows; `label` is None where none has room.
     """
 
     line: Line
@@ -185,15 +164,10 @@ class Spot(NamedTuple):
 
 
 class GainCost(NamedTuple):
-    """Gain against training cost.
+    """Gain against training cost: a spot a row, the plain student first.
 
-    Attributes:
-        spots: the rows, the plain student first.
-        longer: the line of the student trained longer, as points.
-        x_ticks: place and text.
-        y_ticks: likewise.
-        zero: y of no gain.
-        log: whether costs are on a log scale.
+    `longer` is the line of the student trained longer, `zero` the y of no gain; `log` is whether
+    costs are on a log scale.
     """
 
     spots: list[Spot]
@@ -207,7 +181,7 @@ class GainCost(NamedTuple):
 def gain_cost(lines: Sequence[Line]) -> GainCost | None:
     """Every row's gain against its cost; None where no method's cost is known."""
     shown = [
-        (line, line.cost, line.gain.mean)
+        (line, line.cost, line.gain)
         for line in lines
         if line.cost is not None and line.gain is not None
     ]
@@ -215,57 +189,37 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
         return None
     strong = highlighted(lines)
     x = costs_scale([1.0, *(cost for _, cost, _ in shown)], PLOT.left + 12, PLOT.right - 12)
-    ends = [
-        end
-        for line, _, _ in shown
-        if line.gain is not None and line.label in strong
-        for end in (line.gain.low, line.gain.high)
-        if end is not None
+    # Only highlighted rows have a whisker.
+    gains = [
+        gain if line.label in strong else Interval(gain.mean, None, None, gain.n)
+        for line, _, gain in shown
     ]
-    means = [0.0, *(gain for _, _, gain in shown)]
-    room = max(0.5 * (max(means) - min(means)), 0.01)
-    ends = [min(max(end, min(means) - room), max(means) + room) for end in ends]
-    y = linear([*means, *ends], PLOT.bottom, PLOT.top)
+    y = _gains_scale(gains, 0.5, PLOT.bottom, PLOT.top)
     student = Line(label="student", role="student", category="baseline", kind="reference")
-    shown = [(student, 1.0, 0.0), *shown]
-    longer = sorted((x.at(cost), y.at(gain)) for line, cost, gain in shown
-                    if line.kind in (LONGER, "reference"))  # fmt: skip
-    labels = _labels(shown, strong, x, y, longer)
-    spots = [
-        Spot(line, mark_of(line, strong), x.at(cost), y.at(gain), _whisker(line, strong, y),
-             labels[line.label])
-        for line, cost, gain in shown
-    ]  # fmt: skip
+    spots = [Spot(student, mark_of(student, strong), x.at(1), y.at(0), None, None)]
+    for (line, cost, _), (mean, low, high, _) in zip(shown, gains, strict=True):
+        whisker = None if low is None or high is None else (y.at(low), y.at(high))
+        spots.append(Spot(line, mark_of(line, strong), x.at(cost), y.at(mean), whisker, None))
+    longer = sorted((s.x, s.y) for s in spots if s.line.kind in (LONGER, "reference"))
+    spots = _labelled(spots, y.at(0), longer)
     x_ticks = [(x.at(tick), f"×{tick:g}") for tick in x.ticks]
     y_ticks = [(y.at(tick), _whole_points(tick)) for tick in y.ticks]
     return GainCost(spots, longer, x_ticks, y_ticks, y.at(0), x.log)
 
 
-def _whisker(line: Line, strong: Sequence[str], y: Scale) -> tuple[float, float] | None:
-    gain = line.gain
-    if gain is None or gain.low is None or gain.high is None or line.label not in strong:
-        return None
-    return y.at(gain.low), y.at(gain.high)
-
-
-def _labels(
-    shown: Sequence[tuple[Line, float, float]],
-    strong: Sequence[str],
-    x: Scale,
-    y: Scale,
-    longer: Sequence[tuple[float, float]],
-) -> dict[str, Label | None]:
-    """A label for every row that has room, the highlighted ones first."""
-    ranked = sorted(shown, key=lambda item: item[0].label not in strong)
-    texts = [(x.at(cost), y.at(gain), line.title) for line, cost, gain in ranked]
-    taken = [Box(PLOT.left, y.at(0) - 1, PLOT.right, y.at(0) + 1)]
+def _labelled(
+    spots: Sequence[Spot], zero: float, longer: Sequence[tuple[float, float]]
+) -> list[Spot]:
+    """The spots, each with a label if it has room, the highlighted ones first."""
+    ranked = sorted(spots, key=lambda spot: not spot.mark.strong)
+    taken = [Box(PLOT.left, zero - 1, PLOT.right, zero + 1)]
     taken += [box for a, b in pairwise(longer) for box in segment_boxes(*a, *b)]
-    for line, cost, _ in ranked:
-        ends = _whisker(line, strong, y)
-        if ends is not None:
-            taken += segment_boxes(x.at(cost), ends[0], x.at(cost), ends[1])
-    placed = place_labels(texts, PLOT, taken)
-    return {line.label: label for (line, _, _), label in zip(ranked, placed, strict=True)}
+    for spot in ranked:
+        if spot.whisker is not None:
+            taken += segment_boxes(spot.x, spot.whisker[0], spot.x, spot.whisker[1])
+    placed = place_labels([(s.x, s.y, s.line.title) for s in ranked], PLOT, taken)
+    labels = {s.line.label: label for s, label in zip(ranked, placed, strict=True)}
+    return [spot._replace(label=labels[spot.line.label]) for spot in spots]
 
 
 # --- learning curves -------------------------------------------------------------------------
@@ -276,15 +230,9 @@ BETWEEN = 15
 
 
 class Curve(NamedTuple):
-    """One row's accuracy over epochs.
+    """One row's accuracy over epochs; it has no points if it is of another length than most.
 
-    Attributes:
-        title: the row's.
-        mark: how it looks.
-        points: of the line; empty for a row of another length than most.
-        end: y of the last epoch.
-        name_y: y of its name on the right.
-        last: the last epoch's accuracy, in words.
+    `end` is the y of the last epoch, whose accuracy is `last`; `name_y` that of its name.
     """
 
     title: str
@@ -296,15 +244,7 @@ class Curve(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Accuracy over epochs of a pair's rows, with their names on the right.
-
-    Attributes:
-        rows: by falling accuracy of the last epoch.
-        x_ticks: place and text.
-        y_ticks: likewise.
-        width: of the figure, that has room for all names.
-        height: likewise.
-    """
+    """Accuracy over epochs of a pair's rows, the best first; there is room for all names."""
 
     rows: list[Curve]
     x_ticks: list[Tick]

@@ -20,15 +20,9 @@ COSTS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 
 class Scale(NamedTuple):
-    """A line of numbers, drawn from `start` to `end`.
+    """A line from the number `low` at `start` to `high` at `end`, with round ticks in between.
 
-    Attributes:
-        low: the number at `start`.
-        high: the number at `end`.
-        start: in the figure's unit.
-        end: likewise; below `start` where numbers rise upwards.
-        ticks: round numbers in between.
-        log: whether ratios, not differences, are equally long.
+    `end` is below `start` where numbers rise upwards; of a log scale ratios are equally long.
     """
 
     low: float
@@ -40,13 +34,9 @@ class Scale(NamedTuple):
 
     def at(self, value: float) -> float:
         """Where a number lies; one beyond an end, at that end."""
-        low, high, x = (
-            (math.log(v) if self.log else v) for v in (self.low, self.high, self._within(value))
-        )
+        numbers = (self.low, self.high, min(max(value, self.low), self.high))
+        low, high, x = map(math.log, numbers) if self.log else numbers
         return round(self.start + (self.end - self.start) * (x - low) / (high - low), 2)
-
-    def _within(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
 
     def holds(self, value: float) -> bool:
         """Whether a number lies between the ends."""
@@ -118,14 +108,9 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text at a point.
+    """A text, its left end, baseline and what it covers.
 
-    Attributes:
-        text: what it says.
-        x: of its left end.
-        y: of its baseline.
-        box: what it covers.
-        leader: from the point to the text, (x1, y1, x2, y2); None where it lies close by.
+    `leader` goes from the point to the text, (x1, y1, x2, y2); None where it lies close by.
     """
 
     text: str
@@ -143,7 +128,7 @@ def place_labels(
 ) -> list[Label | None]:
     """Texts next to their points: none overlaps another, a leader or a point, none leaves.
 
-    Each takes the nearest free place, the first point first; clear of lines if there is one.
+    Each takes the nearest free place in the plot, clear of taken lines if there is one.
 
     Args:
         points: x, y and text, the most important ones first.
@@ -158,17 +143,15 @@ def place_labels(
     lines, texts, leaders = list(taken), list[Box](), list[Box]()
     placed: list[Label | None] = []
     for x, y, text in points:
-        found = None
-        for label in _candidates(x, y, text, size):
-            if (
-                label.box.inside(plot)
-                and not any(label.box.meets(box) for box in (*spots, *texts, *leaders))
-                and not any(spot.meets(box) for spot in _spots(label) for box in texts)
-            ):
-                found = found or label
-                if not any(label.box.meets(box) for box in lines):
-                    found = label
-                    break
+        free = [
+            label
+            for label in _candidates(x, y, text, size)
+            if label.box.inside(plot)
+            and not any(label.box.meets(box) for box in (*spots, *texts, *leaders))
+            and not any(spot.meets(box) for spot in _spots(label) for box in texts)
+        ]
+        clear = (label for label in free if not any(label.box.meets(box) for box in lines))
+        found = next(clear, free[0] if free else None)
         placed.append(found)
         if found is not None:
             texts.append(found.box)
@@ -195,9 +178,7 @@ def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
 
 def _spots(label: Label) -> list[Box]:
     """A leader as a row of small boxes."""
-    if label.leader is None:
-        return []
-    return segment_boxes(*label.leader)
+    return segment_boxes(*label.leader) if label.leader else []
 
 
 def segment_boxes(x1: float, y1: float, x2: float, y2: float, half: float = 2) -> list[Box]:
