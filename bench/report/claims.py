@@ -42,7 +42,7 @@ from bench.report.measures import (
     teachers,
 )
 from bench.report.results import Findings
-from bench.report.tables import Column, Section, Table, Value
+from bench.report.tables import Section, Table, Value, text_columns
 from bench.report.wording import row_title
 from bench.statistics import ALPHA, holm, mean_interval, paired_differences, paired_p
 
@@ -55,9 +55,7 @@ pair some row is always the best."""
 EXAMINED = "Not measured: that takes diagnostics: true in the grid, and rows of both categories."
 PROFILED = "Not measured: that takes run_all.py profile, and rows of both categories."
 
-CLAIM_COLUMNS = tuple(
-    Column(key=key, name=key, align="left") for key in ("claim", "verdict", "measure", "evidence")
-)
+CLAIM_COLUMNS = text_columns("claim", "verdict", "measure", "evidence")
 CLAIM_NOTES = (
     "Means over a category's methods, paired by seed and averaged over pairs; paired t test, Holm "
     f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
@@ -65,15 +63,10 @@ CLAIM_NOTES = (
 
 
 class Claim(NamedTuple):
-    """One sentence.
+    """One sentence, what it is measured by and what was found.
 
-    Attributes:
-        text: the sentence.
-        measure: what it is measured by.
-        verdict: empty where a test over the whole table decides.
-        evidence: one sentence.
-        tested: differences by seed, that this test is made of.
-        wanted: -1 if the claim says below 0, 1 if above.
+    The verdict is empty where a test over the whole table decides, of the differences `tested`;
+    `wanted` is -1 if the claim says below 0, 1 if above.
     """
 
     text: str

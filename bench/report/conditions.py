@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record
-from bench.report.groups import NOT_RUN, group_by_pair
-from bench.report.tables import Column, Table, Value
+from bench.record import FINISHED, Plan, Record
+from bench.report.groups import group_by_pair, status_of
+from bench.report.tables import Column, Table, Value, text_columns
 from bench.report.wording import row_title, seeds_text
 
 PASSING = ("started", "cohort")
 """What differs from cell to cell by its nature."""
 
-CONDITION_COLUMNS = (
-    Column(key="what", name="what", align="left"),
-    Column(key="value", name="value", align="left"),
-    Column(key="cells", name="cells"),
-)
+CONDITION_COLUMNS = (*text_columns("what", "value"), Column(key="cells", name="cells"))
 
-FAULT_COLUMNS = (
-    Column(key="pair", name="pair", align="left"),
-    Column(key="label", name="method", align="left"),
-    Column(key="seeds", name="seeds", align="left"),
-    Column(key="status", name="status", align="left"),
-    Column(key="reason", name="reason", align="left"),
-)
+FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 
 def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
     """Device, precision, versions, commit, dates, seeds, data and recipe, with cells of each.
 
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-
-    Returns:
-        A row for every value that any finished cell had; None without finished cells.
+    A row for every value that any finished cell had; None without finished cells.
     """
     cells = [records[i] for i in plan.cell_ids() if i in records]
     cells = [record for record in cells if record.status == FINISHED]
     if not cells:
         return None
     rows = [_row("seeds", seeds_text(row.seed for row in plan.rows), len(cells))]
-    rows += _started(cells)
+    times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
+    rows += [_row("first cell started", times[0], 1)] if times else []
+    rows += [_row("last cell started", times[-1], 1)] if times else []
     for name in sorted({key for record in cells for key in record.conditions} - {*PASSING}):
         rows += _counted(name, [r.conditions[name] for r in cells if name in r.conditions])
     for part in ("recipe", "data"):
         fields = [r.cell.get(part, {}) for r in cells]
         for key in dict.fromkeys(key for each in fields for key in each):
-            values = [each.get(key) for each in fields]
-            rows += _counted(f"{part}: {key}", values)
+            rows += _counted(f"{part}: {key}", [each.get(key) for each in fields])
     return Table.by_name(
         title="Conditions of the finished cells",
         columns=CONDITION_COLUMNS,
@@ -67,18 +54,9 @@ def _row(what: str, value: str, cells: int) -> dict[str, Value]:
     return {"what": what.replace("_", " "), "value": value, "cells": cells}
 
 
-def _started(cells: Iterable[Record]) -> list[dict[str, Value]]:
-    times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
-    if not times:
-        return []
-    return [_row("first cell started", times[0], 1), _row("last cell started", times[-1], 1)]
-
-
 def _counted(what: str, values: Iterable[Any]) -> list[dict[str, Value]]:
     """A row a value, in the order of first mention; empty ones say nothing."""
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[_plain(value)] = counts.get(_plain(value), 0) + 1
+    counts = Counter(map(_plain, values))
     return [_row(what, text, n) for text, n in counts.items() if text or len(counts) > 1]
 
 
@@ -95,20 +73,17 @@ def _plain(value: Any) -> str:
 def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
     """Every row of the plan without a result: failed, not applicable or not run, and why.
 
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-
-    Returns:
-        Rows of equal pair, method, status and reason as one, with their seeds; None if every cell
-        finished.
+    Rows of equal pair, method, status and reason are one, with their seeds; None if every cell
+    finished.
     """
     seeds: dict[tuple[str, ...], list[int]] = {}
     for key, rows in group_by_pair(plan).items():
         for row in rows:
-            fault = _fault(records.get(row.cell_id))
-            if fault is not None:
-                seeds.setdefault((key.title, row_title(row.label), *fault), []).append(row.seed)
+            record = records.get(row.cell_id)
+            if (status := status_of(record)) != FINISHED:
+                reason = (record.error if record is not None else "") or "-"
+                fault = (key.title, row_title(row.label), status.replace("_", " "), reason)
+                seeds.setdefault(fault, []).append(row.seed)
     if not seeds:
         return None
     rows = [
@@ -116,12 +91,3 @@ def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
         for (pair, row, status, reason), met in seeds.items()
     ]
     return Table.by_name("Cells without a result", FAULT_COLUMNS, rows)
-
-
-def _fault(record: Record | None) -> tuple[str, str] | None:
-    status = NOT_RUN if record is None else record.status
-    if status == FINISHED:
-        return None
-    reason = "" if record is None else record.error
-    known = {FAILED: "failed", NOT_APPLICABLE: "not applicable", NOT_RUN: "not run"}
-    return known[status], reason or "-"

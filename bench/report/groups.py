@@ -67,7 +67,7 @@ class Group:
     def status(self) -> str:
         """How many of the planned cells finished, and what became of the others."""
         cells = dict.fromkeys(self.cells.values())
-        statuses = [_status(self.records.get(cell)) for cell in cells]
+        statuses = [status_of(self.records.get(cell)) for cell in cells]
         unmeasured = len(self.finished()) - len(self.by_cell("last_accuracy"))
         counts = {
             "failed": statuses.count(FAILED),
@@ -80,7 +80,7 @@ class Group:
 
     def why_empty(self) -> str:
         """Why there is no accuracy, in a word or two."""
-        statuses = {_status(self.records.get(cell)) for cell in self.cells.values()}
+        statuses = {status_of(self.records.get(cell)) for cell in self.cells.values()}
         known = {FAILED: "failed", NOT_RUN: "not run", FINISHED: "not measured"}
         return next((text for s, text in known.items() if s in statuses), "not applicable")
 
@@ -130,7 +130,8 @@ def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -
     return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
 
 
-def _status(record: Record | None) -> str:
+def status_of(record: Record | None) -> str:
+    """What became of a cell."""
     return NOT_RUN if record is None else record.status
 
 
@@ -158,7 +159,7 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
 def _cell(row: Row, record: Record | None) -> dict[str, Value]:
     return {
         "axes": ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items())),
-        "status": _status(record),
+        "status": status_of(record),
         "error": record.error if record is not None else "",
         **{key: getattr(row, key) for key in ROW_KEYS},
         **{key: _final(record, key) for key in MEASURED_KEYS},

@@ -56,13 +56,19 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Name and unit."""
-        return f"{self.name} ({self.unit})" if self.unit else self.name
+        """Name and unit, in one line."""
+        return one_line(f"{self.name} ({self.unit})" if self.unit else self.name)
 
     @property
     def scale(self) -> float:
         """What a value is multiplied with before it is shown."""
         return 100 if self.unit in PERCENT_UNITS else 1
+
+
+def text_columns(*keys: str) -> tuple[Column, ...]:
+    """Columns of text whose headings are their keys, but for a row's label: it is a method."""
+    names = {"label": "method"}
+    return tuple(Column(key=key, name=names.get(key, key), align="left") for key in keys)
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,11 @@ class Table:
 
     def __post_init__(self) -> None:
         """Refuses rows that do not fit the columns."""
+        wanted = len(self.columns)
         for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.title!r}: a row of {len(row)} entries for "
-                    f"{len(self.columns)} columns"
-                )
+            if len(row) != wanted:
+                got = f"a row of {len(row)} entries for {wanted} columns"
+                raise ValueError(f"table {self.title!r}: {got}")
         for column, entry in (pair for row in self.pairs() for pair in row):
             if isinstance(entry.value, Interval) and not column.interval:
                 raise ValueError(
@@ -117,13 +122,7 @@ class Table:
         rows: Iterable[Mapping[str, Entry | Value]],
         notes: Iterable[str] = (),
     ) -> Table:
-        """A table of rows that name their columns; a column that a row leaves out is empty.
-
-        Args:
-            title: one line.
-            columns: from left to right.
-            rows: column's key -> entry, or its bare value.
-            notes: one line each.
+        """A table of rows, column's key -> entry or its bare value; what a row leaves out is empty.
 
         Raises:
             ValueError: a row names a column that the table does not have.
@@ -164,38 +163,27 @@ def show(column: Column, entry: Entry) -> str:
         'not run'
     """
     value = entry.value
-    if value is None:
-        text = entry.instead
-    elif isinstance(value, str):
-        text = value
-    elif isinstance(value, Interval):
-        text = _interval(column, value)
-    else:
-        text = _number(column, value, column.signed)
-    return one_line(text)
+    if value is None or isinstance(value, str):
+        return one_line(entry.instead if value is None else value)
+    return _interval(column, value) if isinstance(value, Interval) else _number(column, value)
 
 
 def _interval(column: Column, value: Interval) -> str:
-    mean = _number(column, value.mean, column.signed)
+    mean = _number(column, value.mean)
     if value.low is None or value.high is None:
         return f"{mean} (n={value.n})"
     up, down = value.high - value.mean, value.mean - value.low
     if math.isclose(up, down, rel_tol=1e-6, abs_tol=1e-12):
-        return f"{mean} ± {_number(column, up, signed=False)}"
-    ends = (_number(column, end, column.signed) for end in (value.low, value.high))
-    return f"{mean} [{', '.join(ends)}]"
+        return f"{mean} ± {_number(column, up).removeprefix('+')}"
+    return f"{mean} [{_number(column, value.low)}, {_number(column, value.high)}]"
 
 
-def _number(column: Column, value: float, signed: bool) -> str:
+def _number(column: Column, value: float) -> str:
     shown = value * column.scale
     text = f"{shown:.{column.digits}f}" if column.digits is not None else f"{shown:.10g}"
     if float(text) == 0:
         return text.removeprefix("-")  # a rounded "-0.00" claims a direction that is not there
-    return f"+{text}" if signed and shown > 0 else text
-
-
-def _headings(table: Table) -> list[str]:
-    return [one_line(column.heading) for column in table.columns]
+    return f"+{text}" if column.signed and shown > 0 else text
 
 
 def _body(table: Table) -> list[list[str]]:
@@ -211,7 +199,8 @@ def to_markdown(table: Table, level: int = 2) -> str:
     Columns of detail are left out, so that the table is no wider than GitHub shows.
     """
     table = table.only(column.key for column in table.columns if not column.detail)
-    rows = [[_escape_markdown(text) for text in row] for row in (_headings(table), *_body(table))]
+    heads = [column.heading for column in table.columns]
+    rows = [[_escape_markdown(text) for text in row] for row in (heads, *_body(table))]
     widths = _widths(rows, least=3)
     head, *body = (_padded(table, row, widths) for row in rows)
     rule = [
@@ -228,7 +217,7 @@ def to_markdown(table: Table, level: int = 2) -> str:
 def to_text(table: Table) -> str:
     """Aligned columns for a terminal, long headings over several lines."""
     body = _body(table)
-    words = [heading.split() for heading in _headings(table)]
+    words = [column.heading.split() for column in table.columns]
     # A column is as wide as its longest word or value, so that headings do not set the width.
     widths = _widths([[max(map(len, parts), default=1) * "-" for parts in words], *body])
     heads = [
