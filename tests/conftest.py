@@ -51,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         # A dry run says there, too, what it is reading: its first line elsewhere is the total.
         (error,) = [line for line in shown.splitlines() if ": reading " not in line]
         assert error.startswith("error: ")
-        return error
+        return f"{error}\n"
 
     return refused
 
