@@ -14,7 +14,14 @@ from bench.decide.over_pairs import Overall, over_pairs
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Claim, Family, prove
 from bench.decide.teachers import Teachers, between_teachers
 from bench.faults import UserError
-from bench.statistics import ALPHA, mean_and_deviation, paired_differences, power, seeds_needed
+from bench.statistics import (
+    ALPHA,
+    Interval,
+    mean_and_deviation,
+    paired_differences,
+    power,
+    seeds_needed,
+)
 
 PROVEN, BEST_BET, UNDECIDED = "proven", "best bet", "undecided"
 
@@ -112,6 +119,12 @@ class Answer:
     def claim(self, row: str | None) -> Claim | None:
         """What is claimed of a row; None if it is no finalist."""
         return next((claim for claim in self.claims if claim.row == row), None)
+
+    @property
+    def proven_gain(self) -> Interval | None:
+        """The named row's measured gain; None unless it is proven."""
+        claim = self.claim(self.named)
+        return claim.gain if self.verdict == PROVEN and claim is not None else None
 
     def chance(self, row: str | None) -> Chance | None:
         """What is believed of a row; None if it may not be named."""

@@ -24,11 +24,9 @@ FEW_REACHED = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the answers are of.
+    """The grid that answers are of, empty for results of another code base.
 
-    Attributes:
-        grid: its name, for commands; empty for results of another code base.
-        narrowed: the rows that took part, where the command line left some out.
+    `narrowed` are the rows that took part, where the command line left some out.
     """
 
     grid: str = ""
@@ -45,13 +43,7 @@ def asked_of(plan: Plan) -> Asked:
 
 
 def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
-    """One pair: its title, what to know first, and three lines of answer.
-
-    Args:
-        answer: what was decided.
-        pair: the evidence.
-        asked: what the answer is of.
-    """
+    """One pair: its title, what to know first, and three lines of answer."""
     lines = [pair.name, *(f"  note: {text}" for text in caveats(answer, pair, asked))]
     if answer.named is None:
         return [*lines, f"  no answer: {answer.problem}"]
@@ -123,7 +115,7 @@ def _proven(answer: Answer, pair: Pair) -> str:
     also = f"; also {', '.join(row_title(claim.row) for claim in others)}" if others else ""
     return (
         f"{row_title(first.row)}, {gain_text(first.gain)} over {reference} on this test set, "
-        f"{first.gain.n} seeds, {cost_text(_cost(pair, first.row))}{also}{beyond}"
+        f"{first.gain.n} seeds, {cost_text(cost_of(pair, first.row))}{also}{beyond}"
     )
 
 
@@ -135,7 +127,7 @@ def _bet(answer: Answer, pair: Pair) -> str:
     return (
         f"{row_title(answer.named)}, probably {points(chance.gain)} points; better than "
         f"{reference_title(answer.reference)} with {chance_text(chance.better)}, the best row with "
-        f"{chance_text(chance.best)}; {cost_text(_cost(pair, answer.named))}"
+        f"{chance_text(chance.best)}; {cost_text(cost_of(pair, answer.named))}"
     )
 
 
@@ -152,7 +144,7 @@ def _cheaper(answer: Answer, pair: Pair) -> list[str]:
     """Which cheaper finalists are as good, or why that could not be shown."""
     margin = f"{100 * answer.margin:.1f} points"
     shown = [
-        f"{row_title(w.row)} ({cost_text(_cost(pair, w.row))})" for w in answer.as_good if w.shown
+        f"{row_title(w.row)} ({cost_text(cost_of(pair, w.row))})" for w in answer.as_good if w.shown
     ]
     if shown:
         return [f"  cheaper and as good, within {margin}: {'; '.join(shown)}"]
@@ -184,7 +176,8 @@ def _settled_by(answer: Answer, asked: Asked) -> list[str]:
     return [f"  to settle it, on fresh seeds: run_all.py run --grid {asked.grid} {fresh}"]
 
 
-def _cost(pair: Pair, name: str) -> float | None:
+def cost_of(pair: Pair, name: str | None) -> float | None:
+    """A row's whole training over the plain student's; None where it was not measured."""
     return next((row.cost for row in pair.rows if row.name == name), None)
 
 

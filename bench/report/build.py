@@ -34,15 +34,8 @@ def build(
 ) -> list[Path]:
     """Writes all tables, figures and the page of a grid; equal input gives equal bytes.
 
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-        costs: what the profiler measured; None or empty if it did not run.
-        store: the folder of the cells' folders, for what lies beside their records.
-        folder: the grid's; made if it is not there.
-
-    Returns:
-        The files, all inside `folder`.
+    `store` is the folder of the cells' folders, for what lies beside their records; the files, all
+    inside `folder`, are returned.
 
     Raises:
         UserError: two cells answer for one row, or a file beside a record is damaged.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, METHOD, Pair
+from bench.decide.evidence import LONGER, METHOD
 from bench.design import PairId
-from bench.report.answers import asked_of, cautions
+from bench.report.answers import asked_of, cautions, cost_of
 from bench.report.results import Findings, Line
 from bench.report.wording import LONGER as FACTOR
 from bench.report.wording import (
@@ -39,15 +40,9 @@ Sentence = list[Part]
 
 
 class PairLine(NamedTuple):
-    """One pair's answer in a line.
+    """One pair's answer in words, with the other rows that may be the best.
 
-    Attributes:
-        title: of the pair.
-        verdict: proven, best bet or undecided; empty without an answer.
-        row: the row named, as people say it; why there is none.
-        gain: with its interval, in words.
-        cost: in words.
-        race: which other rows may be the best.
+    Without an answer the verdict is empty, and `row` says why.
     """
 
     title: str
@@ -69,30 +64,24 @@ def _pair_line(found: Findings, key: PairId) -> PairLine:
         return PairLine(title, "", answer.problem, "", "", "")
     others = [row_title(row) for row in answer.in_the_race if row != answer.named]
     race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
-    cost = cost_text(_cost(found.pairs[key], answer.named))
+    cost = cost_text(cost_of(found.pairs[key], answer.named))
     return PairLine(
         title, answer.verdict, row_title(answer.named), _gain(answer), cost, race or "no other row"
     )
 
 
 def _gain(answer: Answer) -> str:
-    claim, chance = answer.claim(answer.named), answer.chance(answer.named)
-    if answer.verdict == PROVEN and claim is not None and claim.gain is not None:
-        return gain_text(claim.gain)
+    if (gain := answer.proven_gain) is not None:
+        return gain_text(gain)
+    chance = answer.chance(answer.named)
     assert chance is not None  # a named row has one
     return f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
 
 
 def _mean_gain(answer: Answer) -> float | None:
     """What was measured if it is proven, else what is believed."""
-    claim, chance = answer.claim(answer.named), answer.chance(answer.named)
-    if answer.verdict == PROVEN and claim is not None and claim.gain is not None:
-        return claim.gain.mean
-    return chance.gain if chance is not None else None
-
-
-def _cost(pair: Pair, label: str | None) -> float | None:
-    return next((row.cost for row in pair.rows if row.name == label), None)
+    gain, chance = answer.proven_gain, answer.chance(answer.named)
+    return gain.mean if gain is not None else chance.gain if chance is not None else None
 
 
 def caution(found: Findings) -> list[str]:
@@ -198,7 +187,7 @@ def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) ->
     gains = [gain for answer in mine.values() if (gain := _mean_gain(answer)) is not None]
     costs = [
         cost for key, answer in mine.items()
-        if (cost := _cost(found.pairs[key], answer.named)) is not None
+        if (cost := cost_of(found.pairs[key], answer.named)) is not None
     ]  # fmt: skip
     if len(named) > 1 or not gains:
         return [*parts, Part(".")]
@@ -211,10 +200,7 @@ def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) ->
 
 def _counted(answers: dict[PairId, Answer]) -> Sentence:
     """Which rows are named how often, where a sentence a student would be too many."""
-    counts: dict[tuple[str, str], int] = {}
-    for answer in answers.values():
-        choice = (answer.named or "", answer.verdict or "")
-        counts[choice] = counts.get(choice, 0) + 1
+    counts = Counter((a.named or "", a.verdict or "") for a in answers.values())
     order = list(SYMBOLS)
     ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
     parts: Sentence = []

@@ -198,11 +198,6 @@ def measured_at(costs: Costs) -> str:
 
 
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
-    """Writes cost.md and cost.csv; returns their paths.
-
-    Args:
-        costs: all that was profiled of a grid.
-        folder: the grid's; made if it does not exist.
-    """
+    """Writes cost.md and cost.csv; returns their paths."""
     section = cost_section(costs)
     return [*write_csv(section, folder), write_markdown(section, folder)]

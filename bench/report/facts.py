@@ -13,11 +13,7 @@ from bench.report.wording import seeds_text
 
 
 def pair_titles(pairs: Pairs) -> dict[PairId, str]:
-    """Each pair by its networks, with data set and axes only where pairs differ in them.
-
-    Args:
-        pairs: all of a grid.
-    """
+    """Each pair by its networks, with data set and axes only where pairs differ in them."""
     where = {key: (key.data, *_axes(key, groups)) for key, groups in pairs.items()}
     common = set.intersection(*map(set, where.values())) if where else set()
     return {
@@ -27,13 +23,7 @@ def pair_titles(pairs: Pairs) -> dict[PairId, str]:
 
 
 def facts(plan: Plan, pairs: Pairs, records: Mapping[str, Record]) -> list[str]:
-    """What was trained, on what and when, as short phrases.
-
-    Args:
-        plan: what was asked for.
-        pairs: all that have any record.
-        records: by cell id.
-    """
+    """What was trained, on what and when, as short phrases."""
     groups = [group for found in pairs.values() for group in found]
     used = [records[cell] for cell in plan.cell_ids() if cell in records]
     students = [one for group in groups if group.role == "student" for one in group.finished()]
@@ -57,12 +47,7 @@ def facts(plan: Plan, pairs: Pairs, records: Mapping[str, Record]) -> list[str]:
 
 
 def measured_on(plan: Plan, what: str) -> str:
-    """What accuracies are of: the test set, or training images that were held out.
-
-    Args:
-        plan: what was asked for.
-        what: "set" or "images".
-    """
+    """What accuracies are of: the test `what`, "set" or "images", or images held out."""
     if plan.config.get("data", {}).get("validation"):
         return "held-out training images"
     return f"test {what}"

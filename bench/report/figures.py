@@ -191,7 +191,7 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
     x = costs_scale([1.0, *(cost for _, cost, _ in shown)], PLOT.left + 12, PLOT.right - 12)
     # Only highlighted rows have a whisker.
     gains = [
-        gain if line.label in strong else Interval(gain.mean, None, None, gain.n)
+        gain if line.label in strong else gain._replace(low=None, high=None)
         for line, _, gain in shown
     ]
     y = _gains_scale(gains, 0.5, PLOT.bottom, PLOT.top)

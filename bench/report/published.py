@@ -21,7 +21,7 @@ from bench.record import FINISHED, Plan, Record, Row
 from bench.report.groups import group_by_pair
 from bench.report.tables import Column, Table, Value
 from bench.report.wording import row_title
-from bench.statistics import Interval, mean_interval
+from bench.statistics import mean_interval
 
 FOLDER = Path(__file__).parent / "published"
 MEASURES = {"last_accuracy": "last epoch", "best_accuracy": "best epoch, test-selected"}
@@ -60,15 +60,7 @@ def load_published() -> tuple[Mapping[str, Any], ...]:
 
 
 def published_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, ...]:
-    """A table for each pair and source that has any row under the same conditions.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-
-    Returns:
-        In the plan's order; empty where nothing can be compared.
-    """
+    """A table for each pair and source that has any row under the same conditions."""
     made = (
         _pair_table(source, key, rows, records)
         for key, rows in group_by_pair(plan).items()
@@ -129,13 +121,8 @@ def _lines(
             "published": published,
             "ours": ours,
             "n": len(values),
-            "difference": _difference(ours, published),
+            "difference": mean_interval([value - published for value in values]),
         }
-
-
-def _difference(ours: Interval, published: float) -> Interval:
-    low, high = (None if end is None else end - published for end in (ours.low, ours.high))
-    return Interval(ours.mean - published, low, high, ours.n)
 
 
 # --- whether a cell is what was published ------------------------------------------------------

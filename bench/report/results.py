@@ -165,12 +165,7 @@ class Findings:
 
 
 def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Findings:
-    """Decides a grid.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id; a cell without one is shown as not run.
-        costs: what was profiled; None if nothing was.
+    """Decides a grid; a cell without a record is shown as not run.
 
     Raises:
         UserError: two cells answer for one row and seed.
@@ -239,11 +234,8 @@ def _gain(row: Evidence | None, pair: Pair | None, answer: Answer | None) -> Int
     claim = answer.claim(row.name)
     if claim is not None:
         return claim.gain
-    differences = paired_differences(row.every_seed, pair.student.every_seed)
-    if not differences:
-        return None
-    found = mean_interval(differences)
-    return found if found.n > 2 else Interval(found.mean, None, None, found.n)
+    found = _mean(paired_differences(row.every_seed, pair.student.every_seed))
+    return found if found is None or found.n > 2 else found._replace(low=None, high=None)
 
 
 def _mean(values: list[float]) -> Interval | None:

@@ -17,12 +17,7 @@ REFERENCES = ("teacher", "student")
 
 
 def result_tables(found: Findings, width: int) -> list[str]:
-    """The tables of the summary, without notes, best rows first.
-
-    Args:
-        found: the results.
-        width: columns of the terminal.
-    """
+    """The tables of the summary for a terminal of so many columns, without notes, best first."""
     return [to_text(_shown(table, width)) for table in summary_section(found).tables]
 
 

@@ -16,12 +16,7 @@ from bench.report.wording import chance_text, gain_text, points, row_title
 
 @dataclass(frozen=True)
 class Winner:
-    """A finished cell, and why it.
-
-    Attributes:
-        row: what was trained.
-        why: for a reader, one paragraph that begins with "proven" or "best bet, not proven".
-    """
+    """A finished cell, and why: text that begins with "proven" or "best bet, not proven"."""
 
     row: Row
     why: str
@@ -34,13 +29,7 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> Winner | 
     highest mean accuracy. If there is none, the best bet of the highest believed gain. Of the
     row's seeds the first finished one, never the best seed: that would be chosen on the test set.
 
-    Args:
-        plan: the grid.
-        records: by cell id.
-        costs: what was profiled of it.
-
-    Returns:
-        None where no row is believed to be better than the plain student.
+    None where no row is believed to be better than the plain student.
     """
     pairs = pairs_of(plan, records, costs)
     answers = decide(list(pairs.values()), question_of(plan)).answers
@@ -84,12 +73,12 @@ def _first_finished(
 
 def _why(answer: Answer, pair: PairId) -> str:
     title = row_title(answer.named or "")
-    claim, chance = answer.claim(answer.named), answer.chance(answer.named)
-    if answer.verdict == PROVEN and claim is not None and claim.gain is not None:
+    if (gain := answer.proven_gain) is not None:
         return (
             f"proven: for {pair.title}, {title} is better than the student alone, by "
-            f"{gain_text(claim.gain)} over {claim.gain.n} seeds."
+            f"{gain_text(gain)} over {gain.n} seeds."
         )
+    chance = answer.chance(answer.named)
     assert chance is not None  # a named row has one
     return (
         f"best bet, not proven: for {pair.title}, {title} is believed to gain "
