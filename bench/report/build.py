@@ -91,9 +91,6 @@ def _answer_lines(found: Findings) -> list[str]:
     return [*overall_lines(found.overall), *lines]
 
 
-# --- the page --------------------------------------------------------------------------------
-
-
 def _page(found: Findings, made: Sequence[PageSection]) -> Page:
     images = {pair.test_images for pair in found.pairs.values()} - {0}
     return Page(

@@ -99,9 +99,6 @@ def caution(found: Findings) -> list[str]:
     ]
 
 
-# --- at most three sentences -----------------------------------------------------------------
-
-
 def sentences(found: Findings) -> list[Sentence]:
     """The answer; with several pairs of equal seeds, of the mean over pairs first."""
     answers = {key: answer for key, answer in found.answers.items() if answer.named}

@@ -66,8 +66,6 @@ NOTES = (
 )
 
 
-# --- one set of conditions ---------------------------------------------------------------------
-
 Place = tuple[str, ...]
 """A pair and the conditions that it was measured under, see `CostRecord.place`."""
 
@@ -127,9 +125,6 @@ def quartile_entry(measured: Quartiles | None) -> Entry:
     return Entry(Interval(measured.median, low, high, measured.n))
 
 
-# --- tables -------------------------------------------------------------------------------------
-
-
 def method_table(records: Sequence[CostRecord]) -> Table:
     """A row for each method, of one pair under one set of conditions."""
     teacher = records[0].teacher_bytes / MIB
@@ -166,9 +161,6 @@ def _method_row(record: CostRecord) -> dict[str, Entry | Value]:
 def _joined(values: Iterable[float | None]) -> str | None:
     """One number for each stage, in the plan's order: "9.80; 8.01"."""
     return "; ".join("-" if x is None else f"{x:.2f}" for x in values) or None
-
-
-# --- files --------------------------------------------------------------------------------------
 
 
 def costs_to_text(costs: Costs) -> str:

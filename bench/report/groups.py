@@ -37,9 +37,7 @@ class Group:
 
     Attributes:
         role: "teacher", "student" or "method".
-        label: the row's name.
-        method: the method's name.
-        category: the method's.
+        label, method, category: the row's name, its method and that one's category.
         cells: seed -> cell id.
         records: by cell id, of these cells alone.
     """

@@ -17,9 +17,6 @@ Value = Callable[[Record], float | None]
 """A number of a finished record, None where it was not measured."""
 
 
-# --- numbers of one record --------------------------------------------------------------------
-
-
 def final(key: str) -> Value:
     """The number called `key` among a record's final ones."""
 
@@ -73,9 +70,6 @@ def read(group: Group, value: Value) -> dict[int, float]:
     return found
 
 
-# --- by category ------------------------------------------------------------------------------
-
-
 def category_means(groups: Sequence[Group], category: str, value: Value) -> dict[int, float]:
     """Seed -> mean over the category's methods, each the mean over its rows.
 
@@ -98,12 +92,7 @@ def category_means(groups: Sequence[Group], category: str, value: Value) -> dict
 
 
 class Differences(NamedTuple):
-    """Differences paired by seed, each the mean over pairs.
-
-    Attributes:
-        values: one a seed; empty where nothing could be compared.
-        by_pair: mean difference of each pair of networks.
-    """
+    """Differences by seed, the means over pairs, empty without any; and each pair's mean."""
 
     values: tuple[float, ...] = ()
     by_pair: tuple[float, ...] = ()
@@ -141,9 +130,6 @@ def over_pairs(series: Iterable[Mapping[int, float]]) -> Differences:
         tuple(round(statistics.fmean(pair[seed] for pair in pairs), 12) for seed in seeds),
         tuple(statistics.fmean(pair[seed] for seed in seeds) for pair in pairs),
     )
-
-
-# --- sizes and costs ---------------------------------------------------------------------------
 
 
 def scalars_by_category(pairs: Pairs) -> list[dict[str, Quartiles]]:

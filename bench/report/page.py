@@ -32,14 +32,9 @@ MOST_ROWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """The figures of one pair, or of the mean over pairs.
+    """The figures of one pair, or of the mean over pairs, and what they show in words.
 
-    Attributes:
-        title: of the pair.
-        sample: over how many seeds; begins with a comma.
-        finding: what the figures show, in words.
-        forest: the rows' gains.
-        gain_cost: gain against cost; None where no cost is known.
+    `sample` is over how many seeds, after a comma; `gain_cost` is None where no cost is known.
     """
 
     title: str
@@ -51,12 +46,9 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class PageSection(Section):
-    """A section as the page shows it, closed.
+    """A section as the page shows it, closed: lines of text and figures of each pair, then tables.
 
-    Attributes:
-        lines: text as it is, above the tables.
-        curves: title, finding and learning curves of each pair.
-        dumbbells: title and costs of each pair.
+    A pair's curves have its title and a finding in words, its dumbbells have its title.
     """
 
     lines: Sequence[str] = ()
@@ -152,14 +144,9 @@ def words(text: str) -> int:
 
 
 def figure_file(kind: str, plot: GainCost | Curves, alt: str, title: str, measured: str) -> str:
-    """A figure as an SVG file of its own.
+    """A figure, of the kind "gain_cost" or "curves", as an SVG file of its own.
 
-    Args:
-        kind: "gain_cost" or "curves".
-        plot: of that kind.
-        alt: what it shows, in words.
-        title: above it.
-        measured: what accuracies are of.
+    `alt` is what it shows, in words; `measured` is what accuracies are of.
     """
     module = _environment().get_template("figures.html").make_module({"style": _style("figure")})
     options = {"file": True, "title": title}

@@ -72,9 +72,6 @@ def costs_scale(costs: Sequence[float], start: float, end: float) -> Scale:
     return Scale(low, high, start, end, ticks, log=True)
 
 
-# --- labels ----------------------------------------------------------------------------------
-
-
 class Box(NamedTuple):
     """A rectangle; y grows downwards."""
 
@@ -85,21 +82,13 @@ class Box(NamedTuple):
 
     def meets(self, other: Box) -> bool:
         """Whether two boxes have an area in common."""
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
 
     def inside(self, other: Box) -> bool:
         """Whether the other box holds all of it."""
-        return (
-            self.left >= other.left
-            and self.top >= other.top
-            and self.right <= other.right
-            and self.bottom <= other.bottom
-        )
+        across = self.left >= other.left and self.right <= other.right
+        return across and self.top >= other.top and self.bottom <= other.bottom
 
     @classmethod
     def around(cls, x: float, y: float, half: float) -> Box:

@@ -125,9 +125,6 @@ def _lines(
         }
 
 
-# --- whether a cell is what was published ------------------------------------------------------
-
-
 def _finished(records: Mapping[str, Record], cell_id: str) -> bool:
     return cell_id in records and records[cell_id].status == FINISHED
 

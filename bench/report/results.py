@@ -100,13 +100,9 @@ class Findings:
     """A grid with what was decided of it.
 
     Attributes:
-        plan: what was asked for.
-        records: by cell id.
-        costs: what was profiled.
-        groups: of every pair with any record, its rows.
-        titles: of these pairs.
-        pairs: the evidence, of those with a plain student.
-        answers: of the same.
+        plan, records, costs: what was asked for, trained and profiled.
+        groups, titles: of every pair with any record.
+        pairs, answers: evidence and decision, of those with a plain student.
         overall: mean gains over pairs, of a grid of equal seeds.
     """
 
@@ -240,9 +236,6 @@ def _gain(row: Evidence | None, pair: Pair | None, answer: Answer | None) -> Int
 
 def _mean(values: list[float]) -> Interval | None:
     return mean_interval(values) if values else None
-
-
-# --- as tables -------------------------------------------------------------------------------
 
 
 def summary_section(found: Findings) -> Section:

@@ -33,17 +33,8 @@ def write_selection_figures(
     """Draws one selection for each teacher and row: that of the first pair and seed that has one.
 
     A cell without its files in the store has no figure, for example when results are read from
-    MLflow alone.
-
-    Args:
-        plan: what was asked for.
-        records: by cell id.
-        store_root: the folder of the cells' folders.
-        folder: made if there is anything to write.
-
-    Returns:
-        The files `selection_<pair>_<label>_seed<k>.svg`, in the plan's order. Equal selections give
-        equal bytes under one version of matplotlib.
+    MLflow alone. Returns the files `selection_<pair>_<label>_seed<k>.svg`, in the plan's order;
+    equal selections give equal bytes under one version of matplotlib.
 
     Raises:
         ValueError: a selection's file is damaged.
@@ -71,10 +62,6 @@ def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
     """The graph on the two principal axes: kept images as dots, dropped ones as crosses.
 
     Edges between a kept and a dropped image, which the selection severs, are highlighted.
-
-    Args:
-        selection: what a cell recorded, with its "drawing".
-        title: of the figure.
     """
     drawing = selection["drawing"]
     items = drawing["items"]

@@ -86,14 +86,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns, rows and what has to be said under them.
-
-    Attributes:
-        title: one line.
-        columns: from left to right.
-        rows: as many entries each as there are columns.
-        notes: one line each.
-    """
+    """Columns, rows of as many entries, and notes: what has to be said under them."""
 
     title: str
     columns: tuple[Column, ...]
@@ -296,11 +289,8 @@ def _escape_markdown(text: str) -> str:
 class Section:
     """Tables that belong together: they share their files and a section of the page.
 
-    Attributes:
-        name: of the files, without an ending, and of the section, for links.
-        title: one line.
-        tables: in order.
-        text: a paragraph above them; empty for none.
+    `name` is that of the files, without an ending, and of the section, for links; `text` is a
+    paragraph above the tables, empty for none.
     """
 
     name: str
