@@ -16,6 +16,7 @@ from bench.record import FINISHED, dump_json
 
 FILE = "cost.json"
 SCHEMA = 4
+MIB = 2**20
 WHERE = ("device", "threads", "precision", "batch")
 """The conditions under which costs are compared. Tables state all others."""
 

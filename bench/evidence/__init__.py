@@ -1,6 +1,19 @@
 """What `bench.decide` works on, from the records of a grid or from a CSV file."""
 
 from bench.evidence.csv_file import read_csv
-from bench.evidence.records import beyond_memory, numbers_of_cells, pairs_of, question_of
+from bench.evidence.records import (
+    beyond_memory,
+    group_by_pair,
+    numbers_of_cells,
+    pairs_of,
+    question_of,
+)
 
-__all__ = ["beyond_memory", "numbers_of_cells", "pairs_of", "question_of", "read_csv"]
+__all__ = [
+    "beyond_memory",
+    "group_by_pair",
+    "numbers_of_cells",
+    "pairs_of",
+    "question_of",
+    "read_csv",
+]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from bench.cost.costs import Costs
+from bench.cost.costs import MIB, Costs
 from bench.decide.decision import Question
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
@@ -14,7 +14,14 @@ from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow
 
 STUDENT = "student"
-MIB = 2**20
+
+
+def group_by_pair(plan: Plan) -> dict[PairId, list[PlanRow]]:
+    """The plan's rows by data set, axes, teacher and student, all in the plan's order."""
+    pairs: dict[PairId, list[PlanRow]] = {}
+    for row in plan.rows:
+        pairs.setdefault(pair_id(row.data, row.axes, row.teacher, row.student), []).append(row)
+    return pairs
 
 
 def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[PairId, Pair]:
@@ -28,10 +35,8 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
     Returns:
         The pairs in the plan's order; rows without a finished cell are left out of them.
     """
-    rows: dict[PairId, list[PlanRow]] = {}
-    for row in plan.rows:
-        rows.setdefault(pair_id(row.data, row.axes, row.teacher, row.student), []).append(row)
-    found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows.items()}
+    rows = group_by_pair(plan).items()
+    found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows}
     return {pair: made for pair, made in found.items() if made is not None}
 
 

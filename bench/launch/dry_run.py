@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from bench.cell import Cell
+from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.expansion import Expansion
 from bench.launch.job import Library, WorkerConfig, total_epochs
@@ -15,8 +16,6 @@ from bench.launch.resources import process_bytes
 from bench.launch.schedule import plan_training, simulate
 from bench.progress import ProgressDisplay, duration
 from bench.record import Plan, Row
-
-MIB = 2**20
 
 
 def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:

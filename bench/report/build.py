@@ -152,8 +152,7 @@ def _figures(found: Findings) -> dict[str, str]:
     for key, groups in found.groups.items():
         lines, name = found.lines(key), file_name(key.title)
         said = f"{key.title}: {finding(lines)}"
-        if (plot := gain_cost(lines)) is not None:
-            made[f"gain_cost_{name}.svg"] = figure_file("gain_cost", plot, said, key.title, on)
-        if (plot := curves(groups, lines)) is not None:
-            made[f"curves_{name}.svg"] = figure_file("curves", plot, said, key.title, on)
+        for kind, plot in (("gain_cost", gain_cost(lines)), ("curves", curves(groups, lines))):
+            if plot is not None:
+                made[f"{kind}_{name}.svg"] = figure_file(kind, plot, said, key.title, on)
     return made

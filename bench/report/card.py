@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
@@ -250,8 +250,7 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
 
 def _longer(found: Findings) -> Line | None:
     """The longer-trained student of the highest mean gain, over all pairs or of the first one."""
-    tables: Iterable[list[Line]] = [found.overall_lines(), *map(found.lines, found.answers)]
-    for lines in tables:
+    for lines in (found.overall_lines(), *map(found.lines, found.answers)):
         rows = [line for line in lines if line.kind == LONGER and line.gain is not None]
         if rows:
             return max(rows, key=lambda line: line.gain.mean if line.gain else 0.0)

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bench.evidence import group_by_pair
 from bench.record import FINISHED, Plan, Record
-from bench.report.groups import group_by_pair, status_of
+from bench.report.groups import status_of
 from bench.report.tables import Column, Table, Value, text_columns
 from bench.report.wording import row_title, seeds_text
 

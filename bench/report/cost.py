@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.cost.costs import CostRecord, Costs, Quartiles
+from bench.cost.costs import MIB, CostRecord, Costs, Quartiles
 from bench.record import FINISHED, Record
 from bench.report.figures import Dumbbell, dumbbells
 from bench.report.tables import (
@@ -21,8 +21,6 @@ from bench.report.tables import (
 from bench.report.wording import row_title
 from bench.statistics import Interval
 
-MIB = 2**20
-
 CONDITIONS = (
     "device", "threads", "precision", "deterministic", "torch", "cuda", "python", "batch",
     "image_shape", "classes", "train_images", "rounds", "warm_up", "started", "commit", "dirty",
@@ -36,9 +34,7 @@ METHOD_COLUMNS = (
         key="training_cost_ratio", name="whole training", unit="× student", digits=1,
         interval=True, best="low",
     ),
-    Column(
-        key="training_flop_ratio", name="FLOP", unit="× student", digits=1, best="low",
-    ),
+    Column(key="training_flop_ratio", name="FLOP", unit="× student", digits=1, best="low"),
     Column(key="loss_ms", name="transfer losses", unit="ms", align="right"),
     Column(key="step_ms", name="steps", unit="ms", align="right"),
     Column(key="extra_peak_mib", name="memory above plain", unit="MiB", digits=1, best="low"),

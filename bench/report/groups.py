@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bench.design import PairId, pair_id
+from bench.design import PairId
+from bench.evidence import group_by_pair
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
 from bench.report.tables import Column, Table, Value, to_csv
@@ -85,14 +86,6 @@ class Group:
 
 Pairs = Mapping[PairId, list[Group]]
 """The rows of every pair that has any record, see `measured_groups`."""
-
-
-def group_by_pair(plan: Plan) -> dict[PairId, list[Row]]:
-    """The plan's rows by data set, axes, teacher and student, all in the plan's order."""
-    pairs: dict[PairId, list[Row]] = {}
-    for row in plan.rows:
-        pairs.setdefault(pair_id(row.data, row.axes, row.teacher, row.student), []).append(row)
-    return pairs
 
 
 def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairId, list[Group]]:

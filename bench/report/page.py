@@ -120,21 +120,14 @@ def _that_fit(
     page: Page, sections: Sequence[PageSection]
 ) -> tuple[list[PageSection], list[PageSection]]:
     """The sections that the page has room for, and the longest ones, that it has not."""
-    bare = _render(page)
-    bytes_left, words_left = MOST_BYTES - len(bare.encode()), MOST_WORDS - words(bare)
-    texts = [_render(replace(page, panels=(), sections=[section])) for section in sections]
-    without = _render(replace(page, panels=()))
-    sizes = [
-        (words(text) - words(without), len(text.encode()) - len(without.encode()), place)
-        for place, text in enumerate(texts)
-    ]
-    kept = []
-    for count, size, place in sorted(sizes):
-        words_left, bytes_left = words_left - count, bytes_left - size
-        if words_left > 100 and bytes_left > 1000:  # for the links
-            kept.append(place)
-    both = list(enumerate(sections))
-    return [s for i, s in both if i in kept], [s for i, s in both if i not in kept]
+    length = {s.name: words(_render(replace(page, panels=(), sections=[s]))) for s in sections}
+    kept: list[PageSection] = []
+    for section in sorted(sections, key=lambda section: length[section.name]):
+        text = _render(replace(page, sections=[*kept, section]))
+        # Some room is left for the links.
+        if words(text) < MOST_WORDS - 100 and len(text.encode()) < MOST_BYTES - 1000:
+            kept.append(section)
+    return [s for s in sections if s in kept], [s for s in sections if s not in kept]
 
 
 def words(text: str) -> int:

@@ -17,8 +17,8 @@ import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
 from bench.design import PairId
+from bench.evidence import group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
-from bench.report.groups import group_by_pair
 from bench.report.tables import Column, Table, Value
 from bench.report.wording import row_title
 from bench.statistics import mean_interval

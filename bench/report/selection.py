@@ -16,10 +16,10 @@ import networkx as nx
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from bench.evidence import group_by_pair
 from bench.faults import UserError
 from bench.record import FINISHED, Plan, Record, write_atomically
 from bench.report.figures import file_name
-from bench.report.groups import group_by_pair
 from bench.report.wording import row_title
 
 # Okabe and Ito: five hues that can be told apart without red-green vision.

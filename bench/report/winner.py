@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bench.cost.costs import Costs
 from bench.decide.decision import PROVEN, Answer, decide
 from bench.decide.evidence import Pair
-from bench.design import PairId, pair_id
-from bench.evidence import pairs_of, question_of
+from bench.design import PairId
+from bench.evidence import group_by_pair, pairs_of, question_of
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.wording import chance_text, gain_text, points, row_title
 
@@ -62,11 +62,8 @@ def _first_finished(
 ) -> tuple[Row, int]:
     finished = [
         row
-        for row in plan.rows
-        if row.label == label
-        and pair_id(row.data, row.axes, row.teacher, row.student) == pair
-        and row.cell_id in records
-        and records[row.cell_id].status == FINISHED
+        for row in group_by_pair(plan)[pair]
+        if row.label == label and row.cell_id in records and records[row.cell_id].status == FINISHED
     ]
     return min(finished, key=lambda row: row.seed), len(finished)
 
