@@ -48,8 +48,8 @@ def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     if answer.named is None:
         return [*lines, f"  no answer: {answer.problem}"]
     lines.append(f"  proven: {_proven(answer, pair)}")
-    lines.append(f"  {'best bet' if answer.verdict in (PROVEN, BEST_BET) else 'undecided'}: "
-                 f"{_bet(answer, pair)}")  # fmt: skip
+    bet = "best bet" if answer.verdict in (PROVEN, BEST_BET) else "undecided"
+    lines.append(f"  {bet}: {_bet(answer, pair)}")
     race = "; ".join(row_title(row) for row in answer.in_the_race)
     lines.append(f"  still in the race: {race}")
     return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]

@@ -125,10 +125,7 @@ def _overall(found: Findings) -> Sentence:
     best = next((line for line in lines if line.proven), lines[0])
     assert best.gain is not None  # a mean over pairs has one
     verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
-    costs = [
-        row.cost for pair in found.pairs.values() for row in pair.rows
-        if row.name == best.label and row.cost is not None
-    ]  # fmt: skip
+    costs = [c for pair in found.pairs.values() if (c := cost_of(pair, best.label)) is not None]
     return [
         Part(f"On average over {best.n} pairs: "),
         Part(best.title, verdict),
@@ -182,10 +179,8 @@ def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) ->
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
     named = {answer.named for answer in mine.values()}
     gains = [gain for answer in mine.values() if (gain := _mean_gain(answer)) is not None]
-    costs = [
-        cost for key, answer in mine.items()
-        if (cost := cost_of(found.pairs[key], answer.named)) is not None
-    ]  # fmt: skip
+    priced = (cost_of(found.pairs[key], answer.named) for key, answer in mine.items())
+    costs = [cost for cost in priced if cost is not None]
     if len(named) > 1 or not gains:
         return [*parts, Part(".")]
     sure = all(answer.verdict == PROVEN for answer in mine.values())
@@ -231,8 +226,8 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
     times = times_text(float(factor["factor"])) if factor else "longer"
     gains = [longer.gain.mean]
     if not found.overall:
-        gains = [c.gain.mean for a in answers.values() for c in a.claims
-                 if c.row == longer.label and c.gain is not None]  # fmt: skip
+        claims = [c for a in answers.values() if (c := a.claim(longer.label)) is not None]
+        gains = [claim.gain.mean for claim in claims if claim.gain is not None]
     text = f"{lead}training the student alone for {times} gives {range_text(gains, points)} points"
     beaten = [
         claim.proven

@@ -146,9 +146,8 @@ def _row(claim: Claim, p: float | None) -> dict[str, Value]:
         if p is not None and p <= ALPHA:
             right = statistics.fmean(claim.tested.values) * claim.wanted > 0
             verdict = SUPPORTED if right else NOT_SUPPORTED
-    return {
-        "claim": claim.text, "verdict": verdict, "measure": claim.measure, "evidence": evidence,
-    }  # fmt: skip
+    said = {"measure": claim.measure, "evidence": evidence}
+    return {"claim": claim.text, "verdict": verdict, **said}
 
 
 def _evidence(claim: Claim, p: float | None) -> str:
@@ -172,14 +171,16 @@ def _p(values: Sequence[float]) -> float | None:
 
 
 def _ordered(
-    claim: Claim, pairs: Sequence[Mapping[str, Quartiles]], category: str, others: Sequence[str],
-    sign: int, missing: str,
-) -> Claim:  # fmt: skip
+    claim: Claim,
+    pairs: Sequence[Mapping[str, Quartiles]],
+    category: str,
+    others: Sequence[str],
+    sign: int,
+    missing: str,
+) -> Claim:
     """Whether a category has less (-1) or more (1) than the others, on every pair."""
-    holds = [
-        _compared(pair[category], pair[other]) for pair in pairs for other in others
-        if category in pair and other in pair
-    ]  # fmt: skip
+    both = ((pair, x) for pair in pairs for x in others if category in pair and x in pair)
+    holds = [_compared(pair[category], pair[other]) for pair, other in both]
     if not holds:
         return claim._replace(verdict=UNDECIDED, evidence=missing)
     parts = []
@@ -226,10 +227,8 @@ def _superiority(claim: Claim, pairs: Pairs) -> Claim:
     found = [(label, values) for label, values in rivals.items() if values]
     if not found:
         return claim._replace(verdict=UNDECIDED, evidence="No two rows have a seed in common.")
-    unbeaten = [
-        row_title(label) for label, values in found
-        if min(holm([_one_sided(v, 1) for v in values])) > ALPHA
-    ]  # fmt: skip
+    best = [(label, min(holm([_one_sided(v, 1) for v in values]))) for label, values in found]
+    unbeaten = [row_title(label) for label, p in best if p > ALPHA]
     worst = holm([max(_one_sided(v, -1) for v in vs) if len(vs) == total else 1 for _, vs in found])
     superior = [row_title(row) for (row, _), p in zip(found, worst, strict=True) if p <= ALPHA]
     verdict, said = SUPPORTED, f"Each of {len(found)} rows is beaten on some pair"

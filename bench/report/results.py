@@ -248,8 +248,8 @@ def summary_section(found: Findings) -> Section:
             "Hartung and Knapp's variance); proven: Holm over all rows, level 5 %. "
             f"n: pairs. {COST_NOTE}",
         )
-        tables.append(_table(f"Mean over {pairs} pairs", overall, notes).only(
-            ("label", "verdict", "gain", "cost", "n")))  # fmt: skip
+        table = _table(f"Mean over {pairs} pairs", overall, notes)
+        tables.append(table.only(("label", "verdict", "gain", "cost", "n")))
     for key, title in found.titles.items():
         tables.append(_table(title, found.lines(key), _notes(found, key)))
     return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tuple(tables))
