@@ -180,6 +180,7 @@ def test_a_limit_on_costs_needs_costs_and_rules_rows_out(tmp_path):
     [
         ({"screen": 2, "finalists": 4}, "seeds: confirm: missing"),
         ({**DESIGN, "confirm": 1}, "seeds: confirm: got 1"),
+        ({**DESIGN, "finalists": 1}, "seeds: finalists: got 1"),
         ({**DESIGN, "scren": 2}, "unknown field 'scren'"),
         ([], "seeds is empty"),
     ],

@@ -186,9 +186,6 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     return Decision(tuple(finished), _overall(pairs) if asked.equal_seeds else ())
 
 
-# --- who is held against whom ----------------------------------------------------------------
-
-
 def _family(pair: Pair, against: str | None) -> Family:
     known = {row.name: row for row in (pair.student, *pair.finalists)}
     reference = known.pop(against or pair.student.name, None)
@@ -218,9 +215,6 @@ def _behind(pair: Pair, answer: Answer) -> dict[str, list[float]]:
     cheaper = [row for row in rows.values() if row.cost is not None and row.cost < named.cost]
     found = Family(named, tuple(cheaper)).differences(pair.look)
     return {row: [-d for d in differences] for row, differences in found.items() if differences[1:]}
-
-
-# --- the answer for one pair -----------------------------------------------------------------
 
 
 def _claimed(

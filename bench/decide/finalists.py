@@ -8,7 +8,6 @@ import numpy as np
 
 from bench.decide.best_bet import row_variances, table
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
-from bench.faults import UserError
 
 
 def choose_finalists(pair: Pair, count: int, max_cost: float | None = None) -> tuple[str, ...]:
@@ -27,17 +26,10 @@ def choose_finalists(pair: Pair, count: int, max_cost: float | None = None) -> t
     Returns:
         Names in the pair's order; none if no row is left.
 
-    Raises:
-        UserError: fewer than 2 finalists wanted.
-
     Source:
         One standard error: Breiman, Friedman, Olshen, Stone: Classification and Regression Trees,
         1984, section 3.4.3. A longer student costs no more seeds than a shorter one.
     """
-    if count < 2:
-        raise UserError(
-            f"finalists: {count}, wanted 2 or more: a student trained longer, and methods"
-        )
     open_to = [row for row in pair.rows if row.nameable and not too_dear(row, max_cost)]
     if len(open_to) > count:
         open_to = [row for row in open_to if row.screening]
