@@ -226,7 +226,7 @@ def test_the_clean_view_is_of_the_image_without_augmentation():
 
     lesson = lesson_of(teaching(transfer, clean=True))
     lesson.epoch()
-    images = lesson.stream.train.images_at(torch.arange(40))
+    images, *_ = next(iter(lesson.stream.train.clean(40)))
     wanted = lesson.teacher.view(images, ("logits",)).logits
     torch.testing.assert_close(torch.stack([shown[i] for i in range(40)]), wanted)
 
