@@ -10,7 +10,7 @@ from typing import Any
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name
 from bench.decide.decision import Answer, Decision, Question, decide
 from bench.decide.evidence import Pair
-from bench.evidence import beyond_memory, pairs_of, question_of, read_csv
+from bench.evidence import beyond_memory, decide_plan, group_by_pair, read_csv
 from bench.faults import UserError
 from bench.report.answers import Asked, answer_lines, asked_of, overall_lines
 from bench.workdir import WorkDir
@@ -26,12 +26,11 @@ def recommend_grid(options: argparse.Namespace) -> list[str]:
     work, name = WorkDir(options.work_dir), grid_name(options.grid)
     plan, records = fetch_results(work, name, options.origin)
     costs = fetch_costs(work, name, options.origin)
-    pairs = pairs_of(plan, records, costs)
+    if options.max_memory_mib is not None:
+        limits["excluded"] = beyond_memory(group_by_pair(plan), costs, options.max_memory_mib)
+    pairs, found = decide_plan(plan, records, costs, **limits)
     if not pairs:
         raise UserError(f"grid {name}: no plain student has finished, and gains are over it")
-    if options.max_memory_mib is not None:
-        limits["excluded"] = beyond_memory(pairs, costs, options.max_memory_mib)
-    found = decide(list(pairs.values()), question_of(plan, **limits))
     names = [f"{pair.teacher}:{pair.student}" for pair in pairs]
     return _lines(options, list(pairs.values()), names, found, asked_of(plan))
 

@@ -3,6 +3,7 @@
 from bench.evidence.csv_file import read_csv
 from bench.evidence.records import (
     beyond_memory,
+    decide_plan,
     group_by_pair,
     numbers_of_cells,
     pairs_of,
@@ -11,6 +12,7 @@ from bench.evidence.records import (
 
 __all__ = [
     "beyond_memory",
+    "decide_plan",
     "group_by_pair",
     "numbers_of_cells",
     "pairs_of",

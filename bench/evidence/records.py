@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.cost.costs import MIB, Costs
-from bench.decide.decision import Question
+from bench.decide.decision import Decision, Question, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
 from bench.record import FINISHED, Plan, Record
@@ -40,6 +40,22 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
     return {pair: made for pair, made in found.items() if made is not None}
 
 
+def decide_plan(
+    plan: Plan, records: Mapping[str, Record], costs: Costs, **limits: Any
+) -> tuple[dict[PairId, Pair], Decision]:
+    """The evidence of a grid, and its answers in the order of the pairs; see `question_of`."""
+    pairs = pairs_of(plan, records, costs)
+    return pairs, decide(list(pairs.values()), question_of(plan, **limits))
+
+
+def question_of(plan: Plan, **limits: Any) -> Question:
+    """The question that a grid's design asks, with the reader's limits as fields of `Question`."""
+    seeds = plan.config.get("seeds")
+    if not isinstance(seeds, Mapping):
+        return Question(equal_seeds=True, **limits)
+    return Question(extend=seeds.get("extend", 0), **limits)
+
+
 def numbers_of_cells(
     plan: Plan, records: Mapping[str, Record], costs: Costs
 ) -> dict[str, dict[str, float]]:
@@ -55,8 +71,7 @@ def numbers_of_cells(
     found: dict[str, dict[str, float]] = {}
     pairs = pairs_of(plan, records, costs)
     rows = {(key, row.name): row for key, pair in pairs.items() for row in pair.rows}
-    for planned in plan.rows:
-        key = pair_id(planned.data, planned.axes, planned.teacher, planned.student)
+    for key, planned in ((key, row) for key, mine in group_by_pair(plan).items() for row in mine):
         row, seed = rows.get((key, planned.label)), planned.seed
         if planned.role == "teacher" or row is None or seed not in row.every_seed:
             continue
@@ -66,14 +81,6 @@ def numbers_of_cells(
         cost = {"cost": round(row.cost, 3)} if row.cost is not None else {}
         found.setdefault(planned.cell_id, gain | cost)
     return found
-
-
-def question_of(plan: Plan, **limits: Any) -> Question:
-    """The question that a grid's design asks, with the reader's limits as fields of `Question`."""
-    seeds = plan.config.get("seeds")
-    if not isinstance(seeds, Mapping):
-        return Question(equal_seeds=True, **limits)
-    return Question(extend=seeds.get("extend", 0), **limits)
 
 
 def beyond_memory(

@@ -15,7 +15,6 @@ from bench.design import (
     Choice,
     Design,
     PairId,
-    pair_id,
     read_choices,
     screening_digest,
     write_choices_once,
@@ -120,17 +119,18 @@ def assume_finalists(grid: Grid, expansion: Expansion, library: Library) -> Expa
     """The grid with its costliest rows as finalists: the most that it can take."""
     from bench.cost.footprint import Footprint
     from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
+    from bench.evidence import group_by_pair
 
     work = Footprint(library.read).work
     kinds = {row.label: LONGER if row.epochs_factor else METHOD for row in grid.rows}
     kinds |= {row.label: ABLATION for row in grid.rows if not row.finalist}
-    costs: dict[PairId, dict[str, float]] = {}
-    for row in expansion.plan.rows:
-        if row.role in ("student", "method"):
-            pair = pair_id(row.data, row.axes, row.teacher, row.student)
-            costs.setdefault(pair, {})[row.label] = work([expansion.cells[row.cell_id]])
     choices = []
-    for pair, cost in costs.items():
+    for pair, planned in group_by_pair(expansion.plan).items():
+        cost = {
+            row.label: work([expansion.cells[row.cell_id]])
+            for row in planned
+            if row.role in ("student", "method")
+        }
         most = max(cost.values())
         rows = [
             Row(name=label, kind=kinds.get(label, REFERENCE), screening={0: c / most}, cost=c)

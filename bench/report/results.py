@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.cost.costs import Costs
-from bench.decide.decision import PROVEN, Answer, decide
+from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD, Pair
 from bench.decide.evidence import Row as Evidence
 from bench.decide.over_pairs import Overall
 from bench.design import PairId
-from bench.evidence import pairs_of, question_of
+from bench.evidence import decide_plan
 from bench.record import Plan, Record
 from bench.report.facts import measured_on, pair_titles
 from bench.report.groups import Group, measured_groups, whole
@@ -167,8 +167,7 @@ def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
         UserError: two cells answer for one row and seed.
     """
     groups = measured_groups(plan, records)
-    pairs = pairs_of(plan, records, costs or Costs())
-    decision = decide(list(pairs.values()), question_of(plan)) if pairs else None
+    pairs, decision = decide_plan(plan, records, costs or Costs())
     return Findings(
         plan=plan,
         records=records,
@@ -176,8 +175,8 @@ def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
         groups=groups,
         titles=pair_titles(groups),
         pairs=pairs,
-        answers=dict(zip(pairs, decision.answers, strict=True)) if decision else {},
-        overall=decision.overall if decision else (),
+        answers=dict(zip(pairs, decision.answers, strict=True)),
+        overall=decision.overall,
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.cost.costs import Costs
-from bench.decide.decision import PROVEN, Answer, decide
+from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import Pair
 from bench.design import PairId
-from bench.evidence import group_by_pair, pairs_of, question_of
+from bench.evidence import decide_plan, group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.wording import chance_text, gain_text, points, row_title
 
@@ -31,11 +31,10 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> Winner | 
 
     None where no row is believed to be better than the plain student.
     """
-    pairs = pairs_of(plan, records, costs)
-    answers = decide(list(pairs.values()), question_of(plan)).answers
+    pairs, decision = decide_plan(plan, records, costs)
     found = [
         (_rank(answer, pair), key, answer)
-        for (key, pair), answer in zip(pairs.items(), answers, strict=True)
+        for (key, pair), answer in zip(pairs.items(), decision.answers, strict=True)
         if answer.named is not None
     ]
     if not found:
