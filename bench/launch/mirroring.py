@@ -69,7 +69,7 @@ def send_records(mirror: Mirror, work: WorkDir, plan: Plan) -> int:
     """
     records = work.store.read_all(plan.cell_ids())
     numbers = numbers_of_cells(plan, records, read_costs(work.grid(plan.name) / COSTS))
-    return mirror.send(plan, work.store, numbers)
+    return mirror.send(plan, work.store, numbers, records)
 
 
 @contextlib.contextmanager

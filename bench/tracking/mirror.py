@@ -43,7 +43,13 @@ class Mirror:
         self.client = self.experiment.client
         self.tables = TablesRun(self.experiment)
 
-    def send(self, plan: Plan, store: Store, numbers: Numbers = NOTHING) -> int:
+    def send(
+        self,
+        plan: Plan,
+        store: Store,
+        numbers: Numbers = NOTHING,
+        records: Mapping[str, Record] | None = None,
+    ) -> int:
         """Sends the plan and its records that the store lacks; returns how many were sent.
 
         Runs that a killed process left unfinished are sent anew, or closed if there is no record.
@@ -54,6 +60,7 @@ class Mirror:
             store: the records.
             numbers: cell id -> numbers that depend on other cells too, such as the gain over the
                 plain student; sent where they are new.
+            records: of the plan, by cell id; None to read them from the store.
 
         Raises:
             TrackingError: the store failed.
@@ -61,7 +68,7 @@ class Mirror:
         self.tables.send_plan(plan)
         # Of the rows that a cell answers for, the first names its run.
         rows = {row.cell_id: row for row in reversed(plan.rows)}
-        records, sent = store.read_all(rows), 0
+        records, sent = store.read_all(rows) if records is None else records, 0
         with failures():
             runs = self._runs()
             for cell_id, record in records.items():
