@@ -115,7 +115,7 @@ def top_parser() -> argparse.ArgumentParser:
         prog="run_all.py",
         usage="run_all.py [command] [options]",
         description="Trains grids of knowledge distillation (teacher, student, method, seed) "
-        "one\nbudget, and says which method to choose.",
+        "under\none budget, and says which method to choose.",
         epilog=f"commands ('run' if none is given):\n{lines}\n\n"
         "'run_all.py COMMAND --help' lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

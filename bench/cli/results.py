@@ -87,7 +87,7 @@ def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row,
     best = winner(plan, records, fetch_costs(work, plan.name, "records"))
     if best is None:
         raise UserError(
-            f"no row of {plan.name} has a higher mean than the plain student over two seeds (see: "
+            f"no row of {plan.name} is believed to be better than the student alone (see: "
             "run_all.py recommend); name a CELL instead"
         )
     return best.row, best.why

@@ -34,11 +34,11 @@ def build(
 ) -> list[Path]:
     """Writes all tables, figures and the page of a grid; equal input gives equal bytes.
 
-    `store` is the folder of the cells' folders, for what lies beside their records; the files, all
+    `store` is the folder of the cells' folders, for what lies next to their records; the files, all
     inside `folder`, are returned.
 
     Raises:
-        UserError: two cells answer for one row, or a file beside a record is damaged.
+        UserError: two cells answer for one row, or a file next to a record is damaged.
     """
     found = findings(plan, records, costs)
     made = sections(found)
@@ -54,7 +54,7 @@ def build(
         (folder / "details.html").unlink(missing_ok=True)
     paths = [path for section in made for path in write_csv(section, folder)]
     paths += [write_markdown(s, folder) for s in made if s.name in MARKDOWN and s.tables]
-    # Drawn from files beside the records, which MLflow's copy lacks: no part of the page.
+    # Drawn from files next to the records, which MLflow's copy lacks: no part of the page.
     return [*contents, *paths, *write_selection_figures(plan, records, store, figures)]
 
 
