@@ -22,13 +22,12 @@ from bench.cell import Recipe
 from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.data.augment import Augment
 from bench.data.batches import Batches
-from bench.hyperparameters import METHODS, build_method
+from bench.hyperparameters import build_method
 from bench.method import Method, Stage
 from tests.gpu.plain_script import PlainScript, PlainTeacher
-from tests.gpu.speed import cohort_step
+from tests.gpu.speed import ROWS, cohort_step
 
 BATCH, ROUNDS, MEAN, STD = 64, 3, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
-ROWS = [name for name in METHODS.names() if build_method(name).starts_from == "fresh"]
 RAW = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
 WORKLOAD = Workload(
     classes=100, image_shape=(3, 32, 32), device=torch.device("cpu"),
