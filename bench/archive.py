@@ -4,8 +4,6 @@ The file has one JSON object per line: the plan, then the records by cell id. Eq
 equal bytes.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

@@ -1,7 +1,5 @@
 """The list of methods with their hyper-parameters, models, data sources and grids."""
 
-from __future__ import annotations
-
 import textwrap
 
 import yaml

@@ -3,8 +3,6 @@
 Damaged files are refused. Nothing is unpickled, so a file from elsewhere cannot run code.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

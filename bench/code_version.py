@@ -3,8 +3,6 @@
 Comments, docstrings and layout are not part of a digest.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import subprocess

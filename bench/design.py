@@ -4,8 +4,6 @@ Every row is screened on a few seeds. The best of them, the finalists, and the p
 then trained on fresh seeds that they share. All claims rest on these.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The cells of a grid and the rows of its tables."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

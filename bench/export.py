@@ -4,8 +4,6 @@ Before a file of any format is written, it is read back and its logits are compa
 the trained network.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 import json

@@ -1,7 +1,5 @@
 """Errors that a user can mend, errors that code can raise, and messages of one line."""
 
-from __future__ import annotations
-
 
 class UserError(ValueError):
     """An error that the user of a command can mend.

@@ -4,8 +4,6 @@ A method is the function `method` of a public module of `methods` or of a plugin
 the schema: keyword-only hyper-parameters, each with a type and a default.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, partial

@@ -10,8 +10,6 @@ The code of a method or model is part of the ids of its cells, so an edited one 
 edited data source is read again; its cells train again if the images or labels change.
 """
 
-from __future__ import annotations
-
 import inspect
 import linecache
 import sys

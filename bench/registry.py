@@ -3,8 +3,6 @@
 A registry holds the items of the harness and those that plugins add.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping

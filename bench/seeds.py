@@ -4,8 +4,6 @@ A stream is named, not positional: drawing more from one never shifts another, a
 draws can be made again without replaying those before it.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 

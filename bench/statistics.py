@@ -5,8 +5,6 @@ and the same augmentation, so what differs between them is the method. Degenerat
 seed, no spread, nothing in common) is answered by definition or refused, never by nan.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Mapping, Sequence

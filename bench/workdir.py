@@ -1,7 +1,5 @@
 """The work directory: paths of caches, records, MLflow's files and tables."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

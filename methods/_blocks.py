@@ -4,8 +4,6 @@ An elementwise loss is bound by memory bandwidth: at full size, every operation 
 whole map in main memory and allocates fresh pages for its result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

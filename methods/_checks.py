@@ -1,7 +1,5 @@
 """Checks of arguments that losses and methods share; each error is one line."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ student's features to the teacher's shape: a layer trained on the teacher's side
 of zero by mapping everything to zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args

@@ -1,7 +1,5 @@
 """Joint forms: a method with soft logits in addition to its task loss, a usual comparison."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import Tensor, nn

@@ -20,8 +20,6 @@ networkx's is written in Python. One cut of a training set (10 nearest classmate
 and finding tau takes some 20 cuts. The whole selection of N = 50,000 takes about 15 s.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Sensing points: the taps at which a method compares student and teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 STAGE_OUTPUTS = ("stage1", "stage2", "stage3")

@@ -1,7 +1,5 @@
 """Pooling of a larger map to the size of a smaller one."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

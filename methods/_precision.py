@@ -1,7 +1,5 @@
 """Full precision for relations: their small differences vanish in half precision."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The graph that selective KD cuts: images, their costs of keeping, edges to near classmates."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import networkx as nx

@@ -1,7 +1,5 @@
 """Divergence of softened class probabilities, before any factor for the temperature."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Right singular vectors of feature maps, with a gradient that stays finite."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

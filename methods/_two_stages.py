@@ -1,7 +1,5 @@
 """The second stage of methods that first initialise the student's trunk."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from torch import Tensor, nn

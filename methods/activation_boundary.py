@@ -6,8 +6,6 @@ branch: for a neuron that should be active (t > 0) and is not yet past the margi
 neurons down without bound. Here the loss decides, and its exact gradient is used.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

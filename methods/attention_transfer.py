@@ -1,7 +1,5 @@
 """Attention transfer: the student responds at the positions where its teacher does."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

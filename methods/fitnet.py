@@ -1,7 +1,5 @@
 """FitNet: the student's middle layers learn to predict the teacher's."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """Flow of solution procedure: how a network's features change from one layer to a later one."""
 
-from __future__ import annotations
-
 from collections.abc import Container
 from typing import Literal, get_args
 

@@ -7,8 +7,6 @@ KD_methods_with_TF is twice as long; RepDistiller's was not finite in 120 of 120
 cnn32 to cnn8.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial

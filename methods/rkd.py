@@ -8,8 +8,6 @@ large numbers. In float32 no digit of it would be left for two samples a thousan
 spread apart, so the losses compute in float64, whatever the networks' precision.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple, get_args
 

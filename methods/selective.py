@@ -5,8 +5,6 @@ embeds badly, and the student is fine-tuned on the rest: it classifies them and 
 teacher's embedding of the clean high-resolution image.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args

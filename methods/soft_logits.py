@@ -1,7 +1,5 @@
 """Soft logits: the student learns the teacher's softened class probabilities."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from bench.method import Method, Pair, Stage

@@ -1,7 +1,5 @@
 """The baseline: the student without a teacher, which every method has to beat."""
 
-from __future__ import annotations
-
 from bench.method import Method, Stage
 
 SOURCE = "Baseline: the student trained on the labels alone by cross-entropy, without a teacher."

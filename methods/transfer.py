@@ -1,7 +1,5 @@
 """Transfer learning: the network first trains on a source data set. No teacher."""
 
-from __future__ import annotations
-
 from bench.method import PARTS, Method, Stage
 from methods._checks import above_zero
 

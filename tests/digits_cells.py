@@ -1,7 +1,5 @@
 """Cells on two digits, and jobs of them: what tests of the launchers train."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.cell import Cell, DataSpec, Recipe

@@ -4,8 +4,6 @@ A task runs inside `wait`, on the first node that is alive. A test makes faults 
 `on_event`, which sees every event that a task sends before it arrives.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec

@@ -1,7 +1,5 @@
 """What the long tests of faults share: the grid that they run, and results/faults.md."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -4,8 +4,6 @@ Run this file to write them anew: `python tests/golden_run.py`. It refuses while
 that of the file.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small lessons for tests of the engine: a synthetic set, a teacher, a student, real stages."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

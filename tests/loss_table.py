@@ -3,8 +3,6 @@
 What must hold for every loss is written once, over `LOSSES`; a new loss is one row here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -5,8 +5,6 @@ be made twice to pass unseen. Inputs are anything `numpy.asarray` takes; results
 one value per sample, or one float where a loss couples the batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, product

@@ -1,7 +1,5 @@
 """The command line in processes of its own, and what must be equal between two runs of a grid."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

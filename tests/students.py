@@ -1,7 +1,5 @@
 """Students with random weights, for tests of export."""
 
-from __future__ import annotations
-
 import torch
 
 from bench.data.dataset import DataSet

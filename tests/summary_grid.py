@@ -1,7 +1,5 @@
 """A hand-written grid of two seeds; tests/golden/summary/README.md does its arithmetic by hand."""
 
-from __future__ import annotations
-
 from bench.cost.costs import CostRecord, LossCost, Quartiles, StageCost
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
 

@@ -1,7 +1,5 @@
 """What `recommend` says of a grid, and of a CSV file from anywhere; what it refuses."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

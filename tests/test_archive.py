@@ -1,7 +1,5 @@
 """Records that outlive their work directory: packed, read back, and what commands do with them."""
 
-from __future__ import annotations
-
 import gzip
 from pathlib import Path
 

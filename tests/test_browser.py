@@ -1,7 +1,5 @@
 """The page and the MLflow UI as a browser shows them. Needs Chromium; see CONTRIBUTING.md."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

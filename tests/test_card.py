@@ -1,7 +1,5 @@
 """The answer in sentences, and the paper's table, on grids whose answers are known."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Checkpoints: a training that resumes from one ends with the bits of one without interruption."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

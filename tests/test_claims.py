@@ -1,7 +1,5 @@
 """The table of claims on constructed records whose right verdicts are known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -3,8 +3,6 @@
 In one process, with a stand-in for Ray; tests/test_ray.py does the same to a real one.
 """
 
-from __future__ import annotations
-
 import shlex
 import signal
 import socket

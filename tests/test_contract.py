@@ -1,7 +1,5 @@
 """What every method must satisfy. A new method is tested here without an edit."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from typing import Literal, get_args, get_origin, get_type_hints

@@ -1,7 +1,5 @@
 """The profiler: what it counts, how costs add up, what it measures, and its tables and figures."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The decision: each rule against a published example, an oracle written out, or a hand's count."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

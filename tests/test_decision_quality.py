@@ -1,7 +1,5 @@
 """A small self-test of the decision; in full: python -m tests.benchmarks.decision_quality."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from benchmarks.decision_quality import COVERAGE, FALSE_CLAIMS, TARGETS, fits, measure, summary

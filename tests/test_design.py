@@ -1,7 +1,5 @@
 """Screen, then confirm: the seeds of each phase, the teachers, the images, and the one choice."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """Diagnostics: measured to their definitions, and without a trace in what trains."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The command line on the smoke grid, in real processes: table, records, MLflow, faults."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The stage engine and the cohort: bookkeeping that no method may rely on doing itself."""
 
-from __future__ import annotations
-
 import gc
 import math
 import warnings

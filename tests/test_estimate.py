@@ -1,7 +1,5 @@
 """The estimate of time and memory, and the dry run that prints it."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Exported students: what a file holds, that it computes the same, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys

@@ -5,8 +5,6 @@ raises as it would on a GPU, and names both. A backward pass needs a real device
 zeros. What Python asks of a value is answered with 1, and `nonzero` finds everything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -6,8 +6,6 @@ their rows of results/faults.md:
     .venv/bin/python -m pytest tests/test_faults.py -m slow --faults-table results/faults.md
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

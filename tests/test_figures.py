@@ -1,7 +1,5 @@
 """Figures: where marks and labels lie, what is highlighted, and colours that everybody can tell."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from itertools import combinations, pairwise

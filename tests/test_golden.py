@@ -1,7 +1,5 @@
 """Numbers move only with `NUMERICS`: a short training and every default against golden_run.json."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -5,8 +5,6 @@ Without such a device all of it is skipped:
     .venv/bin/python -m pytest -m gpu
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from pathlib import Path

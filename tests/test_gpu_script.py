@@ -1,7 +1,5 @@
 """tests/gpu/run.sh, which is for a GPU, on the CPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Grid files: what is accepted, what is refused and how, and what they expand to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

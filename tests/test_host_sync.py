@@ -1,7 +1,5 @@
 """No step waits for the device: on a GPU the next kernels are queued while earlier ones run."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,7 +1,5 @@
 """Leases between launchers: one holder at a time, and a dead one's are free."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Sending records while a grid trains: an MLflow store that is away delays nothing."""
 
-from __future__ import annotations
-
 import io
 import threading
 from dataclasses import replace

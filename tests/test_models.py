@@ -1,7 +1,5 @@
 """The zoo: published sizes, named taps, forwards that really stop, no trace left behind."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections import Counter

@@ -1,7 +1,5 @@
 """The page: the answer first, nothing asked of a server, whatever a label holds escaped."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import replace

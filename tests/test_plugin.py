@@ -1,7 +1,5 @@
 """`--plugin FILE`: a user's own method, model or data source, from outside of the package."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

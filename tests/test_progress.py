@@ -1,7 +1,5 @@
 """The display of a long command: plain lines where there is no terminal."""
 
-from __future__ import annotations
-
 import io
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """Published numbers stand beside ours only where every field of the setting is the same."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from typing import Any

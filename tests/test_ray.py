@@ -6,8 +6,6 @@ tests/test_cluster.py.
     .venv/bin/python -m pytest tests/test_ray.py -m slow --faults-table results/faults.md
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import signal

@@ -1,7 +1,5 @@
 """What the READMEs show is what works."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Jobs of a grid: their order, their balance, their memory, held against cases by hand."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from pathlib import Path

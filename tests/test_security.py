@@ -1,7 +1,5 @@
 """What comes from outside can be wrong, but runs nothing and reaches no other folder."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

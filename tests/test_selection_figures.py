@@ -1,7 +1,5 @@
 """What a selection records, and the figure that the report draws of it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from typing import Any

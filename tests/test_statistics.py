@@ -1,7 +1,5 @@
 """Each statistic against SciPy, a published worked example, or its definition written out."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

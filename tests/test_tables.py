@@ -1,7 +1,5 @@
 """The table model, its renderers, and the summary against files worked out by hand."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """What is printed fits the terminal and its characters."""
 
-from __future__ import annotations
-
 import io
 import sys
 

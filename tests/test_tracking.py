@@ -1,7 +1,5 @@
 """What MLflow is sent, and what comes back: names, numbers, inputs, files."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

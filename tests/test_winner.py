@@ -1,7 +1,5 @@
 """Which student of a grid `export --winner` takes, on records with a known winner."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from summary_grid import finished, row

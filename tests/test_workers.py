@@ -1,7 +1,5 @@
 """Jobs that fail or lose their process: what is tried again, what is recorded as failed."""
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os

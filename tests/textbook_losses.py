@@ -5,8 +5,6 @@ They are what the shipped forms are timed against (tests/benchmarks) and held to
 (tests/test_losses_fast_forms.py); oracles.py is independent of torch and slower still.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

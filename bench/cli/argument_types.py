@@ -3,8 +3,6 @@
 Each refuses other text in one line, before anything is read or started.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The table of commands, and what runs one of them."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import sys

@@ -1,7 +1,5 @@
 """The options of every command. An option that several commands have is defined once."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

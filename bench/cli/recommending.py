@@ -1,7 +1,5 @@
 """What `recommend` says: of a grid that was trained here, or of a CSV file from anywhere."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Sequence

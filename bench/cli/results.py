@@ -1,7 +1,5 @@
 """The commands that train nothing: tables, recommend, sync, export, list and ui."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """How text reaches a terminal: within its width, and in characters that it can show."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import shutil

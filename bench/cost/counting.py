@@ -13,8 +13,6 @@ The number of elements is that of the largest tensor that the operator reads or 
 exponential counts 1, like an addition.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

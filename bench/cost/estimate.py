@@ -9,8 +9,6 @@ rest is arithmetic:
 With one thread on the CPU the clock is the processor's, so that other programs do not count.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Callable, Sequence

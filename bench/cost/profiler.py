@@ -5,8 +5,6 @@ slows down does so for all of them. A step is compared with the plain student's 
 round.
 """
 
-from __future__ import annotations
-
 import gc
 import random
 import statistics

@@ -1,7 +1,5 @@
 """Batches of a data set that is kept on the training device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

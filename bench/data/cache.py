@@ -4,8 +4,6 @@ The SHA-256 is verified at every load (about 0.15 s for CIFAR-100), so that a da
 decoded again and never used for training.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import logging

@@ -1,7 +1,5 @@
 """Reads a class-per-folder tree: <root>/train/<class>/<image> and <root>/test/<class>/<image>."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Lower resolution at the same image size."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional
 

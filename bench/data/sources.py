@@ -1,7 +1,5 @@
 """Data sources: scikit-learn's digits, torchvision's sets, folders of images and plugins."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

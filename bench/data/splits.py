@@ -3,8 +3,6 @@
 Everywhere `labels` are (N,) class indices, N above 0.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

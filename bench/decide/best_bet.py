@@ -1,7 +1,5 @@
 """How good each row probably is, all its seeds and the other rows' considered."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

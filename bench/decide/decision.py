@@ -1,7 +1,5 @@
 """The decision: for each pair which row, how sure, and what would settle it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean

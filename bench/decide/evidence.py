@@ -1,7 +1,5 @@
 """What a decision is made from: the accuracies of the rows of each pair, by seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

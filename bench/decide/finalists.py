@@ -1,7 +1,5 @@
 """Which rows are confirmed: chosen from the screening seeds alone, by a rule fixed beforehand."""
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is shown to differ by less than a margin: cheaper and as good, or no help at all."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

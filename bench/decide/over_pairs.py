@@ -1,7 +1,5 @@
 """A row's mean gain over pairs: what a grid of equal seeds answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which finalists are proven better than a reference, on seeds that they share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

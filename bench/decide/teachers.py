@@ -1,7 +1,5 @@
 """How much a gain depends on the teacher."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Results of any code base as a CSV file: a row's name, a seed and an accuracy in each line."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """From a grid's plan, records and costs to the numbers that `bench.decide` works on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run would do: its time, memory and cells, before anything trains."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """A job: the cells that one worker trains side by side, and what it needs to train them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path

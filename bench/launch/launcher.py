@@ -3,8 +3,6 @@
 A launcher adds where jobs run: in worker processes of this machine, or as tasks of a Ray cluster.
 """
 
-from __future__ import annotations
-
 import errno
 import time
 from abc import ABC, abstractmethod

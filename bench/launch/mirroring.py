@@ -5,8 +5,6 @@ is away is named once. What it lacks at the end, `sync` sends. One process at a 
 records of a grid.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

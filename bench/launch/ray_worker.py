@@ -1,7 +1,5 @@
 """What runs on a node of a Ray cluster: one job, for a coordinator that may be on another node."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path

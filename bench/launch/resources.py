@@ -1,7 +1,5 @@
 """What this machine has for workers: CPUs, and memory, which limits the size of a cohort."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ cut further where all workers are then done earlier. Each part pays the teacher'
 Only time depends on the schedule. A cell's numbers are the same in every job and on every worker.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence

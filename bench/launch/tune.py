@@ -5,8 +5,6 @@ rest, and accuracy is measured on the held-out part, never on the test set. Ever
 one seed, and the best third of each row's trials on more. No grid uses these seeds.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

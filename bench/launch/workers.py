@@ -4,8 +4,6 @@ A worker takes one job after another, because importing torch costs seconds. A w
 costs the job it held and no other: a new one takes its place, and the other workers go on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

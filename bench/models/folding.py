@@ -4,8 +4,6 @@ In evaluation mode BatchNorm is an affine map of each channel with fixed coeffic
 convolution can apply as well. Results are equal up to rounding, with one pass less over each map.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 

@@ -6,8 +6,6 @@ Source:
     Ma, Zhang, Zheng, Sun: ShuffleNet V2, ECCV 2018.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

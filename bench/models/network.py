@@ -1,7 +1,5 @@
 """The base class of all networks: taps by name, and a forward pass that stops early."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 

@@ -7,8 +7,6 @@ Source:
     64, 128, 256.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Small convolutional networks for small images, such as the 8x8 digits."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions

@@ -4,8 +4,6 @@
 the deepest tap that is read. Deeper layers do not run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Generator, Iterable, Iterator
 from itertools import chain
 

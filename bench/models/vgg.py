@@ -6,8 +6,6 @@ Source:
     stays), a mean over positions and a single linear layer of 512 inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from torch import nn

@@ -4,8 +4,6 @@ Source:
     Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016; no dropout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Every network by name; README.md in this folder lists names, sizes and taps."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from functools import partial

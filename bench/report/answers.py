@@ -1,7 +1,5 @@
 """The answer for each pair as lines of text: what is proven, the best bet, what is still open."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Everything that is rendered of one grid: tables, figures and the page, from records alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the page opens with: the answer in at most three sentences, then one line for each pair."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

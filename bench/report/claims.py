@@ -19,8 +19,6 @@ How a verdict comes about:
   otherwise, and with fewer than two pairs or three seeds. Not finding a best row is no evidence.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Under what conditions a grid's cells ran, and what became of those that have no result."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any

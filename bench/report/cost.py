@@ -1,7 +1,5 @@
 """What each method's whole training costs, as tables. Every stage's numbers are in cost.json."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is equal for all pairs of a grid, said once, and what tells its pairs apart."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime

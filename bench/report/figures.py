@@ -1,7 +1,5 @@
 """The figures of a grid: what each shows, and where its marks lie. The templates draw them."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

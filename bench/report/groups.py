@@ -4,8 +4,6 @@ Every row of the plan is accounted for: finished, failed with its error, not app
 reason, or not run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

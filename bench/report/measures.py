@@ -1,7 +1,5 @@
 """What diagnostics and the profiler measured, by pair, category and seed, for the claims."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence

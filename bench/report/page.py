@@ -3,8 +3,6 @@
 Styles, scripts and figures lie inside. Whatever comes from a grid or a record is escaped.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 r"""The paper's table of a grid, in LaTeX: gains of every method and pair that fit \textwidth."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

@@ -5,8 +5,6 @@ every field of its data, recipe, precision and hyper-parameters equals the publi
 its teacher's as well. What is not known to be equal is not shown.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What was found of every row of a grid: the numbers and verdicts that tables and figures show."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping

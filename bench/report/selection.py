@@ -3,8 +3,6 @@
 Drawn from `selection_<stage>.json`, which a cell writes next to its record.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A grid's results as lines for a terminal: tables, then the answer for each pair."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The one network of a grid to take home: the best proven row, else the best bet."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

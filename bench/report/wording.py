@@ -1,7 +1,5 @@
 """How rows, pairs, gains and costs are worded, everywhere a reader meets them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,5 @@
 """How plans and records look in MLflow: the list of runs, notes, tags, parameters, metrics."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from datetime import datetime

@@ -1,7 +1,5 @@
 """The run `summary` of a grid's experiment: the plan, tables and figures."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """The MLflow UI, served from this machine for this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -4,8 +4,6 @@ They share one stream of batches and one forward pass of the teacher. They do no
 other: on the CPU, each student's numbers are bit-equal to those of training it alone.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Devices, determinism and precision."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

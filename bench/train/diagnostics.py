@@ -4,8 +4,6 @@ They do not change the training: weights, BatchNorm statistics and random stream
 and without diagnostics.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

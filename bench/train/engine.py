@@ -5,8 +5,6 @@ freezing, one fresh optimiser and schedule per stage, the reduction and weightin
 the curves. A method owns none of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain

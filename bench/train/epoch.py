@@ -1,7 +1,5 @@
 """One epoch of a student: running sums, a point for each curve, and a check for finite numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 

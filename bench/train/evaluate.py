@@ -1,7 +1,5 @@
 """Predictions and accuracy on a fixed set of images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

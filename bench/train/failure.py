@@ -1,7 +1,5 @@
 """Cells that give no result: their records, and errors that are not one cell's fault."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The losses of one batch in one stage: task loss and transfer losses, reduced and weighted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar

@@ -1,7 +1,5 @@
 """The optimiser of a stage, its learning-rate schedule and its state."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Checks that every cell of a grid can be trained on its data, before anything trains."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The result of a finished student: its weights, files and record."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 

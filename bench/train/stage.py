@@ -1,7 +1,5 @@
 """What a stage trains: the parts of a student, and the training images."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from bench.method import Stage

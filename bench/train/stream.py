@@ -1,7 +1,5 @@
 """From a data set to the batches and the test set of a cohort."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The teacher of a cohort: a trained network, frozen and in evaluation mode."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterator
 

@@ -1,7 +1,5 @@
 """A cell's network: freshly initialised, with saved weights, or with the trunk of a source."""
 
-from __future__ import annotations
-
 import safetensors.torch
 import torch
 from torch import Tensor

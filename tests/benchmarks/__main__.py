@@ -1,7 +1,5 @@
 """Runs the benchmarks of the losses and writes their tables to results/cost."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

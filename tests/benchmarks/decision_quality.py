@@ -8,8 +8,6 @@ are fixtures: records made later do not replace them. Where no row is better, ev
 plain student's mean and keeps its deviations.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

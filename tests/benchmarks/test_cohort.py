@@ -9,8 +9,6 @@ torchvision's reference scripts do. Images and weights are random. On an idle ma
     OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/test_cohort.py --benchmark-only
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -10,8 +10,6 @@ its first stage with a transfer loss counts. On an idle machine, from the checko
 With one thread on the CPU the clock is the processor's.
 """
 
-from __future__ import annotations
-
 import time
 from functools import cache
 

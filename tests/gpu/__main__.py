@@ -15,8 +15,6 @@ interpreter; WHEELS, a folder with wheels of what it lacks (tests/gpu/wheels); C
 is no repository; and what training.py reads. `--tiny` is for trying it on a CPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

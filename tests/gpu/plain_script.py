@@ -4,8 +4,6 @@ Eager, channels first, with a teacher of its own in every script, its BatchNorms
 networks, the losses and the numbers of the plan are the harness's; the loop is not.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

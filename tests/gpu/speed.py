@@ -12,8 +12,6 @@ and the rows divided among several workers on the device.
 Each finding is a line of OUT/speed.jsonl as it is made; standard output has the tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import importlib

@@ -10,8 +10,6 @@ OUT/state.0 to state.2 are parts of one tar of 45 MiB at most, packed whenever a
 with the most epochs first, as far as they fit. What does not fit starts anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os
