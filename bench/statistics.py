@@ -32,11 +32,6 @@ class Interval(NamedTuple):
     high: float | None
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether there is an interval and 0 lies outside of it, its ends counted as inside."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of a mean: mean +- t(level, n - 1) s / sqrt(n).

@@ -10,6 +10,7 @@ from bench.archive import FILE, read_archive, write_archive
 from bench.cli import main
 from bench.record import Plan, Store, write_atomically
 from bench.report.build import build
+from bench.report.results import findings
 
 
 def test_what_is_packed_is_read_back_without_tracebacks(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def clone(tmp_path: Path) -> Path:
 def test_tables_are_those_of_the_records(clone: Path, tmp_path_factory) -> None:
     made: Plan = plan()
     folder = tmp_path_factory.mktemp("direct")
-    build(made, records(), None, Store(folder).root, folder)
+    build(findings(made, records(), None), Store(folder).root, folder)
     assert main(["tables", "--grid", made.name, "--work-dir", str(clone)]) == 0
     for name in ("summary.md", "cells.csv", "conditions.csv", "report.html"):
         assert (clone / made.name / name).read_bytes() == (folder / name).read_bytes()

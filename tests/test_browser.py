@@ -18,6 +18,7 @@ from bench.cost.costs import Costs, read_costs
 from bench.evidence import numbers_of_cells
 from bench.record import Store
 from bench.report.build import build
+from bench.report.results import findings
 from bench.tracking import Mirror
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -52,7 +53,7 @@ def page(request, tmp_path_factory) -> str:
         committed = ROOT / "results" / "digits"
         grid, found = read_archive(committed / "records.jsonl.gz")
         costs = read_costs(committed / "cost.json")
-    build(grid, found, costs, folder / "store", folder)
+    build(findings(grid, found, costs), folder / "store", folder)
     return (folder / "report.html").as_uri()
 
 

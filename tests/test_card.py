@@ -57,7 +57,7 @@ def test_each_student_has_a_sentence_and_longer_training_the_last():
     assert "not proven" in second or "undecided" in second
     assert "twice as long" in last
     assert pair_lines(found)[0].verdict == "proven"
-    screened = [line for line in found.lines(next(iter(found.answers))) if line.label == "fsp"]
+    screened = [line for line in found.lines[next(iter(found.answers))] if line.label == "fsp"]
     assert screened[0].verdict in ("screened only", "in the race")
     assert screened[0].gain is not None
     assert (screened[0].gain.low, screened[0].gain.n) == (None, 2)

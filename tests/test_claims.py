@@ -98,14 +98,14 @@ DEAR = costs(
 )
 
 
-def verdicts(plan, records, costs=None) -> dict[str, str]:
+def verdicts(plan, records, costs=None) -> dict:
     rows = claim_table(findings(plan, records, costs)).rows
-    return {str(claim.value): str(found.value) for claim, found, _, _ in rows}
+    return {row["claim"]: row["verdict"] for row in rows}
 
 
-def evidence(plan, records, costs=None) -> dict[str, str]:
+def evidence(plan, records, costs=None) -> dict:
     rows = claim_table(findings(plan, records, costs)).rows
-    return {str(claim.value): str(text.value) for claim, _, _, text in rows}
+    return {row["claim"]: row["evidence"] for row in rows}
 
 
 SMALL = "Response-based knowledge is small"

@@ -93,7 +93,7 @@ def test_scales_have_round_ticks_and_keep_what_is_beyond_at_their_ends():
 def test_rows_are_sorted_and_filled_if_proven_and_three_are_highlighted_at_most():
     plan, records = evidence(pairs=1)
     found = findings(plan, records, costs())
-    lines = found.lines(next(iter(found.answers)))
+    lines = found.lines[next(iter(found.answers))]
     lines = [replace(line, proven=line.label == "rkd") for line in lines]
     plot = figures.forest(lines)
     assert plot is not None
@@ -122,7 +122,7 @@ def test_the_line_of_longer_training_begins_at_the_student():
     plan = Plan(name="p", description="", config={}, rows=rows)
     measured = Costs([replace(costs().records[-1], teacher="wide", student="narrow")])
     found = findings(plan, records, measured)
-    plot = figures.gain_cost(found.lines(next(iter(found.answers))))
+    plot = figures.gain_cost(found.lines[next(iter(found.answers))])
     assert plot is not None
     student, *_ = plot.spots
     assert plot.longer[0] == (student.x, student.y)
@@ -139,8 +139,8 @@ def test_without_costs_or_curves_there_is_no_figure():
     bare = {cell: replace(record, curves={}) for cell, record in records.items()}
     found = findings(plan, bare, None)
     key = next(iter(found.answers))
-    assert figures.gain_cost(found.lines(key)) is None
-    assert figures.curves(found.groups[key], found.lines(key)) is None
+    assert figures.gain_cost(found.lines[key]) is None
+    assert figures.curves(found.groups[key], found.lines[key]) is None
 
 
 def test_a_row_of_another_length_has_a_name_and_no_curve():
@@ -151,7 +151,7 @@ def test_a_row_of_another_length_has_a_name_and_no_curve():
             records[cell] = replace(record, curves=curve)
     found = findings(plan, records, None)
     key = next(iter(found.answers))
-    plot = figures.curves(found.groups[key], found.lines(key))
+    plot = figures.curves(found.groups[key], found.lines[key])
     assert plot is not None
     assert {row.title: len(row.points) for row in plot.rows} == {
         "teacher": 2, "no teacher": 2, "soft_logits": 2, "fitnet": 2, "rkd": 0,
@@ -163,7 +163,7 @@ def test_a_row_of_another_length_has_a_name_and_no_curve():
 def test_a_figure_of_its_own_is_an_image_with_its_finding_as_text():
     plan, records = evidence(pairs=1)
     found = findings(plan, records, costs())
-    lines = found.lines(next(iter(found.answers)))
+    lines = found.lines[next(iter(found.answers))]
     plot = figures.gain_cost(lines)
     assert plot is not None
     svg = page.figure_file("gain_cost", plot, figures.finding(lines), "<pair>", "test set")

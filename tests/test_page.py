@@ -14,6 +14,7 @@ from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
 from bench.report.build import build
 from bench.report.conditions import conditions_table, faults_table
 from bench.report.page import MOST_BYTES, MOST_WORDS, words
+from bench.report.results import findings
 from bench.report.tables import show
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
@@ -70,7 +71,7 @@ def hostile() -> tuple[Plan, dict[str, Record]]:
 def built(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("built") / "grid"
     plan, records = hostile()
-    files = build(plan, records, costs(), folder / "store", folder)
+    files = build(findings(plan, records, costs()), folder / "store", folder)
     assert sorted(files) == sorted(path for path in folder.rglob("*") if path.is_file())
     return folder
 
@@ -127,16 +128,14 @@ def test_it_is_short(page):
     assert words(re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)) <= 3000
 
 
-def test_what_has_no_room_goes_to_a_page_of_details(tmp_path):
-    plan, records = evidence(pairs=40)
-    build(plan, records, None, tmp_path, tmp_path)
-    report, details = ((tmp_path / f"{x}.html").read_text() for x in ("report", "details"))
+def test_what_has_no_room_is_linked(tmp_path):
+    plan, records = evidence(pairs=70)
+    build(findings(plan, records, None), tmp_path, tmp_path)
+    report = (tmp_path / "report.html").read_text()
     assert words(report) <= MOST_WORDS
-    assert 'href="details.html"' in report
-    assert "big39 → small39" in details
-    assert Reader(details).open == []
-    build(*evidence(pairs=1), None, tmp_path, tmp_path)
-    assert not (tmp_path / "details.html").exists()
+    assert 'href="figures/"' in report
+    assert "big69 → small69" in report
+    assert Reader(report).open == []
 
 
 def test_tables_have_row_headers_captions_and_figures_say_what_they_show(page):
@@ -149,22 +148,21 @@ def test_tables_have_row_headers_captions_and_figures_say_what_they_show(page):
 
 def test_equal_records_give_equal_bytes(built, tmp_path):
     plan, records = hostile()
-    build(plan, dict(reversed(records.items())), costs(), tmp_path / "store", tmp_path)
+    build(findings(plan, dict(reversed(records.items())), costs()), tmp_path / "store", tmp_path)
     for path in built.rglob("*"):
         if path.is_file():
             assert (tmp_path / path.relative_to(built)).read_bytes() == path.read_bytes(), path.name
 
 
 def test_without_costs_it_says_how_to_measure_them(tmp_path):
-    plan, records = evidence(pairs=1)
-    build(plan, records, None, tmp_path, tmp_path)
+    build(findings(*evidence(pairs=1), None), tmp_path, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "run_all.py profile" in text
     assert not list((tmp_path / "figures").glob("gain_cost*"))
 
 
 def test_without_any_record_it_still_is_a_page(tmp_path):
-    build(grid.plan(), {}, None, tmp_path, tmp_path)
+    build(findings(grid.plan(), {}, None), tmp_path, tmp_path)
     assert Reader((tmp_path / "report.html").read_text(encoding="utf-8")).open == []
 
 
@@ -180,9 +178,8 @@ def test_conditions_are_counted_by_cell():
             conditions={"torch": f"2.1{1 if place else 5}", "started": f"2026-01-0{place % 3 + 1}"},
             cell={"recipe": {"epochs": 30, "milestones": [0.5, 0.75]}, "data": {"flip": False}},
         )  # fmt: skip
-    table = conditions_table(plan, records)
-    assert table is not None
-    shown = [tuple(show(column, entry) for column, entry in row) for row in table.pairs()]
+    (table,) = conditions_table(plan, records)
+    shown = [tuple(show(column, value) for column, value in row) for row in table.cells()]
     assert shown == [
         ("seeds", "0-1", "10"),
         ("first cell started", "2026-01-01", "1"),
@@ -193,13 +190,12 @@ def test_conditions_are_counted_by_cell():
         ("recipe: milestones", "0.5, 0.75", "10"),
         ("data: flip", "no", "10"),
     ]
-    assert conditions_table(plan, {}) is None
+    assert not conditions_table(plan, {})
 
 
 def test_every_cell_without_a_result_is_listed_with_its_reason():
-    table = faults_table(grid.plan(), grid.records())
-    assert table is not None
-    shown = [tuple(show(column, entry) for column, entry in row[1:]) for row in table.pairs()]
+    (table,) = faults_table(grid.plan(), grid.records())
+    shown = [tuple(show(column, value) for column, value in row[1:]) for row in table.cells()]
     assert shown == [
         ("fsp", "0-1", "not applicable", grid.REFUSAL),
         ("kd_svd", "0-1", "not run", "-"),
@@ -208,4 +204,4 @@ def test_every_cell_without_a_result_is_listed_with_its_reason():
         ("teacher", "0", "not run", "-"),
         ("no teacher", "0", "not run", "-"),
     ]
-    assert faults_table(*evidence(pairs=1)) is None
+    assert not faults_table(*evidence(pairs=1))

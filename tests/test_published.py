@@ -1,6 +1,7 @@
 """Published numbers stand beside ours only where every field of the setting is the same."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +32,12 @@ def settled(name: str, *overrides: str) -> tuple[Plan, dict[str, Record]]:
 DECK = settled("deck", "seeds=3")
 
 
-def lines(tables: tuple[Table, ...]) -> dict[tuple[str, str], list[str]]:
+def lines(tables: Iterable[Table]) -> dict[tuple[str, str], list[str]]:
     """(published as, measured at) -> the rest as shown."""
     found = {}
     for table in tables:
-        for row in table.pairs():
-            name, label, measure, *rest = (show(column, entry) for column, entry in row)
+        for row in table.cells():
+            name, label, measure, *rest = (show(column, value) for column, value in row)
             found[name, measure] = [label, *rest]
     return found
 

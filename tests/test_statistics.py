@@ -30,7 +30,6 @@ SLEEP = [a - b for a, b in zip(FIRST_DRUG, SECOND_DRUG, strict=True)]
 def test_mean_interval_is_students_of_1908() -> None:
     interval = mean_interval(SLEEP)
     assert interval == pytest.approx((-1.58, -2.4598858, -0.7001142, 10), abs=5e-8)
-    assert interval.excludes_zero
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -44,21 +43,10 @@ def test_mean_interval_is_scipys(n: int, level: float) -> None:
 
 def test_one_value_has_no_interval_and_so_no_evidence() -> None:
     assert mean_interval([0.7]) == Interval(0.7, None, None, 1)
-    assert not mean_interval([0.7]).excludes_zero
 
 
 def test_equal_values_have_an_interval_of_no_width() -> None:
     assert mean_interval([0.1] * 3) == Interval(0.1, 0.1, 0.1, 3)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "excludes"),
-    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 0.2, False)],
-)
-def test_an_interval_that_touches_zero_does_not_exclude_it(
-    low: float, high: float, excludes: bool
-) -> None:
-    assert Interval(0.1, low, high, 3).excludes_zero is excludes
 
 
 def test_differences_are_over_common_seeds_alone() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from bench.report.groups import cells_csv
 from bench.report.results import findings, summary_section
 from bench.report.tables import (
     Column,
-    Entry,
     Section,
     Table,
+    Value,
     notes_once,
     show,
     to_csv,
@@ -39,45 +40,41 @@ LABEL = Column(key="label", name="method", align="left")
 SMALL = Table(
     title="A & B",
     columns=(LABEL, POINTS),
-    rows=(
-        (Entry("soft_logits"), Entry(Interval(0.01, 0.005, 0.015, 3))),
-        (Entry("a|b <i>"), Entry(None, instead="not run")),
-    ),
+    rows=({"label": "soft_logits", "g": Interval(0.01, 0.005, 0.015, 3)}, {"label": "a|b <i>"}),
     notes=("~ is 5 % of $x_1$",),
 )
 
 
-def one(value, **entry) -> Table:
-    column = replace(LABEL, interval=isinstance(value, Interval))
-    return Table(title="t", columns=(column,), rows=((Entry(value, **entry),),))
+def one(value) -> Table:
+    return Table(title="t", columns=(LABEL,), rows=({"label": value},))
 
 
 @pytest.mark.parametrize(
-    ("column", "entry", "expected"),
+    ("column", "value", "expected"),
     [
-        (PERCENT, Entry(Interval(0.7123, 0.7, 0.7246, 3)), "71.23 ± 1.23"),
-        (PERCENT, Entry(Interval(0.7123, None, None, 1)), "71.23 (n=1)"),
-        (PERCENT, Entry(Interval(0.7, 0.6, 0.75, 9)), "70.00 [60.00, 75.00]"),
-        (PERCENT, Entry(None), "-"),
-        (POINTS, Entry(Interval(0.01, -0.01, 0.03, 2)), "+1.00 ± 2.00"),
-        (POINTS, Entry(Interval(-0.01, -0.02, 0.0, 2)), "-1.00 ± 1.00"),
-        (POINTS, Entry(Interval(-0.00001, None, None, 1)), "0.00 (n=1)"),
-        (POINTS, Entry(0.0), "0.00"),
-        (PLAIN, Entry(30), "30"),
-        (PLAIN, Entry(30.0), "30"),
-        (PLAIN, Entry(12.5), "12.5"),
-        (LABEL, Entry("two\nlines\t\x1b[31m"), "two lines [31m"),
+        (PERCENT, Interval(0.7123, 0.7, 0.7246, 3), "71.23 ± 1.23"),
+        (PERCENT, Interval(0.7123, None, None, 1), "71.23 (n=1)"),
+        (PERCENT, Interval(0.7, 0.6, 0.75, 9), "70.00 [60.00, 75.00]"),
+        (PERCENT, None, "-"),
+        (POINTS, Interval(0.01, -0.01, 0.03, 2), "+1.00 ± 2.00"),
+        (POINTS, Interval(-0.01, -0.02, 0.0, 2), "-1.00 ± 1.00"),
+        (POINTS, Interval(-0.00001, None, None, 1), "0.00 (n=1)"),
+        (POINTS, 0.0, "0.00"),
+        (PLAIN, 30, "30"),
+        (PLAIN, 30.0, "30"),
+        (PLAIN, 12.5, "12.5"),
+        (LABEL, "two\nlines\t\x1b[31m", "two lines [31m"),
     ],
 )
-def test_an_entry_is_shown_as_people_read_it(column: Column, entry: Entry, expected: str) -> None:
-    assert show(column, entry) == expected
+def test_a_value_is_shown_as_people_read_it(column: Column, value: Value, expected: str) -> None:
+    assert show(column, value) == expected
 
 
 def test_a_table_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="a row of 1 entries for 2 columns"):
-        Table(title="t", columns=(LABEL, PLAIN), rows=((Entry("a"),),))
-    with pytest.raises(ValueError, match=r"column 'x'; declare the column with interval=True"):
-        Table(title="t", columns=(PLAIN,), rows=((Entry(Interval(1, None, None, 1)),),))
+    with pytest.raises(ValueError, match="table 't' has no column y"):
+        Table("t", (LABEL, PLAIN), ({"label": "a", "y": 1},))
+    with pytest.raises(ValueError, match="x_low"):
+        to_csv(Table("t", (PLAIN,), ({"x": Interval(1, None, None, 1)},)))
 
 
 def test_markdown_is_escaped_and_aligned() -> None:
@@ -86,7 +83,7 @@ def test_markdown_is_escaped_and_aligned() -> None:
         "| method      | gain (points) |\n"
         "| ----------- | ------------: |\n"
         "| soft_logits |  +1.00 ± 0.50 |\n"
-        "| a\\|b \\<i>   |       not run |\n\n"
+        "| a\\|b \\<i>   |             - |\n\n"
         "- ~ is 5 % of \\$x_1\\$\n"
     )
 
@@ -95,7 +92,7 @@ def test_csv_holds_raw_numbers_in_full_precision() -> None:
     assert to_csv(SMALL) == (
         "label,g,g_low,g_high,g_n\nsoft_logits,0.01,0.005,0.015,3\na|b <i>,,,,\n"
     )
-    third = Table(title="t", columns=(replace(PERCENT, interval=False),), rows=((Entry(1 / 3),),))
+    third = Table("t", (replace(PERCENT, interval=False),), ({"a": 1 / 3},))
     assert to_csv(third) == "a\n0.3333333333333333\n"
 
 
@@ -170,7 +167,7 @@ def test_cells_equal_those_written_by_hand() -> None:
     assert cells_csv(grid.plan(), grid.records()) == golden("cells.csv")
 
 
-def tables(plan, records) -> tuple[Table, ...]:
+def tables(plan, records) -> Sequence[Table]:
     return summary_section(findings(plan, records, None)).tables
 
 
@@ -191,8 +188,8 @@ def shown(rows, records, label: str) -> dict[str, str]:
     """The entries of one label as shown, by the key of their column."""
     plan = Plan(name="p", description="", config={}, rows=rows)
     (table,) = tables(plan, {one.cell_id: one for one in records})
-    row = next(row for row in table.pairs() if row[0][1].value == label)
-    return {column.key: show(column, entry) for column, entry in row}
+    row = next(row for row in table.cells() if row[0][1] == label)
+    return {column.key: show(column, value) for column, value in row}
 
 
 def seeds(label: str, *accuracies: float | None):
@@ -211,7 +208,7 @@ def test_a_verdict_is_for_every_row_and_the_best_are_first() -> None:
     plan = Plan(name="p", description="", config={}, rows=rows)
     (table,) = tables(plan, {one.cell_id: one for one in records})
     assert table.columns[1].key == "verdict"
-    assert [(row[0].value, row[1].value) for row in table.rows] == [
+    assert [(row["label"], row["verdict"]) for row in table.rows] == [
         ("no teacher", "student"),
         ("soft_logits", "proven"),
         ("rkd", "not proven"),
@@ -267,7 +264,7 @@ def test_baselines_come_first_and_methods_in_the_order_of_the_plan() -> None:
     plan = Plan(name="p", description="", config={}, rows=rows)
     one = grid.finished(rows[0], 0.7, 0.7, None)
     (table,) = tables(plan, {one.cell_id: one})
-    assert [row[0].value for row in table.rows] == ["teacher", "no teacher", "rkd", "fitnet"]
+    assert [row["label"] for row in table.rows] == ["teacher", "no teacher", "rkd", "fitnet"]
 
 
 def test_rows_trained_by_different_code_are_said() -> None:
@@ -289,14 +286,11 @@ def test_two_cells_for_one_label_and_seed_are_refused() -> None:
         tables(plan, {other.cell_id: grid.finished(other, 0.7, 0.7, None)})
 
 
-def test_files_of_tables_that_a_section_no_longer_has_are_removed(tmp_path):
-    def table(key: str) -> Table:
-        column = Column(key=key, name=key)
-        return Table(title=key, columns=(column,), rows=((Entry(1.0),),))
-
-    (tmp_path / "found_by_hand.csv").touch()
-    both = write_csv(Section(name="found", title="t", tables=(table("a"), table("b"))), tmp_path)
-    assert {path.name for path in both} == {"found.csv", "found_2.csv"}
-    write_csv(Section(name="found", title="t", tables=(table("a"),)), tmp_path)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"found.csv", "found_by_hand.csv"}
+def test_tables_of_a_section_share_a_file(tmp_path):
+    other = Table("B", (LABEL, POINTS, PLAIN), ({"label": "rkd", "x": 7},))
+    (path,) = write_csv(Section(name="both", title="t", tables=(SMALL, other)), tmp_path)
+    assert path.read_text() == (
+        "table,label,g,g_low,g_high,g_n,x\nA & B,soft_logits,0.01,0.005,0.015,3,\n"
+        "A & B,a|b <i>,,,,,\nB,rkd,,,,,7\n"
+    )
+    assert write_csv(Section(name="none", title="t"), tmp_path) == []

@@ -12,6 +12,7 @@ from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
     from bench.cost.costs import Costs
+    from bench.report.results import Findings
 
 
 def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
@@ -19,42 +20,33 @@ def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) 
     from bench.report.results import findings
     from bench.report.terminal import result_lines, result_tables
 
-    files = write(work, plan.name, costs, (plan, records))
     found = findings(plan, records, costs)
+    files = write(work, found)
     print(*result_tables(found, width()), sep="\n")
     say([*result_lines(found), f"open {work.grid(plan.name) / 'report.html'}"])
     return files
 
 
-def write(
-    work: WorkDir, name: str, costs: Costs, trained: tuple[Plan, dict[str, Record]] | None
-) -> list[Path]:
-    """Writes tables, figures and the report of a grid.
-
-    Args:
-        work: the work directory.
-        name: of the grid.
-        costs: what the profiler measured.
-        trained: the grid's plan and records; None where it was only profiled.
-
-    Returns:
-        The files to mirror.
-    """
+def write(work: WorkDir, found: Findings) -> list[Path]:
+    """Writes tables, figures and the report of a grid; returns the files to mirror."""
     from bench.archive import FILE as ARCHIVE
     from bench.archive import write_archive
     from bench.cost.costs import FILE as MEASURED
+    from bench.report.build import build
+
+    folder = work.grid(found.plan.name)
+    files = build(found, work.store.root, folder)
+    write_archive(found.plan, found.records, folder / ARCHIVE)
+    return [*files, *folder.glob(MEASURED)]
+
+
+def write_profile(work: WorkDir, name: str, costs: Costs) -> list[Path]:
+    """Writes what methods cost, of a grid that was only profiled; returns the files to mirror."""
+    from bench.cost.costs import FILE as MEASURED
+    from bench.report.cost import write_costs
 
     folder = work.grid(name)
-    if trained is None:
-        from bench.report.cost import write_costs
-
-        files = write_costs(costs, folder)
-    else:
-        from bench.report.build import build
-
-        files = build(*trained, costs, work.store.root, folder)
-        write_archive(*trained, folder / ARCHIVE)
-    return [*files, *folder.glob(MEASURED)]
+    return [*write_costs(costs, folder), *folder.glob(MEASURED)]
 
 
 def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from bench.cli.outputs import mirror_files, write
+from bench.cli.outputs import mirror_files, write, write_profile
 from bench.cli.recorded import fetch_results, has_results
 from bench.record import write_atomically
 from bench.workdir import WorkDir
@@ -27,6 +27,7 @@ def profile(options: argparse.Namespace) -> int:
     from bench.cost.profiler import profile as measure
     from bench.progress import ProgressDisplay
     from bench.report.cost import costs_to_text
+    from bench.report.results import findings
 
     work = WorkDir(options.work_dir)
     grid, workload, how = _read(options, work)
@@ -41,9 +42,11 @@ def profile(options: argparse.Namespace) -> int:
             step = replace(workload, recipe=recipe)
             costs = costs.with_newer(measure(*models, rows, step, how, display.show))
             write_atomically(file, costs.to_json())
-    trained = has_results(work, grid.name)
-    results = fetch_results(work, grid.name, "records") if trained else None
-    files = write(work, grid.name, costs, results)
+    if has_results(work, grid.name):
+        results = fetch_results(work, grid.name, "records")
+        files = write(work, findings(*results, costs))
+    else:
+        files = write_profile(work, grid.name, costs)
     print(costs_to_text(costs), f"tables and figures: {work.grid(grid.name)}", sep="\n")
     mirror_files(work, grid.name, files)
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from bench.cli.outputs import mirror_files, render, write
+from bench.cli.outputs import mirror_files, render, write, write_profile
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results
 from bench.cli.terminal import say, width
 from bench.faults import UserError
@@ -17,7 +17,7 @@ def tables(options: argparse.Namespace) -> int:
     name = grid_name(options.grid)
     costs = fetch_costs(work, name, options.origin)
     if costs and options.origin == "records" and not has_results(work, name):
-        write(work, name, costs, None)
+        write_profile(work, name, costs)
         print(f"nothing was trained; what it costs: {work.grid(name)}")
         return 0
     plan, records = fetch_results(work, name, options.origin)
@@ -37,6 +37,7 @@ def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
     from bench.launch.leases import Leases
     from bench.launch.mirroring import send_records, sole_mirror
+    from bench.report.results import findings
 
     work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
@@ -44,7 +45,7 @@ def sync(options: argparse.Namespace) -> int:
     with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
         sent = send_records(mirror, work, plan)
     costs = fetch_costs(work, name, "records")
-    mirror_files(work, plan.name, write(work, plan.name, costs, (plan, records)))
+    mirror_files(work, plan.name, write(work, findings(plan, records, costs)))
     print(f"{sent} records sent")
     return 0
 

@@ -119,7 +119,7 @@ def sentences(found: Findings) -> list[Sentence]:
 
 
 def _overall(found: Findings) -> Sentence:
-    lines = found.overall_lines()
+    lines = found.overall_lines
     best = next((line for line in lines if line.proven), lines[0])
     assert best.gain is not None  # a mean over pairs has one
     verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
@@ -243,7 +243,7 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
 
 def _longer(found: Findings) -> Line | None:
     """The longer-trained student of the highest mean gain, over all pairs or of the first one."""
-    for lines in (found.overall_lines(), *map(found.lines, found.answers)):
+    for lines in (found.overall_lines, *(found.lines[key] for key in found.answers)):
         rows = [line for line in lines if line.kind == LONGER and line.gain is not None]
         if rows:
             return max(rows, key=lambda line: line.gain.mean if line.gain else 0.0)
@@ -252,5 +252,5 @@ def _longer(found: Findings) -> Line | None:
 
 def _best_method(found: Findings, key: PairId) -> str:
     """The finalist of the highest gain that needs a teacher."""
-    lines = (line for line in found.lines(key) if line.kind == METHOD and line.gain is not None)
+    lines = (line for line in found.lines[key] if line.kind == METHOD and line.gain is not None)
     return next((line.label for line in lines), "")

@@ -40,7 +40,7 @@ from bench.report.measures import (
     teachers,
 )
 from bench.report.results import Findings
-from bench.report.tables import Section, Table, Value, text_columns
+from bench.report.tables import Table, Value, text_columns
 from bench.report.wording import row_title
 from bench.statistics import ALPHA, holm, mean_interval, paired_differences, paired_p
 
@@ -75,12 +75,6 @@ class Claim(NamedTuple):
     wanted: int = 1
 
 
-def claims_section(found: Findings) -> Section:
-    """The table of claims."""
-    title = "The survey's claims, measured"
-    return Section(name="claims", title=title, tables=(claim_table(found),))
-
-
 def claim_table(found: Findings) -> Table:
     """One row a claim; see the head of this module for how verdicts come about."""
     claims = _claims(found)
@@ -90,7 +84,7 @@ def claim_table(found: Findings) -> Table:
     adjusted = holm([1.0 if p is None else p for p in raw])
     p_of = {c.text: None if r is None else p for c, r, p in zip(tested, raw, adjusted, strict=True)}
     rows = [_row(claim, p_of.get(claim.text)) for claim in claims]
-    return Table.by_name("Claims", CLAIM_COLUMNS, rows, CLAIM_NOTES)
+    return Table("Claims", CLAIM_COLUMNS, rows, CLAIM_NOTES)
 
 
 def _claims(found: Findings) -> list[Claim]:

@@ -18,15 +18,15 @@ CONDITION_COLUMNS = (*text_columns("what", "value"), Column(key="cells", name="c
 FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 
-def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
+def conditions_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     """Device, precision, versions, commit, dates, seeds, data and recipe, with cells of each.
 
-    A row for every value that any finished cell had; None without finished cells.
+    A row for every value that any finished cell had; no table without finished cells.
     """
     cells = [records[i] for i in plan.cell_ids() if i in records]
     cells = [record for record in cells if record.status == FINISHED]
     if not cells:
-        return None
+        return []
     rows = [_row("seeds", seeds_text(row.seed for row in plan.rows), len(cells))]
     times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
     rows += [_row("first cell started", times[0], 1)] if times else []
@@ -37,16 +37,12 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
         fields = [r.cell.get(part, {}) for r in cells]
         for key in dict.fromkeys(key for each in fields for key in each):
             rows += _counted(f"{part}: {key}", [each.get(key) for each in fields])
-    return Table.by_name(
-        title="Conditions of the finished cells",
-        columns=CONDITION_COLUMNS,
-        rows=rows,
-        notes=(
-            "Teachers and students may differ in recipe and data: each value has its cells.",
-            "Code: digest of what decides numbers. Results of equal NUMERICS (bench/cell.py) are "
-            "comparable; it is part of every cell's id.",
-        ),
+    notes = (
+        "Teachers and students may differ in recipe and data: each value has its cells.",
+        "Code: digest of what decides numbers. Results of equal NUMERICS (bench/cell.py) are "
+        "comparable; it is part of every cell's id.",
     )
+    return [Table("Conditions of the finished cells", CONDITION_COLUMNS, rows, notes)]
 
 
 def _row(what: str, value: str, cells: int) -> dict[str, Value]:
@@ -69,11 +65,11 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
+def faults_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     """Every row of the plan without a result: failed, not applicable or not run, and why.
 
-    Rows of equal pair, method, status and reason are one, with their seeds; None if every cell
-    finished.
+    Rows of equal pair, method, status and reason are one, with their seeds; no table if
+    every cell finished.
     """
     seeds: dict[tuple[str, ...], list[int]] = {}
     for key, rows in group_by_pair(plan).items():
@@ -83,10 +79,8 @@ def faults_table(plan: Plan, records: Mapping[str, Record]) -> Table | None:
                 reason = (record.error if record is not None else "") or "-"
                 fault = (key.title, row_title(row.label), status.replace("_", " "), reason)
                 seeds.setdefault(fault, []).append(row.seed)
-    if not seeds:
-        return None
     rows = [
         {"pair": pair, "label": row, "seeds": seeds_text(met), "status": status, "reason": reason}
         for (pair, row, status, reason), met in seeds.items()
     ]
-    return Table.by_name("Cells without a result", FAULT_COLUMNS, rows)
+    return [Table("Cells without a result", FAULT_COLUMNS, rows)] if rows else []

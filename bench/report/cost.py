@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.cost.costs import MIB, CostRecord, Costs, Quartiles
-from bench.record import FINISHED, Record
-from bench.report.figures import Dumbbell, dumbbells
+from bench.cost.costs import MIB, CostRecord, Costs
+from bench.record import FINISHED
+from bench.report.figures import dumbbells
 from bench.report.tables import (
     Column,
-    Entry,
     Section,
     Table,
     Value,
@@ -60,19 +59,7 @@ NOTES = (
 )
 
 
-Place = tuple[str, ...]
-"""A pair and the conditions that it was measured under, see `CostRecord.place`."""
-
-
-def by_place(records: Iterable[CostRecord]) -> dict[Place, list[CostRecord]]:
-    """Records that may share a table: one pair under one set of conditions."""
-    places: dict[Place, list[CostRecord]] = {}
-    for record in records:
-        places.setdefault(record.place, []).append(record)
-    return places
-
-
-def pair_title(record: CostRecord) -> str:
+def _title(record: CostRecord) -> str:
     """What a measurement was made on, in one line."""
     at = record.conditions
     threads = f", threads {at['threads']}" if at.get("device_type") == "cpu" else ""
@@ -82,7 +69,7 @@ def pair_title(record: CostRecord) -> str:
     )
 
 
-def measured_with(records: Sequence[CostRecord]) -> str:
+def _measured_with(records: Sequence[CostRecord]) -> str:
     """The conditions that all records share; those that differ show every value."""
     shown = []
     for name in CONDITIONS:
@@ -93,56 +80,33 @@ def measured_with(records: Sequence[CostRecord]) -> str:
     return f"Measured with: {'; '.join(shown)}."
 
 
-def other_code(costs: Iterable[CostRecord], cells: Iterable[Record]) -> str:
-    """One sentence where costs and accuracies are of different commits; else empty."""
-    cost, accuracy = (
-        dict.fromkeys(str(x.conditions["commit"])[:10] for x in found if x.conditions.get("commit"))
-        for found in (costs, cells)
-    )
-    if not cost or not accuracy or set(cost) == set(accuracy):
-        return ""
-    return (
-        f"Costs were measured with another version of the code (commit {', '.join(cost)}) than "
-        f"accuracies ({', '.join(accuracy)})."
-    )
-
-
 def _plain(value: object) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def quartile_entry(measured: Quartiles | None) -> Entry:
-    """The median with its quartiles; without them if it was measured once."""
-    if measured is None:
-        return Entry(None)
-    low, high = (None, None) if measured.n == 1 else (measured.q1, measured.q3)
-    return Entry(Interval(measured.median, low, high, measured.n))
 
 
 def method_table(records: Sequence[CostRecord]) -> Table:
     """A row for each method, of one pair under one set of conditions."""
     teacher = records[0].teacher_bytes / MIB
-    return Table.by_name(
-        f"Cost of training, {pair_title(records[0])}",
-        METHOD_COLUMNS,
-        map(_method_row, records),
-        (
-            measured_with(records),
-            *NOTES,
-            f"The teacher's weights take {teacher:.2f} MiB more wherever a stage reads the "
-            "teacher's view of the batch.",
-        ),
+    notes = (
+        _measured_with(records),
+        *NOTES,
+        f"The teacher's weights take {teacher:.2f} MiB more wherever a stage reads the "
+        "teacher's view of the batch.",
     )
+    rows = [_method_row(record) for record in records]
+    return Table(f"Cost of training, {_title(records[0])}", METHOD_COLUMNS, rows, notes)
 
 
-def _method_row(record: CostRecord) -> dict[str, Entry | Value]:
-    row: dict[str, Entry | Value] = {"label": row_title(record.label)}
+def _method_row(record: CostRecord) -> dict[str, Value]:
+    row: dict[str, Value] = {"label": row_title(record.label)}
     if record.status != FINISHED:
         return {**row, "status": f"{record.status.replace('_', ' ')}: {record.error}"}
     losses = [stage.loss.ms.median if stage.loss else None for stage in record.stages]
+    ratio = record.training_cost_ratio
+    ends = (ratio.q1, ratio.q3) if ratio and ratio.n > 1 else (None, None)
     return {
         **row,
-        "training_cost_ratio": quartile_entry(record.training_cost_ratio),
+        "training_cost_ratio": ratio and Interval(ratio.median, *ends, ratio.n),
         "training_flop_ratio": record.training_flop_ratio,
         "step_ms": _joined(stage.step_ms.median for stage in record.stages),
         "loss_ms": _joined(losses),
@@ -157,21 +121,23 @@ def _joined(values: Iterable[float | None]) -> str | None:
     return "; ".join("-" if x is None else f"{x:.2f}" for x in values) or None
 
 
+def cost_section(costs: Costs) -> Section:
+    """The methods, for each pair under one set of conditions, and every loss next to its step."""
+    places: dict[tuple[str, ...], list[CostRecord]] = {}
+    for record in costs.records:
+        places.setdefault(record.place, []).append(record)
+    drawn = [(_title(records[0]), dumbbells(records)) for records in places.values()]
+    return Section(
+        name="cost",
+        title="What methods cost",
+        tables=[method_table(records) for records in places.values()],
+        dumbbells=[(title, rows) for title, rows in drawn if rows],
+    )
+
+
 def costs_to_text(costs: Costs) -> str:
     """The tables of methods for a terminal."""
     return "\n".join(map(to_text, cost_section(costs).tables))
-
-
-def cost_section(costs: Costs) -> Section:
-    """The methods, for each pair and set of conditions."""
-    tables = tuple(map(method_table, by_place(costs.records).values()))
-    return Section(name="cost", title="What methods cost", tables=tables)
-
-
-def pair_dumbbells(costs: Costs) -> list[tuple[str, list[Dumbbell]]]:
-    """For each pair and set of conditions its title, and every loss next to its step."""
-    groups = by_place(costs.records).values()
-    return [(pair_title(r[0]), rows) for r in groups if (rows := dumbbells(r))]
 
 
 def measured_at(costs: Costs) -> str:

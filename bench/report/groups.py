@@ -142,7 +142,7 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
     `cell_id`.
     """
     rows = [_cell(row, records.get(row.cell_id)) for row in plan.rows]
-    return to_csv(Table.by_name(plan.name, CELL_COLUMNS, rows))
+    return to_csv(Table(plan.name, CELL_COLUMNS, rows))
 
 
 def _cell(row: Row, record: Record | None) -> dict[str, Value]:

@@ -6,30 +6,35 @@ Styles, scripts and figures lie inside. Whatever comes from a grid or a record i
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from bench.report.card import SYMBOLS, PairLine, Sentence
-from bench.report.figures import Curves, Dumbbell, Forest, GainCost
-from bench.report.results import Line
-from bench.report.tables import Entry, Section, csv_value, notes_once, show
+from bench.report.card import SYMBOLS, caution, pair_lines, sentences
+from bench.report.cost import measured_at
+from bench.report.facts import facts, measured_on
+from bench.report.figures import Curves, Forest, GainCost, finding, forest, gain_cost
+from bench.report.results import Findings, Line
+from bench.report.tables import Section, Value, csv_value, notes_once, show
 from bench.report.wording import points
 from bench.statistics import Interval
 
 FOLDER = Path(__file__).parent / "template"
 
 MOST_BYTES, MOST_WORDS = 600_000, 8_000
-"""Of one page; sections beyond go to `details.html`."""
+"""Of a page; the longest sections beyond are left out, and their CSV files linked."""
 
 MOST_ROWS = 200
-"""Rows of all panels of the page; further pairs go to `details.html`."""
+"""Rows of all panels; further pairs have their figures in files alone."""
+
+LINKS = (("summary.csv", "summary.csv"), ("cells.csv", "cells.csv"), ("LaTeX", "summary.tex"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
+class Panel(NamedTuple):
     """The figures of one pair, or of the mean over pairs, and what they show in words.
 
     `sample` is over how many seeds, after a comma; `gain_cost` is None where no cost is known.
@@ -42,90 +47,57 @@ class Panel:
     gain_cost: GainCost | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class PageSection(Section):
-    """A section as the page shows it, closed: lines of text and figures of each pair, then tables.
-
-    A pair's curves have its title and a finding in words, its dumbbells have its title.
-    """
-
-    lines: Sequence[str] = ()
-    curves: Sequence[tuple[str, str, Curves]] = ()
-    dumbbells: Sequence[tuple[str, list[Dumbbell]]] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """What a page shows.
-
-    Attributes:
-        name: the grid's.
-        facts: what holds for the whole grid.
-        test_set: what accuracies are of.
-        sample: size of the test set; begins with a blank.
-        measured: where costs were measured; begins with a blank.
-        sentences: the answer.
-        caution: what to know before it.
-        pairs: the answer for each pair.
-        panels: the figures, the first one shown.
-        sections: closed.
-        links: text and address.
-        details: whether this is the page of what the report has no room for.
-    """
-
-    name: str
-    facts: Sequence[str]
-    test_set: str
-    sample: str
-    measured: str
-    sentences: Sequence[Sentence]
-    caution: Sequence[str]
-    pairs: Sequence[PairLine]
-    panels: Sequence[Panel]
-    sections: Sequence[PageSection]
-    links: Sequence[tuple[str, str]]
-    details: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """What the answer begins with; empty without one."""
-        return next((part.verdict for s in self.sentences for part in s if part.verdict), "")
-
-
-def render_pages(page: Page) -> dict[str, str]:
-    """File name -> its content: `report.html`, and `details.html` where one has not enough room.
+def render_page(found: Findings, sections: Sequence[Section]) -> str:
+    """The answer, its figures and the closed sections that there is room for.
 
     Equal input gives equal bytes.
     """
-    rows, shown = 0, 0
-    for panel in page.panels:
-        rows += len(panel.forest.rows)
-        shown += rows <= MOST_ROWS or shown == 0
-    panels, more = page.panels[:shown], page.panels[shown:]
-    bare = replace(page, panels=panels, sections=[])
-    sections, rest = _that_fit(bare, page.sections)
-    beyond = [("more numbers", "details.html")] if more or rest else []
-    inside = [(s.title.lower(), f"#all-{s.name}") for s in sections[:2]]
-    report = _render(replace(bare, sections=sections, links=[*inside, *page.links, *beyond]))
-    if not beyond:
-        return {"report.html": report}
-    links = [("the answer", "report.html"), *page.links]
-    details = replace(page, panels=more, sections=rest, links=links, details=True)
-    return {"report.html": report, "details.html": _render(details)}
+    panels = _panels(found)
+    rows = accumulate(len(panel.forest.rows) for panel in panels)
+    shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
+    images = {pair.test_images for pair in found.pairs.values()} - {0}
+    said = sentences(found)
+    parts = {
+        "name": found.plan.name,
+        "facts": facts(found.plan, found.groups, found.records) or [found.plan.description],
+        "test_set": measured_on(found.plan, "set"),
+        "sample": f" of {min(images):,} images" if len(images) == 1 else "",
+        "measured": measured_at(found.costs),
+        "sentences": said,
+        "decided": next((part.verdict for s in said for part in s if part.verdict), ""),
+        "caution": caution(found),
+        "pairs": pair_lines(found),
+        "panels": shown,
+    }
+    files = [*LINKS, *[("figures of all pairs", "figures/")][: len(panels) - len(shown)]]
+    kept = list(sections)
+    while True:
+        inside = [(s.title.lower(), f"#all-{s.name}") for s in kept[:2]]
+        text = _render(parts, kept, [*inside, *files])
+        if not kept or (words(text) <= MOST_WORDS and len(text.encode()) <= MOST_BYTES):
+            return text
+        longest = max(kept, key=lambda section: len(_render(parts, [section], [])))
+        kept.remove(longest)
+        files += [(longest.title.lower(), f"{longest.name}.csv")][: len(longest.tables)]
 
 
-def _that_fit(
-    page: Page, sections: Sequence[PageSection]
-) -> tuple[list[PageSection], list[PageSection]]:
-    """The sections that the page has room for, and the longest ones, that it has not."""
-    length = {s.name: words(_render(replace(page, panels=(), sections=[s]))) for s in sections}
-    kept: list[PageSection] = []
-    for section in sorted(sections, key=lambda section: length[section.name]):
-        text = _render(replace(page, sections=[*kept, section]))
-        # Some room is left for the links.
-        if words(text) < MOST_WORDS - 100 and len(text.encode()) < MOST_BYTES - 1000:
-            kept.append(section)
-    return [s for s in sections if s in kept], [s for s in sections if s not in kept]
+def _panels(found: Findings) -> list[Panel]:
+    """The mean over pairs where that is the answer, then every pair."""
+    shown = [(f"mean over {len(found.pairs)} pairs", "", found.overall_lines)]
+    for key in found.answers:
+        shown.append((found.titles[key], _sample(found, found.lines[key]), found.lines[key]))
+    return [
+        Panel(title, sample, f"{title}: {finding(lines)}", plot, gain_cost(lines))
+        for title, sample, lines in shown
+        if (plot := forest(lines)) is not None
+    ]
+
+
+def _sample(found: Findings, lines: Sequence[Line]) -> str:
+    seeds = [line.gain.n for line in lines if line.gain is not None]
+    few = [n for n in seeds if n < max(seeds)]
+    screened = f" (screened only: {max(few)})" if found.screened and few else ""
+    return f", n = {max(seeds)} seeds{screened}" if seeds else ""
 
 
 def words(text: str) -> int:
@@ -146,10 +118,13 @@ def figure_file(kind: str, plot: GainCost | Curves, alt: str, title: str, measur
     return str(module.gain_cost(plot, alt, **options))  # pyright: ignore
 
 
-def _render(page: Page) -> str:
-    sections = [replace(s, tables=tuple(notes_once(s.tables))) for s in page.sections]
+def _render(
+    parts: dict[str, Any], sections: Sequence[Section], links: Sequence[tuple[str, str]]
+) -> str:
     return _environment().get_template("page.html").render(
-        page=replace(page, sections=sections),
+        parts,
+        sections=[replace(s, tables=notes_once(s.tables)) for s in sections],
+        links=links,
         style=_style("figure"),
         page_style=_style("page"),
         script=Markup(_text("page.js")),
@@ -173,10 +148,10 @@ def _cost(line: Line) -> str:
     return "–" if line.cost is None else f"×{line.cost:.1f}"
 
 
-def _raw(entry: Entry) -> str:
+def _raw(value: Value) -> str:
     """What to sort a number by; empty for text."""
-    value = entry.value.mean if isinstance(entry.value, Interval) else entry.value
-    return csv_value(value) if isinstance(value, (int, float)) else ""
+    number = value.mean if isinstance(value, Interval) else value
+    return csv_value(number) if isinstance(number, (int, float)) else ""
 
 
 def _style(name: str) -> Markup:

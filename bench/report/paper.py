@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.faults import one_line
 from bench.report.results import Findings, Line
-from bench.report.tables import Column, Entry, show
+from bench.report.tables import Column, show
 from bench.report.wording import row_title
 
 TEXT_WIDTH, TEXT_LINES = 345.0, 56
@@ -44,11 +44,11 @@ def paper_table(found: Findings) -> str:
     The document needs \usepackage{booktabs}. Bold is proven.
     """
     columns = {
-        found.titles[key]: {line.label: line for line in found.lines(key) if line.gain is not None}
+        found.titles[key]: {line.label: line for line in found.lines[key] if line.gain is not None}
         for key in found.pairs
     }
     columns = {title: lines for title, lines in columns.items() if lines}
-    overall = {line.label: line for line in found.overall_lines()}
+    overall = {line.label: line for line in found.overall_lines}
     if overall:
         columns = {f"mean over {len(found.pairs)} pairs": overall, **columns}
     labels = list(dict.fromkeys(label for lines in columns.values() for label in lines))
@@ -85,13 +85,13 @@ def _caption(found: Findings, seeds: set[int]) -> str:
 def _cell(line: Line | None) -> str:
     if line is None or line.gain is None:
         return "--"
-    text = escape(show(GAIN, Entry(line.gain)))
+    text = escape(show(GAIN, line.gain))
     return rf"\textbf{{{text}}}" if line.proven else text
 
 
 def _widest(title: str, lines: Mapping[str, Line]) -> int:
     """Letters of a column."""
-    texts = [*_heading(title), *(show(GAIN, Entry(line.gain)) for line in lines.values())]
+    texts = [*_heading(title), *(show(GAIN, line.gain) for line in lines.values())]
     return max(map(len, texts))
 
 

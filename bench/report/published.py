@@ -64,12 +64,12 @@ def published_tables(plan: Plan, records: Mapping[str, Record]) -> tuple[Table, 
         for key, rows in group_by_pair(plan).items()
         for source in load_published()
     )
-    return tuple(table for table in made if table is not None)
+    return tuple(table for table in made if table.rows)
 
 
 def _pair_table(
     source: Mapping[str, Any], key: PairId, rows: Iterable[Row], records: Mapping[str, Record]
-) -> Table | None:
+) -> Table:
     same = [row for row in rows if row.role != "source" and _finished(records, row.cell_id)]
     by_method = {
         name: [row for row in same if _equals(source, name, row, records)]
@@ -79,9 +79,7 @@ def _pair_table(
     for measure, pairs in source["accuracy"].items():
         for name, percent in pairs.get(f"{key.teacher}:{key.student}", {}).items():
             lines += _lines(name, measure, percent / 100, by_method[name], records)
-    if not lines:
-        return None
-    return Table.by_name(
+    return Table(
         title=f"{key.title}: published and ours",
         columns=COLUMNS,
         rows=lines,

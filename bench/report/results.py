@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from bench.cost.costs import Costs
@@ -16,7 +16,7 @@ from bench.evidence import decide_plan
 from bench.record import Plan, Record
 from bench.report.facts import measured_on, pair_titles
 from bench.report.groups import Group, measured_groups, whole
-from bench.report.tables import Column, Entry, Section, Table, Value
+from bench.report.tables import Column, Section, Table
 from bench.report.wording import row_title, seeds_text
 from bench.statistics import Interval, mean_interval, paired_differences
 
@@ -99,9 +99,11 @@ class Findings:
 
     Attributes:
         plan, records, costs: what was asked for, trained and profiled.
-        groups, titles: of every pair with any record.
+        groups, titles, lines: of every pair with any record; lines are teacher, student, then the
+            best first, screened ones after these.
         pairs, answers: evidence and decision, of those with a plain student.
-        overall: mean gains over pairs, of a grid of equal seeds.
+        overall, overall_lines: mean gains over pairs, the best first; of a grid of equal seeds.
+        screened: whether the grid screens rows and confirms the finalists.
     """
 
     plan: Plan
@@ -109,53 +111,12 @@ class Findings:
     costs: Costs
     groups: Mapping[PairId, list[Group]]
     titles: Mapping[PairId, str]
+    lines: Mapping[PairId, list[Line]]
     pairs: Mapping[PairId, Pair]
     answers: Mapping[PairId, Answer]
-    overall: tuple[Overall, ...]
-
-    @property
-    def screened(self) -> bool:
-        """Whether the grid screens rows and confirms the finalists."""
-        return isinstance(self.plan.config.get("seeds"), Mapping)
-
-    def lines(self, key: PairId) -> list[Line]:
-        """The rows of a pair: teacher, student, then the best first; screened ones after these."""
-        evidence = self.pairs.get(key)
-        rows = {row.name: row for row in evidence.rows} if evidence else {}
-        seen = Counter[str]()
-        lines = []
-        for group in self.groups[key]:
-            row = rows.get(group.label) if group.role != "teacher" else None
-            lines.append(_line(group, row, evidence, self.answers.get(key), seen[group.method]))
-            seen[group.method] += group.role == "method"
-        order = {"teacher": 0, "student": 1}
-
-        def place(line: Line) -> tuple[int, bool, bool, float]:
-            behind = self.screened and line.verdict in (SCREENED, CONTROL)
-            gain = line.gain.mean if line.gain else 0.0
-            return order.get(line.role, 2), line.gain is None, behind, -gain
-
-        return sorted(lines, key=place)
-
-    def overall_lines(self) -> list[Line]:
-        """Each row's mean gain over the pairs, best first; none for other grids."""
-        lines: dict[str, list[Line]] = {}
-        for key in self.pairs:
-            for line in self.lines(key):
-                lines.setdefault(line.label, []).append(line)
-        found = []
-        for row in self.overall:
-            mine = lines[row.row]
-            costs = [line.cost for line in mine if line.cost is not None]
-            found.append(
-                Line(
-                    label=row.row, kind=mine[0].kind, category=mine[0].category,
-                    variant=mine[0].variant, verdict=PROVEN if row.proven else NOT_PROVEN,
-                    proven=row.proven, gain=row.gain.interval, n=row.gain.interval.n,
-                    cost=fmean(costs) if costs else None,
-                )
-            )  # fmt: skip
-        return found
+    overall: Sequence[Overall]
+    overall_lines: Sequence[Line]
+    screened: bool
 
 
 def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Findings:
@@ -164,17 +125,57 @@ def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
     Raises:
         UserError: two cells answer for one row and seed.
     """
-    groups = measured_groups(plan, records)
-    pairs, decision = decide_plan(plan, records, costs or Costs())
+    groups, costs = measured_groups(plan, records), costs or Costs()
+    pairs, decision = decide_plan(plan, records, costs)
+    answers = dict(zip(pairs, decision.answers, strict=True))
+    screened = isinstance(plan.config.get("seeds"), Mapping)
+    lines = {
+        key: _lines(own, pairs.get(key), answers.get(key), screened) for key, own in groups.items()
+    }
     return Findings(
         plan=plan,
         records=records,
-        costs=costs or Costs(),
+        costs=costs,
         groups=groups,
         titles=pair_titles(groups),
+        lines=lines,
         pairs=pairs,
-        answers=dict(zip(pairs, decision.answers, strict=True)),
+        answers=answers,
         overall=decision.overall,
+        overall_lines=[_mean_line(row, [lines[key] for key in pairs]) for row in decision.overall],
+        screened=screened,
+    )
+
+
+def _lines(
+    groups: Iterable[Group], pair: Pair | None, answer: Answer | None, screened: bool
+) -> list[Line]:
+    rows = {row.name: row for row in pair.rows} if pair else {}
+    seen, lines = Counter[str](), []
+    for group in groups:
+        row = rows.get(group.label) if group.role != "teacher" else None
+        lines.append(_line(group, row, pair, answer, seen[group.method]))
+        seen[group.method] += group.role == "method"
+    order = {"teacher": 0, "student": 1}
+
+    def place(line: Line) -> tuple[int, bool, bool, float]:
+        behind = screened and line.verdict in (SCREENED, CONTROL)
+        gain = line.gain.mean if line.gain else 0.0
+        return order.get(line.role, 2), line.gain is None, behind, -gain
+
+    return sorted(lines, key=place)
+
+
+def _mean_line(row: Overall, pairs: Iterable[Iterable[Line]]) -> Line:
+    mine = [line for lines in pairs for line in lines if line.label == row.row]
+    costs = [line.cost for line in mine if line.cost is not None]
+    return replace(
+        Line(label=row.row, kind=mine[0].kind, category=mine[0].category, variant=mine[0].variant),
+        verdict=PROVEN if row.proven else NOT_PROVEN,
+        proven=row.proven,
+        gain=row.gain.interval,
+        n=row.gain.interval.n,
+        cost=fmean(costs) if costs else None,
     )
 
 
@@ -238,26 +239,24 @@ def _mean(values: list[float]) -> Interval | None:
 def summary_section(found: Findings) -> Section:
     """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
     tables = []
-    if overall := found.overall_lines():
+    if found.overall_lines:
         pairs = len(found.pairs)
         notes = (
             f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
             "Hartung and Knapp's variance); proven: Holm over all rows, level 5 %. "
             f"n: pairs. {COST_NOTE}",
         )
-        table = _table(f"Mean over {pairs} pairs", overall, notes)
+        table = _table(f"Mean over {pairs} pairs", found.overall_lines, notes)
         tables.append(table.only(("label", "verdict", "gain", "cost", "n")))
     for key, title in found.titles.items():
-        tables.append(_table(title, found.lines(key), _notes(found, key)))
-    return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tuple(tables))
+        tables.append(_table(title, found.lines[key], _notes(found, key)))
+    return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tables)
 
 
-def _table(title: str, lines: Iterable[Line], notes: Iterable[str]) -> Table:
+def _table(title: str, lines: Iterable[Line], notes: Sequence[str]) -> Table:
     keys = [column.key for column in COLUMNS if column.key != "label"]
-    rows: list[dict[str, Entry | Value]] = [
-        {"label": line.title, **{key: getattr(line, key) for key in keys}} for line in lines
-    ]
-    return Table.by_name(title, COLUMNS, rows, notes)
+    rows = [{"label": x.title, **{key: getattr(x, key) for key in keys}} for x in lines]
+    return Table(title, COLUMNS, rows, notes)
 
 
 def _notes(found: Findings, key: PairId) -> list[str]:

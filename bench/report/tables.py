@@ -11,19 +11,26 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.faults import one_line
 from bench.record import write_atomically
 from bench.statistics import Interval
+
+if TYPE_CHECKING:
+    from bench.report.figures import Curves, Dumbbell
 
 PERCENT_UNITS = ("%", "points")
 """Units whose values are stored as fractions and shown times 100."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
+
+INTERVAL_ENDS = ("", "_low", "_high", "_n")
+"""What follows a column's key in the four columns of a CSV that hold an interval."""
 
 Value = str | int | float | Interval | None
 
@@ -59,11 +66,6 @@ class Column:
         """Name and unit, in one line."""
         return one_line(f"{self.name} ({self.unit})" if self.unit else self.name)
 
-    @property
-    def scale(self) -> float:
-        """What a value is multiplied with before it is shown."""
-        return 100 if self.unit in PERCENT_UNITS else 1
-
 
 def text_columns(*keys: str) -> tuple[Column, ...]:
     """Columns of text whose headings are their keys, but for a row's label: it is a method."""
@@ -72,96 +74,70 @@ def text_columns(*keys: str) -> tuple[Column, ...]:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One cell of a table.
+class Table:
+    """Columns, rows and notes, which are said under them.
 
-    Attributes:
-        value: in the unit of the column, fractions for percent; None where there is none.
-        instead: printed in place of a value that is None, and not in the CSV.
+    A row maps a column's key to its value; what it leaves out is empty.
     """
 
-    value: Value
-    instead: str = "-"
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Value]]
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses a value without a column."""
+        if unknown := {key for row in self.rows for key in row} - {c.key for c in self.columns}:
+            raise ValueError(f"table {self.title!r} has no column {', '.join(sorted(unknown))}")
+
+    def only(self, keys: Sequence[str]) -> Table:
+        """The columns of these keys alone, in their order."""
+        columns = {column.key: column for column in self.columns}
+        rows = [{key: row.get(key) for key in keys} for row in self.rows]
+        return replace(self, columns=[columns[key] for key in keys], rows=rows)
+
+    def cells(self) -> list[list[tuple[Column, Value]]]:
+        """The values of each row with their columns."""
+        return [[(column, row.get(column.key)) for column in self.columns] for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Columns, rows of as many entries, and notes: what has to be said under them."""
+class Section:
+    """What belongs together: one CSV file, and one closed section of the page.
 
+    Attributes:
+        name: of the files, without an ending, and of the section, for links.
+        title: its heading.
+        tables: all of the columns of the widest one, or fewer.
+        text: a paragraph above them, empty for none.
+        lines: the page's, before the tables.
+        curves: the page's: a pair's title, what the figure shows in words, and the figure.
+        dumbbells: the page's: a pair's title and its rows.
+    """
+
+    name: str
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Entry, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses rows that do not fit the columns."""
-        wanted = len(self.columns)
-        for row in self.rows:
-            if len(row) != wanted:
-                got = f"a row of {len(row)} entries for {wanted} columns"
-                raise ValueError(f"table {self.title!r}: {got}")
-        for column, entry in (pair for row in self.pairs() for pair in row):
-            if isinstance(entry.value, Interval) and not column.interval:
-                raise ValueError(
-                    f"table {self.title!r}: an interval in column {column.key!r}; "
-                    "declare the column with interval=True"
-                )
-
-    @classmethod
-    def by_name(
-        cls,
-        title: str,
-        columns: tuple[Column, ...],
-        rows: Iterable[Mapping[str, Entry | Value]],
-        notes: Iterable[str] = (),
-    ) -> Table:
-        """A table of rows, column's key -> entry or its bare value; what a row leaves out is empty.
-
-        Raises:
-            ValueError: a row names a column that the table does not have.
-        """
-        keys = [column.key for column in columns]
-        made = []
-        for row in rows:
-            if unknown := sorted(set(row) - set(keys)):
-                raise ValueError(f"table {title!r} has no column {', '.join(unknown)}")
-            cells = (row.get(key) for key in keys)
-            made.append(tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in cells))
-        return cls(title=title, columns=columns, rows=tuple(made), notes=tuple(notes))
-
-    def only(self, keys: Iterable[str]) -> Table:
-        """The columns of these keys alone, in their order."""
-        places = [[column.key for column in self.columns].index(key) for key in keys]
-        rows = tuple(tuple(row[place] for place in places) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[place] for place in places), rows=rows)
-
-    def pairs(self) -> list[list[tuple[Column, Entry]]]:
-        """The rows, each entry with its column."""
-        return [list(zip(self.columns, row, strict=True)) for row in self.rows]
+    tables: Sequence[Table] = ()
+    text: str = ""
+    lines: Sequence[str] = ()
+    curves: Sequence[tuple[str, str, Curves]] = ()
+    dumbbells: Sequence[tuple[str, Sequence[Dumbbell]]] = ()
 
 
-# --- one entry -------------------------------------------------------------------------------
-
-
-def show(column: Column, entry: Entry) -> str:
-    """An entry as people read it, before any escaping.
+def show(column: Column, value: Value) -> str:
+    """A value as people read it, before any escaping.
 
     Example:
         >>> gain = Column(key="g", name="gain", unit="points", digits=1, signed=True, interval=True)
-        >>> show(gain, Entry(Interval(0.0123, 0.0100, 0.0146, 5)))
-        '+1.2 ± 0.2'
-        >>> show(gain, Entry(Interval(0.0123, None, None, 1)))
+        >>> show(gain, Interval(0.0123, 0.0100, 0.0146, 5)), show(gain, None)
+        ('+1.2 ± 0.2', '-')
+        >>> show(gain, Interval(0.0123, None, None, 1))
         '+1.2 (n=1)'
-        >>> show(gain, Entry(None, instead="not run"))
-        'not run'
     """
-    value = entry.value
     if value is None or isinstance(value, str):
-        return one_line(entry.instead if value is None else value)
-    return _interval(column, value) if isinstance(value, Interval) else _number(column, value)
-
-
-def _interval(column: Column, value: Interval) -> str:
+        return "-" if value is None else one_line(value)
+    if not isinstance(value, Interval):
+        return _number(column, value)
     mean = _number(column, value.mean)
     if value.low is None or value.high is None:
         return f"{mean} (n={value.n})"
@@ -172,7 +148,7 @@ def _interval(column: Column, value: Interval) -> str:
 
 
 def _number(column: Column, value: float) -> str:
-    shown = value * column.scale
+    shown = 100 * value if column.unit in PERCENT_UNITS else value
     text = f"{shown:.{column.digits}f}" if column.digits is not None else f"{shown:.10g}"
     if float(text) == 0:
         return text.removeprefix("-")  # a rounded "-0.00" claims a direction that is not there
@@ -180,7 +156,7 @@ def _number(column: Column, value: float) -> str:
 
 
 def _body(table: Table) -> list[list[str]]:
-    return [[show(column, entry) for column, entry in row] for row in table.pairs()]
+    return [[show(column, value) for column, value in row] for row in table.cells()]
 
 
 # --- renderers -------------------------------------------------------------------------------
@@ -191,7 +167,7 @@ def to_markdown(table: Table, level: int = 2) -> str:
 
     Columns of detail are left out, so that the table is no wider than GitHub shows.
     """
-    table = table.only(column.key for column in table.columns if not column.detail)
+    table = table.only([column.key for column in table.columns if not column.detail])
     heads = [column.heading for column in table.columns]
     rows = [[_escape_markdown(text) for text in row] for row in (heads, *_body(table))]
     widths = _widths(rows, least=3)
@@ -220,13 +196,9 @@ def to_text(table: Table) -> str:
     depth = max(map(len, heads))
     lines = zip(*([""] * (depth - len(head)) + head for head in heads), strict=True)
     rule = ["-" * width for width in widths]
-    rows = [*map(list, lines), rule, *body]
-    return "\n".join([
-        one_line(table.title),
-        "",
-        *("  ".join(_padded(table, row, widths)).rstrip() for row in rows),
-        *(f"  {one_line(note)}" for note in table.notes),
-    ]) + "\n"  # fmt: skip
+    rows = ("  ".join(_padded(table, row, widths)) for row in (*map(list, lines), rule, *body))
+    notes = (f"  {one_line(note)}" for note in table.notes)
+    return "\n".join([one_line(table.title), "", *map(str.rstrip, rows), *notes]) + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -235,24 +207,23 @@ def to_csv(table: Table) -> str:
     What there is no value for is empty. Titles and notes are left out. A text that a
     spreadsheet would run as a formula has an apostrophe before it. Read it with
     `pandas.read_csv(path, keep_default_na=False, na_values=[""])`: a method may be called "none".
+
+    Raises:
+        ValueError: an interval in a column that is not declared with `interval=True`.
     """
+    ends = ((c.key, INTERVAL_ENDS if c.interval else ("",)) for c in table.columns)
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([name for column in table.columns for name in _csv_names(column)])
-    for row in table.pairs():
-        writer.writerow([text for column, entry in row for text in _csv_values(column, entry)])
+    writer = csv.DictWriter(out, [key + e for key, each in ends for e in each], lineterminator="\n")
+    writer.writeheader()
+    for row in table.rows:
+        writer.writerow({
+            key + end: csv_value(number)
+            for key, value in row.items()
+            for end, number in zip(
+                INTERVAL_ENDS, value if isinstance(value, Interval) else (value,), strict=False
+            )
+        })  # fmt: skip
     return out.getvalue()
-
-
-def _csv_names(column: Column) -> list[str]:
-    ends = ("", "_low", "_high", "_n") if column.interval else ("",)
-    return [column.key + end for end in ends]
-
-
-def _csv_values(column: Column, entry: Entry) -> list[str]:
-    values = entry.value if isinstance(entry.value, Interval) else (entry.value,)
-    texts = [csv_value(value) for value in values]
-    return texts + [""] * (len(_csv_names(column)) - len(texts))
 
 
 def csv_value(value: str | float | None) -> str:
@@ -277,7 +248,7 @@ def _padded(table: Table, row: Sequence[str], widths: Sequence[int]) -> list[str
 
 
 def _escape_markdown(text: str) -> str:
-    # "_" within a word, "~" beside a space and "&" before no entity are plain: they stay readable.
+    # "_" within a word, "~" next to a space and "&" before no entity are plain: they stay readable.
     text = re.sub(r"[\\`*<|\[$]|&(?=#?\w+;)", r"\\\g<0>", text)
     return re.sub(r"(?<!\w)_|_(?!\w)|(?<=\S)~|~(?=\S)", r"\\\g<0>", text)
 
@@ -285,36 +256,15 @@ def _escape_markdown(text: str) -> str:
 # --- files -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """Tables that belong together: they share their files and a section of the page.
-
-    `name` is that of the files, without an ending, and of the section, for links; `text` is a
-    paragraph above the tables, empty for none.
-    """
-
-    name: str
-    title: str
-    tables: tuple[Table, ...] = ()
-    text: str = ""
-
-
 def write_csv(section: Section, folder: Path) -> list[Path]:
-    """Writes `<name>.csv`, with the tables' titles in a first column "table"; returns the paths.
-
-    Tables of other columns than the first one's are in files of their own, `<name>_2.csv` and so
-    on; those that an earlier call wrote and this one does not are removed.
-    """
-    contents = {}
-    for place, alike in enumerate(_by_columns(section.tables), start=1):
-        name = section.name if place == 1 else f"{section.name}_{place}"
-        contents[f"{name}.csv"] = to_csv(_titled(alike))
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    for path in folder.glob(f"{section.name}_[0-9]*.csv"):
-        if path.name not in contents and path.stem.rpartition("_")[2].isdecimal():
-            path.unlink()
-    return [folder / name for name in contents]
+    """Writes `<name>.csv`, with the tables' titles in a first column "table"; returns its path."""
+    if not section.tables:
+        return []
+    columns = max((table.columns for table in section.tables), key=len)
+    rows = [{"table": table.title, **row} for table in section.tables for row in table.rows]
+    path = folder / f"{section.name}.csv"
+    write_atomically(path, to_csv(Table("", [*text_columns("table"), *columns], rows)))
+    return [path]
 
 
 def write_markdown(section: Section, folder: Path) -> Path:
@@ -328,26 +278,7 @@ def write_markdown(section: Section, folder: Path) -> Path:
 
 def notes_once(tables: Sequence[Table]) -> list[Table]:
     """The tables for readers, with the notes that all of them have under the last one alone."""
-    if not tables:
-        return []
-    *others, last = tables
-    shared = [note for note in last.notes if all(note in table.notes for table in others)]
-    return [
-        *(replace(t, notes=tuple(note for note in t.notes if note not in shared)) for t in others),
-        last,
-    ]
-
-
-def _by_columns(tables: Sequence[Table]) -> list[list[Table]]:
-    groups: dict[tuple[str, ...], list[Table]] = {}
-    for table in tables:
-        names = (name for column in table.columns for name in _csv_names(column))
-        groups.setdefault(tuple(names), []).append(table)
-    return list(groups.values())
-
-
-def _titled(tables: Sequence[Table]) -> Table:
-    """Tables of equal columns as one, their titles in its first column."""
-    rows = tuple((Entry(table.title), *row) for table in tables for row in table.rows)
-    columns = (Column(key="table", name="table", align="left"), *tables[0].columns)
-    return Table(title="", columns=columns, rows=rows)
+    last = tables[-1:]
+    shared = {n for t in last for n in t.notes if all(n in other.notes for other in tables)}
+    own = [replace(t, notes=[n for n in t.notes if n not in shared]) for t in tables[:-1]]
+    return [*own, *last]

@@ -1,6 +1,5 @@
 """A grid's results as lines for a terminal: tables, then the answer for each pair."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from bench.report.card import pair_lines, sentences
@@ -21,11 +20,11 @@ def result_tables(found: Findings, width: int) -> list[str]:
 
 def _shown(table: Table, width: int) -> Table:
     if width >= WIDE:
-        keys: Iterable[str] = [column.key for column in table.columns if not column.detail]
+        keys = [column.key for column in table.columns if not column.detail]
         return replace(table.only(keys), notes=())
     narrow = table.only(NARROW)
     # Neither has a gain: it would be their accuracy that counts.
-    rows = tuple(row for row in narrow.rows if row[-1].value not in REFERENCES)
+    rows = [row for row in narrow.rows if row["verdict"] not in REFERENCES]
     return replace(narrow, rows=rows, notes=())
 
 

@@ -70,7 +70,7 @@ def form_table(found: Sequence[dict], notes: Sequence[str]) -> Table:
             }
         )
     title = "Losses as shipped, in their textbook form, and the machine's limit"
-    return Table.by_name(title, FORM_COLUMNS, rows, notes)
+    return Table(title, FORM_COLUMNS, rows, notes)
 
 
 def growth_table(found: Sequence[dict], notes: Sequence[str]) -> Table:
@@ -91,7 +91,7 @@ def growth_table(found: Sequence[dict], notes: Sequence[str]) -> Table:
         }
         for (method, category, axis), medians in lines.items()
     ]
-    return Table.by_name("Losses alone while one size grows", GROWTH_COLUMNS, rows, notes)
+    return Table("Losses alone while one size grows", GROWTH_COLUMNS, rows, notes)
 
 
 def conditions(report: dict) -> str:
