@@ -1,6 +1,6 @@
 """A hand-written grid of two seeds; tests/golden/summary/README.md does its arithmetic by hand."""
 
-from bench.cost.costs import CostRecord, LossCost, Quartiles, StageCost
+from bench.cost.costs import CostRecord, Quartiles, StageCost
 from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
 
 AXES = {"fraction": 0.5, "labels": 1.0, "resolution": 1.0}
@@ -85,8 +85,8 @@ def cost(
         return Quartiles(x, x - spread, x + spread, 20)
 
     stage = StageCost(
-        name="distil", epochs=1, kept=1.0, step_ms=around(1.0), ratio=around(1.0),
-        loss=LossCost(ms=around(2 * loss), flops=0, peak_bytes=0), peak_bytes=mib * 2**20,
+        name="distil", epochs=1, kept=1.0, step_ms=around(1.0),
+        loss_ms=around(2 * loss), peak_bytes=mib * 2**20,
     )  # fmt: skip
     values = {
         "data": "digits", "teacher": "wide", "student": "narrow", "label": label, "method": label,

@@ -172,7 +172,7 @@ def test_a_memory_limit_rules_rows_out(work, capsys):
     costs = json.loads(path.read_text())
     (record,) = Costs.from_json(path.read_text()).records
     one = Quartiles(1, 1, 1, 3)
-    stage = StageCost(name="s", epochs=1, kept=1, step_ms=one, ratio=one, peak_bytes=2**24)
+    stage = StageCost(name="s", epochs=1, kept=1, step_ms=one, peak_bytes=2**24)
     path.write_text(Costs([replace(record, stages=[stage])]).to_json())
     assert costs["records"]
     assert recommend(work, "--max-memory-mib", "1") == 0

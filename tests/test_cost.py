@@ -6,22 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench import hyperparameters
 from bench.cell import Recipe
 from bench.cli import main
 from bench.cost.costs import (
     CostRecord,
     Costs,
-    LossCost,
     Quartiles,
     StageCost,
     StageShare,
     read_costs,
     training_cost_ratio,
 )
-from bench.cost.counting import AllocationMode, CountingMode, count, peak_bytes
+from bench.cost.counting import AllocationMode, count, peak_bytes
 from bench.cost.profiler import MethodRow, Profile, profile
 from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.hyperparameters import build_method
@@ -49,11 +47,7 @@ ROWS_OF_TEN, SYMMETRIC, TALL = torch.ones(4, 10), torch.eye(6).repeat(5, 1, 1), 
     ("action", "wanted"),
     [
         (lambda: torch.ones(5, 7) @ torch.ones(7, 3), 2 * 5 * 7 * 3),
-        (lambda: ROWS_OF_TEN * 2, 40),
-        (lambda: ROWS_OF_TEN.exp(), 40),
-        (lambda: ROWS_OF_TEN.sum(1), 40),
-        (lambda: ROWS_OF_TEN.softmax(1), 5 * 40),
-        (lambda: ROWS_OF_TEN.view(10, 4).t()[1:].clone(), 0),
+        (lambda: ROWS_OF_TEN.exp().sum(1).clone(), 0),
         (lambda: torch.linalg.eigh(SYMMETRIC), 5 * 9 * 6**3),
         (lambda: torch.linalg.svd(TALL, full_matrices=False), 2 * (14 * 8 * 4**2 + 8 * 4**3)),
         (lambda: torch.linalg.solve_ex(SYMMETRIC, SYMMETRIC[..., 0]), 5 * (2 * 72 + 2 * 6**2)),
@@ -62,23 +56,6 @@ ROWS_OF_TEN, SYMMETRIC, TALL = torch.ones(4, 10), torch.eye(6).repeat(5, 1, 1), 
 )
 def test_operators_count_by_formula(action, wanted):
     assert count(action) == wanted
-
-
-class Products(CountingMode):
-    """Counts products and convolutions alone."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = self.flops
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        if func.overloadpacket not in flop_registry:
-            self.flops = before
-        return out
-
-
-def count_products(action) -> int:
-    with Products() as counter:
-        action()
-    return counter.flops
 
 
 def test_products_and_convolutions_count_as_torch_counts_them():
@@ -90,31 +67,7 @@ def test_products_and_convolutions_count_as_torch_counts_them():
 
     with FlopCounterMode(display=False) as reference:
         step()
-    assert count_products(step) == reference.get_total_flops()
-
-
-def test_every_operator_of_every_method_is_counted_knowingly():
-    """An operator that is no move and tagged neither way counts 1: none may be a copy."""
-    seen: set[str] = set()
-
-    class Names(CountingMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            before = self.flops
-            out = super().__torch_dispatch__(func, types, args, kwargs)
-            if self.flops > before:
-                seen.add(func.overloadpacket.__name__)
-            return out
-
-    lesson = TeacherBatch("cnn3", tiny())
-    for name in hyperparameters.METHODS.names():
-        method = build_method(name)
-        for stage in method.plan:
-            step = StudentStage(lesson, "cnn2", name, method, stage).step
-            with Names():
-                step()
-    copies = ("copy", "clone", "fill", "empty", "zeros", "ones", "cat", "stack", "index", "gather")
-    adds = {"scatter_add"}
-    assert not [name for name in seen - adds if any(word in name for word in copies)]
+    assert count(step) == reference.get_total_flops()
 
 
 def test_memory_follows_tensors_until_they_are_freed():
@@ -137,12 +90,12 @@ def test_a_step_is_the_students_the_teachers_pass_and_the_loss():
     # Three regressors from cnn2's widths to cnn3's: forward, and twice that backward.
     maps = [(2, 3, 64), (4, 6, 16), (8, 12, 4)]
     products = sum(2 * 6 * here * there * places for here, there, places in maps)
-    assert count_products(loss) == 3 * products
-    teacher = count_products(fitnet.teacher_view)
+    assert count(loss) == 3 * products
+    teacher = count(fitnet.teacher_view)
     # The hint stage runs the student without its head: a product and two gradients less.
     head = 3 * 2 * 6 * 8 * 3
-    wanted = 3 * products + teacher + count_products(plain.step) - head
-    assert count_products(fitnet.step) == wanted
+    wanted = 3 * products + teacher + count(plain.step) - head
+    assert count(fitnet.step) == wanted
     assert plain.loss_alone() is None
     assert plain.teacher_view() is None
 
@@ -170,10 +123,8 @@ def around(value: float) -> Quartiles:
 
 def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
     fields = {
-        "epochs": 10, "kept": 1.0, "ratio": around(step / 3), "peak_bytes": 3 * 2**20,
-        "step_flops": 10**6, "teacher_ms": None if loss is None else around(1.0),
-        "loss": None if loss is None else LossCost(
-            ms=around(loss), flops=5 * 10**5, peak_bytes=2**20),
+        "epochs": 10, "kept": 1.0, "peak_bytes": 3 * 2**20,
+        "step_flops": 10**6, "loss_ms": None if loss is None else around(loss),
     }  # fmt: skip
     return StageCost(name=name, step_ms=around(step), **{**fields, **changes})
 
@@ -209,7 +160,7 @@ def test_costs_survive_their_file(tmp_path):
     assert read_costs(tmp_path / "none.json") == Costs()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 4, "records": [{}]}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 5, "records": [{}]}'])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "cost.json").write_text(text)
     with pytest.raises(ValueError, match=r"is damaged .*remove it and profile again") as told:
@@ -275,18 +226,17 @@ def test_the_plain_student_comes_first_and_costs_one(measured):
     assert plain.stages[0].step_ms == plain.plain_ms
 
 
-def test_every_stage_is_measured_with_its_loss_and_its_teacher(measured):
+def test_every_stage_is_measured_with_its_loss(measured):
     init, main_stage = measured["fsp"].stages
     assert [init.name, main_stage.name] == ["init", "main"]
     assert (init.epochs, main_stage.epochs) == (3, 7)
-    assert init.loss is not None
-    assert init.teacher_ms is not None
-    assert main_stage.loss is main_stage.teacher_ms is None
+    assert init.loss_ms is not None
+    assert main_stage.loss_ms is None
     wanted = {"device", "threads", "torch", "precision", "batch", "rounds", "memory"}
     for record in measured.values():
         assert wanted <= set(record.conditions)
-        for part in (s for s in record.stages if s.loss is not None):
-            for ms in (part.step_ms, part.loss.ms):
+        for part in (s for s in record.stages if s.loss_ms is not None):
+            for ms in (part.step_ms, part.loss_ms):
                 assert 0 < ms.q1 <= ms.median <= ms.q3
                 assert ms.n == 2
 

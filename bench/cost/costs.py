@@ -15,7 +15,7 @@ from bench.faults import UserError
 from bench.record import FINISHED, dump_json
 
 FILE = "cost.json"
-SCHEMA = 4
+SCHEMA = 5
 MIB = 2**20
 WHERE = ("device", "threads", "precision", "batch")
 """The conditions under which costs are compared. Tables state all others."""
@@ -84,21 +84,6 @@ def training_cost_ratio(plan: Iterable[StageShare], epochs: int, plain_step: flo
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossCost:
-    """The transfer losses of a stage alone, with their connectors, on existing tensors.
-
-    Attributes:
-        ms: forward and backward.
-        flops: forward and backward, counted as `bench.cost.counting` says.
-        peak_bytes: peak memory of the tensors that it makes, its gradients included.
-    """
-
-    ms: Quartiles
-    flops: int
-    peak_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class StageCost:
     """One stage of a method, measured alone.
 
@@ -107,8 +92,8 @@ class StageCost:
         epochs: of this stage, under the recipe.
         kept: share of the training images that it trains on.
         step_ms: one training step, the teacher's forward pass included.
-        ratio: that over the plain student's step of the same round.
-        teacher_ms: the teacher's forward pass to the deepest tap; None for stages without.
+        loss_ms: the transfer losses alone, with their connectors, forward and backward; None for
+            stages without.
         once_ms: the teacher's pass over one batch of clean images, made once in a training; None
             for stages without.
         step_flops: of one step.
@@ -116,21 +101,18 @@ class StageCost:
         peak_bytes: peak memory of the tensors that a step makes.
         held_bytes: held from step to step on top of plain training: the connector's parameters,
             buffers and momentum, and the teacher's view of all training images if it is cached.
-        loss: the transfer losses alone; None for stages without.
     """
 
     name: str
     epochs: int
     kept: float
     step_ms: Quartiles
-    ratio: Quartiles
-    teacher_ms: Quartiles | None = None
+    loss_ms: Quartiles | None = None
     once_ms: Quartiles | None = None
     step_flops: int = 0
     once_flops: int = 0
     peak_bytes: int = 0
     held_bytes: int = 0
-    loss: LossCost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +165,10 @@ class CostRecord:
         return max([0, *above])
 
     @property
-    def loss(self) -> LossCost | None:
-        """The transfer losses of the stage where they cost most; None if no stage has any."""
-        found = [stage.loss for stage in self.stages if stage.loss is not None]
-        return max(found, key=lambda loss: loss.ms.median, default=None)
+    def costliest(self) -> StageCost | None:
+        """The stage with the slowest transfer losses; None if no stage has any."""
+        found = [(s.loss_ms.median, s) for s in self.stages if s.loss_ms is not None]
+        return max(found, key=lambda pair: pair[0])[1] if found else None
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -242,7 +224,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class _File:
-    schema: Literal[4]
+    schema: Literal[5]
     records: list[CostRecord]
 
 

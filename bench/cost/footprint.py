@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell, DataSpec
-from bench.cost.counting import AllocationMode, CountingMode, bytes_of
+from bench.cost.counting import bytes_of, count, peak_bytes
 from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method
-from bench.method import Stage, split_epochs
+from bench.method import split_epochs
 from bench.train.weights import build_network
 
 IMAGES = 2
@@ -29,6 +30,12 @@ ALLOWANCE = 2.0
 
 LAUNCH_FLOPS = 1e8
 """Work of a step apart from its arithmetic. Small networks spend their time launching kernels."""
+
+
+def total_epochs(cell: Cell) -> int:
+    """Epochs of all stages of a cell together."""
+    plan = build_method(cell.method, **cell.hyperparameters).plan
+    return sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
 
 
 class NetworkCount(NamedTuple):
@@ -47,15 +54,16 @@ class NetworkCount(NamedTuple):
     @classmethod
     def of(cls, network: nn.Module, images: Tensor) -> NetworkCount:
         """Counts one step on a few images, on the CPU."""
-        with AllocationMode() as memory:
-            with CountingMode() as counter:
-                logits = network(images)
-            cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)).backward()
+
+        def step() -> None:
+            labels = torch.zeros(len(images), dtype=torch.long)
+            cross_entropy(network(images), labels).backward()
+
         state, gradients = bytes_of(network.state_dict().values()), bytes_of(network.parameters())
         return cls(
             held_bytes=state + 2 * gradients,
-            image_bytes=max(0, memory.peak_bytes - gradients) / len(images),
-            image_flops=counter.flops / len(images),
+            image_bytes=max(0, peak_bytes(step, images.device) - gradients) / len(images),
+            image_flops=count(partial(network, images)) / len(images),
         )
 
 
@@ -66,7 +74,7 @@ class Footprint:
         """Nothing is counted yet; `read` returns a decoded data set."""
         self._read = read
         self._counted: dict[str, NetworkCount] = {}
-        self._plans: dict[str, tuple[Stage, ...]] = {}
+        self._epochs: dict[str, int] = {}
 
     def bytes(self, cells: Sequence[Cell]) -> int:
         """Peak memory of a job, on top of what an idle worker process holds."""
@@ -80,26 +88,18 @@ class Footprint:
 
         A training step counts as three forward passes. The teacher's pass is paid once.
         """
-        own = sum(self._steps(c) * (3 * self._batch_flops(c, c) + LAUNCH_FLOPS) for c in cells)
-        taught = [cell for cell in cells if cell.teacher is not None]
-        if not taught:
-            return own
-        longest = max(taught, key=self._steps)
-        assert longest.teacher is not None
-        teacher = self._batch_flops(longest.teacher, longest) + LAUNCH_FLOPS
-        return own + self._steps(longest) * teacher
+        own = sum(self._passes(cell, cell, 3) for cell in cells)
+        taught = (self._passes(cell.teacher, cell, 1) for cell in cells if cell.teacher is not None)
+        return own + max(taught, default=0.0)
 
-    def _steps(self, cell: Cell) -> float:
-        key = json.dumps([cell.method, cell.hyperparameters])
-        if key not in self._plans:
-            self._plans[key] = build_method(cell.method, **cell.hyperparameters).plan
-        plan = self._plans[key]
-        epochs = sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
-        images = len(self._read(cell.data).train_images) * cell.data.fraction
-        return epochs * images / cell.recipe.batch_size
-
-    def _batch_flops(self, network: Cell, student: Cell) -> float:
-        return self._count(network, student).image_flops * student.recipe.batch_size
+    def _passes(self, network: Cell, student: Cell, each: int) -> float:
+        """FLOP of a network in the student's training, with `each` forward passes a step."""
+        if student.id not in self._epochs:
+            self._epochs[student.id] = total_epochs(student)
+        images = len(self._read(student.data).train_images) * student.data.fraction
+        batch = student.recipe.batch_size
+        flops = each * self._count(network, student).image_flops * batch + LAUNCH_FLOPS
+        return self._epochs[student.id] * images / batch * flops
 
     def _count(self, network: Cell, student: Cell) -> NetworkCount:
         """The network of one cell on the images of another, its student or itself."""

@@ -12,27 +12,26 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from bench.cost.costs import (
     CostRecord,
     Costs,
-    LossCost,
     Quartiles,
     StageCost,
     StageShare,
     training_cost_ratio,
 )
 from bench.cost.counting import bytes_of, count, peak_bytes
-from bench.cost.steps import PLAIN, LossAlone, Model, StudentStage, TeacherBatch, Workload
+from bench.cost.steps import PLAIN, Model, StudentStage, TeacherBatch, Workload
 from bench.faults import CODE_FAULTS, UserError, name_and_reason, one_line
 from bench.hyperparameters import build_method
-from bench.method import Method, NotApplicable, split_epochs
-from bench.record import FAILED, NOT_APPLICABLE
+from bench.method import NotApplicable, split_epochs
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE
 from bench.train.device import conditions, set_numerics
 
 WARM_UP = 2  # steps of every stage before the first round
@@ -49,13 +48,12 @@ Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and how much there is."""
 
 
-@dataclass(frozen=True)
-class MethodRow:
+class MethodRow(NamedTuple):
     """A method as a table names it, with the hyper-parameters that differ from its defaults."""
 
     label: str
     name: str
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +100,14 @@ def profile(
         subjects = []
         for done, row in enumerate(rows):
             progress(f"{title}: preparing {row.label}", done, len(rows))
-            subjects.append(_prepare(row, student, lesson))
+            subjects.append(_Subject(row, student, lesson))
         plain = subjects[0]
         if plain.error:
             raise UserError(f"{title}: the plain student cannot be trained: {plain.error}")
-        _measure(subjects, workload, how, lambda *at: progress(f"{title}: round", *at))
-        shared = _shared_fields(teacher, student, plain, lesson, how)
-        return Costs([_record(subject, plain, how, shared) for subject in subjects])
+        turns = [turn for subject in subjects for turn in subject.turns]
+        _measure(turns, workload.device, how.rounds, partial(progress, f"{title}: round"))
+        shared = _shared_fields(teacher, student, plain.turns[0], lesson, how)
+        return Costs([_record(subject, plain.turns[0], how, shared) for subject in subjects])
 
 
 @contextmanager
@@ -126,50 +125,43 @@ def steady() -> Iterator[None]:
 # --- measuring ----------------------------------------------------------------------------------
 
 
-@dataclass
 class _Turn:
-    """One stage under measurement; samples are milliseconds, one for each round."""
+    """One stage under measurement: what is timed of it, and milliseconds, one for each round."""
 
-    stage: StudentStage
-    epochs: int
-    loss: LossAlone | None
-    step_ms: list[float] = field(default_factory=list)
-    teacher_ms: list[float] = field(default_factory=list)
-    once_ms: list[float] = field(default_factory=list)
-    loss_ms: list[float] = field(default_factory=list)
+    def __init__(self, stage: StudentStage, epochs: int) -> None:
+        self.stage, self.epochs = stage, epochs
+        for _ in range(WARM_UP):
+            stage.step()
+        timed = {"step": stage.step, "loss": stage.loss_alone()}
+        timed["once"] = stage.once if stage.stage.clean else None
+        self.actions = {name: action for name, action in timed.items() if action is not None}
+        self.ms: dict[str, list[float]] = {name: [] for name in self.actions}
 
     def share(self, number: int) -> StageShare:
         """What the stage adds to the time of a training, by one round."""
-        once = self.once_ms[number] if self.once_ms else 0.0
-        return StageShare(self.epochs, self.stage.kept, self.step_ms[number], once)
+        once = self.ms["once"][number] if "once" in self.ms else 0.0
+        return StageShare(self.epochs, self.stage.kept, self.ms["step"][number], once)
+
+    def quartiles(self, name: str) -> Quartiles | None:
+        return Quartiles.of(self.ms[name]) if name in self.ms else None
 
 
-@dataclass
 class _Subject:
     """A method under measurement. One without turns was refused, for the reason in `error`."""
 
-    row: MethodRow
-    method: Method
-    turns: Sequence[_Turn] = ()
-    status: str = ""
-    error: str = ""
-
-
-def _prepare(row: MethodRow, student: Model, lesson: TeacherBatch) -> _Subject:
-    method, recipe = build_method(row.name, **row.hyperparameters), lesson.workload.recipe
-    turns = []
-    try:
-        epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
-            stage = StudentStage(lesson, student, row.name, method, plan_stage)
-            for _ in range(WARM_UP):
-                stage.step()
-            turns.append(_Turn(stage, stage_epochs, stage.loss_alone()))
-    except NotApplicable as reason:
-        return _Subject(row, method, status=NOT_APPLICABLE, error=one_line(reason))
-    except CODE_FAULTS as error:
-        return _Subject(row, method, status=FAILED, error=name_and_reason(error))
-    return _Subject(row, method, turns)
+    def __init__(self, row: MethodRow, student: Model, lesson: TeacherBatch) -> None:
+        self.row, self.method = row, build_method(row.name, **row.hyperparameters)
+        self.turns: list[_Turn] = []
+        self.status, self.error = FINISHED, ""
+        recipe, plan = lesson.workload.recipe, self.method.plan
+        try:
+            epochs = split_epochs(plan, recipe.epochs, recipe.budget)
+            stages = (StudentStage(lesson, student, row.name, self.method, s) for s in plan)
+            self.turns = list(map(_Turn, stages, epochs))
+        except NotApplicable as reason:
+            self.status, self.error = NOT_APPLICABLE, one_line(reason)
+        except CODE_FAULTS as error:
+            self.status, self.error = FAILED, name_and_reason(error)
 
 
 def milliseconds(
@@ -190,51 +182,39 @@ def milliseconds(
 
 
 def _measure(
-    subjects: Sequence[_Subject],
-    workload: Workload,
-    how: Profile,
-    progress: Callable[[int, int], None],
+    turns: Sequence[_Turn], device: torch.device, rounds: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Fills the samples. The first subject is the plain student."""
-    turns = [turn for subject in subjects for turn in subject.turns]
-    plain, device = turns[0], workload.device
-    turns += [plain] * (PLAIN_TURNS - 1)
-    for number in range(how.rounds):
-        progress(number, how.rounds)
+    """Fills the samples. The first turn is the plain student's."""
+    plain = turns[0]
+    turns = [*turns, *[plain] * (PLAIN_TURNS - 1)]
+    for number in range(rounds):
+        progress(number, rounds)
         gc.collect()
         random.Random(number).shuffle(turns)
         for turn in turns:
-            _time(turn.stage.step, turn.step_ms, device)
-            if turn.stage.student.reads_teacher:
-                _time(turn.stage.teacher_view, turn.teacher_ms, device)
-            if turn.stage.stage.clean:
-                _time(turn.stage.once, turn.once_ms, device)
-            if turn.loss is not None:
-                _time(turn.loss, turn.loss_ms, device)
-        plain.step_ms[-PLAIN_TURNS:] = [statistics.median(plain.step_ms[-PLAIN_TURNS:])]
-
-
-def _time(action: Callable[[], object], samples: list[float], device: torch.device) -> None:
-    """Adds how long an action takes, after one run that fills the caches if that is any use."""
-    if not samples or samples[-1] < LONG_MS:
-        action()
-    samples.append(milliseconds(action, device))
+            for name, action in turn.actions.items():
+                samples = turn.ms[name]
+                if not samples or samples[-1] < LONG_MS:
+                    action()  # fills the caches
+                samples.append(milliseconds(action, device))
+        steps = plain.ms["step"]
+        steps[-PLAIN_TURNS:] = [statistics.median(steps[-PLAIN_TURNS:])]
 
 
 # --- records ------------------------------------------------------------------------------------
 
 
 def _shared_fields(
-    teacher: Model, student: Model, plain: _Subject, lesson: TeacherBatch, how: Profile
+    teacher: Model, student: Model, plain: _Turn, lesson: TeacherBatch, how: Profile
 ) -> dict[str, Any]:
     """The fields that all records of a pair have in common."""
-    workload, step = lesson.workload, plain.turns[0].stage.step
+    workload, step = lesson.workload, plain.stage.step
     return {
         "data": how.data,
         "teacher": workload.cell(teacher).model_name,
         "student": workload.cell(student).model_name,
         "epochs": workload.recipe.epochs,
-        "plain_ms": Quartiles.of(plain.turns[0].step_ms),
+        "plain_ms": plain.quartiles("step"),
         "plain_flops": count(step),
         "plain_peak_bytes": peak_bytes(step, workload.device),
         "teacher_bytes": bytes_of(lesson.teacher.network.state_dict().values()),
@@ -254,55 +234,43 @@ def _shared_fields(
     }
 
 
-def _record(
-    subject: _Subject, plain: _Subject, how: Profile, shared: Mapping[str, Any]
-) -> CostRecord:
-    row = {
+def _record(subject: _Subject, plain: _Turn, how: Profile, shared: Mapping[str, Any]) -> CostRecord:
+    record = CostRecord(
         **shared,
-        "label": subject.row.label,
-        "method": subject.row.name,
-        "category": subject.method.category,
-    }
+        label=subject.row.label,
+        method=subject.row.name,
+        category=subject.method.category,
+        status=subject.status,
+        error=subject.error,
+    )
     if subject.error:
-        return CostRecord(**row, status=subject.status, error=subject.error)
-    plain_steps, epochs = plain.turns[0].step_ms, shared["epochs"]
-    stages = [_stage_cost(turn, plain_steps, how) for turn in subject.turns]
+        return record
+    stages = [_stage_cost(turn, how.train_images) for turn in subject.turns]
     ratios = [
-        training_cost_ratio([turn.share(n) for turn in subject.turns], epochs, plain_step)
-        for n, plain_step in enumerate(plain_steps)
+        training_cost_ratio([turn.share(n) for turn in subject.turns], record.epochs, plain_step)
+        for n, plain_step in enumerate(plain.ms["step"])
     ]
     operations = [StageShare(s.epochs, s.kept, s.step_flops, s.once_flops) for s in stages]
-    return CostRecord(
-        **row,
+    return replace(
+        record,
         stages=stages,
         extra_parameters=subject.turns[0].stage.extra_parameters,
         training_cost_ratio=Quartiles.of(ratios),
-        training_flop_ratio=training_cost_ratio(operations, epochs, shared["plain_flops"]),
+        training_flop_ratio=training_cost_ratio(operations, record.epochs, record.plain_flops),
     )
 
 
-def _stage_cost(turn: _Turn, plain_steps: Sequence[float], how: Profile) -> StageCost:
+def _stage_cost(turn: _Turn, train_images: int) -> StageCost:
     stage = turn.stage
-    device = stage.lesson.workload.device
-    ratios = [step / plain for step, plain in zip(turn.step_ms, plain_steps, strict=True)]
-    loss = None
-    if turn.loss is not None:
-        loss = LossCost(
-            ms=Quartiles.of(turn.loss_ms),
-            flops=count(turn.loss),
-            peak_bytes=peak_bytes(turn.loss, device),
-        )
     return StageCost(
         name=stage.stage.name,
         epochs=turn.epochs,
         kept=stage.kept,
-        step_ms=Quartiles.of(turn.step_ms),
-        ratio=Quartiles.of(ratios),
-        teacher_ms=Quartiles.of(turn.teacher_ms) if turn.teacher_ms else None,
-        once_ms=Quartiles.of(turn.once_ms) if turn.once_ms else None,
+        step_ms=Quartiles.of(turn.ms["step"]),
+        loss_ms=turn.quartiles("loss"),
+        once_ms=turn.quartiles("once"),
         step_flops=count(stage.step),
         once_flops=count(stage.once),
-        peak_bytes=peak_bytes(stage.step, device),
-        held_bytes=stage.held_bytes(how.train_images),
-        loss=loss,
+        peak_bytes=peak_bytes(stage.step, stage.lesson.workload.device),
+        held_bytes=stage.held_bytes(train_images),
     )

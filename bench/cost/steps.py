@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.cost.counting import bytes_of
@@ -104,7 +105,8 @@ class TeacherBatch:
         self.batch = Images(self.train.images[:size], self.train.labels[:size])
         self.index = torch.arange(size, device=workload.device)
         network = workload.build(teacher).to(workload.device)
-        set_statistics(network, self.batch.images)
+        # A deep random network overflows with the statistics that it was built with.
+        update_bn([self.batch.images], network.train())
         self.teacher = Teacher(
             network, workload.cell(teacher), workload.device, workload.image_shape
         )
@@ -117,18 +119,6 @@ class TeacherBatch:
     def view(self, taps: Sequence[str] = ("logits",)) -> View:
         """The teacher's view of the batch."""
         return self.teacher.view(self.batch.images, taps)
-
-
-def set_statistics(network: nn.Module, images: Tensor) -> None:
-    """Sets BatchNorm statistics to those of `images`; a deep random network overflows without."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network.train()(images)
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
 
 
 class StudentStage:

@@ -47,9 +47,8 @@ NOTES = (
     "Whole training: sum over stages of epochs x share of the images x step, over the plain "
     "student's epochs x step of the same round. It includes a teacher's pass over clean images, "
     "and leaves out the teacher's own training, a source's training and the choice of images.",
-    "FLOP are counted while the step runs: products and convolutions (1 multiply-add = 2), "
-    "elementwise (1 per element and operation), and eigh or svd by formula (9 n^3 for an n x n "
-    "matrix).",
+    "FLOP are counted while the step runs: products, convolutions (1 multiply-add = 2) and matrix "
+    "decompositions by formula (9 n^3 for eigh of an n x n matrix); nothing elementwise.",
     "Transfer losses: alone, with their connectors, forward and backward, on the tensors that both "
     "networks show in a step; one number a stage.",
     "Peak memory above plain, of the costliest stage: what a step holds at most beyond weights and "
@@ -101,7 +100,7 @@ def _method_row(record: CostRecord) -> dict[str, Value]:
     row: dict[str, Value] = {"label": row_title(record.label)}
     if record.status != FINISHED:
         return {**row, "status": f"{record.status.replace('_', ' ')}: {record.error}"}
-    losses = [stage.loss.ms.median if stage.loss else None for stage in record.stages]
+    losses = [stage.loss_ms.median if stage.loss_ms else None for stage in record.stages]
     ratio = record.training_cost_ratio
     ends = (ratio.q1, ratio.q3) if ratio and ratio.n > 1 else (None, None)
     return {

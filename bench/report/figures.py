@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bench.cost.costs import CostRecord
 from bench.decide.decision import PROVEN
 from bench.decide.evidence import LONGER, METHOD
-from bench.record import FINISHED, Record
+from bench.record import Record
 from bench.report.groups import Group
 from bench.report.plot import (
     Box,
@@ -336,11 +336,11 @@ def dumbbells(records: Sequence[CostRecord]) -> list[Dumbbell]:
     found = []
     seen: dict[str, int] = {}
     for record in records:
-        stages = [s for s in record.stages if s.loss is not None and s.loss is record.loss]
+        stage = record.costliest
         variant = seen[record.method] = seen.get(record.method, -1) + 1
-        if record.status == FINISHED and stages and record.loss is not None:
+        if stage is not None and stage.loss_ms is not None:
             line = Line(label=record.label, category=record.category, variant=variant)
-            found.append((line, record.loss.ms.median, stages[0].step_ms.median))
+            found.append((line, stage.loss_ms.median, stage.step_ms.median))
     found = [item for item in found if min(item[1:]) > 0]
     if not found:
         return []

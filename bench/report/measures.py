@@ -149,9 +149,10 @@ def loss_ms_by_category(costs: Costs) -> list[dict[str, Quartiles]]:
     """
     groups: dict[tuple[str, ...], dict[str, dict[str, list[Quartiles]]]] = {}
     for record in costs.records:
-        if record.status == FINISHED and record.loss is not None:
+        stage = record.costliest
+        if stage is not None and stage.loss_ms is not None:
             methods = groups.setdefault(record.place, {}).setdefault(record.category, {})
-            methods.setdefault(record.method, []).append(record.loss.ms)
+            methods.setdefault(record.method, []).append(stage.loss_ms)
     return [
         {category: _mean_of(map(_mean_of, methods.values())) for category, methods in pair.items()}
         for pair in groups.values()

@@ -9,8 +9,9 @@ import contextlib
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import update_bn
 
-from bench.cost.steps import Images, Workload, set_statistics
+from bench.cost.steps import Images, Workload
 from bench.method import MaskedLoss, Merged, Method, Pair, Stage, View, in_float32
 from bench.models.network import Network, tap_shapes
 from bench.train.objective import weigh
@@ -36,7 +37,7 @@ class PlainTeacher:
         size = workload.recipe.batch_size
         self.images, self.labels = self.all_images[:size], Images.draw(workload).labels[:size]
         self.network = workload.build(name).to(workload.device)
-        set_statistics(self.network, self.images)
+        update_bn([self.images], self.network.train())
         self.network.eval().requires_grad_(False)
         self.shapes = tap_shapes(self.network, workload.image_shape)
 
