@@ -64,11 +64,7 @@ class ImageSpec(Spec):
 
 
 class DataSpec(ImageSpec):
-    """The images of one cell.
-
-    Attributes:
-        split_seed: seed that draws `fraction`, `labels` and `validation`.
-    """
+    """The images of one cell; `split_seed` draws `fraction`, `labels` and `validation`."""
 
     split_seed: int = 0
 
@@ -145,9 +141,8 @@ class Cell(Spec):
     def resolved(self, *, defaults: bool = True) -> dict[str, Any]:
         """The fields as JSON-able values; a teacher or source as its model and cell id.
 
-        Args:
-            defaults: whether to include fields at their default, at every level. Hyper-parameters
-                are always complete: their defaults are covered by `code`.
+        Without `defaults`, fields at their default are left out, at every level. Hyper-parameters
+        are always complete: their defaults are covered by `code`.
         """
         values = self.model_dump(
             mode="json", exclude={"teacher", "source"}, exclude_defaults=not defaults

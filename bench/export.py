@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.cell import DataSpec, Spec
-from bench.data.augment import Augment
+from bench.data.augment import Augment, degrade
 from bench.data.batches import Batches
 from bench.data.dataset import DataSet
-from bench.data.resolution import degrade
 from bench.data.sources import find_decoded
 from bench.faults import UserError, reason
 from bench.models import zoo

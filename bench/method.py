@@ -30,9 +30,8 @@ class NotApplicable(Exception):
 class View:
     """The tensors of one network for one batch. A teacher's view has no gradient.
 
-    Attributes:
-        taps: tap name -> (B, C, H, W) or (B, D); "logits" -> (B, K). Only the taps of the stage, in
-            float32 whatever the precision of the network.
+    `taps`: tap name -> (B, C, H, W) or (B, D); "logits" -> (B, K). Only the taps of the stage, in
+    float32 whatever the precision of the network.
     """
 
     taps: Mapping[str, Tensor]
@@ -58,11 +57,9 @@ class View:
 
 
 class Pair(NamedTuple):
-    """Student and teacher on the same batch.
+    """Student, with gradient, and teacher, without, on the same batch.
 
     Attributes:
-        student: the student's view, with gradient.
-        teacher: the teacher's view, without.
         labels: (B,) class indices.
         index: (B,) positions in the cell's training set, the same image every epoch.
     """
@@ -90,8 +87,7 @@ class Selection(NamedTuple):
 class MaskedLoss(NamedTuple):
     """A transfer loss that is undefined for some samples, and which they are.
 
-    A `transfer` may return it instead of the loss alone, so that the record can say how many
-    samples the loss reached. Without a mask, it reaches every sample whose loss is finite.
+    A `transfer` may return it, so that the record can say how many samples the loss reached.
 
     Attributes:
         loss: (B,) or (). Undefined terms, such as the direction of a zero map, count as 0 and have
@@ -113,12 +109,7 @@ Gradients = Sequence[Tensor | None]
 
 
 class Merged(NamedTuple):
-    """Gradients, and numbers to record about how they were merged.
-
-    Attributes:
-        gradients: the merged ones.
-        watched: name -> number, (), of this step; a curve has the mean over an epoch's steps.
-    """
+    """Merged gradients, and numbers of this step, (), whose means over an epoch are curves."""
 
     gradients: Gradients
     watched: Mapping[str, Tensor]

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.data import cache as cache_module
-from bench.data.augment import Augment, crop_flip
+from bench.data.augment import Augment, crop_flip, degrade
 from bench.data.batches import Batches
 from bench.data.dataset import DataError, DataSet, channel_statistics, fingerprint
-from bench.data.resolution import degrade
 from bench.data.sources import load
 from bench.data.splits import hold_out, labelled_mask, stratified_order, take_fraction
 from bench.seeds import derive

@@ -11,8 +11,8 @@ from lessons import CPU, Lesson, cell, dataset, plain_cell, recipe, run
 from safetensors.torch import load_file, save_file
 
 from bench.cell import DataSpec, Recipe
+from bench.data.augment import degrade
 from bench.data.dataset import DataSet
-from bench.data.resolution import degrade
 from bench.hyperparameters import build_method
 from bench.method import (
     MaskedLoss,

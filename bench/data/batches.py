@@ -11,13 +11,7 @@ from bench.seeds import derive
 
 
 class Batch(NamedTuple):
-    """Images with their labels and positions.
-
-    Attributes:
-        images: (B, C, H, W), normalised.
-        labels: (B,) int64.
-        index: (B,) int64, positions in the set.
-    """
+    """Normalised images (B, C, H, W), and their labels and positions in the set, (B,) each."""
 
     images: Tensor
     labels: Tensor
@@ -27,9 +21,8 @@ class Batch(NamedTuple):
 class Batches:
     """A set of images that is served as normalised batches in the channels-last memory format.
 
-    An epoch's order and augmentation follow from `derive(seed, "order", epoch)` and
-    `derive(seed, "augment", epoch)`, so that any epoch can be served by itself. Nothing within an
-    epoch waits for the device.
+    Order and augmentation follow from the seed and the epoch, so that any epoch can be served by
+    itself. Nothing within an epoch waits for the device.
 
     A short last batch is served unless `drop_last` is set. A last batch of one image is never
     served, because BatchNorm needs two; which image is left out changes every epoch.
@@ -54,7 +47,7 @@ class Batches:
             images: (N, C, H, W) uint8.
             labels: (N,) int64.
             mean: C means of images scaled to [0, 1].
-            std: C standard deviations of images scaled to [0, 1].
+            std: their C standard deviations.
             augment: augmentation of `epoch`; `clean` has none.
             batch_size: B, at least 2.
             drop_last: whether a short last batch is left out.
@@ -102,10 +95,7 @@ class Batches:
         """The augmented batches of one epoch, in random order.
 
         A subset, (M,) positions, serves some of the images, with the crops that they have in the
-        epoch of the whole set.
-
-        Raises:
-            ValueError: the subset is too small for a batch.
+        epoch of the whole set; ValueError if it is too small for a batch.
         """
         positions = torch.arange(len(self.labels)) if subset is None else subset.cpu()
         steps = self.steps(len(positions))

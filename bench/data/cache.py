@@ -28,11 +28,8 @@ def cached(path: Path, key: Mapping[str, object], build: Callable[[], DataSet]) 
     """The data set stored at `path`; built and stored first if it is not there.
 
     If several processes ask at once, one builds (and downloads) and the others wait for its file.
-    The JSON-able key is everything that the content depends on. A file with another key is
-    replaced.
-
-    Raises:
-        DataError: the cache cannot be written, or `build` fails.
+    The JSON-able key is all that the content depends on; a file with another key is replaced.
+    DataError if the cache cannot be written, or `build` fails.
     """
     wanted = {"version": VERSION, **key}
     with _locked(path):

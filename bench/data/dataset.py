@@ -62,14 +62,7 @@ class DataSet:
         return cls(name=name, classes=tuple(classes), mean=mean, std=std, **images, **labels)
 
     def only(self, classes: Classes) -> DataSet:
-        """The images of some classes, relabelled from 0 in this set's class order.
-
-        Args:
-            classes: how many of the first classes, or names or positions in any order.
-
-        Raises:
-            DataError: a class is unknown, or there are fewer than two.
-        """
+        """The images of some classes, relabelled from 0 in order; see `choose_classes`."""
         kept = choose_classes(self.classes, classes)
         relabel = torch.full((len(self.classes),), -1)
         relabel[kept] = torch.arange(len(kept))
@@ -92,14 +85,8 @@ class DataSet:
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation of each channel, of values scaled to [0, 1].
 
-    Counting the 256 levels makes both exact to float64 and needs no float copy of the images.
-
-    Args:
-        images: (N, C, H, W) uint8.
-
-    Returns:
-        C means and C deviations. A constant channel gets the deviation 1.0 instead of 0, so that
-        normalisation maps it to 0 and not to NaN.
+    Counting the 256 levels of (N, C, H, W) uint8 images makes both exact to float64 and needs no
+    float copy. A constant channel gets the deviation 1.0, so that normalisation maps it to 0.
 
     Example:
         >>> half = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
@@ -147,16 +134,9 @@ def _position(names: Sequence[str], chosen: str | int) -> int:
 
 
 def resize(plane: Image.Image, size: int) -> np.ndarray:
-    """One channel at size x size: area average along an axis that shrinks, else bilinear.
+    """One grey plane at size x size, uint8: area average along an axis that shrinks, else bilinear.
 
     The aspect ratio is not kept. Bilinear interpolation alone would alias when an image shrinks.
-
-    Args:
-        plane: a grey image.
-        size: pixels of each side.
-
-    Returns:
-        (size, size) uint8.
 
     Example:
         >>> resize(Image.fromarray(np.array([[0, 4], [8, 5]], dtype=np.uint8)), 1)

@@ -24,13 +24,7 @@ CHUNK = 64
 
 
 class ImageFile(NamedTuple):
-    """One image of a tree.
-
-    Attributes:
-        path: path of the file.
-        label: position of its class.
-        stamp: relative path, size in bytes and time of the last change.
-    """
+    """One image of a tree; the stamp is its relative path, size and time of the last change."""
 
     path: Path
     label: int
@@ -39,13 +33,7 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """The images of a tree.
-
-    Attributes:
-        classes: the names of the classes, sorted.
-        train: the training images, sorted by class and file name.
-        test: the test images, sorted by class and file name.
-    """
+    """The images of a tree, sorted by class and file name."""
 
     classes: tuple[str, ...]
     train: list[ImageFile]
@@ -58,11 +46,7 @@ class Tree:
 
 
 def class_names(root: Path, part: str) -> list[str]:
-    """Names of the class folders of one part, sorted by code point, without hidden folders.
-
-    Raises:
-        DataError: the part's folder is missing.
-    """
+    """Names of the class folders of one part, sorted; DataError if its folder is missing."""
     folder = root / part
     if not folder.is_dir():
         raise DataError(f"{root} has no {part}/ folder; wanted {folder}/<class>/<image>")
@@ -71,8 +55,6 @@ def class_names(root: Path, part: str) -> list[str]:
 
 def list_tree(root: Path, classes: Classes | None = None) -> Tree:
     """Finds the images of a tree. Links are followed; files of other types are ignored.
-
-    test/ may lack a class. Every class folder must hold an image.
 
     Raises:
         DataError: train/ or test/ is missing, there are fewer than two classes, test/ has a class

@@ -19,13 +19,10 @@ class Library:
     """
 
     def __init__(self, data_root: Path | None, cache: Path, random_if_absent: bool = False) -> None:
-        """Reads nothing yet.
+        """Reads nothing yet; arguments as for `load`.
 
-        Args:
-            data_root: folder of data sets and downloads; None if there is none.
-            cache: folder of decoded data sets.
-            random_if_absent: whether random images replace a data set that is not here; for
-                estimates, never for training.
+        `random_if_absent`: whether random images replace a data set that is not here; for
+        estimates, never for training.
         """
         self.data_root, self.cache, self.random_if_absent = data_root, cache, random_if_absent
         self.absent: dict[str, str] = {}
@@ -33,11 +30,7 @@ class Library:
         self._fingerprints: dict[str, str] = {}
 
     def read(self, spec: ImageSpec) -> DataSet:
-        """The decoded data set.
-
-        Raises:
-            DataError: it is missing or unusable.
-        """
+        """The decoded data set; DataError if it is missing or unusable."""
         key = self._key(spec)
         if key not in self._sets:
             self._sets[key] = self._load(spec)

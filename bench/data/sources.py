@@ -240,12 +240,7 @@ def _part(dataset: Any) -> Part:
 
 
 def random_data(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
-    """Random images with the number and shape of a source's images, to estimate costs without it.
-
-    Args:
-        source: a source with known sizes.
-        size: as for `load`.
-        classes: as for `load`; only their number matters.
+    """Random images in the number and shape of a source's, to estimate costs without it.
 
     Example:
         >>> images = random_data("mnist", size=16, classes=2).train_images

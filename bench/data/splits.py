@@ -14,11 +14,8 @@ from bench.seeds import derive
 def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
     """The positions of each class's images in random order.
 
-    Each class has its own random stream, so that its order does not depend on the other classes.
-
-    Returns:
-        One int64 tensor for each class from 0 to the highest label; empty for a class without
-        images.
+    Each class has its own random stream, so that its order does not depend on the other classes. A
+    class without images has an empty tensor.
 
     Example:
         >>> [sorted(order.tolist()) for order in stratified_order(torch.tensor([1, 0, 1]), 0)]
@@ -36,10 +33,8 @@ def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
 def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """A fraction in (0, 1] of the images of each class: the nearest whole number, at least one.
 
-    Fractions are nested: with the same seed, 10 % of the images are part of the 25 %.
-
-    Returns:
-        int64 positions in ascending order.
+    Fractions are nested: with the same seed, 10 % of the images are part of the 25 %. Positions
+    ascend.
 
     Example:
         >>> take_fraction(torch.tensor([0, 1, 0, 1]), 0.5, seed=0).shape
@@ -49,18 +44,14 @@ def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Divides the training images into training and validation images.
+    """Positions of the training and of the validation images, both ascending.
 
     Holds out a fraction in (0, 1): the nearest whole number of each class, at least one. Each class
     keeps at least one training image, so that a single image is never held out.
 
-    Returns:
-        Training and validation positions, both in ascending order.
-
     Example:
-        >>> train, validation = hold_out(torch.tensor([0] * 10 + [1] * 20), 0.1, seed=0)
-        >>> len(train), len(validation)
-        (27, 3)
+        >>> [len(part) for part in hold_out(torch.tensor([0] * 10 + [1] * 20), 0.1, seed=0)]
+        [27, 3]
     """
     held = torch.zeros(len(labels), dtype=torch.bool)
     for order in stratified_order(labels, derive(seed, "hold_out")):

@@ -32,13 +32,9 @@ def build_torchvision(
 ) -> Network:
     """A randomly initialised torchvision classifier with named taps.
 
-    Args:
-        name: as in `torchvision.models.list_models(module=torchvision.models)`.
-        classes: K.
-        image_shape: (C, H, W).
-        taps: tap name -> path of a (B, C, H, W) tensor. "embedding" defaults to the input of the
-            head. None, for ResNets only: the taps of `resnet_taps`.
-        head: path of the last `nn.Linear`, which computes "logits". None, for ResNets only: "fc".
+    `taps` maps a tap's name to the path of a (B, C, H, W) tensor; "embedding" defaults to the input
+    of the head. `head` is the path of the last `nn.Linear`, which computes "logits". A ResNet needs
+    neither: see `resnet_taps`.
 
     Raises:
         ValueError: the model, a tap or a path is unknown, taps are missing for a model without
@@ -70,7 +66,7 @@ def build_torchvision(
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError if torchvision has no such classifier; names near matches."""
+    """Raises ValueError, with near matches, if torchvision has no such classifier."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -104,11 +100,7 @@ class TorchvisionNetwork(Network):
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, str], head: str) -> None:
-        """Traces `model`, checks every path and sorts the taps from shallow to deep.
-
-        Raises:
-            ValueError: a tap or path is unknown, or the head is not an `nn.Linear`.
-        """
+        """Traces `model`, checks every path and sorts the taps from shallow to deep."""
         super().__init__()
         self.model = model
         for module in model.modules():
@@ -135,10 +127,9 @@ class TorchvisionNetwork(Network):
         self.check_taps(taps)
         if not taps:
             return {}
-        paths = frozenset(self.paths[tap] for tap in taps)
-        key = (paths, self.training)
+        key = frozenset(self.paths[tap] for tap in taps), self.training
         if key not in self._cut:
-            self._cut[key] = self._trace(paths)
+            self._cut[key] = self._trace(key[0])
         shown = self._cut[key](images)
         return {tap: shown[self.paths[tap]] for tap in taps}
 

@@ -18,10 +18,10 @@ TOLERANCE = 1e-3
 
 
 def folded(network: Network, image_shape: tuple[int, int, int]) -> Network:
-    """A copy of a network that computes the same taps in evaluation mode with fewer operations.
+    """A copy of a network in evaluation mode that computes the same taps with fewer operations.
 
     Folds each BatchNorm that follows a convolution in a Sequential. If that changes a tap, because
-    the tap is the tensor between the two, `network` itself is returned. It is in evaluation mode.
+    the tap is the tensor between the two, `network` itself is returned.
     """
     lean = copy.deepcopy(network)
     for module in list(lean.modules()):

@@ -19,7 +19,7 @@ class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise and linear 1x1 convolution; a shortcut if shapes are equal."""
 
     def __init__(self, inputs: int, width: int, stride: int, expansion: int) -> None:
-        """The 3x3 convolution takes the stride; `expansion` times `inputs` channels go in."""
+        """The 3x3 convolution takes the stride, and `expansion` times `inputs` channels."""
         super().__init__()
         hidden = inputs * expansion
         self.expand = conv_norm(inputs, hidden, 1)
@@ -50,7 +50,7 @@ class MobileNetV2(StagedNetwork):
     )
 
     def __init__(self, classes: int, image_shape: tuple[int, int, int]) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W)."""
+        """Images are (C, H, W)."""
         stem = nn.Sequential(*conv_norm(image_shape[0], 16, stride=2), nn.ReLU())
         neck = nn.Sequential(*conv_norm(160, 1280, 1), nn.ReLU())
         super().__init__(stem, self._stages(), 1280, classes, neck)

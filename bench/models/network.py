@@ -10,9 +10,7 @@ from bench.method import Shapes
 
 
 class Network(nn.Module):
-    """A classifier whose inner tensors (taps) can be read by name.
-
-    Subclasses set `tap_names` and `head`, and implement `view`.
+    """A classifier whose inner tensors (taps) can be read by name; subclasses implement `view`.
 
     Attributes:
         tap_names: every tap from shallow to deep, "logits" last.
@@ -23,11 +21,7 @@ class Network(nn.Module):
     head: nn.Module
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
-        """The named taps of one batch; runs no deeper than the deepest of them.
-
-        Args:
-            images: (B, C, H, W), normalised.
-            taps: names out of `tap_names`.
+        """The named taps of one batch (B, C, H, W); runs no deeper than the deepest of them.
 
         Returns:
             tap -> (B, C, H, W) for maps, (B, D) for the embedding, (B, K) for the logits.
@@ -62,10 +56,7 @@ def modes_restored(network: nn.Module) -> Iterator[None]:
 
 
 def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
-    """Shape of one sample's tensor at every tap: (C, H, W), (D,) or (K,).
-
-    The network's modes and buffers do not change. `image_shape` is (C, H, W).
-    """
+    """Shape of one sample's tensor at every tap; modes and buffers do not change."""
     images = torch.zeros(2, *image_shape).to(next(network.parameters()))
     with modes_restored(network), torch.no_grad():
         view = network.eval().view(images, network.tap_names)

@@ -72,11 +72,7 @@ class ResNet(StagedNetwork):
         depths: Sequence[int],
         widths: Sequence[int],
     ) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W).
-
-        `depths`: blocks in each stage. `widths`: the stem's channels, then each stage's (before a
-        bottleneck's expansion).
-        """
+        """`depths`: blocks in each stage. `widths`: channels of the stem and the stages' blocks."""
         stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
         stages = self._stages(depths, widths)
         super().__init__(stem, stages, widths[-1] * self.block.expansion, classes)

@@ -12,7 +12,7 @@ class SmallCnn(StagedNetwork):
     """
 
     def __init__(self, classes: int, image_shape: tuple[int, int, int], *, width: int) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W); `width` is w."""
+        """Images are (C, H, W); `width` is w."""
         stem = nn.Sequential(*conv_norm(image_shape[0], width), nn.ReLU())
         stages = (
             [conv_norm(width, width)],

@@ -39,14 +39,9 @@ class StagedNetwork(Network):
         classes: int,
         neck: nn.Module | None = None,
     ) -> None:
-        """Assembles the network.
+        """`width`: D, channels after the neck, which maps the last map to the one that is pooled.
 
-        Args:
-            stem: maps images to the first map.
-            stages: the blocks of each stage; a block maps a map to the next one before activation.
-            width: D, channels after the neck.
-            classes: K, outputs of the head.
-            neck: maps the last stage's map to the map that is pooled; None for the identity.
+        A block of `stages` maps a map to the next one before the activation.
         """
         super().__init__()
         self.stem = stem

@@ -25,11 +25,7 @@ class Vgg(StagedNetwork):
     def __init__(
         self, classes: int, image_shape: tuple[int, int, int], *, depths: Sequence[int]
     ) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W).
-
-        `depths`: convolutions in each of the five groups. ValueError for images below 8x8, which
-        are too small for three poolings.
-        """
+        """`depths`: convolutions in each of the five groups. ValueError for images below 8x8."""
         channels, height, width = image_shape
         if min(height, width) < 8:
             raise ValueError(f"a VGG pools three times: images of {height}x{width}, wanted 8x8 up")

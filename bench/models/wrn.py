@@ -48,11 +48,7 @@ class WideResNet(StagedNetwork):
     def __init__(
         self, classes: int, image_shape: tuple[int, int, int], *, depth: int, widen: int
     ) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W).
-
-        `depth`: 6 n + 4, for n blocks a stage. `widen`: factor on the widths 16, 32, 64 of the
-        stages; the stem keeps 16.
-        """
+        """`depth`: 6 n + 4, for n blocks a stage. `widen`: factor on the stages' 16, 32, 64."""
         stem = nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False)
         widths = (16 * widen, 32 * widen, 64 * widen)
         super().__init__(stem, _stages((depth - 4) // 6, widths), widths[-1], classes)

@@ -73,14 +73,11 @@ def model_code(model: str | Mapping[str, object]) -> str:
 def build(
     model: str | Mapping[str, object], classes: int, image_shape: tuple[int, int, int]
 ) -> Network:
-    """A network, initialised with draws from torch's global generator.
+    """A network for images (C, H, W), initialised with draws from torch's global generator.
 
-    Args:
-        model: a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or
-            {"torchvision": name, "taps": {tap: path}, "head": path}, see `build_torchvision`; its
-            "name" in a grid is ignored.
-        classes: K, at least 2.
-        image_shape: (C, H, W).
+    `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or
+    {"torchvision": name, "taps": {tap: path}, "head": path}, see `build_torchvision`; the "name" of
+    such a mapping is ignored.
 
     Raises:
         TypeError: `model` is neither a name nor a mapping, or a plugin's builder does not return a
@@ -140,11 +137,7 @@ def _build_described(model: Mapping[str, Any], classes: int, image_shape: ImageS
 
 
 def check(model: str | Mapping[str, object]) -> None:
-    """Refuses a model that `build` does not know, without building it.
-
-    Raises:
-        ValueError: the name is unknown; the message has near matches.
-    """
+    """Raises ValueError, with near matches, for a model that `build` does not know."""
     if isinstance(model, Mapping):
         model = f"{TORCHVISION}{model.get('torchvision')}"
     if not model.startswith(TORCHVISION):

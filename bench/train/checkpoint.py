@@ -1,12 +1,7 @@
 """Checkpoints, from which an unfinished cell resumes with the same result.
 
 Each cell has files of its own, so that it may resume next to other cells than before. The files of
-the two latest epochs are kept: if one is damaged, which its checksum shows, the cell resumes from
-the other.
-
-A cohort saves at the end of an epoch if at least `every` seconds have passed since the last save.
-A cell that trains for less than `every` seconds writes no checkpoint. `every = 0` saves after every
-epoch.
+the two latest epochs are kept: if one is damaged, the cell resumes from the other.
 """
 
 from __future__ import annotations
@@ -34,12 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
-    """Everything that changes while a cell trains.
-
-    Attributes:
-        tensors: name -> tensor.
-        values: JSON-able values, which may be NaN or infinite.
-    """
+    """Everything that changes while a cell trains; `values` are JSON-able, or not finite."""
 
     tensors: Mapping[str, Tensor]
     values: dict[str, Any]
@@ -51,9 +41,9 @@ class History:
 
     Attributes:
         started: when the first process began, ISO 8601.
-        train_seconds: the cell's share of its cohorts' wall-clock seconds of training.
-        evaluation_seconds: the same for evaluation.
-        checkpoint_seconds: wall-clock seconds of writing and reading its checkpoints.
+        train_seconds: the cell's share of its cohorts' wall-clock seconds.
+        evaluation_seconds: likewise.
+        checkpoint_seconds: of writing and reading its checkpoints.
         resumed: how often the training resumed from a checkpoint.
         conditions: device, versions and commit of each earlier process.
         nondeterministic: operations without a deterministic form that earlier processes ran.
@@ -76,7 +66,7 @@ class Checkpoints:
     """The checkpoints of all unfinished cells: `<root>/<cell id>/<epochs done>.safetensors`."""
 
     def __init__(self, root: Path, every: float = SECONDS) -> None:
-        """Creates nothing before the first write; `every` as in the module's docstring."""
+        """Creates nothing yet. `every`: least seconds between two saves; 0 saves each epoch."""
         self.root, self.every = root, every
         self._last = time.monotonic()
 
@@ -91,10 +81,10 @@ class Checkpoints:
     def write(
         self, cell_id: str, epoch: int, key: Mapping[str, object], history: History, state: State
     ) -> None:
-        """Saves one cell after an epoch, and removes all but its `KEPT` latest checkpoints.
+        """Saves one cell after `epoch` epochs, and removes all but its `KEPT` latest checkpoints.
 
-        `epoch` counts the finished ones; `key` is what the state depends on other than the cell. If
-        the disk refuses the file, a warning names it and training goes on.
+        `key` is what the state depends on other than the cell. If the disk refuses the file, a
+        warning names it and training goes on.
         """
         path = self._path(cell_id, epoch)
         if path.exists():  # the cell is waiting for others to catch up
@@ -104,12 +94,7 @@ class Checkpoints:
         try:
             write_atomically(path, pack(state.tensors, json.dumps(about)))
         except OSError as error:
-            logger.warning(
-                "checkpoint %s cannot be written (%s); training goes on, and the last checkpoint "
-                "is kept",
-                path,
-                error.strerror,
-            )
+            logger.warning("checkpoint %s cannot be written (%s)", path, error.strerror)
             return
         for old in self._epochs(cell_id)[KEPT:]:
             old.unlink(missing_ok=True)
@@ -117,8 +102,7 @@ class Checkpoints:
     def read(self, cell_id: str, key: Mapping[str, object]) -> tuple[History, State] | None:
         """The cell's latest checkpoint; None if there is none.
 
-        A checkpoint that is damaged or belongs to another training is named and removed. One with
-        another key, such as another teacher's weights, belongs to another training.
+        One that is damaged, or has another key (another teacher's weights), is named and removed.
         """
         for path in self._epochs(cell_id):
             try:
@@ -130,11 +114,7 @@ class Checkpoints:
             except FileNotFoundError:
                 continue
             except DamagedError as error:
-                logger.warning(
-                    "checkpoint %s cannot be used (%s); resuming from an earlier one or the start",
-                    path,
-                    error,
-                )
+                logger.warning("checkpoint %s cannot be used (%s)", path, error)
                 path.unlink(missing_ok=True)
                 continue
             return History(**about["history"]), State(tensors, about["state"])

@@ -36,10 +36,8 @@ class Cohort:
     """Students in training on one stream, with at most one teacher.
 
     Attributes:
-        stream: the batches and the test set.
-        teacher: teaches the students that need a teacher; None if none does.
+        teacher: None if no student needs one.
         store: where records and weights are written.
-        device: where everything runs.
         report: called after every epoch of a student with its cell id, the finished epochs, the
             total epochs, and the last test accuracy or None.
         provenance: commit and the like, for every record.
@@ -97,8 +95,6 @@ class Cohort:
         raise_if_shared(error)
         self.store.write(fail(cell, error, self.provenance))
 
-    # --- before the first epoch -----------------------------------------------------------------
-
     def _admit(self, cell: Cell) -> Student | None:
         """The cell's student at its latest checkpoint; None if it cannot be trained."""
         shape, labelled = self.stream.image_shape, self.stream.labelled
@@ -114,8 +110,6 @@ class Cohort:
             self._fail(cell, error)
             return None
         return student
-
-    # --- checkpoints ----------------------------------------------------------------------------
 
     def _resume(self, student: Student) -> None:
         """Brings a student to its latest checkpoint, if it has one."""
@@ -167,16 +161,11 @@ class Cohort:
         """What this process trains with."""
         return {**conditions(self.device), **self.provenance}
 
-    # --- one epoch ------------------------------------------------------------------------------
-
     def _train(self, students: Sequence[Student]) -> list[Student]:
         """Trains the students for one epoch; returns those that did not fail."""
         began, labels = time.perf_counter(), self.stream.train.labels
-        active = [
-            student
-            for student in students
-            if self._attempt(student, partial(student.begin_epoch, self._clean_view, labels))
-        ]
+        begun = ((s, partial(s.begin_epoch, self._clean_view, labels)) for s in students)
+        active = [student for student, begin in begun if self._attempt(student, begin)]
         together = [s for s in active if s.subset is None]
         apart = [[s] for s in active if s.subset is not None]
         trained = [s for group in (together, *apart) if group for s in self._train_group(group)]
@@ -229,8 +218,6 @@ class Cohort:
         for student in students:
             history = self._histories[student.cell.id]
             self._histories[student.cell.id] = history.plus(**each)
-
-    # --- after the last epoch -------------------------------------------------------------------
 
     def _finish(self, student: Student) -> None:
         """Writes the student's result and removes its checkpoints."""

@@ -21,11 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name` ("auto", "cpu", "cuda", "cuda:1").
-
-    Raises:
-        UserError: no such device on this machine, or no device's name.
-    """
+    """The device called `name` ("auto", "cpu", "cuda", "cuda:1"); UserError if it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -45,15 +41,8 @@ def to_device(module: Module, device: torch.device) -> Module:
 def seed_device(seed: int, device: torch.device) -> None:
     """Seeds the random generators of the CPU and of `device`.
 
-    `torch.manual_seed` seeds all devices. As long as CUDA is not initialised, it stores every call
-    with its traceback, which takes 50 microseconds and some memory for each step.
-
-    Example:
-        >>> seed_device(3, torch.device("cpu"))
-        >>> here = torch.rand(1)
-        >>> _ = torch.manual_seed(3)
-        >>> bool(here == torch.rand(1))
-        True
+    As long as CUDA is not initialised, `torch.manual_seed` stores every call with its traceback,
+    which takes 50 microseconds and some memory for each step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -79,16 +68,7 @@ def set_numerics(cell: Cell) -> None:
 def note_nondeterministic(found: set[str]) -> Iterator[None]:
     """Adds the name of every operation that runs without a deterministic form to `found`.
 
-    torch warns of such an operation each time it runs. Only the name is kept; other warnings are
-    shown as usual.
-
-    Example:
-        >>> found = set()
-        >>> with note_nondeterministic(found):
-        ...     for _ in range(3):
-        ...         warnings.warn("put_ does not have a deterministic implementation")
-        >>> found
-        {'put_'}
+    torch warns of it each time it runs. Other warnings are shown as usual.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=".*deterministic.*")
@@ -105,14 +85,7 @@ def note_nondeterministic(found: set[str]) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine ran out of memory.
-
-    Example:
-        >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
-        True
-        >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-        False
-    """
+    """Whether the device or the machine ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # The CPU's allocator, the libraries and CUDA itself raise plain RuntimeErrors.

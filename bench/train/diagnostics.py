@@ -1,7 +1,6 @@
-"""Optional measurements of a training: how large, smooth and constraining a method's knowledge is.
+"""Optional measurements: how large, smooth and constraining a method's knowledge is.
 
-They do not change the training: weights, BatchNorm statistics and random streams are the same with
-and without diagnostics.
+Weights, BatchNorm statistics and random streams are the same with and without them.
 """
 
 import copy
@@ -16,33 +15,15 @@ from torch import Tensor, nn
 
 from bench.method import MaskedLoss, Method, Pair, Shapes, Stage, Transfer, View
 
-EXAMINED = 256
-"""Number of test images, the first ones, on which a teacher's tensors are examined."""
-
-DRAWS = 8
-"""Random directions along which the curvature of a transfer loss is probed."""
-
-STEP = 1e-3
-"""Length of such a probe, in root mean squares of a sample's tensor."""
-
-LEAST_SIDE = 4
-"""Pixels; a smaller map is not examined for smoothness."""
-
-
-# --- while training ---------------------------------------------------------------------------
+EXAMINED = 256  # test images, the first ones, on which a teacher's tensors are examined
+DRAWS = 8  # random directions along which the curvature of a transfer loss is probed
+STEP = 1e-3  # length of such a probe, in root mean squares of a sample's tensor
+LEAST_SIDE = 4  # pixels; a smaller map is not examined for smoothness
 
 
 @contextmanager
 def unchanged(*modules: nn.Module) -> Iterator[None]:
-    """Restores the modules' buffers, such as BatchNorm's statistics, at the end.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(1)
-        >>> with unchanged(norm):
-        ...     _ = norm(torch.ones(4, 1))
-        >>> norm.running_mean, norm.num_batches_tracked
-        (tensor([0.]), tensor(0))
-    """
+    """Restores the modules' buffers, such as BatchNorm's statistics, at the end."""
     buffers = list(chain.from_iterable(module.buffers() for module in modules))
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -55,10 +36,8 @@ def unchanged(*modules: nn.Module) -> Iterator[None]:
 def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]) -> float | None:
     """Cosine of the angle between two losses' gradients, over the parameters that both reach.
 
-    cos = <g_task, g_transfer> / (|g_task| |g_transfer|). Positive weights cancel out. Below 0 the
-    losses conflict: a small step that lowers one raises the other.
-
-    Both losses, () each, are of one forward pass; frozen parameters are left out.
+    cos = <g_task, g_transfer> / (|g_task| |g_transfer|). Below 0 the losses conflict: a small step
+    that lowers one raises the other. Both losses, () each, are of one forward pass.
 
     Returns:
         In [-1, 1]; None if a gradient is zero or not finite, or no parameter is left.
@@ -93,22 +72,15 @@ def gradient_cosine(task: Tensor, transfer: Tensor, parameters: Sequence[Tensor]
 def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module) -> float | None:
     """Number of directions of a sample's student tensors in which a transfer loss is curved.
 
-    It is the participation ratio of the squared eigenvalues of the loss's Hessian H in the
-    student's taps, divided by the batch size: (tr H^2)^2 / tr H^4 / B. Each sample's tensor is
-    measured in units of its root mean square. If a loss constrains n directions of a sample equally
-    and leaves the others free, the result is n: C H W for a hint at a map, at most H W for an
-    attention map, fewer for a relation between samples. A weight on the loss cancels out.
-
-    If teacher and student tensors are equal, the loss is at its minimum, and its curvature is what
-    the knowledge constrains. Elsewhere the remaining distance contributes to the curvature.
+    The participation ratio of the squared eigenvalues of the loss's Hessian H in the student's
+    taps, divided by the batch size: (tr H^2)^2 / tr H^4 / B. Each sample's tensor is measured in
+    units of its root mean square. If a loss constrains n directions of a sample equally and leaves
+    the others free, the result is n: C H W for a hint at a map, at most H W for an attention map,
+    fewer for a relation between samples. With equal teacher and student tensors the loss is at its
+    minimum, and its curvature is what the knowledge constrains.
 
     The traces are means of |H v|^2 and |H H v|^2 over `DRAWS` random sign vectors v, where H v is a
     central difference of the gradient in float64, which is exact for a quadratic loss.
-
-    Args:
-        transfer: a stage's transfer loss.
-        pair: both networks' views of one batch.
-        connector: the method's trained modules; they are copied.
 
     Returns:
         Directions per sample; None if the loss has no curvature, is not finite or does not reach
@@ -176,14 +148,10 @@ def _energy(parts: Mapping[str, Tensor]) -> float:
     return sum(part.square().sum().item() for part in parts.values())
 
 
-# --- the teacher's tensors ----------------------------------------------------------------------
-
-
 def own_stage(method: Method) -> Stage | None:
     """The stage of a method's own knowledge: the first with a transfer loss to train the student.
 
-    Soft logits in a later stage or in a joint form are not the method's own knowledge, and a stage
-    that trains a connector on the teacher alone only prepares it.
+    A stage that trains a connector on the teacher alone only prepares it.
     """
     teaching = (stage for stage in method.plan if stage.transfer is not None)
     return next((stage for stage in teaching if stage.trains != {"connector"}), None)
@@ -205,13 +173,9 @@ def knowledge_facts(
     "attention_variation_<tap>": `attention_variation` of the output of every stage with maps of at
     least `LEAST_SIDE`.
 
-    Args:
-        view: taps -> the teacher's view of fixed images.
-        labels: (M,), of the images.
-        method: without a transfer loss there is only the attention's variation.
-        optional: the stage's optional taps that both networks have.
-        shapes: of the teacher's taps.
-        batch: B, number of images for the directions.
+    `view` maps taps to the teacher's view of fixed images, `labels` are theirs, (M,), `optional`
+    are the stage's optional taps that both networks have, `shapes` those of the teacher's taps, and
+    `batch` is the number of images for the directions.
     """
     large = [
         tap
@@ -236,13 +200,11 @@ def knowledge_facts(
 
 
 def attention_variation(feature: Tensor) -> float:
-    """Total variation of attention maps, divided by that of the channels.
+    """Total variation of attention maps, divided by that of the channels A_c of (B, C, H, W).
 
-    Numerator: the mean over images of the total variation of the map sqrt(sum_c A_c^2).
-    Denominator: the mean over images and channels of the total variation of A_c, without zero
-    channels. Below 1, attention maps are smoother than channels.
-
-    `feature` is (B, C, H, W); NaN if all channels are zero.
+    The mean over images of the variation of the map sqrt(sum_c A_c^2), over the mean over images
+    and nonzero channels of that of A_c. Below 1, attention maps are the smoother ones; NaN if all
+    channels are zero.
     """
     attention = torch.linalg.vector_norm(feature, dim=1)
     return (_mean_variation(attention) / _mean_variation(feature.flatten(0, 1))).item()

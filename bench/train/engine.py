@@ -1,8 +1,7 @@
 """The stage engine: trains one student through its method's stages, epoch by epoch.
 
-This is the only place where a student's weights change. The engine owns train and evaluation mode,
-freezing, one fresh optimiser and schedule per stage, the reduction and weighting of losses, and
-the curves. A method owns none of these.
+Only here a student's weights change. The engine owns train and evaluation mode, freezing, one fresh
+optimiser and schedule per stage, the reduction and weighting of losses, and the curves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,6 @@ from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.epoch import Sums, check_finite, points
 from bench.train.objective import Losses, Objective, weigh
 from bench.train.optim import get_momenta, learning_rate, make_optimiser, set_momenta
-from bench.train.stage import freeze, images_of, parts_of
 from bench.train.stream import StudentBatch
 
 
@@ -43,11 +41,7 @@ class Student:
     """One student in training.
 
     Attributes:
-        cell: the cell that is trained.
-        method: the cell's method, with its stages.
-        network: the student network.
         connector: the method's own trained modules; they are not saved with the student.
-        device: where the student is trained.
         optional: stage name -> the stage's optional taps that both networks have.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         epochs_done: finished epochs, of all stages together.
@@ -79,8 +73,6 @@ class Student:
         self.sums = Sums(self.device)
         self.subset: Tensor | None = None
 
-    # --- the current stage ------------------------------------------------------------------------
-
     @property
     def stage(self) -> Stage:
         """The current epoch's stage."""
@@ -106,14 +98,11 @@ class Student:
         """Whether all epochs are finished."""
         return self.epochs_done == self.total_epochs
 
-    # --- an epoch -------------------------------------------------------------------------------
-
     def begin_epoch(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
         """Enters the next stage if the last one has ended, and sets the learning rate.
 
-        Args:
-            clean_view: taps -> the teacher's view of the whole training set without augmentation.
-            labels: (N,), of the training set.
+        `clean_view` maps taps to the teacher's view of the whole training set without augmentation;
+        `labels`, (N,), are those of the set.
         """
         if self._position < 0 or self._stage_epoch == self.stage_epochs[self._position]:
             self._position += 1
@@ -142,8 +131,8 @@ class Student:
             self._note(name, value)
         last = self.epochs_done + 1 == self.total_epochs
         # Without the logits in the loss, the classifier is untrained.
-        reads_logits = self.stage.task_weight > 0 or "logits" in self.taps
-        due = (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0 and reads_logits
+        due = (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0
+        due = due and "logits" in self._reads()
         self._note("test_accuracy", test_accuracy() if last or due else None)
         self.epochs_done += 1
         self._stage_epoch += 1
@@ -151,7 +140,6 @@ class Student:
             curve.extend([None] * (self.epochs_done - len(curve)))
 
     def _read_clean(self, clean_view: Callable[[Sequence[str]], View]) -> None:
-        """The teacher's view of the clean training set, for a stage that reads it."""
         self._clean = None  # frees the last stage's view before the next one is computed
         if self.stage.clean:
             self._clean = clean_view(self.taps)
@@ -169,27 +157,21 @@ class Student:
         chosen = self.selections.get(stage.name)
         kept = None if chosen is None else chosen.kept.to(self.device)
         self.subset, taught = images_of(stage, kept, self.labelled, train_images)
+        cell, smoothing = self.cell, self.cell.recipe.label_smoothing
         self._objective = Objective(
-            stage,
-            self.cell.method,
-            self.connector,
-            self.labelled,
-            taught,
-            self.cell.recipe.label_smoothing,
+            stage, cell.method, self.connector, self.labelled, taught, smoothing
         )
         freeze(stage, self.network, self.connector)
         parts = parts_of(self.network, self.connector)
         self._trunk = parts["trunk"]
         self._trained = [p for part, ps in parts.items() if part in stage.trains for p in ps]
-        self.optimiser = make_optimiser(stage, parts, self.cell.recipe)
+        self.optimiser = make_optimiser(stage, parts, cell.recipe)
 
     def _note(self, name: str, value: float | None) -> None:
         """Adds this epoch's point to a curve; earlier epochs without a point get None."""
         curve = self.curves.setdefault(name, [])
         curve.extend([None] * (self.epochs_done - len(curve)))
         curve.append(value)
-
-    # --- a step ---------------------------------------------------------------------------------
 
     def step(self, batch: StudentBatch) -> None:
         """One training step: losses, gradients, update."""
@@ -235,8 +217,7 @@ class Student:
     def _diagnose(self, batch: StudentBatch, transfer: Transfer) -> None:
         """Notes the cosine of the task's and the transfer loss's gradients.
 
-        The forward pass for it has the weights and random numbers of the next step, and changes no
-        state. So it is the same in a stage without a task loss.
+        Its forward pass has the weights and random numbers of the next step, and changes no state.
         """
         with unchanged(self.network, self.connector):
             self._seed_step()
@@ -271,13 +252,10 @@ class Student:
         for name, value in self.stage.watch(pair._replace(student=student), self.connector).items():
             self._note(name, float(value))
 
-    # --- between epochs -------------------------------------------------------------------------
-
     def state(self) -> State:
         """Everything that `restore` needs, taken between two epochs.
 
-        No random state is stored: order, augmentation and the draws of every step follow from the
-        seed, the epoch and the step.
+        No random state: all draws follow from the seed, the epoch and the step.
         """
         tensors = self._tensors()
         momenta = get_momenta(self.optimiser)
@@ -299,9 +277,7 @@ class Student:
     def restore(
         self, state: State, clean_view: Callable[[Sequence[str]], View], labels: Tensor
     ) -> None:
-        """Brings a student that has not begun to the point where `state` of its cell was taken.
-
-        The other arguments are those of `begin_epoch`.
+        """Brings a student that has not begun to `state`; other arguments as in `begin_epoch`.
 
         Raises:
             ValueError: the state belongs to another network or method.
@@ -339,10 +315,7 @@ def make_student(
     device: torch.device,
     labelled: Tensor | None = None,
 ) -> Student:
-    """A student ready for its first epoch; the arguments are those of `Student`.
-
-    `teacher_shapes` holds the shape of one sample's tensor at every tap of the teacher; None if the
-    cell has no teacher.
+    """A student ready for its first epoch; `teacher_shapes` is None if it has no teacher.
 
     Raises:
         NotApplicable: the method cannot be used for this pair.
@@ -376,3 +349,49 @@ def make_student(
     connector = to_device(method.connect(shapes, theirs), device)
     network = to_device(network, device)
     return Student(cell, method, network, connector, device, optional, labelled)
+
+
+def images_of(
+    stage: Stage, kept: Tensor | None, labelled: Tensor | None, train_images: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The training images of a stage; `kept`: (N,) bool, what its `keep` chose, or None.
+
+    Returns:
+        Positions of the images that an epoch goes through, and (N,) bool, the images whose transfer
+        loss counts; None for all.
+
+    Raises:
+        ValueError: no image was kept.
+    """
+    subset = taught = None
+    if kept is not None:
+        if not kept.any():
+            raise ValueError(f"stage {stage.name!r}: no training image was kept")
+        if stage.task_on_all:
+            taught = kept
+        else:
+            subset = kept.nonzero().flatten()
+    if not stage.needs_teacher and labelled is not None:
+        # As many steps as with all images, on labelled images that are repeated.
+        known = labelled.nonzero().flatten()
+        subset = known.repeat(-(-train_images // len(known)))[:train_images]
+    return subset, taught
+
+
+def parts_of(network: Network, connector: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """All parameters by the names of `Stage.trains`: trunk, head and connector."""
+    head = list(network.head.parameters())
+    own = {id(parameter) for parameter in head}
+    trunk = [p for p in network.parameters() if id(p) not in own]
+    return {"trunk": trunk, "head": head, "connector": list(connector.parameters())}
+
+
+def freeze(stage: Stage, network: Network, connector: nn.Module) -> None:
+    """Freezes the parts that the stage does not train, and unfreezes the others."""
+    for part, parameters in parts_of(network, connector).items():
+        for parameter in parameters:
+            parameter.requires_grad_(part in stage.trains)
+    # Evaluation mode also freezes the running statistics of BatchNorm.
+    network.train("trunk" in stage.trains)
+    network.head.train("head" in stage.trains)
+    connector.train("connector" in stage.trains)

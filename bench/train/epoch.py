@@ -17,10 +17,7 @@ class NonFiniteError(ArithmeticError):
 class Sums:
     """Running sums of one epoch, on the device, so that no step waits for them.
 
-    Attributes:
-        steps: training steps so far.
-        samples: samples so far.
-        watched: names of sums whose mean over the steps is a curve of that name.
+    The mean over the steps of a sum in `watched` is a curve of that name.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -57,7 +54,7 @@ class Sums:
         self._fetched = {}
 
     def total(self, name: str) -> float:
-        """One of the sums; 0 if nothing was added. All are fetched from the device at once."""
+        """One of the sums, or 0. All are fetched from the device at once."""
         if self._totals and not self._fetched:
             values = torch.stack([*self._totals.values()]).tolist()
             self._fetched = dict(zip(self._totals, values, strict=True))
@@ -78,8 +75,7 @@ def points(
 ) -> dict[str, float | None]:
     """A point of each curve except the test accuracy; None where the stage has no such number.
 
-    A curve that one stage of the plan has gets a point in all of them. `progress` is the position
-    in the stage's epochs, see `weigh`; `rate` is the learning rate.
+    A curve that one stage of the plan has gets a point in all of them. `rate` is the learning rate.
     """
     task = sums.mean("task") if stage.task_weight > 0 else None
     joint = sums.mean("joint") if stage.joint is not None else None
@@ -94,23 +90,17 @@ def points(
         found["clipped_steps"] = sums.total("clipped") if stage.clip_norm is not None else None
     found |= {name: sums.mean(f"watched {name}") for name in sorted(sums.watched)}
     correct = sums.total("correct") / max(sums.samples, 1)
+    skipped, masked = sums.total("skipped"), sums.total("masked")
+    reach = {
+        "reached_samples": sums.taught - skipped - masked,
+        "skipped_samples": skipped,
+        "masked_samples": masked,
+    }
     return {
         **found,
         "learning_rate": rate,
         "train_accuracy": correct if task is not None else None,
-        **_reach(sums, stage),
-    }
-
-
-def _reach(sums: Sums, stage: Stage) -> dict[str, float | None]:
-    """How many samples the transfer loss reached in whole, and how many not."""
-    if stage.transfer is None:
-        return dict.fromkeys(("reached_samples", "skipped_samples", "masked_samples"))
-    skipped, masked = sums.total("skipped"), sums.total("masked")
-    return {
-        "reached_samples": sums.taught - skipped - masked,
-        "skipped_samples": skipped,
-        "masked_samples": masked,
+        **(reach if stage.transfer is not None else dict.fromkeys(reach)),
     }
 
 

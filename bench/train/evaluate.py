@@ -15,17 +15,12 @@ EVALUATION_BATCH = 500
 def predictions(
     network: Network, test: Batches, prepare: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """The most likely class of every image, (M,), by the network in evaluation mode.
-
-    `prepare` is applied to the images first, such as a lower resolution.
-    """
+    """The most likely class of every image, (M,), in evaluation mode; `prepare` changes images."""
     with modes_restored(network):
         network.eval()
-        found = [
-            network(prepare(batch.images) if prepare else batch.images).argmax(1)
-            for batch in test.clean(EVALUATION_BATCH)
-        ]
-    return torch.cat(found)
+        batches = (batch.images for batch in test.clean(EVALUATION_BATCH))
+        images = map(prepare, batches) if prepare else batches
+        return torch.cat([network(x).argmax(1) for x in images])
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

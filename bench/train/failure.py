@@ -12,10 +12,7 @@ from bench.train.device import is_device_lost, is_out_of_memory
 
 
 def raise_if_shared(error: BaseException) -> None:
-    """Raises an error that concerns every cell of the process; the launcher deals with it.
-
-    All cells use the memory that ran out, and a lost CUDA device is lost to all of them.
-    """
+    """Raises an error that concerns every cell of the process; the launcher deals with it."""
     if is_out_of_memory(error) or is_device_lost(error):
         raise error
 

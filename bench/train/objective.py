@@ -19,9 +19,7 @@ class Losses(NamedTuple):
     Attributes:
         pair: both networks' views of the batch.
         taught: the pair as methods see it, with labels hidden.
-        task: the task loss.
         joint: the transfer loss that is added to the task loss.
-        transfer: the transfer loss.
         counts: numbers of samples, () each; those of the joint loss as "joint_skipped" and so on.
             "skipped": the loss is not finite. "masked": a term of it is undefined. "untaught": the
             stage selected other samples. The loss reached all others.
@@ -40,12 +38,9 @@ class Objective:
     """The losses of one stage.
 
     Attributes:
-        stage: the stage.
         method: name of the stage's method, for messages.
-        connector: the method's own trained modules.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         taught: (N,) bool, the images whose transfer loss counts; None for all.
-        label_smoothing: weight of the uniform distribution in the targets of the task loss.
     """
 
     stage: Stage
@@ -88,16 +83,9 @@ class Objective:
     def reduce(
         self, transfer: Transfer, pair: Pair, reduction: str = "mean"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A transfer loss of one batch, and how many samples it does not reach.
+        """A transfer loss of one batch, (), and its `Losses.counts`.
 
-        Args:
-            transfer: the loss.
-            pair: the batch, with hidden labels.
-            reduction: "mean" or "sum" over the samples that are taught, in which a loss that is
-                not finite counts as 0.
-
-        Returns:
-            The loss, (), and its `Losses.counts`.
+        "mean" or "sum" over the samples that are taught; a loss that is not finite counts as 0.
 
         Raises:
             TypeError: the loss is not a tensor.
@@ -141,10 +129,9 @@ class Objective:
 def weigh(
     stage: Stage, progress: float, task: Loss | None, joint: Loss | None, transfer: Loss | None
 ) -> list[Loss]:
-    """The two weighted terms that a stage minimises the sum of: from labels, from the teacher.
+    """The weighted terms that a stage minimises the sum of: from labels, from the teacher.
 
-    A term without a loss is left out. `progress` is the position in the stage's epochs: 0.0 in the
-    first, 1.0 in the last.
+    `progress` is the position in the stage's epochs: 0.0 in the first, 1.0 in the last.
     """
     terms = []
     if task is not None:
@@ -156,14 +143,10 @@ def weigh(
 
 
 def _with_cut_gradient(pair: Pair) -> tuple[Pair, Callable[[Tensor], None]]:
-    """The pair for a transfer loss, with a gradient that can be cut for single samples.
+    """The pair for a transfer loss, and a function of the samples, bool, whose gradient may pass.
 
     The gradient of a loss that is not finite is not finite either, and setting that loss to 0 would
     multiply its gradient's infinity by 0. So the gradient is cut where it reaches the student.
-
-    Returns:
-        The pair with new student taps, and a function of a (B,) or () bool: true for the samples
-        whose gradient may pass.
     """
     passes: list[Tensor] = []
 

@@ -15,8 +15,8 @@ def make_optimiser(
 ) -> torch.optim.SGD:
     """A new optimiser for the parameters that a stage trains: stochastic gradient descent.
 
-    A parameter whose gradient is None, not zero, is neither moved nor decayed. A group's "factor"
-    multiplies the recipe's learning rate. `parts` are those of `parts_of`.
+    A parameter without a gradient is neither moved nor decayed. A group's "factor" multiplies the
+    recipe's learning rate. `parts` are those of `parts_of`.
     """
     head_factor = stage.lr_factor if stage.head_lr_factor is None else stage.head_lr_factor
     groups: dict[float, list[nn.Parameter]] = {}
@@ -64,10 +64,9 @@ def get_momenta(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
 def set_momenta(
     optimiser: torch.optim.SGD, momenta: Mapping[str, Tensor], strides: Mapping[str, Sequence[int]]
 ) -> None:
-    """Gives a new optimiser of the same parameters the buffers of another's `get_momenta`.
+    """Gives a new optimiser the buffers of `get_momenta`, with the strides that they had.
 
-    `strides` are those before the buffers were saved: vectorised sums may round differently in
-    another layout.
+    Vectorised sums may round differently in another layout.
     """
     state = {}
     for position, saved in momenta.items():

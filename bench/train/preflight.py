@@ -4,13 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from bench.cell import Cell, DataSpec
-from bench.data.augment import Augment
+from bench.data.augment import Augment, degrade
 from bench.data.dataset import DataSet
-from bench.data.resolution import degrade
 from bench.faults import CODE_FAULTS, UserError, reason
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
@@ -25,9 +23,7 @@ def check_cells(cells: Iterable[Cell], read: Read) -> None:
     """Refuses the first cell of a grid that cannot be trained.
 
     Raises:
-        UserError: names the cell and the fault. A batch is larger than the training set, training
-            images of a source are test images of its target, the images do not fit the network,
-            the resolution or the padding, or a method has more stages than epochs.
+        UserError: names the cell and the fault.
     """
     cells = list(cells)
     _check_batches(cells, read)
@@ -80,8 +76,7 @@ def _check_networks(cells: Iterable[Cell], read: Read) -> None:
 
 def _try_network(cell: Cell, data: DataSet) -> None:
     channels, height, width = data.train_images.shape[1:]
-    shape = (channels, height, width)
+    shape, images = (channels, height, width), data.train_images[:1]
     tap_shapes(build_network(cell, len(data.classes), shape), shape)
-    degrade(torch.zeros(1, *shape), cell.data.resolution)
-    augment = Augment(pad=cell.data.pad, padding=cell.data.padding)
-    augment.pad_images(torch.zeros(1, *shape, dtype=torch.uint8))
+    degrade(images.float(), cell.data.resolution)
+    Augment(pad=cell.data.pad, padding=cell.data.padding).pad_images(images)

@@ -19,9 +19,7 @@ def stage_entries(student: Student) -> list[dict[str, object]]:
     """A record's `stages`: what each one was and what became of it; see `bench.record.Record`."""
     entries, first = [], 0
     for stage, epochs in zip(student.method.plan, student.stage_epochs, strict=True):
-        entry: dict[str, object] = {
-            "name": stage.name, "epochs": epochs, "taps": list(stage.taps),
-        }  # fmt: skip
+        entry: dict[str, object] = {"name": stage.name, "epochs": epochs, "taps": list(stage.taps)}
         if (chosen := student.selections.get(stage.name)) is not None:
             entry |= {"kept_images": int(chosen.kept.sum()), "note": chosen.note}
         for name, curve in student.curves.items():
@@ -41,15 +39,10 @@ class Results:
     def __init__(self, stream: Stream, teacher: Teacher | None, store: Store) -> None:
         """Predicts the teacher's classes of the test set, once for all students."""
         self.stream, self.teacher, self.store = stream, teacher, store
-        self._teacher_predictions = (
-            None if teacher is None else predictions(teacher.network, stream.test)
-        )
+        self._theirs = None if teacher is None else predictions(teacher.network, stream.test)
 
     def write(self, student: Student, history: History, conditions: Mapping[str, object]) -> None:
-        """Writes a finished student's weights, selections and record.
-
-        `conditions` are device, versions and the like.
-        """
+        """Writes a finished student's weights, selections and record."""
         cell, method = student.cell, student.method
         save_weights(cell, student.network, self.store)
         self.store.write(
@@ -89,19 +82,15 @@ class Results:
             "parameters": sum(p.numel() for p in student.network.parameters()),
             **{name: round(getattr(history, name), 3) for name in SECONDS},
         }
-        if self._teacher_predictions is not None and student.method.needs_teacher:
+        if self._theirs is not None and student.method.needs_teacher:
             predicted = predictions(student.network, self.stream.test, self.stream.student_images)
-            final["agreement"] = accuracy(predicted, self._teacher_predictions)
+            final["agreement"] = accuracy(predicted, self._theirs)
             if student.cell.diagnostics:
                 final |= self._diagnose(student)
         return final
 
     def _diagnose(self, student: Student) -> dict[str, float]:
-        """The diagnostics of the method's knowledge.
-
-        They depend on the teacher and the method alone, so that students of every architecture
-        have the same.
-        """
+        """Facts of the teacher and the method alone, the same for students of any architecture."""
         teacher, stage = self.teacher, own_stage(student.method)
         assert teacher is not None
         optional = () if stage is None else student.optional[stage.name]

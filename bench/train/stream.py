@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from bench.cell import Cell, DataSpec
-from bench.data.augment import Augment
+from bench.data.augment import Augment, degrade
 from bench.data.batches import Batches
 from bench.data.dataset import DataSet
-from bench.data.resolution import degrade
 from bench.data.splits import hold_out, labelled_mask, take_fraction
 from bench.method import View
 from bench.train.evaluate import EVALUATION_BATCH
@@ -21,9 +20,7 @@ class Stream:
     """The data that the cells of a cohort share.
 
     Attributes:
-        train: the training batches.
         test: the images on which accuracy is measured, without augmentation.
-        classes: K.
         image_shape: (C, H, W).
         resolution: factor by which students' images are reduced before they are scaled back.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
@@ -45,8 +42,6 @@ class StudentBatch(NamedTuple):
     """One batch as a student trains on it.
 
     Attributes:
-        images: (B, C, H, W), as students see them.
-        labels: (B,).
         index: (B,) positions in the training set.
         teacher: the teacher's view of the batch; None if no stage reads one.
         last: whether it is the epoch's last batch, on which a stage's `watch` runs.
@@ -60,11 +55,7 @@ class StudentBatch(NamedTuple):
 
 
 def training_positions(spec: DataSpec, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Positions of the training images to train on, and of those to measure accuracy on.
-
-    The latter are held out for validation; None for the test set. `labels` are those of all
-    training images, (M,).
-    """
+    """Of all training images (M,), those to train on, and those held out to measure accuracy on."""
     kept, held = torch.arange(len(labels)), None
     if spec.validation:
         seed = spec.split_seed if spec.validation_seed is None else spec.validation_seed
@@ -77,7 +68,7 @@ def open_stream(
 ) -> Stream:
     """The stream of a cohort, by any of its cells, with the images on `device`.
 
-    `statistics` is the set with the mean and deviation for normalisation; None for `data`. A
+    `statistics` is the set with the mean and deviation for normalisation, `data` by default: a
     network that starts from a source's weights expects the source's.
 
     Raises:
@@ -91,13 +82,9 @@ def open_stream(
     else:
         test = data.train_images[held], data.train_labels[held]
     mask = labelled_mask(labels, spec.labels, spec.split_seed) if spec.labels < 1 else None
-    plain = Augment(pad=0, padding="zeros", flip=False)
-    shared = {
-        "mean": (statistics or data).mean,
-        "std": (statistics or data).std,
-        "seed": cell.seed,
-        "device": device,
-    }
+    plain = Augment(pad=0, flip=False)
+    mean, std = (statistics or data).mean, (statistics or data).std
+    shared = {"mean": mean, "std": std, "seed": cell.seed, "device": device}
     channels, height, width = images.shape[1:]
     return Stream(
         train=Batches(

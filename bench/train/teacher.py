@@ -19,11 +19,7 @@ from bench.train.weights import build_network, read_weights
 class Teacher:
     """A frozen network that computes what the students of a cohort read of each batch.
 
-    Attributes:
-        network: on the device, its BatchNorms folded into the convolutions before them.
-        cell: the cell that trained it.
-        device: where it runs.
-        shapes: shape of one sample's tensor at every tap.
+    `shapes` holds the shape of one sample's tensor at every tap.
     """
 
     def __init__(
@@ -45,10 +41,7 @@ class Teacher:
         return in_float32(shown)
 
     def clean_view(self, images: Iterator[Tensor], taps: Collection[str]) -> View:
-        """The given taps of the training set without augmentation, (N, ...), computed once each.
-
-        `images` are its batches in order.
-        """
+        """The given taps of the training set, (N, ...), from its batches; computed once each."""
         if missing := [tap for tap in taps if tap not in self._clean]:
             views = [self.view(batch, missing) for batch in images]
             self._clean |= {tap: torch.cat([view[tap] for view in views]) for tap in missing}
@@ -63,11 +56,7 @@ class Teacher:
 
 
 def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
-    """The trained network of a finished cell, as a teacher.
-
-    Raises:
-        ValueError: its weights are missing or damaged.
-    """
+    """The trained network of a finished cell, as a teacher; see `read_weights`."""
     network = build_network(cell, stream.classes, stream.image_shape)
     network.load_state_dict(read_weights(cell, store))
     return Teacher(network, cell, device, stream.image_shape)

@@ -28,11 +28,7 @@ def save_weights(cell: Cell, network: Network, store: Store) -> None:
 
 
 def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
-    """The weights that a finished cell saved.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """The weights that a finished cell saved; ValueError if the file is missing or damaged."""
     path = store.folder(cell.id) / FILE
     try:
         return safetensors.torch.load(path.read_bytes())
@@ -43,9 +39,7 @@ def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
 def start_from_source(cell: Cell, network: Network, store: Store) -> None:
     """Copies all parameters and buffers from the source's network, except those of the head.
 
-    Raises:
-        NotApplicable: the cell names no source.
-        ValueError: the source has another architecture, or its weights are missing or damaged.
+    NotApplicable if the cell names no source, ValueError if it has another architecture.
     """
     if cell.source is None:
         raise NotApplicable("the grid names no source to start from; add `source:` to it")

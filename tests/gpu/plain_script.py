@@ -14,8 +14,8 @@ from torch.optim.swa_utils import update_bn
 from bench.cost.steps import Images, Workload
 from bench.method import MaskedLoss, Merged, Method, Pair, Stage, View, in_float32
 from bench.models.network import Network, tap_shapes
+from bench.train.engine import freeze, parts_of
 from bench.train.objective import weigh
-from bench.train.stage import freeze, parts_of
 
 RATE = 1e-12  # leaves the weights in place, so that each step is the same work
 
