@@ -12,8 +12,8 @@ from bench.report.claims import (
     SUPPORTED,
     UNDECIDED,
     claim_table,
+    gradient_cosine,
 )
-from bench.report.measures import gradient_cosine
 from bench.report.results import findings
 
 CATEGORIES = {

@@ -21,30 +21,20 @@ How a verdict comes about:
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bench.cost.costs import Quartiles
-from bench.report.groups import Pairs
-from bench.report.measures import (
-    CONNECTED,
-    RESPONSE,
-    SHARED,
-    Differences,
-    differences,
-    gradient_cosine,
-    log_directions,
-    log_variation,
-    loss_ms_by_category,
-    scalars_by_category,
-    teachers,
-)
+from bench.cost.costs import Costs
+from bench.record import Record
+from bench.report.groups import Group, Measure, Pairs, final
 from bench.report.results import Findings
 from bench.report.tables import Table, Value, text_columns
 from bench.report.wording import row_title
 from bench.statistics import ALPHA, holm, mean_interval, paired_differences, paired_p
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+
+RESPONSE, CONNECTED, SHARED = "response", "multi-connection", "shared-representation"
 
 LEAST_SEEDS, LEAST_PAIRS = 3, 2
 """Fewer are no evidence, whatever their p: two seeds agree by chance too often, and on a single
@@ -59,27 +49,30 @@ CLAIM_NOTES = (
     f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
 )
 
+Range = tuple[float, float, float]
+"""First quartile, median and third quartile."""
+
 
 class Claim(NamedTuple):
     """One sentence, what it is measured by and what was found.
 
-    The verdict is empty where a test over the whole table decides, of the differences `tested`;
-    `wanted` is -1 if the claim says below 0, 1 if above.
+    The verdict is empty where a test over the whole table decides, of the differences `tested`, one
+    a seed; `wanted` is -1 if the claim says below 0, 1 if above.
     """
 
     text: str
     measure: str
     verdict: str = ""
     evidence: str = ""
-    tested: Differences = Differences()
+    tested: Sequence[float] = ()
     wanted: int = 1
 
 
 def claim_table(found: Findings) -> Table:
     """One row a claim; see the head of this module for how verdicts come about."""
     claims = _claims(found)
-    tested = [claim for claim in claims if claim.tested.values]
-    raw = [_p(claim.tested.values) for claim in tested]
+    tested = [claim for claim in claims if claim.tested]
+    raw = [_p(claim.tested) for claim in tested]
     # What has no spread to judge by was looked at all the same.
     adjusted = holm([1.0 if p is None else p for p in raw])
     p_of = {c.text: None if r is None else p for c, r, p in zip(tested, raw, adjusted, strict=True)}
@@ -88,12 +81,12 @@ def claim_table(found: Findings) -> Table:
 
 
 def _claims(found: Findings) -> list[Claim]:
-    pairs, losses = found.groups, loss_ms_by_category(found.costs)
+    pairs, losses = found.groups, _loss_ms(found.costs)
     held = "directions held fast, "
     return [
         _ordered(
             Claim("Response-based knowledge is small", "scalars that the method reads per sample"),
-            scalars_by_category(pairs), RESPONSE, (CONNECTED, SHARED), -1, EXAMINED,
+            _scalars(pairs), RESPONSE, (CONNECTED, SHARED), -1, EXAMINED,
         ),
         _ordered(
             Claim("Response-based knowledge is cheap", "transfer loss of a step, ms"),
@@ -101,22 +94,22 @@ def _claims(found: Findings) -> list[Claim]:
         ),
         Claim(
             "Multi-connection knowledge is large", f"{held}multi-connection / response",
-            tested=differences(pairs, log_directions, CONNECTED, RESPONSE),
+            tested=_differences(pairs, log_directions, CONNECTED, RESPONSE),
         ),
         Claim(
             "Multi-connection knowledge may over-constrain",
             "cosine of task and transfer gradients, multi-connection - response",
-            tested=differences(pairs, gradient_cosine, CONNECTED, RESPONSE), wanted=-1,
+            tested=_differences(pairs, gradient_cosine, CONNECTED, RESPONSE), wanted=-1,
         ),
         Claim(
             "Attention maps are smoother than features",
             "total variation, the teacher's attention maps / the channels under them",
-            tested=teachers(pairs, log_variation), wanted=-1,
+            tested=_of_teachers(pairs, log_variation), wanted=-1,
         ),
         Claim(
             "Shared-representation knowledge is softer",
             f"{held}shared-representation / multi-connection",
-            tested=differences(pairs, log_directions, SHARED, CONNECTED), wanted=-1,
+            tested=_differences(pairs, log_directions, SHARED, CONNECTED), wanted=-1,
         ),
         _ordered(
             Claim("Shared-representation knowledge costs more", "transfer loss of a step, ms"),
@@ -133,17 +126,17 @@ def _row(claim: Claim, p: float | None) -> dict[str, Value]:
     verdict, evidence = claim.verdict, claim.evidence
     if not verdict:
         verdict, evidence = UNDECIDED, EXAMINED
-        if claim.tested.values:
+        if claim.tested:
             evidence = _evidence(claim, p)
         if p is not None and p <= ALPHA:
-            right = statistics.fmean(claim.tested.values) * claim.wanted > 0
+            right = statistics.fmean(claim.tested) * claim.wanted > 0
             verdict = SUPPORTED if right else NOT_SUPPORTED
     said = {"measure": claim.measure, "evidence": evidence}
     return {"claim": claim.text, "verdict": verdict, **said}
 
 
 def _evidence(claim: Claim, p: float | None) -> str:
-    found, ratio = mean_interval(claim.tested.values), " / " in claim.measure
+    found, ratio = mean_interval(claim.tested), " / " in claim.measure
     numbers = [x for x in found[:3] if x is not None]
     # The interval of two seeds can be wider than a float.
     shown = [f"{math.exp(min(x, 700)):.3g}" if ratio else f"{x:+.3g}" for x in numbers]
@@ -153,9 +146,7 @@ def _evidence(claim: Claim, p: float | None) -> str:
         why = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     elif found.n < LEAST_SEEDS:
         why = f"too few seeds, wanted {LEAST_SEEDS}"
-    agreeing = sum(mean * claim.wanted > 0 for mean in claim.tested.by_pair)
-    pairs = f"so on {agreeing} of {len(claim.tested.by_pair)} pairs"
-    return f"{shown[0]}{ends}, {found.n} seeds, {pairs}, {why}."
+    return f"{shown[0]}{ends}, {found.n} seeds, {why}."
 
 
 def _p(values: Sequence[float]) -> float | None:
@@ -164,7 +155,7 @@ def _p(values: Sequence[float]) -> float | None:
 
 def _ordered(
     claim: Claim,
-    pairs: Sequence[Mapping[str, Quartiles]],
+    pairs: Sequence[Mapping[str, Range]],
     category: str,
     others: Sequence[str],
     sign: int,
@@ -177,7 +168,7 @@ def _ordered(
         return claim._replace(verdict=UNDECIDED, evidence=missing)
     parts = []
     for each in (category, *others):
-        values = [pair[each].median for pair in pairs if each in pair]
+        values = [pair[each][1] for pair in pairs if each in pair]
         ends = dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values))) if values else ()
         parts += [f"{each} {' to '.join(ends)}"] * bool(values)
     verdict = {sign: SUPPORTED, -sign: NOT_SUPPORTED}.get(holds[0], UNDECIDED)
@@ -188,9 +179,9 @@ def _ordered(
     )
 
 
-def _compared(first: Quartiles, second: Quartiles) -> int:
+def _compared(first: Range, second: Range) -> int:
     """-1 for less, 1 for more, 0 where the quartiles overlap."""
-    return (first.q1 > second.q3) - (first.q3 < second.q1)
+    return (first[0] > second[2]) - (first[2] < second[0])
 
 
 def _superiority(claim: Claim, pairs: Pairs) -> Claim:
@@ -207,7 +198,7 @@ def _superiority(claim: Claim, pairs: Pairs) -> Claim:
     rivals: dict[str, list[list[float]]] = {}  # row -> other - row, by seed, of every comparison
     total, shown = 0, 0
     for groups in pairs.values():
-        rows = {g.label: g.by_seed("last_accuracy") for g in groups if g.role != "teacher"}
+        rows = {g.label: g.by_seed(final("last_accuracy")) for g in groups if g.role != "teacher"}
         rows = {label: series for label, series in rows.items() if series}
         if len(rows) < 2:
             continue
@@ -240,3 +231,114 @@ def _one_sided(values: Sequence[float], sign: int) -> float:
         return 1.0
     p = paired_p(values)
     return 1.0 if p is None else p
+
+
+# --- measures --------------------------------------------------------------------------------
+
+
+def gradient_cosine(record: Record) -> float | None:
+    """Mean cosine between the gradients of task and transfer loss, in the method's own stage.
+
+    That stage is the first one that reads the teacher. Only epochs that train on labels count:
+    where the head is untrained, its task gradient is close to a random one.
+    """
+    first = 0
+    for stage in record.stages:
+        epochs = range(first, first + stage["epochs"])
+        first = epochs.stop
+        if stage["taps"]:
+            curve, task = (record.curves.get(x, []) for x in ("gradient_cosine", "task_loss"))
+            points = [(curve[i], task[i]) for i in epochs if i < min(len(curve), len(task))]
+            cosines = [x for x, loss in points if x is not None and loss is not None]
+            return statistics.fmean(cosines) if cosines else None
+    return None
+
+
+def log_variation(record: Record) -> float | None:
+    """Mean over taps of ln(total variation of attention maps over that of features)."""
+    ratios = [x for key, x in sorted(record.final.items()) if key.startswith("attention_variation")]
+    if not ratios or not all(math.isfinite(x) and x > 0 for x in ratios):
+        return None
+    return statistics.fmean(map(math.log, ratios))
+
+
+def log_directions(record: Record) -> float | None:
+    """ln of the directions that the transfer loss holds fast."""
+    found = final("knowledge_directions")(record)
+    return math.log(found) if found is not None and found > 0 else None
+
+
+def _category_means(groups: Iterable[Group], category: str, measure: Measure) -> dict[int, float]:
+    """Seed -> mean over the category's methods, each the mean over its rows.
+
+    Only over seeds at which every row has the number that any of its seeds has: a failed
+    cell must not change what a mean is made of.
+    """
+    methods: dict[str, list[dict[int, float]]] = {}
+    for group in groups:
+        chosen = group.role == "method" and group.category == category
+        if chosen and (series := group.by_seed(measure)):
+            methods.setdefault(group.method, []).append(series)
+    rows = [set(series) for own in methods.values() for series in own]
+    return {
+        seed: statistics.fmean(statistics.fmean(x[seed] for x in own) for own in methods.values())
+        for seed in sorted(set.intersection(*rows) if rows else ())
+    }
+
+
+def _differences(pairs: Pairs, measure: Measure, first: str, second: str) -> list[float]:
+    """Mean of a category - that of another one, by seed, over the pairs where both are there."""
+    both = [[_category_means(x, c, measure) for c in (first, second)] for x in pairs.values()]
+    return _over_pairs({s: a[s] - b[s] for s in a.keys() & b.keys()} for a, b in both if a and b)
+
+
+def _of_teachers(pairs: Pairs, measure: Measure) -> list[float]:
+    """A number that is the teacher's alone, by seed: every method of a pair has the same."""
+    found: list[dict[int, float]] = []
+    for groups in pairs.values():
+        several = [group.by_seed(measure) for group in groups if group.role == "method"]
+        found.append({seed: x for series in reversed(several) for seed, x in series.items()})
+    return _over_pairs(series for series in found if series)
+
+
+def _over_pairs(series: Iterable[Mapping[int, float]]) -> list[float]:
+    """The mean over pairs at every seed that all of them have."""
+    pairs = list(series)
+    seeds = sorted(set.intersection(*map(set, pairs))) if pairs else []
+    # The last bits of a sum are no spread.
+    return [round(statistics.fmean(round(p[seed], 12) for p in pairs), 12) for seed in seeds]
+
+
+def _scalars(pairs: Pairs) -> list[dict[str, Range]]:
+    """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
+    measure = final("knowledge_scalars")
+    found = []
+    for groups in pairs.values():
+        means = {x: _category_means(groups, x, measure) for x in (RESPONSE, CONNECTED, SHARED)}
+        # Seeds do not differ in it: the networks' shapes decide.
+        sizes = {x: statistics.fmean(series.values()) for x, series in means.items() if series}
+        found.append({x: (size, size, size) for x, size in sizes.items()})
+    return found
+
+
+def _loss_ms(costs: Costs) -> list[dict[str, Range]]:
+    """For every profiled pair: category -> milliseconds of a step's transfer loss.
+
+    Forward and backward, of a row's costliest stage; the mean over methods, each the mean over
+    its rows.
+    """
+    found: dict[tuple[str, ...], dict[str, dict[str, list[Range]]]] = {}
+    for record in costs.records:
+        stage = record.costliest
+        if stage is not None and (ms := stage.loss_ms) is not None:
+            methods = found.setdefault(record.place, {}).setdefault(record.category, {})
+            methods.setdefault(record.method, []).append((ms.q1, ms.median, ms.q3))
+    return [
+        {category: _mean_of(map(_mean_of, methods.values())) for category, methods in pair.items()}
+        for pair in found.values()
+    ]
+
+
+def _mean_of(several: Iterable[Range]) -> Range:
+    q1, median, q3 = map(statistics.fmean, zip(*several, strict=True))
+    return q1, median, q3

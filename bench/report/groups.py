@@ -5,7 +5,7 @@ reason, or not run.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bench.design import PairId
@@ -30,6 +30,10 @@ CELL_COLUMNS = tuple(
 )
 
 
+Measure = Callable[[Record], float | None]
+"""A number of a finished record; None where it was not measured."""
+
+
 @dataclass
 class Group:
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
@@ -48,14 +52,16 @@ class Group:
     cells: dict[int, str]
     records: dict[str, Record]
 
-    def by_seed(self, key: str) -> dict[int, float]:
-        """Seed -> a number of the finished cells' `Record.final`."""
-        found = ((seed, _final(self.records.get(cell), key)) for seed, cell in self.cells.items())
-        return {seed: value for seed, value in found if value is not None}
+    def by_seed(self, measure: Measure) -> dict[int, float]:
+        """Seed -> a number of its cell, where it finished and has one."""
+        found = {record.cell_id: measure(record) for record in self.finished()}
+        numbers = ((seed, found.get(cell)) for seed, cell in self.cells.items())
+        return {seed: number for seed, number in numbers if number is not None}
 
     def by_cell(self, key: str) -> list[float]:
-        """The same, each cell once: a teacher shared by all seeds is one observation."""
-        return list({self.cells[seed]: value for seed, value in self.by_seed(key).items()}.values())
+        """A final number, each cell once: a teacher shared by all seeds is one observation."""
+        found = self.by_seed(final(key)).items()
+        return list({self.cells[seed]: value for seed, value in found}.values())
 
     def finished(self) -> list[Record]:
         """The records of finished cells, each once."""
@@ -124,10 +130,14 @@ def status_of(record: Record | None) -> str:
     return NOT_RUN if record is None else record.status
 
 
-def _final(record: Record | None, key: str) -> float | None:
-    """A number of a finished cell; None where it was not measured or was not finite."""
-    value = record.final.get(key) if record is not None and record.status == FINISHED else None
-    return float(value) if value is not None and math.isfinite(value) else None
+def final(key: str) -> Measure:
+    """The number called `key` among a record's final ones, None where it is not finite."""
+
+    def measure(record: Record) -> float | None:
+        value = record.final.get(key)
+        return float(value) if value is not None and math.isfinite(value) else None
+
+    return measure
 
 
 def whole(value: float | None) -> float | None:
@@ -146,11 +156,14 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
 
 
 def _cell(row: Row, record: Record | None) -> dict[str, Value]:
+    numbers: dict[str, Value] = {}
+    if record is not None and record.status == FINISHED:
+        numbers |= {key: final(key)(record) for key in MEASURED_KEYS}
+        numbers |= {key: whole(final(key)(record)) for key in COUNTED_KEYS}
     return {
         "axes": ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items())),
         "status": status_of(record),
         "error": record.error if record is not None else "",
         **{key: getattr(row, key) for key in ROW_KEYS},
-        **{key: _final(record, key) for key in MEASURED_KEYS},
-        **{key: whole(_final(record, key)) for key in COUNTED_KEYS},
+        **numbers,
     }

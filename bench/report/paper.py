@@ -1,21 +1,19 @@
 r"""The paper's table of a grid, in LaTeX: gains of every method and pair that fit \textwidth."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from bench.faults import one_line
 from bench.report.results import Findings, Line
 from bench.report.tables import Column, show
-from bench.report.wording import row_title
+from bench.report.wording import range_text, row_title
 
 TEXT_WIDTH, TEXT_LINES = 345.0, 56
 r"""Points of \textwidth in LaTeX's article at its default size, and lines of \scriptsize a page."""
 
-SIZES = (("footnotesize", 4.7), ("scriptsize", 4.2))
-"""Size of the text, and points of a letter, at least the mean one's; the second for many pairs."""
-
-GAP = 7.0
-"""Points between two columns."""
+LETTER, GAP = 4.2, 7.0
+r"""Points of a letter of \scriptsize, at least the mean one's, and between two columns."""
 
 LONGEST = 34
 """Letters of a row's name; a longer one is broken."""
@@ -38,93 +36,73 @@ def escape(text: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", shown)  # a minus sign, not a hyphen
 
 
+class _Column(NamedTuple):
+    """A heading in two lines, the teacher above its student, and row's label -> gain."""
+
+    head: tuple[str, str]
+    gains: dict[str, str]
+    proven: set[str]
+
+
 def paper_table(found: Findings) -> str:
-    r"""Rows by gain, a column a pair, in as many blocks as \textwidth needs.
+    r"""Rows by gain, a column a pair, in as many blocks as \textwidth and the page need.
 
     The document needs \usepackage{booktabs}. Bold is proven.
     """
-    columns = {
-        found.titles[key]: {line.label: line for line in found.lines[key] if line.gain is not None}
+    columns = [_column("mean over", f"{len(found.pairs)} pairs", found.overall_lines)]
+    columns += [
+        _column(key.teacher, found.titles[key].removeprefix(key.teacher).strip(), found.lines[key])
         for key in found.pairs
-    }
-    columns = {title: lines for title, lines in columns.items() if lines}
-    overall = {line.label: line for line in found.overall_lines}
-    if overall:
-        columns = {f"mean over {len(found.pairs)} pairs": overall, **columns}
-    labels = list(dict.fromkeys(label for lines in columns.values() for label in lines))
-    name = min(LONGEST, max((len(row_title(label)) for label in labels), default=0))
-    size, letter = SIZES[0]
-    if len(_blocks(columns, name, letter)) > 2:
-        size, letter = SIZES[1]
-    blocks = [_block(b, labels, name * letter) for b in _blocks(columns, name, letter)]
-    seeds = {len(row.every_seed) for pair in found.pairs.values() for row in pair.finalists}
+    ]
+    columns = [column for column in columns if column.gains]
+    labels = dict.fromkeys(label for column in columns for label in column.gains)
+    name = LETTER * min(LONGEST, max((len(row_title(label)) for label in labels), default=0))
+    widest = max((len(x) for c in columns for x in (*c.head, *c.gains.values())), default=1)
+    a_block = max(1, int((TEXT_WIDTH - name) / (GAP + LETTER * widest)))
+    blocks = [
+        _block(columns[i : i + a_block], labels, name) for i in range(0, len(columns), a_block)
+    ]
+    a_page = max(1, TEXT_LINES // (len(labels) + 4))
+    pages = [blocks[i : i + a_page] for i in range(0, len(blocks), a_page)] or [[]]
     mark = re.sub(r"[^A-Za-z0-9]+", "-", found.plan.name)
-    together = max(1, TEXT_LINES // (len(labels) + 4))
-    tables = [blocks[i : i + together] for i in range(0, len(blocks), together)] or [[]]
     return "\n".join(
         "\n".join([
-            r"\begin{table}", r"\centering", rf"\{size}", r"\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape(_caption(found, seeds) if part == 0 else '(continued)')}}}",
+            r"\begin{table}", r"\centering", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{escape('(continued)' if part else _caption(found))}}}",
             rf"\label{{tab:{mark}{f'-{part + 1}' if part else ''}}}",
-            "\n\\par\\medskip\n".join(table),
+            "\n\\par\\medskip\n".join(page),
             r"\end{table}", "",
         ])
-        for part, table in enumerate(tables)
+        for part, page in enumerate(pages)
     )  # fmt: skip
 
 
-def _caption(found: Findings, seeds: set[int]) -> str:
-    n = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else "".join(map(str, seeds))
+def _caption(found: Findings) -> str:
+    seeds = {len(row.every_seed) for pair in found.pairs.values() for row in pair.finalists} or {0}
     return (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
-        f"interval that holds for all claims of a pair at once; n = {n or 0} seeds. Bold: proven "
-        "(paired t test, Holm, 5 %)."
+        "interval that holds for all claims of a pair at once; n = "
+        f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, 5 %)."
     )
 
 
-def _cell(line: Line | None) -> str:
-    if line is None or line.gain is None:
-        return "--"
-    text = escape(show(GAIN, line.gain))
-    return rf"\textbf{{{text}}}" if line.proven else text
+def _column(first: str, second: str, lines: Iterable[Line]) -> _Column:
+    measured = [line for line in lines if line.gain is not None]
+    gains = {line.label: show(GAIN, line.gain) for line in measured}
+    return _Column((first, second), gains, {line.label for line in measured if line.proven})
 
 
-def _widest(title: str, lines: Mapping[str, Line]) -> int:
-    """Letters of a column."""
-    texts = [*_heading(title), *(show(GAIN, line.gain) for line in lines.values())]
-    return max(map(len, texts))
+def _cell(column: _Column, label: str) -> str:
+    text = escape(column.gains.get(label, "--"))
+    return rf"\textbf{{{text}}}" if label in column.proven else text
 
 
-def _heading(title: str) -> tuple[str, str]:
-    """A pair's title in two lines: the teacher, then its student."""
-    first, arrow, second = title.partition(" → ")
-    return (first, f"{arrow.strip()} {second}") if arrow else (title, "")
-
-
-def _blocks(
-    columns: Mapping[str, Mapping[str, Line]], name: int, letter: float
-) -> list[dict[str, Mapping[str, Line]]]:
-    blocks: list[dict[str, Mapping[str, Line]]] = []
-    left = 0.0
-    for title, lines in columns.items():
-        width = GAP + letter * _widest(title, lines)
-        if not blocks or width > left:
-            blocks.append({})
-            left = TEXT_WIDTH - letter * name
-        blocks[-1][title] = lines
-        left -= width
-    return blocks
-
-
-def _block(columns: Mapping[str, Mapping[str, Line]], labels: Sequence[str], width: float) -> str:
-    heads = [_heading(title) for title in columns]
-    rows = [
-        [row_title(label), *(_cell(lines.get(label)) for lines in columns.values())]
-        for label in labels
-    ]
-    lines = [" & ".join([escape(row[0]), *row[1:]]) + r" \\" for row in rows]
-    first, second = (" & ".join(["", *(escape(h[i]) for h in heads)]) + r" \\" for i in (0, 1))
+def _block(columns: Sequence[_Column], labels: Iterable[str], width: float) -> str:
+    rows = [["", *(escape(column.head[line]) for column in columns)] for line in (0, 1)]
+    for label in labels:
+        rows.append([escape(row_title(label)), *(_cell(column, label) for column in columns)])
+    first, second, *body = (" & ".join(row) + r" \\" for row in rows)
     return "\n".join([
-        rf"\begin{{tabular}}{{@{{}}p{{{width:.0f}pt}}{'r' * len(heads)}@{{}}}}",
-        r"\toprule", first, second, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}",
+        rf"\begin{{tabular}}{{@{{}}p{{{width:.0f}pt}}{'r' * len(columns)}@{{}}}}",
+        r"\toprule", first, second, r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
     ])  # fmt: skip
