@@ -16,7 +16,7 @@ from bench.cost.costs import Costs, Quartiles
 from bench.hyperparameters import METHODS, build_method
 from bench.record import Plan
 from bench.report import figures, page
-from bench.report.plot import Box, costs_scale, linear, place_labels
+from bench.report.plot import Box, linear, logarithmic, place_labels
 from bench.report.results import findings
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")
@@ -83,8 +83,7 @@ def test_scales_have_round_ticks_and_keep_what_is_beyond_at_their_ends():
     assert all(tick == pytest.approx(round(tick, 2)) for tick in scale.ticks)
     assert (scale.at(-1), scale.at(1)) == (100, 0)
     assert not scale.holds(1)
-    assert costs_scale([1, 9], 0, 10).log
-    assert not costs_scale([1, 2], 0, 10).log
+    assert logarithmic([1, 9], 0, 10).ticks == [1, 1.5, 2, 3, 4, 6, 8]
 
 
 # --- what they show --------------------------------------------------------------------------
@@ -97,10 +96,10 @@ def test_rows_are_sorted_and_filled_if_proven_and_three_are_highlighted_at_most(
     lines = [replace(line, proven=line.label == "rkd") for line in lines]
     plot = figures.forest(lines)
     assert plot is not None
-    assert [row.line.label for row in plot.rows] == ["soft_logits", "fitnet", "rkd"]
-    assert [row.mark.filled for row in plot.rows] == [False, False, True]
-    assert sum(row.mark.strong for row in plot.rows) <= figures.HIGHLIGHTED
-    assert plot.rows[0].at > plot.rows[1].at
+    assert [line.label for line, _ in plot.rows] == ["soft_logits", "fitnet", "rkd"]
+    assert [mark.filled for _, mark in plot.rows] == [False, False, True]
+    assert sum(mark.strong for _, mark in plot.rows) <= figures.HIGHLIGHTED
+    assert plot.scale.at(0.1) > plot.scale.at(0) > plot.scale.at(-0.1)
     assert figures.forest([]) is None
 
 

@@ -1,6 +1,5 @@
 """The figures of a grid: what each shows, and where its marks lie. The templates draw them."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -16,8 +15,8 @@ from bench.report.plot import (
     Box,
     Label,
     Scale,
-    costs_scale,
     linear,
+    logarithmic,
     place_labels,
     segment_boxes,
     text_width,
@@ -26,13 +25,14 @@ from bench.report.results import IN_THE_RACE, Line
 from bench.report.wording import cost_text, gain_text, points
 from bench.statistics import Interval
 
+COLOURS = ("baseline", "response", "multi-connection", "shared-representation")
+"""Categories with a colour of their own; methods of others are "other"."""
+
 SHAPES = ("circle", "square", "diamond", "triangle")
 """A method's first row, then its variants; a fifth begins again."""
 
 HIGHLIGHTED = 3
 """Rows of a figure that are highlighted, at most."""
-
-Tick = tuple[float, str]
 
 
 class Mark(NamedTuple):
@@ -46,10 +46,8 @@ class Mark(NamedTuple):
 
 def mark_of(line: Line, strong: Iterable[str]) -> Mark:
     """A row's mark, among those that are highlighted."""
-    known = ("baseline", "response", "multi-connection", "shared-representation")
-    colour = line.category if line.category in known else "other"
-    shape = SHAPES[line.variant % len(SHAPES)]
-    return Mark(colour, shape, line.proven, line.label in strong)
+    colour = line.category if line.category in COLOURS else "other"
+    return Mark(colour, SHAPES[line.variant % len(SHAPES)], line.proven, line.label in strong)
 
 
 def highlighted(lines: Sequence[Line]) -> list[str]:
@@ -82,47 +80,21 @@ def file_name(text: str) -> str:
 # --- gains, one row each ---------------------------------------------------------------------
 
 
-class Track(NamedTuple):
-    """A row of a forest plot; places are per cent of its width.
-
-    `low` and `high` are the interval's ends, None without one; it goes on beyond one that is cut.
-    """
-
-    line: Line
-    mark: Mark
-    at: float
-    low: float | None
-    high: float | None
-    cut_low: bool
-    cut_high: bool
-
-
 class Forest(NamedTuple):
-    """Gains of all rows, the best first; `zero` is where no gain lies."""
+    """Gains of all rows that have one; places of the scale are per cent of the width."""
 
-    rows: list[Track]
-    ticks: list[Tick]
-    zero: float
+    rows: list[tuple[Line, Mark]]
+    scale: Scale
 
 
 def forest(lines: Sequence[Line]) -> Forest | None:
-    """The gains of a pair's rows; None where there are none."""
-    shown = [(line, line.gain) for line in lines if line.gain is not None]
-    if not shown:
+    """The gains of a pair's rows, in their order; None where there are none."""
+    gains = [line.gain for line in lines if line.gain is not None]
+    if not gains:
         return None
-    scale = _gains_scale([gain for _, gain in shown], 0.75, 2, 98)
     strong = highlighted(lines)
-    rows = [
-        Track(
-            line, mark_of(line, strong), scale.at(gain.mean),
-            None if gain.low is None else scale.at(gain.low),
-            None if gain.high is None else scale.at(gain.high),
-            gain.low is not None and not scale.holds(gain.low),
-            gain.high is not None and not scale.holds(gain.high),
-        )
-        for line, gain in shown
-    ]  # fmt: skip
-    return Forest(rows, [(scale.at(t), _whole_points(t)) for t in scale.ticks], scale.at(0))
+    rows = [(line, mark_of(line, strong)) for line in lines if line.gain is not None]
+    return Forest(rows, _gains_scale(gains, 0.75, 2, 98))
 
 
 def _gains_scale(gains: Sequence[Interval], wider: float, start: float, end: float) -> Scale:
@@ -137,84 +109,68 @@ def _gains_scale(gains: Sequence[Interval], wider: float, start: float, end: flo
     return linear([*means, *(min(max(x, least), most) for x in ends)], start, end)
 
 
-def _whole_points(value: float) -> str:
-    text = f"{100 * value:+.10g}"
-    return "0" if text in ("+0", "-0") else text
-
-
 # --- gain against cost -----------------------------------------------------------------------
 
 PLOT = Box(44, 12, 470, 318)
 
 
 class Spot(NamedTuple):
-    """A row in the plot of gain against cost.
+    """A row in the plot of gain against cost; `label` is None where none has room.
 
-    `whisker` is y of the interval's ends, of highlighted rows; `label` is None where none has room.
+    `interval` is drawn: None but for highlighted rows.
     """
 
     line: Line
     mark: Mark
     x: float
     y: float
-    whisker: tuple[float, float] | None
-    label: Label | None
+    interval: Interval | None
+    label: Label | None = None
 
 
 class GainCost(NamedTuple):
     """Gain against training cost: a spot a row, the plain student first.
 
-    `longer` is the line of the student trained longer, `zero` the y of no gain; `log` is whether
-    costs are on a log scale.
+    `longer` is the line of the student trained longer.
     """
 
     spots: list[Spot]
     longer: list[tuple[float, float]]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    zero: float
-    log: bool
+    x: Scale
+    y: Scale
 
 
 def gain_cost(lines: Sequence[Line]) -> GainCost | None:
     """Every row's gain against its cost; None where no method's cost is known."""
+    strong = highlighted(lines)
     shown = [
-        (line, line.cost, line.gain)
+        # Only highlighted rows have an interval.
+        (line, line.cost, gain if line.label in strong else gain._replace(low=None, high=None))
         for line in lines
-        if line.cost is not None and line.gain is not None
+        if line.cost is not None and (gain := line.gain) is not None
     ]
     if not any(line.kind == METHOD for line, _, _ in shown):
         return None
-    strong = highlighted(lines)
-    x = costs_scale([1.0, *(cost for _, cost, _ in shown)], PLOT.left + 12, PLOT.right - 12)
-    # Only highlighted rows have a whisker.
-    gains = [
-        gain if line.label in strong else gain._replace(low=None, high=None)
-        for line, _, gain in shown
-    ]
-    y = _gains_scale(gains, 0.5, PLOT.bottom, PLOT.top)
+    x = logarithmic([1.0, *(cost for _, cost, _ in shown)], PLOT.left + 12, PLOT.right - 12)
+    y = _gains_scale([gain for *_, gain in shown], 0.5, PLOT.bottom, PLOT.top)
     student = Line(label="student", role="student", category="baseline", kind="reference")
-    spots = [Spot(student, mark_of(student, strong), x.at(1), y.at(0), None, None)]
-    for (line, cost, _), (mean, low, high, _) in zip(shown, gains, strict=True):
-        whisker = None if low is None or high is None else (y.at(low), y.at(high))
-        spots.append(Spot(line, mark_of(line, strong), x.at(cost), y.at(mean), whisker, None))
+    spots = [Spot(student, mark_of(student, strong), x.at(1), y.at(0), None)]
+    for line, cost, gain in shown:
+        whisker = gain if gain.low is not None else None
+        spots.append(Spot(line, mark_of(line, strong), x.at(cost), y.at(gain.mean), whisker))
     longer = sorted((s.x, s.y) for s in spots if s.line.kind in (LONGER, "reference"))
-    spots = _labelled(spots, y.at(0), longer)
-    x_ticks = [(x.at(tick), f"×{tick:g}") for tick in x.ticks]
-    y_ticks = [(y.at(tick), _whole_points(tick)) for tick in y.ticks]
-    return GainCost(spots, longer, x_ticks, y_ticks, y.at(0), x.log)
+    return GainCost(_labelled(spots, y, longer), longer, x, y)
 
 
-def _labelled(
-    spots: Sequence[Spot], zero: float, longer: Sequence[tuple[float, float]]
-) -> list[Spot]:
+def _labelled(spots: Sequence[Spot], y: Scale, longer: Sequence[tuple[float, float]]) -> list[Spot]:
     """The spots, each with a label if it has room, the highlighted ones first."""
     ranked = sorted(spots, key=lambda spot: not spot.mark.strong)
-    taken = [Box(PLOT.left, zero - 1, PLOT.right, zero + 1)]
+    taken = segment_boxes(PLOT.left, y.at(0), PLOT.right, y.at(0), 1)
     taken += [box for a, b in pairwise(longer) for box in segment_boxes(*a, *b)]
     for spot in ranked:
-        if spot.whisker is not None:
-            taken += segment_boxes(spot.x, spot.whisker[0], spot.x, spot.whisker[1])
+        low, high = spot.interval[1:3] if spot.interval else (None, None)
+        if low is not None and high is not None:
+            taken += segment_boxes(spot.x, y.at(low), spot.x, y.at(high))
     placed = place_labels([(s.x, s.y, s.line.title) for s in ranked], PLOT, taken)
     labels = {s.line.label: label for s, label in zip(ranked, placed, strict=True)}
     return [spot._replace(label=labels[spot.line.label]) for spot in spots]
@@ -245,8 +201,8 @@ class Curves(NamedTuple):
     """Accuracy over epochs of a pair's rows, the best first; there is room for all names."""
 
     rows: list[Curve]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    x: Scale
+    y: Scale
     width: float
     height: float
 
@@ -268,9 +224,11 @@ def curves(groups: Sequence[Group], lines: Sequence[Line]) -> Curves | None:
     usual = mode(max(series) for _, series, _ in found)
     found.sort(key=lambda item: -item[2])
     bottom = max(CURVES.bottom, CURVES.top + BETWEEN * len(found))
-    values = [v for _, series, last in found for v in (last, *series.values())]
-    y = linear(values, bottom, CURVES.top)
+    y = linear(
+        [v for _, series, last in found for v in (last, *series.values())], bottom, CURVES.top
+    )
     x = linear([1, usual], CURVES.left, CURVES.right)
+    x = x._replace(ticks=[tick for tick in x.ticks if tick >= 1 and tick == int(tick)])
     strong = [*highlighted(lines), "student", "teacher"]
     names = spread([y.at(last) for _, _, last in found], BETWEEN, CURVES.top, bottom)
     rows = [
@@ -281,21 +239,15 @@ def curves(groups: Sequence[Group], lines: Sequence[Line]) -> Curves | None:
         )
         for (line, series, last), name_y in zip(found, names, strict=True)
     ]  # fmt: skip
-    x_ticks = [(x.at(tick), f"{tick:g}") for tick in x.ticks if tick >= 1 and tick == int(tick)]
-    y_ticks = [(y.at(tick), f"{100 * tick:g}") for tick in y.ticks]
     width = 470 + max(text_width(f"{row.last} {row.title}", 12) for row in rows)
-    return Curves(rows, x_ticks, y_ticks, round(width), bottom + 54)
+    return Curves(rows, x, y, round(width), bottom + 54)
 
 
 def _over_epochs(records: Sequence[Record]) -> dict[int, float]:
     """Epoch, from 1, -> mean accuracy over cells, where all of them measured it."""
     measured = [
-        {
-            epoch: value
-            for epoch, value in enumerate(record.curves.get("test_accuracy", []), start=1)
-            if value is not None and math.isfinite(value)
-        }
-        for record in records
+        {e: x for e, x in enumerate(r.curves.get("test_accuracy", []), start=1) if x is not None}
+        for r in records
     ]
     common = sorted(set.intersection(*map(set, measured))) if measured else []
     return {epoch: fmean(cell[epoch] for cell in measured) for epoch in common}
@@ -311,7 +263,7 @@ def spread(wanted: Sequence[float], least: float, top: float, bottom: float) -> 
     places: list[float] = []
     for place in wanted:
         places.append(max(place, places[-1] + least if places else top))
-    for i in range(len(places) - 1, -1, -1):
+    for i in reversed(range(len(places))):
         limit = places[i + 1] - least if i + 1 < len(places) else bottom
         places[i] = round(min(places[i], limit), 2)
     return places
@@ -321,33 +273,26 @@ def spread(wanted: Sequence[float], least: float, top: float, bottom: float) -> 
 
 
 class Dumbbell(NamedTuple):
-    """A row's transfer loss and whole step, in ms; places are per cent of the width."""
+    """A row's transfer loss and whole step, in ms; places of the scale are per cent."""
 
     title: str
     mark: Mark
     loss: float
-    loss_at: float
     step: float
-    step_at: float
+    scale: Scale
 
 
 def dumbbells(records: Sequence[CostRecord]) -> list[Dumbbell]:
     """The costliest transfer loss of every row and the step that it is part of, by falling step."""
     found = []
-    seen: dict[str, int] = {}
     for record in records:
         stage = record.costliest
-        variant = seen[record.method] = seen.get(record.method, -1) + 1
-        if stage is not None and stage.loss_ms is not None:
-            line = Line(label=record.label, category=record.category, variant=variant)
+        if stage is not None and stage.loss_ms is not None and stage.loss_ms.median > 0:
+            line = Line(label=record.label, category=record.category)
             found.append((line, stage.loss_ms.median, stage.step_ms.median))
-    found = [item for item in found if min(item[1:]) > 0]
-    if not found:
-        return []
     values = [ms for _, *both in found for ms in both]
-    scale = Scale(min(values) / 1.2, max(values) * 1.2, 14, 86, (), log=True)
     return [
-        Dumbbell(line.title, mark_of(line, ()), loss, scale.at(loss), step, scale.at(step))
+        Dumbbell(line.title, mark_of(line, ()), loss, step, logarithmic(values, 14, 86))
         for line, loss, step in sorted(found, key=lambda item: -item[2])
     ]
 
@@ -365,8 +310,8 @@ def finding(lines: Sequence[Line]) -> str:
     proven = sum(line.proven for line in shown)
     parts = [f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"]
     parts += [f"{proven} of {len(shown)} rows are proven better than the student"]
-    longer = [(line.title, line.gain.mean) for line in shown if line.kind == LONGER and line.gain]
+    longer = [(line.gain.mean, line.title) for line in shown if line.kind == LONGER and line.gain]
     if longer:
-        title, mean = max(longer, key=lambda item: item[1])
+        mean, title = max(longer)
         parts.append(f"{title} gains {points(mean)}")
     return "; ".join(parts) + "."

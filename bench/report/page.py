@@ -141,11 +141,17 @@ def _environment() -> jinja2.Environment:
     environment.filters["raw"] = _raw
     environment.filters["gain"] = lambda line: points(line.gain.mean)
     environment.filters["cost"] = _cost
+    environment.filters["percent"] = _percent
     return environment
 
 
 def _cost(line: Line) -> str:
     return "–" if line.cost is None else f"×{line.cost:.1f}"
+
+
+def _percent(value: float, signed: bool = True) -> str:
+    text = f"{100 * value:{'+' if signed else ''}.10g}"
+    return "0" if text in ("+0", "-0") else text
 
 
 def _raw(value: Value) -> str:

@@ -16,7 +16,7 @@ DIRECTIONS = tuple(
 )
 """From a point to its label, the best first: right, left, above, below."""
 
-COSTS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+RATIOS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 
 class Scale(NamedTuple):
@@ -29,7 +29,7 @@ class Scale(NamedTuple):
     high: float
     start: float
     end: float
-    ticks: tuple[float, ...]
+    ticks: Sequence[float]
     log: bool = False
 
     def at(self, value: float) -> float:
@@ -48,7 +48,7 @@ def linear(values: Iterable[float], start: float, end: float, count: int = 8) ->
 
     Example:
         >>> linear([-0.012, 0.048], 0, 100, count=6).ticks
-        (0.0, 0.02, 0.04)
+        [0.0, 0.02, 0.04]
     """
     found = list(values)
     low, high = min(found), max(found)
@@ -57,19 +57,15 @@ def linear(values: Iterable[float], start: float, end: float, count: int = 8) ->
     rough = (high - low) / count
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
-    first = math.ceil(low / step)
-    ticks = (i * step for i in range(first, math.floor(high / step) + 1))
-    return Scale(low, high, start, end, tuple(round(tick, 10) for tick in ticks))
+    ticks = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return Scale(low, high, start, end, [round(i * step, 10) for i in ticks])
 
 
-def costs_scale(costs: Sequence[float], start: float, end: float) -> Scale:
-    """A scale of ratios to the student, logarithmic where one would squeeze the others."""
-    low, high = min(costs), max(costs)
-    if high < 3 * low:
-        return linear(costs, start, end, 5)
-    low, high = low / 1.15, high * 1.15
-    ticks = tuple(x for x in COSTS if low <= x <= high)
-    return Scale(low, high, start, end, ticks, log=True)
+def logarithmic(values: Iterable[float], start: float, end: float) -> Scale:
+    """A scale of ratios over all values."""
+    found = list(values)
+    low, high = min(found) / 1.15, max(found) * 1.15
+    return Scale(low, high, start, end, [x for x in RATIOS if low <= x <= high], log=True)
 
 
 class Box(NamedTuple):
@@ -90,11 +86,6 @@ class Box(NamedTuple):
         across = self.left >= other.left and self.right <= other.right
         return across and self.top >= other.top and self.bottom <= other.bottom
 
-    @classmethod
-    def around(cls, x: float, y: float, half: float) -> Box:
-        """A square about a point."""
-        return cls(x - half, y - half, x + half, y + half)
-
 
 class Label(NamedTuple):
     """A text, its left end, baseline and what it covers.
@@ -107,6 +98,10 @@ class Label(NamedTuple):
     y: float
     box: Box
     leader: tuple[float, float, float, float] | None
+
+    def leader_boxes(self) -> list[Box]:
+        """What the leader covers."""
+        return segment_boxes(*self.leader) if self.leader else []
 
 
 def place_labels(
@@ -128,23 +123,23 @@ def place_labels(
     Returns:
         One a point; None where no place is free.
     """
-    spots = [Box.around(x, y, 6) for x, y, _ in points]
-    lines, texts, leaders = list(taken), list[Box](), list[Box]()
+    lines, texts = list(taken), list[Box]()
+    marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]  # and leaders
     placed: list[Label | None] = []
     for x, y, text in points:
         free = [
             label
             for label in _candidates(x, y, text, size)
             if label.box.inside(plot)
-            and not any(label.box.meets(box) for box in (*spots, *texts, *leaders))
-            and not any(spot.meets(box) for spot in _spots(label) for box in texts)
+            and not any(label.box.meets(box) for box in (*marks, *texts))
+            and not any(part.meets(box) for part in label.leader_boxes() for box in texts)
         ]
         clear = (label for label in free if not any(label.box.meets(box) for box in lines))
         found = next(clear, free[0] if free else None)
         placed.append(found)
         if found is not None:
             texts.append(found.box)
-            leaders += _spots(found)
+            marks += found.leader_boxes()
     return placed
 
 
@@ -165,15 +160,8 @@ def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
             yield Label(text, box.left, round(top + 0.85 * size, 1), box, leader)
 
 
-def _spots(label: Label) -> list[Box]:
-    """A leader as a row of small boxes."""
-    return segment_boxes(*label.leader) if label.leader else []
-
-
 def segment_boxes(x1: float, y1: float, x2: float, y2: float, half: float = 2) -> list[Box]:
     """A straight line as a row of small boxes."""
     steps = max(1, math.ceil(math.hypot(x2 - x1, y2 - y1) / 4))
-    return [
-        Box.around(x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps, half)
-        for i in range(steps + 1)
-    ]
+    middles = ((x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps) for i in range(steps + 1))
+    return [Box(x - half, y - half, x + half, y + half) for x, y in middles]
