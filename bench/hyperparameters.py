@@ -20,10 +20,10 @@ from bench.code_version import method_digest
 from bench.faults import LOAD_FAULTS, name_and_reason
 from bench.method import Method
 from bench.registry import Registry, unknown
-from methods._soft_targets import with_soft_logits
+from methods._joint import with_soft_logits
 
 JOINT = "with_soft_logits"
-"""A switch of every method, in addition to its hyper-parameters; see `methods._soft_targets`."""
+"""A switch of every method, in addition to its hyper-parameters; see `methods._joint`."""
 
 _FOLDER = Path(methods.__file__).parent
 

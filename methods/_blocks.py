@@ -13,7 +13,13 @@ GPU_BLOCK = 1 << 24  # 64 MiB each: large enough to hide the cost of a kernel la
 
 
 def samples_per_block(tensor: Tensor) -> int:
-    """Samples of a batch that make up a block; at least one."""
+    """Samples of a batch that make up a block; at least one.
+
+    Example:
+        >>> import torch
+        >>> samples_per_block(torch.empty(64, 128, 16, 16))
+        2
+    """
     elements = GPU_BLOCK if tensor.is_cuda else CPU_BLOCK
     return max(1, elements // max(1, tensor[:1].numel()))
 

@@ -41,8 +41,14 @@ def connector(
     Larger: no padding, kernel Hs - Ht + 1 (the rule of the FitNet paper). Weights start as
     N(0, sqrt(2 / (Ct * kernel area))); there is no bias, because BatchNorm would cancel it.
 
-    Shapes are (C, H, W) of one sample. ReLU suits a target after a ReLU. `kind`: "auto" gives the
-    identity for equal shapes, "conv" a convolution even then.
+    Args:
+        student_shape: (Cs, Hs, Ws) of one sample.
+        teacher_shape: (Ct, Ht, Wt) of one sample.
+        relu: whether it ends in ReLU, which suits a target after a ReLU.
+        kind: "auto" gives the identity for equal shapes, "conv" a convolution even then.
+
+    Returns:
+        A module (B, Cs, Hs, Ws) -> (B, Ct, Ht, Wt).
 
     Raises:
         NotApplicable: no rule fits these sizes, or a shape is not that of a map.
@@ -50,7 +56,8 @@ def connector(
 
     Example:
         >>> import torch
-        >>> connector((4, 8, 6), (16, 16, 12))(torch.ones(2, 4, 8, 6)).shape
+        >>> up = connector((4, 8, 6), (16, 16, 12))
+        >>> up(torch.ones(2, 4, 8, 6)).shape
         torch.Size([2, 16, 16, 12])
         >>> connector((4, 8, 8), (4, 8, 8))
         Identity()
@@ -103,7 +110,7 @@ class Connectors(nn.Module):
     """One connector per tap, called as `connectors(tap, student_map)`."""
 
     def __init__(self, by_tap: Mapping[str, nn.Module]) -> None:
-        """Registers them by tap name."""
+        """`by_tap`: tap name -> its connector."""
         super().__init__()
         self.by_tap = nn.ModuleDict({_key(tap): layers for tap, layers in by_tap.items()})
 
@@ -151,6 +158,13 @@ def connect_widths(
 
     Raises:
         NotApplicable: a tap is no map, or widths differ while not `allowed`.
+
+    Example:
+        >>> taps = {"stem": (16, 32, 32), "stage1": (16, 32, 32)}
+        >>> wide = {"stem": (16, 32, 32), "stage1": (64, 16, 16)}
+        >>> connectors = connect_widths(list(taps), taps, wide)
+        >>> [type(layers).__name__ for layers in connectors.by_tap.values()]
+        ['Identity', 'Sequential']
     """
     layers = {}
     for tap in points:

@@ -100,8 +100,9 @@ def eigenvectors(maps: Maps, candidates: int, directions: Tensor | None = None) 
 
     Example:
         >>> maps = Maps.of(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]))
-        >>> eigenvectors(maps, 1).squares * maps.scale**2
-        tensor([[9.]])
+        >>> found = eigenvectors(maps, 1)
+        >>> found.vectors.abs().flatten(), found.squares * maps.scale**2
+        (tensor([1., 0.]), tensor([[9.]]))
     """
 
     def exact(rows: Tensor | slice) -> Found:

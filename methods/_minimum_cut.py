@@ -40,7 +40,13 @@ BATCH = 256  # nodes cut at a time: SciPy's overhead per call would dominate sma
 
 
 class Edges(NamedTuple):
-    """Undirected edges, each once: indices of both ends, lambda w_ij in whole units, (M,) each."""
+    """Undirected edges, each once.
+
+    Attributes:
+        first: (M,) index of one end.
+        second: (M,) index of the other.
+        units: (M,) lambda w_ij in whole units.
+    """
 
     first: Integers
     second: Integers
@@ -73,6 +79,9 @@ def in_units(costs: NDArray | float) -> Integers:
 
 def cut_problems(graph: nx.Graph) -> list[CutProblem]:
     """The graph in batches of whole connected components: the minimum cut decomposes exactly.
+
+    Args:
+        graph: nodes 0..N-1 with "keep_cost", edges with "cost"; see `selection_graph`.
 
     Example:
         >>> graph = nx.path_graph(3)
@@ -149,6 +158,12 @@ def smallest_threshold(problems: list[CutProblem], classes: Integers, wanted: in
 
     By bisection. Items that `with_least_kept` will add count as kept; their number grows with tau,
     too. `classes` is (N,) in 0..K-1, `wanted` 1 to N.
+
+    Example:
+        >>> alone = Edges(*(np.empty(0, np.int64) for _ in range(3)))
+        >>> problem = CutProblem(np.arange(4), np.array([20, 90, 60, 95]), alone)
+        >>> smallest_threshold([problem], np.zeros(4, np.int64), 3)
+        90
     """
     floors = least_kept(classes)
 
@@ -162,10 +177,15 @@ def smallest_threshold(problems: list[CutProblem], classes: Integers, wanted: in
 
 
 def largest_keep_set(gain: Integers, edges: Edges) -> Bools:
-    """The best choice by the minimum cut, (n,) bool; of equally good ones, the largest.
+    """The best choice by the minimum cut; of equally good ones, the largest.
 
-    `gain` is the cost of dropping less the cost of keeping, in whole units, (n,): only the
-    difference moves the choice.
+    Args:
+        gain: (n,) cost of dropping less cost of keeping, in whole units: only the difference of
+            an item's two costs moves the choice.
+        edges: among the n items.
+
+    Returns:
+        (n,) bool, kept.
 
     Raises:
         ValueError: the flow may not fit 32 bits.

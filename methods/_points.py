@@ -12,6 +12,12 @@ def sensing_points(
 
     Raises:
         ValueError: an unknown name, no tap, or a tap twice.
+
+    Example:
+        >>> sensing_points("fitnet", "all", {"all": STAGE_OUTPUTS})
+        ('stage1', 'stage2', 'stage3')
+        >>> sensing_points("fitnet", ["stage2"], {"all": STAGE_OUTPUTS})
+        ('stage2',)
     """
     if isinstance(points, str):
         if points not in named:

@@ -1,11 +1,14 @@
 """The graph that selective KD cuts: images, their costs of keeping, edges to near classmates."""
 
+from typing import Literal
+
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from methods._minimum_cut import Bools, Integers
 
+Unary = Literal["ratio", "inter"]
 Floats = NDArray[np.float64]
 
 TINY = 1e-12
@@ -17,6 +20,7 @@ def selection_graph(
     points: Floats,
     labels: Integers,
     *,
+    unary: Unary = "ratio",
     neighbours: int | None = 10,
     pairwise: float = 1.0,
     lam: float | None = None,
@@ -29,6 +33,7 @@ def selection_graph(
     Args:
         points: e, (N, D).
         labels: (N,) class of each item, at least two classes.
+        unary: which cost of keeping, see `keep_costs`.
         neighbours: an edge joins i and j if one is among this many nearest classmates of the
             other; None joins all classmates.
         pairwise: lambda in units of `lambda_unit`.
@@ -44,9 +49,11 @@ def selection_graph(
         ...                         lam=1.0, sigma=0.5)
         >>> [(i, j, round(cost, 4)) for i, j, cost in graph.edges.data("cost")]
         [(0, 1, 0.9231), (0, 2, 0.0889), (1, 2, 0.1979), (3, 4, 0.9231)]
+        >>> [sorted(component) for component in nx.connected_components(graph)]
+        [[0, 1, 2], [3, 4]]
     """
     names, classes = np.unique(labels, return_inverse=True)
-    costs = keep_costs(points, classes)
+    costs = keep_costs(points, classes, unary)
     graph = nx.Graph()
     for item, (label, cost) in enumerate(zip(names[classes].tolist(), costs.tolist(), strict=True)):
         graph.add_node(item, label=label, keep_cost=cost)
@@ -75,8 +82,17 @@ def lambda_unit(
     Spread of U1 / typical weight: the median of |U1_i - median of its class|, over the median of
     sum_j w_ij. At this lambda it costs a typical item, to be parted from all its neighbours, as
     much as its U1 is from its class's. At many times this lambda whole classes are kept or dropped
-    as one. 0 where no item has edges or costs do not differ. Costs are U1, (N,), classes (N,) in
-    0..K-1; edges have their ends in `first` and `second`, and weights w, (M,).
+    as one, whatever the number of items: it grows with the neighbours of an item and not with N.
+
+    Args:
+        costs: U1, (N,).
+        classes: (N,) in 0..K-1.
+        first: (M,) index of one end of each edge.
+        second: (M,) index of the other.
+        weights: w, (M,).
+
+    Returns:
+        Without unit; 0 where no item has edges or costs do not differ.
 
     Example:
         >>> costs, classes = np.array([0.1, 0.2, 0.4, 0.5, 0.6]), np.array([0, 0, 0, 1, 1])
@@ -91,12 +107,18 @@ def lambda_unit(
     return float(spread / typical) if typical > 0 else 0.0
 
 
-def keep_costs(points: Floats, classes: Integers) -> Floats:
+def keep_costs(points: Floats, classes: Integers, unary: Unary = "ratio") -> Floats:
     """U1, how badly each item is embedded.
 
     With c_k the mean of class k, own_i = |e_i - c_(y_i)| and oth_i the distance to the nearest
-    centre of another class, own_i / oth_i: 0 for perfect, 1 on the border to the nearest wrong
-    class. Points e are (N, D), classes (N,) in 0..K-1, none empty, K at least 2.
+    centre of another class: "ratio": own_i / oth_i, 0 for perfect, 1 on the border to the nearest
+    wrong class; "inter": exp(-oth_i / mean oth), which looks at the other classes alone and so
+    keeps an outlier that is far from every centre.
+
+    Args:
+        points: e, (N, D).
+        classes: (N,) in 0..K-1, none empty, K at least 2.
+        unary: which cost; (N,), without unit.
 
     Example:
         >>> keep_costs(np.array([[0.0], [0.2], [1.1], [2.0], [2.2]]), np.array([0, 0, 0, 1, 1]))
@@ -110,7 +132,7 @@ def keep_costs(points: Floats, classes: Integers) -> Floats:
         squared = _squared_distances(points[rows], centres)
         squared[np.arange(len(squared)), classes[rows]] = np.inf
         other[rows] = np.sqrt(squared.min(1))
-    return own / (other + TINY)
+    return own / (other + TINY) if unary == "ratio" else np.exp(-other / (other.mean() + TINY))
 
 
 def _nearest_pairs(points: Floats, neighbours: int | None) -> Integers:

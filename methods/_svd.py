@@ -38,8 +38,15 @@ def right_vectors(feature: Tensor, count: int) -> RightVectors:
     channels the gradient of a whole decomposition is 0/0, and this one is finite. A vector of
     undefined direction has no gradient.
 
-    `feature` is (B, C, H, W) with P = H W positions; ValueError if it is no map, or has fewer than
-    k = `count` vectors. They come by decreasing singular value.
+    Args:
+        feature: (B, C, H, W), P = H * W.
+        count: k, at most min(C, P).
+
+    Returns:
+        Vectors by decreasing singular value, values, and whether they are resolved.
+
+    Raises:
+        ValueError: not a map, or more vectors than it has.
 
     Example:
         >>> feature = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
@@ -55,12 +62,24 @@ def nearest_right_vectors(feature: Tensor, directions: Tensor, extra: int) -> Ri
 
     Of the first k + extra right vectors v_j, the one with the largest (v_j . t_l)^2, with the
     gradient of `right_vectors`. Usually it is provably among the first k, and the others are never
-    formed: see `eigenvectors`. `directions` are unit columns t, (B, C, k). Vectors come in their
-    order, with a positive inner product; 0 counts as positive.
+    formed: see `eigenvectors`.
+
+    Args:
+        feature: (B, C, H, W).
+        directions: t, (B, C, k), unit columns; k at most min(C, P).
+        extra: further vectors that may be chosen, as far as the map has them.
+
+    Returns:
+        Vectors in the order of the directions, with a positive inner product (0 counts as
+        positive), their values, and whether they are resolved.
+
+    Raises:
+        ValueError: not a map, or more directions than it has vectors.
 
     Example:
         >>> feature = torch.tensor([[3.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
-        >>> nearest_right_vectors(feature, torch.tensor([[[0.0], [-1.0]]]), 1).vectors.flatten()
+        >>> second = torch.tensor([[[0.0], [-1.0]]])
+        >>> nearest_right_vectors(feature, second, 1).vectors.flatten()
         tensor([-0., -1.])
     """
     flat = _flat(feature, directions.shape[2])

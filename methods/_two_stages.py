@@ -25,6 +25,11 @@ def finetune(stage2: SecondStage, *, share: float, temperature: float) -> Stage:
 
     Raises:
         ValueError: an unknown `stage2`, a temperature not above 0, or a share outside (0, 1].
+
+    Example:
+        >>> stage = finetune("ce+kd", share=0.7, temperature=3.0)
+        >>> [stage.weight_at(progress) for progress in (0.0, 0.5, 1.0)]
+        [4.0, 2.5, 1.0]
     """
     one_of("finetune", "stage2", stage2, get_args(SecondStage))
     above_zero("finetune", temperature=temperature)

@@ -1,8 +1,9 @@
 """Activation boundary: the student's neurons fire where the teacher's do.
 
-Erratum. The survey deck prints minus the gradient of its loss as +2 (s - mu) for a neuron that
-should be active (t > 0) and is not yet past the margin (s < mu), where it is -2 (s - mu). Taken
-literally, descent would push such neurons down without bound. Here the loss decides.
+Erratum. The survey deck prints minus the gradient of its loss with the wrong sign in the first
+branch: for a neuron that should be active (t > 0) and is not yet past the margin (s < mu) it has
++2 (s - mu), where minus the gradient is -2 (s - mu). Taken literally, descent would push such
+neurons down without bound. Here the loss decides, and its exact gradient is used.
 """
 
 from typing import Literal
@@ -46,6 +47,9 @@ def activation_boundary_loss(
 
     Returns:
         (B,), in the student's units squared.
+
+    Raises:
+        ValueError: the shapes differ, or the margin is not above 0.
 
     Source:
         Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019.
@@ -110,7 +114,22 @@ def _shortfall(
 def activation_agreement(student_pre: Tensor, teacher_pre: Tensor) -> Tensor:
     """Share of neurons on the same side of zero, which the loss is a surrogate for.
 
-    mean_{c,h,w} [ (s > 0) == (t > 0) ], (B,) in [0, 1], for s and t of (B, C, H, W).
+    mean_{c,h,w} [ (s > 0) == (t > 0) ].
+
+    Args:
+        student_pre: s, (B, C, H, W), after the connector.
+        teacher_pre: t, (B, C, H, W).
+
+    Returns:
+        (B,), in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student = torch.tensor([0.5, -0.5, 2.0, -2.0]).view(1, 4, 1, 1)
+        >>> activation_agreement(student, torch.ones_like(student))
+        tensor([0.5000])
     """
     same_shape("activation_agreement", student_pre, teacher_pre)
     return ((student_pre > 0) == (teacher_pre > 0)).flatten(1).float().mean(dim=1)
@@ -145,6 +164,9 @@ def method(
         temperature: T of the second stage's KD, above 0.
         init_share: part of the epochs for the first stage, in (0, 1).
         init_lr_factor: the first stage's learning rate as a factor of the recipe's.
+
+    Raises:
+        ValueError: a value out of range.
 
     Example:
         >>> method().plan[0].taps

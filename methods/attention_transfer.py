@@ -39,6 +39,12 @@ def attention_map(feature: Tensor, kind: Kind = "l2") -> Tensor:
     Returns:
         (B, H, W), in the feature's units, or their square for "sumsq"; never negative.
 
+    Raises:
+        ValueError: not a map, or an unknown kind.
+
+    Source:
+        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, section 3.1.
+
     Example:
         >>> feature = torch.tensor([[1.0, 0.0], [2.0, 1.0]]).view(1, 2, 1, 2)
         >>> attention_map(feature, "sumsq")
@@ -60,7 +66,8 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
 
     (1 / P) sum_p (q_s[p] - q_t[p])^2, with q = m / ||m||_2 over the P = H W positions. The larger
     map is average-pooled to the smaller one's size first. A sample has loss 0 if the norm of either
-    map is below 1e-8 (its square for "sumsq"): the map's direction is rounding noise.
+    map is below 1e-8 (its square for "sumsq", the square's unit): the map's direction is rounding
+    noise and its gradient would be huge.
 
     Args:
         student: feature map (B, C, H, W).
@@ -69,6 +76,9 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, kind: Kind = "l2")
 
     Returns:
         (B,), without unit, in [0, 2 / P].
+
+    Raises:
+        ValueError: not maps, different batches, or an unknown kind.
 
     Source:
         Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, eq. 2; squared, as in
@@ -167,7 +177,12 @@ def method(
         init_share: part of the epochs for the first stage, in (0, 1).
         init_lr_factor: the first stage's learning rate as a factor of the recipe's.
 
+    Raises:
+        ValueError: a value out of range.
+
     Example:
+        >>> [stage.name for stage in method().plan]
+        ['init', 'finetune']
         >>> [(stage.name, stage.transfer_weight) for stage in method(mode="joint").plan]
         [('distil', 1000.0)]
     """
@@ -178,11 +193,13 @@ def method(
     between("attention_transfer", 0, 1, init_share=init_share)
 
     def transfer(pair: Pair, connector: nn.Module) -> MaskedLoss:
-        found = [
-            masked_attention_transfer_loss(pair.student[tap], pair.teacher[tap], kind)
-            for tap in taps
-        ]
-        losses, dead = zip(*found, strict=True)
+        losses, dead = zip(
+            *(
+                masked_attention_transfer_loss(pair.student[tap], pair.teacher[tap], kind)
+                for tap in taps
+            ),
+            strict=True,
+        )
         return MaskedLoss(torch.stack(losses).sum(dim=0), torch.stack(dead).any(dim=0))
 
     if mode == "joint":

@@ -38,6 +38,9 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, scale: Scale = "
     Returns:
         (B,), in the features' units squared.
 
+    Raises:
+        ValueError: the shapes differ, or an unknown scale.
+
     Source:
         Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, eq. 3.
 
@@ -118,6 +121,9 @@ def method(
         temperature: T of the second stage's KD, above 0.
         init_share: part of the epochs for the hint stage, in (0, 1).
         init_lr_factor: the hint stage's learning rate as a factor of the recipe's.
+
+    Raises:
+        ValueError: a value out of range.
 
     Example:
         >>> [(stage.name, stage.share, stage.task_weight) for stage in method().plan]

@@ -41,6 +41,9 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (B, C, D), in the maps' units multiplied.
 
+    Raises:
+        ValueError: batch or spatial sizes differ; max-pool the larger map.
+
     Source:
         Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation, CVPR 2017, eq. 1.
 
@@ -80,6 +83,9 @@ def fsp_loss(
 
     Returns:
         (B,), in the features' units to the fourth.
+
+    Raises:
+        ValueError: sizes differ within a network, widths between them, or an unknown scale.
 
     Source:
         Yim et al.: A Gift from Knowledge Distillation, CVPR 2017, eq. 2.
@@ -127,6 +133,9 @@ def method(
         init_lr_factor: the first stage's learning rate as a factor of the recipe's.
         clip_norm: bound on the first stage's gradient norm; None for no bound. The loss is of
             fourth order in the features, so early steps can explode.
+
+    Raises:
+        ValueError: a value out of range.
 
     Example:
         >>> [(stage.name, stage.needs_teacher) for stage in method().plan]

@@ -67,7 +67,7 @@ def kd_svd_loss(
 
     With a and b such vectors of the front and the back map of a pair of neighbours,
     R[i, j, l] = exp(-(a_il - b_jl)^2 / 8), and the loss is the sum over pairs, i, j and l of
-    (R_student - R_teacher)^2, (B,). It depends on no sign, scale or order of positions of any map.
+    (R_student - R_teacher)^2. It depends on no sign, scale or order of positions of any map.
 
     If the direction of a vector in use is undefined (see `right_vectors`), the sample gives 0 and
     no gradient; `masked_kd_svd_loss` names these samples. A map that is not finite gives NaN.
@@ -77,6 +77,13 @@ def kd_svd_loss(
         teacher_features: as many, with the student's channels and any size; they get no gradient.
         rank: vectors compared per map, at most min(C, H * W).
         extra: further student vectors that may be matched, as far as the map has them.
+
+    Returns:
+        (B,), without unit.
+
+    Raises:
+        ValueError: unequal numbers of maps or channels, fewer than two maps, or a rank out of
+            range.
 
     Source:
         Lee, Kim, Song: Self-supervised Knowledge Distillation Using Singular Value Decomposition,
@@ -101,7 +108,16 @@ def masked_kd_svd_loss(
     rank: int = 1,
     extra: int = 3,
 ) -> MaskedLoss:
-    """`kd_svd_loss`, and which samples have a vector of undefined direction."""
+    """`kd_svd_loss`, and which samples have a vector of undefined direction.
+
+    Arguments and errors are those of `kd_svd_loss`.
+
+    Example:
+        >>> alive = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
+        >>> maps = [torch.cat([alive, alive]), torch.cat([alive, torch.zeros_like(alive)])]
+        >>> masked_kd_svd_loss(maps, maps, 1, 0).masked
+        tensor([False,  True])
+    """
     pairs = _matched(student_features, teacher_features)
     maps = [_aligned(student, teacher, rank, extra) for student, teacher in pairs]
     total = torch.stack([_relation_gap(front, back) for front, back in pairwise(maps)]).sum(0)
@@ -226,12 +242,19 @@ def clipped_merge(
     gradient (None), the other's is left as it is: a connector has only the transfer loss to learn
     from. Does not wait for the device.
 
-    `epoch` counts from 0: the first epochs allow 0.5, 0.731, 0.881, ... of the task's norm. `ramp`
-    False drops the factor sigmoid(epoch). `clip` "none" is the plain sum.
+    Args:
+        task_gradients: one per parameter.
+        transfer_gradients: one per parameter.
+        epoch: from 0; the first epochs allow 0.5, 0.731, 0.881, ... of the task's norm.
+        clip: "per_tensor", "global", or "none" for the plain sum.
+        ramp: False drops the factor sigmoid(epoch).
 
     Returns:
         One gradient per parameter, None where neither loss has one; and "clipped_share", the share
         of the parameters with both gradients whose transfer gradient was longer than its bound.
+
+    Raises:
+        ValueError: lists of unequal length, or an unknown `clip`.
 
     Source:
         The gradient clipping of KD-SVD, see `kd_svd_loss`, per tensor as in the authors' code.
@@ -315,6 +338,13 @@ def method(
             related to the next.
         connectors: 1x1 convolution and BatchNorm where widths differ; False makes such a pair not
             applicable.
+
+    Raises:
+        ValueError: a value out of range, fewer than two points, or an unknown `clip`.
+
+    Example:
+        >>> [(stage.name, stage.taps) for stage in method().plan]
+        [('distil', ('stage1', 'stage2', 'stage3'))]
     """
     taps = sensing_points("kd_svd", points, {"all": STAGE_OUTPUTS})
     one_of("kd_svd", "clip", clip, get_args(Clip))

@@ -1,10 +1,14 @@
 """Relational knowledge distillation: keep the distances and angles within a batch.
 
+Only relations between embeddings are compared, so the two networks may have embeddings of different
+sizes. The points are the batch of one device; no relation crosses devices.
+
 Distances and angles come from a Gram matrix, where a squared distance is a small difference of
 large numbers. In float32 no digit of it would be left for two samples a thousandth of the batch's
 spread apart, so the losses compute in float64, whatever the networks' precision.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -17,6 +21,7 @@ from methods._checks import one_of
 from methods._precision import full_precision, no_autocast
 
 Tap = Literal["embedding", "logits"]
+Reduction = Literal["peers", "distinct"]
 
 SOURCE = """\
 W. Park, D. Kim, Y. Lu, M. Cho: Relational Knowledge Distillation, CVPR 2019.
@@ -28,19 +33,26 @@ CPU_CHUNK = 1 << 16  # angles formed at a time: three temporaries of 512 KiB sta
 GPU_CHUNK = 1 << 23  # 64 MiB each: large enough to hide the cost of a kernel launch
 
 
-def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_distance_loss(
+    student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers"
+) -> Tensor:
     """Huber distance between both networks' relative pairwise distances.
 
     psi(i, j) = |x_i - x_j| / mu, with mu the mean of |x_i - x_j| over i != j of the same batch;
-    L = mean over all B^2 (i, j) of huber(psi_student - psi_teacher), delta = 1. mu is part of the
-    graph. Where |x_i - x_j|^2 <= 1e-12 of the batch's largest, distance and gradient are 0.
+    L = mean over (i, j) of huber(psi_student - psi_teacher), delta = 1. mu is part of the graph.
+    Where |x_i - x_j|^2 <= 1e-12 of the batch's largest, the distance and its gradient are 0.
 
     Args:
         student: embeddings, (B, D).
         teacher: embeddings, (B, E); E may differ from D. No gradient flows to them.
+        reduction: "peers": the mean over all B^2 entries, as public code takes it; "distinct":
+            over the B (B - 1) pairs of different samples.
 
     Returns:
         (), without unit; 0 for B < 2.
+
+    Raises:
+        ValueError: not matrices of equal B, or an unknown reduction.
 
     Source:
         Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, eq. 4-6.
@@ -51,15 +63,15 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> round(rkd_distance_loss(student, teacher).item(), 7)
         0.0034812
     """
-    return _distance_gap(*_relations(student, teacher))
+    return _distance_gap(*_relations(student, teacher), reduction)
 
 
-def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: Reduction = "peers") -> Tensor:
     """Huber distance between the cosines of all angles in the batch.
 
     psi(i, j, k) = <x_i - x_j, x_k - x_j> / (|x_i - x_j| |x_k - x_j|), the cosine at vertex j;
-    L = mean over all B^3 (i, j, k) of huber(psi_student - psi_teacher), delta = 1. A cosine with a
-    side of length zero (squared, at most 1e-12 of the batch's largest) and its gradient are 0.
+    L = mean over (i, j, k) of huber(psi_student - psi_teacher), delta = 1. A cosine with a side
+    of length zero (squared, at most 1e-12 of the batch's largest) is 0, and so is its gradient.
 
     The numerators come from the Gram matrix of the centred points: O(B^2 D + B^3) operations
     instead of O(B^3 D). The B^3 cosines exist only for a few vertices at a time, and the gradient
@@ -68,9 +80,14 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: embeddings, (B, D).
         teacher: embeddings, (B, E); E may differ from D. No gradient flows to them.
+        reduction: "peers": the mean over all B^3 entries, as public code takes it; "distinct":
+            over the B (B - 1) (B - 2) triples of different samples.
 
     Returns:
         (), without unit; 0 for B < 3.
+
+    Raises:
+        ValueError: not matrices of equal B, or an unknown reduction.
 
     Source:
         Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR 2019, eq. 7-9.
@@ -81,7 +98,7 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> round(rkd_angle_loss(student, teacher).item(), 8)
         0.00074448
     """
-    return _angle_gap(*_relations(student, teacher))
+    return _angle_gap(*_relations(student, teacher), reduction)
 
 
 class _Relations(NamedTuple):
@@ -91,7 +108,7 @@ class _Relations(NamedTuple):
         gram: inner products of the centred points.
         squared: squared distances.
         inverse: 1 / distance; 0 with gradient 0 where the two points coincide.
-        dtype: of the losses.
+        dtype: of what is made of them.
     """
 
     gram: Tensor
@@ -120,19 +137,29 @@ def _relations(student: Tensor, teacher: Tensor) -> tuple[_Relations, _Relations
     return found[0], found[1]
 
 
-def _distance_gap(ours: _Relations, theirs: _Relations) -> Tensor:
-    if (batch := len(ours.gram)) < 2:
+def _distance_gap(ours: _Relations, theirs: _Relations, reduction: Reduction) -> Tensor:
+    factor = _mean_factor(len(ours.gram), 2, reduction)
+    if factor == 0:
         return _zero(ours)
     gap = huber_loss(_relative_distances(ours), _relative_distances(theirs), reduction="sum")
-    return (1 / batch**2 * gap).to(ours.dtype)
+    return (factor * gap).to(ours.dtype)
 
 
-def _angle_gap(ours: _Relations, theirs: _Relations) -> Tensor:
-    if (batch := len(ours.gram)) < 3:
+def _angle_gap(ours: _Relations, theirs: _Relations, reduction: Reduction) -> Tensor:
+    factor = _mean_factor(len(ours.gram), 3, reduction)
+    if factor == 0:
         return _zero(ours)
     with no_autocast(ours.gram):
         total = _AngleHuber.apply(ours.gram, ours.inverse, theirs.gram, theirs.inverse)
-    return (1 / batch**3 * total).to(ours.dtype)
+    return (factor * total).to(ours.dtype)
+
+
+def _mean_factor(batch: int, size: int, reduction: Reduction) -> float:
+    """1 / the number of tuples of `size` samples; 0 if the batch holds no distinct one."""
+    one_of("rkd", "reduction", reduction, get_args(Reduction))
+    if batch < size:
+        return 0.0
+    return 1 / (batch**size if reduction == "peers" else math.perm(batch, size))
 
 
 def _zero(student: _Relations) -> Tensor:
@@ -245,6 +272,7 @@ def method(
     angle_weight: float = 50.0,
     tap: Tap = "embedding",
     normalise: bool = False,
+    reduction: Reduction = "peers",
 ) -> Method:
     """Relational KD: one stage of cross-entropy and both relations.
 
@@ -253,6 +281,14 @@ def method(
         angle_weight: weight on `rkd_angle_loss`; 0 leaves it out.
         tap: what is related, "embedding" or "logits".
         normalise: both networks' vectors are scaled to length 1 first.
+        reduction: see the losses.
+
+    Raises:
+        ValueError: a negative weight, both weights 0, an unknown tap or reduction.
+
+    Example:
+        >>> [(stage.name, stage.taps) for stage in method(tap="logits").plan]
+        [('distil', ('logits',))]
     """
     if min(distance_weight, angle_weight) < 0 or distance_weight == angle_weight == 0:
         raise ValueError(
@@ -260,6 +296,7 @@ def method(
             "least 0, and one of them above"
         )
     one_of("rkd", "tap", tap, get_args(Tap))
+    one_of("rkd", "reduction", reduction, get_args(Reduction))
 
     def transfer(pair: Pair, connector: nn.Module) -> MaskedLoss:
         points = [pair.student[tap], pair.teacher[tap]]
@@ -268,9 +305,9 @@ def method(
         ours, theirs = _relations(*points)
         terms = []
         if distance_weight > 0:
-            terms.append(distance_weight * _distance_gap(ours, theirs))
+            terms.append(distance_weight * _distance_gap(ours, theirs, reduction))
         if angle_weight > 0:
-            terms.append(angle_weight * _angle_gap(ours, theirs))
+            terms.append(angle_weight * _angle_gap(ours, theirs, reduction))
         return MaskedLoss(torch.stack(terms).sum(), ours.coincide | theirs.coincide)
 
     return Method(

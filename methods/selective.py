@@ -25,7 +25,7 @@ from methods._minimum_cut import (
     smallest_threshold,
     with_least_kept,
 )
-from methods._selection_graph import Floats, drawing_of, selection_graph
+from methods._selection_graph import Floats, Unary, drawing_of, selection_graph
 
 Choice = Literal["graph_cut", "random"]
 
@@ -48,7 +48,8 @@ class GraphCut:
     Attributes:
         kept: (N,) bool.
         tau: cost of dropping an image.
-        keep_cost: (N,) float64, U1, see `keep_costs`.
+        keep_cost: (N,) float64, U1: 0 for a perfectly embedded image, 1 on the border to the
+            nearest wrong class ("ratio").
         wanted: how many images `keep` asked for; None for a fixed tau.
         energy: E of what the cut kept, the lowest there is.
         added_back: indices that the cut dropped and that returned so that half of a class stays.
@@ -113,6 +114,7 @@ def select_by_graph_cut(
     keep: float = 0.9,
     *,
     tau: float | None = None,
+    unary: Unary = "ratio",
     neighbours: int | None = 10,
     pairwise: float = 1.0,
     lam: float | None = None,
@@ -133,12 +135,17 @@ def select_by_graph_cut(
         keep: least share to keep, in (0, 1]; tau is the smallest cost that reaches it. More are
             kept where edges keep or drop classmates together.
         tau: fixed cost of dropping; then `keep` is not used.
+        unary: "ratio", or "inter" for exp(-distance to the nearest other centre / its mean).
         neighbours: an edge for each of this many nearest classmates; None for all of them.
         pairwise: lambda, in units in which the edges of a typical item weigh as much as U1 differs
             within a class, see `lambda_unit`. Far above 1, classes are kept or dropped as one.
         lam: lambda itself; then `pairwise` is not used.
         normalise: scales every embedding to length 1 first.
         sigma: width of the edges' weight; None for the root mean squared edge.
+
+    Raises:
+        ValueError: shapes, values that are not finite, a single class, a number out of range, or
+            a connected component too large for 32-bit flows.
 
     Example:
         >>> points = torch.tensor([[0.0], [0.2], [1.1], [2.0], [2.2]])
@@ -148,6 +155,7 @@ def select_by_graph_cut(
         ([0, 1, 3, 4], 0.97827)
     """
     between("select_by_graph_cut", 0, 1 + 1e-9, keep=keep)
+    one_of("selective", "unary", unary, get_args(Unary))
     if min(pairwise, lam or 0, neighbours or 0) < 0:
         raise ValueError(
             f"selective: pairwise {pairwise}, lam {lam} and neighbours {neighbours} must be at "
@@ -159,9 +167,8 @@ def select_by_graph_cut(
     names, classes = np.unique(labels.cpu().numpy(), return_inverse=True)
     if len(names) < 2:
         raise ValueError("selective: all items are of one class; there is nothing to confuse")
-    graph = selection_graph(
-        points, names[classes], neighbours=neighbours, pairwise=pairwise, lam=lam, sigma=sigma
-    )
+    strength = {"pairwise": pairwise, "lam": lam, "sigma": sigma}
+    graph = selection_graph(points, names[classes], unary=unary, neighbours=neighbours, **strength)
     costs = np.array([cost for _, cost in graph.nodes.data("keep_cost")])
     problems, wanted = cut_problems(graph), None
     if tau is None:
@@ -200,9 +207,10 @@ def _energy(graph: nx.Graph, kept: Bools, keep_cost: Floats, tau: float) -> floa
 
 
 def select_at_random(count: int, labels: Tensor, seed: int = 0) -> Tensor:
-    """As many items as a selection keeps, drawn at random, (N,) bool: its control.
+    """As many items as a selection keeps, drawn at random: its control.
 
-    Every class keeps the same share of its items, up to a whole item.
+    Every class keeps the same share of its items, up to a whole item. So the control differs from
+    a selection in which items it drops, and not in how many. Returns (N,) bool, kept.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     drawn = labels.cpu()[order]
@@ -219,7 +227,8 @@ def select_at_random(count: int, labels: Tensor, seed: int = 0) -> Tensor:
 class EmbeddingRegressor(nn.Module):
     """Maps the student's embedding to the teacher's, standardised per dimension.
 
-    `fit` sets the mean and deviation over the training set. `normalise` scales to length 1 first.
+    The mean and deviation of the teacher's embeddings over the training set are buffers, set by
+    `fit`. `normalise` scales the embeddings to length 1 first.
     """
 
     mean: Tensor
@@ -235,7 +244,10 @@ class EmbeddingRegressor(nn.Module):
 
     @torch.no_grad()
     def fit(self, embeddings: Tensor) -> None:
-        """Reads all of the teacher's embeddings, (N, D). A dimension that does not vary gets 0."""
+        """Sets mean and 1 / deviation from all of the teacher's embeddings, (N, D).
+
+        A dimension that does not vary gets scale 0: its target is 0 everywhere.
+        """
         points = self._scaled(embeddings.double())
         deviation, mean = torch.std_mean(points, dim=0, correction=0)
         varies = deviation > 1e-6 * points.square().mean(0).sqrt()
@@ -255,11 +267,21 @@ class EmbeddingRegressor(nn.Module):
 
 
 def regression_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean over dimensions of (predicted - target)^2, (B,), without unit.
+    """Mean over dimensions of (predicted - target)^2.
 
     Args:
         predicted: (B, D), the student's embedding through its regressor.
         target: (B, D), the teacher's, standardised.
+
+    Returns:
+        (B,), without unit.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> regression_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]]))
+        tensor([5.])
     """
     same_shape("regression_loss", predicted, target)
     return (predicted - target).square().mean(1)
@@ -278,6 +300,7 @@ def method(
     *,
     keep: float = 0.9,
     tau: float | None = None,
+    unary: Unary = "ratio",
     neighbours: int = 10,
     pairwise: float = 1.0,
     normalise: bool = True,
@@ -299,8 +322,10 @@ def method(
         keep: least share of the images to keep; sets the cost of dropping one. At least half of
             each class stays, and the record's note says where that decided.
         tau: fixed cost of dropping; then `keep` is not used.
+        unary: cost of keeping, see `select_by_graph_cut`.
         neighbours: edges per image, see `select_by_graph_cut`.
-        pairwise: weight on edges that the selection separates, in units of `lambda_unit`.
+        pairwise: weight on edges that the selection separates, in units of `lambda_unit`: at 1 the
+            edges of a typical image weigh as much as its classmates' costs differ.
         normalise: scales the teacher's embeddings to length 1, for the selection and the target.
         selection: "graph_cut", or "random", the control, which drops as many images as the cut,
             drawn at random and in proportion from all classes.
@@ -310,10 +335,14 @@ def method(
         train_share: part of the epochs for the first stage, in (0, 1).
         finetune_lr_factor: the second stage's learning rate as a factor of the recipe's.
 
+    Raises:
+        ValueError: a value out of range.
+
     Example:
         >>> [(stage.name, stage.share, stage.clean) for stage in method().plan]
         [('train', 0.6, False), ('finetune', 0.4, True)]
     """
+    one_of("selective", "unary", unary, get_args(Unary))
     one_of("selective", "selection", selection, get_args(Choice))
     between("selective", 0, 1, train_share=train_share)
     between("selective", 0, 1 + 1e-9, keep=keep)
@@ -325,6 +354,7 @@ def method(
             labels,
             keep,
             tau=tau,
+            unary=unary,
             neighbours=neighbours,
             pairwise=pairwise,
             normalise=normalise,

@@ -27,6 +27,9 @@ def soft_logits_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     Returns:
         (B,), in nats times T^2.
 
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+
     Source:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, section 2.
 
@@ -56,10 +59,15 @@ def method(
         rho: weight on the soft targets, in [0, 1]. At 0 no teacher runs; at 1 no label is read.
         scale_by_temperature_squared: False leaves T^2 out, as some published results did.
 
+    Raises:
+        ValueError: a temperature or rho out of range.
+
     Example:
         >>> stage = method(rho=0.75).plan[0]
         >>> stage.task_weight, stage.transfer_weight
         (0.25, 0.75)
+        >>> method(rho=0.0).needs_teacher
+        False
     """
     above_zero("soft_logits", temperature=temperature)
     if not 0 <= rho <= 1:

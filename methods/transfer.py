@@ -24,9 +24,14 @@ def method(*, trunk_lr_factor: float = 0.1, freeze_trunk: bool = False) -> Metho
             classifier has the recipe's own.
         freeze_trunk: trains the classifier alone (linear probe).
 
+    Raises:
+        ValueError: a factor not above 0.
+
     Example:
         >>> method(freeze_trunk=True).plan[0].trains
         frozenset({'head'})
+        >>> method().starts_from, method().needs_teacher
+        ('source', False)
     """
     above_zero("transfer", trunk_lr_factor=trunk_lr_factor)
     stage = Stage(

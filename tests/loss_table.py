@@ -119,7 +119,9 @@ PER_SAMPLE = (
     svd(((6, 2, 2), (7, 2, 2)), ((6, 2, 3), (7, 2, 2)), rank=2, extra=2),
 )
 COUPLED = tuple(
-    Loss(function, POINTS, WIDE_POINTS) for function in (rkd_distance_loss, rkd_angle_loss)
+    Loss(function, POINTS, WIDE_POINTS, {"reduction": reduction})
+    for function in (rkd_distance_loss, rkd_angle_loss)
+    for reduction in ("peers", "distinct")
 )
 LOSSES = PER_SAMPLE + COUPLED
 

@@ -190,8 +190,11 @@ def distances(points: Array) -> Array:
     return result
 
 
-def rkd_distance_loss(student: ArrayLike, teacher: ArrayLike) -> float:
-    """Mean Huber difference of all N^2 distances, each over its own batch's mean distance."""
+def rkd_distance_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "peers") -> float:
+    """Mean Huber difference of distances, each over its own batch's mean distance.
+
+    "peers" divides the sum by N^2; "distinct" by the N(N-1) pairs of different samples.
+    """
     student, teacher = _float64(student, teacher)
     n = len(student)
     if n < 2:
@@ -201,7 +204,7 @@ def rkd_distance_loss(student: ArrayLike, teacher: ArrayLike) -> float:
         apart = distances(points)
         scaled.append(apart / (apart.sum() / (n * (n - 1))))
     total = sum(huber(scaled[0][at] - scaled[1][at]) for at in np.ndindex(n, n))
-    return total / n**2
+    return total / (n * n if reduction == "peers" else n * (n - 1))
 
 
 def angle_cosine(points: Array, i: int, j: int, k: int, tiny: float) -> float:
@@ -213,8 +216,11 @@ def angle_cosine(points: Array, i: int, j: int, k: int, tiny: float) -> float:
     return sum(one * other) / (lengths[0] * lengths[1])
 
 
-def rkd_angle_loss(student: ArrayLike, teacher: ArrayLike) -> float:
-    """Mean Huber difference of the cosines of all N^3 triples."""
+def rkd_angle_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "peers") -> float:
+    """Mean Huber difference of the cosines of all triples.
+
+    "peers" divides the sum by N^3; "distinct" by the N(N-1)(N-2) triples of different samples.
+    """
     student, teacher = _float64(student, teacher)
     n = len(student)
     if n < 3:
@@ -225,7 +231,7 @@ def rkd_angle_loss(student: ArrayLike, teacher: ArrayLike) -> float:
         huber(angle_cosine(student, i, j, k, tiny[0]) - angle_cosine(teacher, i, j, k, tiny[1]))
         for i, j, k in np.ndindex(n, n, n)
     )
-    return total / n**3
+    return total / (n**3 if reduction == "peers" else n * (n - 1) * (n - 2))
 
 
 def keeping_costs(embeddings: ArrayLike, labels: Sequence[int]) -> Array:

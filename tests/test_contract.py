@@ -240,6 +240,7 @@ def load(folder, cell_id: str) -> bytes:
 # Hyper-parameters that have an effect only under certain values of others.
 TOGETHER_WITH = {
     ("selective", "selection_seed"): {"selection": "random"},
+    ("selective", "unary"): {"keep": 0.5},
     ("selective", "neighbours"): {"keep": 0.75},
     ("selective", "pairwise"): {"keep": 0.75},
     ("fitnet", "regressor_relu"): {"regressor": "conv"},

@@ -201,25 +201,27 @@ RIGHT = float64([0, 0], [1, 0], [0, 1])  # mean distance (2 + sqrt 2) / 3 = 1.13
 
 
 @pytest.mark.parametrize(
-    ("loss", "student", "teacher", "total", "tuples"),
+    ("loss", "student", "teacher", "total", "tuples", "distinct"),
     [
         # 2 sum over pairs of half of (1 / 1.1380712 - 3/4)^2, (1 / 1.1380712 - 1)^2 and
         # (1.2426407 - 5/4)^2
-        (rkd_distance_loss, RIGHT, TRIANGLE, 0.0313312, 3**2),
+        (rkd_distance_loss, RIGHT, TRIANGLE, 0.0313312, 3**2, 3 * 2),
         # Student: four samples at 0 and one at 1; mean distance 4/10, so 4 pairs at 5/2 and 6 at 0.
         # Teacher: all distances equal, so all at 1. Where differences exceed 1, Huber is linear:
         # 4 (3/2 - 1/2) + 6 (1/2) = 7, both ways 14.
-        (rkd_distance_loss, float64([0], [0], [0], [0], [1]), torch.eye(5), 14, 5**2),
+        (rkd_distance_loss, float64([0], [0], [0], [0], [1]), torch.eye(5), 14, 5**2, 5 * 4),
         # cosines 0, 3/5, 4/5 in the teacher; 0, 1 / sqrt 2 twice in the student; each counts twice
-        (rkd_angle_loss, RIGHT, TRIANGLE, 0.0201010, 3**3),
+        (rkd_angle_loss, RIGHT, TRIANGLE, 0.0201010, 3**3, 3 * 2 * 1),
         # On a line the cosine is -1 at the middle sample and 1 at the ends; the middle is sample 1
         # in the student and 2 in the teacher. Two vertices differ by 2, Huber 3/2; both ways 6.
-        (rkd_angle_loss, float64([0], [1], [2]), float64([0], [2], [1]), 6, 3**3),
+        (rkd_angle_loss, float64([0], [1], [2]), float64([0], [2], [1]), 6, 3**3, 3 * 2 * 1),
     ],
 )
-def test_rkd_on_paper(loss, student: Tensor, teacher: Tensor, total: float, tuples: int):
-    found = tuples * loss(student, teacher.double()).item()
-    assert found == pytest.approx(total, abs=5e-8)
+def test_rkd_on_paper(loss, student: Tensor, teacher: Tensor, total: float, tuples, distinct):
+    teacher = teacher.double()
+    for reduction, count in (("peers", tuples), ("distinct", distinct)):
+        found = count * loss(student, teacher, reduction=reduction).item()
+        assert found == pytest.approx(total, abs=5e-8)
 
 
 def test_rkd_angle_gives_nothing_at_a_side_of_length_zero():

@@ -138,11 +138,12 @@ def test_kd_svd_loss(rank: int, extra: int, shape: tuple[int, int, int], dtype: 
 
 @each_dtype
 @pytest.mark.parametrize("batch", [7, 96, 260])
+@pytest.mark.parametrize("reduction", ["peers", "distinct"])
 @each_rkd
-def test_rkd_losses(loss, batch: int, dtype):
+def test_rkd_losses(loss, reduction: str, batch: int, dtype):
     student, teacher = drawn(batch, 9, seed=0, dtype=dtype), drawn(batch, 13, seed=1, dtype=dtype)
     student[batch // 2 : batch // 2 + 3] = student[:3]  # repeated samples
-    assert_equals_textbook(loss, [student], teacher)
+    assert_equals_textbook(loss, [student], teacher, reduction=reduction)
 
 
 @each_rkd

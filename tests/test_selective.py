@@ -198,6 +198,15 @@ def test_says_when_a_floor_or_a_tie_decided():
     assert "equal costs" in tie.note
 
 
+def test_inter_cost_reads_only_the_nearest_other_centre():
+    found = select_by_graph_cut(
+        LINE, LINE_LABELS, tau=0.5, unary="inter", neighbours=None, normalise=False
+    )
+    own = 1.3 / 3
+    others = np.array([2.1, 1.9, 1.0, 2 - own, 2.2 - own])
+    assert found.keep_cost.tolist() == pytest.approx(np.exp(-others / others.mean()).tolist())
+
+
 # --- against every selection -----------------------------------------------------------------
 
 
@@ -320,6 +329,7 @@ def test_degenerate_embeddings_still_give_a_selection(embeddings: Tensor, normal
         ({"labels": LINE_LABELS[:3]}, "label"),
         ({"embeddings": LINE * math.nan}, "finite"),
         ({"embeddings": LINE[:, 0]}, "embeddings"),
+        ({"unary": "ratios"}, "ratio"),
         ({"pairwise": -0.1}, "pairwise"),
         ({"lam": -0.1}, "lam"),
         ({"sigma": 0.0}, "sigma"),

@@ -5,6 +5,7 @@ They are what the shipped forms are timed against (tests/benchmarks) and held to
 (tests/test_losses_fast_forms.py); oracles.py is independent of torch and slower still.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -102,23 +103,23 @@ def _with_canonical_sign(rows: Tensor) -> Tensor:
     return torch.where(torch.where(total.abs() < 1e-6, largest, total) < 0, -rows, rows)
 
 
-def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_distance_loss(student: Tensor, teacher: Tensor, *, reduction: str = "peers") -> Tensor:
     """From all difference vectors, (B, B, D)."""
     relative = []
     for points in (student, teacher):
         distances, _ = _distances(points[:, None] - points)
         relative.append(distances * (len(points) * (len(points) - 1) / distances.sum()))
-    return F.huber_loss(*relative)
+    return F.huber_loss(*relative, reduction="sum") / _tuples(len(student), 2, reduction)
 
 
-def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_angle_loss(student: Tensor, teacher: Tensor, *, reduction: str = "peers") -> Tensor:
     """From all unit difference vectors, (B, B, D)."""
     cosines = []
     for points in (student, teacher):
         differences = points - points[:, None]
         units = differences * _distances(differences)[1][..., None]
         cosines.append(units @ units.mT)
-    return F.huber_loss(*cosines)
+    return F.huber_loss(*cosines, reduction="sum") / _tuples(len(student), 3, reduction)
 
 
 def _distances(differences: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +128,10 @@ def _distances(differences: Tensor) -> tuple[Tensor, Tensor]:
     apart = squared > COINCIDE * squared.detach().max()
     inverse = torch.where(apart, torch.where(apart, squared, 1.0).rsqrt(), 0.0)
     return squared * inverse, inverse
+
+
+def _tuples(batch: int, size: int, reduction: str) -> int:
+    return batch**size if reduction == "peers" else math.perm(batch, size)
 
 
 TEXTBOOK: Mapping[str, Callable[..., Tensor]] = {
