@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bench.cell import Cell
+from bench.cost.footprint import total_epochs
 from bench.data.library import Library
 from bench.expansion import Expansion
-from bench.launch.job import Job, Report, WorkerConfig, total_epochs, unfinished
+from bench.launch.job import Job, Report, WorkerConfig, unfinished
 from bench.launch.launcher import Done
 from bench.launch.leases import Leases
 from bench.launch.mirroring import mirroring

@@ -8,10 +8,12 @@ import torch
 from bench.cell import Cell
 from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
+from bench.cost.footprint import total_epochs
+from bench.data.library import Library
 from bench.expansion import Expansion
-from bench.launch.job import Library, WorkerConfig, total_epochs
+from bench.launch.job import WorkerConfig
 from bench.launch.resources import process_bytes
-from bench.launch.schedule import plan_training, simulate
+from bench.launch.schedule import makespan, plan_training
 from bench.progress import ProgressDisplay, duration
 from bench.record import Plan, Row
 
@@ -44,7 +46,7 @@ def estimate_rows(
     estimate.measure(waiting, display.show)
     jobs = plan_training(waiting, config, devices, library, room_bytes)
     work = sum(estimate.seconds(job.cells) for job in jobs)
-    total = WORKER_SECONDS + max(simulate(jobs, len(devices), estimate.seconds))
+    total = WORKER_SECONDS + makespan(jobs, len(devices), estimate.seconds)
     peak = max(estimate.bytes(job.cells) for job in jobs)
     peak += process_bytes() if device.type == "cpu" else 0
     shared = sum(estimate.shared_seconds(job.cells) for job in jobs)

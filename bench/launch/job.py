@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from bench.cell import Cell
 from bench.data.library import Library
 from bench.plugin import Plugin, plugged
@@ -91,15 +93,6 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
         cohort.run(job.cells)
 
 
-def total_epochs(cell: Cell) -> int:
-    """Epochs of all stages of a cell together."""
-    from bench.hyperparameters import build_method
-    from bench.method import split_epochs
-
-    plan = build_method(cell.method, **cell.hyperparameters).plan
-    return sum(split_epochs(plan, cell.recipe.epochs, cell.recipe.budget))
-
-
 def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
     """The cells that still need training.
 
@@ -117,8 +110,6 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
 
 def _opens(folder: Path) -> bool:
     """Whether the weights exist and are complete: the file's header says how long it is."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(folder / "weights.safetensors", framework="numpy"):
             return True

@@ -34,7 +34,6 @@ from typing import Any
 from bench.faults import UserError
 
 RELEASED = "released"
-COUNTER_DIGITS = 20
 
 
 class BusyError(UserError):
@@ -85,10 +84,9 @@ class Leases:
         self._file, name = tempfile.mkstemp(dir=self._hearts, prefix=".")
         locked = _lock(self._file, fcntl.LOCK_EX)
         about = {"host": socket.gethostname(), "machine": self._machine, "pid": os.getpid()}
-        text = f"{0:0{COUNTER_DIGITS}d}\n" + json.dumps({**about, "locked": locked})
-        os.write(self._file, text.encode())
+        self._about = json.dumps({**about, "locked": locked}).encode()
+        os.write(self._file, self._about)
         os.rename(name, self.heart)
-        self._beats = 0
         self._thread = threading.Thread(target=self._live, daemon=True, name="heartbeat")
         self._thread.start()
         for path in self._hearts.glob("[!.]*"):  # a missing file counts as dead, too
@@ -168,7 +166,7 @@ class Leases:
             return None
         about: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
-            about = _about((self._hearts / owner).read_bytes())
+            about = json.loads((self._hearts / owner).read_bytes())
         return f"process {about.get('pid', '?')} on {about.get('host', 'another host')}"
 
     def check(self) -> None:
@@ -189,11 +187,10 @@ class Leases:
 
     def beat(self) -> None:
         """Writes a heartbeat, and looks whether this process still holds its leases."""
-        self._beats += 1
-        # In place: neither a full disk nor the lock prevents it. A heartbeat that the file system
-        # refuses is left out; everything else needs a working disk, too.
+        # The same text in place: neither a full disk nor the lock prevents it. A heartbeat that
+        # the file system refuses is left out; everything else needs a working disk, too.
         with contextlib.suppress(OSError):
-            os.pwrite(self._file, f"{self._beats:0{COUNTER_DIGITS}d}".encode(), 0)
+            os.pwrite(self._file, self._about, 0)
             os.fsync(self._file)
         with self._guard:
             held = dict(self._held)
@@ -205,8 +202,10 @@ class Leases:
     def _lives(self, owner: str) -> bool:
         try:
             with (self._hearts / owner).open("rb") as file:
-                about = _about(file.read())
-                if about["machine"] == self._machine and about["locked"]:
+                about: dict[str, Any] = {}
+                with contextlib.suppress(ValueError):  # of another version
+                    about = json.load(file)
+                if about.get("machine") == self._machine and about["locked"]:
                     return not _lock(file.fileno(), fcntl.LOCK_SH)
                 return self._is_recent(os.fstat(file.fileno()).st_mtime)
         except FileNotFoundError:
@@ -223,11 +222,6 @@ class Leases:
             with contextlib.suppress(FileNotFoundError):
                 return "unknown" if self._is_recent(path.stat().st_mtime) else None
         return owner if owner and owner != RELEASED and self._lives(owner) else None
-
-
-def _about(content: bytes) -> dict[str, Any]:
-    """What a heartbeat file says of its owner."""
-    return json.loads(content[COUNTER_DIGITS + 1 :])
 
 
 def _read(path: Path) -> str | None:

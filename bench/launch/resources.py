@@ -1,5 +1,6 @@
 """What this machine has for workers: CPUs, and memory, which limits the size of a cohort."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,21 +42,21 @@ def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
         cgroup: the folder of the container, version 2.
     """
     limits = []
-    if meminfo.is_file():
-        lines = meminfo.read_text(encoding="utf-8").splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
+    with contextlib.suppress(FileNotFoundError):
+        found = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         limits.append(int(found["MemAvailable"].split()[0]) * 1024)
-    if (cgroup / "memory.max").is_file():
-        most = (cgroup / "memory.max").read_text(encoding="utf-8").strip()
-        used = int((cgroup / "memory.current").read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError):
+        most = (cgroup / "memory.max").read_text().strip()
         if most != "max":
+            used = int((cgroup / "memory.current").read_text())
             limits.append(max(0, int(most) - used))
     return min(limits, default=None)
 
 
 def process_bytes() -> int:
     """Resident memory of this process; 0 where the system does not say."""
-    statm = Path("/proc/self/statm")
-    if not statm.is_file():
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except FileNotFoundError:
         return 0
-    return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return pages * os.sysconf("SC_PAGE_SIZE")
