@@ -151,9 +151,9 @@ def test_the_command_answers_within_a_limit(work, capsys):
     ("words", "said"),
     [
         (["--max-cost", "1.2"], "--max-cost 1.5"),
-        (["--max-cost", "0.5"], "wanted 1 or more"),
-        (["--min-gain", "3"], "0.01 is one"),
-        (["--max-memory-mib", "-1"], "wanted 0 or more"),
+        (["--max-cost", "0.5"], "of at least 1"),
+        (["--min-gain", "3"], "at most 0.99"),
+        (["--max-memory-mib", "-1"], "of at least 0"),
         (["--pair", "wide:broad"], "wide:narrow"),
         (["--against", "rkd"], "fsp"),
         (["--grid", "lost"], "no results of grid 'lost'"),

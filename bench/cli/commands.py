@@ -5,42 +5,34 @@ import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NoReturn
 
-from bench.cli.options import (
-    add_export,
-    add_plugin,
-    add_profile,
-    add_recommend,
-    add_run,
-    add_sync,
-    add_tables,
-    add_tune,
-    add_ui,
-)
-from bench.cli.profiling import profile
-from bench.cli.results import export, list_all, recommend, sync, tables, ui
+from bench.cli import options
 from bench.cli.terminal import show_what_it_can
-from bench.cli.training import run, tune
 from bench.faults import UserError
 from bench.plugin import plugged, read_plugins
 from bench.registry import unknown
 
 DEBUG = "--debug"
 Command = Callable[[argparse.Namespace], int]
+AddOptions = Callable[[argparse.ArgumentParser], None]
 
-COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str]] = {
-    "run": (run, add_run, "train what is unfinished of a grid, then print its tables"),
-    "tune": (tune, add_tune, "choose hyper-parameters on held-out training images"),
-    "profile": (profile, add_profile, "measure what each method costs, by itself"),
-    "tables": (tables, add_tables, "render a grid's tables again; nothing trains"),
-    "recommend": (recommend, add_recommend, "which row to choose for each pair, and why"),
-    "sync": (sync, add_sync, "send to MLflow the records that it lacks"),
-    "export": (export, add_export, "write a trained student as a file to use elsewhere"),
-    "list": (list_all, add_plugin, "methods, models, data sets and grids, with their options"),
-    "ui": (ui, add_ui, "serve the MLflow UI on loopback"),
+COMMANDS: dict[str, tuple[str, AddOptions, str]] = {
+    "run": ("training.run", options.run, "train what is unfinished, then print the grid's tables"),
+    "tune": ("training.tune", options.tune, "choose hyper-parameters on held-out training images"),
+    "profile": ("profiling.profile", options.profile, "measure what each method costs, by itself"),
+    "tables": ("results.tables", options.tables, "render a grid's tables again; nothing trains"),
+    "recommend": ("recommending.recommend", options.recommend, "which row to choose, and why"),
+    "sync": ("results.sync", options.sync, "send to MLflow the records that it lacks"),
+    "export": ("results.export", options.export, "write a trained student to a file"),
+    "list": ("results.list_all", options.plugin, "what a grid can name, with its options"),
+    "ui": ("results.ui", options.ui, "serve the MLflow UI on loopback"),
 }
+"""Name -> the function that runs it, what adds its options, and its help.
 
+The function's module is imported when the command runs: each imports its own libraries.
+"""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -73,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command, options = parse(words)
-        options.plugins = read_plugins(getattr(options, "plugin", ()))
-        with plugged(options.plugins):
-            return command(options)
+        command, chosen = parse(words)
+        chosen.plugins = read_plugins(getattr(chosen, "plugin", ()))
+        with plugged(chosen.plugins):
+            return command(chosen)
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in MENDABLE:
             raise
@@ -99,11 +91,13 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
         words = ["run", *words]
     if words[0] not in COMMANDS:
         raise UserError(unknown("command", words[0], COMMANDS))
-    command, add_options, text = COMMANDS[words[0]]
+    function, add_options, text = COMMANDS[words[0]]
     parser = Parser(prog=f"run_all.py {words[0]}", description=text)
     add_options(parser)
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of every error")
-    return command, parser.parse_intermixed_args(words[1:])
+    chosen = parser.parse_intermixed_args(words[1:])
+    module, _, name = function.partition(".")
+    return getattr(import_module(f"bench.cli.{module}"), name), chosen
 
 
 def top_parser() -> argparse.ArgumentParser:

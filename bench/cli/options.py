@@ -13,39 +13,33 @@ count = number(int, at_least=1)
 # --- shared by several commands ------------------------------------------------------------------
 
 
-def add_work_dir(parser: Parser) -> None:
-    """Where everything is kept."""
+def _work_dir(parser: Parser) -> None:
     text = "holds data caches, weights, records, MLflow's files and tables (default: results)"
     parser.add_argument("--work-dir", type=path, default=Path("results"), metavar="DIR", help=text)
 
 
-def add_grid(parser: Parser) -> None:
-    """Which grid, and where its results are."""
+def _grid(parser: Parser) -> None:
     text = f"a grid that comes with the harness, or a YAML file (default: {DEFAULT_GRID})"
     parser.add_argument("--grid", default=DEFAULT_GRID, metavar="NAME|FILE", help=text)
-    add_work_dir(parser)
+    _work_dir(parser)
 
 
-def add_plugin(parser: Parser) -> None:
-    """Files that bring methods, models or data sources."""
+def plugin(parser: Parser) -> None:
+    """Files that bring methods, models or data sources; the only option of `list`."""
     text = "a Python file that adds a method, models or data sources; may be repeated"
     parser.add_argument(
         "--plugin", type=path, action="append", default=[], metavar="FILE.py", help=text
     )
 
 
-def _add_part_of_grid(parser: Parser) -> None:
-    add_grid(parser)
-    add_plugin(parser)
-    add = parser.add_argument
+def _part_of_grid(parser: Parser) -> None:
+    """Which part of a grid is computed, and on what."""
+    sync(parser)
+    add, threads = parser.add_argument, number(int, at_least=1, at_most=1024)
     add("--methods", type=names, metavar="A,B", help="only these methods; 'all' for every one")
     add("--pairs", type=names, metavar="T:S,...", help="only these teacher:student pairs")
     text = "where your data sets are, and where downloads go (default: in the work directory)"
     add("--data-root", type=path, metavar="DIR", help=text)
-
-
-def _add_device(parser: Parser) -> None:
-    add, threads = parser.add_argument, number(int, at_least=1, at_most=1024)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     text = "torch threads of a process on the CPU; equal numbers give equal bits (default: 1)"
     add("--threads", type=threads, default=1, metavar="N", help=text)
@@ -54,10 +48,9 @@ def _add_device(parser: Parser) -> None:
 # --- one function for each command ---------------------------------------------------------------
 
 
-def add_run(parser: Parser) -> None:
+def run(parser: Parser) -> None:
     """The options of `run`."""
-    _add_part_of_grid(parser)
-    _add_device(parser)
+    _part_of_grid(parser)
     add = parser.add_argument
     text = "fields of the grid to replace, such as recipe.epochs=10"
     add("overrides", nargs="*", metavar="FIELD=VALUE", help=text)
@@ -82,9 +75,9 @@ def add_run(parser: Parser) -> None:
     add("--gpus-per-job", type=number(float, at_least=0), default=1.0, metavar="X", help=text)
 
 
-def add_tune(parser: Parser) -> None:
+def tune(parser: Parser) -> None:
     """The options of `tune`: those of `run` and its own."""
-    add_run(parser)
+    run(parser)
     add, part = parser.add_argument, number(float, at_least=0.01, at_most=0.99)
     add("--trials", type=count, default=8, help="settings tried for each row (default: 8)")
     text = "seeds of the best third of a row's settings; the others have one (default: 3)"
@@ -93,19 +86,18 @@ def add_tune(parser: Parser) -> None:
     add("--validation", type=part, default=0.2, help=text)
 
 
-def add_profile(parser: Parser) -> None:
+def profile(parser: Parser) -> None:
     """The options of `profile`."""
-    _add_part_of_grid(parser)
-    _add_device(parser)
+    _part_of_grid(parser)
     add, batch = parser.add_argument, number(int, at_least=2)
     add("--batch", type=batch, metavar="B", help="batch size (default: the grid's)")
     text = "times that each step is measured (default: 20)"
     add("--rounds", type=count, default=20, metavar="N", help=text)
 
 
-def add_tables(parser: Parser) -> None:
+def tables(parser: Parser) -> None:
     """The options of `tables`."""
-    add_grid(parser)
+    _grid(parser)
     add = parser.add_argument
     text = "not needed here and not run: the records hold all that is shown"
     add("--plugin", dest="unread", action="append", metavar="FILE.py", help=text)
@@ -113,36 +105,35 @@ def add_tables(parser: Parser) -> None:
     add("--from", dest="origin", choices=("records", "mlflow"), default="records", help=text)
 
 
-def add_recommend(parser: Parser) -> None:
+def recommend(parser: Parser) -> None:
     """The options of `recommend`."""
-    add_tables(parser)
-    add = parser.add_argument
+    tables(parser)
+    add, amount = parser.add_argument, number(float, at_least=0)
     text = "results of any code base: columns row, seed, accuracy; optional pair, cost, phase"
     add("--csv", type=path, metavar="FILE", help=text)
     text = "row of the CSV file that gains are over (default: student)"
     add("--baseline", default="student", metavar="ROW", help=text)
     text = "row that the others are held against (default: the plain student)"
     add("--against", metavar="ROW", help=text)
-    add, limit = parser.add_argument, number(float)
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")
     text = "whole training at most X times the plain student's, such as 1.3"
-    add("--max-cost", type=limit, metavar="X", help=text)
+    add("--max-cost", type=number(float, at_least=1), metavar="X", help=text)
     text = "peak memory of a step at most X MiB above the plain student's"
-    add("--max-memory-mib", type=limit, metavar="X", help=text)
+    add("--max-memory-mib", type=amount, metavar="X", help=text)
     text = "proven better than the plain student by more than X: 0.01 is one percentage point"
-    add("--min-gain", type=limit, metavar="X", help=text)
+    gain = number(float, at_least=0, at_most=0.99)
+    add("--min-gain", type=gain, default=0.0, metavar="X", help=text)
 
 
-def add_sync(parser: Parser) -> None:
+def sync(parser: Parser) -> None:
     """The options of `sync`."""
-    add_grid(parser)
-    add_plugin(parser)
+    _grid(parser)
+    plugin(parser)
 
 
-def add_export(parser: Parser) -> None:
+def export(parser: Parser) -> None:
     """The options of `export`."""
-    add_grid(parser)
-    add_plugin(parser)
+    sync(parser)
     add, formats = parser.add_argument, ("safetensors", "onnx", "torch.export")
     text = "a cell id or its beginning (in cells.csv), or teacher>student/method/seed, quoted"
     add("cell", metavar="CELL", nargs="?", help=text)
@@ -154,8 +145,8 @@ def add_export(parser: Parser) -> None:
     add("--output", type=path, metavar="FILE", help=text)
 
 
-def add_ui(parser: Parser) -> None:
+def ui(parser: Parser) -> None:
     """The options of `ui`."""
-    add_work_dir(parser)
+    _work_dir(parser)
     port = number(int, at_least=1, at_most=65535)
     parser.add_argument("--port", type=port, default=5000, help="on loopback (default: 5000)")

@@ -6,12 +6,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.archive import FILE as ARCHIVE
+from bench.archive import write_archive
 from bench.cli.terminal import say, width
+from bench.cost.costs import FILE as MEASURED
+from bench.cost.costs import Costs
+from bench.launch.leases import BusyError, Leases
+from bench.launch.mirroring import sole_mirror
 from bench.record import Plan, Record
+from bench.tracking import TrackingError
 from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
-    from bench.cost.costs import Costs
     from bench.report.results import Findings
 
 
@@ -29,9 +35,6 @@ def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) 
 
 def write(work: WorkDir, found: Findings) -> list[Path]:
     """Writes tables, figures and the report of a grid; returns the files to mirror."""
-    from bench.archive import FILE as ARCHIVE
-    from bench.archive import write_archive
-    from bench.cost.costs import FILE as MEASURED
     from bench.report.build import build
 
     folder = work.grid(found.plan.name)
@@ -42,7 +45,6 @@ def write(work: WorkDir, found: Findings) -> list[Path]:
 
 def write_profile(work: WorkDir, name: str, costs: Costs) -> list[Path]:
     """Writes what methods cost, of a grid that was only profiled; returns the files to mirror."""
-    from bench.cost.costs import FILE as MEASURED
     from bench.report.cost import write_costs
 
     folder = work.grid(name)
@@ -51,10 +53,6 @@ def write_profile(work: WorkDir, name: str, costs: Costs) -> list[Path]:
 
 def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
     """Puts a grid's tables and figures into MLflow."""
-    from bench.launch.leases import BusyError, Leases
-    from bench.launch.mirroring import sole_mirror
-    from bench.tracking import TrackingError
-
     try:
         with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
             mirror.tables.send(work.grid(name), files)

@@ -1,34 +1,32 @@
 """The command `profile`: measures what a grid's methods cost, and renders it."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
 
 from bench.cli.outputs import mirror_files, write, write_profile
 from bench.cli.recorded import fetch_results, has_results
+from bench.code_version import provenance
+from bench.cost.costs import FILE, read_costs
+from bench.cost.profiler import MethodRow, Profile
+from bench.cost.profiler import profile as measure
+from bench.cost.steps import Workload
+from bench.data.library import Library
+from bench.expansion import data_name
+from bench.grid import Grid, load_grid, narrow
+from bench.progress import ProgressDisplay
 from bench.record import write_atomically
+from bench.report.cost import costs_to_text
+from bench.report.results import findings
+from bench.train.device import pick_device
 from bench.workdir import WorkDir
-
-if TYPE_CHECKING:
-    from bench.cost.profiler import Profile
-    from bench.cost.steps import Workload
-    from bench.grid import Grid
 
 
 def profile(options: argparse.Namespace) -> int:
     """Measures what each method's loss and step cost, each method alone."""
-    from rich.console import Console
-
-    from bench.cost.costs import FILE, read_costs
-    from bench.cost.profiler import MethodRow
-    from bench.cost.profiler import profile as measure
-    from bench.progress import ProgressDisplay
-    from bench.report.cost import costs_to_text
-    from bench.report.results import findings
-
     work = WorkDir(options.work_dir)
     grid, workload, how = _read(options, work)
     file = work.grid(grid.name) / FILE
@@ -58,16 +56,6 @@ def _read(options: argparse.Namespace, work: WorkDir) -> tuple[Grid, Workload, P
     Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
     here is not needed.
     """
-    import torch
-
-    from bench.code_version import provenance
-    from bench.cost.profiler import Profile
-    from bench.cost.steps import Workload
-    from bench.data.library import Library
-    from bench.expansion import data_name
-    from bench.grid import load_grid, narrow
-    from bench.train.device import pick_device
-
     grid = narrow(load_grid(options.grid), options.methods, options.pairs)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]

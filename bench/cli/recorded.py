@@ -1,18 +1,14 @@
 """What is recorded of a grid, read from the work directory or from MLflow alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.archive import FILE as ARCHIVE
 from bench.archive import read_archive
+from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import UserError
 from bench.record import Plan, Record, check_file_names
+from bench.tracking import Mirror
 from bench.workdir import WorkDir
-
-if TYPE_CHECKING:
-    from bench.cost.costs import Costs
 
 
 def grid_name(name_or_path: str) -> str:
@@ -39,8 +35,6 @@ def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str
         UserError: there are none, or they cannot be read.
     """
     if origin == "mlflow":
-        from bench.tracking import Mirror
-
         return Mirror(work.root, grid).fetch()
     try:
         plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
@@ -72,11 +66,7 @@ def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
     Raises:
         UserError: it cannot be read.
     """
-    from bench.cost.costs import FILE, Costs, read_costs
-
     if origin == "records":
         return read_costs(work.grid(grid) / FILE)
-    from bench.tracking import Mirror
-
     text = Mirror(work.root, grid).tables.read(FILE)
     return Costs() if text is None else Costs.from_json(text)

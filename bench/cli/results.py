@@ -1,4 +1,4 @@
-"""The commands that train nothing: tables, recommend, sync, export, list and ui."""
+"""The commands that train nothing: tables, sync, export, list and ui."""
 
 import argparse
 import sys
@@ -7,7 +7,12 @@ from bench.cli.outputs import mirror_files, render, write, write_profile
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results
 from bench.cli.terminal import say, width
 from bench.faults import UserError
+from bench.launch.leases import Leases
+from bench.launch.mirroring import send_records, sole_mirror
 from bench.record import Plan, Record, Row, write_atomically
+from bench.report.results import findings
+from bench.report.winner import winner
+from bench.tracking import serve
 from bench.workdir import WorkDir
 
 
@@ -25,20 +30,8 @@ def tables(options: argparse.Namespace) -> int:
     return 0
 
 
-def recommend(options: argparse.Namespace) -> int:
-    """Says for each pair what is proven and what is the best bet; 2 if it can for none."""
-    from bench.cli.recommending import recommend_csv, recommend_grid
-
-    say(recommend_grid(options) if options.csv is None else recommend_csv(options))
-    return 0
-
-
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
-    from bench.launch.leases import Leases
-    from bench.launch.mirroring import send_records, sole_mirror
-    from bench.report.results import findings
-
     work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
     plan, records = fetch_results(work, name, "records")
@@ -81,8 +74,6 @@ def export(options: argparse.Namespace) -> int:
 
 def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row, str]:
     """The row to take home, and why."""
-    from bench.report.winner import winner
-
     best = winner(plan, records, fetch_costs(work, plan.name, "records"))
     if best is None:
         raise UserError(
@@ -112,6 +103,4 @@ def list_all(options: argparse.Namespace) -> int:
 
 def ui(options: argparse.Namespace) -> int:
     """Serves the MLflow UI on loopback until it is stopped."""
-    from bench.tracking import serve
-
     return serve(options.work_dir, options.port)

@@ -1,66 +1,72 @@
-"""The commands that compute: run and tune."""
-
-from __future__ import annotations
+"""The commands that train: run and tune."""
 
 import argparse
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import torch
+from rich.console import Console
+
+from bench.archive import write_archive
+from bench.cell import Cell
 from bench.cli.outputs import mirror_files, render
-from bench.cli.preparation import (
-    Prepared,
-    expand_grid,
-    list_devices,
-    open_launcher,
-    prepare,
-)
 from bench.cli.recorded import fetch_costs
 from bench.cli.terminal import say
+from bench.code_version import provenance
+from bench.data.library import Library
+from bench.expansion import Expansion
+from bench.faults import UserError
+from bench.grid import Grid, load_grid, name_part, narrow
+from bench.launch import tune as tuning
+from bench.launch.coordinator import Launch, Outcome, run_grid
+from bench.launch.dry_run import estimate_rows, list_rows
+from bench.launch.job import WorkerConfig, unfinished
+from bench.launch.ray_cluster import RayCluster
+from bench.launch.resources import usable_cpus, worker_room
+from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
+from bench.launch.workers import run_processes
+from bench.progress import ProgressDisplay
 from bench.record import write_atomically
-
-if TYPE_CHECKING:
-    from bench.expansion import Expansion
-    from bench.grid import Grid
-    from bench.launch.coordinator import Outcome
+from bench.train.device import pick_device
+from bench.train.preflight import check_cells
+from bench.workdir import WorkDir
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains a grid and prints its table."""
-    prepared = prepare(options)
-    work = prepared.work
+    command = prepare(options)
     if options.dry_run:
-        return _dry_run(options, prepared, prepared.grid)
-    outcome, expansion = _train(options, prepared, prepared.grid)
-    plan = expansion.plan
+        return _dry_run(command, command.grid)
+    outcome, expansion = _train(command, command.grid)
+    plan, work = expansion.plan, command.work
     records = work.store.read_all(plan.cell_ids())
-    costs = fetch_costs(work, plan.name, "records")
     _say_outcome(outcome)
-    mirror_files(work, plan.name, render(work, plan, records, costs))
+    files = render(work, plan, records, fetch_costs(work, plan.name, "records"))
+    mirror_files(work, plan.name, files)
     return exit_code(outcome.counts)
 
 
 def tune(options: argparse.Namespace) -> int:
     """Searches hyper-parameters with an equal budget per row, on held-out training images."""
-    from bench.archive import write_archive
-    from bench.launch import tune as tuning
-
-    prepared = prepare(options)
-    grid, store = prepared.grid, prepared.work.store
+    command = prepare(options)
+    grid, store = command.grid, command.work.store
     trials = tuning.trials_of(grid, options.trials)
     first = tuning.tuning_grid(grid, trials, 1, options.validation)
     if options.dry_run:
-        return _dry_run(options, prepared, first)
-    outcome, expansion = _train(options, prepared, first)
+        return _dry_run(command, first)
+    outcome, expansion = _train(command, first)
     plan = expansion.plan
     records = store.read_all(plan.cell_ids())
     results = tuning.collect(trials, plan, records)
     kept = tuning.promising(results)
     if kept and options.tuning_seeds > 1:
         second = tuning.tuning_grid(grid, kept, options.tuning_seeds, options.validation)
-        more, expansion = _train(options, prepared, second)
+        more, expansion = _train(command, second)
         outcome, plan = outcome.then(more), tuning.joined(plan, expansion.plan)
         records = store.read_all(plan.cell_ids())
         results = tuning.collect(trials, plan, records)
-    chosen, folder = tuning.best(results), prepared.work.grid(grid.name)
+    chosen, folder = tuning.best(results), command.work.grid(grid.name)
     write_atomically(folder / "tuning.csv", tuning.to_csv(results))
     write_archive(plan, records, folder / "tuning.jsonl.gz")
     print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
@@ -70,18 +76,91 @@ def tune(options: argparse.Namespace) -> int:
     return exit_code(outcome.counts)
 
 
-def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int:
+def exit_code(counts: dict[str, int]) -> int:
+    """0 if no cell failed and none is missing, else 1."""
+    return 1 if counts.get("failed", 0) or counts.get("not run", 0) else 0
+
+
+@dataclass(frozen=True)
+class TrainingCommand:
+    """A checked grid and its data, ready to be expanded, and what workers need to know."""
+
+    options: argparse.Namespace
+    grid: Grid
+    library: Library
+    work: WorkDir
+    device: str
+    console: Console
+    cluster: RayCluster | None
+    config: WorkerConfig
+
+    def expand(self, grid: Grid) -> Expansion:
+        """The cells of a grid, the command's or one made from it, as far as finalists are chosen.
+
+        Those that are to be trained fit their data and their network.
+
+        Raises:
+            UserError: a cell does not fit, or the grid plans no second look.
+        """
+        extend = self.options.extend
+        expansion = expand_chosen(grid, self.library.fingerprint, self.work, extend)
+        if waiting := self.unfinished(expansion):
+            check_cells(waiting, self.library.read)
+        return expansion
+
+    def unfinished(self, expansion: Expansion) -> list[Cell]:
+        """The cells that are to be trained."""
+        cells = expansion.cells.values()
+        return unfinished(cells, self.work.store, self.options.retry_failed)
+
+
+def prepare(options: argparse.Namespace) -> TrainingCommand:
+    """Reads and checks all that a training command needs, before anything starts.
+
+    Raises:
+        UserError: an option, the grid or its data is wrong.
+    """
+    # What a dry run prints begins with the total: its progress is no part of it.
+    work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
+    grid = load_grid(options.grid, options.overrides)
+    grid = narrow(grid, options.methods, options.pairs, options.seeds)
+    grid = name_part(grid, load_grid(options.grid))
+    cluster, device = _cluster(options), options.device
+    if cluster is None:  # a cluster's nodes have devices of their own
+        device = pick_device(device).type if device == "auto" else device
+        pick_device(device)
+    console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
+    library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
+    library.read(grid.data)
+    config = WorkerConfig(
+        store=work.store.root,
+        cache=work.cache,
+        data_root=options.data_root,
+        threads=options.threads,
+        provenance=provenance(),
+        checkpoints=work.checkpoints,
+        checkpoint_seconds=options.checkpoint_seconds,
+        plugins=options.plugins,
+        cohort=options.cohort,
+    )
+    return TrainingCommand(options, grid, library, work, device, console, cluster, config)
+
+
+def _cluster(options: argparse.Namespace) -> RayCluster | None:
+    """The Ray cluster that is asked for; nothing is connected yet."""
+    if options.launcher == "ray":
+        address = options.address or "auto"
+        how = options.workers, options.gpus_per_job, options.device, options.threads
+        return RayCluster(address, *how)
+    if options.address is not None:
+        raise UserError("--address is of a Ray cluster: add --launcher ray")
+    return None
+
+
+def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     """Says what would run, and what it would take: the total first."""
-    import torch
-
-    from bench.launch.dry_run import estimate_rows, list_rows
-    from bench.launch.job import unfinished
-    from bench.launch.resources import worker_room
-    from bench.launch.screening import assume_finalists
-    from bench.progress import ProgressDisplay
-
-    work, library = prepared.work, prepared.library
-    expansion = expand_grid(prepared, grid, options.retry_failed, options.extend)
+    options, library = command.options, command.library
+    expansion = command.expand(grid)
     notes = [
         f"random images take the place of the data, and nothing counts as done: {reason}"
         for reason in library.absent.values()
@@ -89,57 +168,69 @@ def _dry_run(options: argparse.Namespace, prepared: Prepared, grid: Grid) -> int
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
         notes.append("finalists: not chosen yet; the costliest rows take their place here")
-    waiting = unfinished(expansion.cells.values(), work.store, options.retry_failed)
-    if prepared.cluster is not None:
+    waiting = command.unfinished(expansion)
+    if command.cluster is not None:
         notes.append("time and memory: not estimated, a cluster's nodes differ from this machine")
         text = list_rows(expansion, waiting)
     else:
         torch.set_num_threads(options.threads)
-        devices = list_devices(prepared.device, options.workers)
-        room_bytes = worker_room(devices)
-        with ProgressDisplay(prepared.console) as display:
-            how = prepared.config, devices, library, room_bytes, display
+        devices = list_devices(command.device, options.workers)
+        with ProgressDisplay(command.console) as display:
+            how = command.config, devices, library, worker_room(devices), display
             text = estimate_rows(expansion, waiting, *how)
     say([*text.splitlines(), *notes])
     return 0
 
 
-def _train(
-    options: argparse.Namespace, prepared: Prepared, grid: Grid
-) -> tuple[Outcome, Expansion]:
-    from bench.launch.coordinator import run_grid
-    from bench.launch.screening import check_costs, choose
-
-    costs = fetch_costs(prepared.work, grid.name, "records")
+def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
+    """Trains a grid: all of it, or what is screened, then the finalists."""
+    costs = fetch_costs(command.work, grid.name, "records")
     check_costs(grid, costs)
-
-    def expanded() -> Expansion:
-        return expand_grid(prepared, grid, options.retry_failed, options.extend)
-
-    with open_launcher(options, prepared) as (devices, launch, room_bytes):
+    with _open_launcher(command) as (devices, launch, room_bytes):
 
         def train(expansion: Expansion, phase: str) -> Outcome:
             return run_grid(
                 expansion,
-                prepared.work,
-                prepared.config,
+                command.work,
+                command.config,
                 devices,
-                retry_failed=options.retry_failed,
-                console=prepared.console,
+                retry_failed=command.options.retry_failed,
+                console=command.console,
                 launch=launch,
                 room_bytes=room_bytes,
                 phase=phase,
             )
 
-        expansion = expanded()
+        expansion = command.expand(grid)
         if not grid.screens:
             return train(expansion, ""), expansion
         if expansion.plan.choices:
             return train(expansion, "confirming"), expansion
         screened = train(expansion, "screening")
-        choose(grid, expansion, prepared.work, costs)
-        expansion = expanded()
+        choose(grid, expansion, command.work, costs)
+        expansion = command.expand(grid)
         return screened.then(train(expansion, "confirming")), expansion
+
+
+@contextlib.contextmanager
+def _open_launcher(
+    command: TrainingCommand,
+) -> Iterator[tuple[list[str], Launch, int | None]]:
+    """One device for each job that runs at once, what runs jobs, and the memory of a worker."""
+    if command.cluster is None:
+        devices = list_devices(command.device, command.options.workers)
+        yield devices, run_processes, worker_room(devices)
+        return
+    with command.cluster as cluster:  # what is free here says nothing of its nodes
+        yield cluster.devices, cluster.run, None
+
+
+def list_devices(device: str, workers: int | None) -> list[str]:
+    """One entry for each worker process."""
+    if device == "cpu":
+        return ["cpu"] * (workers or usable_cpus())
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
 
 
 def _say_outcome(outcome: Outcome) -> None:
@@ -150,8 +241,3 @@ def _say_outcome(outcome: Outcome) -> None:
         return
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     print(f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; in all: {states}")
-
-
-def exit_code(counts: dict[str, int]) -> int:
-    """0 if no cell failed and none is missing, else 1."""
-    return 1 if counts.get("failed", 0) or counts.get("not run", 0) else 0
