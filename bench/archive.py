@@ -1,7 +1,6 @@
 """A grid's plan and records in one compressed file that is committed with its tables.
 
-The file has one JSON object per line: the plan, then the records by cell id. Equal results give
-equal bytes.
+One JSON object per line: the plan, then the records by cell id.
 """
 
 import gzip
@@ -18,13 +17,7 @@ FILE = "records.jsonl.gz"
 
 
 def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
-    """Writes the plan and its records without tracebacks, unless the file holds them already.
-
-    Args:
-        plan: of the grid.
-        records: by cell id; those of other grids are left out.
-        path: of the file.
-    """
+    """Writes the plan and its records without tracebacks, unless the file holds them already."""
     kept = [replace(records[i], traceback="") for i in sorted(plan.cell_ids()) if i in records]
     lines = [_in_one_line(text.to_json()) for text in (plan, *kept)]
     content = "".join(f"{line}\n" for line in lines).encode()
@@ -34,11 +27,7 @@ def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None
 
 
 def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:
-    """The plan and the records by cell id, as `write_archive` wrote them.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The plan and the records by cell id; UserError if the file is damaged."""
     content = _unpacked(path.read_bytes())
     try:
         if content is None:

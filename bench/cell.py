@@ -1,7 +1,6 @@
 """One cell of a grid: everything that decides its numbers, and the hash of that.
 
-A teacher is a cell too, trained on labels alone; its students refer to it. Paths, devices and
-machines are not part of a cell: they change its speed, not its identity.
+A teacher is a cell too, to which its students refer. Paths, devices and machines are no part of it.
 """
 
 from __future__ import annotations
@@ -76,11 +75,9 @@ class Recipe(Spec):
         epochs: the whole budget of a cell, all stages together (but see `budget`).
         milestones: parts of a stage's epochs after which the learning rate is multiplied by
             `decay`; for the multistep schedule.
-        evaluate_every: epochs between two measurements of the test accuracy; the last epoch is
-            always measured.
+        evaluate_every: epochs between two measurements of the test accuracy.
         label_smoothing: weight of the uniform distribution in the targets of the task loss.
-        budget: "equal_epochs": every method trains for `epochs`. "addon": initialisation stages
-            come on top, as in most published code.
+        budget: see `bench.method.split_epochs`.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -111,16 +108,13 @@ class Cell(Spec):
 
     Attributes:
         model: a name of `bench.models.zoo`, or a mapping that it builds from.
-        fingerprint: hash of the decoded images and labels: the same name on other files is another
-            cell.
+        fingerprint: hash of the decoded images and labels.
         code: digest of the method's code.
-        network_code: digest of the code of a plugin's model; "" for models of the harness, where
-            `NUMERICS` covers changes.
+        network_code: digest of the code of a plugin's model; "" for models of the harness.
         hyperparameters: the method's, complete.
-        teacher: the cell of the teacher; None for a baseline or a teacher.
-        source: the cell that the trunk's initial weights come from (transfer learning); else None.
-        diagnostics: whether `bench.train.diagnostics` measures during training. It changes no
-            other number, but a cell with these measurements has another id.
+        teacher: None for a baseline or a teacher.
+        source: the cell that the trunk's initial weights come from (transfer learning).
+        diagnostics: whether `bench.train.diagnostics` measures; it changes no other number.
     """
 
     model: str | dict[str, Any]
@@ -156,10 +150,7 @@ class Cell(Spec):
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits: the hash of `NUMERICS` and of all fields not at their default.
-
-        A new field therefore changes no id while it is at its default.
-        """
+        """16 hexadecimal digits: the hash of `NUMERICS` and of all fields not at their default."""
         fields = self.resolved(defaults=False)
         text = json.dumps([NUMERICS, fields], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

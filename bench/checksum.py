@@ -18,27 +18,13 @@ class DamagedError(ValueError):
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
-    """A file's content: tensors, stored contiguous, a text such as JSON, and the checksum of both.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "file"
-        ...     _ = path.write_bytes(pack({"x": torch.arange(3)}, "counted"))
-        ...     unpack(path)
-        ({'x': tensor([0, 1, 2])}, 'counted')
-    """
+    """A file's content: tensors, stored contiguous, a text, and the checksum of both."""
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     return save(plain, {"about": about, "sha256": _digest(plain, about)})
 
 
 def unpack(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors and the text of a file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DamagedError: the file was truncated or changed.
-    """
+    """The tensors and the text of a file; DamagedError if it was truncated or changed."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -27,13 +27,6 @@ NUMERICAL = (
 def method_digest(name: str, text: str) -> str:
     """The digest of a module of this name and source, and of all of `methods` that it imports.
 
-    Returns:
-        16 hexadecimal digits.
-
-    Raises:
-        SyntaxError: the text is not Python.
-        OSError: it imports a module of `methods` that does not exist.
-
     Example:
         >>> method_digest("mine", "rate = 2") == method_digest("mine", "# faster\\nrate  =  2")
         True
@@ -52,13 +45,9 @@ def method_digest(name: str, text: str) -> str:
 
 @cache
 def numerics_digest(*more: str, root: Path = ROOT) -> str:
-    """The digest of the code that decides the numbers of every cell.
+    """The digest of the code that decides the numbers of every cell; `more` are further patterns.
 
     Records name it, so that tables can say which rows were trained by different code.
-
-    Args:
-        more: further file patterns, as in `NUMERICAL`.
-        root: the folder that holds `bench` and `methods`.
     """
     files = {path for pattern in (*NUMERICAL, *more) for path in root.glob(pattern)}
     texts = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files}

@@ -1,8 +1,4 @@
-"""The design of an experiment: which seeds a grid trains, and which rows go on to the second phase.
-
-Every row is screened on a few seeds. The best of them, the finalists, and the plain student are
-then trained on fresh seeds that they share. All claims rest on these.
-"""
+"""The design of an experiment: every row is screened, and the best are confirmed on fresh seeds."""
 
 import hashlib
 import json
@@ -53,12 +49,7 @@ class Design(Spec):
 
 
 class TeacherPools(Spec):
-    """Teachers that several seeds share, other ones in each phase.
-
-    Attributes:
-        screen: teachers of the screening seeds.
-        confirm: teachers of the seeds that claims rest on.
-    """
+    """Numbers of teachers that several seeds share, other ones in each phase."""
 
     screen: AtLeastOne
     confirm: AtLeastOne
@@ -78,12 +69,7 @@ class PairId(NamedTuple):
 
     @property
     def title(self) -> str:
-        """In one line, with those axes that are not at their neutral 1.
-
-        Example:
-            >>> pair_id("digits", {"fraction": 0.5, "labels": 1}, "cnn16", "cnn4").title
-            'digits, fraction 0.5: cnn16 → cnn4'
-        """
+        """In one line, with those axes that are not 1: "digits, fraction 0.5: cnn16 → cnn4"."""
         axes = [f"{name} {value:g}" for name, value in json.loads(self.axes).items() if value != 1]
         return f"{', '.join([self.data, *axes])}: {self.teacher} → {self.student}"
 
@@ -92,10 +78,7 @@ class Choice(Spec):
     """The finalists of one pair, and what they were chosen by.
 
     Attributes:
-        data: name of the data set.
         axes: axis -> value.
-        teacher: the teacher's model.
-        student: the student's model.
         finalists: labels of rows.
         screened: label of every row that was screened -> its mean "accuracy", the number "n" of
             seeds, and its "cost" relative to the plain student's training (None if not limited).
@@ -128,11 +111,7 @@ def screening_digest(cell_ids: Sequence[str], design: Design, max_cost: float | 
 
 
 def read_choices(path: Path) -> tuple[Choice, ...] | None:
-    """The choices that a command wrote; None if none did yet.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The choices that a command wrote; None if none did yet."""
     try:
         return tuple(Choice(**value) for value in json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

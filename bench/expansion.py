@@ -17,12 +17,7 @@ Fingerprint = Callable[[DataSpec], str]
 
 @dataclass(frozen=True)
 class Expansion:
-    """An expanded grid.
-
-    Attributes:
-        plan: the rows of the tables.
-        cells: cell id -> cell, teachers and sources first.
-    """
+    """The rows of a grid's tables, and cell id -> cell, teachers and sources first."""
 
     plan: Plan
     cells: dict[str, Cell]
@@ -33,13 +28,10 @@ def expand(
 ) -> Expansion:
     """All cells and rows of a checked grid, as far as its finalists are chosen.
 
-    Args:
-        grid: a checked grid.
-        fingerprint: maps a data set to the hash of its decoded images, a part of cell ids.
-        choices: the finalists of the pairs that were screened.
-        extended: whether the finalists train on the seeds of the second look, too.
+    `fingerprint` maps a data set to the hash of its decoded images, `choices` are the finalists of
+    the pairs that were screened; `extended`: they train on the seeds of the second look, too.
     """
-    rows: dict[tuple[str, ...], Row] = {}
+    rows: dict[tuple[object, ...], Row] = {}
     cells: dict[str, Cell] = {}
     chosen = {choice.pair: choice for choice in choices}
     for data, pair in itertools.product(_data(grid), grid.all_pairs):
@@ -48,8 +40,8 @@ def expand(
             for seed in seeds:
                 for row, cell in _rows(grid, data, pair, phase, methods, seed, fingerprint):
                     cells.setdefault(cell.id, cell)
-                    key = (str(row.axes), row.teacher, row.student, row.role, row.label)
-                    rows[(*key, str(row.seed))] = row
+                    key = (row.teacher, row.student, row.role, row.label, row.seed)
+                    rows[(str(row.axes), *key)] = row
     plan = Plan(
         name=grid.name,
         description=" ".join(grid.description.split()),
@@ -64,10 +56,7 @@ def expand(
 def phases(
     grid: Grid, choice: Choice | None, extended: bool
 ) -> Iterator[tuple[str, Sequence[int], Sequence[MethodSpec]]]:
-    """The phases of one pair that can train: name, seeds, and rows next to the plain student.
-
-    There is no choice while the pair's finalists are not chosen. See `bench.design` and `expand`.
-    """
+    """The phases of one pair that can train: name, seeds, and rows next to the plain student."""
     design = grid.seeds
     if not isinstance(design, Design):
         yield EQUAL, design, grid.rows
@@ -115,6 +104,9 @@ def _rows(
 
     def student(spec: MethodSpec) -> Cell:
         recipe = grid.recipe_of(pair.student, grid.row_recipe(spec))
+        # A longer schedule is stretched over all epochs.
+        longer = {"epochs": round((spec.epochs_factor or 1) * recipe.epochs)}
+        recipe = recipe.model_copy(update=longer)
         cell = _plain(grid, pair.student, data.of(seed), recipe, seed, fingerprint)
         return cell.model_copy(update={"diagnostics": grid.diagnostics})
 
@@ -147,10 +139,9 @@ def _rows(
         source = _plain(grid, pair.student, other, recipe, seed, fingerprint)
         yield row("source", "source", source)
     for spec in methods:
-        if spec.name == BASELINE:
-            cell, category = _longer(student(spec), spec.epochs_factor or 1.0), "baseline"
-        else:
-            cell, category = _taught(grid, spec, student(spec), teacher, source)
+        cell, category = student(spec), "baseline"
+        if spec.name != BASELINE:
+            cell, category = _taught(grid, spec, cell, teacher, source)
         yield row("method", spec.label, cell, category, spec.finalist)
 
 
@@ -187,17 +178,6 @@ def _taught(
         "source": source if method.starts_from == "source" else None,
     }
     return student.model_copy(update=changes), method.category
-
-
-def _longer(student: Cell, factor: float) -> Cell:
-    """The student trained for more epochs, with its schedule stretched over all of them.
-
-    The cell id is that of a recipe with this number of epochs. Initial weights and batches are
-    those of the student.
-    """
-    epochs = round(factor * student.recipe.epochs)
-    recipe = student.recipe.model_copy(update={"epochs": epochs})
-    return student.model_copy(update={"recipe": recipe})
 
 
 def data_name(data: ImageSpec) -> str:

@@ -1,8 +1,4 @@
-"""Export of a trained student: one file with the network, its preprocessing and its card.
-
-Before a file of any format is written, it is read back and its logits are compared with those of
-the trained network.
-"""
+"""Export of a trained student: one file with the network, its preprocessing and its card."""
 
 import copy
 import io
@@ -30,12 +26,8 @@ from bench.registry import unknown
 from bench.train.device import to_device
 from bench.workdir import WorkDir
 
-CARD = "student.json"
-"""The key under which every format holds the `Card`."""
-
-TOLERANCE = 1e-4
-"""The largest difference of a logit that passes, relative to the largest logit: rounding alone."""
-
+CARD = "student.json"  # the key under which every format holds the card
+TOLERANCE = 1e-4  # of a logit, relative to the largest one: rounding alone
 PARITY_IMAGES, BATCH = 1000, 250
 Logits = Callable[[Tensor], Tensor]
 """(B, C, H, W) uint8 images -> (B, K) logits."""
@@ -54,19 +46,16 @@ class Card(Spec):
 
     Attributes:
         name: teacher>student/method/seed.
-        cell_id: the cell that trained it.
         model: the argument from which `bench.models.zoo.build` builds it.
         method: the row's name in tables.
         classes: names, in the order of the logits.
-        image_shape: (C, H, W) of the input.
-        channels: "grey" or "RGB".
-        mean: per channel, of pixels scaled to [0, 1].
-        std: per channel, of pixels scaled to [0, 1].
+        image_shape: (C, H, W) of the input; C is 1 for grey, 3 for RGB.
+        mean: per channel, of pixels scaled to [0, 1]; so is `std`.
         resolution: the factor by which images are reduced and scaled back; 1 leaves them alone.
         preprocessing: the steps in words, in order.
         last_accuracy: on the test set, in [0, 1], as recorded.
-        choice: why this network was chosen as the winner of its grid: "proven: ..." or "best bet,
-            not proven: ..."; empty if it was named by the user.
+        choice: why this network is the winner of its grid: "proven: ..." or "best bet, not proven:
+            ..."; empty if it was named by the user.
     """
 
     name: str
@@ -75,7 +64,6 @@ class Card(Spec):
     method: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    channels: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resolution: int
@@ -85,12 +73,7 @@ class Card(Spec):
 
 
 class Student(nn.Module):
-    """A network with its preprocessing in front: pixels in, logits out.
-
-    Attributes:
-        mean: (C, 1, 1), in levels from 0 to 255.
-        std: (C, 1, 1), in levels from 0 to 255.
-    """
+    """A network with its preprocessing in front: pixels in, logits out."""
 
     mean: Tensor
     std: Tensor
@@ -133,11 +116,7 @@ def _unpack_weights(content: bytes) -> Logits:
 
 
 def trace(student: Student, card: Card) -> torch.export.ExportedProgram:
-    """The student as a graph of torch operations, for any batch size; needs no code of bench.
-
-    Raises:
-        ExportError: torch cannot follow the network.
-    """
+    """The student as a graph of torch operations, for any batch size; needs no code of bench."""
     # torch.export takes a batch size of 1 for a constant, so the example has two images. The first
     # forward lets a network that traces itself do so outside of the export.
     example = torch.zeros(2, *card.image_shape, dtype=torch.uint8)
@@ -207,14 +186,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Parity:
-    """How close an exported network is to the trained one.
-
-    Attributes:
-        images: number of images compared, evenly spaced over the test set.
-        difference: the largest difference of a logit.
-        allowed: `TOLERANCE` times the largest logit.
-        accuracy: of the exported network on these images, in [0, 1].
-    """
+    """How close an exported network's logits are to the trained one's, on some test images."""
 
     images: int
     difference: float
@@ -239,15 +211,10 @@ class Trained:
 
 
 def find_row(plan: Plan, cell: str) -> Row:
-    """The row that a user means.
-
-    Args:
-        plan: of a grid.
-        cell: a cell id, the beginning of one, or teacher>student/method/seed.
+    """The row of a cell id, the beginning of one, or teacher>student/method/seed.
 
     Raises:
-        ExportError: no row matches (the message gives near names), or several do (it gives their
-            cell ids).
+        ExportError: no row matches (the message gives near names), or several do.
     """
     rows = {row.cell_id: row for row in reversed(plan.rows)}
     found = [row for row in rows.values() if cell in (row.name, row.cell_id)]
@@ -264,12 +231,7 @@ def find_row(plan: Plan, cell: str) -> Row:
 
 
 def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
-    """The network of a finished cell, with its data and card; `choice` is for the card.
-
-    Raises:
-        ExportError: the cell is not finished, its weights or decoded data are missing, or the
-            code of its model is not the code that was trained.
-    """
+    """The network of a finished cell, with its data and card; `choice` is for the card."""
     record = work.store.read(row.cell_id)
     if record is None or record.status != FINISHED:
         state = f"{record.status}: {record.error}" if record else "not run"
@@ -314,7 +276,6 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         method=row.label,
         classes=data.classes,
         image_shape=(channels, height, width),
-        channels="grey" if channels == 1 else "RGB",
         mean=statistics.mean,
         std=statistics.std,
         resolution=spec.resolution,
@@ -326,13 +287,12 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
 
 def _steps(data: DataSet, side: str, factor: int) -> tuple[str, ...]:
     mean, std = ([round(value, 6) for value in values] for values in (data.mean, data.std))
-    steps = (
+    return (
         f"{'grey' if len(mean) == 1 else 'RGB'} image as uint8, {side} pixels (an area average "
         "where it shrinks, bilinear where it grows)",
         f"divide by 255, subtract mean {mean}, divide by std {std}",
-    )
-    blur = f"average over {factor}x{factor} pixels, bilinear back to {side}"
-    return (*steps, blur) if factor > 1 else steps
+        f"average over {factor}x{factor} pixels, bilinear back to {side}",
+    )[: 3 if factor > 1 else 2]
 
 
 def _network(card: Card, store: Store) -> Network:
@@ -349,9 +309,7 @@ def _network(card: Card, store: Store) -> Network:
 
 
 def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
-    """The content of a student's file in one of `FORMATS`, and how close its logits are.
-
-    The content is read back, and its logits are compared with those of the trained network.
+    """The content of a student's file in one of `FORMATS`, and how close its logits are once read.
 
     Raises:
         ExportError: a package for the format is missing, or torch cannot trace the network.
@@ -374,11 +332,9 @@ def compare(trained: Trained, exported: Logits) -> Parity:
     chosen = torch.arange(count) * total // count
     images, labels = trained.data.test_images[chosen], trained.data.test_labels[chosen]
     how = {"augment": Augment(pad=0, flip=False), "batch_size": BATCH, "drop_last": False}
-    batches = Batches(images, labels, card.mean, card.std, seed=0, **how)
+    batches = Batches(images, labels, card.mean, card.std, seed=0, **how).clean(BATCH)
     network = to_device(copy.deepcopy(trained.network), torch.device("cpu"))  # laid out as trained
-    wanted = torch.cat(
-        [network(degrade(batch.images, card.resolution)) for batch in batches.clean(BATCH)]
-    )
+    wanted = torch.cat([network(degrade(batch.images, card.resolution)) for batch in batches])
     # A batch of one comes first: the file must serve any batch size.
     found = torch.cat([exported(part) for part in (images[:1], *images[1:].split(BATCH))])
     return Parity(
@@ -390,13 +346,7 @@ def compare(trained: Trained, exported: Logits) -> Parity:
 
 
 def file_name(card: Card, format_name: str) -> str:
-    """A file name without characters that are special to a shell or a file system.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> file_name(SimpleNamespace(name="cnn32>cnn8/fitnet (stage2=ce)/0"), "onnx")
-        'cnn32-to-cnn8_fitnet-stage2=ce_0.onnx'
-    """
+    """A file name without characters that are special to a shell or a file system."""
     name = card.name.replace(">", "-to-").replace("/", "_").replace(" ", "-")
     plain = "".join(c for c in name if c.isalnum() or c in "-_=.")
     return plain + FORMATS[format_name].suffix

@@ -20,10 +20,7 @@ CODE_FAULTS = (
     TypeError,
     ValueError,
 )
-"""Errors of a method, a model, a data set or a plugin while it runs.
-
-A full disk and an interrupt are not included: no cell caused them, and they end the run.
-"""
+"""Errors of a method, a model, a data set or a plugin while it runs; no full disk or interrupt."""
 
 LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
 """Errors of such code while its file is loaded, or while it reads files of its own."""
@@ -32,12 +29,7 @@ LONGEST_MESSAGE = 300
 
 
 def one_line(text: object) -> str:
-    """Text without line breaks, runs of spaces or control characters.
-
-    Example:
-        >>> one_line("CUDA error:  out\\n of memory ")
-        'CUDA error: out of memory'
-    """
+    """Text without line breaks, runs of spaces or control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 

@@ -1,8 +1,4 @@
-"""Grid files: what to train, as data, checked before anything starts.
-
-A grid names a data set, teacher-student pairs, methods and seeds. `bench.expansion.expand` turns
-it into cells and table rows.
-"""
+"""Grid files: what to train, as data, checked before anything starts; see `grids/README.md`."""
 
 from __future__ import annotations
 
@@ -62,16 +58,12 @@ class Grid(Spec):
     Attributes:
         models: own names for models that need more than a name (torchvision with taps by path).
         recipe_for: model name -> the fields of its recipe that differ.
-        tuned: row label -> hyper-parameters, as `tune` chose them. A row's own hyper-parameters
-            replace them, and its label does not change. Fields of `ROW_RECIPE` may be among them;
-            the plain student's label is `BASELINE`.
+        tuned: row label -> hyper-parameters and fields of `ROW_RECIPE`, as `tune` chose them. A
+            row's own replace them, and its label does not change.
         seeds: numbers, a count, or a `bench.design.Design`.
-        max_cost: the most that a finalist may cost, as a multiple of the plain student's training;
-            None for no limit.
+        max_cost: the most that a finalist may cost, as a multiple of the plain student's training.
         part_of: name of the grid that this one is a part or a variant of; set by the harness.
         narrowed: whether the command line left rows out; set by the harness.
-        diagnostics: whether `bench.train.diagnostics` measures students while they train, for
-            the table of claims. Their accuracies are the same bits either way.
     """
 
     name: str = ""
@@ -144,19 +136,13 @@ class Grid(Spec):
         return {**self.tuned.get(method.label, {}), **method.hyperparameters}
 
     def hyperparameters(self, method: MethodSpec) -> dict[str, Any]:
-        """A row's own hyper-parameters over those tuned for it, as the method takes them.
-
-        What changes the recipe of the cell is left out: `EPOCHS_FACTOR` and `row_recipe`.
-        """
+        """A row's own hyper-parameters over those tuned for it, without what is the recipe's."""
         left_out = {EPOCHS_FACTOR} if method.epochs_factor is not None else set()
         left_out |= self.row_recipe(method).keys()
         return {key: value for key, value in self._own(method).items() if key not in left_out}
 
     def row_recipe(self, method: MethodSpec) -> dict[str, Any]:
-        """The fields of the recipe that a row has for itself.
-
-        A method's hyper-parameter of the same name is not one of them.
-        """
+        """The fields of the recipe that a row has for itself; a hyper-parameter is none of them."""
         known = default_hyperparameters(method.name)
         own = self._own(method)
         return {key: own[key] for key in ROW_RECIPE if key in own and key not in known}
@@ -230,11 +216,7 @@ def find_grid(name_or_path: str) -> Path:
 
 
 def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
-    """Reads and checks a grid; `dotted.field=value` texts, in YAML, replace fields of the file.
-
-    Raises:
-        GridError: one line with the field, what it holds, what was wanted and near names.
-    """
+    """Reads and checks a grid; `dotted.field=value` texts, in YAML, replace fields of the file."""
     path = find_grid(name_or_path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -301,11 +283,7 @@ def _at(field: str, model: type[BaseModel]) -> Iterator[None]:
 
 
 def check_names(grid: Grid) -> None:
-    """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate.
-
-    Raises:
-        ValueError: one line with the field and near names.
-    """
+    """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate."""
     if grid.name in RESERVED:
         raise GridError(f"name: {grid.name!r} is reserved in the work directory; rename the file")
     record.check_file_names("name", [grid.name])
@@ -355,17 +333,10 @@ def narrow(
     pairs: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Grid:
-    """The grid with methods, pairs or seeds replaced by those asked for.
+    """The grid with methods, pairs (`teacher:student`) or seeds replaced by those asked for.
 
-    Args:
-        grid: any grid.
-        methods: names. A method of the grid keeps its rows with their hyper-parameters; another
-            one has its defaults; "all" means every method.
-        pairs: `teacher:student` texts.
-        seeds: numbers.
-
-    Raises:
-        GridError: an unknown name, with near names.
+    A method of the grid keeps its rows with their hyper-parameters; another one has its defaults;
+    "all" means every method.
     """
     changed: dict[str, Any] = {}
     if methods:
@@ -390,10 +361,7 @@ def narrow(
 
 
 def name_part(grid: Grid, whole: Grid) -> Grid:
-    """The grid, renamed if it is a part of the whole grid.
-
-    A part shares its cells with the whole grid, but does not overwrite the tables of it.
-    """
+    """The grid, renamed if it is a part of the whole one, so that it keeps tables of its own."""
     if grid.model_dump() == whole.model_dump():
         return grid
     digest = hashlib.sha256(grid.model_dump_json().encode()).hexdigest()[:6]

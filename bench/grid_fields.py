@@ -12,23 +12,13 @@ from bench.design import TeacherPools
 from bench.hyperparameters import JOINT
 
 BASELINE = "student"
-EPOCHS_FACTOR = "epochs_factor"
-"""A key in a row of the plain student: the factor by which it trains longer than other rows."""
-
-ROW_RECIPE = ("learning_rate", "label_smoothing")
-"""Fields of the recipe that a row may have for itself, next to its hyper-parameters."""
-
-FINALIST = "finalist"
-"""A key in a row: false for a control or an ablation, which is never confirmed nor named."""
+EPOCHS_FACTOR = "epochs_factor"  # in a row of the plain student: how much longer it trains
+ROW_RECIPE = ("learning_rate", "label_smoothing")  # of the recipe, as a row may have for itself
+FINALIST = "finalist"  # in a row: false for a control or an ablation
 
 
 class GridData(ImageSpec):
-    """The images of a grid.
-
-    Attributes:
-        split_seed: "per_seed" draws them anew for every seed, the same for all rows; a number
-            draws them once.
-    """
+    """The images of a grid; `split_seed` draws them anew for every seed, or a number once."""
 
     split_seed: Literal["per_seed"] | int = "per_seed"
 
@@ -50,9 +40,8 @@ class GridData(ImageSpec):
 class TeacherSpec(Spec):
     """The share of the data, the recipe and the seeds of teachers, where they differ.
 
-    Attributes:
-        seed: "per_seed" for one teacher a seed, or the number of the one teacher's seed.
-        seeds: pools of teachers that the seeds of a phase share, in place of `seed`.
+    `seed`: "per_seed" for one teacher a seed, or the number of the one teacher's seed. `seeds`:
+    pools of teachers that the seeds of a phase share, in its place.
     """
 
     fraction: Fraction = 1.0
@@ -74,12 +63,7 @@ class TeacherSpec(Spec):
 
 
 class SourceSpec(Spec):
-    """What transfer learning starts from: the student's own architecture, trained on other data.
-
-    Attributes:
-        data: fields of the grid's data that differ, such as other classes.
-        recipe: fields of the student's recipe that differ.
-    """
+    """What transfer learning starts from: fields of the student's data and recipe that differ."""
 
     data: dict[str, Any]
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -105,15 +89,10 @@ class PairSpec(Spec):
 
 
 class MethodSpec(Spec):
-    """A method with the hyper-parameters that differ from its defaults.
+    """A method with the hyper-parameters that differ from its defaults, or fields of `ROW_RECIPE`.
 
-    The plain student takes `epochs_factor` instead. Such a row shows what the cost of a method
-    would gain without the method. It is never the baseline of gains.
-
-    Attributes:
-        name: the method's name.
-        hyperparameters: the method's, and fields of `ROW_RECIPE`.
-        finalist: whether the row may be confirmed and named; false for controls and ablations.
+    The plain student takes `epochs_factor`: such a row shows what the cost of a method would gain
+    without the method. A row that is no `finalist` is never confirmed nor named.
     """
 
     name: str
@@ -122,11 +101,7 @@ class MethodSpec(Spec):
 
     @property
     def epochs_factor(self) -> float | None:
-        """The epochs of a longer-trained student over those of other rows; None for other rows.
-
-        Raises:
-            ValueError: it is not a number of at least 1.
-        """
+        """The epochs of a longer-trained student over those of other rows; None for other rows."""
         if self.name != BASELINE or EPOCHS_FACTOR not in self.hyperparameters:
             return None
         factor = self.hyperparameters[EPOCHS_FACTOR]

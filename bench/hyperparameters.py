@@ -1,8 +1,4 @@
-"""Methods by name, and the schema of their hyper-parameters.
-
-A method is the function `method` of a public module of `methods` or of a plugin. Its signature is
-the schema: keyword-only hyper-parameters, each with a type and a default.
-"""
+"""Methods by name, and the schema of their hyper-parameters: the signature of their `method`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -50,11 +46,7 @@ METHODS: Registry[Callable[[], ModuleType]] = Registry(
 
 
 def method_code(name: str) -> str:
-    """The digest of a method's code. Cells of an edited method have other ids.
-
-    Raises:
-        ValueError: an unknown method.
-    """
+    """The digest of a method's code. Cells of an edited method have other ids."""
     return METHODS.code(name) or _own_code(name)
 
 
@@ -86,10 +78,6 @@ def _canonical(label: str, value: Any, wanted: Any) -> Any:
 def default_hyperparameters(name: str) -> dict[str, Any]:
     """The method's hyper-parameters and their defaults, in the order of its signature.
 
-    Raises:
-        ValueError: an unknown method; the message gives near names.
-        TypeError: a parameter of the method is positional or has no default.
-
     Example:
         >>> default_hyperparameters("soft_logits")
         {'temperature': 4.0, 'rho': 0.9, 'scale_by_temperature_squared': True}
@@ -105,14 +93,7 @@ def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, 
     """Every hyper-parameter of the method: the given values over the defaults, in canonical types.
 
     An int becomes a float where a float is wanted, so 4 and 4.0 give the same cell. A bool is
-    refused as a number, and so are NaN and infinity.
-
-    Raises:
-        ValueError: an unknown method or hyper-parameter, or a value of the wrong type.
-
-    Example:
-        >>> resolve_hyperparameters("soft_logits", {"temperature": 2})
-        {'temperature': 2.0, 'rho': 0.9, 'scale_by_temperature_squared': True}
+    refused as a number, and so are NaN and infinity, with a ValueError.
     """
     hparams = dict(hparams)
     joint = hparams.pop(JOINT, False)
@@ -135,19 +116,9 @@ def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[st
     """The values that tuning tries for each hyper-parameter, from the module's `SEARCH`.
 
     Hyper-parameters that `hparams` sets already are left out, and so are those that the method does
-    not read: the module's `READ_WHEN` maps a hyper-parameter to the settings under which it is
-    read.
-
-    Returns:
-        Hyper-parameter -> values; {} for a module without `SEARCH`.
-
-    Raises:
-        ValueError: an unknown method, or a value that the method refuses.
-        TypeError: `SEARCH` or `READ_WHEN` has a key that is not a hyper-parameter of the method.
+    not read: the module's `READ_WHEN` maps one to the settings under which it is read.
 
     Example:
-        >>> sorted(search_space("soft_logits"))
-        ['rho', 'temperature']
         >>> sorted(search_space("attention_transfer", {"mode": "joint"}))
         ['beta']
     """
@@ -172,12 +143,7 @@ def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[st
 def build_method(name: str, /, **hparams: Any) -> Method:
     """The method `name` with `hparams` over its defaults.
 
-    Raises:
-        ValueError: an unknown method or hyper-parameter, or a value of the wrong type or range.
-
     Example:
-        >>> build_method("soft_logits", temperature=2).category
-        'response'
         >>> build_method("soft_logits", temprature=2)
         Traceback (most recent call last):
         ValueError: method soft_logits: unknown hyper-parameter 'temprature'; did you mean

@@ -1,8 +1,7 @@
 """The interface of a distillation method: pure loss functions and a declarative plan of stages.
 
 A method never sees a data set, a device, an optimiser or a network. Its losses take the tensors
-that both networks give for one batch (a `Pair`). Its plan says for which share of the training a
-loss counts, and which parts of the student it trains.
+that both networks give for one batch (a `Pair`).
 """
 
 from __future__ import annotations
@@ -280,16 +279,10 @@ class Method:
 
 
 def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs") -> list[int]:
-    """Whole epochs for each stage of `plan`.
+    """Whole epochs for each stage of `plan`; ValueError if there are fewer epochs than stages.
 
-    Args:
-        plan: stages whose shares sum to 1.
-        epochs: the cell's budget E, at least one for each stage.
-        budget: "equal_epochs": all stages together take E. "addon": the last stage takes E, and
-            the earlier ones take their share of E on top, as in most published code.
-
-    Raises:
-        ValueError: fewer epochs than stages.
+    "equal_epochs": all stages together take `epochs`. "addon": the last stage takes them, and the
+    earlier ones take their share on top, as in most published code.
 
     Example:
         >>> halves = [Stage(name="a", share=0.3), Stage(name="b", share=0.7)]

@@ -1,13 +1,10 @@
-"""A file of the user's own that adds a method, models or data sources.
-
-The file runs only if `--plugin FILE` names it. It defines one or more of
+"""A file of the user's own that adds a method, models or data sources: `--plugin FILE`.
 
     def method(*, ...) -> Method          the method named like the file, as in `methods/`
     MODELS = {"name": builder}            (K, (C, H, W)) -> `bench.models.network.Network`
     DATA_SOURCES = {"name": source}       `bench.data.sources.Source`
 
-The code of a method or model is part of the ids of its cells, so an edited one trains again. An
-edited data source is read again; its cells train again if the images or labels change.
+The code of a method or model is part of the ids of its cells, so an edited one trains again.
 """
 
 import inspect
@@ -34,14 +31,9 @@ class PluginError(UserError):
 
 @dataclass(frozen=True)
 class Plugin:
-    """The content of a plugin file when the command began.
+    """A plugin's absolute path and its text when the command began.
 
-    Workers run this text, not the file: the file may be edited while a grid trains, and need not
-    be on every machine.
-
-    Attributes:
-        path: absolute; for messages and tracebacks.
-        text: the file's content.
+    Workers run this text: the file may be edited while a grid trains, or not be on every machine.
     """
 
     path: str
@@ -59,11 +51,7 @@ class Plugin:
 
 
 def read_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
-    """Reads files without running them.
-
-    Raises:
-        PluginError: a file is missing, unreadable or not a .py file, or two have one name.
-    """
+    """Reads files without running them; PluginError if one cannot be read or two have one name."""
     plugins = tuple(dict.fromkeys(_read(path) for path in paths))
     names = [plugin.name for plugin in plugins]
     if repeated := [plugin for plugin in plugins if names.count(plugin.name) > 1]:
@@ -90,21 +78,10 @@ _plugged: list[Plugin] = []
 
 @contextmanager
 def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
-    """Runs the files and registers what they define, until the context ends.
-
-    A plugin that is registered already is not run again.
+    """Runs the files and registers what they define, each once, until the context ends.
 
     Raises:
         PluginError: a file fails, defines nothing, or uses a name that is taken.
-
-    Example:
-        >>> from bench.models.zoo import MODELS
-        >>> text = "MODELS = {'tiny': lambda classes, image_shape: None}"
-        >>> with plugged([Plugin("mine.py", text)]):
-        ...     "tiny" in MODELS
-        True
-        >>> "tiny" in MODELS
-        False
     """
     with ExitStack() as stack:
         for plugin in plugins:

@@ -1,7 +1,6 @@
 """The plan of a grid (`Plan`) and the result of one cell (`Record`), as JSON files.
 
-Every table and MLflow run is made from records. This module needs only the standard library, so
-that tables need no torch.
+Every table and MLflow run is made from records. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -26,29 +25,20 @@ class Record:
     """The result of one cell: trained, failed or not applicable.
 
     Attributes:
-        cell_id: hash of everything that changes the cell's numbers.
-        cell: the resolved cell: model, data, method with hyper-parameters, recipe, seed, teacher.
-        category: the method's, see `bench.method.CATEGORIES`.
-        source: the method's paper and the deviations from it.
-        status: one of `STATUSES`.
-        error: one line that says why the cell is not finished; empty if it is.
-        traceback: of a failure; empty otherwise.
+        cell: the resolved cell, see `bench.cell.Cell.resolved`.
+        category: the method's, and its `source`: the paper and the deviations from it.
+        error: one line that says why the cell is not finished.
         stages: per stage {"name", "epochs", "taps"}, and the sum over its epochs of each curve in
             samples, the mean of each share. "reached_samples" had the whole transfer loss,
             "skipped_samples" one that is not finite, "masked_samples" one with an undefined term.
             A stage that selects images has "kept_images" and a "note" for tables.
-        curves: name -> one value per epoch, None where not measured. "train_loss", "task_loss",
-            "transfer_loss", "learning_rate", "test_accuracy" (in [0, 1]), and the scalars of
-            `Stage.watch`.
-        final: "last_accuracy", "best_accuracy", "best_epoch" (1-based),
-            "agreement" (share of the test set where student and teacher predict the same class),
-            "epochs", "train_images", "parameters", "train_seconds", "evaluation_seconds",
-            "checkpoint_seconds".
-            Seconds are wall clock on a shared machine, not the cost of a method. A cell with
-            diagnostics has more curves and numbers, see `bench.train.diagnostics`.
-        conditions: device, precision, threads, torch, python, commit, dirty, started; "resumed",
-            the number of times that training resumed from a checkpoint; "earlier", the conditions
-            of each process before.
+        curves: name -> one value per epoch, None where not measured. Accuracies are in [0, 1].
+        final: "last_accuracy", "best_accuracy", "best_epoch" (1-based), "agreement" (share of the
+            test set where student and teacher predict the same class), numbers of images, epochs
+            and parameters, and seconds: wall clock on a shared machine, not the cost of a method.
+            See `bench.train.diagnostics` for more.
+        conditions: device, precision, threads, versions, commit, start; "resumed", how often
+            training resumed from a checkpoint; "earlier", the conditions of the processes before.
         files: name -> path relative to the cell's folder.
     """
 
@@ -72,7 +62,7 @@ class Record:
         check_file_names("record", [self.cell_id, *self.files.values()])
 
     def to_json(self) -> str:
-        """One stable text for equal records: sorted keys, non-finite numbers as null."""
+        """JSON with sorted keys: equal records give equal text."""
         return dump_json({"schema": SCHEMA, **asdict(self)})
 
     @classmethod
@@ -83,17 +73,13 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The cell of one pair, method and seed of a grid.
-
-    Rows may share a cell: the plain student is the same cell for every teacher.
+    """The cell of one pair, method and seed of a grid; rows may share a cell.
 
     Attributes:
-        role: "teacher", "student" (the baseline), "method", or "source" (what transfer learning
-            starts from; it has no row in a table).
-        label: the row's name in tables: the method, with hyper-parameters that differ from its
-            defaults.
-        method: the method's name; "student" for baselines, teachers, and plain students trained
-            longer (of role "method").
+        role: "teacher", "student" (the baseline), "method", or "source" (of transfer learning; it
+            has no row in a table).
+        label: the row's name in tables: the method and what differs from its defaults.
+        method: the method's name; "student" where a network trains on labels alone.
         axes: axis -> value: "fraction" of the training images, of "labels", "resolution" factor.
         phase: see `bench.design`; empty where every row trains on the same seeds.
         finalist: whether the row may be confirmed and named; false for controls and ablations.
@@ -127,11 +113,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An expanded grid: its name, its resolved fields and its rows.
-
-    Attributes:
-        choices: for each pair that was screened, the fields of `bench.design.Choice`.
-    """
+    """An expanded grid: its name, its resolved fields, rows, and the fields of its `Choice`s."""
 
     name: str
     description: str
@@ -163,12 +145,6 @@ def check_file_names(what: str, names: Iterable[str]) -> None:
     """Raises ValueError for a name that is not a plain file name and so could leave its folder.
 
     Names come from grids, files and tracking servers that others can write to.
-
-    Example:
-        >>> check_file_names("grid", ["birds-96"])
-        >>> check_file_names("grid", ["../birds"])
-        Traceback (most recent call last):
-        ValueError: grid: '../birds' is no plain file name (no '/', not '.' in front)
     """
     for name in names:
         if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\\\0"):

@@ -1,7 +1,4 @@
-"""Registries of methods, models and data sources, and the message for an unknown name.
-
-A registry holds the items of the harness and those that plugins add.
-"""
+"""Registries of methods, models and data sources, and the message for an unknown name."""
 
 import difflib
 import re
@@ -33,13 +30,7 @@ class Registry(Generic[Item]):
         own: Mapping[str, Item],
         check: Callable[[str, Item], None] = lambda name, item: None,
     ) -> None:
-        """Holds the items of the harness.
-
-        Args:
-            kind: what an item is called in messages, such as "model".
-            own: the items that come with the harness.
-            check: refuses an item that is added with a TypeError or ValueError.
-        """
+        """`own`: the items of the harness. `check` refuses an item that is added by raising."""
         self.kind = kind
         self._items = dict(own)
         self._code: dict[str, str] = {}
@@ -54,11 +45,7 @@ class Registry(Generic[Item]):
         return list(self._items)
 
     def get(self, name: str) -> Item:
-        """The item called `name`.
-
-        Raises:
-            ValueError: an unknown name; the message gives near names.
-        """
+        """The item called `name`; ValueError with near names if there is none."""
         if name not in self._items:
             raise ValueError(unknown(self.kind, name, self._items) + PLUGIN_HINT)
         return self._items[name]
@@ -68,12 +55,7 @@ class Registry(Generic[Item]):
         return self._code.get(name, "")
 
     def add(self, name: str, item: Item, code: str) -> None:
-        """Adds an item until `remove`. `code` is the digest of the code that defines it.
-
-        Raises:
-            TypeError: the item is of the wrong type.
-            ValueError: the name is taken or has other characters.
-        """
+        """Adds an item until `remove`. `code` is the digest of the code that defines it."""
         if not NAME.fullmatch(name):
             raise ValueError(f"{self.kind} {name!r}: wanted letters, digits, '_', '-' and '.'")
         if name in self._items:

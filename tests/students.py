@@ -18,7 +18,7 @@ def random_student(model: str, side: int) -> Trained:
     with torch.no_grad():
         for _ in range(3):
             network((images.float() / 255 - 0.5) * 4)
-    shown = {"classes": data.classes, "mean": data.mean, "std": data.std, "channels": "RGB"}
+    shown = {"classes": data.classes, "mean": data.mean, "std": data.std}
     made = {"last_accuracy": 0.0, "choice": ""}
     images = {"image_shape": (3, side, side), "resolution": 2, "preprocessing": ("by hand",)}
     card = Card(name=model, cell_id="", model=model, method="", **shown, **made, **images)

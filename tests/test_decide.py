@@ -21,9 +21,9 @@ from bench.decide.best_bet import (
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
 from bench.decide.evidence import Pair, Row
 from bench.decide.finalists import choose_finalists
-from bench.decide.margin import all_within_margin, within_margin
+from bench.decide.margin import within_margin
+from bench.decide.over_pairs import between_teachers
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Family, prove
-from bench.decide.teachers import between_teachers
 from bench.faults import UserError
 from bench.statistics import ALPHA, holm, power, random_effects, seeds_needed
 
@@ -152,14 +152,6 @@ def test_too_few_seeds_for_a_margin_are_named() -> None:
     assert found.needed == seeds_needed(0.005 / float(np.std(wide, ddof=1)), 0.05)
     equal = within_margin([{"a": [0.002] * 4}], [0.005], alpha=0.05)[0][0]
     assert (equal.p, equal.shown, equal.needed) == (1.0, False, None)
-
-
-def test_no_method_helps_only_if_each_one_is_within_the_margin() -> None:
-    small = [0.001, -0.001, 0.002, -0.002, 0.0]
-    assert all_within_margin({"a": small, "b": small}, 0.01, 0.05, pairs=1).shown
-    found = all_within_margin({"a": small, "b": [0.02, 0.03, 0.02, 0.03, 0.02]}, 0.01, 0.05, 1)
-    assert (found.row, found.shown) == ("b", False)
-    assert all_within_margin({}, 0.01, 0.05, pairs=1) is None
 
 
 # --- proven ----------------------------------------------------------------------------------

@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-PRIOR_DEVIATION = 0.05
-"""Scale of the half-normal prior of tau: methods' true gains differ by a few points."""
-
-TAUS = PRIOR_DEVIATION * np.geomspace(0.004, 4, 24)
-"""The values of tau that the posterior is computed at, in equal steps of log tau."""
-
-PRIOR_FREEDOM, LEAST_VARIANCE = 4.0, 1e-10
-"""What the pooled variance weighs, in degrees of freedom; and its least value, (1e-5)^2."""
-
-DRAWS, DRAW_SEED = 4000, 20261
-"""Monte-Carlo draws behind P(best), and their fixed seed."""
-
-RACE = 0.95
-"""What P(best) of the rows still in the race sums to, at least."""
+PRIOR_DEVIATION = 0.05  # scale of the prior of tau: methods' true gains differ by a few points
+TAUS = PRIOR_DEVIATION * np.geomspace(0.004, 4, 24)  # in equal steps of log tau
+PRIOR_FREEDOM = 4.0  # what the pooled variance weighs, in degrees of freedom
+LEAST_VARIANCE = 1e-10
+DRAWS, DRAW_SEED = 4000, 20261  # Monte-Carlo draws behind P(best), and their fixed seed
+RACE = 0.95  # what P(best) of the rows still in the race sums to, at least
 
 
 @dataclass(frozen=True)
@@ -28,7 +20,6 @@ class Chance:
     """What is believed of one row after all its seeds.
 
     Attributes:
-        row: its name.
         gain: posterior mean of its true gain over the reference, in accuracy.
         better: probability that it is better than the reference.
         best: probability that it is the best of all; the reference takes part.
@@ -66,28 +57,16 @@ class Posterior:
 
 
 def table(rows: Sequence[Mapping[int, float]]) -> np.ndarray:
-    """Accuracies as (rows, seeds), nan where a row has no such seed.
-
-    Example:
-        >>> table([{0: 0.5, 1: 0.25}, {1: 0.75}])
-        array([[0.5 , 0.25],
-               [ nan, 0.75]])
-    """
+    """Accuracies as (rows, seeds), nan where a row has no such seed."""
     seeds = sorted({seed for row in rows for seed in row})
     return np.array([[row.get(seed, np.nan) for seed in seeds] for row in rows])
 
 
 def row_variances(accuracies: np.ndarray) -> np.ndarray:
-    """Variance of each row, the seeds' shared effects taken out, shrunken to the pooled one.
+    """Variance of each row of (R, S), the seeds' effects taken out, shrunken to the pooled one.
 
-    v_r = (d0 v + d_r s_r^2) / (d0 + d_r): s_r^2 from the row's residuals of the least-squares fit
-    row + seed on d_r degrees of freedom, v from all rows', d0 = `PRIOR_FREEDOM`.
-
-    Args:
-        accuracies: (R, S), nan where a row was not trained.
-
-    Returns:
-        (R,), in accuracy squared, above 0.
+    v_r = (d0 v + d_r s_r^2) / (d0 + d_r), (R,), above 0: s_r^2 from the row's residuals of the
+    least-squares fit row + seed on d_r degrees of freedom, v from all rows', d0 = `PRIOR_FREEDOM`.
 
     Source:
         Smyth: Linear Models and Empirical Bayes Methods for Assessing Differential Expression,
@@ -117,8 +96,7 @@ def posterior(accuracies: np.ndarray, methods: np.ndarray) -> Posterior:
     them, are flat: a method's mean is no prior for what needs no teacher.
 
     Args:
-        accuracies: (1 + R, S), the reference's first, nan where a row was not trained; every row
-            shares a seed with the reference.
+        accuracies: (1 + R, S), the reference's first, nan where a row was not trained.
         methods: (R,), whose gains share the prior.
 
     Source:

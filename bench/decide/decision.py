@@ -7,10 +7,9 @@ from statistics import fmean
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
 from bench.decide.finalists import too_dear
-from bench.decide.margin import Within, all_within_margin, margin_for, within_margin
-from bench.decide.over_pairs import Overall, over_pairs
+from bench.decide.margin import Within, margin_for, within_margin
+from bench.decide.over_pairs import Overall, Teachers, between_teachers, over_pairs
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Claim, Family, prove
-from bench.decide.teachers import Teachers, between_teachers
 from bench.faults import UserError
 from bench.statistics import (
     ALPHA,
@@ -22,9 +21,7 @@ from bench.statistics import (
 )
 
 PROVEN, BEST_BET, UNDECIDED = "proven", "best bet", "undecided"
-
-SURE_ENOUGH = 0.90
-"""P(better) of a best bet, below which nothing is decided."""
+SURE_ENOUGH = 0.90  # P(better) of a best bet, below which nothing is decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,6 @@ class Answer:
         chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
-        no_help: whether no finalist gains more than the margin.
         settle: what could prove the best bet; None if a row is proven.
         teachers: how the named row's gain depends on the teacher.
     """
@@ -110,7 +106,6 @@ class Answer:
     chances: tuple[Chance, ...] = ()
     in_the_race: tuple[str, ...] = ()
     as_good: tuple[Within, ...] = ()
-    no_help: Within | None = None
     settle: Settle | None = None
     teachers: Teachers | None = None
 
@@ -131,12 +126,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Decision:
-    """The answers of a grid.
-
-    Attributes:
-        answers: one a pair, in the order given.
-        overall: of a grid of equal seeds, each row's mean gain over the pairs; empty otherwise.
-    """
+    """The answers, one a pair, and of a grid of equal seeds each row's mean gain over the pairs."""
 
     answers: tuple[Answer, ...]
     overall: tuple[Overall, ...] = ()
@@ -148,10 +138,6 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
     row is named, never what is proven.
-
-    Args:
-        pairs: the evidence.
-        question: what is asked; None for everything at its default.
 
     Raises:
         UserError: `against` names no finalist of a pair.
@@ -172,15 +158,10 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     count = sum(map(len, claims))
     finished = []
     for pair, family, answer, cheaper in zip(pairs, families, answers, as_good, strict=True):
-        gains = {row: d for row, d in family.differences(pair.look).items() if len(d) > 1}
-        answer = replace(
-            answer,
-            as_good=cheaper,
-            no_help=all_within_margin(gains, answer.margin, alpha, len(pairs)),
-            settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
-            teachers=_teachers(pair, family, answer.named),
-        )
-        finished.append(answer)
+        gains = family.differences(pair.look).get(answer.named or "", [])
+        settle = _settle(answer, gains, asked.extend, count)
+        teachers = _teachers(pair, family, answer.named)
+        finished.append(replace(answer, as_good=cheaper, settle=settle, teachers=teachers))
     return Decision(tuple(finished), _overall(pairs) if asked.equal_seeds else ())
 
 
@@ -296,7 +277,7 @@ def _problem(finalists: Sequence[Row], reference: Row, excluded: Mapping[str, st
 def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> Settle | None:
     """What could prove the named row, at Holm's first step over so many claims."""
     chance = answer.chance(answer.named)
-    if answer.verdict == PROVEN or chance is None or not gains:
+    if answer.verdict == PROVEN or chance is None or len(gains) < 2:
         return None
     deviation = mean_and_deviation(gains)[1]
     effect = chance.gain / deviation if deviation else 0.0

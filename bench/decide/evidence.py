@@ -17,7 +17,6 @@ class Row:
     """One row of a pair.
 
     Attributes:
-        name: its label.
         kind: "reference" (plain student), "longer" (it, trained longer), "method", "ablation".
         screening: by the seeds that choose the finalists.
         confirmation: by the seeds that claims rest on; all seeds where rows are trained alike.
@@ -72,8 +71,6 @@ class Pair:
     """The rows of one teacher and student on one data set, in the grid's order.
 
     Attributes:
-        name: for a reader.
-        rows: the plain student among them.
         test_images: how many images an accuracy is a share of.
         teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
         teachers: seed -> the teacher it was trained with; None where there is one for all.

@@ -14,15 +14,8 @@ def choose_finalists(pair: Pair, count: int, max_cost: float | None = None) -> t
     Of the students trained longer, the one with the highest screening mean takes part, whatever
     the methods reach; of those within one standard error of it, the most expensive one, which
     longer training seldom harms. The other places go to the methods of the highest screening
-    means. With no more rows than places, all are finalists.
-
-    Args:
-        pair: with screening accuracies; rows without any are left out, and so are controls.
-        count: how many finalists, at least 2.
-        max_cost: a row of a higher cost, or of an unknown one, is left out; None for no limit.
-
-    Returns:
-        Names in the pair's order; none if no row is left.
+    means. With no more rows than places, all are finalists. Controls, rows that were not screened
+    and rows above `max_cost`, or of unknown cost, are left out.
 
     Source:
         One standard error: Breiman, Friedman, Olshen, Stone: Classification and Regression Trees,

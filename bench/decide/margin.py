@@ -1,4 +1,4 @@
-"""What is shown to differ by less than a margin: cheaper and as good, or no help at all."""
+"""What is shown to differ by less than a margin: cheaper and as good."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,7 @@ MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
 
 
 def margin_for(test_images: int) -> float:
-    """The margin in accuracy, by the size of the test set.
-
-    Example:
-        >>> margin_for(10_000), margin_for(500)
-        (0.005, 0.01)
-    """
+    """The margin in accuracy, by the size of the test set."""
     return COARSE_MARGIN if test_images < FEW_IMAGES else MARGIN
 
 
@@ -58,13 +53,8 @@ def within_margin(
 
     t = (mean - margin) / (s / sqrt(n)); the difference is below the margin if t is low enough.
 
-    Args:
-        differences: of each pair, row -> better row - row by seed, two seeds at least.
-        margins: of each pair, in accuracy.
-        alpha: of the whole family.
-
-    Returns:
-        What was found of each row, pair by pair.
+    `differences` are those of each pair, row -> better row - row by seed, two seeds at least;
+    `alpha` is of the whole family.
 
     Source:
         Wellek: Testing Statistical Hypotheses of Equivalence and Noninferiority, 2nd ed., 2010,
@@ -77,27 +67,6 @@ def within_margin(
         tuple(_within(row, d, margin, next(adjusted), alpha, len(raw)) for row, d in rows.items())
         for rows, margin in both
     ]
-
-
-def all_within_margin(
-    differences: Mapping[str, Sequence[float]], margin: float, alpha: float, pairs: int
-) -> Within | None:
-    """Whether every row's gain is below the margin: "no method helps by more than that".
-
-    An intersection-union test: the greatest p of the rows counts, without a correction over them,
-    and with Bonferroni's over the pairs of the grid.
-
-    Returns:
-        What was found of the row that is furthest from it; None without rows.
-
-    Source:
-        Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24, 1982.
-    """
-    p = {row: _p(values, margin) for row, values in differences.items()}
-    row = max(p, key=lambda name: p[name], default=None)
-    if row is None:
-        return None
-    return _within(row, differences[row], margin, min(1.0, pairs * p[row]), alpha, pairs)
 
 
 def _p(differences: Sequence[float], margin: float) -> float:

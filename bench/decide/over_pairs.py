@@ -1,23 +1,27 @@
-"""A row's mean gain over pairs: what a grid of equal seeds answers."""
+"""A row's mean gain over pairs, and over the teachers of one pair."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.statistics import ALPHA, Pooled, holm, mean_and_deviation, random_effects
+from bench.statistics import (
+    ALPHA,
+    Interval,
+    Pooled,
+    between_groups,
+    holm,
+    mean_and_deviation,
+    mean_interval,
+    random_effects,
+)
 
 LEAST_VARIANCE = 1e-12  # of a mean gain whose differences are all equal
+LEAST_TEACHERS = 8  # fewer say nothing about teachers that were not tried
 
 
 @dataclass(frozen=True)
 class Overall:
-    """One row's mean gain over the pairs that have it.
-
-    Attributes:
-        row: its name.
-        gain: mean over pairs, its interval, and the deviation between pairs.
-        p: after Holm's correction over the rows.
-        proven: whether the mean gain is above 0 at `ALPHA`.
-    """
+    """One row's mean gain over the pairs that have it; `p` is after Holm's correction over rows."""
 
     row: str
     gain: Pooled
@@ -30,10 +34,7 @@ def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall,
 
     See `bench.statistics.random_effects`. A row on fewer than two pairs is left out, and so is a
     pair with fewer than two seeds. Pairs of one student share its seeds, so that their gains are
-    not fully independent.
-
-    Args:
-        gains: of each pair, row -> row - student, one a seed.
+    not fully independent. `gains` are those of each pair, row -> row - student, one a seed.
     """
     pooled: dict[str, Pooled] = {}
     for row in dict.fromkeys(row for pair in gains for row in pair):
@@ -48,3 +49,29 @@ def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall,
         for (row, gain), p in zip(pooled.items(), adjusted, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -row.gain.interval.mean))
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What is known of a row's gain over different teachers.
+
+    Attributes:
+        count: how many teachers the gain was measured with: the claim is about these.
+        deviation: of the true gain between teachers, in accuracy; None with one teacher, or with
+            one seed for each, where it cannot be separated from the seeds'.
+        interval: of the mean gain over teachers in general, 95 %; None below `LEAST_TEACHERS`.
+    """
+
+    count: int
+    deviation: float | None
+    interval: Interval | None
+
+
+def between_teachers(gains: Mapping[int, float], teachers: Mapping[int, str]) -> Teachers:
+    """Groups gains (seed -> row - student) by the teacher (seed -> its name)."""
+    groups: dict[str, list[float]] = {}
+    for seed in sorted(gains.keys() & teachers.keys()):
+        groups.setdefault(teachers[seed], []).append(gains[seed])
+    means = [statistics.fmean(group) for group in groups.values()]
+    interval = mean_interval(means) if len(means) >= LEAST_TEACHERS else None
+    return Teachers(len(groups), between_groups(list(groups.values())), interval)

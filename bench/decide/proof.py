@@ -56,13 +56,8 @@ def prove(
     variances are, which Dunnett's method does not allow for (Bonferroni over rows). With several
     pairs Holm's family is larger than an interval's: an interval above 0 is not yet a proof.
 
-    Args:
-        families: of all pairs of a grid, one each.
-        alphas: of the first look, and of the second one where there may be one.
-        least: what a gain must exceed to be proven, in accuracy.
-
-    Returns:
-        The claims of each family, in its rows' order.
+    `families` are those of all pairs of a grid, `alphas` of the first look, and of the second one
+    where there may be one; a gain must exceed `least`, in accuracy.
 
     Source:
         Student 1908 and Holm 1979, see `bench.statistics`.
