@@ -55,7 +55,6 @@ def test_the_deck_stands_beside_what_its_author_published():
     assert found["RKD", "last epoch"][:2] == ["rkd (normalise=True)", "73.4"]
     assert found["Teacher", "best epoch, test-selected"][1:3] == ["79.1", "75.0 ± 0.0"]
     assert {name for name, _ in found} == {"Teacher", "Student", "Soft-logits", "RKD"}
-    assert any("not compared: FSP (40" in note for note in table.notes)
 
 
 def test_the_field_s_recipe_has_all_its_pairs():
@@ -68,7 +67,7 @@ def test_the_field_s_recipe_has_all_its_pairs():
 
 @pytest.mark.parametrize("name", ["digits", "smoke", "cifar100-mini"])
 def test_other_data_has_none(name):
-    assert published_tables(*settled(name, "seeds=1")) == ()
+    assert published_tables(*settled(name, "seeds=1")) == []
 
 
 CHANGES: dict[str, tuple[list[str], Any]] = {
@@ -96,7 +95,7 @@ def test_one_field_that_differs_is_enough_to_show_nothing(change):
             inner = inner[key]
         inner[path[-1]] = value
         other[cell_id] = replace(record, cell=cell)
-    assert published_tables(plan, other) == ()
+    assert published_tables(plan, other) == []
 
 
 def test_a_field_that_came_later_is_at_its_default_on_both_sides(monkeypatch):
@@ -110,8 +109,8 @@ def test_a_field_that_came_later_is_at_its_default_on_both_sides(monkeypatch):
             for i, r in records.items()
         }
 
-    assert published_tables(plan, records) == published_tables(plan, smoothed(0.0)) != ()
-    assert published_tables(plan, smoothed(0.1)) == ()
+    assert published_tables(plan, records) == published_tables(plan, smoothed(0.0)) != []
+    assert published_tables(plan, smoothed(0.1)) == []
 
 
 def test_another_hyperparameter_or_another_teacher_hides_the_method_alone():

@@ -1,7 +1,7 @@
 """The answer for each pair as lines of text: what is proven, the best bet, what is still open."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, Answer
 from bench.decide.evidence import Pair
@@ -20,8 +20,7 @@ FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(NamedTuple):
     """The grid that answers are of, empty for results of another code base.
 
     `narrowed` are the rows that took part, where the command line left some out.
@@ -33,11 +32,9 @@ class Asked:
 
 def asked_of(plan: Plan) -> Asked:
     """What a plan's answers are of; a part of a grid is trained by the words of the whole."""
-    config = plan.config
-    rows = list(dict.fromkeys(row.label for row in plan.rows if row.role == "method"))
-    return Asked(
-        grid=config.get("part_of") or plan.name, narrowed=rows if config.get("narrowed") else ()
-    )
+    rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
+    narrowed = list(rows) if plan.config.get("narrowed") else ()
+    return Asked(plan.config.get("part_of") or plan.name, narrowed)
 
 
 def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
@@ -45,9 +42,9 @@ def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     lines = [pair.name, *(f"  note: {text}" for text in caveats(answer, pair, asked))]
     if answer.named is None:
         return [*lines, f"  no answer: {answer.problem}"]
-    lines.append(f"  proven: {_proven(answer, pair)}")
+    lines.append(f"  proven: {proven_text(answer, pair)}")
     bet = "best bet" if answer.verdict in (PROVEN, BEST_BET) else "undecided"
-    lines.append(f"  {bet}: {_bet(answer, pair)}")
+    lines.append(f"  {bet}: {bet_text(answer, pair)}")
     race = "; ".join(row_title(row) for row in answer.in_the_race)
     lines.append(f"  still in the race: {race}")
     return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]
@@ -78,52 +75,40 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
         found.append("every row has the same seeds: claims about a single pair are exploratory.")
-    if pair.teachers is not None and answer.teachers is not None and answer.teachers.count > 1:
-        found.append(_teachers(answer))
+    teachers = answer.teachers
+    if pair.teachers is not None and teachers is not None and teachers.count > 1:
+        text = f"the claim is for these {teachers.count} teachers"
+        if teachers.deviation is not None:
+            spread = f"{100 * teachers.deviation:.1f} points (standard deviation)"
+            text += f"; the gain differs between them by {spread}"
+        found.append(f"{text}.")
     return found
 
 
-def _teachers(answer: Answer) -> str:
-    found = answer.teachers
-    assert found is not None
-    if found.deviation is None:
-        return f"the claim is for these {found.count} teachers."
-    return (
-        f"the claim is for these {found.count} teachers; the gain differs between them by "
-        f"{100 * found.deviation:.1f} points (standard deviation)."
-    )
-
-
-def _proven(answer: Answer, pair: Pair) -> str:
-    proven = [claim for claim in answer.claims if claim.proven and claim.gain is not None]
-    allowed = [claim for claim in proven if claim.row not in answer.excluded]
-    left_out = [
-        f"{row_title(claim.row)} ({answer.excluded[claim.row]})"
-        for claim in proven
-        if claim.row in answer.excluded
-    ]
+def proven_text(answer: Answer, pair: Pair) -> str:
+    """The proven rows with the named one first, and those that limits rule out."""
+    proven, why = [claim.row for claim in answer.claims if claim.proven], answer.excluded
+    left_out = [f"{row_title(row)} ({why[row]})" for row in proven if row in why]
     beyond = f"; beyond the limits: {', '.join(left_out)}" if left_out else ""
-    reference = reference_title(answer.reference)
-    if not allowed:
+    reference, gain = reference_title(answer.reference), answer.proven_gain
+    if gain is None:
         seeds = max((claim.gain.n for claim in answer.claims if claim.gain), default=0)
         return f"nothing ({len(answer.claims)} rows against {reference}, {seeds} seeds){beyond}"
-    allowed.sort(key=lambda claim: claim.row != answer.named)
-    first, *others = allowed
-    assert first.gain is not None
-    also = f"; also {', '.join(row_title(claim.row) for claim in others)}" if others else ""
+    others = [row_title(row) for row in proven if row not in why and row != answer.named]
+    also = f"; also {', '.join(others)}" if others else ""
     return (
-        f"{row_title(first.row)}, {gain_text(first.gain)} over {reference} on this test set, "
-        f"{first.gain.n} seeds, {cost_text(cost_of(pair, first.row))}{also}{beyond}"
+        f"{row_title(answer.named or '')}, {gain_text(gain)} over {reference} on this test set, "
+        f"{gain.n} seeds, {cost_text(cost_of(pair, answer.named))}{also}{beyond}"
     )
 
 
-def _bet(answer: Answer, pair: Pair) -> str:
-    assert answer.named is not None
-    chance = answer.chance(answer.named)
+def bet_text(answer: Answer, pair: Pair) -> str:
+    """What is believed of the named row."""
+    title, chance = row_title(answer.named or ""), answer.chance(answer.named)
     if chance is None:
-        return row_title(answer.named)
+        return title
     return (
-        f"{row_title(answer.named)}, probably {points(chance.gain)} points; better than "
+        f"{title}, probably {points(chance.gain)} points; better than "
         f"{reference_title(answer.reference)} with {chance_text(chance.better)}, the best row with "
         f"{chance_text(chance.best)}; {cost_text(cost_of(pair, answer.named))}"
     )
@@ -150,28 +135,25 @@ def _cheaper(answer: Answer, pair: Pair) -> list[str]:
     if not few:
         return []
     needed = [within.needed for within in few if within.needed is not None]
-    seeds = f"about {min(needed)} seeds" if needed else "more than 1,000 seeds"
-    return [
-        f"  cheaper and as good, within {margin}: {few[0].n} seeds cannot show it; {seeds} could"
-    ]
+    could = f"about {min(needed)} seeds" if needed else "more than 1,000 seeds"
+    why = f"{few[0].n} seeds cannot show it; {could} could"
+    return [f"  cheaper and as good, within {margin}: {why}"]
 
 
 def _settled_by(answer: Answer, asked: Asked) -> list[str]:
     """The one command that could settle what is open; none if nothing could."""
-    settle = answer.settle
+    settle, run = answer.settle, f"run_all.py run --grid {asked.grid}"
     if settle is None or not asked.grid:
         return []
     if settle.chance is not None:
-        return [
-            f"  to settle it: run_all.py run --grid {asked.grid} --extend (proves it with a chance "
-            f"of {chance_text(settle.chance)})"
-        ]
+        chance = chance_text(settle.chance)
+        return [f"  to settle it: {run} --extend (proves it with a chance of {chance})"]
     if settle.seeds is None:
         return ["  to settle it: more than 1,000 seeds"]
     fresh = f"seeds.first=100 seeds.confirm={settle.seeds}"
     if answer.exploratory:
         fresh = f"--seeds 100-{99 + settle.seeds}"
-    return [f"  to settle it, on fresh seeds: run_all.py run --grid {asked.grid} {fresh}"]
+    return [f"  to settle it, on fresh seeds: {run} {fresh}"]
 
 
 def cost_of(pair: Pair, name: str | None) -> float | None:

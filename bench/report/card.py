@@ -113,8 +113,6 @@ def sentences(found: Findings) -> list[Sentence]:
         said = [_of_student(found, answers, student) for student in students]
     else:
         said = [_counted(answers)]
-    if len(answers) == 1:
-        said.append(_open(next(iter(answers.values()))))
     return [*said[:STUDENTS], _before_you_pay(found, answers)]
 
 
@@ -181,10 +179,8 @@ def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) ->
     costs = [cost for cost in priced if cost is not None]
     if len(named) > 1 or not gains:
         return [*parts, Part(".")]
-    sure = all(answer.verdict == PROVEN for answer in mine.values())
-    gain = f"{'' if sure else 'probably '}{range_text(gains, points)} points"
-    if len(mine) == 1 and next(iter(mine.values())).verdict == PROVEN:
-        gain = _gain(next(iter(mine.values())))
+    sure = "" if all(answer.verdict == PROVEN for answer in mine.values()) else "probably "
+    gain = f"{sure}{range_text(gains, points)} points"
     return [*parts, Part(f": {gain} over the student alone{_at(costs)}.")]
 
 
@@ -199,19 +195,6 @@ def _counted(answers: dict[PairId, Answer]) -> Sentence:
         parts += [Part(row_title(row), verdict)]
         parts += [Part(f" is {verdict} for {counts[row, verdict]} of {len(answers)} pairs")]
     return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
-
-
-def _open(answer: Answer) -> Sentence:
-    """What may still be the best, and what would settle it."""
-    others = [row_title(row) for row in answer.in_the_race if row != answer.named]
-    race = f"Still in the race: {', '.join(others)}" if others else "No other row is in the race"
-    settle = answer.settle
-    if settle is None:
-        return [Part(f"{race}.")]
-    if settle.chance is not None:
-        return [Part(f"{race}; --extend proves it with a chance of {chance_text(settle.chance)}.")]
-    seeds = f"about {settle.seeds}" if settle.seeds is not None else "more than 1,000"
-    return [Part(f"{race}; {seeds} fresh seeds would settle it.")]
 
 
 def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:

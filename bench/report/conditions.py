@@ -27,10 +27,9 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     cells = [record for record in cells if record.status == FINISHED]
     if not cells:
         return []
-    rows = [_row("seeds", seeds_text(row.seed for row in plan.rows), len(cells))]
+    rows = _counted("seeds", [seeds_text(row.seed for row in plan.rows)] * len(cells))
     times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
-    rows += [_row("first cell started", times[0], 1)] if times else []
-    rows += [_row("last cell started", times[-1], 1)] if times else []
+    rows += _counted("first cell started", times[:1]) + _counted("last cell started", times[-1:])
     for name in sorted({key for record in cells for key in record.conditions} - {*PASSING}):
         rows += _counted(name, [r.conditions[name] for r in cells if name in r.conditions])
     for part in ("recipe", "data"):
@@ -45,14 +44,14 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     return [Table("Conditions of the finished cells", CONDITION_COLUMNS, rows, notes)]
 
 
-def _row(what: str, value: str, cells: int) -> dict[str, Value]:
-    return {"what": what.replace("_", " "), "value": value, "cells": cells}
-
-
 def _counted(what: str, values: Iterable[Any]) -> list[dict[str, Value]]:
     """A row a value, in the order of first mention; empty ones say nothing."""
-    counts = Counter(map(_plain, values))
-    return [_row(what, text, n) for text, n in counts.items() if text or len(counts) > 1]
+    counts, what = Counter(map(_plain, values)), what.replace("_", " ")
+    return [
+        {"what": what, "value": text, "cells": n}
+        for text, n in counts.items()
+        if text or len(counts) > 1
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -22,14 +22,12 @@ def pair_titles(pairs: Pairs) -> dict[PairId, str]:
 
 def facts(plan: Plan, pairs: Pairs, records: Mapping[str, Record]) -> list[str]:
     """What was trained, on what and when, as short phrases."""
-    groups = [group for found in pairs.values() for group in found]
     used = [records[cell] for cell in plan.cell_ids() if cell in records]
-    students = [one for group in groups if group.role == "student" for one in group.finished()]
-    seen = _whole_numbers(students, "train_images")
-    taught = _whole_numbers(
-        (record for group in groups if group.role == "teacher" for record in group.finished()),
-        "train_images",
+    students, teachers = (
+        [r for groups in pairs.values() for g in groups if g.role == role for r in g.finished()]
+        for role in ("student", "teacher")
     )
+    seen, taught = (_whole_numbers(found, "train_images") for found in (students, teachers))
     images = f"{seen} training images" if seen == taught or not taught else ""
     places = dict.fromkeys(str(r.conditions["device"]) for r in used if r.conditions.get("device"))
     parts = [
@@ -53,8 +51,8 @@ def measured_on(plan: Plan, what: str) -> str:
 
 def _axes(key: PairId, groups: Iterable[Group]) -> list[str]:
     """The axes of a pair that are not at their neutral 1, as people say them."""
-    finals = {group.role: group.finished() for group in groups}
-    student, teacher = (next(iter(finals.get(role, [])), None) for role in ("student", "teacher"))
+    finished = {group.role: record for group in groups for record in group.finished()[:1]}
+    student, teacher = finished.get("student"), finished.get("teacher")
     found = []
     for name, value in json.loads(key.axes).items():
         if value == 1:

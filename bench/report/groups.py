@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from bench.design import PairId
 from bench.evidence import group_by_pair
 from bench.faults import UserError
-from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Plan, Record, Row
-from bench.report.tables import Column, Table, Value, to_csv
+from bench.record import FAILED, FINISHED, Plan, Record, Row
+from bench.report.tables import Table, Value, text_columns, to_csv
 
 NOT_RUN = "not_run"
 """The status, in tables only, of a row of the plan whose cell has no record."""
@@ -20,14 +20,11 @@ NOT_RUN = "not_run"
 ROW_KEYS = ("data", "teacher", "student", "label", "method", "category", "seed", "cell_id")
 MEASURED_KEYS = ("last_accuracy", "best_accuracy", "agreement", "train_seconds")
 COUNTED_KEYS = ("best_epoch", "epochs", "train_images", "parameters")
-CELL_COLUMNS = tuple(
-    Column(key=key, name=key)
-    for key in (
-        *("data", "axes", "teacher", "student", "label", "method", "category", "seed", "status"),
-        *("last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images"),
-        *("parameters", "train_seconds", "error", "cell_id"),
-    )
-)
+CELL_COLUMNS = text_columns(
+    "data", "axes", "teacher", "student", "label", "method", "category", "seed", "status",
+    "last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images",
+    "parameters", "train_seconds", "error", "cell_id",
+)  # fmt: skip
 
 
 Measure = Callable[[Record], float | None]
@@ -68,18 +65,8 @@ class Group:
         return [record for record in self.records.values() if record.status == FINISHED]
 
     def status(self) -> str:
-        """How many of the planned cells finished, and what became of the others."""
-        cells = dict.fromkeys(self.cells.values())
-        statuses = [status_of(self.records.get(cell)) for cell in cells]
-        unmeasured = len(self.finished()) - len(self.by_cell("last_accuracy"))
-        counts = {
-            "failed": statuses.count(FAILED),
-            "not run": statuses.count(NOT_RUN),
-            "without an accuracy": unmeasured,
-            "not applicable": statuses.count(NOT_APPLICABLE),
-        }
-        parts = [f"{statuses.count(FINISHED)} of {len(cells)}"]
-        return ", ".join(parts + [f"{n} {text}" for text, n in counts.items() if n])
+        """How many of the planned cells finished; `faults_table` has what became of the others."""
+        return f"{len(self.finished())} of {len(set(self.cells.values()))}"
 
     def why_empty(self) -> str:
         """Why there is no accuracy, in a word or two."""
@@ -156,14 +143,10 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
 
 
 def _cell(row: Row, record: Record | None) -> dict[str, Value]:
-    numbers: dict[str, Value] = {}
+    made: dict[str, Value] = {key: getattr(row, key) for key in ROW_KEYS}
+    made["axes"] = ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items()))
+    made |= {"status": status_of(record), "error": record.error if record is not None else ""}
     if record is not None and record.status == FINISHED:
-        numbers |= {key: final(key)(record) for key in MEASURED_KEYS}
-        numbers |= {key: whole(final(key)(record)) for key in COUNTED_KEYS}
-    return {
-        "axes": ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items())),
-        "status": status_of(record),
-        "error": record.error if record is not None else "",
-        **{key: getattr(row, key) for key in ROW_KEYS},
-        **numbers,
-    }
+        made |= {key: final(key)(record) for key in MEASURED_KEYS}
+        made |= {key: whole(final(key)(record)) for key in COUNTED_KEYS}
+    return made

@@ -1,19 +1,18 @@
 """The one network of a grid to take home: the best proven row, else the best bet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
 
 from bench.cost.costs import Costs
 from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import Pair
-from bench.design import PairId
 from bench.evidence import decide_plan, group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
-from bench.report.wording import chance_text, gain_text, points, row_title
+from bench.report.answers import bet_text, proven_text
 
 
-@dataclass(frozen=True)
-class Winner:
+class Winner(NamedTuple):
     """A finished cell, and why: text that begins with "proven" or "best bet, not proven"."""
 
     row: Row
@@ -41,41 +40,23 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> Winner | 
     (proven, number), key, answer = max(found, key=lambda item: item[0])
     if not proven and number <= 0:
         return None
-    row, n = _first_finished(plan, records, key, answer.named or "")
-    return Winner(row, f"{_why(answer, key)} Seed {row.seed} is the first of {n}, not the best.")
+    finished = [
+        row
+        for row in group_by_pair(plan)[key]
+        if row.label == answer.named
+        and row.cell_id in records
+        and records[row.cell_id].status == FINISHED
+    ]
+    row = min(finished, key=lambda row: row.seed)
+    kind, text = ("proven", proven_text) if proven else ("best bet, not proven", bet_text)
+    why = f"{kind}: for {key.title}, {text(answer, pairs[key])}."
+    return Winner(row, f"{why} Seed {row.seed} is the first of {len(finished)}, not the best.")
 
 
 def _rank(answer: Answer, pair: Pair) -> tuple[bool, float]:
     """Proven rows first, by mean accuracy; then best bets, by believed gain."""
     if answer.verdict == PROVEN:
         accuracies = next(row for row in pair.rows if row.name == answer.named).every_seed
-        return True, sum(accuracies.values()) / len(accuracies)
+        return True, fmean(accuracies.values())
     chance = answer.chance(answer.named)
     return False, chance.gain if chance is not None else 0.0
-
-
-def _first_finished(
-    plan: Plan, records: Mapping[str, Record], pair: PairId, label: str
-) -> tuple[Row, int]:
-    finished = [
-        row
-        for row in group_by_pair(plan)[pair]
-        if row.label == label and row.cell_id in records and records[row.cell_id].status == FINISHED
-    ]
-    return min(finished, key=lambda row: row.seed), len(finished)
-
-
-def _why(answer: Answer, pair: PairId) -> str:
-    title = row_title(answer.named or "")
-    if (gain := answer.proven_gain) is not None:
-        return (
-            f"proven: for {pair.title}, {title} is better than the student alone, by "
-            f"{gain_text(gain)} over {gain.n} seeds."
-        )
-    chance = answer.chance(answer.named)
-    assert chance is not None  # a named row has one
-    return (
-        f"best bet, not proven: for {pair.title}, {title} is believed to gain "
-        f"{points(chance.gain)} points over the student alone, and to be better than it with "
-        f"{chance_text(chance.better)}."
-    )
