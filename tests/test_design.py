@@ -288,7 +288,7 @@ def test_the_best_third_of_a_rows_trials_goes_on():
     from bench.launch.tune import TrialResult
 
     trials = trials_of(grid(methods=["rkd"], seeds=1), 6)
-    results = [TrialResult(trial, n / 10, 1, 1) for n, trial in enumerate(trials)]
+    results = [TrialResult(trial, n / 10, 1) for n, trial in enumerate(trials)]
     kept = promising(results)
     assert [trials.index(trial) for trial in kept] == [5, 4, 11, 10]
 

@@ -254,14 +254,14 @@ def test_tuning_holds_out_images_and_keeps_the_number_of_a_students(tmp_path):
 
 def test_the_best_trial_is_chosen_per_row_and_the_defaults_win_a_tie():
     def result(row, chosen, accuracy):
-        return TrialResult(Trial(row, chosen, MethodSpec(name="rkd")), accuracy, 1, 1)
+        return TrialResult(Trial(row, chosen, MethodSpec(name="rkd")), accuracy, 1)
 
     results = [result("a", {}, 0.5), result("a", {"k": 1}, 0.5), result("b", {}, None),
                result("b", {"k": 2}, 0.4)]  # fmt: skip
     chosen = best(results)
     assert (chosen["a"].trial.chosen, chosen["b"].trial.chosen) == ({}, {"k": 2})
     assert yaml.safe_load(to_yaml(chosen)) == {"tuned": {"b": {"k": 2}}}
-    assert to_csv(results).splitlines()[1] == "a,defaults,0.5,1,1,1"
+    assert to_csv(results).splitlines()[1] == "a,defaults,0.5,1"
 
 
 def test_a_longer_trained_student_is_a_row_and_not_the_baseline(tmp_path):

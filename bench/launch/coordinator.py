@@ -24,8 +24,7 @@ from bench.launch.mirroring import mirroring
 from bench.launch.schedule import plan_training
 from bench.launch.workers import run_processes
 from bench.progress import ProgressDisplay, TrainingProgress
-from bench.record import FINISHED, Plan, Store, write_atomically
-from bench.train.checkpoint import Checkpoints
+from bench.record import Store, write_atomically
 from bench.workdir import WorkDir
 
 Launch = Callable[[Sequence[Job], WorkerConfig, Sequence[str], Report, Leases], Generator[Done]]
@@ -84,7 +83,6 @@ def run_grid(
     library = Library(config.data_root, config.cache)
     jobs = plan_training(waiting, config, devices, library, room_bytes) if waiting else []
     with Leases(work.leases) as leases:
-        discard_stale_checkpoints(work, leases)
         discard_records(waiting, work.store, leases)
         with mirroring(work, plan, leases, console), ProgressDisplay(console, "epochs") as display:
             names = {cell.id: str(cell) for cell in waiting}
@@ -108,23 +106,3 @@ def discard_records(cells: Sequence[Cell], store: Store, leases: Leases) -> None
         if store.read(cell.id) is not None and leases.acquire(cell.id):
             store.discard(cell.id)
             leases.release(cell.id)
-
-
-def discard_stale_checkpoints(work: WorkDir, leases: Leases) -> None:
-    """Removes checkpoints that no training will go on from.
-
-    Their cells are finished, or no plan in the work directory names them any more (because the
-    code of their method changed, say), and no command is training them.
-    """
-    planned: set[str] = set()
-    for path in work.root.glob("*/plan.json"):
-        try:
-            planned |= set(Plan.from_json(path.read_text(encoding="utf-8")).cell_ids())
-        except (ValueError, TypeError, KeyError):  # damaged: it may have named any cell
-            return
-    checkpoints = Checkpoints(work.checkpoints)
-    for cell_id in checkpoints.cell_ids():
-        found = work.store.read(cell_id)
-        stale = cell_id not in planned or (found is not None and found.status == FINISHED)
-        if stale and leases.holder(cell_id) is None:
-            checkpoints.discard(cell_id)

@@ -10,6 +10,8 @@ from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.cost.footprint import total_epochs
 from bench.data.library import Library
+from bench.design import PairId
+from bench.evidence import group_by_pair
 from bench.expansion import Expansion
 from bench.launch.job import WorkerConfig
 from bench.launch.resources import process_bytes
@@ -21,8 +23,8 @@ from bench.record import Plan, Row
 def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:
     """The number of cells, those that wait, and the rows of each pair, without time and memory."""
     lines = [_counts(expansion, waiting)]
-    for pair, rows in _pairs(expansion.plan).items():
-        lines += [pair, f"  {', '.join(dict.fromkeys(row.label for row in rows))}"]
+    for pair, rows in group_by_pair(expansion.plan).items():
+        lines += [_title(pair, rows), f"  {', '.join(dict.fromkeys(row.label for row in rows))}"]
     return "\n".join(lines)
 
 
@@ -58,8 +60,8 @@ def estimate_rows(
         _counts(expansion, waiting),
         *_refused(expansion.plan, cells, estimate),
     ]
-    for pair, rows in _pairs(expansion.plan).items():
-        lines += [pair, *_table(rows, cells, estimate)]
+    for pair, rows in group_by_pair(expansion.plan).items():
+        lines += [_title(pair, rows), *_table(rows, cells, estimate)]
     lines.append(f"shared by the rows (data, teachers' forward passes): {duration(shared)}")
     return "\n".join(lines)
 
@@ -72,17 +74,8 @@ def _counts(expansion: Expansion, waiting: Sequence[Cell]) -> str:
     )
 
 
-def _pairs(plan: Plan) -> dict[str, list[Row]]:
-    """The rows by data set, teacher, student and those axes in which the grid's rows differ."""
-    varied = [name for name in plan.rows[0].axes if len({r.axes[name] for r in plan.rows}) > 1]
-    found: dict[str, list[Row]] = {}
-    for row in plan.rows:
-        axes = "".join(f", {name} {row.axes[name]:g}" for name in varied)
-        found.setdefault(f"{row.data}{axes}: {row.teacher} > {row.student}", []).append(row)
-    return {
-        f"{pair}; seeds {', '.join(map(str, sorted({row.seed for row in rows})))}": rows
-        for pair, rows in found.items()
-    }
+def _title(pair: PairId, rows: Sequence[Row]) -> str:
+    return f"{pair.title}; seeds {', '.join(map(str, sorted({row.seed for row in rows})))}"
 
 
 def _refused(plan: Plan, waiting: Mapping[str, Cell], estimate: Estimate) -> Iterator[str]:

@@ -119,13 +119,25 @@ class Launcher(ABC, Generic[Handle]):
             self.running[self.submit(self._alone, alone=True)] = self._alone
 
     def _start_job(self, job: Job) -> Iterator[Done]:
-        mine, recorded = self._acquire(job)
+        """Starts the part of a job that is this launcher's; what others hold is followed."""
+        mine, recorded, held = [], [], []
+        for cell in job.cells:
+            if not self.leases.acquire(cell.id):
+                held.append(cell)
+            elif self.store.read(cell.id) is not None:
+                self.leases.release(cell.id, forget=True)
+                recorded.append(cell)
+            else:
+                self.store.discard(cell.id)  # files that a killed process left half-written
+                mine.append(cell)
+        if held:
+            self.elsewhere.append(Job(tuple(held)))
         if recorded:
             yield Done(tuple(recorded), here=False)
-        left = without_failed_needs(mine, self.store, self.config)
+        left = without_failed_needs(Job(tuple(mine)), self.store, self.config)
         if left.cells:
             self.running[self.submit(left, alone=False)] = left
-        yield from self._release_all_but(left.cells, mine)
+        yield from self._release_all_but(left.cells, Job(tuple(mine)))
 
     def _is_ready(self, job: Job) -> bool:
         missing = {need.id for need in job.needs} - self._recorded  # each is parsed once
@@ -174,25 +186,6 @@ class Launcher(ABC, Generic[Handle]):
         self._retried |= {cell.id for cell in again}
         self.waiting[:0] = [Job((cell,)) for cell in again]
         return again
-
-    def _acquire(self, job: Job) -> tuple[Job, list[Cell]]:
-        """The part of a job that is this launcher's to train, and cells recorded meanwhile.
-
-        Cells that other commands hold are followed from here on.
-        """
-        mine, recorded, held = [], [], []
-        for cell in job.cells:
-            if not self.leases.acquire(cell.id):
-                held.append(cell)
-            elif self.store.read(cell.id) is not None:
-                self.leases.release(cell.id, forget=True)
-                recorded.append(cell)
-            else:
-                self.store.discard(cell.id)  # files that a killed process left half-written
-                mine.append(cell)
-        if held:
-            self.elsewhere.append(Job(tuple(held)))
-        return Job(tuple(mine)), recorded
 
     def _release_all_but(self, left: Sequence[Cell], job: Job) -> Iterator[Done]:
         if done := [cell for cell in job.cells if cell not in left]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import pickle
 import signal
 import socket
 import time
@@ -21,14 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from bench.code_version import numerics_digest
 from bench.faults import UserError, reason
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
-from bench.launch.ray_worker import Order
 
 LOSSES = 3
 """A cell that loses this many nodes, with no epoch completed in between, counts as the cause."""
@@ -193,13 +191,13 @@ class _Tasks(Launcher[Any]):
         return len(self.running) < 2 * max(1, self.slots)
 
     def submit(self, job: Job, alone: bool) -> Any:
-        order = Order(job, self.code, self.node_config, self.leases.heart.absolute())
+        order = job, self.node_config, self.code, self.leases.heart.absolute()
         options: dict[str, Any] = {"num_cpus": self.cluster.threads}
         if self.cluster.device == "cuda":
             each = self.cluster.gpus_per_job
             options["num_gpus"] = max(1, each) if alone else each
         task = self.task.options(**options)
-        return task.remote(TypeAdapter(Order).dump_json(order), self.events)
+        return task.remote(pickle.dumps(order), self.events)
 
     def collect(self) -> Iterator[Done]:
         ended: list[Any] = []
@@ -280,24 +278,22 @@ def _task_body() -> Callable[[bytes, Any], str | None]:
     A node without this package can then say so.
     """
 
-    def run_on_node(text: bytes, events: Any) -> str | None:
+    def run_on_node(order: bytes, events: Any) -> str | None:
         """Runs a job; returns what this node lacks, if it lacks something."""
+        import pickle
         import socket
 
         node = f"node {socket.gethostname()}"
         try:
-            from pydantic import TypeAdapter
+            from bench.launch.job import run_job
+            from bench.launch.ray_worker import missing_here
 
-            from bench.launch.ray_worker import NodeFaultError, Order, run_order
-
-            order = TypeAdapter(Order).validate_json(text)
-        except (ImportError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            return f"{node}: this kd-bench is not installed ({reason})"
-        try:
-            run_order(order, lambda *event: events.put(event))
-        except NodeFaultError as error:
-            return f"{node}: {error}"
+            job, config, code, heartbeat = pickle.loads(order)
+        except (ImportError, AttributeError) as error:
+            return f"{node}: this kd-bench is not installed ({error})"
+        if missing := missing_here(job, config, code, heartbeat):
+            return f"{node}: {missing}"
+        run_job(job, config, lambda *event: events.put(event))
         return None
 
     return run_on_node

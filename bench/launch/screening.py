@@ -1,14 +1,13 @@
 """From the records of screened rows to each pair's finalists, chosen once for all launchers."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from bench.cost.costs import Costs
 from bench.data.library import Library
+from bench.decide.finalists import choose_finalists
 from bench.design import (
     EXTENSION,
     SCREENING,
@@ -19,14 +18,12 @@ from bench.design import (
     screening_digest,
     write_choices_once,
 )
+from bench.evidence import group_by_pair, pairs_of
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid
 from bench.record import Plan
 from bench.workdir import WorkDir
-
-if TYPE_CHECKING:
-    from bench.decide.evidence import Pair
 
 
 def expand_chosen(grid: Grid, fingerprint: Fingerprint, work: WorkDir, extend: bool) -> Expansion:
@@ -89,52 +86,44 @@ def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> Non
 
     Every screened cell has a record in the work directory, where the choice is written, too.
     """
-    from bench.evidence import pairs_of
-
-    plan = expansion.plan
-    found = pairs_of(plan, work.store.read_all(plan.cell_ids()), costs)
-    choices = [_choose_pair(grid, pair, rows) for pair, rows in found.items()]
+    assert isinstance(grid.seeds, Design)
+    plan, choices = expansion.plan, []
+    for pair, found in pairs_of(plan, work.store.read_all(plan.cell_ids()), costs).items():
+        screened: dict[str, dict[str, float | None]] = {
+            row.name: {
+                "accuracy": fmean(row.screening.values()),
+                "n": len(row.screening),
+                "cost": row.cost,
+            }
+            for row in found.rows
+        }
+        finalists = choose_finalists(found, grid.seeds.finalists, grid.max_cost)
+        choices.append(_choice(pair, finalists, screened))
     write_choices_once(_choices_path(grid, expansion, work), choices)
 
 
-def _choose_pair(grid: Grid, pair: PairId, screened: Pair) -> Choice:
-    from bench.decide.finalists import choose_finalists
-
-    assert isinstance(grid.seeds, Design)
-    seen: dict[str, dict[str, float | None]] = {}
-    for row in screened.rows:
-        accuracies = row.screening.values()
-        seen[row.name] = {"accuracy": fmean(accuracies), "n": len(accuracies), "cost": row.cost}
+def _choice(
+    pair: PairId, finalists: Sequence[str], screened: Mapping[str, dict[str, float | None]]
+) -> Choice:
     return Choice(
         data=pair.data,
         axes=json.loads(pair.axes),
         teacher=pair.teacher,
         student=pair.student,
-        finalists=choose_finalists(screened, grid.seeds.finalists, grid.max_cost),
-        screened=seen,
+        finalists=tuple(finalists),
+        screened=dict(screened),
     )
 
 
 def assume_finalists(grid: Grid, expansion: Expansion, library: Library) -> Expansion:
     """The grid with its costliest rows as finalists: the most that it can take."""
     from bench.cost.footprint import Footprint
-    from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
-    from bench.evidence import group_by_pair
 
-    work = Footprint(library.read).work
-    kinds = {row.label: LONGER if row.epochs_factor else METHOD for row in grid.rows}
-    kinds |= {row.label: ABLATION for row in grid.rows if not row.finalist}
-    choices = []
-    for pair, planned in group_by_pair(expansion.plan).items():
-        cost = {
-            row.label: work([expansion.cells[row.cell_id]])
-            for row in planned
-            if row.role in ("student", "method")
-        }
-        most = max(cost.values())
-        rows = [
-            Row(name=label, kind=kinds.get(label, REFERENCE), screening={0: c / most}, cost=c)
-            for label, c in cost.items()
-        ]
-        choices.append(_choose_pair(grid, pair, Pair(name="", rows=tuple(rows), test_images=0)))
+    assert isinstance(grid.seeds, Design)
+    work, choices = Footprint(library.read).work, []
+    allowed = {row.label for row in grid.rows if row.finalist}
+    for pair, rows in group_by_pair(expansion.plan).items():
+        cells = {row.label: expansion.cells[row.cell_id] for row in rows if row.label in allowed}
+        costliest = sorted(cells, key=lambda label: -work([cells[label]]))
+        choices.append(_choice(pair, costliest[: grid.seeds.finalists], {}))
     return expand(grid, library.fingerprint, choices)

@@ -54,7 +54,6 @@ class TrialResult:
     trial: Trial
     accuracy: float | None
     n: int
-    planned: int
 
 
 def trials_of(grid: Grid, count: int) -> list[Trial]:
@@ -150,7 +149,7 @@ def collect(
         done = [records[i] for i in cells if i in records and records[i].status == FINISHED]
         whole = bool(cells) and len(done) == len(cells)
         mean = sum(r.final["last_accuracy"] for r in done) / len(done) if whole else None
-        results.append(TrialResult(trial, mean, len(done), len(cells)))
+        results.append(TrialResult(trial, mean, len(done)))
     return results
 
 
@@ -186,14 +185,12 @@ def to_yaml(chosen: Mapping[str, TrialResult]) -> str:
 
 
 def to_csv(results: Sequence[TrialResult]) -> str:
-    """Every trial: its row, what it chose, accuracy in [0, 1], n cells, and its rank."""
-    rows = ranked(results).values()
-    ranks = {id(result): rank for held in rows for rank, result in enumerate(held, 1)}
+    """Every trial, the best of a row first: what it chose, accuracy in [0, 1] over n cells."""
+    finished = [result for held in ranked(results).values() for result in held]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "chosen", "validation_accuracy", "n", "planned", "rank"])
-    for result in results:
+    writer.writerow(["row", "chosen", "validation_accuracy", "n"])
+    for result in [*finished, *(result for result in results if result.accuracy is None)]:
         chosen = "; ".join(f"{k}={v}" for k, v in result.trial.chosen.items()) or "defaults"
-        rank = ranks.get(id(result), "")
-        writer.writerow([result.trial.row, chosen, result.accuracy, result.n, result.planned, rank])
+        writer.writerow([result.trial.row, chosen, result.accuracy, result.n])
     return text.getvalue()

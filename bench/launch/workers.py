@@ -35,9 +35,8 @@ def run_processes(
 ) -> Generator[Done]:
     """Runs jobs in one process per entry of `devices`, and yields cells as they are done.
 
-    `bench.launch.launcher.Launcher` says what happens to a job that fails. Each cell is trained by
-    the command that holds its lease. Cells that others hold are waited for, and taken over if
-    their holder dies.
+    `bench.launch.launcher.Launcher` says what happens to jobs that fail and to cells whose leases
+    other commands hold.
 
     Args:
         jobs: in the order in which to start them; a job waits for its teachers and sources.
