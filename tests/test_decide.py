@@ -392,11 +392,6 @@ def test_an_answer_waits_for_two_seeds_in_common() -> None:
     assert none.problem == "no row was chosen for confirmation"
 
 
-def test_the_same_evidence_gives_the_same_answer() -> None:
-    found = [pair(student(BASE), row("a", above(0.006, 4)), row("b", above(0.004, 4)))]
-    assert decide(found) == decide(found)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

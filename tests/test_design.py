@@ -12,7 +12,6 @@ from bench.design import (
     EXTENSION,
     SCREENING,
     Choice,
-    Design,
     read_choices,
     write_choices_once,
 )
@@ -291,9 +290,3 @@ def test_the_best_third_of_a_rows_trials_goes_on():
     results = [TrialResult(trial, n / 10, 1) for n, trial in enumerate(trials)]
     kept = promising(results)
     assert [trials.index(trial) for trial in kept] == [5, 4, 11, 10]
-
-
-def test_the_design_refuses_to_share_seeds_between_phases():
-    design = Design(**DESIGN, extend=2)
-    phases = [set(design.seeds(phase)) for phase in (SCREENING, CONFIRMATION, EXTENSION)]
-    assert len(set.union(*phases)) == sum(map(len, phases)) == 8

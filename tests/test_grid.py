@@ -284,12 +284,10 @@ def test_a_longer_trained_student_is_a_row_and_not_the_baseline(tmp_path):
 
 
 def test_each_factor_is_a_row_of_its_own_and_of_the_students_own_epochs(tmp_path):
-    factors = [{"student": {"epochs_factor": factor}} for factor in (1.25, 2, 4.0)]
+    factors = [{"student": {"epochs_factor": factor}} for factor in (1.25, 2)]
     found = expand(load(tmp_path, methods=factors, recipe_for={"cnn4": {"epochs": 8}}), named("d"))
     rows = [r for r in found.plan.rows if r.role == "method" and r.seed == 0]
-    assert [(r.label, found.cells[r.cell_id].recipe.epochs) for r in rows] == [
-        (f"student (epochs_factor={factor})", epochs)
-        for factor, epochs in (("1.25", 10), ("2", 16), ("4", 32))
-    ]
+    epochs = {row.label: found.cells[row.cell_id].recipe.epochs for row in rows}
+    assert epochs == {"student (epochs_factor=1.25)": 10, "student (epochs_factor=2)": 16}
     with pytest.raises(GridError, match="twice"):
         load(tmp_path, methods=[factors[1], {"student": {"epochs_factor": 2.0}}])

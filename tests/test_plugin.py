@@ -14,7 +14,7 @@ from processes import ROOT, kd_bench, plan_of, results, start
 
 from bench.cli import main
 from bench.data import sources
-from bench.expansion import Expansion, expand
+from bench.expansion import expand
 from bench.grid import load_grid
 from bench.hyperparameters import METHODS, build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
@@ -127,17 +127,11 @@ def test_an_error_inside_shows_the_line_that_ran(files):
     assert "FACTOR * undefined" in str(caught.getrepr())
 
 
-def expansion(*texts: tuple[str, str], **changes: object) -> Expansion:
-    """The cells of the grid with these plugins; nothing is decoded."""
-    plugins = [Plugin(f"/anywhere/{name}.py", text) for name, text in texts]
-    with plugged(plugins):
-        grid = load_grid("smoke", ["pairs=[cnn4:cnn8]", "methods=[soft_logits, matching]"])
-        return expand(grid.model_copy(update=changes), lambda spec: "fingerprint")
-
-
 def test_two_files_of_one_name_share_no_cell_and_comments_do_not_count():
     def ids(text: str) -> dict[tuple[str, int], str]:
-        rows = expansion(("matching", text)).plan.rows
+        with plugged([Plugin("/anywhere/matching.py", text)]):
+            grid = load_grid("smoke", ["pairs=[cnn4:cnn8]", "methods=[soft_logits, matching]"])
+            rows = expand(grid, lambda spec: "fingerprint").plan.rows
         return {(row.label, row.seed): row.cell_id for row in rows}
 
     first, other = ids(METHOD), ids(METHOD.replace("FACTOR = 1.0", "FACTOR = 2.0"))

@@ -238,23 +238,6 @@ def test_normalising_is_scaling_every_embedding_to_length_one():
 # --- what moves the cut, and what does not ---------------------------------------------------
 
 
-def test_without_edges_every_item_is_decided_alone():
-    embeddings, labels = clusters((12, 9, 10), seed=0)
-    for tau in (0.4, 0.8, 1.2):
-        found = select_by_graph_cut(embeddings, labels, tau=tau, lam=0.0)
-        assert cut_alone(found) == (found.keep_cost <= tau).tolist()
-
-
-def test_strong_edges_keep_or_drop_a_class_as_one():
-    embeddings, labels = clusters((8, 7, 6, 9), seed=1)
-    everywhere = {"neighbours": None, "lam": 1e3, "normalise": False, "sigma": 5.0}
-    costs = oracles.keeping_costs(embeddings, labels.tolist())
-    means = [costs[labels == k].mean() for k in range(4)]
-    for tau in (sum(sorted(means)[i : i + 2]) / 2 for i in range(3)):
-        found = select_by_graph_cut(embeddings, labels, tau=tau, **everywhere)
-        assert cut_alone(found) == [means[label] <= tau for label in labels.tolist()]
-
-
 def test_a_huge_cost_of_dropping_keeps_everything():
     embeddings, labels = clusters((12, 9, 10), seed=2)
     assert select_by_graph_cut(embeddings, labels, tau=100.0).kept.all()
