@@ -325,21 +325,6 @@ def test_an_epoch_that_training_cannot_recover_from_is_refused_by_its_cause(
         check_finite(sums, stage, [torch.full((2,), weight)], epoch=2)
 
 
-def test_samples_without_a_finite_transfer_loss_are_skipped_and_counted():
-    def transfer(pair, connector):
-        gap = pair.student["embedding"] - pair.teacher["embedding"]
-        # Infinite loss, and an infinite gradient behind it, for one image.
-        return gap.square().mean(1) / (pair.index != 3)
-
-    stage = Stage(name="a", share=1.0, transfer=transfer, taps=("embedding",))
-    lesson = lesson_of(stage, teacher="cnn2", seed=1)
-    lesson.epoch()
-    assert lesson.student.curves["skipped_samples"] == [1]
-    assert lesson.student.curves["reached_samples"] == [39]
-    assert math.isfinite(lesson.student.curves["transfer_loss"][0])
-    assert all(p.isfinite().all() for p in lesson.student.network.parameters())
-
-
 def test_a_stage_counts_the_samples_that_its_loss_reached_skipped_and_masked():
     def transfer(pair, connector):
         # Image 3 has an infinite loss, and 3, 4 and 30 an undefined term; 30 is not selected.

@@ -5,7 +5,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.hyperparameters import METHODS
-from bench.method import Method, Stage
 from tests.lessons import Lesson, cell
 
 aten = torch.ops.aten
@@ -92,13 +91,3 @@ def test_the_end_of_an_epoch_waits_for_its_sums_once():
     assert sums.mean("task") == student.curves["task_loss"][-1]
     sums.add("task", torch.ones(()))
     assert sums.total("task") == pytest.approx(4 * student.curves["task_loss"][-1] + 1)
-
-
-def test_a_loss_that_waits_is_noticed():
-    def gap(pair, connector):
-        loss = (pair.student.logits - pair.teacher.logits).square().sum(1)
-        return loss / loss.max().item()
-
-    stages = (Stage(name="only", share=1.0, transfer=gap, taps=("logits",)),)
-    waiting = Method(category="response", source="none", plan=stages)
-    assert waits(Lesson(cell("soft_logits"), method=waiting))

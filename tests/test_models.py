@@ -236,18 +236,6 @@ def test_same_seed_gives_the_same_bits(name):
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_channels_last_gives_the_same_view(name):
-    network = make(name).eval().double()
-    x = images(2, 3, 32, 32).double()
-    with torch.no_grad():
-        plain = network.view(x, network.tap_names)
-        last = network.to(memory_format=torch.channels_last)
-        moved = last.view(x.to(memory_format=torch.channels_last), network.tap_names)
-    for tap in network.tap_names:
-        torch.testing.assert_close(moved[tap], plain[tap], rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "torchvision/resnet18"])
 def test_tap_shapes_leaves_no_trace(name):
     network = make(name).train()
