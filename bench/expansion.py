@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bench.cell import Cell, DataSpec, ImageSpec, Recipe
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, Choice, Design, pair_id
@@ -92,14 +93,19 @@ def _rows(
     fingerprint: Fingerprint,
 ) -> Iterator[tuple[Row, Cell]]:
     """The rows of one data set, pair and seed, each with its cell."""
-    taught_by = grid.teacher.seed_for(phase, seed)
-    teacher = _plain(
-        grid,
-        pair.teacher,
-        data.of(taught_by, fraction=grid.teacher.fraction, labels=1.0, resolution=1),
-        grid.recipe_of(pair.teacher, grid.teacher.recipe),
-        taught_by,
-        fingerprint,
+    plain, taught_by = partial(_plain, grid, fingerprint), grid.teacher.seed_for(phase, seed)
+    images = data.of(taught_by, fraction=grid.teacher.fraction, labels=1.0, resolution=1)
+    recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
+    teacher = plain(pair.teacher, images, recipe, taught_by)
+    shared = partial(
+        Row,
+        seed=seed,
+        data=data_name(data),
+        axes=_axes(data),
+        teacher=pair.teacher,
+        student=pair.student,
+        teacher_id=teacher.id,
+        phase=phase,
     )
 
     def student(spec: MethodSpec) -> Cell:
@@ -107,36 +113,21 @@ def _rows(
         # A longer schedule is stretched over all epochs.
         longer = {"epochs": round((spec.epochs_factor or 1) * recipe.epochs)}
         recipe = recipe.model_copy(update=longer)
-        cell = _plain(grid, pair.student, data.of(seed), recipe, seed, fingerprint)
+        cell = plain(pair.student, data.of(seed), recipe, seed)
         return cell.model_copy(update={"diagnostics": grid.diagnostics})
 
     def row(
         role: str, label: str, cell: Cell, category: str = "baseline", finalist: bool = True
     ) -> tuple[Row, Cell]:
-        shown = Row(
-            role=role,
-            label=label,
-            method=cell.method,
-            category=category,
-            seed=seed,
-            data=data_name(data),
-            axes=_axes(data),
-            teacher=pair.teacher,
-            student=pair.student,
-            cell_id=cell.id,
-            teacher_id=teacher.id,
-            phase=phase,
-            finalist=finalist,
-        )
-        return shown, cell
+        own = {"method": cell.method, "cell_id": cell.id}
+        return shared(role=role, label=label, category=category, finalist=finalist, **own), cell
 
     yield row("teacher", "teacher", teacher)
     yield row("student", "student", student(MethodSpec(name=BASELINE)))
     source = None
     if grid.source is not None:
         recipe = grid.recipe_of(pair.student, grid.source.recipe)
-        other = source_data(data, grid.source, seed)
-        source = _plain(grid, pair.student, other, recipe, seed, fingerprint)
+        source = plain(pair.student, source_data(data, grid.source, seed), recipe, seed)
         yield row("source", "source", source)
     for spec in methods:
         cell, category = student(spec), "baseline"
@@ -146,7 +137,7 @@ def _rows(
 
 
 def _plain(
-    grid: Grid, model: str, data: DataSpec, recipe: Recipe, seed: int, fingerprint: Fingerprint
+    grid: Grid, fingerprint: Fingerprint, model: str, data: DataSpec, recipe: Recipe, seed: int
 ) -> Cell:
     """A training on labels alone: a teacher, a baseline or a source."""
     return Cell(

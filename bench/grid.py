@@ -169,8 +169,8 @@ class Grid(Spec):
 
     def recipe_of(self, model: str, more: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe for one model: `more` over its `recipe_for` over the recipe of the grid."""
-        changed = {**self.recipe_for.get(model, {}), **(more or {})}
-        return Recipe(**{**self.recipe.model_dump(), **changed})
+        changed = self.recipe_for.get(model, {}) | dict(more or {})
+        return Recipe(**self.recipe.model_dump() | changed)
 
 
 def _listed(value: Any) -> list[Any]:

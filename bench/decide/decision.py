@@ -68,7 +68,6 @@ class Answer:
     """The answer for one pair, on this test set.
 
     Attributes:
-        pair: its name.
         reference: the row that the others are held against.
         margin: accuracy that does not matter.
         claims: of every finalist against the reference.
@@ -76,13 +75,12 @@ class Answer:
         excluded: row -> why it may not be named.
         look: 2 where the extension's seeds are among the evidence.
         exploratory: whether these are claims of one pair among several of equal seeds.
-        teacher_no_better: whether the teacher's accuracy is no higher than the student's.
         recipe_too_short: whether the student is proven to gain by longer training.
-        problem: why no row is named, in one line; empty if one is.
-        verdict: `PROVEN`; `BEST_BET` where no row is proven; `UNDECIDED` if P(better) of that bet
-            is below `SURE_ENOUGH`; None where no row is named.
-        named: of the allowed finalists that are proven, the one of the highest mean gain over all
-            seeds; if there is none, the best bet: the one of the highest believed gain.
+        problem: why no row is named, in one line.
+        verdict: `PROVEN`; else `BEST_BET`, or `UNDECIDED` if P(better) of that bet is below
+            `SURE_ENOUGH`; None where no row is named.
+        named: of the allowed finalists that are proven, the one of the highest mean gain; if there
+            is none, the best bet: the one of the highest believed gain.
         chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.

@@ -19,11 +19,9 @@ def margin_for(test_images: int) -> float:
 
 @dataclass(frozen=True)
 class Within:
-    """Whether a mean difference is below a margin.
+    """Whether a mean difference, in accuracy, is below a margin.
 
     Attributes:
-        row: whose difference.
-        mean: of the differences, in accuracy.
         upper: its one-sided upper bound, at the level of Holm's first step.
         p: after the correction; 1 where there is no spread to judge by.
         shown: whether the difference is below the margin.

@@ -56,7 +56,7 @@ class Teachers:
     """What is known of a row's gain over different teachers.
 
     Attributes:
-        count: how many teachers the gain was measured with: the claim is about these.
+        count: how many the gain was measured with: the claim is about these.
         deviation: of the true gain between teachers, in accuracy; None with one teacher, or with
             one seed for each, where it cannot be separated from the seeds'.
         interval: of the mean gain over teachers in general, 95 %; None below `LEAST_TEACHERS`.

@@ -28,7 +28,6 @@ class Claim:
     """One row held against the reference.
 
     Attributes:
-        row: its name.
         gain: row - reference over the shared seeds, with an interval that holds for all rows of
             the pair at once; None without a shared seed.
         p: at the last look, after Holm's correction over all rows and pairs; None without a
