@@ -85,15 +85,12 @@ def _digest(trees: Mapping[str, ast.Module]) -> str:
 def _imported_methods(tree: ast.Module) -> Iterator[str]:
     """The modules of `methods` that a module imports, in any form of import."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            # `from methods import a` names modules; `from methods.a import b` what is in one.
-            names = [f"{node.module}.{name}" for name in names]
-        for name in names:
-            if name.startswith("methods."):
-                yield name.split(".")[1]
+        # `from methods import a` names modules; `from methods.a import b` what is in one.
+        inside = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            package, *names = f"{inside}{alias.name}".split(".")
+            if package == "methods" and names:
+                yield names[0]
 
 
 def _code_only(tree: ast.Module) -> str:

@@ -119,8 +119,15 @@ def _rows(
     def row(
         role: str, label: str, cell: Cell, category: str = "baseline", finalist: bool = True
     ) -> tuple[Row, Cell]:
-        own = {"method": cell.method, "cell_id": cell.id}
-        return shared(role=role, label=label, category=category, finalist=finalist, **own), cell
+        made = shared(
+            role=role,
+            label=label,
+            category=category,
+            finalist=finalist,
+            method=cell.method,
+            cell_id=cell.id,
+        )
+        return made, cell
 
     yield row("teacher", "teacher", teacher)
     yield row("student", "student", student(MethodSpec(name=BASELINE)))

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bench.cell import DataSpec, Spec
+from bench.cell import Spec
 from bench.data.augment import Augment, degrade
 from bench.data.batches import Batches
 from bench.data.dataset import DataSet
@@ -75,17 +75,15 @@ class Card(Spec):
 class Student(nn.Module):
     """A network with its preprocessing in front: pixels in, logits out."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: Network, card: Card) -> None:
         """Freezes the trained network, in evaluation mode."""
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.resolution = card.resolution
         # Training normalises levels from 0 to 255, so mean and std are scaled, not the images.
-        self.register_buffer("mean", 255 * torch.tensor(card.mean).view(-1, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(card.std).view(-1, 1, 1))
+        self.mean, self.std = (
+            nn.Buffer(255 * torch.tensor(values).view(-1, 1, 1)) for values in (card.mean, card.std)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, K) logits of (B, C, H, W) uint8 images."""
@@ -254,18 +252,18 @@ def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
 
 
 def _data_of(record: Record, work: WorkDir) -> DataSet:
-    spec = DataSpec(**record.cell["data"])
-    found = find_decoded(spec.source, record.cell["fingerprint"], work.cache)
+    source = record.cell["data"]["source"]
+    found = find_decoded(source, record.cell["fingerprint"], work.cache)
     if found is None:
         raise ExportError(
-            f"the images of {spec.source!r} that cell {record.cell_id} was trained on are not in "
+            f"the images of {source!r} that cell {record.cell_id} was trained on are not in "
             f"{work.cache}; start the grid again there: it trains nothing and decodes them"
         )
     return found
 
 
 def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: str) -> Card:
-    spec, model = DataSpec(**record.cell["data"]), record.cell["model"]
+    resolution, model = record.cell["data"]["resolution"], record.cell["model"]
     channels, height, width = data.test_images.shape[1:]
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key != "name"}
@@ -278,8 +276,8 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         image_shape=(channels, height, width),
         mean=statistics.mean,
         std=statistics.std,
-        resolution=spec.resolution,
-        preprocessing=_steps(statistics, f"{height}x{width}", spec.resolution),
+        resolution=resolution,
+        preprocessing=_steps(statistics, f"{height}x{width}", resolution),
         last_accuracy=record.final["last_accuracy"],
         choice=choice,
     )

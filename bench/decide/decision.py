@@ -160,7 +160,10 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
         settle = _settle(answer, gains, asked.extend, count)
         teachers = _teachers(pair, family, answer.named)
         finished.append(replace(answer, as_good=cheaper, settle=settle, teachers=teachers))
-    return Decision(tuple(finished), _overall(pairs) if asked.equal_seeds else ())
+    if not asked.equal_seeds:
+        return Decision(tuple(finished))
+    rows = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
+    return Decision(tuple(finished), over_pairs([family.differences(look=1) for family in rows]))
 
 
 def _family(pair: Pair, against: str | None) -> Family:
@@ -295,8 +298,3 @@ def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
     shared = accuracies.keys() & reference.keys() & pair.teachers.keys()
     gains = {seed: accuracies[seed] - reference[seed] for seed in shared}
     return between_teachers(gains, pair.teachers) if gains else None
-
-
-def _overall(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
-    families = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
-    return over_pairs([family.differences(look=1) for family in families])
