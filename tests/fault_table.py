@@ -125,7 +125,7 @@ def mirrored_once(work: Path, env: dict[str, str], monkeypatch) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     mirror = Mirror(work, grid_of(work))
-    runs = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
+    runs = mirror.search("tags.`kd_bench.kind` = 'cell'")
     ids = plan_of(work, grid_of(work)).cell_ids()
     assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(ids)
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -295,4 +295,4 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     assert main(["tables", "--grid", "digits", "--work-dir", str(tmp_path)]) == 0
     assert (folder / "cost.md").read_bytes() == before
     again = Mirror(tmp_path, "digits")
-    assert again.tables.read("cost.json") == (folder / "cost.json").read_text()
+    assert again.read_file("cost.json") == (folder / "cost.json").read_text()

@@ -118,7 +118,7 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
     plan, records = mirror.fetch()
     assert plan == plan_of(work)
     assert records == WorkDir(work).store.read_all(plan.cell_ids())
-    runs = mirror.experiment.search("tags.`kd_bench.kind` = 'cell'")
+    runs = mirror.search("tags.`kd_bench.kind` = 'cell'")
     assert sorted(run.data.tags["cell_id"] for run in runs) == sorted(plan.cell_ids())
     run = next(r for r in runs if r.info.run_name == "cnn8>cnn4/fitnet/0")
     record = records[run.data.tags["cell_id"]]

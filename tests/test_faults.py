@@ -224,7 +224,7 @@ def test_a_process_that_is_killed_while_it_makes_the_database_of_mlflow(tmp_path
     ) as process:
         faults.until(lambda: list(tmp_path.glob(".mlflow-*/mlflow.db")), process, tmp_path)
         process.kill()
-    assert Mirror(tmp_path, "grid").experiment.search("") == []
+    assert Mirror(tmp_path, "grid").search("") == []
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_records_are_sent_as_they_come_and_all_at_the_end(tmp_path, store, datab
         come_back(store, database)
         work.store.write(found[0])
         mirror = Mirror(tmp_path, plan().name)
-        while not mirror.experiment.search("tags.status = 'finished'"):
+        while not mirror.search("tags.status = 'finished'"):
             leases.pause(0.1)
         for record in found[1:]:
             work.store.write(record)

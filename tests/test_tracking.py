@@ -22,10 +22,7 @@ def work(tmp_path_factory) -> Path:
 
 
 def runs(mirror: Mirror, kind: str) -> list:
-    experiment = mirror.client.get_experiment_by_name(f"kd-bench/{mirror.experiment.grid}")
-    assert experiment is not None
-    text = f"tags.`kd_bench.kind` = '{kind}'"
-    return list(mirror.client.search_runs([experiment.experiment_id], text))
+    return mirror.search(f"tags.`kd_bench.kind` = '{kind}'")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +72,9 @@ def test_gain_and_cost_are_added_when_they_are_known(sent):
 
 
 def test_the_list_of_runs_opens_with_columns_that_the_runs_have(sent):
-    mirror, _ = sent
-    tags = mirror.client.get_experiment(mirror.experiment.id).tags
+    mirror, store = sent
+    mirror.send(plan(), store, numbers_of_cells(plan(), records(), Costs()))
+    tags = mirror.client.get_experiment(mirror.id).tags
     view = json.loads(tags["mlflow.sharedViewState.kd-bench"])
     run = run_of(mirror, "wide>narrow/rkd/0").data
     known = {f"tags.`{tag}`" for tag in run.tags} | {f"metrics.`{key}`" for key in run.metrics}
@@ -85,10 +83,8 @@ def test_the_list_of_runs_opens_with_columns_that_the_runs_have(sent):
 
 def test_a_run_can_be_filtered_by_category_axes_and_pair(sent):
     mirror, _ = sent
-    experiment = mirror.client.get_experiment_by_name("kd-bench/by_hand").experiment_id
     text = "tags.category = 'response' and tags.fraction = '0.5' and tags.pair = 'wide>narrow'"
-    found = mirror.client.search_runs([experiment], text)
-    assert {run.info.run_name for run in found} == {
+    assert {run.info.run_name for run in mirror.search(text)} == {
         "wide>narrow/soft_logits/0", "wide>narrow/soft_logits/1",
     }  # fmt: skip
 
@@ -115,16 +111,16 @@ def test_a_failed_cell_is_a_failed_run(sent):
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):
     folder = work / "summarised"
     mirror = Mirror(work, folder.name)
-    assert mirror.tables.read("cost.json") is None  # no summary run
+    assert mirror.read_file("cost.json") is None  # no summary run
     for text in ('{"schema": 1}\n', '{"schema": "ü"}\n'):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         (folder / "cost.json").write_text(text, encoding="utf-8")
         (folder / "figures" / "cost.svg").write_text("<svg/>")
-        mirror.tables.send(folder, [folder / "cost.json", folder / "figures" / "cost.svg"])
-        assert Mirror(work, folder.name).tables.read("cost.json") == text
-    assert mirror.tables.read("figures/cost.svg") == "<svg/>"
-    assert mirror.tables.read("cost") is None
-    assert mirror.tables.read("figures") is None
+        mirror.send_files(folder, [folder / "cost.json", folder / "figures" / "cost.svg"])
+        assert Mirror(work, folder.name).read_file("cost.json") == text
+    assert mirror.read_file("figures/cost.svg") == "<svg/>"
+    assert mirror.read_file("cost") is None
+    assert mirror.read_file("figures") is None
 
 
 def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
@@ -134,11 +130,11 @@ def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
     tags = {"kd_bench.kind": "cell", "status": "finished"}
     cut, twice = plan().cell_ids()[:2]
     for cell_id in (cut, "gone"):
-        mirror.client.create_run(mirror.experiment.id, tags={**tags, "cell_id": cell_id})
+        mirror.client.create_run(mirror.id, tags={**tags, "cell_id": cell_id})
     for _ in range(2):
-        left = mirror.client.create_run(mirror.experiment.id, tags={**tags, "cell_id": twice})
+        left = mirror.client.create_run(mirror.id, tags={**tags, "cell_id": twice})
         mirror.client.set_terminated(left.info.run_id)
-        mirror.client.create_run(mirror.experiment.id, tags={"kd_bench.kind": "summary"})
+        mirror.client.create_run(mirror.id, tags={"kd_bench.kind": "summary"})
     assert Mirror(work, "cut_off").send(plan(), store) == len(records()) - 1
     found = {run.data.tags["cell_id"]: run.info.status for run in runs(mirror, "cell")}
     assert len(runs(mirror, "cell")) == len(found)

@@ -55,6 +55,6 @@ def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
     """Puts a grid's tables and figures into MLflow."""
     try:
         with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
-            mirror.tables.send(work.grid(name), files)
+            mirror.send_files(work.grid(name), files)
     except (BusyError, TrackingError) as error:
         print(f"tables are not in MLflow: {error}", file=sys.stderr)

@@ -68,5 +68,5 @@ def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
     """
     if origin == "records":
         return read_costs(work.grid(grid) / FILE)
-    text = Mirror(work.root, grid).tables.read(FILE)
+    text = Mirror(work.root, grid).read_file(FILE)
     return Costs() if text is None else Costs.from_json(text)

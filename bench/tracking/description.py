@@ -1,6 +1,7 @@
 """How plans and records look in MLflow: the list of runs, notes, tags, parameters, metrics."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -25,29 +26,23 @@ COLUMNS = {
 """Column of the list of runs -> pixels: next to the runs' names all fit a screen of 1440."""
 
 
-def view() -> str:
-    """The list of runs by falling gain, as the UI reads it."""
-    order = {"orderByKey": GAIN, "orderByAsc": False}
-    columns = {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
-    return json.dumps(order | columns)
-
-
-def describe(plan: Plan) -> str:
-    """The experiment's note: what the grid is, and how to read its runs."""
+def experiment_tags(plan: Plan) -> dict[str, str]:
+    """The experiment's note, which says how to read its runs, and its list of runs by gain."""
     pairs = dict.fromkeys(f"`{row.teacher}` → `{row.student}`" for row in plan.rows)
     seeds = len({row.seed for row in plan.rows})
-    return "\n\n".join((
-        f"**{plan.name}**: {' '.join(plan.description.split())}",  # all that a folded note shows
-        f"Pairs: {', '.join(pairs)}. Seeds: {seeds}. Cells: {len(plan.cell_ids())}.",
-        "**Where to look.** The page that `run_all.py ui` prints lists one run a cell by falling "
-        "`final/gain`, the accuracy above the plain student's of the same pair and seed. "
-        "Accuracies are of the last epoch on the test set and lie in [0, 1], so that a gain of "
-        "0.01 is one percentage point; `final/best_accuracy` is selected on the test set and so "
-        "too high. `final/cost` is the whole training over the plain student's, once `run_all.py "
-        "profile` has measured it. *Chart view* draws the curves. Search, for example: "
-        "`tags.category = 'response' and tags.pair = '...'`. Means and intervals are in the run "
-        "`summary`, under *Artifacts*.",
-    ))  # fmt: skip
+    note = (
+        f"**{plan.name}**: {' '.join(plan.description.split())}\n\n"  # all that a folded note shows
+        f"Pairs: {', '.join(pairs)}. Seeds: {seeds}. Cells: {len(plan.cell_ids())}.\n\n"
+        "`final/gain` is the accuracy above the plain student's of the same pair and seed, "
+        "`final/cost` the whole training over the plain student's, once profiled. Accuracies are "
+        "of the last epoch on the test set, in [0, 1]; `final/best_accuracy` is selected on the "
+        "test set and so too high. Search, for example: `tags.category = 'response'`. Means and "
+        "intervals are in the run `summary`, under *Artifacts*."
+    )
+    order = {"orderByKey": GAIN, "orderByAsc": False}
+    columns = {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
+    view = json.dumps(order | columns)
+    return {NOTE: note, VIEW_TAG: view, "mlflow.experimentKind": "custom_model_development"}
 
 
 def started_at(record: Record) -> int | None:
@@ -58,7 +53,7 @@ def started_at(record: Record) -> int | None:
 
 def tags_of(record: Record, row: Row) -> dict[str, str]:
     """What runs can be filtered and grouped by, and the run's note."""
-    networks = networks_of(row)
+    networks = _networks(row)
     what = f"**{row.name}** ({record.category}) on `{row.data}`."
     tags = {
         KIND: "cell",
@@ -80,7 +75,7 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
     return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
 
 
-def networks_of(row: Row) -> dict[str, str]:
+def _networks(row: Row) -> dict[str, str]:
     """The run's teacher and student; "none" for the one that it trains without."""
     if row.role == "teacher":
         return {"teacher": row.teacher, "student": "none"}
@@ -96,7 +91,7 @@ def params_of(record: Record, row: Row) -> list[Any]:
     for name, value in record.cell.items():
         nested = isinstance(value, Mapping)
         flat |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
-    flat |= {"category": record.category, **networks_of(row)}
+    flat |= {"category": record.category, **_networks(row)}
     if row.role == "teacher":  # its cell is trained as a plain student's is
         flat["method"] = row.role
     return [Param(name, str(value)[:6000]) for name, value in flat.items()]
@@ -109,7 +104,7 @@ def metrics_of(record: Record) -> list[Any]:
     started = started_at(record) or 0
     # The UI draws a section for each prefix, by name: accuracies first, single points last.
     curves = [
-        Metric(metric_key(f"{section}/{name}"), value, started, epoch)
+        Metric(_key(f"{section}/{name}"), value, started, epoch)
         for name, curve in record.curves.items()
         for section in ["accuracy" if "accuracy" in name else "epoch"]
         for epoch, value in enumerate(curve, start=1)
@@ -125,10 +120,10 @@ def final_metrics(
     from mlflow.entities import Metric
 
     started, last = started_at(record) or 0, int(record.final.get("epochs", 0))
-    keys = {metric_key(f"{FINAL}{name}"): value for name, value in numbers.items()}
+    keys = {_key(f"{FINAL}{name}"): value for name, value in numbers.items()}
     return [Metric(k, v, started, last) for k, v in keys.items() if known.get(k) != v]
 
 
-def metric_key(name: str) -> str:
-    """A metric's key as MLflow allows it: letters, digits, _ - . space : /."""
-    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)
+def _key(name: str) -> str:
+    """A metric's key as MLflow allows it."""
+    return re.sub(r"[^\w\-. :/]", "_", name)

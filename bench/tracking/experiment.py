@@ -13,29 +13,27 @@ from typing import TYPE_CHECKING
 from bench.faults import UserError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 KIND = "kd_bench.kind"
 PREFIX = "kd-bench/"  # of experiments' names; the grid's follows
 NOTE = "mlflow.note.content"  # a tag that the UI shows
-PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
+
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The default of seven retries stalls each call to a dead server for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # Otherwise each run prints two lines into the progress display, at a request each.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""What mlflow reads when it is imported or called; the user's own values win."""
 
 
 class TrackingError(UserError):
     """The tracking store cannot be used; the records are safe and can be sent later."""
-
-
-def quiet() -> None:
-    """Sets what mlflow reads when it is imported or called: few retries, little output."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # The default of seven retries stalls each call to a dead server for four minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # Otherwise each run prints two lines into the progress display, at a request each.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def tracking_uri(work_dir: Path) -> str:
@@ -82,7 +80,8 @@ def open_store(work_dir: Path) -> MlflowClient:
     Raises:
         TrackingError: the store cannot be opened.
     """
-    quiet()
+    os.environ.update(QUIET | os.environ)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = tracking_uri(work_dir)
     with failures():
         from mlflow.tracking import MlflowClient
@@ -92,50 +91,22 @@ def open_store(work_dir: Path) -> MlflowClient:
         return MlflowClient(tracking_uri=uri)
 
 
-class Experiment:
-    """One grid's experiment.
+def open_experiment(client: MlflowClient, work_dir: Path, grid: str) -> str:
+    """The id of a grid's experiment; makes it if there is none."""
+    name = f"{PREFIX}{grid}"
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # A server has its own place for artifacts; a bare database would use the current folder.
+    local = not tracking_uri(work_dir).startswith(("http:", "https:", "databricks"))
+    location = (work_dir.resolve() / "mlartifacts").as_uri() if local else None
+    from mlflow.exceptions import MlflowException
 
-    Attributes:
-        client: of the store.
-        grid: its name.
-        id: MLflow's, of the experiment.
-    """
-
-    def __init__(self, work_dir: Path, grid: str) -> None:
-        """Opens the store and the experiment; makes what is not there.
-
-        Raises:
-            TrackingError: the store cannot be opened.
-        """
-        self.client, self.grid = open_store(work_dir), grid
-        with failures():
-            self.id = self._find_or_create(f"{PREFIX}{grid}", work_dir)
-
-    def _find_or_create(self, name: str, work_dir: Path) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        # A server has its own place for artifacts; a bare database would use the current folder.
-        local = not tracking_uri(work_dir).startswith(("http:", "https:", "databricks"))
-        location = (work_dir.resolve() / "mlartifacts").as_uri() if local else None
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self.client.create_experiment(name, artifact_location=location)
-        except MlflowException as error:
-            # Made meanwhile: by another sender, or by this one in a call that lost its answer.
-            found = self.client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-                raise
-            return found.experiment_id
-
-    def search(self, text: str) -> list[Run]:
-        """All runs that MLflow's filter finds, on all pages."""
-        runs: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self.client.search_runs([self.id], text, max_results=PAGE, page_token=token)
-            runs.extend(page)
-            token = page.token
-            if not token:
-                return runs
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException as error:
+        # Made meanwhile: by another sender, or by this one in a call that lost its answer.
+        found = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+            raise
+        return found.experiment_id

@@ -1,4 +1,4 @@
-"""A grid's records in MLflow: one run for each, sent once and read back.
+"""A grid's records in MLflow: one run for each, sent once and read back, and a run `summary`.
 
 Commands on one work directory take turns. Commands on several work directories may send to one
 server at the same time: each sends what it does not find, and then removes results that were
@@ -8,14 +8,13 @@ sent twice.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
-from bench.tracking.description import final_metrics, metrics_of, params_of, started_at, tags_of
-from bench.tracking.experiment import KIND, Experiment, failures
-from bench.tracking.tables_run import TablesRun
+from bench.tracking import description
+from bench.tracking.experiment import KIND, TrackingError, failures, open_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -23,15 +22,13 @@ if TYPE_CHECKING:
 Numbers = Mapping[str, Mapping[str, float]]
 NOTHING: Numbers = {}
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
+PLAN = "plan.json"
+PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
+FILES = "summary"  # where the run of that name keeps tables and figures
 
 
 class Mirror:
-    """One grid in an MLflow store.
-
-    Attributes:
-        experiment: that holds it.
-        tables: the run that holds its plan, tables and figures.
-    """
+    """One grid in an MLflow store; `id` is its experiment's."""
 
     def __init__(self, work_dir: Path, grid: str) -> None:
         """Opens the store; makes the database if there is none.
@@ -39,9 +36,9 @@ class Mirror:
         Raises:
             TrackingError: the store cannot be opened.
         """
-        self.experiment = Experiment(work_dir, grid)
-        self.client = self.experiment.client
-        self.tables = TablesRun(self.experiment)
+        self.client, self.grid = open_store(work_dir), grid
+        with failures():
+            self.id = open_experiment(self.client, work_dir, grid)
 
     def send(
         self,
@@ -50,7 +47,7 @@ class Mirror:
         numbers: Numbers = NOTHING,
         records: Mapping[str, Record] | None = None,
     ) -> int:
-        """Sends the plan and its records that the store lacks; returns how many were sent.
+        """Sends the plan and its records that MLflow lacks; returns how many were sent.
 
         Runs that a killed process left unfinished are sent anew, or closed if there is no record.
         Of several runs of one result one is kept.
@@ -63,13 +60,13 @@ class Mirror:
             records: of the plan, by cell id; None to read them from the store.
 
         Raises:
-            TrackingError: the store failed.
+            TrackingError: MLflow failed.
         """
-        self.tables.send_plan(plan)
         # Of the rows that a cell answers for, the first names its run.
         rows = {row.cell_id: row for row in reversed(plan.rows)}
         records, sent = store.read_all(rows) if records is None else records, 0
         with failures():
+            self._send_plan(plan)
             runs = self._runs()
             for cell_id, record in records.items():
                 run = runs.get(cell_id)
@@ -86,44 +83,122 @@ class Mirror:
                     self.client.set_terminated(run.info.run_id, status="KILLED")
             for cell_id in numbers.keys() & records.keys() & runs.keys():
                 run = runs[cell_id]
-                new = final_metrics(records[cell_id], numbers[cell_id], known=run.data.metrics)
+                new = description.final_metrics(
+                    records[cell_id], numbers[cell_id], known=run.data.metrics
+                )
                 if new:
                     self.client.log_batch(run.info.run_id, metrics=new)
         return sent
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
-        """The plan and all its records, from MLflow alone.
+        """The plan that was sent last and all its records, from MLflow alone.
 
         Raises:
-            TrackingError: the experiment holds no plan, or the store cannot be read.
+            TrackingError: the experiment holds no plan, or MLflow cannot be read.
         """
+        text = self._read(PLAN)
+        if text is None:
+            raise TrackingError(
+                f"no results of grid {self.grid!r} in MLflow; run: run_all.py --grid {self.grid}, "
+                f"or send what is recorded: run_all.py sync --grid {self.grid}"
+            )
         with failures(), tempfile.TemporaryDirectory() as folder:
-            plan = self.tables.fetch_plan()
+            plan = Plan.from_json(text)
             wanted = set(plan.cell_ids())
             records = {}
-            for run in self.experiment.search(f"tags.`{KIND}` = 'cell'"):
+            for run in self.search(f"tags.`{KIND}` = 'cell'"):
                 if _is_whole(run) and run.data.tags["cell_id"] in wanted:
                     path = self.client.download_artifacts(run.info.run_id, "record.json", folder)
                     record = Record.from_json(Path(path).read_text(encoding="utf-8"))
                     records[record.cell_id] = record
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
 
+    def send_files(self, folder: Path, files: Iterable[Path]) -> None:
+        """Puts tables and figures on the run `summary`; the latest version of each is kept.
+
+        Args:
+            folder: the grid's; files keep their places below it.
+            files: inside `folder`.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        with failures():
+            run = self._summary()
+            for path in files:
+                place = PurePosixPath(FILES) / path.relative_to(folder).parent
+                self.client.log_artifact(run, str(path), place.as_posix())
+            self.client.set_terminated(run)
+
+    def read_file(self, name: str) -> str | None:
+        """The text of a file that `send_files` sent, by its place below the grid's folder.
+
+        None if the experiment has no such file.
+
+        Raises:
+            TrackingError: MLflow cannot be read.
+        """
+        return self._read(f"{FILES}/{name}")
+
+    def search(self, text: str) -> list[Run]:
+        """All runs that MLflow's filter finds, on all pages."""
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.id], text, max_results=PAGE, page_token=token)
+            runs.extend(page)
+            if not (token := page.token):
+                return runs
+
+    def _read(self, path: str) -> str | None:
+        """The text of a file of the run `summary`."""
+        with failures(), tempfile.TemporaryDirectory() as folder:
+            run, parent = self._find_summary(), path.rpartition("/")[0]
+            there = self.client.list_artifacts(run, parent or None) if run else ()
+            if path not in {file.path for file in there if not file.is_dir}:
+                return None
+            local = self.client.download_artifacts(str(run), path, folder)
+            return Path(local).read_text(encoding="utf-8")
+
+    def _send_plan(self, plan: Plan) -> None:
+        for tag, value in description.experiment_tags(plan).items():
+            self.client.set_experiment_tag(self.id, tag, value)
+        self.client.log_text(self._summary(), plan.to_json(), PLAN)
+
+    def _summary(self) -> str:
+        """The run `summary`; makes it if there is none."""
+        if (found := self._find_summary()) is not None:
+            return found
+        tags = {KIND: "summary"}
+        made = self.client.create_run(self.id, run_name="summary", tags=tags)
+        return self._find_summary() or made.info.run_id
+
+    def _find_summary(self) -> str | None:
+        """The run; of several that senders made at the same time the smallest id stays."""
+        found = self.search(f"tags.`{KIND}` = 'summary'")
+        ids = sorted(run.info.run_id for run in found)
+        for spare in ids[1:]:
+            self.client.delete_run(spare)
+        return ids[0] if ids else None
+
     def _runs(self) -> dict[str, Run]:
         """Cell id -> its run; of several the whole one with the smallest id stays."""
         runs: dict[str, Run] = {}
-        found = self.experiment.search(f"tags.`{KIND}` = 'cell'")
+        found = self.search(f"tags.`{KIND}` = 'cell'")
         for run in sorted(found, key=lambda run: (not _is_whole(run), run.info.run_id)):
             if runs.setdefault(run.data.tags["cell_id"], run) is not run:
                 self.client.delete_run(run.info.run_id)
         return runs
 
     def _copy(self, record: Record, row: Row, folder: Path) -> None:
-        started = started_at(record)
+        started = description.started_at(record)
         made = self.client.create_run(
-            self.experiment.id, start_time=started, run_name=row.name, tags=tags_of(record, row)
+            self.id, start_time=started, run_name=row.name, tags=description.tags_of(record, row)
         )
         run = made.info.run_id
-        self.client.log_batch(run, metrics=metrics_of(record), params=params_of(record, row))
+        self.client.log_batch(
+            run, metrics=description.metrics_of(record), params=description.params_of(record, row)
+        )
         self.client.log_artifacts(run, str(folder))
         took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
         ended = started and int(started + 1000 * took)
