@@ -2,11 +2,7 @@
 
 
 class UserError(ValueError):
-    """An error that the user of a command can mend.
-
-    The message is one line: what is wrong, what was wanted, the cure. The command line prints it
-    without a traceback.
-    """
+    """An error that the user of a command can mend: one line with what was wanted and the cure."""
 
 
 CODE_FAULTS = (
@@ -45,11 +41,6 @@ def reason(error: BaseException) -> str:
 
 
 def name_and_reason(error: BaseException) -> str:
-    """The error's class and message in one line.
-
-    Example:
-        >>> name_and_reason(KeyError("tap")), name_and_reason(EOFError())
-        ("KeyError: 'tap'", 'EOFError')
-    """
+    """The error's class and message in one line."""
     name, why = type(error).__name__, reason(error)
     return name if why == name else f"{name}: {why}"

@@ -76,12 +76,7 @@ def _canonical(label: str, value: Any, wanted: Any) -> Any:
 
 
 def default_hyperparameters(name: str) -> dict[str, Any]:
-    """The method's hyper-parameters and their defaults, in the order of its signature.
-
-    Example:
-        >>> default_hyperparameters("soft_logits")
-        {'temperature': 4.0, 'rho': 0.9, 'scale_by_temperature_squared': True}
-    """
+    """The method's hyper-parameters and their defaults, in the order of its signature."""
     parameters = inspect.signature(_maker(name)).parameters
     for key, parameter in parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:

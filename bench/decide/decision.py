@@ -7,9 +7,17 @@ from statistics import fmean
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
 from bench.decide.finalists import too_dear
-from bench.decide.margin import Within, margin_for, within_margin
 from bench.decide.over_pairs import Overall, Teachers, between_teachers, over_pairs
-from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Claim, Family, prove
+from bench.decide.proof import (
+    FIRST_LOOK,
+    SECOND_LOOK,
+    Claim,
+    Family,
+    Within,
+    margin_for,
+    prove,
+    within_margin,
+)
 from bench.faults import UserError
 from bench.statistics import (
     ALPHA,

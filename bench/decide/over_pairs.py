@@ -1,22 +1,18 @@
 """A row's mean gain over pairs, and over the teachers of one pair."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.statistics import (
     ALPHA,
-    Interval,
     Pooled,
     between_groups,
     holm,
     mean_and_deviation,
-    mean_interval,
     random_effects,
 )
 
 LEAST_VARIANCE = 1e-12  # of a mean gain whose differences are all equal
-LEAST_TEACHERS = 8  # fewer say nothing about teachers that were not tried
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,10 @@ class Teachers:
         count: how many the gain was measured with: the claim is about these.
         deviation: of the true gain between teachers, in accuracy; None with one teacher, or with
             one seed for each, where it cannot be separated from the seeds'.
-        interval: of the mean gain over teachers in general, 95 %; None below `LEAST_TEACHERS`.
     """
 
     count: int
     deviation: float | None
-    interval: Interval | None
 
 
 def between_teachers(gains: Mapping[int, float], teachers: Mapping[int, str]) -> Teachers:
@@ -72,6 +66,4 @@ def between_teachers(gains: Mapping[int, float], teachers: Mapping[int, str]) ->
     groups: dict[str, list[float]] = {}
     for seed in sorted(gains.keys() & teachers.keys()):
         groups.setdefault(teachers[seed], []).append(gains[seed])
-    means = [statistics.fmean(group) for group in groups.values()]
-    interval = mean_interval(means) if len(means) >= LEAST_TEACHERS else None
-    return Teachers(len(groups), between_groups(list(groups.values())), interval)
+    return Teachers(len(groups), between_groups(list(groups.values())))
