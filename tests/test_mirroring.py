@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_records_are_sent_as_they_come_and_all_at_the_end(tmp_path, store, datab
         work.store.write(found[0])
         mirror = Mirror(tmp_path, plan().name)
         while not mirror.search("tags.status = 'finished'"):
-            leases.pause(0.1)
+            time.sleep(0.1)
         for record in found[1:]:
             work.store.write(record)
     assert mirror.fetch() == (plan(), records())

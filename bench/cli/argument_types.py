@@ -29,9 +29,9 @@ def names(text: str) -> list[str]:
 
 
 def number(
-    kind: type[Number], at_least: float = -LIMIT, at_most: float = LIMIT
+    kind: type[Number], at_least: float, at_most: float = math.inf
 ) -> Callable[[str], Number]:
-    """The type of a number from `at_least` to `at_most`, both included.
+    """The type of a finite number from `at_least` to `at_most`, both included.
 
     Returns:
         A function that reads the number. It raises argparse.ArgumentTypeError for other text.
@@ -43,17 +43,15 @@ def number(
         Traceback (most recent call last):
         argparse.ArgumentTypeError: got '0', wanted a whole number of at least 1
     """
-    wanted = "a whole number" if kind is int else "a finite number"
-    bounds = {"of at least": at_least, "of at most": at_most}
-    said = [f"{words} {bound:g}" for words, bound in bounds.items() if abs(bound) != LIMIT]
-    wanted = " ".join([wanted, " and ".join(said)]).strip()
+    wanted = f"a {'whole' if kind is int else 'finite'} number of at least {at_least:g}"
+    wanted += f" and at most {at_most:g}" if at_most < math.inf else ""
 
     def read(text: str) -> Number:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not at_least <= value <= at_most:
+        if not at_least <= value <= at_most or abs(value) > LIMIT:
             raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
         return kind(value)
 

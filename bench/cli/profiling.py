@@ -1,7 +1,6 @@
 """The command `profile`: measures what a grid's methods cost, and renders it."""
 
 import argparse
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -16,7 +15,7 @@ from bench.cost.profiler import profile as measure
 from bench.cost.steps import Workload
 from bench.data.library import Library
 from bench.expansion import data_name
-from bench.grid import Grid, load_grid, narrow
+from bench.grid import load_grid, narrow
 from bench.progress import ProgressDisplay
 from bench.record import write_atomically
 from bench.report.cost import costs_to_text
@@ -26,55 +25,44 @@ from bench.workdir import WorkDir
 
 
 def profile(options: argparse.Namespace) -> int:
-    """Measures what each method's loss and step cost, each method alone."""
+    """Measures what each method's loss and step cost, each method alone.
+
+    Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
+    here is not needed.
+    """
     work = WorkDir(options.work_dir)
-    grid, workload, how = _read(options, work)
+    grid = narrow(load_grid(options.grid), options.methods, options.pairs)
+    data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
+    channels, height, width = data.train_images.shape[1:]
+    largest = max(grid.axes.fraction or (grid.data.fraction,))
+    torch.set_num_threads(options.threads)
+    how = Profile(
+        data=data_name(grid.data),
+        train_images=round(largest * len(data.train_images)),
+        rounds=options.rounds,
+        provenance={**provenance(), "started": datetime.now(UTC).isoformat(timespec="seconds")},
+    )
     file = work.grid(grid.name) / FILE
     costs = read_costs(file)
-    batch = {"batch_size": workload.recipe.batch_size}
     rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
     with ProgressDisplay(Console(soft_wrap=True)) as display:
         for pair in grid.all_pairs:
-            recipe = grid.recipe_of(pair.student).model_copy(update=batch)
+            batch = options.batch or grid.recipe.batch_size
+            workload = Workload(
+                classes=len(data.classes),
+                image_shape=(channels, height, width),
+                recipe=grid.recipe_of(pair.student).model_copy(update={"batch_size": batch}),
+                device=pick_device(options.device),
+                precision=grid.precision,
+                deterministic=grid.deterministic,
+            )
             models = grid.model(pair.teacher), grid.model(pair.student)
-            step = replace(workload, recipe=recipe)
-            costs = costs.with_newer(measure(*models, rows, step, how, display.show))
+            costs = costs.with_newer(measure(*models, rows, workload, how, display.show))
             write_atomically(file, costs.to_json())
     if has_results(work, grid.name):
-        results = fetch_results(work, grid.name, "records")
-        files = write(work, findings(*results, costs))
+        files = write(work, findings(*fetch_results(work, grid.name, "records"), costs))
     else:
         files = write_profile(work, grid.name, costs)
     print(costs_to_text(costs), f"tables and figures: {work.grid(grid.name)}", sep="\n")
     mirror_files(work, grid.name, files)
     return 0
-
-
-def _read(options: argparse.Namespace, work: WorkDir) -> tuple[Grid, Workload, Profile]:
-    """The grid narrowed to what was asked for, and how it is measured.
-
-    Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
-    here is not needed.
-    """
-    grid = narrow(load_grid(options.grid), options.methods, options.pairs)
-    data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
-    channels, height, width = data.train_images.shape[1:]
-    largest = max(grid.axes.fraction or (grid.data.fraction,))
-    batch = grid.recipe.batch_size if options.batch is None else options.batch
-    torch.set_num_threads(options.threads)
-    workload = Workload(
-        classes=len(data.classes),
-        image_shape=(channels, height, width),
-        recipe=grid.recipe.model_copy(update={"batch_size": batch}),
-        device=pick_device(options.device),
-        precision=grid.precision,
-        deterministic=grid.deterministic,
-    )
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    how = Profile(
-        data=data_name(grid.data),
-        train_images=round(largest * len(data.train_images)),
-        rounds=options.rounds,
-        provenance={**provenance(), "started": started},
-    )
-    return grid, workload, how

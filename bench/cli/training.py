@@ -2,8 +2,8 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -19,7 +19,7 @@ from bench.expansion import Expansion
 from bench.faults import UserError
 from bench.grid import Grid, load_grid, name_part, narrow
 from bench.launch import tune as tuning
-from bench.launch.coordinator import Launch, Outcome, run_grid
+from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
 from bench.launch.job import WorkerConfig, unfinished
 from bench.launch.ray_cluster import RayCluster
@@ -186,43 +186,31 @@ def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
     """Trains a grid: all of it, or what is screened, then the finalists."""
     costs = fetch_costs(command.work, grid.name, "records")
     check_costs(grid, costs)
-    with _open_launcher(command) as (devices, launch, room_bytes):
-
-        def train(expansion: Expansion, phase: str) -> Outcome:
-            return run_grid(
-                expansion,
-                command.work,
-                command.config,
-                devices,
-                retry_failed=command.options.retry_failed,
-                console=command.console,
-                launch=launch,
-                room_bytes=room_bytes,
-                phase=phase,
-            )
-
+    with command.cluster or contextlib.nullcontext() as cluster:
+        if cluster is None:
+            devices = list_devices(command.device, command.options.workers)
+            launch, room_bytes = run_processes, worker_room(devices)
+        else:  # what is free here says nothing of its nodes
+            devices, launch, room_bytes = cluster.devices, cluster.run, None
+        train = partial(
+            run_grid,
+            work=command.work,
+            config=command.config,
+            devices=devices,
+            retry_failed=command.options.retry_failed,
+            console=command.console,
+            launch=launch,
+            room_bytes=room_bytes,
+        )
         expansion = command.expand(grid)
         if not grid.screens:
-            return train(expansion, ""), expansion
+            return train(expansion), expansion
         if expansion.plan.choices:
-            return train(expansion, "confirming"), expansion
-        screened = train(expansion, "screening")
+            return train(expansion, phase="confirming"), expansion
+        screened = train(expansion, phase="screening")
         choose(grid, expansion, command.work, costs)
         expansion = command.expand(grid)
-        return screened.then(train(expansion, "confirming")), expansion
-
-
-@contextlib.contextmanager
-def _open_launcher(
-    command: TrainingCommand,
-) -> Iterator[tuple[list[str], Launch, int | None]]:
-    """One device for each job that runs at once, what runs jobs, and the memory of a worker."""
-    if command.cluster is None:
-        devices = list_devices(command.device, command.options.workers)
-        yield devices, run_processes, worker_room(devices)
-        return
-    with command.cluster as cluster:  # what is free here says nothing of its nodes
-        yield cluster.devices, cluster.run, None
+        return screened.then(train(expansion, phase="confirming")), expansion
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:

@@ -1,7 +1,4 @@
-"""The coordinator of a run: from a grid's cells to their records and their mirror in MLflow.
-
-Records come first. Everything else is made from them, and may fail without losing one.
-"""
+"""The coordinator of a run: from a grid's cells to their records and their mirror in MLflow."""
 
 from __future__ import annotations
 

@@ -1,20 +1,17 @@
 """Leases: which command trains which cell, where several commands share one work directory.
 
 A command holds a lease on every cell that it trains, and writes a heartbeat to a file of its own
-every few seconds. A lease is free again once the heartbeat of its holder stops, and exactly one
-other command gets it.
+every few seconds. Once that stops, exactly one other command gets the lease.
 
-Clocks of hosts differ, so that only times written by the file system are compared: the age of a
-heartbeat is the time of one's own latest heartbeat minus the time of the other's. On one machine
-nobody waits for that: a command locks its heartbeat file, and the kernel opens the lock when the
-process ends, however it ends.
+Clocks of hosts differ, so that only times written by the file system are compared: one's own latest
+heartbeat and the other's. On one machine nobody waits for that: a command locks its heartbeat file,
+and the kernel opens the lock when the process ends, however it ends.
 
     <root>/hearts/<owner>              heartbeat, machine, process; locked while the owner lives
     <root>/held/<name>/<generation>    its owner, or "released"; the highest generation counts
 
-To take a lease is to create the next generation. Only one process can create a file, on network
-file systems too. Generations never run backwards, so that nobody takes a lease over twice on old
-evidence.
+To take a lease is to create the next generation: only one process can create a file, on network
+file systems too. Nobody takes a lease over twice on old evidence.
 """
 
 from __future__ import annotations
@@ -176,10 +173,6 @@ class Leases:
                 f"another launcher took over {self._lost}: this process was suspended for more "
                 f"than {self.expiry:g} s; start it again, finished cells are kept"
             )
-
-    def pause(self, seconds: float) -> None:
-        """Waits that long, or until the leases end."""
-        self._ended.wait(seconds)
 
     def _live(self) -> None:
         while not self._ended.wait(self.beat_seconds):

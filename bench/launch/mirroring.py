@@ -1,8 +1,7 @@
 """Records go to MLflow while a grid trains, in a thread, so that training never waits.
 
 What is new is sent every minute, less often where sending takes long, and at the end. A store that
-is away is named once. What it lacks at the end, `sync` sends. One process at a time sends the
-records of a grid.
+is away is named once. One process at a time sends the records of a grid.
 """
 
 import contextlib
@@ -52,7 +51,7 @@ def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
         if time.monotonic() >= until:
             who = leases.holder(name) or "another command"
             raise BusyError(f"{who} is sending records to MLflow from this work directory")
-        leases.pause(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     try:
         yield
     finally:

@@ -1,9 +1,8 @@
 """A Ray cluster: jobs as tasks on nodes that may join, leave and die while a grid trains.
 
-All nodes share the work directory, so that Ray carries only jobs and events. The coordinator is a
-driver on one of the nodes. It alone decides what runs again: a task that raises, or loses its
-process, is treated as on one machine; a job that lost its node goes on elsewhere from its
-checkpoints.
+All nodes share the work directory, so that Ray carries only jobs and events. The coordinator, a
+driver on one of the nodes, decides what runs again: a task that raises or loses its process as on
+one machine, a job that lost its node elsewhere, from its checkpoints.
 """
 
 from __future__ import annotations
@@ -135,8 +134,6 @@ class RayCluster:
     ) -> Generator[Done]:
         """Runs jobs as tasks, as `bench.launch.workers.run_processes` runs them in processes.
 
-        A job that loses its node runs again from its checkpoints; see `LOSSES`.
-
         Raises:
             ClusterError: a node lacks the code, the data or the work directory.
         """
@@ -204,7 +201,7 @@ class _Tasks(Launcher[Any]):
         if self.running:
             ended, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS, fetch_local=False)
         else:
-            self.leases.pause(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         for cell_id, *values in self.events.get_nowait_batch(self.events.qsize()):
             self.losses.pop(cell_id, None)
             self.report(cell_id, *values)
@@ -252,7 +249,7 @@ class _Tasks(Launcher[Any]):
             for cell in self.without_record(job):
                 if (folder := self.store.folder(cell.id)).is_dir():
                     os.listdir(folder)  # makes a network disk forget that a file was missing
-            self.leases.pause(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _look_at_nodes(self) -> None:
         """Says once that jobs wait for a node."""

@@ -1,8 +1,8 @@
 """Which cells train side by side, and in which order workers take the jobs.
 
-Teachers and sources come first, then the cohorts, longest first. A free worker takes the first job
-that is ready. A cohort too large for a worker's memory is cut into balanced parts. Long cohorts are
-cut further where all workers are then done earlier. Each part pays the teacher's forward pass anew.
+Teachers and sources come first, then the cohorts, longest first. A cohort too large for a worker's
+memory is cut into balanced parts, and a long one where all workers are then done earlier, although
+each part pays the teacher's forward pass anew.
 
 Only time depends on the schedule. A cell's numbers are the same in every job and on every worker.
 """
@@ -33,9 +33,6 @@ def plan_jobs(
     fits: Callable[[Sequence[Cell]], bool] = lambda cells: True,
 ) -> list[Job]:
     """The jobs of a grid, in the order in which workers take them.
-
-    Cells that others learn from are jobs of their own. Cells with one stream and one teacher form
-    a cohort. A baseline joins any cohort with its stream.
 
     Args:
         cells: those to train, teachers among them.
@@ -81,7 +78,10 @@ def plan_training(
 
 
 def group_cells(cells: Iterable[Cell]) -> tuple[list[Cell], list[list[Cell]]]:
-    """The cells that others learn from, and the cohorts of all others."""
+    """The cells that others learn from, and the cohorts of all others.
+
+    Cells with one stream and one teacher form a cohort. A baseline joins any with its stream.
+    """
     cells = list(cells)
     teaching = {need.id for cell in cells for need in cell.needs}
     teachers = [cell for cell in cells if cell.id in teaching]

@@ -1,8 +1,8 @@
 """Tuning: hyper-parameters are chosen on held-out training images, with equal trials for all rows.
 
-A part of the training images is held out, the same for teachers and students. Both train on the
-rest, and accuracy is measured on the held-out part, never on the test set. Every trial trains on
-one seed, and the best third of each row's trials on more. No grid uses these seeds.
+Teachers and students train on the same part of the training images, and accuracy is measured on the
+rest, never on the test set. Every trial trains on one seed, and the best third of each row's trials
+on more. No grid uses these seeds.
 """
 
 import csv

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -121,7 +122,7 @@ class _WorkerProcesses(Launcher[_Worker]):
             connections = [worker.connection for worker in self.running]
             wait([*connections, *(w.process.sentinel for w in self.running)], POLL_SECONDS)
         else:  # other commands hold all that is left, or what it waits for
-            self.leases.pause(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         for worker in list(self.running):
             while (message := worker.receive()) is not None:
                 kind, *values = message
