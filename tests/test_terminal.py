@@ -9,8 +9,8 @@ from summary_grid import cost, plan, records
 from bench.cli import COMMANDS, main
 from bench.cli.terminal import say, show_what_it_can
 from bench.cost.costs import Costs
+from bench.report.card import result_lines, result_tables
 from bench.report.results import findings
-from bench.report.terminal import result_lines, result_tables
 
 
 def test_a_terminal_without_the_characters_gets_plain_ones(monkeypatch):

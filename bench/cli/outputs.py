@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def render(work: WorkDir, plan: Plan, records: dict[str, Record], costs: Costs) -> list[Path]:
     """Writes tables, figures and the report, then prints the results; returns what to mirror."""
+    from bench.report.card import result_lines, result_tables
     from bench.report.results import findings
-    from bench.report.terminal import result_lines, result_tables
 
     found = findings(plan, records, costs)
     files = write(work, found)

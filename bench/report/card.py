@@ -1,14 +1,16 @@
-"""What the page opens with: the answer in at most three sentences, then one line for each pair."""
+"""The answer in at most three sentences, then a line for each pair: on the page, in a terminal."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
 from bench.decide.evidence import LONGER, METHOD
 from bench.design import PairId
 from bench.report.answers import asked_of, cautions, cost_of
-from bench.report.results import Findings, Line
+from bench.report.results import Findings, Line, remarks, summary_section
+from bench.report.tables import Table, to_text
 from bench.report.wording import LONGER as FACTOR
 from bench.report.wording import (
     chance_text,
@@ -24,7 +26,7 @@ SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""
 
 STUDENTS = 2
-"""So many students have a sentence each."""
+"""Students with a sentence each, at most."""
 
 
 class Part(NamedTuple):
@@ -76,12 +78,6 @@ def _gain(answer: Answer) -> str:
     return f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
 
 
-def _mean_gain(answer: Answer) -> float | None:
-    """What was measured if it is proven, else what is believed."""
-    gain, chance = answer.proven_gain, answer.chance(answer.named)
-    return gain.mean if gain is not None else chance.gain if chance is not None else None
-
-
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
     asked = asked_of(found.plan)
@@ -130,9 +126,8 @@ def _overall(found: Findings) -> Sentence:
 
 
 def _at(costs: Sequence[float]) -> str:
-    if not costs:
-        return ""
-    return f", at {range_text(costs, lambda x: f'{x:.1f}')} times its training cost"
+    shown = range_text(costs, "{:.1f}".format) if costs else ""
+    return f", at {shown} times its training cost" if costs else ""
 
 
 def _exploratory(
@@ -174,7 +169,9 @@ def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) ->
     mine = _of(answers, student)
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
     named = {answer.named for answer in mine.values()}
-    gains = [gain for answer in mine.values() if (gain := _mean_gain(answer)) is not None]
+    # What was measured if it is proven, else what is believed.
+    both = [(a.proven_gain, a.chance(a.named)) for a in mine.values()]
+    gains = [gain.mean if gain else chance.gain for gain, chance in both if chance is not None]
     priced = (cost_of(found.pairs[key], answer.named) for key, answer in mine.items())
     costs = [cost for cost in priced if cost is not None]
     if len(named) > 1 or not gains:
@@ -210,12 +207,11 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
         claims = [c for a in answers.values() if (c := a.claim(longer.label)) is not None]
         gains = [claim.gain.mean for claim in claims if claim.gain is not None]
     text = f"{lead}training the student alone for {times} gives {range_text(gains, points)} points"
-    beaten = [
-        claim.proven
-        for key, answer in answers.items()
-        for claim in answer.against_longer
-        if claim.row == _best_method(found, key)
-    ]
+    beaten = []
+    for key, answer in answers.items():
+        # The finalist of the highest gain that needs a teacher.
+        methods = [x.label for x in found.lines[key] if x.kind == METHOD and x.gain is not None]
+        beaten += [c.proven for c in answer.against_longer if c.row in methods[:1]]
     if not beaten:
         return [Part(f"{text}.")]
     if not any(beaten):
@@ -233,7 +229,39 @@ def _longer(found: Findings) -> Line | None:
     return None
 
 
-def _best_method(found: Findings, key: PairId) -> str:
-    """The finalist of the highest gain that needs a teacher."""
-    lines = (line for line in found.lines[key] if line.kind == METHOD and line.gain is not None)
-    return next((line.label for line in lines), "")
+# --- the same for a terminal -------------------------------------------------------------------
+
+WIDE = 110
+"""Columns of a terminal from which on tables show accuracies and seeds too."""
+
+NARROW = ("label", "gain", "cost", "verdict")
+REFERENCES = ("teacher", "student")
+
+
+def result_tables(found: Findings, width: int) -> list[str]:
+    """The tables of the summary for a terminal of so many columns, without notes, best first."""
+    return [to_text(_shown(table, width)) for table in summary_section(found).tables]
+
+
+def _shown(table: Table, width: int) -> Table:
+    if width >= WIDE:
+        keys = [column.key for column in table.columns if not column.detail]
+        return replace(table.only(keys), notes=())
+    narrow = table.only(NARROW)
+    # Neither has a gain: it would be their accuracy that counts.
+    rows = [row for row in narrow.rows if row["verdict"] not in REFERENCES]
+    return replace(narrow, rows=rows, notes=())
+
+
+def result_lines(found: Findings) -> list[str]:
+    """What has to be said of single rows, then the answer, and for each pair if there are more."""
+    lines = [
+        f"{title}: {remark}"
+        for key, title in found.titles.items()
+        for remark in remarks(found, key)
+    ]
+    lines += ["".join(part.text for part in sentence) for sentence in sentences(found)]
+    for pair in pair_lines(found) if len(found.answers) > 1 else ():
+        answer = f"{pair.verdict}: {pair.row}, {pair.gain}, {pair.cost}"
+        lines.append(f"{pair.title}: {answer if pair.verdict else f'no answer: {pair.row}'}")
+    return lines

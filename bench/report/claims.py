@@ -3,20 +3,16 @@
 The claims are those of the deck "Knowledge distillation in deep neural network" (S. Lee), which
 sorts methods into the categories of this harness and sums them up in five sentences.
 
-How a verdict comes about:
-
-- A measure with a spread over seeds is a difference (or ratio) paired by seed: the mean over a
-  category's methods, minus the same of another category, averaged over the pairs of networks.
-  Paired t test, Holm's correction over the table. The claim is supported if the corrected p is at
-  most 0.05 and the sign is the claim's, not supported if the sign is the other, and undecided
-  otherwise: also with fewer than 3 seeds, and where all differences are equal.
-- A measure without such a spread (sizes, which architectures decide; costs, of which quartiles are
-  known) supports a claim if it holds on every pair of networks, speaks against it if the opposite
-  holds on every pair, and leaves it undecided otherwise. Costs differ if their quartiles do not
+- A measure with a spread over seeds is the mean over a category's methods, minus the same of
+  another category (or their ratio), paired by seed and averaged over the pairs of networks. Paired
+  t test, Holm over the table. Supported: corrected p at most 0.05 and the claim's sign; not
+  supported: the other sign; undecided otherwise, with fewer than 3 seeds, and without a spread.
+- Sizes and costs have no such spread: supported if it holds on every pair of networks, not
+  supported if the opposite does, undecided otherwise. Costs differ if their quartiles do not
   overlap.
-- "Nothing is completely superior" is supported if every method's row is significantly beaten on
-  some pair by another row; not supported if one row beats all others on every pair; undecided
-  otherwise, and with fewer than two pairs or three seeds. Not finding a best row is no evidence.
+- "Nothing is completely superior": supported if every method's row is significantly beaten on some
+  pair by another row; not supported if one row beats all others on every pair; undecided
+  otherwise, and with fewer than two pairs or three seeds.
 """
 
 import math

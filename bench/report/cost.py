@@ -40,20 +40,16 @@ METHOD_COLUMNS = (
 )  # fmt: skip
 
 NOTES = (
-    "One method alone, on random images. Every step is warmed up, waited for, and measured in "
-    "turns with all others, in a new order every round.",
-    "Times are medians with [first quartile, third quartile] over rounds, with a ± where both lie "
-    "equally far.",
+    "One method alone, on random images, warmed up, in turns with all others; medians with [first "
+    "quartile, third quartile] over rounds, with a ± where both lie equally far.",
     "Whole training: sum over stages of epochs x share of the images x step, over the plain "
-    "student's epochs x step of the same round. It includes a teacher's pass over clean images, "
-    "and leaves out the teacher's own training, a source's training and the choice of images.",
-    "FLOP are counted while the step runs: products, convolutions (1 multiply-add = 2) and matrix "
-    "decompositions by formula (9 n^3 for eigh of an n x n matrix); nothing elementwise.",
-    "Transfer losses: alone, with their connectors, forward and backward, on the tensors that both "
-    "networks show in a step; one number a stage.",
-    "Peak memory above plain, of the costliest stage: what a step holds at most beyond weights and "
-    "images, and what is held from step to step on top of plain training: connectors with their "
-    "momentum, and the teacher's view of all training images where a stage caches it.",
+    "student's epochs x step of the same round, with a teacher's pass over clean images; without "
+    "the teacher's own training, a source's training and the choice of images.",
+    "FLOP: products, convolutions (1 multiply-add = 2) and matrix decompositions by formula (9 n^3 "
+    "for eigh of an n x n matrix); nothing elementwise.",
+    "Transfer losses: alone, with their connectors, forward and backward; one number a stage.",
+    "Memory above plain, of the costliest stage: a step's peak beyond weights and images, and what "
+    "is held from step to step: connectors, their momentum, the teacher's view if it is cached.",
     "Extra parameters are trained with the student and dropped afterwards.",
 )
 
@@ -100,7 +96,7 @@ def _method_row(record: CostRecord) -> dict[str, Value]:
     row: dict[str, Value] = {"label": row_title(record.label)}
     if record.status != FINISHED:
         return {**row, "status": f"{record.status.replace('_', ' ')}: {record.error}"}
-    losses = [stage.loss_ms.median if stage.loss_ms else None for stage in record.stages]
+    losses = (stage.loss_ms.median if stage.loss_ms else None for stage in record.stages)
     ratio = record.training_cost_ratio
     ends = (ratio.q1, ratio.q3) if ratio and ratio.n > 1 else (None, None)
     return {

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 
 from bench.design import PairId
 from bench.record import Plan, Record
@@ -37,7 +36,7 @@ def facts(plan: Plan, pairs: Pairs, records: Mapping[str, Record]) -> list[str]:
         f"seeds {seeds_text(row.seed for row in plan.rows)}",
         f"{_whole_numbers(students, 'test_images')} {measured_on(plan, 'images')}",
         ", ".join(places),
-        _day(used),
+        max((str(r.conditions.get("started", "")) for r in used), default="")[:10],
     ]
     return [part for part in parts if students and part and not part.startswith(" ")]
 
@@ -53,22 +52,19 @@ def _axes(key: PairId, groups: Iterable[Group]) -> list[str]:
     """The axes of a pair that are not at their neutral 1, as people say them."""
     finished = {group.role: record for group in groups for record in group.finished()[:1]}
     student, teacher = finished.get("student"), finished.get("teacher")
+    seen, all_data = ((r.cell.get("data") or {}) if r else {} for r in (student, teacher))
     found = []
     for name, value in json.loads(key.axes).items():
-        if value == 1:
-            continue
         text = f"{name} {value:g}"
-        size = (student.cell.get("data") or {}).get("size") if student else None
-        if name == "resolution" and size:
+        if name == "resolution" and (size := seen.get("size")):
             text = f"{size / value:g}×{size / value:g}"
         elif name == "labels":
             text = f"{100 * value:.0f} % of the labels"
         elif name == "fraction" and student and "train_images" in student.final:
-            text = f"{student.final['train_images']:,.0f}"
-            whole = (teacher.cell.get("data") or {}).get("fraction") == 1 if teacher else False
-            text += f" of {teacher.final['train_images']:,.0f}" if teacher and whole else ""
-            text += " images"
-        found.append(text)
+            text = f"{student.final['train_images']:,.0f} images"
+            if teacher and all_data.get("fraction") == 1:
+                text = text.replace("images", f"of {teacher.final['train_images']:,.0f} images")
+        found += [text] if value != 1 else []
     return found
 
 
@@ -77,12 +73,3 @@ def _whole_numbers(records: Iterable[Record], key: str) -> str:
     values = [record.final[key] for record in records if record.final.get(key) is not None]
     ends = dict.fromkeys(f"{end:,.0f}" for end in (min(values), max(values))) if values else ()
     return " to ".join(ends)
-
-
-def _day(records: Iterable[Record]) -> str:
-    """When the last cell started, as a date."""
-    started = [str(r.conditions["started"]) for r in records if r.conditions.get("started")]
-    try:
-        return f"{datetime.fromisoformat(max(started)):%-d %B %Y}" if started else ""
-    except ValueError:
-        return max(started)

@@ -64,10 +64,6 @@ class Group:
         """The records of finished cells, each once."""
         return [record for record in self.records.values() if record.status == FINISHED]
 
-    def status(self) -> str:
-        """How many of the planned cells finished; `faults_table` has what became of the others."""
-        return f"{len(self.finished())} of {len(set(self.cells.values()))}"
-
     def why_empty(self) -> str:
         """Why there is no accuracy, in a word or two."""
         statuses = {status_of(self.records.get(cell)) for cell in self.cells.values()}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
 from bench.report.cost import measured_at
@@ -20,7 +19,6 @@ from bench.report.facts import facts, measured_on
 from bench.report.figures import Curves, Forest, GainCost, finding, forest, gain_cost
 from bench.report.results import Findings, Line
 from bench.report.tables import Section, Value, csv_value, notes_once, show
-from bench.report.wording import points
 from bench.statistics import Interval
 
 FOLDER = Path(__file__).parent / "template"
@@ -111,11 +109,10 @@ def figure_file(kind: str, plot: GainCost | Curves, alt: str, title: str, measur
 
     `alt` is what it shows, in words; `measured` is what accuracies are of.
     """
-    module = _environment().get_template("figures.html").make_module({"style": _style("figure")})
-    options = {"file": True, "title": title}
+    draw: Any = _environment().get_template("figures.html").module
     if kind == "curves":
-        return str(module.curves(plot, alt, measured, **options))  # pyright: ignore
-    return str(module.gain_cost(plot, alt, **options))  # pyright: ignore
+        return str(draw.curves(plot, alt, measured, file=True, title=title))
+    return str(draw.gain_cost(plot, alt, file=True, title=title))
 
 
 def _render(
@@ -125,9 +122,6 @@ def _render(
         parts,
         sections=[replace(s, tables=notes_once(s.tables)) for s in sections],
         links=links,
-        style=_style("figure"),
-        page_style=_style("page"),
-        script=Markup(_text("page.js")),
         symbols=SYMBOLS,
     )  # fmt: skip
 
@@ -137,16 +131,8 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["show"] = show
-    environment.filters["raw"] = _raw
-    environment.filters["gain"] = lambda line: points(line.gain.mean)
-    environment.filters["cost"] = _cost
-    environment.filters["percent"] = _percent
+    environment.filters |= {"show": show, "raw": _raw, "percent": _percent}
     return environment
-
-
-def _cost(line: Line) -> str:
-    return "–" if line.cost is None else f"×{line.cost:.1f}"
 
 
 def _percent(value: float, signed: bool = True) -> str:
@@ -158,11 +144,3 @@ def _raw(value: Value) -> str:
     """What to sort a number by; empty for text."""
     number = value.mean if isinstance(value, Interval) else value
     return csv_value(number) if isinstance(number, (int, float)) else ""
-
-
-def _style(name: str) -> Markup:
-    return Markup(_text(f"{name}.css"))
-
-
-def _text(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8").rstrip("\n")

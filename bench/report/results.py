@@ -40,7 +40,6 @@ COLUMNS = (
     ),
     Column(key="epochs", name="epochs", detail=True),
     Column(key="n", name="n"),
-    Column(key="status", name="finished", align="left", detail=True),
 )  # fmt: skip
 
 COST_NOTE = (
@@ -51,24 +50,14 @@ COST_NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One row of a pair, or its mean over pairs.
+    """One row of a pair, or its mean over pairs; `COLUMNS` and results/README.md have its numbers.
 
     Attributes:
-        label: the row's.
         role: "teacher", "student" or "method".
         kind: see `bench.decide.evidence.Row`; empty for the teacher, and without a result.
-        category: the method's.
         variant: 0 for the first row of its method, 1 for the next one.
-        verdict: in a word or two.
-        proven: whether the row is proven better than the student.
         gain: over the student; of a finalist, with an interval that holds for all of them.
-        cost: whole training over the plain student's.
-        accuracy: of the last epoch; an interval over seeds.
-        best_accuracy: of each cell's best epoch, chosen on the test set.
-        agreement: with the teacher.
-        epochs: of the whole training.
         n: seeds with an accuracy.
-        status: what became of its cells.
     """
 
     label: str
@@ -85,7 +74,6 @@ class Line:
     agreement: Interval | None = None
     epochs: float | None = None
     n: int = 0
-    status: str = ""
 
     @property
     def title(self) -> str:
@@ -182,8 +170,7 @@ def _mean_line(row: Overall, pairs: Iterable[Iterable[Line]]) -> Line:
 def _line(
     group: Group, row: Evidence | None, pair: Pair | None, answer: Answer | None, variant: int
 ) -> Line:
-    epochs = group.by_cell("epochs")
-    accuracies = group.by_cell("last_accuracy")
+    epochs, accuracies = group.by_cell("epochs"), group.by_cell("last_accuracy")
     claim = answer.claim(group.label) if answer else None
     return Line(
         label=group.label,
@@ -200,7 +187,6 @@ def _line(
         agreement=_mean(group.by_cell("agreement")),
         epochs=whole(fmean(epochs)) if epochs else None,
         n=len(accuracies),
-        status=group.status(),
     )
 
 

@@ -30,12 +30,12 @@ def write_selection_figures(
 ) -> list[Path]:
     """Draws one selection for each teacher and row: that of the first pair and seed that has one.
 
-    A cell without its files in the store has no figure, for example when results are read from
-    MLflow alone. Returns the files `selection_<pair>_<label>_seed<k>.svg`, in the plan's order;
-    equal selections give equal bytes under one version of matplotlib.
+    A cell without its files in the store has no figure. Returns the files
+    `selection_<pair>_<label>_seed<k>.svg`, in the plan's order; equal selections give equal bytes
+    under one version of matplotlib.
 
     Raises:
-        ValueError: a selection's file is damaged.
+        UserError: a selection's file is damaged.
     """
     drawn: dict[tuple[str, ...], Path] = {}
     for key, rows in group_by_pair(plan).items():

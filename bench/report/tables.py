@@ -40,8 +40,7 @@ class Column:
     """What one column holds.
 
     Attributes:
-        key: its name in the CSV.
-        name: its heading everywhere else, without the unit.
+        key: its name in the CSV; `name` is its heading everywhere else.
         unit: printed in the heading; "%" and "points" (of percent) show fractions times 100.
         align: "left" for text, "right" for numbers.
         digits: decimals shown; None for as many as the number needs.
@@ -103,16 +102,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What belongs together: one CSV file, and one closed section of the page.
+    """What belongs together: one CSV file called `name`, and one closed section of the page.
 
-    Attributes:
-        name: of the files, without an ending, and of the section, for links.
-        title: its heading.
-        tables: all of the columns of the widest one, or fewer.
-        text: a paragraph above them, empty for none.
-        lines: the page's, before the tables.
-        curves: the page's: a pair's title, what the figure shows in words, and the figure.
-        dumbbells: the page's: a pair's title and its rows.
+    Tables have the columns of the widest one, or fewer. On the page a paragraph of `text`, `lines`,
+    curves (a pair's title, what they show in words, the figure) and dumbbells (a pair's title, its
+    rows) are before them.
     """
 
     name: str
