@@ -37,13 +37,10 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """A cell's training so far, in all processes that took part in it.
+    """A cell's training so far, in all processes that took part in it; seconds are its share.
 
     Attributes:
         started: when the first process began, ISO 8601.
-        train_seconds: the cell's share of its cohorts' wall-clock seconds.
-        evaluation_seconds: likewise.
-        checkpoint_seconds: of writing and reading its checkpoints.
         resumed: how often the training resumed from a checkpoint.
         conditions: device, versions and commit of each earlier process.
         nondeterministic: operations without a deterministic form that earlier processes ran.

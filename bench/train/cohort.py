@@ -1,7 +1,6 @@
 """A cohort: students with the same data, teacher and seed, trained side by side.
 
-They share one stream of batches and one forward pass of the teacher. They do not affect each
-other: on the CPU, each student's numbers are bit-equal to those of training it alone.
+On the CPU, each student's numbers are bit-equal to those of training it alone.
 """
 
 import logging
@@ -64,8 +63,7 @@ class Cohort:
     def run(self, cells: Sequence[Cell]) -> None:
         """Trains the cells, and writes each one's record as soon as it has finished or failed.
 
-        Students that resume from checkpoints of different epochs are brought level first: those
-        with the fewest finished epochs train until they reach the next.
+        Students that resume from checkpoints of different epochs are brought level first.
         """
         set_numerics(cells[0])
         self._size = len(cells)

@@ -223,10 +223,6 @@ def total_variation(maps: Tensor) -> Tensor:
     Source:
         Rudin, Osher, Fatemi: Nonlinear total variation based noise removal algorithms, Physica D
         60, 1992; the anisotropic form, which sums both axes.
-
-    Example:
-        >>> total_variation(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))     # .6 + .8 and .2 + 0
-        tensor([1.6000])
     """
     # NaN and not 0, because a dead channel is not a smooth one.
     maps = maps / torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)

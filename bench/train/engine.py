@@ -48,7 +48,6 @@ class Student:
         curves: name -> one value for each finished epoch.
         selections: stage name -> the training images that its `keep` chose.
         subset: positions of the images that the epoch goes through; None for all.
-        sums: running sums of the epoch.
     """
 
     cell: Cell

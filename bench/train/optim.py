@@ -38,11 +38,6 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
 
     multistep: the rate is multiplied by `decay` at each of `milestones`, which are fractions of E.
     cosine: lr (1 + cos(pi e / E)) / 2. constant: lr.
-
-    Example:
-        >>> recipe = Recipe(epochs=10, batch_size=8, learning_rate=1.0, milestones=(0.5, 0.8))
-        >>> [round(learning_rate(recipe, e, 10), 2) for e in (0, 4, 5, 8)]
-        [1.0, 1.0, 0.1, 0.01]
     """
     rate = recipe.learning_rate
     if recipe.schedule == "cosine":

@@ -43,7 +43,6 @@ class StudentBatch(NamedTuple):
 
     Attributes:
         index: (B,) positions in the training set.
-        teacher: the teacher's view of the batch; None if no stage reads one.
         last: whether it is the epoch's last batch, on which a stage's `watch` runs.
     """
 
