@@ -16,7 +16,7 @@ from bench.cost.costs import Costs, Quartiles
 from bench.hyperparameters import METHODS, build_method
 from bench.record import Plan
 from bench.report import figures, page
-from bench.report.plot import Box, linear, logarithmic, place_labels
+from bench.report.figures import Box, linear, logarithmic, place_labels
 from bench.report.results import findings
 
 LABELS = ("teacher", "student", "soft_logits", "fitnet", "rkd")

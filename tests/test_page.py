@@ -12,7 +12,7 @@ from test_figures import costs, evidence
 
 from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
 from bench.report.build import build
-from bench.report.conditions import conditions_table, faults_table
+from bench.report.groups import conditions_table, faults_table
 from bench.report.page import MOST_BYTES, MOST_WORDS, words
 from bench.report.results import findings
 from bench.report.tables import show

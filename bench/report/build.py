@@ -6,15 +6,13 @@ from pathlib import Path
 from bench.record import write_atomically
 from bench.report.answers import answer_lines, asked_of, overall_lines
 from bench.report.claims import claim_table
-from bench.report.conditions import conditions_table, faults_table
 from bench.report.cost import cost_section
-from bench.report.facts import measured_on
 from bench.report.figures import curves, file_name, finding, gain_cost
-from bench.report.groups import cells_csv
+from bench.report.groups import cells_csv, conditions_table, faults_table
 from bench.report.page import figure_file, render_page
 from bench.report.paper import paper_table
 from bench.report.published import published_tables
-from bench.report.results import Findings, summary_section
+from bench.report.results import Findings, measured_on, summary_section
 from bench.report.selection import write_selection_figures
 from bench.report.tables import Section, write_csv, write_markdown
 

@@ -25,7 +25,7 @@ from bench.record import Record
 from bench.report.groups import Group, Measure, Pairs, final
 from bench.report.results import Findings
 from bench.report.tables import Table, Value, text_columns
-from bench.report.wording import row_title
+from bench.report.wording import range_text, row_title
 from bench.statistics import ALPHA, holm, mean_interval, paired_differences, paired_p
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
@@ -165,8 +165,7 @@ def _ordered(
     parts = []
     for each in (category, *others):
         values = [pair[each][1] for pair in pairs if each in pair]
-        ends = dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values))) if values else ()
-        parts += [f"{each} {' to '.join(ends)}"] * bool(values)
+        parts += [f"{each} {range_text(values, '{:.4g}'.format)}"] if values else []
     verdict = {sign: SUPPORTED, -sign: NOT_SUPPORTED}.get(holds[0], UNDECIDED)
     right = f"so in {holds.count(sign)} of {len(holds)} comparisons"
     return claim._replace(

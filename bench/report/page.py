@@ -15,9 +15,8 @@ import jinja2
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
 from bench.report.cost import measured_at
-from bench.report.facts import facts, measured_on
 from bench.report.figures import Curves, Forest, GainCost, finding, forest, gain_cost
-from bench.report.results import Findings, Line
+from bench.report.results import Findings, Line, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
 from bench.statistics import Interval
 
