@@ -1,6 +1,5 @@
 """Everything that is rendered of one grid: tables, figures and the page, from records alone."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from bench.record import write_atomically
@@ -18,8 +17,6 @@ from bench.report.tables import Section, write_csv, write_markdown
 
 MARKDOWN = ("summary", "cost")
 """Sections that are a Markdown file too."""
-
-NO_COSTS = "Nothing was profiled: `run_all.py profile` measures what each method costs."
 
 
 def build(found: Findings, store: Path, folder: Path) -> list[Path]:
@@ -56,7 +53,7 @@ def sections(found: Findings) -> list[Section]:
         Section(name="answers", title="Every answer in full", lines=_answer_lines(found)),
         summary_section(found),
         Section(name="curves", title="Learning curves", curves=_curves(found)),
-        replace(cost_section(found.costs), text="" if found.costs else NO_COSTS),
+        cost_section(found.costs),
         Section(
             name="published", title="Published and ours", tables=published_tables(plan, records)
         ),
@@ -64,7 +61,7 @@ def sections(found: Findings) -> list[Section]:
         Section(name="conditions", title="Conditions", tables=conditions),
         Section(name="faults", title="Cells without a result", tables=faults),
     ]
-    return [s for s in made if s.tables or s.lines or s.curves or s.text]
+    return [s for s in made if s.tables or s.lines or s.curves]
 
 
 def _answer_lines(found: Findings) -> list[str]:

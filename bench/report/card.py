@@ -19,7 +19,6 @@ from bench.report.wording import (
     points,
     range_text,
     row_title,
-    times_text,
 )
 
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
@@ -201,7 +200,7 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
     if longer is None or longer.gain is None:
         return [Part(f"{lead}no row trains the student alone for longer, so its worth is open.")]
     factor = FACTOR.fullmatch(longer.label)
-    times = times_text(float(factor["factor"])) if factor else "longer"
+    times = f"{float(factor['factor']):g} times as long" if factor else "longer"
     gains = [longer.gain.mean]
     if not found.overall:
         claims = [c for a in answers.values() if (c := a.claim(longer.label)) is not None]

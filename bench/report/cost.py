@@ -18,13 +18,6 @@ from bench.report.tables import (
 from bench.report.wording import row_title
 from bench.statistics import Interval
 
-CONDITIONS = (
-    "device", "threads", "precision", "deterministic", "torch", "cuda", "python", "batch",
-    "image_shape", "classes", "train_images", "rounds", "warm_up", "started", "commit", "dirty",
-    "memory",
-)  # fmt: skip
-"""What is said of a measurement, in this order."""
-
 METHOD_COLUMNS = (
     Column(key="label", name="method", align="left"),
     Column(
@@ -67,16 +60,10 @@ def _title(record: CostRecord) -> str:
 def _measured_with(records: Sequence[CostRecord]) -> str:
     """The conditions that all records share; those that differ show every value."""
     shown = []
-    for name in CONDITIONS:
-        values = [record.conditions.get(name) for record in records]
-        if any(value is not None for value in values):
-            texts = dict.fromkeys(map(_plain, values))
-            shown.append(f"{name.replace('_', ' ')} {' or '.join(texts)}")
+    for name in sorted({name for record in records for name in record.conditions}):
+        texts = dict.fromkeys(str(record.conditions.get(name)) for record in records)
+        shown.append(f"{name.replace('_', ' ')} {' or '.join(texts)}")
     return f"Measured with: {'; '.join(shown)}."
-
-
-def _plain(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def method_table(records: Sequence[CostRecord]) -> Table:
@@ -133,15 +120,6 @@ def cost_section(costs: Costs) -> Section:
 def costs_to_text(costs: Costs) -> str:
     """The tables of methods for a terminal."""
     return "\n".join(map(to_text, cost_section(costs).tables))
-
-
-def measured_at(costs: Costs) -> str:
-    """Where costs were measured, to follow a word; empty without any."""
-    if not costs:
-        return ""
-    at = costs.records[0].conditions
-    threads = f", {at['threads']} thread" if at.get("threads") else ""
-    return f" on {at.get('device')}{threads}{'s' if at.get('threads', 1) != 1 else ''}"
 
 
 def write_costs(costs: Costs, folder: Path) -> list[Path]:

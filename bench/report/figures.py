@@ -15,7 +15,7 @@ from bench.decide.evidence import LONGER, METHOD
 from bench.record import Record
 from bench.report.groups import Group
 from bench.report.results import IN_THE_RACE, Line
-from bench.report.wording import cost_text, gain_text, points
+from bench.report.wording import cost_text, gain_text
 from bench.statistics import Interval
 
 # --- where marks and labels lie --------------------------------------------------------------
@@ -459,17 +459,12 @@ def dumbbells(records: Sequence[CostRecord]) -> list[Dumbbell]:
 
 
 def finding(lines: Sequence[Line]) -> str:
-    """One sentence: the best row, how many are proven, and the best longer student."""
+    """One sentence: the best row, and how many are proven."""
     shown = [line for line in lines if line.gain is not None]
     named = [line for line in shown if line.label in highlighted(lines)[:1]]
     if not named or named[0].gain is None:
         return "No gain was measured."
     best, gain = named[0], named[0].gain
     proven = sum(line.proven for line in shown)
-    parts = [f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"]
-    parts += [f"{proven} of {len(shown)} rows are proven better than the student"]
-    longer = [(line.gain.mean, line.title) for line in shown if line.kind == LONGER and line.gain]
-    if longer:
-        mean, title = max(longer)
-        parts.append(f"{title} gains {points(mean)}")
-    return "; ".join(parts) + "."
+    said = f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"
+    return f"{said}; {proven} of {len(shown)} rows are proven better than the student."

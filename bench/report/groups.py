@@ -20,15 +20,12 @@ from bench.report.wording import row_title, seeds_text
 NOT_RUN = "not_run"
 """The status, in tables only, of a row of the plan whose cell has no record."""
 
-ROW_KEYS = ("data", "teacher", "student", "label", "method", "category", "seed", "cell_id")
-MEASURED_KEYS = ("last_accuracy", "best_accuracy", "agreement", "train_seconds")
-COUNTED_KEYS = ("best_epoch", "epochs", "train_images", "parameters")
-CELL_COLUMNS = text_columns(
-    "data", "axes", "teacher", "student", "label", "method", "category", "seed", "status",
+ROW_KEYS = ("data", "axes", "teacher", "student", "label", "method", "category", "seed")
+FINAL_KEYS = (
     "last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images",
-    "parameters", "train_seconds", "error", "cell_id",
+    "parameters", "train_seconds",
 )  # fmt: skip
-
+CELL_COLUMNS = text_columns(*ROW_KEYS, "status", *FINAL_KEYS, "error", "cell_id")
 
 Measure = Callable[[Record], float | None]
 """A number of a finished record; None where it was not measured."""
@@ -69,7 +66,10 @@ class Group:
 
     def why_empty(self) -> str:
         """Why there is no accuracy, in a word or two."""
-        statuses = {status_of(self.records.get(cell)) for cell in self.cells.values()}
+        statuses = {
+            self.records[cell].status if cell in self.records else NOT_RUN
+            for cell in self.cells.values()
+        }
         known = {FAILED: "failed", NOT_RUN: "not run", FINISHED: "not measured"}
         return next((text for s, text in known.items() if s in statuses), "not applicable")
 
@@ -111,11 +111,6 @@ def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -
     return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
 
 
-def status_of(record: Record | None) -> str:
-    """What became of a cell."""
-    return NOT_RUN if record is None else record.status
-
-
 def final(key: str) -> Measure:
     """The number called `key` among a record's final ones, None where it is not finite."""
 
@@ -144,10 +139,10 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
 def _cell(row: Row, record: Record | None) -> dict[str, Value]:
     made: dict[str, Value] = {key: getattr(row, key) for key in ROW_KEYS}
     made["axes"] = ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items()))
-    made |= {"status": status_of(record), "error": record.error if record is not None else ""}
+    made |= {"cell_id": row.cell_id, "error": record.error if record else ""}
+    made["status"] = record.status if record else NOT_RUN
     if record is not None and record.status == FINISHED:
-        made |= {key: final(key)(record) for key in MEASURED_KEYS}
-        made |= {key: whole(final(key)(record)) for key in COUNTED_KEYS}
+        made |= {key: whole(final(key)(record)) for key in FINAL_KEYS}
     return made
 
 
@@ -217,8 +212,9 @@ def faults_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     for key, rows in group_by_pair(plan).items():
         for row in rows:
             record = records.get(row.cell_id)
-            if (status := status_of(record)) != FINISHED:
-                reason = (record.error if record is not None else "") or "-"
+            status = record.status if record else NOT_RUN
+            if status != FINISHED:
+                reason = (record.error if record else "") or "-"
                 fault = (key.title, row_title(row.label), status.replace("_", " "), reason)
                 seeds.setdefault(fault, []).append(row.seed)
     rows = [

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jinja2
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
-from bench.report.cost import measured_at
 from bench.report.figures import Curves, Forest, GainCost, finding, forest, gain_cost
 from bench.report.results import Findings, Line, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
@@ -56,10 +55,10 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     said = sentences(found)
     parts = {
         "name": found.plan.name,
-        "facts": facts(found.plan, found.groups, found.records) or [found.plan.description],
+        "facts": facts(found.plan, found.groups) or [found.plan.description],
         "test_set": measured_on(found.plan, "set"),
         "sample": f" of {min(images):,} images" if len(images) == 1 else "",
-        "measured": measured_at(found.costs),
+        "device": found.costs.records[0].conditions.get("device") if found.costs else "",
         "sentences": said,
         "decided": next((part.verdict for s in said for part in s if part.verdict), ""),
         "caution": caution(found),

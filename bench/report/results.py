@@ -315,24 +315,20 @@ def pair_titles(pairs: Pairs) -> dict[PairId, str]:
     }
 
 
-def facts(plan: Plan, pairs: Pairs, records: Mapping[str, Record]) -> list[str]:
-    """What was trained, on what and when, as short phrases."""
-    used = [records[cell] for cell in plan.cell_ids() if cell in records]
+def facts(plan: Plan, pairs: Pairs) -> list[str]:
+    """What was trained on what, as short phrases."""
     students, teachers = (
         [r for groups in pairs.values() for g in groups if g.role == role for r in g.finished()]
         for role in ("student", "teacher")
     )
     seen, taught = (_range(found, "train_images") for found in (students, teachers))
     images = f"{seen} training images" if seen == taught or not taught else ""
-    places = dict.fromkeys(str(r.conditions["device"]) for r in used if r.conditions.get("device"))
     parts = [
         ", ".join(dict.fromkeys(key.data for key in pairs)),
         images or f"teachers saw {taught} images, students {seen}",
         f"{_range(students, 'epochs')} epochs",
         f"seeds {seeds_text(row.seed for row in plan.rows)}",
         f"{_range(students, 'test_images')} {measured_on(plan, 'images')}",
-        ", ".join(places),
-        max((str(r.conditions.get("started", "")) for r in used), default="")[:10],
     ]
     return [part for part in parts if students and part and not part.startswith(" ")]
 

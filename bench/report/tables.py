@@ -104,15 +104,13 @@ class Table:
 class Section:
     """What belongs together: one CSV file called `name`, and one closed section of the page.
 
-    Tables have the columns of the widest one, or fewer. On the page a paragraph of `text`, `lines`,
-    curves (a pair's title, what they show in words, the figure) and dumbbells (a pair's title, its
-    rows) are before them.
+    Tables have the columns of the widest one, or fewer. On the page lines of text, curves (a pair's
+    title, what they show in words, the figure) and dumbbells (a pair's title, its rows) are first.
     """
 
     name: str
     title: str
     tables: Sequence[Table] = ()
-    text: str = ""
     lines: Sequence[str] = ()
     curves: Sequence[tuple[str, str, Curves]] = ()
     dumbbells: Sequence[tuple[str, Sequence[Dumbbell]]] = ()
@@ -263,10 +261,9 @@ def write_csv(section: Section, folder: Path) -> list[Path]:
 
 def write_markdown(section: Section, folder: Path) -> Path:
     """Writes `<name>.md`; returns its path. Notes that all tables have are under the last one."""
-    lines = [f"# {_escape_markdown(one_line(section.title))}\n"]
-    lines += [f"{_escape_markdown(one_line(section.text))}\n"] if section.text else []
+    heading = f"# {_escape_markdown(one_line(section.title))}\n"
     path = folder / f"{section.name}.md"
-    write_atomically(path, "\n".join([*lines, *map(to_markdown, notes_once(section.tables))]))
+    write_atomically(path, "\n".join([heading, *map(to_markdown, notes_once(section.tables))]))
     return path
 
 

@@ -65,16 +65,6 @@ def chance_text(probability: float) -> str:
     return "under 1 %" if probability < 0.01 else f"{probability:.0%}".replace("%", " %")
 
 
-def times_text(factor: float) -> str:
-    """How long a training is, as a multiple.
-
-    Example:
-        >>> times_text(2), times_text(1.5)
-        ('twice as long', '1.5 times as long')
-    """
-    return "twice as long" if factor == 2 else f"{factor:g} times as long"
-
-
 def range_text(values: Iterable[float], show: Callable[[float], str]) -> str:
     """One value, or the least and the greatest of several.
 
