@@ -17,8 +17,12 @@ from bench.tracking import ui
 SOURCES = sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("methods/**/*.py"), ROOT / "run_all.py"])
 # Modules whose readers run what they read, and calls that do.
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "runpy"}
-# A worker tries whether its own exception survives being sent, as multiprocessing would send it.
-OWN_OBJECTS = {ROOT / "bench/launch/workers.py": {"pickle"}}
+# A worker tries whether its own exception survives being sent, as multiprocessing would send it. A
+# launcher pickles its own jobs, as Ray would, so that a node without this package can say so.
+OWN_OBJECTS = {
+    ROOT / "bench/launch/workers.py": {"pickle"},
+    ROOT / "bench/launch/ray_cluster.py": {"pickle"},
+}
 # A plugin is the user's own program, named on the command line.
 OWN_PROGRAM = {ROOT / "bench/plugin.py": {"exec"}}
 CALLS = {
