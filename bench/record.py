@@ -34,11 +34,12 @@ class Record:
             A stage that selects images has "kept_images" and a "note" for tables.
         curves: name -> one value per epoch, None where not measured. Accuracies are in [0, 1].
         final: "last_accuracy", "best_accuracy", "best_epoch" (1-based), "agreement" (share of the
-            test set where student and teacher predict the same class), numbers of images, epochs
-            and parameters, and seconds: wall clock on a shared machine, not the cost of a method.
-            See `bench.train.diagnostics` for more.
+            test set where student and teacher predict the same class), numbers of images, classes,
+            epochs and parameters, and seconds: wall clock on a shared machine, not the cost of a
+            method. See `bench.train.diagnostics` for more.
         conditions: device, precision, threads, versions, commit, start; "resumed", how often
-            training resumed from a checkpoint; "earlier", the conditions of the processes before.
+            training resumed from a checkpoint; "earlier", the conditions of the processes before;
+            "weights_file" and "weights_sha256", the name and hash of the file it started from.
         files: name -> path relative to the cell's folder.
     """
 
@@ -69,6 +70,15 @@ class Record:
     def from_json(cls, text: str) -> Record:
         """The record written by `to_json`; ValueError if it is not one."""
         return cls(**_known_fields(cls, text))
+
+
+def weights_text(record: Record) -> str:
+    """The file that a cell's network came from, and its accuracy; empty for a fresh network."""
+    facts, accuracy = record.conditions, record.final.get("last_accuracy")
+    if "weights_file" not in facts:
+        return ""
+    found = "" if accuracy is None else f", {accuracy:.1%}"
+    return f"weights of {facts['weights_file']} (SHA-256 {facts['weights_sha256'][:12]}){found}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -341,7 +341,8 @@ def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
     )  # fmt: skip
     answer = decide([found]).answers[0]
     assert answer.recipe_too_short
-    assert answer.teacher_no_better
+    assert found.teacher_fault == "the teacher is no better than the student."
+    assert "guesses" in replace(found, teacher_accuracy=0.52, classes=2).teacher_fault
     assert [claim.row for claim in answer.against_longer] == ["a"]
     assert answer.against_longer[0].proven
     assert answer.teachers.count == 2

@@ -56,7 +56,7 @@ def profile(options: argparse.Namespace) -> int:
                 precision=grid.precision,
                 deterministic=grid.deterministic,
             )
-            models = grid.model(pair.teacher), grid.model(pair.student)
+            models = grid.model(pair.teacher, teaches=True), grid.model(pair.student)
             costs = costs.with_newer(measure(*models, rows, workload, how, display.show))
             write_atomically(file, costs.to_json())
     if has_results(work, grid.name):

@@ -14,7 +14,9 @@ from bench.cli.outputs import mirror_files, render
 from bench.cli.recorded import fetch_costs
 from bench.cli.terminal import say
 from bench.code_version import provenance
+from bench.cost.costs import Costs
 from bench.data.library import Library
+from bench.evidence import pairs_of
 from bench.expansion import Expansion
 from bench.faults import UserError
 from bench.grid import Grid, load_grid, name_part, narrow
@@ -30,6 +32,7 @@ from bench.progress import ProgressDisplay
 from bench.record import write_atomically
 from bench.train.device import pick_device
 from bench.train.preflight import check_cells
+from bench.train.weights import import_weights
 from bench.workdir import WorkDir
 
 
@@ -105,6 +108,7 @@ class TrainingCommand:
         extend = self.options.extend
         expansion = expand_chosen(grid, self.library.fingerprint, self.work, extend)
         if waiting := self.unfinished(expansion):
+            import_weights(waiting, grid.weights_files(), self.library.read, self.work.store)
             check_cells(waiting, self.library.read)
         return expansion
 
@@ -168,6 +172,9 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
         notes.append("finalists: not chosen yet; the costliest rows take their place here")
+    records = command.work.store.read_all(expansion.plan.cell_ids())
+    for pair in pairs_of(expansion.plan, records, Costs()).values():
+        notes += [f"{pair.name}: {pair.teacher_fault}"] if pair.teacher_fault else []
     waiting = command.unfinished(expansion)
     if command.cluster is not None:
         notes.append("time and memory: not estimated, a cluster's nodes differ from this machine")

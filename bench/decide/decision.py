@@ -104,7 +104,6 @@ class Answer:
     excluded: Mapping[str, str]
     look: int
     exploratory: bool
-    teacher_no_better: bool
     recipe_too_short: bool
     problem: str = ""
     verdict: str | None = None
@@ -216,7 +215,6 @@ def _claimed(
     """The answer as far as it follows from tests and limits."""
     longer = {row.name for row in pair.finalists if row.kind == LONGER}
     gains = any(claim.proven for claim in claims if claim.row in longer)
-    student, teacher = pair.student.every_seed.values(), pair.teacher_accuracy
     beyond = asked.excluded.get(pair.name, {})
     return Answer(
         pair=pair.name,
@@ -231,7 +229,6 @@ def _claimed(
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
-        teacher_no_better=teacher is not None and bool(student) and teacher <= fmean(student),
         recipe_too_short=gains and family.reference is pair.student,
     )
 

@@ -144,6 +144,7 @@ def _pair(
         rows=tuple(made),
         test_images=round(students[0].final.get("test_images", 0)),
         teacher_accuracy=fmean(accuracies) if accuracies else None,
+        classes=round(classes) if (classes := students[0].final.get("classes")) else None,
         teachers={row.seed: row.teacher_id for row, _ in finished if row.role == STUDENT},
     )
 

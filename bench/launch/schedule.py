@@ -43,7 +43,7 @@ def plan_jobs(
     """
     teachers, cohorts = group_cells(cells)
     first = [[cell] for cell in teachers]
-    each_worker = sum(map(seconds, [*first, *cohorts])) / workers
+    each_worker = sum(map(seconds, [*first, *cohorts])) / workers or 1.0
     plans = []
     for n in JOBS_PER_WORKER if workers > 1 else (0,):
         parts = list(first)

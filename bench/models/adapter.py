@@ -122,6 +122,10 @@ class TorchvisionNetwork(Network):
         """The last linear layer, which is registered inside the model."""
         return cast(nn.Linear, self.model.get_submodule(self.paths["logits"]))
 
+    def own_state(self) -> tuple[dict[str, Tensor], str]:
+        """See `Network.own_state`."""
+        return self.model.state_dict(), "model."
+
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
         self.check_taps(taps)

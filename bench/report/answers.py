@@ -55,8 +55,8 @@ def cautions(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     found = []
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
-    if answer.teacher_no_better:
-        found.append("the teacher is no better than the student.")
+    if pair.teacher_fault:
+        found.append(pair.teacher_fault)
     if answer.recipe_too_short:
         found.append("the recipe is too short: the student still gains by longer training alone.")
     for row in pair.rows:

@@ -14,7 +14,7 @@ from bench.decide.evidence import Row as Evidence
 from bench.decide.over_pairs import Overall
 from bench.design import PairId
 from bench.evidence import decide_plan
-from bench.record import Plan, Record
+from bench.record import Plan, Record, weights_text
 from bench.report.groups import Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table
 from bench.report.wording import range_text, row_title, seeds_text
@@ -284,6 +284,7 @@ def _messages(groups: Iterable[Group]) -> list[str]:
             stages = record.stages if record is not None else []
             texts = [stage["note"] for stage in stages if stage.get("note")]
             texts += [record.error] if record is not None and record.error else []
+            texts += [text] if record is not None and (text := weights_text(record)) else []
             for text in texts:
                 met.setdefault((row_title(group.label), text), []).append(seed)
     return [
