@@ -84,7 +84,7 @@ def test_every_grid_is_named():
 
 
 def test_the_example_is_a_grid():
-    (text,) = blocks(GRIDS, "yaml")
+    text, _ = blocks(GRIDS, "yaml")
     check_names(Grid(**yaml.safe_load(text), name="mine"))
 
 
