@@ -86,18 +86,17 @@ def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[f
     return [round(a[seed] - b[seed], 12) for seed in sorted(a.keys() & b.keys())]
 
 
-def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
-    """Two-sided p of the paired t test that the mean difference is the margin.
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t test that the mean difference is 0.
 
     Equal differences at every seed estimate no spread: accuracies are counts of a few hundred
     images, so that happens, and it is no evidence. Neither is one seed.
 
     Args:
         differences: one a pair, see `paired_differences`.
-        margin: in their unit.
 
     Returns:
-        p in [0, 1]; 1 if every difference is the margin, None without a spread to judge it by.
+        p in [0, 1]; 1 if every difference is 0, None without a spread to judge it by.
 
     Raises:
         ValueError: a difference is not finite.
@@ -109,10 +108,10 @@ def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
         >>> paired_p([0.02, 0.02, 0.02]), paired_p([0.02])
         (None, None)
     """
-    shifted = [round(d - margin, 12) for d in differences] if margin else differences
-    if len(shifted) < 2 or math.isinf(effect := effect_size(shifted)):
+    n = len(differences)
+    if n < 2 or math.isinf(effect := effect_size(differences)):
         return None
-    return float(2 * special.stdtr(len(shifted) - 1, -abs(effect) * math.sqrt(len(shifted))))
+    return float(2 * special.stdtr(n - 1, -abs(effect) * math.sqrt(n)))
 
 
 def effect_size(differences: Sequence[float]) -> float:
@@ -249,31 +248,6 @@ def _tau2(y: np.ndarray, v: np.ndarray) -> float:
     if slope(0.0) <= 0:
         return 0.0
     return float(optimize.root_scalar(slope, bracket=(0.0, high), xtol=1e-16).root)
-
-
-def between_groups(groups: Sequence[Sequence[float]]) -> float | None:
-    """Deviation of the groups' true means, by one-way analysis of variance.
-
-    tau^2 = max(0, (MS_between - MS_within) / n0), n0 = (N - sum n_g^2 / N) / (k - 1).
-
-    Args:
-        groups: values of each group, one at least.
-
-    Returns:
-        tau, in the values' unit; None for fewer than two groups, or one value in each.
-
-    Source:
-        Searle, Casella, McCulloch: Variance Components, 1992, section 3.6.
-    """
-    k, total = len(groups), sum(map(len, groups))
-    if k < 2 or total == k:
-        return None
-    grand, means = sum(map(sum, groups)) / total, [sum(group) / len(group) for group in groups]
-    both = list(zip(groups, means, strict=True))
-    between = sum(len(group) * (mean - grand) ** 2 for group, mean in both) / (k - 1)
-    within = sum((x - mean) ** 2 for group, mean in both for x in group) / (total - k)
-    size = (total - sum(len(group) ** 2 for group in groups) / total) / (k - 1)
-    return math.sqrt(max((between - within) / size, 0.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

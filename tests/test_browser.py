@@ -15,7 +15,7 @@ from summary_grid import cost, plan, records
 
 from bench.archive import read_archive
 from bench.cost.costs import Costs, read_costs
-from bench.evidence import numbers_of_cells
+from bench.decide.records import numbers_of_cells
 from bench.record import Store
 from bench.report.build import build
 from bench.report.results import findings

@@ -8,7 +8,7 @@ import pytest
 from summary_grid import plan, records
 
 from bench.cost.costs import Costs
-from bench.evidence import numbers_of_cells
+from bench.decide.records import numbers_of_cells
 from bench.record import Store
 from bench.tracking import Mirror
 

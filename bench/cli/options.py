@@ -108,7 +108,7 @@ def tables(parser: Parser) -> None:
 def recommend(parser: Parser) -> None:
     """The options of `recommend`."""
     tables(parser)
-    add, amount = parser.add_argument, number(float, at_least=0)
+    add = parser.add_argument
     text = "results of any code base: columns row, seed, accuracy; optional pair, cost, phase"
     add("--csv", type=path, metavar="FILE", help=text)
     text = "row of the CSV file that gains are over (default: student)"
@@ -118,11 +118,6 @@ def recommend(parser: Parser) -> None:
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")
     text = "whole training at most X times the plain student's, such as 1.3"
     add("--max-cost", type=number(float, at_least=1), metavar="X", help=text)
-    text = "peak memory of a step at most X MiB above the plain student's"
-    add("--max-memory-mib", type=amount, metavar="X", help=text)
-    text = "proven better than the plain student by more than X: 0.01 is one percentage point"
-    gain = number(float, at_least=0, at_most=0.99)
-    add("--min-gain", type=gain, default=0.0, metavar="X", help=text)
 
 
 def sync(parser: Parser) -> None:

@@ -1,13 +1,13 @@
 """The decision: for each pair which row, how sure, and what would settle it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
 from bench.decide.finalists import too_dear
-from bench.decide.over_pairs import Overall, Teachers, between_teachers, over_pairs
+from bench.decide.over_pairs import Overall, over_pairs
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -39,8 +39,6 @@ class Question:
     Attributes:
         against: the row that the others are held against; None for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
-        least_gain: what a proven gain must exceed, in accuracy.
-        excluded: pair -> row -> why it is not named, beyond its cost.
         margin: accuracy that does not matter; None for `margin_for` the pair's test set.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
@@ -49,8 +47,6 @@ class Question:
 
     against: str | None = None
     max_cost: float | None = None
-    least_gain: float = 0.0
-    excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     margin: float | None = None
     extend: int = 0
     equal_seeds: bool = False
@@ -93,7 +89,7 @@ class Answer:
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
         settle: what could prove the best bet; None if a row is proven.
-        teachers: how the named row's gain depends on the teacher.
+        teachers: how many the named row's gain was measured with; 0 where that is unknown.
     """
 
     pair: str
@@ -112,7 +108,7 @@ class Answer:
     in_the_race: tuple[str, ...] = ()
     as_good: tuple[Within, ...] = ()
     settle: Settle | None = None
-    teachers: Teachers | None = None
+    teachers: int = 0
 
     def claim(self, row: str | None) -> Claim | None:
         """What is claimed of a row; None if it is no finalist."""
@@ -151,7 +147,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
     families = [_family(pair, asked.against) for pair in pairs]
-    claims = prove(families, alphas, asked.least_gain)
+    claims = prove(families, alphas)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
     answers = [
         _named(_claimed(pair, family, found, priced, asked, len(pairs)), pair, family, asked.draws)
@@ -215,7 +211,6 @@ def _claimed(
     """The answer as far as it follows from tests and limits."""
     longer = {row.name for row in pair.finalists if row.kind == LONGER}
     gains = any(claim.proven for claim in claims if claim.row in longer)
-    beyond = asked.excluded.get(pair.name, {})
     return Answer(
         pair=pair.name,
         reference=family.reference.name,
@@ -225,7 +220,7 @@ def _claimed(
         excluded={
             row.name: why
             for row in pair.rows
-            if row.nameable and (why := too_dear(row, asked.max_cost) or beyond.get(row.name))
+            if row.nameable and (why := too_dear(row, asked.max_cost))
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
@@ -294,12 +289,10 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
     )
 
 
-def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
-    """How the named row's gain on confirmation seeds depends on the teacher."""
-    row = next((row for row in family.rows if row.name == named), None)
-    if row is None or pair.teachers is None:
-        return None
-    accuracies, reference = row.at_look(2), family.reference.at_look(2)
-    shared = accuracies.keys() & reference.keys() & pair.teachers.keys()
-    gains = {seed: accuracies[seed] - reference[seed] for seed in shared}
-    return between_teachers(gains, pair.teachers) if gains else None
+def _teachers(pair: Pair, family: Family, named: str | None) -> int:
+    """How many teachers the named row's gain on confirmation seeds was measured with."""
+    seeds = {row.name: row.at_look(2).keys() for row in family.rows}.get(named or "", set())
+    taught = pair.teachers or {}
+    return len(
+        {taught[seed] for seed in seeds & family.reference.at_look(2).keys() & taught.keys()}
+    )

@@ -10,8 +10,8 @@ from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.cost.footprint import total_epochs
 from bench.data.library import Library
+from bench.decide.records import group_by_pair
 from bench.design import PairId
-from bench.evidence import group_by_pair
 from bench.expansion import Expansion
 from bench.launch.job import WorkerConfig
 from bench.launch.resources import process_bytes

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.cost.costs import FILE as COSTS
 from bench.cost.costs import read_costs
-from bench.evidence import numbers_of_cells
+from bench.decide.records import numbers_of_cells
 from bench.faults import UserError
 from bench.launch.leases import BusyError, Leases
 from bench.record import Plan

@@ -8,6 +8,7 @@ from statistics import fmean
 from bench.cost.costs import Costs
 from bench.data.library import Library
 from bench.decide.finalists import choose_finalists
+from bench.decide.records import group_by_pair, pairs_of
 from bench.design import (
     EXTENSION,
     SCREENING,
@@ -18,7 +19,6 @@ from bench.design import (
     screening_digest,
     write_choices_once,
 )
-from bench.evidence import group_by_pair, pairs_of
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid

@@ -75,13 +75,8 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
         found.append("every row has the same seeds: claims about a single pair are exploratory.")
-    teachers = answer.teachers
-    if pair.teachers is not None and teachers is not None and teachers.count > 1:
-        text = f"the claim is for these {teachers.count} teachers"
-        if teachers.deviation is not None:
-            spread = f"{100 * teachers.deviation:.1f} points (standard deviation)"
-            text += f"; the gain differs between them by {spread}"
-        found.append(f"{text}.")
+    if answer.teachers > 1:
+        found.append(f"the claim is for these {answer.teachers} teachers.")
     return found
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.decide.records import group_by_pair
 from bench.design import PairId
-from bench.evidence import group_by_pair
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value, text_columns, to_csv

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
-from bench.evidence import group_by_pair
+from bench.decide.records import group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value
 from bench.report.wording import row_title

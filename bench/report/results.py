@@ -12,8 +12,8 @@ from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD, Pair
 from bench.decide.evidence import Row as Evidence
 from bench.decide.over_pairs import Overall
+from bench.decide.records import decide_plan
 from bench.design import PairId
-from bench.evidence import decide_plan
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table

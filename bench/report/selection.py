@@ -14,7 +14,7 @@ import networkx as nx
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bench.evidence import group_by_pair
+from bench.decide.records import group_by_pair
 from bench.faults import UserError
 from bench.record import FINISHED, Plan, Record, write_atomically
 from bench.report.figures import file_name

@@ -25,8 +25,8 @@ from bench.cost.costs import Costs
 from bench.decide.decision import Answer, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair
 from bench.decide.finalists import choose_finalists
+from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, EXTENSION, SCREENING, Design
-from bench.evidence import pairs_of, question_of
 from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow
 from bench.statistics import holm

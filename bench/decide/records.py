@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from bench.cost.costs import MIB, Costs
+from bench.cost.costs import Costs
 from bench.decide.decision import Decision, Question, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
@@ -25,13 +25,7 @@ def group_by_pair(plan: Plan) -> dict[PairId, list[PlanRow]]:
 def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[PairId, Pair]:
     """The pairs of a plan that have a finished plain student, with what is recorded of them.
 
-    Args:
-        plan: of the grid.
-        records: by cell id.
-        costs: what was profiled of the grid.
-
-    Returns:
-        The pairs in the plan's order; rows without a finished cell are left out of them.
+    Records are by cell id. Pairs are in the plan's order, without rows that no cell finished.
     """
     rows = group_by_pair(plan).items()
     found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows}
@@ -60,11 +54,6 @@ def numbers_of_cells(
     """Cell id -> "gain" over the plain student of its pair and seed, and "cost" of its row.
 
     Both are known of students alone, the cost only where it was measured.
-
-    Args:
-        plan: of the grid.
-        records: by cell id.
-        costs: what was profiled of the grid.
     """
     found: dict[str, dict[str, float]] = {}
     pairs = pairs_of(plan, records, costs)
@@ -78,26 +67,6 @@ def numbers_of_cells(
         gain = {"gain": round(row.every_seed[seed] - alone[seed], 6)} if seed in alone else {}
         cost = {"cost": round(row.cost, 3)} if row.cost is not None else {}
         found.setdefault(planned.cell_id, gain | cost)
-    return found
-
-
-def beyond_memory(
-    pairs: Iterable[PairId], costs: Costs, max_mib: float
-) -> dict[str, dict[str, str]]:
-    """Title of a pair -> row -> why it exceeds a limit on memory; rows within it are left out.
-
-    Args:
-        pairs: of the grid.
-        costs: what was profiled of it.
-        max_mib: the most that a step may take above the plain student's, in MiB.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for pair in pairs:
-        for cost in costs.of_pair(pair.data, pair.teacher, pair.student):
-            extra = cost.extra_peak_bytes / MIB
-            if cost.status == FINISHED and extra > max_mib:
-                why = f"memory {extra:.1f} MiB above the plain step's, limit {max_mib:g} MiB"
-                found.setdefault(pair.title, {})[cost.label] = why
     return found
 
 
