@@ -16,7 +16,7 @@ from bench.cli.terminal import say
 from bench.code_version import provenance
 from bench.cost.costs import Costs
 from bench.data.library import Library
-from bench.evidence import pairs_of
+from bench.decide.records import pairs_of
 from bench.expansion import Expansion
 from bench.faults import UserError
 from bench.grid import Grid, load_grid, name_part, narrow

@@ -78,9 +78,7 @@ def _read(path: Path) -> list[Line]:
 
 
 def _line(where: str, cells: dict[str, str]) -> Line:
-    given = {
-        name: cells[name].strip() for name in (*NEEDED, *OPTIONAL) if cells.get(name, "").strip()
-    }
+    texts = {name: cells.get(name, "").strip() for name in (*NEEDED, *OPTIONAL)}
     try:
         return Line.model_validate({name: text for name, text in texts.items() if text})
     except ValidationError as error:
