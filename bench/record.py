@@ -6,18 +6,24 @@ Every table and MLflow run is made from records. Only the standard library is ne
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from bench.faults import UserError
 
 FINISHED, FAILED, NOT_APPLICABLE = "finished", "failed", "not_applicable"
 STATUSES = (FINISHED, FAILED, NOT_APPLICABLE)
 SCHEMA = 1
+ARCHIVE = "records.jsonl.gz"
+"""A grid's plan, then its records by cell id: one JSON object a line, committed with its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +218,7 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
 class Store:
     """The folder of all cells, each in `<root>/<cell_id>`.
 
-    A cell's folder holds record.json, weights.safetensors, and traceback.txt of a failure.
+    A cell's folder holds record.json and weights.safetensors.
     """
 
     def __init__(self, root: Path) -> None:
@@ -232,18 +238,53 @@ class Store:
 
     def write(self, record: Record) -> None:
         """Writes the record after all other files, so that a cell with a record is complete."""
-        folder = self.folder(record.cell_id)
-        if record.traceback:
-            write_atomically(folder / "traceback.txt", record.traceback)
-        write_atomically(folder / "record.json", record.to_json())
+        write_atomically(self.folder(record.cell_id) / "record.json", record.to_json())
 
     def discard(self, cell_id: str) -> None:
         """Deletes a cell's record, so that it counts as not run, and half-written files."""
         folder = self.folder(cell_id)
-        for path in (folder / "record.json", folder / "traceback.txt", *folder.glob(".*")):
+        for path in (folder / "record.json", *folder.glob(".*")):
             path.unlink(missing_ok=True)
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
         """Cell id -> record, in the given order, without cells that have no record."""
         found = ((cell_id, self.read(cell_id)) for cell_id in cell_ids)
         return {cell_id: record for cell_id, record in found if record is not None}
+
+
+# --- committed with a grid's tables ---------------------------------------------------------------
+
+
+def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
+    """Writes the plan and its records without tracebacks, unless the file holds them already."""
+    kept = [replace(records[i], traceback="") for i in sorted(plan.cell_ids()) if i in records]
+    lines = [_in_one_line(text.to_json()) for text in (plan, *kept)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if path.is_file() and _unpacked(path.read_bytes()) == content:
+        return  # another version of zlib would give other bytes
+    write_atomically(path, gzip.compress(content, mtime=0))
+
+
+def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:
+    """The plan and the records by cell id; UserError if the file is damaged."""
+    content = _unpacked(path.read_bytes())
+    try:
+        if content is None:
+            raise ValueError("not a gzip file")
+        first, *lines = content.decode().splitlines()
+        plan = Plan.from_json(first)
+        records = {record.cell_id: record for record in map(Record.from_json, lines)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}; run the grid again") from None
+    return plan, {cell_id: records[cell_id] for cell_id in plan.cell_ids() if cell_id in records}
+
+
+def _in_one_line(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def _unpacked(packed: bytes) -> bytes | None:
+    try:
+        return gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error):
+        return None

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from bench.archive import FILE as ARCHIVE
-from bench.archive import read_archive
 from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import UserError
-from bench.record import Plan, Record, check_file_names
+from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive
 from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
@@ -29,7 +27,7 @@ def grid_name(name_or_path: str) -> str:
 def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:
     """A grid's plan and records, from the work directory or from MLflow alone.
 
-    A work directory in which the grid was not trained may hold its archive; see `bench.archive`.
+    A work directory in which the grid was not trained may hold its archive; see `bench.record`.
 
     Raises:
         UserError: there are none, or they cannot be read.

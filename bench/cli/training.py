@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from bench.archive import write_archive
 from bench.cell import Cell
 from bench.cli.outputs import mirror_files, render
 from bench.cli.recorded import fetch_costs
@@ -24,12 +23,12 @@ from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
 from bench.launch.job import WorkerConfig, unfinished
-from bench.launch.ray_cluster import RayCluster
+from bench.launch.ray_cluster import RayCluster, RayTasks
 from bench.launch.resources import usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
-from bench.launch.workers import run_processes
+from bench.launch.workers import WorkerProcesses
 from bench.progress import ProgressDisplay
-from bench.record import write_atomically
+from bench.record import write_archive, write_atomically
 from bench.train.device import pick_device
 from bench.train.preflight import check_cells
 from bench.train.weights import import_weights
@@ -196,9 +195,9 @@ def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
             devices = list_devices(command.device, command.options.workers)
-            launch, room_bytes = run_processes, worker_room(devices)
+            launch, room_bytes = partial(WorkerProcesses, devices), worker_room(devices)
         else:  # what is free here says nothing of its nodes
-            devices, launch, room_bytes = cluster.devices, cluster.run, None
+            devices, launch, room_bytes = cluster.devices, partial(RayTasks, cluster), None
         train = partial(
             run_grid,
             work=command.work,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,17 +14,16 @@ from bench.cell import Cell
 from bench.cost.footprint import total_epochs
 from bench.data.library import Library
 from bench.expansion import Expansion
-from bench.launch.job import Job, Report, WorkerConfig, unfinished
-from bench.launch.launcher import Done
+from bench.launch.job import Report, WorkerConfig, unfinished
+from bench.launch.launcher import Launcher
 from bench.launch.leases import Leases
 from bench.launch.mirroring import mirroring
 from bench.launch.schedule import plan_training
-from bench.launch.workers import run_processes
 from bench.progress import ProgressDisplay, TrainingProgress
 from bench.record import Store, write_atomically
 from bench.workdir import WorkDir
 
-Launch = Callable[[Sequence[Job], WorkerConfig, Sequence[str], Report, Leases], Generator[Done]]
+Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def run_grid(
     *,
     retry_failed: bool,
     console: Console,
-    launch: Launch = run_processes,
+    launch: Launch,
     room_bytes: int | None = None,
     phase: str = "",
 ) -> Outcome:
@@ -70,7 +69,7 @@ def run_grid(
         devices: one entry for each job that can run at once.
         retry_failed: whether failed cells run again.
         console: for progress and warnings.
-        launch: runs jobs, see `bench.launch.workers.run_processes`.
+        launch: makes what runs the jobs.
         room_bytes: memory that one worker may fill; None if no limit is known.
         phase: shown with the progress, such as "screening".
     """
@@ -87,7 +86,7 @@ def run_grid(
             progress = TrainingProgress(names, epochs, display, phase)
             trained = 0
             # Closed here, whatever happens: workers end before their leases do.
-            with closing(launch(jobs, config, devices, progress.epoch, leases)) as all_done:
+            with closing(launch(config, progress.epoch, leases).run(jobs)) as all_done:
                 for done in all_done:
                     progress.finished(len(done.cells))
                     trained += len(done.cells) if done.here else 0

@@ -6,7 +6,7 @@ A launcher adds where jobs run: in worker processes of this machine, or as tasks
 import errno
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -54,7 +54,10 @@ class Launcher(ABC, Generic[Handle]):
     """
 
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
-        """Starts nothing. `report` is called after every epoch, in this process."""
+        """Starts nothing. `report` is called after every epoch, in this process.
+
+        The leases are entered.
+        """
         self.config, self.report, self.leases = config, report, leases
         self.store = Store(config.store)
         self.waiting: list[Job] = []
@@ -87,8 +90,8 @@ class Launcher(ABC, Generic[Handle]):
     def stop(self) -> None:
         """Ends the workers, at once if jobs still run."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
-        """Runs the jobs. Stops the workers at the end, whatever ends it.
+    def run(self, jobs: Sequence[Job]) -> Generator[Done]:
+        """Runs the jobs, and yields cells as they are done. Workers end with it, whatever ends it.
 
         Raises:
             OSError: the disk is full or broken, which is no cell's fault.
