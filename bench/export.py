@@ -213,8 +213,7 @@ class Trained:
 def find_row(plan: Plan, cell: str) -> Row:
     """The row of a cell id, the beginning of one, or teacher>student/method/seed.
 
-    Raises:
-        ExportError: no row matches (the message gives near names), or several do.
+    ExportError if no row matches (the message gives near names), or several do.
     """
     rows = {row.cell_id: row for row in reversed(plan.rows)}
     found = [row for row in rows.values() if cell in (row.name, row.cell_id)]

@@ -80,8 +80,7 @@ _plugged: list[Plugin] = []
 def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
     """Runs the files and registers what they define, each once, until the context ends.
 
-    Raises:
-        PluginError: a file fails, defines nothing, or uses a name that is taken.
+    PluginError if a file fails, defines nothing, or uses a name that is taken.
     """
     with ExitStack() as stack:
         for plugin in plugins:

@@ -54,13 +54,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command, by the words after the program's name; None for those of this process.
 
-    Args:
-        arguments: the words after the program's name; None for those of this process.
-
-    Returns:
-        The exit code. A fault of the program itself is raised, with its traceback.
+    Returns the exit code. A fault of the program itself is raised, with its traceback.
     """
     show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)

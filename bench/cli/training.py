@@ -99,10 +99,7 @@ class TrainingCommand:
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, the command's or one made from it, as far as finalists are chosen.
 
-        Those that are to be trained fit their data and their network.
-
-        Raises:
-            UserError: a cell does not fit, or the grid plans no second look.
+        UserError if one to be trained does not fit its data or network, or there is no second look.
         """
         extend = self.options.extend
         expansion = expand_chosen(grid, self.library.fingerprint, self.work, extend)
@@ -118,11 +115,7 @@ class TrainingCommand:
 
 
 def prepare(options: argparse.Namespace) -> TrainingCommand:
-    """Reads and checks all that a training command needs, before anything starts.
-
-    Raises:
-        UserError: an option, the grid or its data is wrong.
-    """
+    """Reads and checks all that a training command needs; UserError before anything starts."""
     # What a dry run prints begins with the total: its progress is no part of it.
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
     grid = load_grid(options.grid, options.overrides)

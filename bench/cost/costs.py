@@ -209,11 +209,7 @@ class Costs:
 
     @classmethod
     def from_json(cls, text: str) -> Costs:
-        """The costs that `to_json` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
+        """The costs that `to_json` wrote; ValueError for any other text."""
         try:
             return cls(_FILE.validate_json(text).records)
         except ValidationError as error:
@@ -232,11 +228,7 @@ _FILE = TypeAdapter(_File)
 
 
 def read_costs(path: Path) -> Costs:
-    """The costs in a file, none if there is no file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The costs in a file, none if there is no file; UserError if it is damaged."""
     try:
         return Costs.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

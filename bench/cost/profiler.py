@@ -83,14 +83,9 @@ def profile(
 ) -> Costs:
     """Measures every method on one pair, the plain student always among them.
 
-    `progress` is called before each method's preparation and each round.
-
-    Returns:
-        One record for each method, in that order. A method that cannot serve the pair or fails on
-        it has a record with the reason.
-
-    Raises:
-        UserError: the plain student cannot be trained.
+    `progress` is called before each method's preparation and each round. Records are in that order;
+    that of a method which cannot serve the pair, or fails on it, says why. UserError if the plain
+    student cannot be trained.
     """
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
     set_numerics(workload.cell(PLAIN))

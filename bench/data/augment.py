@@ -49,13 +49,9 @@ class Augment:
         return Draws(offsets[0], offsets[1], mirrored & self.flip)
 
     def pad_images(self, images: Tensor) -> Tensor:
-        """Pads a whole set (N, C, H, W) uint8 once; crops are cut out of the result.
+        """Pads a set (N, C, H, W) uint8 once, to (N, C, H + 2 pad, W + 2 pad), contiguous.
 
-        Returns:
-            (N, C, H + 2 pad, W + 2 pad), contiguous.
-
-        Raises:
-            ValueError: the padding is "reflect" and the pad is not below H and W.
+        ValueError if the padding is "reflect" and the pad is not below H and W.
         """
         if self.pad == 0:
             return images.contiguous()

@@ -64,17 +64,10 @@ def load(
     `<data_root>/<source>/{train,test}/<class>/`, or at `<data_root>/{train,test}/<class>/` if the
     data root has the source's name. The source "folder" is always the tree in the data root.
 
-    Args:
-        source: one of `names`, or the name of a folder under `data_root`.
-        data_root: folder of data sets and downloads; None if there is none.
-        cache: folder of decoded data, and of downloads without a data root.
-        size: resizes every image to size x size; see `resize`.
-        classes: keeps the first n classes, or some by name or position. Labels follow the
-            source's own class order.
-
-    Raises:
-        DataError: the name is unknown, the data cannot be downloaded, or it is faulty; see
-            `list_tree`.
+    Downloads go to the data root, or else into `cache`, with all that is decoded. `size` resizes
+    every image to size x size; see `resize`. `classes` keeps the first n, or some by name or
+    position; labels follow the source's own order. DataError if the name is unknown, or the data
+    cannot be downloaded or is faulty; see `list_tree`.
 
     Example:
         >>> from tempfile import TemporaryDirectory

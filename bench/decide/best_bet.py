@@ -136,12 +136,9 @@ def chances(
 ) -> tuple[Chance, ...]:
     """What is believed of the reference and each competing row, by falling gain.
 
-    Args:
-        rows: name -> accuracy by seed, the reference first; a row without a seed in common with
-            it is left out.
-        methods: the rows that share the methods' prior.
-        competing: the rows that may be the best; all help to fit.
-        draws: behind P(best).
+    `rows` maps names to accuracy by seed, the reference first; a row without a seed in common with
+    it is left out. `methods` share the methods' prior. `competing` rows may be the best; all help
+    to fit.
     """
     reference, *others = rows
     shared = [name for name in others if rows[name].keys() & rows[reference].keys()]

@@ -30,14 +30,10 @@ class Line(Spec):
 def read_csv(path: Path, baseline: str) -> list[Pair]:
     """The pairs of a CSV file, in the order of first mention.
 
-    Args:
-        path: columns "row", "seed" and "accuracy" in [0, 1]; optional "pair", "cost" (the whole
-            training over the baseline's, equal in all lines of a row) and "phase" (of
-            `bench.design`). Without a phase all seeds count alike, and every row is a finalist.
-        baseline: the row that gains are over.
-
-    Raises:
-        UserError: one line with the file, the line and what was wanted.
+    Columns are "row", "seed" and "accuracy" in [0, 1]; optional "pair", "cost" (the whole training
+    over the baseline's, equal in all lines of a row) and "phase" (of `bench.design`). Without a
+    phase all seeds count alike, and every row is a finalist. Gains are over the row `baseline`.
+    UserError names the file, the line and what was wanted.
     """
     lines = _read(path)
     pairs = []

@@ -138,10 +138,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
-    row is named, never what is proven.
-
-    Raises:
-        UserError: `against` names no finalist of a pair.
+    row is named, never what is proven. UserError if `against` names no finalist of a pair.
     """
     asked = question or Question()
     twice = asked.extend or any(pair.look == 2 for pair in pairs)

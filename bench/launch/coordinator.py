@@ -62,16 +62,9 @@ def run_grid(
 ) -> Outcome:
     """Trains the cells of a grid that are unfinished, and mirrors all records.
 
-    Args:
-        expansion: the grid, written out.
-        work: the work directory.
-        config: for the workers.
-        devices: one entry for each job that can run at once.
-        retry_failed: whether failed cells run again.
-        console: for progress and warnings.
-        launch: makes what runs the jobs.
-        room_bytes: memory that one worker may fill; None if no limit is known.
-        phase: shown with the progress, such as "screening".
+    There is one device for each job that can run at once; a worker may fill `room_bytes` of memory,
+    None if no limit is known. With `retry_failed` failed cells run again. `launch` makes what runs
+    the jobs. `phase`, such as "screening", is shown with the progress.
     """
     plan, began = expansion.plan, time.monotonic()
     write_atomically(work.plan(plan.name), plan.to_json())

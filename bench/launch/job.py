@@ -65,11 +65,9 @@ class Job:
 def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
     """Trains the cells of a job in this process; each of them has a record afterwards.
 
-    What the job needs is finished. `report` is called after every epoch.
-
-    Raises:
-        Exception: what concerns all cells: the data or the teacher cannot be read, memory runs
-            out, a file of the user's fails. Cells without a record may be tried again.
+    What the job needs is finished. `report` is called after every epoch. Raises what concerns all
+    cells: the data or the teacher cannot be read, memory runs out, a file of the user's fails.
+    Cells without a record may be tried again.
     """
     with plugged(config.plugins):
         import torch

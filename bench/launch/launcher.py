@@ -75,11 +75,9 @@ class Launcher(ABC, Generic[Handle]):
 
     @abstractmethod
     def submit(self, job: Job, alone: bool) -> Handle:
-        """Starts a job.
+        """Starts a job; what it needs is finished.
 
-        Args:
-            job: what it needs is finished.
-            alone: whether it is a cell that ran out of memory: it gets a whole device.
+        `alone`: it is a cell that ran out of memory, and gets a whole device.
         """
 
     @abstractmethod
@@ -93,9 +91,8 @@ class Launcher(ABC, Generic[Handle]):
     def run(self, jobs: Sequence[Job]) -> Generator[Done]:
         """Runs the jobs, and yields cells as they are done. Workers end with it, whatever ends it.
 
-        Raises:
-            OSError: the disk is full or broken, which is no cell's fault.
-            LeaseLostError: this process was suspended, and another command took its cells.
+        OSError if the disk is full or broken, which is no cell's fault; LeaseLostError if this
+        process was suspended, and another command took its cells.
         """
         self.waiting = list(jobs)
         try:
@@ -150,8 +147,7 @@ class Launcher(ABC, Generic[Handle]):
     def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
         """Releases the cells of an ended job that have a record, and tries the others again.
 
-        Raises:
-            OSError: the disk is full or broken, which is no cell's fault.
+        OSError if the disk is full or broken, which is no cell's fault.
         """
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

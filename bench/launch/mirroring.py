@@ -31,11 +31,7 @@ def sole_mirror(
 ) -> Iterator[Mirror]:
     """The mirror of a grid, to which no other command writes meanwhile.
 
-    Another command that sends is waited for, at most `patience` seconds.
-
-    Raises:
-        BusyError: another command is sending this grid's records.
-        TrackingError: the store cannot be opened.
+    Another command that sends is waited for, at most `patience` seconds, then it is a BusyError.
     """
     with _lease(f"mlflow-{grid}", leases, patience):
         # The first to open the store makes the database, whatever the grid.
@@ -59,11 +55,7 @@ def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
 
 
 def send_records(mirror: Mirror, work: WorkDir, plan: Plan) -> int:
-    """Sends what the mirror lacks, with gains and costs; returns the number of records sent.
-
-    Raises:
-        TrackingError: the store failed.
-    """
+    """Sends what the mirror lacks, with gains and costs; returns the number of records sent."""
     records = work.store.read_all(plan.cell_ids())
     numbers = numbers_of_cells(plan, records, read_costs(work.grid(plan.name) / COSTS))
     return mirror.send(plan, work.store, numbers, records)

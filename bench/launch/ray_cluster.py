@@ -81,8 +81,7 @@ class RayCluster:
     def __enter__(self) -> RayCluster:
         """Connects to Ray.
 
-        Raises:
-            ClusterError: there is no such cluster, it is of another version, or Ray fails.
+        ClusterError if there is no such cluster, it is of another version, or Ray fails.
         """
         ray = import_module("ray")
         # No reports home, no notes about the next version's defaults.
@@ -282,11 +281,9 @@ def _task_body() -> Callable[[bytes, Any], str | None]:
 def missing_here(job: Job, config: WorkerConfig, code: str, heartbeat: Path) -> str | None:
     """What this node lacks to run a job, in words; None if it lacks nothing.
 
-    Args:
-        job: its teachers and sources are finished.
-        config: with absolute paths.
-        code: digest of the coordinator's code, see `bench.code_version`.
-        heartbeat: a file of the work directory that exists while the coordinator lives.
+    Teachers and sources of the job are finished, paths in `config` are absolute, `code` is the
+    digest of the coordinator's code, and `heartbeat` a file that exists while the coordinator
+    lives.
     """
     if numerics_digest("methods/*.py") != code:
         return (

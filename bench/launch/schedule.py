@@ -34,12 +34,9 @@ def plan_jobs(
 ) -> list[Job]:
     """The jobs of a grid, in the order in which workers take them.
 
-    Args:
-        cells: those to train, teachers among them.
-        workers: how many jobs can run at once, at least 1.
-        seconds: estimates a job; by default the number of its cells.
-        fits: whether one worker can train these cells side by side. A cell that does not fit even
-            alone still gets a job.
+    `cells` are those to train, teachers among them. `seconds` estimates a job; by default the
+    number of its cells. `fits` says whether one worker can train cells side by side; one that does
+    not fit even alone still gets a job.
     """
     teachers, cohorts = group_cells(cells)
     first = [[cell] for cell in teachers]

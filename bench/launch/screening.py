@@ -29,14 +29,9 @@ from bench.workdir import WorkDir
 def expand_chosen(grid: Grid, fingerprint: Fingerprint, work: WorkDir, extend: bool) -> Expansion:
     """A grid's cells: with those of the finalists, where they are chosen.
 
-    Args:
-        grid: a checked grid.
-        fingerprint: see `bench.expansion.expand`.
-        work: holds the choices, and the plan of an earlier run.
-        extend: whether the second look's seeds are asked for. Once they are, they remain.
-
-    Raises:
-        UserError: the grid plans no second look, or there was no first one.
+    The work directory holds the choices, and the plan of an earlier run. `extend`: the second
+    look's seeds are asked for; once they are, they remain. UserError if the grid plans no second
+    look, or there was no first one.
     """
     design = grid.seeds
     if extend and not (isinstance(design, Design) and design.extend):
@@ -71,8 +66,7 @@ def _was_extended(path: Path) -> bool:
 def check_costs(grid: Grid, costs: Costs) -> None:
     """Refuses to screen under a limit on costs where nothing was profiled.
 
-    Raises:
-        UserError: with the command that measures them.
+    The UserError has the command that measures them.
     """
     if grid.screens and grid.max_cost is not None and not costs:
         raise UserError(

@@ -102,16 +102,11 @@ def _point(space: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
 
 
 def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: float) -> Grid:
-    """The grid whose cells are the trials.
+    """The grid whose cells are the trials, over so many seeds from `FIRST_SEED` on.
 
-    The fraction of the images that students see grows, so that they train on as many as in `grid`,
-    or on all that are left. No teacher is one of the grid's.
-
-    Args:
-        grid: the grid to tune for.
-        trials: from `trials_of`.
-        seeds: number of seeds, from `FIRST_SEED` on.
-        validation: part of the training images that is held out.
+    A part `validation` of the training images is held out. The fraction that students see grows, so
+    that they train on as many as in `grid`, or on all that are left. No teacher is one of the
+    grid's.
     """
 
     def grown(fraction: float) -> float:

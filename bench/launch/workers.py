@@ -50,8 +50,7 @@ class _Worker:
     def receive(self) -> tuple[Any, ...] | None:
         """The next message; None if there is none yet.
 
-        Returns:
-            (EPOCH, cell id, epochs done, of how many, accuracy) or (ENDED, error or None).
+        (EPOCH, cell id, epochs done, of how many, accuracy) or (ENDED, error or None).
         """
         is_alive = self.process.is_alive()  # asked first: what a dead process sent is still read
         try:

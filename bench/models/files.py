@@ -73,8 +73,7 @@ def _digest(path: Path, changed: int, size: int) -> str:
 def read_state(path: Path, sha256: str) -> dict[str, Tensor]:
     """The state dict in a file, out of its wrapping.
 
-    Raises:
-        WeightsError: the file has other bytes than `sha256` says, or holds no state dict.
+    WeightsError if the file has other bytes than `sha256` says, or holds no state dict.
     """
     import safetensors.torch
     import torch
@@ -106,18 +105,9 @@ def fitted(
 ) -> dict[str, Tensor]:
     """The state as `network` takes it: without prefixes, its head's rows those of the data.
 
-    Args:
-        state: of the file.
-        network: for the data's classes.
-        names: of the data's classes.
-        rows: the file's classes.
-        what: the file, for messages.
-
-    Returns:
-        The network's own keys -> tensors of its shapes and types.
-
-    Raises:
-        WeightsError: keys, classes or shapes differ.
+    `names` are the data's classes, `rows` the file's, and `what` is the file, for messages. Returns
+    the network's own keys -> tensors of its shapes and types. WeightsError if keys, classes or
+    shapes differ.
     """
     wanted, prefix = network.own_state()
     head = next(n for n, module in network.named_modules() if module is network.head)

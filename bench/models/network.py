@@ -23,11 +23,8 @@ class Network(nn.Module):
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """The named taps of one batch (B, C, H, W); runs no deeper than the deepest of them.
 
-        Returns:
-            tap -> (B, C, H, W) for maps, (B, D) for the embedding, (B, K) for the logits.
-
-        Raises:
-            ValueError: the network has no such tap.
+        Maps are (B, C, H, W), the embedding (B, D), the logits (B, K). ValueError for an unknown
+        tap.
         """
         raise NotImplementedError
 

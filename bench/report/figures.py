@@ -126,16 +126,8 @@ def place_labels(
 ) -> list[Label | None]:
     """Texts next to their points: none overlaps another, a leader or a point, none leaves.
 
-    Each takes the nearest free place in the plot, clear of taken lines if there is one.
-
-    Args:
-        points: x, y and text, the most important ones first.
-        plot: where all must lie.
-        taken: lines, that labels keep off where they can.
-        size: of the text.
-
-    Returns:
-        One a point; None where no place is free.
+    Each takes the nearest free place in the plot, clear of taken lines if there is one. Points are
+    x, y and text, the most important ones first. One label a point; None where no place is free.
     """
     lines, texts = list(taken), list[Box]()
     marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]  # and leaders

@@ -81,8 +81,7 @@ Pairs = Mapping[PairId, list[Group]]
 def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairId, list[Group]]:
     """The rows of every pair that has any record, by label: teacher, student, then methods.
 
-    Raises:
-        UserError: two cells answer for one label and seed of a pair.
+    UserError if two cells answer for one label and seed of a pair.
     """
     return {
         key: _by_label(key, rows, records)

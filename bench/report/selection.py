@@ -32,10 +32,7 @@ def write_selection_figures(
 
     A cell without its files in the store has no figure. Returns the files
     `selection_<pair>_<label>_seed<k>.svg`, in the plan's order; equal selections give equal bytes
-    under one version of matplotlib.
-
-    Raises:
-        UserError: a selection's file is damaged.
+    under one version of matplotlib. UserError if a selection's file is damaged.
     """
     drawn: dict[tuple[str, ...], Path] = {}
     for key, rows in group_by_pair(plan).items():

@@ -199,9 +199,7 @@ def to_csv(table: Table) -> str:
     What there is no value for is empty. Titles and notes are left out. A text that a
     spreadsheet would run as a formula has an apostrophe before it. Read it with
     `pandas.read_csv(path, keep_default_na=False, na_values=[""])`: a method may be called "none".
-
-    Raises:
-        ValueError: an interval in a column that is not declared with `interval=True`.
+    ValueError for an interval in a column that is not declared with `interval=True`.
     """
     ends = ((c.key, INTERVAL_ENDS if c.interval else ("",)) for c in table.columns)
     out = io.StringIO()

@@ -119,8 +119,7 @@ class Student:
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
         """Adds a point to every curve; `test_accuracy` measures it in epochs that need it.
 
-        Raises:
-            NonFiniteError: a loss or a weight is not finite.
+        NonFiniteError if a loss or a weight is not finite.
         """
         weights = chain(self.network.parameters(), self.connector.parameters())
         check_finite(self.sums, self.stage, weights, self.epochs_done + 1)
@@ -278,8 +277,7 @@ class Student:
     ) -> None:
         """Brings a student that has not begun to `state`; other arguments as in `begin_epoch`.
 
-        Raises:
-            ValueError: the state belongs to another network or method.
+        ValueError if the state belongs to another network or method.
         """
         tensors, values = state
         here = self._tensors()
@@ -353,14 +351,10 @@ def make_student(
 def images_of(
     stage: Stage, kept: Tensor | None, labelled: Tensor | None, train_images: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The training images of a stage; `kept`: (N,) bool, what its `keep` chose, or None.
+    """Positions of the images that an epoch goes through, and those whose transfer loss counts.
 
-    Returns:
-        Positions of the images that an epoch goes through, and (N,) bool, the images whose transfer
-        loss counts; None for all.
-
-    Raises:
-        ValueError: no image was kept.
+    The second is (N,) bool; None for all. `kept`: (N,) bool, what the stage's `keep` chose, or
+    None. ValueError if no image was kept.
     """
     subset = taught = None
     if kept is not None:

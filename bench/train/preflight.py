@@ -20,11 +20,7 @@ Read = Callable[[DataSpec], DataSet]
 
 
 def check_cells(cells: Iterable[Cell], read: Read) -> None:
-    """Refuses the first cell of a grid that cannot be trained.
-
-    Raises:
-        UserError: names the cell and the fault.
-    """
+    """Refuses the first cell that cannot be trained, with a UserError that names it."""
     cells = list(cells)
     _check_batches(cells, read)
     _check_sources(cells, read)

@@ -71,10 +71,8 @@ def open_stream(
     """The stream of a cohort, by any of its cells, with the images on `device`.
 
     `statistics` is the set with the mean and deviation for normalisation, `data` by default: a
-    network that starts from a source's weights expects the source's.
-
-    Raises:
-        ValueError: a batch is larger than the training set, or a fraction is impossible.
+    network that starts from a source's weights expects the source's. ValueError if a batch is
+    larger than the training set, or a fraction is impossible.
     """
     spec = cell.data
     part, held = training_positions(spec, data.train_labels)

@@ -49,14 +49,8 @@ def import_weights(
 ) -> None:
     """Writes the weights that cells start from where workers find them, fitted to their data.
 
-    Args:
-        cells: those to train or evaluate.
-        files: SHA-256 -> path of the user's files.
-        read: a decoded data set.
-        store: the records' folder.
-
-    Raises:
-        UserError: a file cannot be read, or is of another network or other classes.
+    `files` maps SHA-256 to the path of the user's file. UserError if one cannot be read, or is of
+    another network or other classes.
     """
     for cell in cells:
         path = _start(cell, store)
