@@ -58,9 +58,8 @@ class View:
 class Pair(NamedTuple):
     """Student, with gradient, and teacher, without, on the same batch.
 
-    Attributes:
-        labels: (B,) class indices.
-        index: (B,) positions in the cell's training set, the same image every epoch.
+    `labels` are (B,) class indices, `index` (B,) positions in the cell's training set, the same
+    image every epoch.
     """
 
     student: View

@@ -18,14 +18,7 @@ ALPHA = 0.05
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: of the n values, in their unit.
-        low: lower bound; None for n = 1, which says nothing about spread.
-        high: upper bound; None for n = 1.
-        n: how many values.
-    """
+    """A mean of n values and its confidence interval; None for n = 1, which has no spread."""
 
     mean: float
     low: float | None
@@ -157,13 +150,10 @@ def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1
 
 
 class Pooled(NamedTuple):
-    """A mean of effects that differ between pairs.
+    """A mean of effects that differ between pairs, with its 95 % interval; n counts the effects.
 
-    Attributes:
-        interval: the mean with its 95 % interval; n counts the effects.
-        error: the mean's standard error.
-        tau: deviation of the true effects, in their unit.
-        p: two-sided, that the mean is 0.
+    `error` is its standard error, `tau` the deviation of the true effects, in their unit, and `p`
+    two-sided, that the mean is 0.
     """
 
     interval: Interval

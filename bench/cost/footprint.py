@@ -41,10 +41,8 @@ def total_epochs(cell: Cell) -> int:
 class NetworkCount(NamedTuple):
     """One network, counted.
 
-    Attributes:
-        held_bytes: parameters, buffers, gradients and momentum.
-        image_bytes: activations of one image in a training step.
-        image_flops: operations of one image in a forward pass.
+    `held_bytes` are parameters, buffers, gradients and momentum, `image_bytes` the activations of
+    one image in a training step, `image_flops` its operations in a forward pass.
     """
 
     held_bytes: int

@@ -58,13 +58,10 @@ class MethodRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How methods are measured, and on which data.
+    """How methods are measured, and on which data: its name alone, the images are random.
 
-    Attributes:
-        data: the data set's name, for the tables. The images are random.
-        train_images: N, the number of views that a stage caches if it reads clean images.
-        rounds: how many times every step is measured.
-        provenance: commit and the like, for the conditions.
+    `train_images` is N, the number of views that a stage caches if it reads clean images; every
+    step is measured in each of the rounds; `provenance` is commit and the like, for the conditions.
     """
 
     data: str

@@ -30,11 +30,8 @@ class Draws(NamedTuple):
 class Augment:
     """Pads every side, crops at random to the original size, and mirrors with probability 1/2.
 
-    Attributes:
-        pad: pixels added on each side; 0 for no crop.
-        padding: "zeros" for black, which is 0 before normalisation, as in published recipes;
-            "reflect" to mirror about the edge pixel.
-        flip: whether images are mirrored. Digits and letters must not be.
+    The padding is "zeros" for black, which is 0 before normalisation, as in published recipes, or
+    "reflect" to mirror about the edge pixel. Digits and letters must not be flipped.
     """
 
     pad: int

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 class Library:
-    """Data sets by source, size and classes.
-
-    Attributes:
-        absent: data sets that random images replace -> why they are not here.
-    """
+    """Data sets by source, size and classes; `absent`: replaced by random images -> why."""
 
     def __init__(self, data_root: Path | None, cache: Path, random_if_absent: bool = False) -> None:
         """Reads nothing yet; arguments as for `load`.

@@ -19,10 +19,9 @@ RACE = 0.95  # what P(best) of the rows still in the race sums to, at least
 class Chance:
     """What is believed of one row after all its seeds.
 
-    Attributes:
-        gain: posterior mean of its true gain over the reference, in accuracy.
-        better: probability that it is better than the reference.
-        best: probability that it is the best of all; the reference takes part.
+    `gain` is the posterior mean of its true gain over the reference, in accuracy; `better` and
+    `best` are probabilities to be better than the reference, and the best of all, the reference
+    included.
     """
 
     row: str

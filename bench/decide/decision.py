@@ -57,10 +57,8 @@ class Question:
 class Settle:
     """What could turn a best bet into a proof, if its true gain is what is believed.
 
-    Attributes:
-        chance: probability that the design's extension proves it; None if none is left.
-        seeds: confirmation seeds with which a new experiment proves it with probability 0.8; None
-            if more than 1,000.
+    `chance` is the probability that the design's extension proves it; None if none is left. With
+    `seeds` a new experiment proves it with probability 0.8; None if more than 1,000.
     """
 
     chance: float | None

@@ -101,14 +101,10 @@ def margin_for(test_images: int) -> float:
 
 @dataclass(frozen=True)
 class Within:
-    """Whether a mean difference, in accuracy, is below a margin.
+    """Whether a mean difference, in accuracy, is shown to be below a margin, by n seeds.
 
-    Attributes:
-        p: after the correction; 1 where there is no spread to judge by.
-        shown: whether the difference is below the margin.
-        n: seeds.
-        needed: seeds that show it with probability 0.8 if the true difference is 0; None if
-            unknown or above 1,000.
+    `p` is after the correction; 1 where there is no spread to judge by. `needed` seeds show it with
+    probability 0.8 if the true difference is 0; None if unknown or above 1,000.
     """
 
     row: str

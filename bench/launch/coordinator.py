@@ -28,13 +28,10 @@ Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of a grid did.
+    """What a run of a grid did, and its wall clock in seconds.
 
-    Attributes:
-        trained: cells that this run trained.
-        elsewhere: cells that another command trained meanwhile.
-        counts: status -> cells of the whole plan; "not run" is among them.
-        seconds: wall clock of the whole run.
+    `trained` are this run's cells, `elsewhere` those that other commands trained meanwhile,
+    `counts` the status of all cells of the plan, "not run" among them.
     """
 
     trained: int

@@ -27,12 +27,7 @@ Handle = TypeVar("Handle")
 
 @dataclass(frozen=True)
 class Done:
-    """Cells that have a record now.
-
-    Attributes:
-        cells: those cells.
-        here: whether this launcher trained them, not another command.
-    """
+    """Cells that have a record now; `here` if this launcher trained them, not another command."""
 
     cells: tuple[Cell, ...]
     here: bool = True
@@ -46,11 +41,8 @@ class Launcher(ABC, Generic[Handle]):
     as failed. A job that ran out of memory is halved first; a single cell that ran out of memory
     is tried again when nothing else runs.
 
-    Attributes:
-        waiting: jobs to start, in this order, as soon as a worker is free and what they need is
-            finished.
-        running: what runs -> its job.
-        elsewhere: jobs of cells that other commands hold.
+    Jobs in `waiting` start in order, as soon as a worker is free and what they need is finished.
+    `running` maps what runs to its job; `elsewhere` are jobs of cells that other commands hold.
     """
 
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:

@@ -34,12 +34,10 @@ KEPT = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of hyper-parameters for one row.
+    """One choice of hyper-parameters for one row, by its label.
 
-    Attributes:
-        row: label of the row in the grid.
-        chosen: the hyper-parameters and fields of the recipe that this trial adds to the row's.
-        spec: the row as it trains.
+    `chosen` are those and the fields of the recipe that the trial adds; `spec` is the row as it
+    trains.
     """
 
     row: str

@@ -12,9 +12,8 @@ from bench.method import Shapes
 class Network(nn.Module):
     """A classifier whose inner tensors (taps) can be read by name; subclasses implement `view`.
 
-    Attributes:
-        tap_names: every tap from shallow to deep, "logits" last.
-        head: the classifier that maps the embedding to the logits; the rest is the trunk.
+    `tap_names` has every tap from shallow to deep, "logits" last. `head` maps the embedding to the
+    logits; the rest is the trunk.
     """
 
     tap_names: tuple[str, ...]

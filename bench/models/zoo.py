@@ -57,7 +57,7 @@ _ZOO: dict[str, Builder] = {
     "ShuffleV1": _own("mobile.ShuffleNetV1"),
     "ShuffleV2": _own("mobile.ShuffleNetV2"),
     "ResNet50": _own(
-        "resnet.BottleneckResNet", depths=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512)
+        "resnet.BottleneckResNet", depths=(3, 4, 6, 3), widths=(64, 256, 512, 1024, 2048)
     ),
     **{f"cnn{width}": _own("small.SmallCnn", width=width) for width in (4, 8, 16, 32)},
 }

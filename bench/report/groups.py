@@ -35,11 +35,8 @@ Measure = Callable[[Record], float | None]
 class Group:
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
 
-    Attributes:
-        role: "teacher", "student" or "method".
-        label, method, category: the row's name, its method and that one's category.
-        cells: seed -> cell id.
-        records: by cell id, of these cells alone.
+    `role` is "teacher", "student" or "method", `cells` maps seeds to cell ids, and `records` are by
+    cell id, of these cells alone.
     """
 
     role: str

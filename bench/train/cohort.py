@@ -34,13 +34,10 @@ logger = logging.getLogger(__name__)
 class Cohort:
     """Students in training on one stream, with at most one teacher.
 
-    Attributes:
-        teacher: None if no student needs one.
-        store: where records and weights are written.
-        report: called after every epoch of a student with its cell id, the finished epochs, the
-            total epochs, and the last test accuracy or None.
-        provenance: commit and the like, for every record.
-        checkpoints: where unfinished cells are saved and found; None to save nothing.
+    Records and weights go to the store, and unfinished cells to `checkpoints`; None to save
+    nothing. `report` is called after every epoch of a student with its cell id, the finished and
+    the total epochs, and the last test accuracy or None. `provenance` is commit and the like, for
+    the records.
     """
 
     stream: Stream
