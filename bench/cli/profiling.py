@@ -13,7 +13,7 @@ from bench.cost.costs import FILE, read_costs
 from bench.cost.profiler import MethodRow, Profile
 from bench.cost.profiler import profile as measure
 from bench.cost.steps import Workload
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.expansion import data_name
 from bench.grid import load_grid, narrow
 from bench.progress import ProgressDisplay

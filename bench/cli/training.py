@@ -14,7 +14,7 @@ from bench.cli.recorded import fetch_costs
 from bench.cli.terminal import say
 from bench.code_version import provenance
 from bench.cost.costs import Costs
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.decide.records import pairs_of
 from bench.expansion import Expansion
 from bench.faults import UserError

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.cell import ImageSpec
 from bench.data.cache import cached, open_cached
 from bench.data.dataset import Classes, DataError, DataSet, MissingDataError, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
@@ -99,6 +100,51 @@ def load(
     downloads = data_root or cache / "downloads"
     build = partial(_read_known, source, downloads, size, classes)
     return cached(_cache_path(cache, asked), asked, build)
+
+
+class Library:
+    """Data sets by source, size and classes, each decoded and hashed once in a process.
+
+    `absent`: those that random images replace -> why.
+    """
+
+    def __init__(self, data_root: Path | None, cache: Path, random_if_absent: bool = False) -> None:
+        """Reads nothing yet; arguments as for `load`.
+
+        `random_if_absent`: whether random images replace a data set that is not here; for
+        estimates, never for training.
+        """
+        self.data_root, self.cache, self.random_if_absent = data_root, cache, random_if_absent
+        self.absent: dict[str, str] = {}
+        self._sets: dict[str, DataSet] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def read(self, spec: ImageSpec) -> DataSet:
+        """The decoded data set; DataError if it is missing or unusable."""
+        key, source = self._key(spec), spec.source
+        cut: dict[str, Any] = {"size": spec.size, "classes": spec.classes}
+        if key not in self._sets:
+            try:
+                found = load(source, data_root=self.data_root, cache=self.cache, **cut)
+            except MissingDataError as error:
+                if not self.random_if_absent or SOURCES.get(source).sizes is None:
+                    raise
+                self.absent[key] = str(error)
+                found = random_data(source, **cut)
+            self._sets[key] = found
+        return self._sets[key]
+
+    def fingerprint(self, spec: ImageSpec) -> str:
+        """The hash of a data set's content; "absent" where random images replace it."""
+        key = self._key(spec)
+        if key not in self._fingerprints:
+            data = self.read(spec)
+            self._fingerprints[key] = "absent" if key in self.absent else fingerprint(data)
+        return self._fingerprints[key]
+
+    @staticmethod
+    def _key(spec: ImageSpec) -> str:
+        return repr((spec.source, spec.size, spec.classes))
 
 
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:

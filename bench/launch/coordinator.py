@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench.cell import Cell
 from bench.cost.footprint import total_epochs
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.expansion import Expansion
 from bench.launch.job import Report, WorkerConfig, unfinished
 from bench.launch.launcher import Launcher

@@ -9,7 +9,7 @@ from bench.cell import Cell
 from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.cost.footprint import total_epochs
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.decide.records import group_by_pair
 from bench.design import PairId
 from bench.expansion import Expansion

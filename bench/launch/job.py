@@ -4,12 +4,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from bench.cell import Cell
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
+from bench.train.checkpoint import Checkpoints
+from bench.train.cohort import Cohort
+from bench.train.device import pick_device, set_numerics
+from bench.train.stream import open_stream
+from bench.train.teacher import load_teacher
 
 Report = Callable[[str, int, int, float | None], None]
 
@@ -70,14 +76,6 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
     Cells without a record may be tried again.
     """
     with plugged(config.plugins):
-        import torch
-
-        from bench.train.checkpoint import Checkpoints
-        from bench.train.cohort import Cohort
-        from bench.train.device import pick_device, set_numerics
-        from bench.train.stream import open_stream
-        from bench.train.teacher import load_teacher
-
         torch.set_num_threads(config.threads)
         device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
         set_numerics(cell)

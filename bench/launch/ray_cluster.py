@@ -23,7 +23,7 @@ from typing import Any
 
 import bench
 from bench.code_version import numerics_digest
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.faults import UserError, reason
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher

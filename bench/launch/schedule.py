@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from bench.cell import Cell
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.launch.job import Job, WorkerConfig
 
 Seconds = Callable[[Sequence[Cell]], float]

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.cost.costs import Costs
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.decide.finalists import choose_finalists
 from bench.decide.records import group_by_pair, pairs_of
 from bench.design import (

@@ -24,7 +24,7 @@ import torch
 
 from bench.cell import Cell
 from bench.code_version import provenance
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.expansion import expand
 from bench.grid import Grid, load_grid, narrow
 from bench.launch.job import WorkerConfig
