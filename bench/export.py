@@ -211,10 +211,7 @@ class Trained:
 
 
 def find_row(plan: Plan, cell: str) -> Row:
-    """The row of a cell id, the beginning of one, or teacher>student/method/seed.
-
-    ExportError if no row matches (the message gives near names), or several do.
-    """
+    """The row of a cell id, the beginning of one, or a name; ExportError unless it is one row."""
     rows = {row.cell_id: row for row in reversed(plan.rows)}
     found = [row for row in rows.values() if cell in (row.name, row.cell_id)]
     found = found or [row for row in rows.values() if cell and row.cell_id.startswith(cell)]

@@ -76,21 +76,14 @@ class TrainingProgress:
     def __init__(
         self, names: Mapping[str, str], epochs: int, display: ProgressDisplay, phase: str = ""
     ) -> None:
-        """Shows nothing yet.
-
-        `names` maps the ids of the cells that will train to names, `epochs` is of all of them, and
-        `phase` what they are trained for, such as "screening".
-        """
+        """Shows nothing yet; `names` are those of the cells that will train, by id."""
         self.names, self.epochs, self.display = names, epochs, display
         self.cells, self.latest, self.phase = 0, "", f"{phase}, " if phase else ""
         self._done: dict[str, int] = {}
         self._resumed = 0
 
     def epoch(self, cell_id: str, done: int, total: int, accuracy: float | None) -> None:
-        """A cell ended an epoch, or is at a checkpoint again after a fault.
-
-        It did `done` of its `total` epochs. The accuracy on the test set is None if not measured.
-        """
+        """A cell did `done` of its `total` epochs; the accuracy is None if not measured."""
         if cell_id not in self._done:
             self._resumed += done - 1
         self._done[cell_id] = done

@@ -158,10 +158,7 @@ class Plan:
 
 
 def check_file_names(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError for a name that is not a plain file name and so could leave its folder.
-
-    Names come from grids, files and tracking servers that others can write to.
-    """
+    """ValueError for a name that could leave its folder; names come from grids and servers."""
     for name in names:
         if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\\\0"):
             raise ValueError(f"{what}: {name!r} is no plain file name (no '/', not '.' in front)")
@@ -193,10 +190,7 @@ def _finite(value: object) -> object:
 
 
 def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) -> None:
-    """Writes a file as a whole or not at all: a temporary file is flushed, then renamed.
-
-    With `replace` off, a file that exists stays as it is.
-    """
+    """Writes a file as a whole or not at all; without `replace`, only if there is none."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -216,10 +210,7 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
 
 
 class Store:
-    """The folder of all cells, each in `<root>/<cell_id>`.
-
-    A cell's folder holds record.json and weights.safetensors.
-    """
+    """The folder of all cells: `<root>/<cell_id>/{record.json, weights.safetensors}`."""
 
     def __init__(self, root: Path) -> None:
         """Creates nothing before the first write."""

@@ -54,10 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command, by the words after the program's name; None for those of this process.
-
-    Returns the exit code. A fault of the program itself is raised, with its traceback.
-    """
+    """Runs one command, by default the process's words; returns the exit code."""
     show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -25,11 +25,7 @@ from bench.workdir import WorkDir
 
 
 def profile(options: argparse.Namespace) -> int:
-    """Measures what each method's loss and step cost, each method alone.
-
-    Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
-    here is not needed.
-    """
+    """Measures each method alone, on random images: the data set only gives its sizes."""
     work = WorkDir(options.work_dir)
     grid = narrow(load_grid(options.grid), options.methods, options.pairs)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)

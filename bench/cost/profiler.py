@@ -159,10 +159,7 @@ class _Subject:
 def milliseconds(
     action: Callable[[], object], device: torch.device, processor: bool = False
 ) -> float:
-    """How long an action takes, on CUDA until the device has finished it.
-
-    On a CPU with one thread it is the processor's time if `processor` is true.
-    """
+    """How long an action takes on the device; on one CPU thread the processor's time, if asked."""
     alone = processor and device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else bool

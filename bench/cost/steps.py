@@ -111,10 +111,7 @@ class TeacherBatch:
 
 
 class StudentStage:
-    """One stage of one student, ready to be stepped again and again.
-
-    `lesson` is the teacher and the images, `stage` as the method has it, `student` the engine's.
-    """
+    """One stage of one student under a teacher's lesson, to be stepped again and again."""
 
     def __init__(
         self,

@@ -51,10 +51,7 @@ def question_of(plan: Plan, **limits: Any) -> Question:
 def numbers_of_cells(
     plan: Plan, records: Mapping[str, Record], costs: Costs
 ) -> dict[str, dict[str, float]]:
-    """Cell id -> "gain" over the plain student of its pair and seed, and "cost" of its row.
-
-    Both are known of students alone, the cost only where it was measured.
-    """
+    """Students' cell id -> "gain" over the student of its seed, and "cost" where measured."""
     found: dict[str, dict[str, float]] = {}
     pairs = pairs_of(plan, records, costs)
     rows = {(key, row.name): row for key, pair in pairs.items() for row in pair.rows}

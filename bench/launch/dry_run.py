@@ -37,10 +37,7 @@ def estimate_rows(
     room_bytes: int | None,
     display: ProgressDisplay,
 ) -> str:
-    """The same with time and memory, from a few real steps of every row to train.
-
-    There is one device for each worker. See `bench.launch.schedule.plan_training` for the rest.
-    """
+    """The same with time and memory, from a few steps of every row, with one device a worker."""
     if not waiting:
         return list_rows(expansion, waiting)
     device = torch.device(devices[0])

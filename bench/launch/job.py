@@ -90,10 +90,7 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
 
 
 def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
-    """The cells that still need training.
-
-    Cells that failed or were not applicable run again only with `retry_failed`.
-    """
+    """The cells without a result; those that failed or were refused only with `retry_failed`."""
 
     def is_done(cell: Cell) -> bool:
         found = store.read(cell.id)

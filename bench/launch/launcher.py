@@ -46,10 +46,7 @@ class Launcher(ABC, Generic[Handle]):
     """
 
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
-        """Starts nothing. `report` is called after every epoch, in this process.
-
-        The leases are entered.
-        """
+        """Starts nothing. `report` is called after every epoch, in this process."""
         self.config, self.report, self.leases = config, report, leases
         self.store = Store(config.store)
         self.waiting: list[Job] = []
@@ -67,10 +64,7 @@ class Launcher(ABC, Generic[Handle]):
 
     @abstractmethod
     def submit(self, job: Job, alone: bool) -> Handle:
-        """Starts a job; what it needs is finished.
-
-        `alone`: it is a cell that ran out of memory, and gets a whole device.
-        """
+        """Starts a job, on a whole device if it is `alone`: a cell that ran out of memory."""
 
     @abstractmethod
     def collect(self) -> Iterator[Done]:
@@ -137,10 +131,7 @@ class Launcher(ABC, Generic[Handle]):
         return missing <= self._recorded
 
     def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
-        """Releases the cells of an ended job that have a record, and tries the others again.
-
-        OSError if the disk is full or broken, which is no cell's fault.
-        """
+        """Releases the cells of an ended job that have a record, and tries the others again."""
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
@@ -203,10 +194,7 @@ class Launcher(ABC, Generic[Handle]):
 
 
 def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
-    """The cells of a job that can train. The others are recorded as failed here.
-
-    A cell cannot train if its teacher, or the source that it starts from, did not finish.
-    """
+    """The cells of a job with finished teacher and source; the others are recorded as failed."""
     found = {need.id: store.read(need.id) for need in job.needs}
     failed = {id for id, record in found.items() if record is None or record.status != FINISHED}
     kept = []

@@ -103,10 +103,7 @@ class Leases:
         return self._hearts / self.owner
 
     def acquire(self, name: str) -> bool:
-        """Takes the lease called `name`, a plain file name, unless a living process holds it.
-
-        Returns whether this process holds it now.
-        """
+        """Takes a lease by a plain file name, unless a living process holds it; whether it did."""
         if name in self._held:
             return True
         folder = self._names / name

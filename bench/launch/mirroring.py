@@ -29,10 +29,7 @@ POLL_SECONDS = 0.2
 def sole_mirror(
     work: WorkDir, grid: str, leases: Leases, patience: float = PATIENCE_SECONDS
 ) -> Iterator[Mirror]:
-    """The mirror of a grid, to which no other command writes meanwhile.
-
-    Another command that sends is waited for, at most `patience` seconds, then it is a BusyError.
-    """
+    """The mirror of a grid for one command; BusyError if another sends longer than `patience`."""
     with _lease(f"mlflow-{grid}", leases, patience):
         # The first to open the store makes the database, whatever the grid.
         with _lease("mlflow", leases, PATIENCE_SECONDS):

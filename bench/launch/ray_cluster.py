@@ -79,10 +79,7 @@ class RayCluster:
             raise ClusterError(f"--gpus-per-job: got {part:g}, {wanted}")
 
     def __enter__(self) -> RayCluster:
-        """Connects to Ray.
-
-        ClusterError if there is no such cluster, it is of another version, or Ray fails.
-        """
+        """Connects; ClusterError if there is no such cluster, or it has another version."""
         ray = import_module("ray")
         # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -142,10 +139,7 @@ def _check_address(address: str) -> None:
 
 
 class RayTasks(Launcher[Any]):
-    """Jobs as Ray tasks; a handle is the reference to a task's result.
-
-    `run` raises `ClusterError` if a node lacks the code, the data or the work directory.
-    """
+    """Jobs as Ray tasks; ClusterError if a node lacks the code, the data or the directory."""
 
     def __init__(
         self, cluster: RayCluster, config: WorkerConfig, report: Report, leases: Leases
@@ -252,10 +246,7 @@ class RayTasks(Launcher[Any]):
 
 
 def _task_body() -> Callable[[bytes, Any], str | None]:
-    """What a task runs. Defined in a function, so that Ray sends it by value.
-
-    A node without this package can then say so.
-    """
+    """What a task runs; sent by value, so that a node without this package can say so."""
 
     def run_on_node(order: bytes, events: Any) -> str | None:
         """Runs a job; returns what this node lacks, if it lacks something."""

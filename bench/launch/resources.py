@@ -19,10 +19,7 @@ def usable_cpus() -> int:
 
 
 def worker_room(devices: Sequence[str]) -> int | None:
-    """Bytes that the cells of one worker may fill; None where the system does not say.
-
-    There is one device for each worker, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
-    """
+    """Bytes that the cells of one worker may fill, with one device each; None if unknown."""
     if devices[0] == "cpu":
         free = free_memory()
         # A worker is a process of about the size of this one.

@@ -120,10 +120,7 @@ def cut(
 
 
 def _ordered(groups: Sequence[Sequence[Cell]], seconds: Seconds) -> list[Job]:
-    """A job for each group: those that others wait for, then the longest first.
-
-    Of those that others wait for, the one with the longest job behind it comes first.
-    """
+    """A job for each group: what others wait for, the longest wait first; then the longest."""
     jobs, behind = [Job(tuple(cells)) for cells in groups], {}
     for job in jobs:
         for need in job.needs:

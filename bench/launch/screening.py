@@ -64,10 +64,7 @@ def _was_extended(path: Path) -> bool:
 
 
 def check_costs(grid: Grid, costs: Costs) -> None:
-    """Refuses to screen under a limit on costs where nothing was profiled.
-
-    The UserError has the command that measures them.
-    """
+    """UserError if a grid limits the costs of its finalists, and nothing was profiled."""
     if grid.screens and grid.max_cost is not None and not costs:
         raise UserError(
             f"max_cost: {grid.max_cost:g}, but no costs of grid {grid.name} are measured; run "
@@ -76,10 +73,7 @@ def check_costs(grid: Grid, costs: Costs) -> None:
 
 
 def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> None:
-    """Chooses the finalists of each pair by its screened rows, unless another command did.
-
-    Every screened cell has a record in the work directory, where the choice is written, too.
-    """
+    """Chooses the finalists of each pair by its screened rows, unless another command did."""
     assert isinstance(grid.seeds, Design)
     plan, choices = expansion.plan, []
     for pair, found in pairs_of(plan, work.store.read_all(plan.cell_ids()), costs).items():

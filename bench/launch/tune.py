@@ -34,11 +34,7 @@ KEPT = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of hyper-parameters for one row, by its label.
-
-    `chosen` are those and the fields of the recipe that the trial adds; `spec` is the row as it
-    trains.
-    """
+    """What a trial adds to the hyper-parameters and recipe of a row, and the row as it trains."""
 
     row: str
     chosen: dict[str, Any]
@@ -78,10 +74,7 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
 
 
 def row_space(grid: Grid, row: MethodSpec) -> dict[str, list[Any]]:
-    """What a row's trials draw from: the method's search space, learning rates and smoothing.
-
-    A learning rate is for all pairs, so it is searched only where all students share the grid's.
-    """
+    """What a row's trials draw from; learning rates only where all students share the grid's."""
     space = search_space(row.name, row.hyperparameters)
     rate = grid.recipe.learning_rate
     if all(grid.recipe_of(pair.student).learning_rate == rate for pair in grid.all_pairs):
@@ -147,10 +140,7 @@ def collect(
 
 
 def ranked(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
-    """Row -> its finished trials, those of most cells first, then the best.
-
-    Of equal trials the first wins, and so the defaults.
-    """
+    """Row -> its finished trials, those of most cells first, then the best; defaults win ties."""
     rows: dict[str, list[TrialResult]] = {}
     for result in results:
         if result.accuracy is not None:

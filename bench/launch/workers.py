@@ -48,10 +48,7 @@ class _Worker:
             self.connection.send(job)
 
     def receive(self) -> tuple[Any, ...] | None:
-        """The next message; None if there is none yet.
-
-        (EPOCH, cell id, epochs done, of how many, accuracy) or (ENDED, error or None).
-        """
+        """(EPOCH, cell id, done, total, accuracy), (ENDED, error or None), or None: not yet."""
         is_alive = self.process.is_alive()  # asked first: what a dead process sent is still read
         try:
             if self.connection.poll():

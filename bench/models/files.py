@@ -71,10 +71,7 @@ def _digest(path: Path, changed: int, size: int) -> str:
 
 
 def read_state(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The state dict in a file, out of its wrapping.
-
-    WeightsError if the file has other bytes than `sha256` says, or holds no state dict.
-    """
+    """The state dict in a file; WeightsError for other bytes than `sha256` says, or without one."""
     import safetensors.torch
     import torch
 

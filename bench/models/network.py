@@ -22,8 +22,7 @@ class Network(nn.Module):
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """The named taps of one batch (B, C, H, W); runs no deeper than the deepest of them.
 
-        Maps are (B, C, H, W), the embedding (B, D), the logits (B, K). ValueError for an unknown
-        tap.
+        Maps are (B, C, H, W), the embedding (B, D), the logits (B, K). ValueError for unknown taps.
         """
         raise NotImplementedError
 

@@ -21,10 +21,7 @@ FEW_REACHED = 0.9
 
 
 class Asked(NamedTuple):
-    """The grid that answers are of, empty for results of another code base.
-
-    `narrowed` are the rows that took part, where the command line left some out.
-    """
+    """The grid that answers are of, if any, and `narrowed`: the rows left by the command line."""
 
     grid: str = ""
     narrowed: Sequence[str] = ()

@@ -76,10 +76,7 @@ Pairs = Mapping[PairId, list[Group]]
 
 
 def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairId, list[Group]]:
-    """The rows of every pair that has any record, by label: teacher, student, then methods.
-
-    UserError if two cells answer for one label and seed of a pair.
-    """
+    """The rows of every pair with a record; UserError if two cells answer for one row and seed."""
     return {
         key: _by_label(key, rows, records)
         for key, rows in group_by_pair(plan).items()
@@ -123,11 +120,7 @@ def whole(value: float | None) -> float | None:
 
 
 def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
-    """The raw evidence: one line for each row of the plan, with "not_run" where nothing is.
-
-    Numbers are of finished cells alone. A cell that several rows name has several lines with one
-    `cell_id`.
-    """
+    """One line for each row of the plan, "not_run" where nothing is; numbers of finished cells."""
     rows = [_cell(row, records.get(row.cell_id)) for row in plan.rows]
     return to_csv(Table(plan.name, CELL_COLUMNS, rows))
 
@@ -153,10 +146,7 @@ FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 
 def conditions_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
-    """Device, precision, versions, commit, dates, seeds, data and recipe, with cells of each.
-
-    A row for every value that any finished cell had; no table without finished cells.
-    """
+    """Device, versions, commit, dates, seeds, data and recipe, each value with its cells."""
     cells = [records[i] for i in plan.cell_ids() if i in records]
     cells = [record for record in cells if record.status == FINISHED]
     if not cells:
@@ -199,11 +189,7 @@ def _plain(value: Any) -> str:
 
 
 def faults_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
-    """Every row of the plan without a result: failed, not applicable or not run, and why.
-
-    Rows of equal pair, method, status and reason are one, with their seeds; no table if
-    every cell finished.
-    """
+    """Rows without a result, with their seeds and reasons; no table if every cell finished."""
     seeds: dict[tuple[str, ...], list[int]] = {}
     for key, rows in group_by_pair(plan).items():
         for row in rows:

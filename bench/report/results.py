@@ -108,10 +108,7 @@ class Findings:
 
 
 def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Findings:
-    """Decides a grid; a cell without a record is shown as not run.
-
-    UserError if two cells answer for one row and seed.
-    """
+    """Decides a grid; UserError if two cells answer for one row and seed."""
     groups, costs = measured_groups(plan, records), costs or Costs()
     pairs, decision = decide_plan(plan, records, costs)
     answers = dict(zip(pairs, decision.answers, strict=True))

@@ -54,10 +54,7 @@ def write_selection_figures(
 
 
 def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
-    """The graph on the two principal axes: kept images as dots, dropped ones as crosses.
-
-    Edges between a kept and a dropped image, which the selection severs, are highlighted.
-    """
+    """The graph on two axes: kept images as dots, dropped ones as crosses, severed edges in red."""
     drawing = selection["drawing"]
     items = drawing["items"]
     place = dict(zip(items, zip(drawing["x"], drawing["y"], strict=True), strict=True))

@@ -104,10 +104,7 @@ class Mirror:
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
 
     def send_files(self, folder: Path, files: Iterable[Path]) -> None:
-        """Puts tables and figures on the run `summary`; the latest version of each is kept.
-
-        The files keep their places below the grid's folder.
-        """
+        """Puts files on the run `summary`, at their places below the grid's folder."""
         with failures():
             run = self._summary()
             for path in files:

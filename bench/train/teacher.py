@@ -17,10 +17,7 @@ from bench.train.weights import build_network, read_weights
 
 
 class Teacher:
-    """A frozen network that computes what the students of a cohort read of each batch.
-
-    `shapes` holds the shape of one sample's tensor at every tap.
-    """
+    """A frozen network that computes what students read; `shapes` are of one sample, by tap."""
 
     def __init__(
         self, network: Network, cell: Cell, device: torch.device, image_shape: tuple[int, int, int]
