@@ -12,10 +12,8 @@ from bench.data.sources import Library
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
 from bench.train.checkpoint import Checkpoints
-from bench.train.cohort import Cohort
 from bench.train.device import pick_device, set_numerics
 from bench.train.stream import open_stream
-from bench.train.teacher import load_teacher
 
 Report = Callable[[str, int, int, float | None], None]
 
@@ -75,6 +73,10 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
     cells: the data or the teacher cannot be read, memory runs out, a file of the user's fails.
     Cells without a record may be tried again.
     """
+    # A command that has nothing to train does not wait for these.
+    from bench.train.cohort import Cohort
+    from bench.train.teacher import load_teacher
+
     with plugged(config.plugins):
         torch.set_num_threads(config.threads)
         device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
