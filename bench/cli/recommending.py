@@ -16,17 +16,16 @@ from bench.workdir import WorkDir
 
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet."""
-    limits = {"against": options.against, "max_cost": options.max_cost}
     if options.csv is not None:
         pairs = read_csv(options.csv, options.baseline)
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, **limits))
+        found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
         say(_lines(options, pairs, [pair.name for pair in pairs], found, Asked()))
         return 0
     work, name = WorkDir(options.work_dir), grid_name(options.grid)
     plan, records = fetch_results(work, name, options.origin)
     costs = fetch_costs(work, name, options.origin)
-    pairs, found = decide_plan(plan, records, costs, **limits)
+    pairs, found = decide_plan(plan, records, costs, options.max_cost)
     if not pairs:
         raise UserError(f"grid {name}: no plain student has finished, and gains are over it")
     names = [f"{pair.teacher}:{pair.student}" for pair in pairs]
