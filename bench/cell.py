@@ -192,4 +192,5 @@ def model_name(model: str | dict[str, Any]) -> str:
     """A model's name in tables: its own, or that of the architecture in its mapping."""
     if isinstance(model, str):
         return model
-    return str(model.get("name") or model.get("model") or model.get("torchvision"))
+    named = (model.get(key) for key in ("name", "model", "torchvision", "timm"))
+    return str(next(filter(None, named), None))

@@ -195,7 +195,8 @@ class Grid(Spec):
 
     def _weights(self, described: dict[str, Any]) -> Path:
         library, _, name = zoo.base(described).rpartition("/")
-        return find_weights(described["weights"], self._folder, name if library else None)
+        theirs = name if library == "torchvision" else None
+        return find_weights(described["weights"], self._folder, theirs)
 
     def weights_files(self) -> dict[str, Path]:
         """SHA-256 -> path, of all weights that this grid's models start from."""

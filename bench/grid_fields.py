@@ -90,13 +90,14 @@ class ModelSpec(FileSpec):
 
     model: str | None = None
     torchvision: str | None = None
+    timm: str | None = None
     taps: dict[str, str] | None = None
     head: str | None = None
 
     @model_validator(mode="after")
     def _one_network(self) -> ModelSpec:
-        if (self.model is None) == (self.torchvision is None):
-            raise ValueError("give one of model and torchvision")
+        if [self.model, self.torchvision, self.timm].count(None) != 2:
+            raise ValueError("give one of model, torchvision and timm")
         return self
 
     def described(self) -> dict[str, Any]:

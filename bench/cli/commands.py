@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, AddOptions, str]] = {
     "recommend": ("recommending.recommend", options.recommend, "which row to choose, and why"),
     "sync": ("results.sync", options.sync, "send to MLflow the records that it lacks"),
     "export": ("results.export", options.export, "write a trained student to a file"),
-    "list": ("results.list_all", options.plugin, "what a grid can name, with its options"),
+    "list": ("results.list_all", options.listed, "what a grid can name, with its options"),
     "ui": ("results.ui", options.ui, "serve the MLflow UI on loopback"),
 }
 """Name -> the function that runs it, what adds its options, and its help.

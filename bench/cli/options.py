@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bench.cli.argument_types import names, number, path, seeds
+from bench.cli.argument_types import image_shape, names, number, path, seeds
 
 DEFAULT_GRID = "digits"
 Parser = argparse.ArgumentParser
@@ -25,7 +25,7 @@ def _grid(parser: Parser) -> None:
 
 
 def plugin(parser: Parser) -> None:
-    """Files that bring methods, models or data sources; the only option of `list`."""
+    """Files that bring methods, models or data sources."""
     text = "a Python file that adds a method, models or data sources; may be repeated"
     parser.add_argument(
         "--plugin", type=path, action="append", default=[], metavar="FILE.py", help=text
@@ -136,6 +136,15 @@ def export(parser: Parser) -> None:
     add("--format", choices=formats, default="safetensors", help=text)
     text = "where to write (default: DIR/GRID/students/<name> with the format's suffix)"
     add("--output", type=path, metavar="FILE", help=text)
+
+
+def listed(parser: Parser) -> None:
+    """The options of `list`."""
+    plugin(parser)
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="the taps of one model, with their shapes")
+    text = "of its images: HxW, or CxHxW (default: 3x32x32)"
+    add("--size", type=image_shape, default=(3, 32, 32), metavar="SIZE", help=text)
 
 
 def ui(parser: Parser) -> None:

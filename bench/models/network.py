@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from bench.method import Shapes
 
+STAGES = 4
+"""The most stages that are found in another library's network."""
+
 
 class Network(nn.Module):
     """A classifier whose inner tensors (taps) can be read by name; subclasses implement `view`.
 
     `tap_names` has every tap from shallow to deep, "logits" last. `head` maps the embedding to the
-    logits; the rest is the trunk.
+    logits; the rest is the trunk. `bare` is the path of the network as its library has it.
     """
 
+    bare = ""
     tap_names: tuple[str, ...]
     head: nn.Module
 
@@ -32,7 +36,7 @@ class Network(nn.Module):
 
     def own_state(self) -> tuple[dict[str, Tensor], str]:
         """The state dict as a file of the bare network has it, and the prefix that we give it."""
-        return self.state_dict(), ""
+        return self.get_submodule(self.bare).state_dict(), f"{self.bare}." if self.bare else ""
 
     def check_taps(self, taps: Collection[str]) -> None:
         """Raises ValueError for a tap that the network lacks, TypeError for a bare name."""
@@ -79,6 +83,16 @@ class Normalised(Network):
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
         return self.network.view(images * self.scale + self.shift, taps)
+
+
+@contextmanager
+def refused(name: str, image_shape: tuple[int, ...]) -> Iterator[None]:
+    """Says in one line which network cannot be built for which images, and why."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} on images of {image_shape}: {reason}") from error
 
 
 @contextmanager

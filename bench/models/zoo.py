@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -15,8 +16,10 @@ Builder = Callable[[int, ImageShape], Network]
 
 THIN, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 SMALL = re.compile(r"cnn([1-9]\d*)")
-TORCHVISION = "torchvision/"
-DESCRIBED = ("model", "torchvision", "taps", "head", "name", "weights", "normalise", "classes")
+LIBRARIES = {"torchvision": "bench.models.adapter", "timm": "bench.models.timm_nets"}
+"""Library -> the module that adapts its networks; they are named "library/name"."""
+
+DESCRIBED = ("model", *LIBRARIES, "taps", "head", "name", "weights", "normalise", "classes")
 
 
 def _build_own(name: str, classes: int, image_shape: ImageShape, **options: object) -> Network:
@@ -63,7 +66,7 @@ _ZOO: dict[str, Builder] = {
 }
 
 MODELS: Registry[Builder] = Registry("model", _ZOO, _check_added)
-"""Every name that `build` takes, except cnn<w> of other widths and torchvision's."""
+"""Every name that `build` takes, except cnn<w> of other widths and those of `LIBRARIES`."""
 
 
 def base(model: str | Mapping[str, Any]) -> str:
@@ -75,10 +78,18 @@ def base(model: str | Mapping[str, Any]) -> str:
     """
     if isinstance(model, str):
         return model
-    given = [key for key in ("model", "torchvision") if model.get(key) is not None]
+    given = [key for key in ("model", *LIBRARIES) if model.get(key) is not None]
     if len(given) != 1 or not isinstance(model[given[0]], str):
-        raise ValueError(f"model {dict(model)}: wanted one of 'model' and 'torchvision', a name")
-    return model["model"] if given == ["model"] else f"{TORCHVISION}{model['torchvision']}"
+        raise ValueError(f"model {dict(model)}: wanted one of 'model', 'torchvision' and 'timm'")
+    name = model[given[0]]
+    return name if given == ["model"] else f"{given[0]}/{name}"
+
+
+def library_text(library: str) -> str:
+    """How many classifiers a library has, with an example; or how to install it."""
+    if find_spec(library) is None:
+        return f"not installed; pip install 'kd-bench[{library}]'"
+    return f"{len(import_module(LIBRARIES[library]).names())} classifiers by its names"
 
 
 def model_code(model: str | Mapping[str, Any]) -> str:
@@ -91,10 +102,10 @@ def build(
 ) -> Network:
     """A network for images (C, H, W), initialised with draws from torch's global generator.
 
-    `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or a mapping:
-    "model" is such a name, "torchvision" one there, with "taps" and "head" as `build_torchvision`
-    takes them; "normalise" is a mean and a deviation for `Normalised`. Its "name", "weights" and
-    "classes" change nothing here.
+    `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<name>", "timm/<name>",
+    or a mapping: "model" is such a name, "torchvision" or "timm" one there, the former with "taps"
+    and "head" as `build_torchvision` takes them; "normalise" is a mean and a deviation for
+    `Normalised`. Its "name", "weights" and "classes" change nothing here.
 
     Raises:
         TypeError: `model` is neither a name nor a mapping, or a plugin's builder does not return a
@@ -128,7 +139,8 @@ def _build_named(
     name: str, described: Mapping[str, Any], classes: int, image_shape: ImageShape
 ) -> Network:
     taps, head = described.get("taps"), described.get("head")
-    if name.startswith(TORCHVISION):
+    library, _, theirs = name.rpartition("/")
+    if library == "torchvision":
         from bench.models.adapter import build_torchvision
 
         fits = taps is None or (
@@ -136,10 +148,13 @@ def _build_named(
         )
         if not (fits and isinstance(head, str | None)):
             raise TypeError(f"model {name}: wanted 'taps': names with their paths, 'head': a path")
-        name = name.removeprefix(TORCHVISION)
-        return build_torchvision(name, classes, image_shape, taps=taps, head=head)
+        return build_torchvision(theirs, classes, image_shape, taps=taps, head=head)
     if taps or head:
         raise ValueError(f"model {name} has taps and a head of its own; leave both out")
+    if library == "timm":
+        from bench.models.timm_nets import build_timm
+
+        return build_timm(theirs, classes, image_shape)
     network = _builder(name)(classes, image_shape)
     if not isinstance(network, Network):
         raise TypeError(
@@ -158,9 +173,8 @@ def _builder(name: str) -> Builder:
 def check(model: str | Mapping[str, Any]) -> None:
     """Raises ValueError, with near matches, for a model that `build` does not know."""
     name = base(model)
-    if not name.startswith(TORCHVISION):
+    library, _, theirs = name.rpartition("/")
+    if library in LIBRARIES:
+        import_module(LIBRARIES[library]).check_name(theirs)
+    else:
         _builder(name)
-        return
-    from bench.models.adapter import check_name
-
-    check_name(name.removeprefix(TORCHVISION))
