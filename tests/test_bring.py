@@ -167,7 +167,7 @@ def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_fig
         ({"normalise": {"mean": [0.5], "std": [0.2]}}, "1 channels, the images have 3"),
         ({"normalise": {"mean": [0.5], "std": [0.2, 0.3]}}, "1 means and 2 deviations"),
         ({"weight": "x"}, "unknown field 'weight'; did you mean weights"),
-        ({"model": "cnn4"}, "give one of model and torchvision"),
+        ({"model": "cnn4"}, "give one of model, torchvision and timm"),
         ({"weights": "odd.pth"}, "is no state dict .*; write one with"),
         ({"weights": "list.pth"}, "holds a list, wanted a state dict"),
         ({"weights": "wide.pth"}, r"conv1\.weight is 64x4x7x7 in the file, 64x3x7x7 in the"),
