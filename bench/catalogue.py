@@ -1,4 +1,4 @@
-"""The list of methods with their hyper-parameters, models, data sources and grids."""
+"""What a grid can name: methods with their hyper-parameters, models, data sources and grids."""
 
 import textwrap
 
@@ -8,6 +8,17 @@ from bench.data import sources
 from bench.grid import find_grid, grid_names
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
+from bench.models.network import tap_shapes
+
+
+def describe_model(name: str, image_shape: tuple[int, int, int]) -> str:
+    """The taps of a model for 10 classes with the shapes of one sample, as plain text."""
+    network = zoo.build(name, 10, image_shape)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    lines = [f"{name} on images of {image_shape}: {count:,} parameters"]
+    for tap, shape in tap_shapes(network, image_shape).items():
+        lines.append(f"  {tap:<14} {' x '.join(map(str, shape))}")
+    return "\n".join(lines)
 
 
 def catalogue(width: int) -> str:
@@ -24,6 +35,8 @@ def catalogue(width: int) -> str:
         values = [f"{key}={value!r}" for key, value in default_hyperparameters(name).items()]
         lines += [wrapped(", ".join(values), "      ")] if values else []
     lines += ["", "models:", wrapped(" ".join(zoo.MODELS.names()), "  ")]
+    for library in zoo.LIBRARIES:
+        lines.append(wrapped(f"{library}/NAME: {zoo.library_text(library)}", "  "))
     lines += ["", "data sources:", wrapped(" ".join(sources.names()), "  ")]
     lines += ["", "grids:"]
     for name in grid_names():

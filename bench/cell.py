@@ -103,11 +103,16 @@ class Recipe(Spec):
         return self
 
 
+UNTRAINED = Recipe.model_construct(epochs=0, batch_size=64, learning_rate=0.0, drop_last=False)
+"""The recipe of a network that is used as it came from a file; no grid can name it."""
+
+
 class Cell(Spec):
     """One training: a model on data under a recipe, by a method, with a seed.
 
     Attributes:
-        model: a name of `bench.models.zoo`, or a mapping that it builds from.
+        model: a name of `bench.models.zoo`, or a mapping that it builds from; its "weights" are the
+            SHA-256 of the file that the network starts from.
         fingerprint: hash of the decoded images and labels.
         code: digest of the method's code.
         network_code: digest of the code of a plugin's model; "" for models of the harness.
@@ -161,6 +166,11 @@ class Cell(Spec):
         return model_name(self.model)
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained; else the network is evaluated as its file has it."""
+        return self.recipe.epochs > 0
+
+    @property
     def stream(self) -> str:
         """A key that is equal for cells that can share one stream of batches."""
         data, recipe, source = self.data.model_dump(), self.recipe, self.source and self.source.id
@@ -179,5 +189,8 @@ class Cell(Spec):
 
 
 def model_name(model: str | dict[str, Any]) -> str:
-    """A model's name in tables: its own, or the torchvision name in its mapping."""
-    return model if isinstance(model, str) else str(model.get("name") or model.get("torchvision"))
+    """A model's name in tables: its own, or that of the architecture in its mapping."""
+    if isinstance(model, str):
+        return model
+    named = (model.get(key) for key in ("name", "model", "torchvision", "timm"))
+    return str(next(filter(None, named), None))

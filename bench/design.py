@@ -75,13 +75,10 @@ class PairId(NamedTuple):
 
 
 class Choice(Spec):
-    """The finalists of one pair, and what they were chosen by.
+    """The finalists of one pair, labels of rows, and what they were chosen by.
 
-    Attributes:
-        axes: axis -> value.
-        finalists: labels of rows.
-        screened: label of every row that was screened -> its mean "accuracy", the number "n" of
-            seeds, and its "cost" relative to the plain student's training (None if not limited).
+    `screened` maps the label of every row that was screened to its mean "accuracy", the number "n"
+    of seeds, and its "cost" relative to the plain student's training (None if not limited).
     """
 
     data: str

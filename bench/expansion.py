@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from bench.cell import Cell, DataSpec, ImageSpec, Recipe
+from bench.cell import UNTRAINED, Cell, DataSpec, ImageSpec, Recipe
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, Choice, Design, pair_id
 from bench.grid import Grid, source_data
 from bench.grid_fields import BASELINE, GridData, MethodSpec, PairSpec
@@ -93,10 +94,9 @@ def _rows(
     fingerprint: Fingerprint,
 ) -> Iterator[tuple[Row, Cell]]:
     """The rows of one data set, pair and seed, each with its cell."""
-    plain, taught_by = partial(_plain, grid, fingerprint), grid.teacher.seed_for(phase, seed)
-    images = data.of(taught_by, fraction=grid.teacher.fraction, labels=1.0, resolution=1)
-    recipe = grid.recipe_of(pair.teacher, grid.teacher.recipe)
-    teacher = plain(pair.teacher, images, recipe, taught_by)
+    plain = partial(_plain, grid, fingerprint)
+    teacher = _teacher(grid, data, pair.teacher, grid.teacher.seed_for(phase, seed), plain)
+    student_model = grid.model(pair.student)
     shared = partial(
         Row,
         seed=seed,
@@ -113,7 +113,7 @@ def _rows(
         # A longer schedule is stretched over all epochs.
         longer = {"epochs": round((spec.epochs_factor or 1) * recipe.epochs)}
         recipe = recipe.model_copy(update=longer)
-        cell = plain(pair.student, data.of(seed), recipe, seed)
+        cell = plain(student_model, data.of(seed), recipe, seed)
         return cell.model_copy(update={"diagnostics": grid.diagnostics})
 
     def row(
@@ -134,7 +134,7 @@ def _rows(
     source = None
     if grid.source is not None:
         recipe = grid.recipe_of(pair.student, grid.source.recipe)
-        source = plain(pair.student, source_data(data, grid.source, seed), recipe, seed)
+        source = plain(student_model, source_data(data, grid.source, seed), recipe, seed)
         yield row("source", "source", source)
     for spec in methods:
         cell, category = student(spec), "baseline"
@@ -143,13 +143,30 @@ def _rows(
         yield row("method", spec.label, cell, category, spec.finalist)
 
 
+def _teacher(grid: Grid, data: GridData, name: str, seed: int, plain: Callable[..., Cell]) -> Cell:
+    """A trained teacher, or one of a file as it is: one for all seeds, whatever the recipe."""
+    model, spec = grid.model(name, teaches=True), grid.teacher
+    from_file = isinstance(model, dict) and "weights" in model
+    if from_file and spec.fine_tune is None:
+        whole = data.of(0, fraction=1.0, labels=1.0, resolution=1)
+        return plain(model, whole, UNTRAINED, 0)
+    recipe = grid.recipe_of(name, spec.tuned_recipe if from_file else spec.recipe)
+    images = data.of(seed, fraction=spec.fraction, labels=1.0, resolution=1)
+    return plain(model, images, recipe, seed)
+
+
 def _plain(
-    grid: Grid, fingerprint: Fingerprint, model: str, data: DataSpec, recipe: Recipe, seed: int
+    grid: Grid,
+    fingerprint: Fingerprint,
+    model: str | dict[str, Any],
+    data: DataSpec,
+    recipe: Recipe,
+    seed: int,
 ) -> Cell:
     """A training on labels alone: a teacher, a baseline or a source."""
     return Cell(
-        model=grid.model(model),
-        network_code=zoo.model_code(grid.model(model)),
+        model=model,
+        network_code=zoo.model_code(model),
         data=data,
         fingerprint=fingerprint(data),
         method=BASELINE,

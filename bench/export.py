@@ -21,7 +21,7 @@ from bench.data.sources import find_decoded
 from bench.faults import UserError, reason
 from bench.models import zoo
 from bench.models.network import Network
-from bench.record import FINISHED, Plan, Record, Row, Store
+from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
 from bench.workdir import WorkDir
@@ -56,6 +56,7 @@ class Card(Spec):
         last_accuracy: on the test set, in [0, 1], as recorded.
         choice: why this network is the winner of its grid: "proven: ..." or "best bet, not proven:
             ..."; empty if it was named by the user.
+        teacher: its name, the file it came from if it has one, and its accuracy.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Card(Spec):
     preprocessing: tuple[str, ...]
     last_accuracy: float
     choice: str
+    teacher: str = ""
 
 
 class Student(nn.Module):
@@ -209,11 +211,7 @@ class Trained:
 
 
 def find_row(plan: Plan, cell: str) -> Row:
-    """The row of a cell id, the beginning of one, or teacher>student/method/seed.
-
-    Raises:
-        ExportError: no row matches (the message gives near names), or several do.
-    """
+    """The row of a cell id, the beginning of one, or a name; ExportError unless it is one row."""
     rows = {row.cell_id: row for row in reversed(plan.rows)}
     found = [row for row in rows.values() if cell in (row.name, row.cell_id)]
     found = found or [row for row in rows.values() if cell and row.cell_id.startswith(cell)]
@@ -242,8 +240,11 @@ def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
             raise ExportError(f"{row.name}: the record of its source is not in {work.store.root}")
         statistics = _data_of(source, work)
     card = _card(row, record, data, statistics, choice)
+    if record.cell["teacher"] and (taught_by := work.store.read(row.teacher_id)) is not None:
+        told = weights_text(taught_by) or f"{taught_by.final['last_accuracy']:.1%}"
+        card = card.model_copy(update={"teacher": f"{row.teacher}: {told}"})
     if record.cell.get("network_code", "") != zoo.model_code(card.model):
-        what = "has changed since then" if card.model in zoo.MODELS else "is not here"
+        what = "has changed since then" if zoo.base(card.model) in zoo.MODELS else "is not here"
         raise ExportError(
             f"{card.name}: the code of its model {card.model} {what}; name the file that it was "
             "trained with: --plugin FILE"

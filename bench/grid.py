@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bench import record
 from bench.cell import DataSpec, Recipe, Spec
@@ -24,12 +31,14 @@ from bench.grid_fields import (
     Axes,
     GridData,
     MethodSpec,
+    ModelSpec,
     PairSpec,
     SourceSpec,
     TeacherSpec,
 )
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
+from bench.models.files import file_digest, find_weights
 from bench.registry import unknown
 
 GRIDS = Path(__file__).parent / "grids"
@@ -43,6 +52,7 @@ class GridError(UserError):
 SECTIONS = {
     "data": GridData,
     "axes": Axes,
+    "models": ModelSpec,
     "pairs": PairSpec,
     "methods": MethodSpec,
     "recipe": Recipe,
@@ -56,7 +66,7 @@ class Grid(Spec):
     """A grid file.
 
     Attributes:
-        models: own names for models that need more than a name (torchvision with taps by path).
+        models: own names for models that need more than a name: weights, or taps by path.
         recipe_for: model name -> the fields of its recipe that differ.
         tuned: row label -> hyper-parameters and fields of `ROW_RECIPE`, as `tune` chose them. A
             row's own replace them, and its label does not change.
@@ -70,7 +80,7 @@ class Grid(Spec):
     description: str
     data: GridData
     axes: Axes = Axes()
-    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    models: dict[str, ModelSpec] = Field(default_factory=dict)
     pairs: tuple[PairSpec, ...] = ()
     teachers: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
@@ -87,6 +97,7 @@ class Grid(Spec):
     diagnostics: bool = False
     part_of: str = ""
     narrowed: bool = False
+    _folder: Path = PrivateAttr(Path())
 
     @field_validator("pairs", mode="before")
     @classmethod
@@ -163,9 +174,37 @@ class Grid(Spec):
         product = itertools.product(self.teachers, self.students)
         return self.pairs or tuple(PairSpec(teacher=t, student=s) for t, s in product)
 
-    def model(self, name: str) -> str | dict[str, Any]:
-        """The model that this grid calls `name`."""
-        return {**self.models[name], "name": name} if name in self.models else name
+    def model(self, name: str, *, teaches: bool = False) -> str | dict[str, Any]:
+        """The model that this grid calls `name`; a file of weights as its SHA-256.
+
+        `teaches`: as a teacher, which may have weights in `teacher`.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        described = self._described(name, teaches)
+        if isinstance(described, dict) and "weights" in described:
+            return {**described, "weights": file_digest(self._weights(described))}
+        return described
+
+    def _described(self, name: str, teaches: bool) -> str | dict[str, Any]:
+        own = self.teacher.described() if teaches else {}
+        if name in self.models:
+            return {**self.models[name].described(), **own, "name": name}
+        return {"model": name, **own, "name": name} if own else name
+
+    def _weights(self, described: dict[str, Any]) -> Path:
+        library, _, name = zoo.base(described).rpartition("/")
+        theirs = name if library == "torchvision" else None
+        return find_weights(described["weights"], self._folder, theirs)
+
+    def weights_files(self) -> dict[str, Path]:
+        """SHA-256 -> path, of all weights that this grid's models start from."""
+        pairs = self.all_pairs
+        used = [self._described(p.teacher, True) for p in pairs]
+        used += [self._described(p.student, False) for p in pairs]
+        paths = [self._weights(m) for m in used if isinstance(m, dict) and "weights" in m]
+        return {file_digest(path): path for path in paths}
 
     def recipe_of(self, model: str, more: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe for one model: `more` over its `recipe_for` over the recipe of the grid."""
@@ -230,6 +269,7 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
         _override(values, text)
     try:
         grid = Grid(**{**values, "name": path.stem})
+        grid._folder = path.parent
     except ValidationError as error:
         raise GridError(f"{path.name}: {_first_fault(error, Grid)}") from None
     try:
@@ -291,7 +331,7 @@ def check_names(grid: Grid) -> None:
     for position, pair in enumerate(grid.all_pairs):
         for role in ("teacher", "student"):
             with _at(f"pairs.{position}.{role}", PairSpec):
-                zoo.check(grid.model(getattr(pair, role)))
+                zoo.check(grid.model(getattr(pair, role), teaches=role == "teacher"))
     rows = {f"methods.{position}": method for position, method in enumerate(grid.methods)}
     for field, method in {f"tuned.{BASELINE}": MethodSpec(name=BASELINE), **rows}.items():
         with _at(field, MethodSpec):
@@ -323,6 +363,8 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
         yield f"methods.{row.label}", pair.student, grid.row_recipe(row)
     for pair in grid.all_pairs:
         yield "teacher.recipe", pair.teacher, grid.teacher.recipe
+        if grid.teacher.fine_tune is not None:
+            yield "teacher.fine_tune", pair.teacher, grid.teacher.tuned_recipe
         if grid.source is not None:
             yield "source.recipe", pair.student, grid.source.recipe
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
 
 from bench.cell import DataSpec, Fraction, ImageSpec, Spec
 from bench.design import TeacherPools
 from bench.hyperparameters import JOINT
+from bench.models.files import IMAGENET
 
 BASELINE = "student"
 EPOCHS_FACTOR = "epochs_factor"  # in a row of the plain student: how much longer it trains
@@ -37,8 +38,78 @@ class GridData(ImageSpec):
         return DataSpec(**fields)
 
 
-class TeacherSpec(Spec):
+class Normalise(Spec):
+    """A network's own preprocessing: mean and deviation per channel, of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _alike(self) -> Normalise:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations")
+        return self
+
+
+IMAGENET_IMAGES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class FileSpec(Spec):
+    """Weights from a file, see `bench.models.files`.
+
+    Attributes:
+        weights: a path relative to the grid's file, or torchvision's name for weights.
+        normalise: the preprocessing that they were trained with; None for the data's.
+        classes: what the file's classes are, where they are not the data's.
+    """
+
+    weights: str | None = None
+    normalise: Normalise | None = None
+    classes: Literal["imagenet"] | tuple[StrictInt, ...] | tuple[StrictStr, ...] | None = None
+
+    @field_validator("normalise", mode="before")
+    @classmethod
+    def _read_normalise(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != IMAGENET:
+            raise ValueError(f"got {value!r}, wanted imagenet or {{mean: [..], std: [..]}}")
+        return IMAGENET_IMAGES if value == IMAGENET else value
+
+    @model_validator(mode="after")
+    def _classes_of_weights(self) -> FileSpec:
+        if self.classes is not None and self.weights is None:
+            raise ValueError("classes are those of a file: give its weights")
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """What is given, as part of a model."""
+        return self.model_dump(mode="json", exclude_none=True, include=set(FileSpec.model_fields))
+
+
+class ModelSpec(FileSpec):
+    """A model under a name of its own: which network it is, its taps, and where it starts."""
+
+    model: str | None = None
+    torchvision: str | None = None
+    timm: str | None = None
+    taps: dict[str, str] | None = None
+    head: str | None = None
+
+    @model_validator(mode="after")
+    def _one_network(self) -> ModelSpec:
+        if [self.model, self.torchvision, self.timm].count(None) != 2:
+            raise ValueError("give one of model, torchvision and timm")
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """All that is given."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class TeacherSpec(FileSpec):
     """The share of the data, the recipe and the seeds of teachers, where they differ.
+
+    Weights are those of all teachers. A teacher with weights trains only to `fine_tune` them, by
+    the recipe with these fields.
 
     `seed`: "per_seed" for one teacher a seed, or the number of the one teacher's seed. `seeds`:
     pools of teachers that the seeds of a phase share, in its place.
@@ -48,12 +119,18 @@ class TeacherSpec(Spec):
     recipe: dict[str, Any] = Field(default_factory=dict)
     seed: Literal["per_seed"] | int = "per_seed"
     seeds: TeacherPools | None = None
+    fine_tune: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _one_rule(self) -> TeacherSpec:
         if self.seeds is not None and self.seed != "per_seed":
             raise ValueError("give either seed or seeds")
         return self
+
+    @property
+    def tuned_recipe(self) -> dict[str, Any]:
+        """The fields of the recipe that differ for a teacher that trains."""
+        return {**self.recipe, **(self.fine_tune or {})}
 
     def seed_for(self, phase: str, seed: int) -> int:
         """The seed of the teacher that teaches in a phase under a seed of the grid."""

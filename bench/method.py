@@ -58,9 +58,8 @@ class View:
 class Pair(NamedTuple):
     """Student, with gradient, and teacher, without, on the same batch.
 
-    Attributes:
-        labels: (B,) class indices.
-        index: (B,) positions in the cell's training set, the same image every epoch.
+    `labels` are (B,) class indices, `index` (B,) positions in the cell's training set, the same
+    image every epoch.
     """
 
     student: View
@@ -289,6 +288,8 @@ def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs
         >>> split_epochs(halves, 15), split_epochs(halves, 15, "addon")
         ([5, 10], [5, 15])
     """
+    if epochs == 0:  # of a network that does not train
+        return [0] * len(plan)
     if epochs < len(plan):
         raise ValueError(f"{epochs} epochs cannot hold {len(plan)} stages; at least one each")
     # Cumulative rounding keeps the sum exact; the guards give every stage its one epoch.

@@ -31,10 +31,7 @@ class PluginError(UserError):
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin's absolute path and its text when the command began.
-
-    Workers run this text: the file may be edited while a grid trains, or not be on every machine.
-    """
+    """A plugin's absolute path, and its text when the command began, which workers run."""
 
     path: str
     text: str
@@ -78,11 +75,7 @@ _plugged: list[Plugin] = []
 
 @contextmanager
 def plugged(plugins: Iterable[Plugin]) -> Iterator[None]:
-    """Runs the files and registers what they define, each once, until the context ends.
-
-    Raises:
-        PluginError: a file fails, defines nothing, or uses a name that is taken.
-    """
+    """Registers what the files define until the context ends; PluginError if one is unusable."""
     with ExitStack() as stack:
         for plugin in plugins:
             if plugin not in _plugged:

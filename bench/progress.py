@@ -27,12 +27,7 @@ class ProgressDisplay(AbstractContextManager):
     """Shows the current task, how much of it is done, and the time left. A context manager."""
 
     def __init__(self, console: Console, unit: str = "") -> None:
-        """Shows nothing before the first `show`.
-
-        Args:
-            console: where to show progress.
-            unit: of what is counted, such as "epochs".
-        """
+        """Shows nothing before the first `show`; `unit` is of what is counted, such as "epochs"."""
         self.console, self.unit = console, f" {unit}" if unit else ""
         self._began = self._last_line = time.monotonic()
         self._live: Progress | None = None
@@ -45,14 +40,10 @@ class ProgressDisplay(AbstractContextManager):
     def show(
         self, what: str, done: int, total: int, *, at_once: bool = False, skipped: int = 0
     ) -> None:
-        """Shows how far the command is.
+        """Shows the current task, and how many of its units are done.
 
-        Args:
-            what: the current task.
-            done: units done.
-            total: units in all.
-            at_once: prints a plain line now, not only every `PLAIN_LINE_SECONDS`.
-            skipped: units of `done` that an earlier command did; they took no time.
+        `at_once` prints a plain line now, not only every `PLAIN_LINE_SECONDS`. `skipped` units of
+        `done` were done by an earlier command; they took no time.
         """
         if self.console.is_terminal:
             self._bar().update(TaskID(0), description=what, completed=done, total=total)
@@ -85,24 +76,14 @@ class TrainingProgress:
     def __init__(
         self, names: Mapping[str, str], epochs: int, display: ProgressDisplay, phase: str = ""
     ) -> None:
-        """Shows nothing yet.
-
-        Args:
-            names: cell id -> name, of the cells that will train.
-            epochs: of all these cells together.
-            display: shows progress.
-            phase: what the cells are trained for, such as "screening".
-        """
+        """Shows nothing yet; `names` are those of the cells that will train, by id."""
         self.names, self.epochs, self.display = names, epochs, display
         self.cells, self.latest, self.phase = 0, "", f"{phase}, " if phase else ""
         self._done: dict[str, int] = {}
         self._resumed = 0
 
     def epoch(self, cell_id: str, done: int, total: int, accuracy: float | None) -> None:
-        """A cell ended an epoch, or is at a checkpoint again after a fault.
-
-        It did `done` of its `total` epochs. The accuracy on the test set is None if not measured.
-        """
+        """A cell did `done` of its `total` epochs; the accuracy is None if not measured."""
         if cell_id not in self._done:
             self._resumed += done - 1
         self._done[cell_id] = done

@@ -6,18 +6,24 @@ Every table and MLflow run is made from records. Only the standard library is ne
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from bench.faults import UserError
 
 FINISHED, FAILED, NOT_APPLICABLE = "finished", "failed", "not_applicable"
 STATUSES = (FINISHED, FAILED, NOT_APPLICABLE)
 SCHEMA = 1
+ARCHIVE = "records.jsonl.gz"
+"""A grid's plan, then its records by cell id: one JSON object a line, committed with its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +40,12 @@ class Record:
             A stage that selects images has "kept_images" and a "note" for tables.
         curves: name -> one value per epoch, None where not measured. Accuracies are in [0, 1].
         final: "last_accuracy", "best_accuracy", "best_epoch" (1-based), "agreement" (share of the
-            test set where student and teacher predict the same class), numbers of images, epochs
-            and parameters, and seconds: wall clock on a shared machine, not the cost of a method.
-            See `bench.train.diagnostics` for more.
+            test set where student and teacher predict the same class), numbers of images, classes,
+            epochs and parameters, and seconds: wall clock on a shared machine, not the cost of a
+            method. See `bench.train.diagnostics` for more.
         conditions: device, precision, threads, versions, commit, start; "resumed", how often
-            training resumed from a checkpoint; "earlier", the conditions of the processes before.
+            training resumed from a checkpoint; "earlier", the conditions of the processes before;
+            "weights_file" and "weights_sha256", the name and hash of the file it started from.
         files: name -> path relative to the cell's folder.
     """
 
@@ -69,6 +76,15 @@ class Record:
     def from_json(cls, text: str) -> Record:
         """The record written by `to_json`; ValueError if it is not one."""
         return cls(**_known_fields(cls, text))
+
+
+def weights_text(record: Record) -> str:
+    """The file that a cell's network came from, and its accuracy; empty for a fresh network."""
+    facts, accuracy = record.conditions, record.final.get("last_accuracy")
+    if "weights_file" not in facts:
+        return ""
+    found = "" if accuracy is None else f", {accuracy:.1%}"
+    return f"weights of {facts['weights_file']} (SHA-256 {facts['weights_sha256'][:12]}){found}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +158,7 @@ class Plan:
 
 
 def check_file_names(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError for a name that is not a plain file name and so could leave its folder.
-
-    Names come from grids, files and tracking servers that others can write to.
-    """
+    """ValueError for a name that could leave its folder; names come from grids and servers."""
     for name in names:
         if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\\\0"):
             raise ValueError(f"{what}: {name!r} is no plain file name (no '/', not '.' in front)")
@@ -177,10 +190,7 @@ def _finite(value: object) -> object:
 
 
 def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) -> None:
-    """Writes a file as a whole or not at all: a temporary file is flushed, then renamed.
-
-    With `replace` off, a file that exists stays as it is.
-    """
+    """Writes a file as a whole or not at all; without `replace`, only if there is none."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -200,10 +210,7 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
 
 
 class Store:
-    """The folder of all cells, each in `<root>/<cell_id>`.
-
-    A cell's folder holds record.json, weights.safetensors, and traceback.txt of a failure.
-    """
+    """The folder of all cells: `<root>/<cell_id>/{record.json, weights.safetensors}`."""
 
     def __init__(self, root: Path) -> None:
         """Creates nothing before the first write."""
@@ -222,18 +229,53 @@ class Store:
 
     def write(self, record: Record) -> None:
         """Writes the record after all other files, so that a cell with a record is complete."""
-        folder = self.folder(record.cell_id)
-        if record.traceback:
-            write_atomically(folder / "traceback.txt", record.traceback)
-        write_atomically(folder / "record.json", record.to_json())
+        write_atomically(self.folder(record.cell_id) / "record.json", record.to_json())
 
     def discard(self, cell_id: str) -> None:
         """Deletes a cell's record, so that it counts as not run, and half-written files."""
         folder = self.folder(cell_id)
-        for path in (folder / "record.json", folder / "traceback.txt", *folder.glob(".*")):
+        for path in (folder / "record.json", *folder.glob(".*")):
             path.unlink(missing_ok=True)
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
         """Cell id -> record, in the given order, without cells that have no record."""
         found = ((cell_id, self.read(cell_id)) for cell_id in cell_ids)
         return {cell_id: record for cell_id, record in found if record is not None}
+
+
+# --- committed with a grid's tables ---------------------------------------------------------------
+
+
+def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
+    """Writes the plan and its records without tracebacks, unless the file holds them already."""
+    kept = [replace(records[i], traceback="") for i in sorted(plan.cell_ids()) if i in records]
+    lines = [_in_one_line(text.to_json()) for text in (plan, *kept)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if path.is_file() and _unpacked(path.read_bytes()) == content:
+        return  # another version of zlib would give other bytes
+    write_atomically(path, gzip.compress(content, mtime=0))
+
+
+def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:
+    """The plan and the records by cell id; UserError if the file is damaged."""
+    content = _unpacked(path.read_bytes())
+    try:
+        if content is None:
+            raise ValueError("not a gzip file")
+        first, *lines = content.decode().splitlines()
+        plan = Plan.from_json(first)
+        records = {record.cell_id: record for record in map(Record.from_json, lines)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}; run the grid again") from None
+    return plan, {cell_id: records[cell_id] for cell_id in plan.cell_ids() if cell_id in records}
+
+
+def _in_one_line(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def _unpacked(packed: bytes) -> bytes | None:
+    try:
+        return gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error):
+        return None

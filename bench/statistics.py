@@ -18,14 +18,7 @@ ALPHA = 0.05
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: of the n values, in their unit.
-        low: lower bound; None for n = 1, which says nothing about spread.
-        high: upper bound; None for n = 1.
-        n: how many values.
-    """
+    """A mean of n values and its confidence interval; None for n = 1, which has no spread."""
 
     mean: float
     low: float | None
@@ -36,12 +29,8 @@ class Interval(NamedTuple):
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of a mean: mean +- t(level, n - 1) s / sqrt(n).
 
-    Args:
-        values: one a seed, at least one.
-        level: coverage, in (0, 1).
-
-    Raises:
-        ValueError: no value, a value that is not finite, or a level outside of (0, 1).
+    There is one value a seed; `level` is the coverage. ValueError for no value, one that is not
+    finite, or a level outside of (0, 1).
 
     Source:
         Student: The Probable Error of a Mean, Biometrika 6, 1908.
@@ -86,21 +75,12 @@ def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[f
     return [round(a[seed] - b[seed], 12) for seed in sorted(a.keys() & b.keys())]
 
 
-def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
-    """Two-sided p of the paired t test that the mean difference is the margin.
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t test that the mean difference is 0; see `paired_differences`.
 
-    Equal differences at every seed estimate no spread: accuracies are counts of a few hundred
-    images, so that happens, and it is no evidence. Neither is one seed.
-
-    Args:
-        differences: one a pair, see `paired_differences`.
-        margin: in their unit.
-
-    Returns:
-        p in [0, 1]; 1 if every difference is the margin, None without a spread to judge it by.
-
-    Raises:
-        ValueError: a difference is not finite.
+    1 if every difference is 0. Other equal differences estimate no spread, and p is None:
+    accuracies are counts of a few hundred images, so that happens, and it is no evidence. Neither
+    is one seed. ValueError for a difference that is not finite.
 
     Source:
         Student: The Probable Error of a Mean, Biometrika 6, 1908.
@@ -109,23 +89,17 @@ def paired_p(differences: Sequence[float], margin: float = 0.0) -> float | None:
         >>> paired_p([0.02, 0.02, 0.02]), paired_p([0.02])
         (None, None)
     """
-    shifted = [round(d - margin, 12) for d in differences] if margin else differences
-    if len(shifted) < 2 or math.isinf(effect := effect_size(shifted)):
+    n = len(differences)
+    if n < 2 or math.isinf(effect := effect_size(differences)):
         return None
-    return float(2 * special.stdtr(len(shifted) - 1, -abs(effect) * math.sqrt(len(shifted))))
+    return float(2 * special.stdtr(n - 1, -abs(effect) * math.sqrt(n)))
 
 
 def effect_size(differences: Sequence[float]) -> float:
-    """Cohen's d_z of paired differences: their mean over their standard deviation.
+    """Cohen's d_z of paired differences, without a unit: their mean over their standard deviation.
 
-    Args:
-        differences: one a pair, see `paired_differences`; at least two.
-
-    Returns:
-        d_z, without a unit. Without any spread, infinite, or 0 if all differences are 0.
-
-    Raises:
-        ValueError: fewer than two differences, or one that is not finite.
+    Without any spread it is infinite, or 0 if all differences are 0. ValueError for fewer than two
+    differences, or one that is not finite.
 
     Source:
         Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.3.5.
@@ -142,12 +116,10 @@ def effect_size(differences: Sequence[float]) -> float:
 
 
 def power(effect: float, n: int, alpha: float) -> float:
-    """Chance that n seeds prove a gain: T'(n - 1, d sqrt(n)) above t(1 - alpha, n - 1).
+    """Chance that n >= 2 seeds prove a gain: T'(n - 1, d sqrt(n)) above t(1 - alpha, n - 1).
 
-    Args:
-        effect: d, the true mean difference over its deviation; T' is the noncentral t.
-        n: seeds, at least 2.
-        alpha: of one tail, in (0, 1): half of a two-sided level.
+    T' is the noncentral t, d the effect, the true mean difference over its deviation, and alpha
+    that of one tail, in (0, 1): half of a two-sided level.
 
     Source:
         Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4.
@@ -158,21 +130,10 @@ def power(effect: float, n: int, alpha: float) -> float:
 
 
 def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1000) -> int | None:
-    """The least n whose `power` is the wanted one.
+    """The least n, from 2 to `most`, whose `power` is the wanted one; None if there is none.
 
-    An effect taken from data is itself uncertain: a plan, not a promise.
-
-    Args:
-        effect: the true mean difference over its deviation.
-        alpha: of one tail, in (0, 1): half of a two-sided level.
-        wanted: power, in (0, 1).
-        most: the largest n looked at, at least 2.
-
-    Returns:
-        n, at least 2; None if more than `most` are needed.
-
-    Raises:
-        ValueError: alpha or power outside of (0, 1), or `most` below 2.
+    An effect taken from data is itself uncertain: a plan, not a promise. ValueError for an alpha or
+    a power outside of (0, 1), or `most` below 2.
 
     Example:
         >>> seeds_needed(2.0, alpha=0.025), seeds_needed(0.0, alpha=0.025)
@@ -189,13 +150,10 @@ def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1
 
 
 class Pooled(NamedTuple):
-    """A mean of effects that differ between pairs.
+    """A mean of effects that differ between pairs, with its 95 % interval; n counts the effects.
 
-    Attributes:
-        interval: the mean with its 95 % interval; n counts the effects.
-        error: the mean's standard error.
-        tau: deviation of the true effects, in their unit.
-        p: two-sided, that the mean is 0.
+    `error` is its standard error, `tau` the deviation of the true effects, in their unit, and `p`
+    two-sided, that the mean is 0.
     """
 
     interval: Interval
@@ -205,18 +163,12 @@ class Pooled(NamedTuple):
 
 
 def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Pooled:
-    """Mean of effects that differ between pairs.
+    """Mean of effects that differ between pairs, from the effects y and their variances v.
 
     y_i ~ N(theta_i, v_i), theta_i ~ N(mu, tau^2); tau^2 by restricted maximum likelihood,
     w_i = 1 / (v_i + tau^2), mu = sum w_i y_i / sum w_i, with the variance
-    sum w_i (y_i - mu)^2 / ((k - 1) sum w_i) and Student's t on k - 1 degrees of freedom.
-
-    Args:
-        effects: y, one a pair, two at least.
-        variances: v, of each effect, above 0.
-
-    Raises:
-        ValueError: fewer than two effects, or a variance that is not above 0.
+    sum w_i (y_i - mu)^2 / ((k - 1) sum w_i) and Student's t on k - 1 degrees of freedom. ValueError
+    for fewer than two effects, or a variance that is not above 0.
 
     Source:
         Viechtbauer: Bias and Efficiency of Meta-Analytic Variance Estimators, J. Educ. Behav.
@@ -251,43 +203,11 @@ def _tau2(y: np.ndarray, v: np.ndarray) -> float:
     return float(optimize.root_scalar(slope, bracket=(0.0, high), xtol=1e-16).root)
 
 
-def between_groups(groups: Sequence[Sequence[float]]) -> float | None:
-    """Deviation of the groups' true means, by one-way analysis of variance.
-
-    tau^2 = max(0, (MS_between - MS_within) / n0), n0 = (N - sum n_g^2 / N) / (k - 1).
-
-    Args:
-        groups: values of each group, one at least.
-
-    Returns:
-        tau, in the values' unit; None for fewer than two groups, or one value in each.
-
-    Source:
-        Searle, Casella, McCulloch: Variance Components, 1992, section 3.6.
-    """
-    k, total = len(groups), sum(map(len, groups))
-    if k < 2 or total == k:
-        return None
-    grand, means = sum(map(sum, groups)) / total, [sum(group) / len(group) for group in groups]
-    both = list(zip(groups, means, strict=True))
-    between = sum(len(group) * (mean - grand) ** 2 for group, mean in both) / (k - 1)
-    within = sum((x - mean) ** 2 for group, mean in both for x in group) / (total - k)
-    size = (total - sum(len(group) ** 2 for group in groups) / total) / (k - 1)
-    return math.sqrt(max((between - within) / size, 0.0))
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: the i-th smallest of m times m - i + 1, never decreasing.
 
-    Args:
-        p_values: of m tests, each in [0, 1].
-
-    Returns:
-        Adjusted p in the order given; each at or below alpha is a rejection that keeps the
-        chance of any false one at alpha.
-
-    Raises:
-        ValueError: a value outside of [0, 1].
+    The adjusted p are in the order given; each at or below alpha is a rejection that keeps the
+    chance of any false one at alpha. ValueError for a p outside of [0, 1].
 
     Source:
         Holm: A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Stat. 6, 1979.

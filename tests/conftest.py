@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Where long tests write what they found, and methods that they are about."""
     parser.addoption("--faults-table", metavar="FILE", help="rows of the table of faults")
     parser.addoption("--plugin", metavar="FILE.py", type=Path, action="append", default=[],
-                     help="a method of your own, for tests/test_contract.py")  # fmt: skip
+                     help="a file of your own, for tests/test_contract.py")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.cell import Cell, DataSpec, Recipe
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.hyperparameters import method_code, resolve_hyperparameters
 from bench.launch.job import WorkerConfig
 

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 from summary_grid import plan, records
 
-from bench.archive import FILE, read_archive, write_archive
 from bench.cli import main
-from bench.record import Plan, Store, write_atomically
+from bench.record import ARCHIVE, Plan, Store, read_archive, write_archive, write_atomically
 from bench.report.build import build
 from bench.report.results import findings
 
 
 def test_what_is_packed_is_read_back_without_tracebacks(tmp_path: Path) -> None:
-    path = tmp_path / FILE
+    path = tmp_path / ARCHIVE
     write_archive(plan(), records(), path)
     found_plan, found = read_archive(path)
     assert found_plan == plan()
@@ -40,15 +39,15 @@ def test_equal_records_give_equal_bytes_and_leave_an_equal_archive_alone(tmp_pat
     ids=["empty", "no gzip", "nothing packed", "no plan"],
 )
 def test_a_damaged_archive_is_one_line(tmp_path: Path, content: bytes, refused) -> None:
-    write_atomically(tmp_path / "made" / FILE, content)
-    assert FILE in refused("recommend", "--grid", "made", "--work-dir", str(tmp_path))
+    write_atomically(tmp_path / "made" / ARCHIVE, content)
+    assert ARCHIVE in refused("recommend", "--grid", "made", "--work-dir", str(tmp_path))
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A work directory that holds the archive of a grid and nothing else."""
     made = plan()
-    write_archive(made, records(), tmp_path / made.name / FILE)
+    write_archive(made, records(), tmp_path / made.name / ARCHIVE)
     return tmp_path
 
 

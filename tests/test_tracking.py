@@ -8,7 +8,7 @@ import pytest
 from summary_grid import plan, records
 
 from bench.cost.costs import Costs
-from bench.evidence import numbers_of_cells
+from bench.decide.records import numbers_of_cells
 from bench.record import Store
 from bench.tracking import Mirror
 
@@ -105,7 +105,7 @@ def test_a_failed_cell_is_a_failed_run(sent):
     run = next(r for r in runs(mirror, "cell") if r.info.run_name == "wide>narrow/fitnet/1")
     assert run.info.status == "FAILED"
     assert run.data.tags["error"].startswith("FloatingPointError")
-    assert "traceback.txt" in {file.path for file in mirror.client.list_artifacts(run.info.run_id)}
+    assert "record.json" in {file.path for file in mirror.client.list_artifacts(run.info.run_id)}
 
 
 def test_a_file_of_the_summary_run_is_read_back_and_the_latest_wins(work):

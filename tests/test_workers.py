@@ -17,7 +17,7 @@ from bench.launch.job import Job, Report, WorkerConfig, run_job
 from bench.launch.launcher import Done, Launcher, without_failed_needs
 from bench.launch.leases import Leases
 from bench.launch.resources import usable_cpus
-from bench.launch.workers import run_processes
+from bench.launch.workers import WorkerProcesses
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
 from bench.train.device import is_out_of_memory
@@ -74,7 +74,7 @@ def config(tmp_path) -> WorkerConfig:
 
 def launch(jobs: list[Job], config: WorkerConfig, workers: int, report: Report) -> Iterator[Done]:
     with Leases(config.store.parent / "leases") as leases:
-        yield from run_processes(jobs, config, ["cpu"] * workers, report, leases)
+        yield from WorkerProcesses(["cpu"] * workers, config, report, leases).run(jobs)
 
 
 def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):

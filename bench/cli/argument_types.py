@@ -81,3 +81,17 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path; . is the current folder")
     return Path(text)
+
+
+def image_shape(text: str) -> tuple[int, int, int]:
+    """Channels, height and width.
+
+    Example:
+        >>> image_shape("64x96"), image_shape("1x8x8")
+        ((3, 64, 96), (1, 8, 8))
+    """
+    sides = text.lower().split("x")
+    if len(sides) not in (2, 3) or not all(s.isdecimal() and 0 < int(s) <= LIMIT for s in sides):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a size such as 64x64 or 1x8x8")
+    channels, height, width = map(int, ["3", *sides][-3:])
+    return channels, height, width

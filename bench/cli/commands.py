@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, AddOptions, str]] = {
     "recommend": ("recommending.recommend", options.recommend, "which row to choose, and why"),
     "sync": ("results.sync", options.sync, "send to MLflow the records that it lacks"),
     "export": ("results.export", options.export, "write a trained student to a file"),
-    "list": ("results.list_all", options.plugin, "what a grid can name, with its options"),
+    "list": ("results.list_all", options.listed, "what a grid can name, with its options"),
     "ui": ("results.ui", options.ui, "serve the MLflow UI on loopback"),
 }
 """Name -> the function that runs it, what adds its options, and its help.
@@ -54,14 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        arguments: the words after the program's name; None for those of this process.
-
-    Returns:
-        The exit code. A fault of the program itself is raised, with its traceback.
-    """
+    """Runs one command, by default the process's words; returns the exit code."""
     show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

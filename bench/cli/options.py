@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bench.cli.argument_types import names, number, path, seeds
+from bench.cli.argument_types import image_shape, names, number, path, seeds
 
 DEFAULT_GRID = "digits"
 Parser = argparse.ArgumentParser
@@ -25,7 +25,7 @@ def _grid(parser: Parser) -> None:
 
 
 def plugin(parser: Parser) -> None:
-    """Files that bring methods, models or data sources; the only option of `list`."""
+    """Files that bring methods, models or data sources."""
     text = "a Python file that adds a method, models or data sources; may be repeated"
     parser.add_argument(
         "--plugin", type=path, action="append", default=[], metavar="FILE.py", help=text
@@ -108,21 +108,14 @@ def tables(parser: Parser) -> None:
 def recommend(parser: Parser) -> None:
     """The options of `recommend`."""
     tables(parser)
-    add, amount = parser.add_argument, number(float, at_least=0)
+    add = parser.add_argument
     text = "results of any code base: columns row, seed, accuracy; optional pair, cost, phase"
     add("--csv", type=path, metavar="FILE", help=text)
     text = "row of the CSV file that gains are over (default: student)"
     add("--baseline", default="student", metavar="ROW", help=text)
-    text = "row that the others are held against (default: the plain student)"
-    add("--against", metavar="ROW", help=text)
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")
     text = "whole training at most X times the plain student's, such as 1.3"
     add("--max-cost", type=number(float, at_least=1), metavar="X", help=text)
-    text = "peak memory of a step at most X MiB above the plain student's"
-    add("--max-memory-mib", type=amount, metavar="X", help=text)
-    text = "proven better than the plain student by more than X: 0.01 is one percentage point"
-    gain = number(float, at_least=0, at_most=0.99)
-    add("--min-gain", type=gain, default=0.0, metavar="X", help=text)
 
 
 def sync(parser: Parser) -> None:
@@ -143,6 +136,15 @@ def export(parser: Parser) -> None:
     add("--format", choices=formats, default="safetensors", help=text)
     text = "where to write (default: DIR/GRID/students/<name> with the format's suffix)"
     add("--output", type=path, metavar="FILE", help=text)
+
+
+def listed(parser: Parser) -> None:
+    """The options of `list`."""
+    plugin(parser)
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="the taps of one model, with their shapes")
+    text = "of its images: HxW, or CxHxW (default: 3x32x32)"
+    add("--size", type=image_shape, default=(3, 32, 32), metavar="SIZE", help=text)
 
 
 def ui(parser: Parser) -> None:

@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.archive import FILE as ARCHIVE
-from bench.archive import write_archive
 from bench.cli.terminal import say, width
 from bench.cost.costs import FILE as MEASURED
 from bench.cost.costs import Costs
 from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import sole_mirror
-from bench.record import Plan, Record
+from bench.record import ARCHIVE, Plan, Record, write_archive
 from bench.tracking import TrackingError
 from bench.workdir import WorkDir
 

@@ -13,7 +13,7 @@ from bench.cost.costs import FILE, read_costs
 from bench.cost.profiler import MethodRow, Profile
 from bench.cost.profiler import profile as measure
 from bench.cost.steps import Workload
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.expansion import data_name
 from bench.grid import load_grid, narrow
 from bench.progress import ProgressDisplay
@@ -25,11 +25,7 @@ from bench.workdir import WorkDir
 
 
 def profile(options: argparse.Namespace) -> int:
-    """Measures what each method's loss and step cost, each method alone.
-
-    Steps run on random images, so the data set only gives its sizes; one that cannot be downloaded
-    here is not needed.
-    """
+    """Measures each method alone, on random images: the data set only gives its sizes."""
     work = WorkDir(options.work_dir)
     grid = narrow(load_grid(options.grid), options.methods, options.pairs)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
@@ -56,7 +52,7 @@ def profile(options: argparse.Namespace) -> int:
                 precision=grid.precision,
                 deterministic=grid.deterministic,
             )
-            models = grid.model(pair.teacher), grid.model(pair.student)
+            models = grid.model(pair.teacher, teaches=True), grid.model(pair.student)
             costs = costs.with_newer(measure(*models, rows, workload, how, display.show))
             write_atomically(file, costs.to_json())
     if has_results(work, grid.name):

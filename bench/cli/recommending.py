@@ -1,14 +1,14 @@
 """The command `recommend`: of a grid that was trained here, or of a CSV file from anywhere."""
 
 import argparse
-import math
 from collections.abc import Sequence
 
 from bench.cli.recorded import fetch_costs, fetch_results, grid_name
 from bench.cli.terminal import say
-from bench.decide.decision import Answer, Decision, Question, decide
+from bench.decide.csv_file import read_csv
+from bench.decide.decision import Decision, Question, decide
 from bench.decide.evidence import Pair
-from bench.evidence import beyond_memory, decide_plan, group_by_pair, read_csv
+from bench.decide.records import decide_plan
 from bench.faults import UserError
 from bench.report.answers import Asked, answer_lines, asked_of, overall_lines
 from bench.workdir import WorkDir
@@ -16,25 +16,16 @@ from bench.workdir import WorkDir
 
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet."""
-    limits = {
-        "against": options.against,
-        "max_cost": options.max_cost,
-        "least_gain": options.min_gain,
-    }
     if options.csv is not None:
-        if options.max_memory_mib is not None:
-            raise UserError("--max-memory-mib: a CSV file says nothing of memory; leave it out")
         pairs = read_csv(options.csv, options.baseline)
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, **limits))
+        found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
         say(_lines(options, pairs, [pair.name for pair in pairs], found, Asked()))
         return 0
     work, name = WorkDir(options.work_dir), grid_name(options.grid)
     plan, records = fetch_results(work, name, options.origin)
     costs = fetch_costs(work, name, options.origin)
-    if options.max_memory_mib is not None:
-        limits["excluded"] = beyond_memory(group_by_pair(plan), costs, options.max_memory_mib)
-    pairs, found = decide_plan(plan, records, costs, **limits)
+    pairs, found = decide_plan(plan, records, costs, options.max_cost)
     if not pairs:
         raise UserError(f"grid {name}: no plain student has finished, and gains are over it")
     names = [f"{pair.teacher}:{pair.student}" for pair in pairs]
@@ -60,14 +51,6 @@ def _lines(
     ]
     if not any(answer.named for _, answer in shown):
         problems = dict.fromkeys(f"{pair.name}: {answer.problem}" for pair, answer in shown)
-        raise UserError(f"no answer: {'; '.join(problems)}{_nearest(options, shown)}")
+        raise UserError(f"no answer: {'; '.join(problems)}")
     lines = [] if only else overall_lines(found.overall)
     return [*lines, *(line for p, a in shown for line in answer_lines(a, p, asked))]
-
-
-def _nearest(options: argparse.Namespace, shown: Sequence[tuple[Pair, Answer]]) -> str:
-    """The limit on cost that would allow a finalist, as the option to give; empty without one."""
-    costs = [row.cost for pair, _ in shown for row in pair.finalists if row.cost is not None]
-    if options.max_cost is None or not costs:
-        return ""
-    return f"; the least limit that allows one: --max-cost {math.ceil(100 * min(costs)) / 100:g}"

@@ -2,21 +2,15 @@
 
 from pathlib import Path
 
-from bench.archive import FILE as ARCHIVE
-from bench.archive import read_archive
 from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import UserError
-from bench.record import Plan, Record, check_file_names
+from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive
 from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
 
 def grid_name(name_or_path: str) -> str:
-    """The name of a grid, or of a grid's file.
-
-    Raises:
-        UserError: it can be no file's name.
-    """
+    """The name of a grid, or of a grid's file; UserError if it can be no file's name."""
     yaml = name_or_path.endswith((".yaml", ".yml"))
     name = Path(name_or_path).stem if yaml else name_or_path
     try:
@@ -29,10 +23,8 @@ def grid_name(name_or_path: str) -> str:
 def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:
     """A grid's plan and records, from the work directory or from MLflow alone.
 
-    A work directory in which the grid was not trained may hold its archive; see `bench.archive`.
-
-    Raises:
-        UserError: there are none, or they cannot be read.
+    A work directory in which the grid was not trained may hold its archive; see `bench.record`.
+    UserError if there are none, or they cannot be read.
     """
     if origin == "mlflow":
         return Mirror(work.root, grid).fetch()
@@ -61,11 +53,7 @@ def has_results(work: WorkDir, grid: str) -> bool:
 
 
 def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
-    """What the profiler measured of a grid, empty if it did not run.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """What the profiler measured of a grid, empty if it did not run; UserError if damaged."""
     if origin == "records":
         return read_costs(work.grid(grid) / FILE)
     text = Mirror(work.root, grid).read_file(FILE)

@@ -94,10 +94,16 @@ def _check_trained(work: WorkDir, row: Row, grid: str, records: dict[str, Record
 
 
 def list_all(options: argparse.Namespace) -> int:
-    """Prints what a grid can name."""
-    from bench.catalogue import catalogue
+    """Prints what a grid can name, or the taps of one model."""
+    from bench.catalogue import catalogue, describe_model
 
-    print(catalogue(width()))
+    if options.model is None:
+        print(catalogue(width()))
+        return 0
+    try:
+        print(describe_model(options.model, options.size))
+    except ValueError as error:
+        raise UserError(f"--model: {error}") from None
     return 0
 
 

@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from bench.archive import write_archive
 from bench.cell import Cell
 from bench.cli.outputs import mirror_files, render
 from bench.cli.recorded import fetch_costs
 from bench.cli.terminal import say
 from bench.code_version import provenance
-from bench.data.library import Library
+from bench.cost.costs import Costs
+from bench.data.sources import Library
+from bench.decide.records import pairs_of
 from bench.expansion import Expansion
 from bench.faults import UserError
 from bench.grid import Grid, load_grid, name_part, narrow
@@ -22,14 +23,15 @@ from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
 from bench.launch.job import WorkerConfig, unfinished
-from bench.launch.ray_cluster import RayCluster
+from bench.launch.ray_cluster import RayCluster, RayTasks
 from bench.launch.resources import usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
-from bench.launch.workers import run_processes
+from bench.launch.workers import WorkerProcesses
 from bench.progress import ProgressDisplay
-from bench.record import write_atomically
+from bench.record import write_archive, write_atomically
 from bench.train.device import pick_device
 from bench.train.preflight import check_cells
+from bench.train.weights import import_weights
 from bench.workdir import WorkDir
 
 
@@ -97,14 +99,12 @@ class TrainingCommand:
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, the command's or one made from it, as far as finalists are chosen.
 
-        Those that are to be trained fit their data and their network.
-
-        Raises:
-            UserError: a cell does not fit, or the grid plans no second look.
+        UserError if one to be trained does not fit its data or network, or there is no second look.
         """
         extend = self.options.extend
         expansion = expand_chosen(grid, self.library.fingerprint, self.work, extend)
         if waiting := self.unfinished(expansion):
+            import_weights(waiting, grid.weights_files(), self.library.read, self.work.store)
             check_cells(waiting, self.library.read)
         return expansion
 
@@ -115,11 +115,7 @@ class TrainingCommand:
 
 
 def prepare(options: argparse.Namespace) -> TrainingCommand:
-    """Reads and checks all that a training command needs, before anything starts.
-
-    Raises:
-        UserError: an option, the grid or its data is wrong.
-    """
+    """Reads and checks all that a training command needs; UserError before anything starts."""
     # What a dry run prints begins with the total: its progress is no part of it.
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
     grid = load_grid(options.grid, options.overrides)
@@ -168,6 +164,9 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
         notes.append("finalists: not chosen yet; the costliest rows take their place here")
+    records = command.work.store.read_all(expansion.plan.cell_ids())
+    for pair in pairs_of(expansion.plan, records, Costs()).values():
+        notes += [f"{pair.name}: {pair.teacher_fault}"] if pair.teacher_fault else []
     waiting = command.unfinished(expansion)
     if command.cluster is not None:
         notes.append("time and memory: not estimated, a cluster's nodes differ from this machine")
@@ -189,9 +188,9 @@ def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
             devices = list_devices(command.device, command.options.workers)
-            launch, room_bytes = run_processes, worker_room(devices)
+            launch, room_bytes = partial(WorkerProcesses, devices), worker_room(devices)
         else:  # what is free here says nothing of its nodes
-            devices, launch, room_bytes = cluster.devices, cluster.run, None
+            devices, launch, room_bytes = cluster.devices, partial(RayTasks, cluster), None
         train = partial(
             run_grid,
             work=command.work,

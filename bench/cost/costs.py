@@ -22,14 +22,7 @@ WHERE = ("device", "threads", "precision", "batch")
 
 
 class Quartiles(NamedTuple):
-    """The middle half of repeated measurements.
-
-    Attributes:
-        median: in the unit of the field that holds it, like `q1` and `q3`.
-        q1: first quartile.
-        q3: third quartile.
-        n: number of measurements.
-    """
+    """The middle half of n repeated measurements: median, first and third quartile, in one unit."""
 
     median: float
     q1: float
@@ -53,12 +46,9 @@ class Quartiles(NamedTuple):
 class StageShare(NamedTuple):
     """What one stage adds to the cost of a training, in any unit.
 
-    Attributes:
-        epochs: of this stage.
-        kept: steps of an epoch as a share of those over the whole training set.
-        step: cost of one step.
-        once: cost of the teacher's pass over the clean images before the stage, for as many
-            images as a batch holds; 0 for stages without.
+    `kept` are steps of an epoch as a share of those over the whole training set, `step` is the cost
+    of one. `once` is that of the teacher's pass over the clean images before the stage, for as many
+    images as a batch holds; 0 for stages without.
     """
 
     epochs: int
@@ -88,16 +78,11 @@ class StageCost:
     """One stage of a method, measured alone.
 
     Attributes:
-        name: the stage's.
-        epochs: of this stage, under the recipe.
         kept: share of the training images that it trains on.
-        step_ms: one training step, the teacher's forward pass included.
-        loss_ms: the transfer losses alone, with their connectors, forward and backward; None for
-            stages without.
-        once_ms: the teacher's pass over one batch of clean images, made once in a training; None
-            for stages without.
-        step_flops: of one step.
-        once_flops: of that pass over one batch.
+        step_ms: one training step, the teacher's forward pass included, as `step_flops`.
+        loss_ms: the transfer losses alone, with their connectors, forward and backward; or None.
+        once_ms: the teacher's pass over one batch of clean images, made once in a training, as
+            `once_flops`; None for stages without.
         peak_bytes: peak memory of the tensors that a step makes.
         held_bytes: held from step to step on top of plain training: the connector's parameters,
             buffers and momentum, and the teacher's view of all training images if it is cached.
@@ -122,16 +107,10 @@ class CostRecord:
     Attributes:
         data: the data set's name; its image shape and classes were used.
         label: the row's name in tables.
-        status: as in `bench.record`; only "finished" has the fields after `error`.
-        error: why there is no measurement, one line.
-        epochs: E, the plain student's.
-        stages: in the plan's order.
+        status: as in `bench.record`; only "finished" has the fields after `error`, the reason.
+        epochs: E, the plain student's; `plain_ms` and the like are of its step.
         extra_parameters: trained with the student and dropped afterwards.
-        training_cost_ratio: of measured time, paired by round.
-        training_flop_ratio: of counted FLOP.
-        plain_ms: the plain student's step.
-        plain_flops: of that step.
-        plain_peak_bytes: peak memory of the tensors that it makes.
+        training_cost_ratio: of measured time, paired by round; the other ratio is of counted FLOP.
         teacher_bytes: its parameters and buffers.
         conditions: device, threads, torch, precision, batch, rounds, memory method, commit, ...
     """
@@ -209,11 +188,7 @@ class Costs:
 
     @classmethod
     def from_json(cls, text: str) -> Costs:
-        """The costs that `to_json` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
+        """The costs that `to_json` wrote; ValueError for any other text."""
         try:
             return cls(_FILE.validate_json(text).records)
         except ValidationError as error:
@@ -232,11 +207,7 @@ _FILE = TypeAdapter(_File)
 
 
 def read_costs(path: Path) -> Costs:
-    """The costs in a file, none if there is no file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The costs in a file, none if there is no file; UserError if it is damaged."""
     try:
         return Costs.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -21,13 +21,10 @@ DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
 
 
 class CountingMode(TorchDispatchMode):
-    """Counts the FLOP of products and convolutions (1 multiply-add = 2) and of decompositions.
+    """Counts FLOP of products, convolutions (1 multiply-add = 2) and decompositions, in `flops`.
 
     Elementwise operations and copies count 0. Torch's own `FlopCounterMode` has the same formulas,
     but its hooks on modules forbid `torch.autograd.grad`.
-
-    Attributes:
-        flops: of all operators so far.
     """
 
     def __init__(self) -> None:
@@ -64,10 +61,6 @@ class AllocationMode(TorchDispatchMode):
     """Follows the tensors that operators make inside it, until they are freed.
 
     The result is the same in every run and on every machine. An operator's workspace is left out.
-
-    Attributes:
-        live_bytes: of tensors that were made inside and still exist.
-        peak_bytes: the maximum of `live_bytes`.
 
     Example:
         >>> with AllocationMode() as memory:

@@ -41,10 +41,8 @@ def total_epochs(cell: Cell) -> int:
 class NetworkCount(NamedTuple):
     """One network, counted.
 
-    Attributes:
-        held_bytes: parameters, buffers, gradients and momentum.
-        image_bytes: activations of one image in a training step.
-        image_flops: operations of one image in a forward pass.
+    `held_bytes` are parameters, buffers, gradients and momentum, `image_bytes` the activations of
+    one image in a training step, `image_flops` its operations in a forward pass.
     """
 
     held_bytes: int
@@ -84,10 +82,7 @@ class Footprint:
         return 2 * images.numel() + round(students)
 
     def work(self, cells: Sequence[Cell]) -> float:
-        """FLOP of a job, a step's launch included: proportional to its time.
-
-        A training step counts as three forward passes. The teacher's pass is paid once.
-        """
+        """FLOP of a job with launches; a training step counts as three forward passes."""
         own = sum(self._passes(cell, cell, 3) for cell in cells)
         taught = (self._passes(cell.teacher, cell, 1) for cell in cells if cell.teacher is not None)
         return own + max(taught, default=0.0)

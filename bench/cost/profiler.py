@@ -58,13 +58,10 @@ class MethodRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How methods are measured, and on which data.
+    """How methods are measured, and on which data: its name alone, the images are random.
 
-    Attributes:
-        data: the data set's name, for the tables. The images are random.
-        train_images: N, the number of views that a stage caches if it reads clean images.
-        rounds: how many times every step is measured.
-        provenance: commit and the like, for the conditions.
+    `train_images` is N, the number of views that a stage caches if it reads clean images; every
+    step is measured in each of the rounds; `provenance` is commit and the like, for the conditions.
     """
 
     data: str
@@ -83,14 +80,9 @@ def profile(
 ) -> Costs:
     """Measures every method on one pair, the plain student always among them.
 
-    `progress` is called before each method's preparation and each round.
-
-    Returns:
-        One record for each method, in that order. A method that cannot serve the pair or fails on
-        it has a record with the reason.
-
-    Raises:
-        UserError: the plain student cannot be trained.
+    `progress` is called before each method's preparation and each round. Records are in that order;
+    that of a method which cannot serve the pair, or fails on it, says why. UserError if the plain
+    student cannot be trained.
     """
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
     set_numerics(workload.cell(PLAIN))
@@ -167,10 +159,7 @@ class _Subject:
 def milliseconds(
     action: Callable[[], object], device: torch.device, processor: bool = False
 ) -> float:
-    """How long an action takes, on CUDA until the device has finished it.
-
-    On a CPU with one thread it is the processor's time if `processor` is true.
-    """
+    """How long an action takes on the device; on one CPU thread the processor's time, if asked."""
     alone = processor and device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else bool

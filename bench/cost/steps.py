@@ -31,15 +31,9 @@ Model = str | dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What decides the cost of a step apart from networks and method.
+    """What decides the cost of a step apart from networks and method; most is as of a cell.
 
-    Attributes:
-        classes: K.
-        image_shape: (C, H, W).
-        recipe: gives the batch size, the epochs and their split over stages.
-        device: where the steps run.
-        precision: as of a cell.
-        deterministic: as of a cell.
+    `classes` is K, `image_shape` (C, H, W). The recipe gives batch size, epochs and their split.
     """
 
     classes: int
@@ -87,14 +81,9 @@ class Images(NamedTuple):
 
 
 class TeacherBatch:
-    """A teacher and one batch of images: what the students under that teacher share.
+    """A teacher with random weights and one batch of images: what the students under it share.
 
-    Attributes:
-        workload: of the steps.
-        train: all images, a training set of a few batches.
-        batch: the first `recipe.batch_size` of them.
-        index: (B,) their positions.
-        teacher: with random weights.
+    `train` are all images, a few batches; `batch` is the first one, and `index` (B,) its positions.
     """
 
     def __init__(self, teacher: Model, workload: Workload) -> None:
@@ -122,13 +111,7 @@ class TeacherBatch:
 
 
 class StudentStage:
-    """One stage of one student, ready to be stepped again and again.
-
-    Attributes:
-        lesson: the teacher and the images.
-        stage: as the method has it.
-        student: the engine's, in that stage.
-    """
+    """One stage of one student under a teacher's lesson, to be stepped again and again."""
 
     def __init__(
         self,

@@ -30,11 +30,8 @@ class Draws(NamedTuple):
 class Augment:
     """Pads every side, crops at random to the original size, and mirrors with probability 1/2.
 
-    Attributes:
-        pad: pixels added on each side; 0 for no crop.
-        padding: "zeros" for black, which is 0 before normalisation, as in published recipes;
-            "reflect" to mirror about the edge pixel.
-        flip: whether images are mirrored. Digits and letters must not be.
+    The padding is "zeros" for black, which is 0 before normalisation, as in published recipes, or
+    "reflect" to mirror about the edge pixel. Digits and letters must not be flipped.
     """
 
     pad: int
@@ -49,13 +46,9 @@ class Augment:
         return Draws(offsets[0], offsets[1], mirrored & self.flip)
 
     def pad_images(self, images: Tensor) -> Tensor:
-        """Pads a whole set (N, C, H, W) uint8 once; crops are cut out of the result.
+        """Pads a set (N, C, H, W) uint8 once, to (N, C, H + 2 pad, W + 2 pad), contiguous.
 
-        Returns:
-            (N, C, H + 2 pad, W + 2 pad), contiguous.
-
-        Raises:
-            ValueError: the padding is "reflect" and the pad is not below H and W.
+        ValueError if the padding is "reflect" and the pad is not below H and W.
         """
         if self.pad == 0:
             return images.contiguous()

@@ -43,19 +43,10 @@ class Batches:
     ) -> None:
         """Pads the images once and moves everything to the device.
 
-        Args:
-            images: (N, C, H, W) uint8.
-            labels: (N,) int64.
-            mean: C means of images scaled to [0, 1].
-            std: their C standard deviations.
-            augment: augmentation of `epoch`; `clean` has none.
-            batch_size: B, at least 2.
-            drop_last: whether a short last batch is left out.
-            seed: master seed of order and augmentation.
-            device: where images are kept and batches are made.
-
-        Raises:
-            ValueError: there is not a single batch.
+        `images` are (N, C, H, W) uint8, `labels` (N,) int64, `mean` and `std` C numbers each, of
+        images scaled to [0, 1]. `augment` is for `epoch`; `clean` has none. `batch_size` is at
+        least 2, and `seed` the master seed of order and augmentation. ValueError if there is not a
+        single batch.
         """
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device = augment, torch.device(device)
@@ -76,11 +67,7 @@ class Batches:
         return self.steps(len(self.labels))
 
     def steps(self, count: int) -> int:
-        """Number of batches in an epoch of `count` images.
-
-        Raises:
-            ValueError: there is not a single batch.
-        """
+        """Number of batches in an epoch of `count` images; ValueError if there is none."""
         if self.drop_last and self.batch_size > count:
             raise ValueError(
                 f"batch {self.batch_size} is larger than the {count} training images; "

@@ -33,15 +33,8 @@ class MissingDataError(DataError):
 class DataSet:
     """A decoded data set. `DataSet.of` builds it and computes the statistics.
 
-    Attributes:
-        name: the source's name.
-        train_images: (N, C, H, W) uint8.
-        train_labels: (N,) int64, positions in `classes`.
-        test_images: (M, C, H, W) uint8.
-        test_labels: (M,) int64.
-        classes: the class names.
-        mean: mean of each channel of the training images, scaled to [0, 1].
-        std: their standard deviation (divided by N, not N - 1).
+    Images are (N, C, H, W) uint8, labels (N,) int64, positions in `classes`. `mean` and `std`
+    (divided by N, not N - 1) are of each channel of the training images, scaled to [0, 1].
     """
 
     name: str

@@ -56,9 +56,8 @@ def class_names(root: Path, part: str) -> list[str]:
 def list_tree(root: Path, classes: Classes | None = None) -> Tree:
     """Finds the images of a tree. Links are followed; files of other types are ignored.
 
-    Raises:
-        DataError: train/ or test/ is missing, there are fewer than two classes, test/ has a class
-            that train/ lacks, a class folder is empty, or there is no test image.
+    DataError if train/ or test/ is missing, there are fewer than two classes, test/ has a class
+    that train/ lacks, a class folder is empty, or there is no test image.
     """
     train, test = class_names(root, "train"), class_names(root, "test")
     if len(train) < 2:
@@ -99,9 +98,7 @@ def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
 
     The images become grey (C = 1) if all of them are grey, else RGB. Alpha channels are dropped.
     The orientation tag of a photograph is not applied. A size resizes each image to size x size.
-
-    Raises:
-        DataError: an image is unreadable, or the images differ in size and `size` is None.
+    DataError if an image is unreadable, or the images differ in size and `size` is None.
     """
     files = tree.train + tree.test
     arrays = _decode_all([file.path for file in files], size)

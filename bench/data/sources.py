@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.cell import ImageSpec
 from bench.data.cache import cached, open_cached
 from bench.data.dataset import Classes, DataError, DataSet, MissingDataError, Part, fingerprint
 from bench.data.folders import class_names, list_tree, read_tree
@@ -64,17 +65,10 @@ def load(
     `<data_root>/<source>/{train,test}/<class>/`, or at `<data_root>/{train,test}/<class>/` if the
     data root has the source's name. The source "folder" is always the tree in the data root.
 
-    Args:
-        source: one of `names`, or the name of a folder under `data_root`.
-        data_root: folder of data sets and downloads; None if there is none.
-        cache: folder of decoded data, and of downloads without a data root.
-        size: resizes every image to size x size; see `resize`.
-        classes: keeps the first n classes, or some by name or position. Labels follow the
-            source's own class order.
-
-    Raises:
-        DataError: the name is unknown, the data cannot be downloaded, or it is faulty; see
-            `list_tree`.
+    Downloads go to the data root, or else into `cache`, with all that is decoded. `size` resizes
+    every image to size x size; see `resize`. `classes` keeps the first n, or some by name or
+    position; labels follow the source's own order. DataError if the name is unknown, or the data
+    cannot be downloaded or is faulty; see `list_tree`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -106,6 +100,51 @@ def load(
     downloads = data_root or cache / "downloads"
     build = partial(_read_known, source, downloads, size, classes)
     return cached(_cache_path(cache, asked), asked, build)
+
+
+class Library:
+    """Data sets by source, size and classes, each decoded and hashed once in a process.
+
+    `absent`: those that random images replace -> why.
+    """
+
+    def __init__(self, data_root: Path | None, cache: Path, random_if_absent: bool = False) -> None:
+        """Reads nothing yet; arguments as for `load`.
+
+        `random_if_absent`: whether random images replace a data set that is not here; for
+        estimates, never for training.
+        """
+        self.data_root, self.cache, self.random_if_absent = data_root, cache, random_if_absent
+        self.absent: dict[str, str] = {}
+        self._sets: dict[str, DataSet] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def read(self, spec: ImageSpec) -> DataSet:
+        """The decoded data set; DataError if it is missing or unusable."""
+        key, source = self._key(spec), spec.source
+        cut: dict[str, Any] = {"size": spec.size, "classes": spec.classes}
+        if key not in self._sets:
+            try:
+                found = load(source, data_root=self.data_root, cache=self.cache, **cut)
+            except MissingDataError as error:
+                if not self.random_if_absent or SOURCES.get(source).sizes is None:
+                    raise
+                self.absent[key] = str(error)
+                found = random_data(source, **cut)
+            self._sets[key] = found
+        return self._sets[key]
+
+    def fingerprint(self, spec: ImageSpec) -> str:
+        """The hash of a data set's content; "absent" where random images replace it."""
+        key = self._key(spec)
+        if key not in self._fingerprints:
+            data = self.read(spec)
+            self._fingerprints[key] = "absent" if key in self.absent else fingerprint(data)
+        return self._fingerprints[key]
+
+    @staticmethod
+    def _key(spec: ImageSpec) -> str:
+        return repr((spec.source, spec.size, spec.classes))
 
 
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:

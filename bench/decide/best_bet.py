@@ -19,10 +19,9 @@ RACE = 0.95  # what P(best) of the rows still in the race sums to, at least
 class Chance:
     """What is believed of one row after all its seeds.
 
-    Attributes:
-        gain: posterior mean of its true gain over the reference, in accuracy.
-        better: probability that it is better than the reference.
-        best: probability that it is the best of all; the reference takes part.
+    `gain` is the posterior mean of its true gain over the reference, in accuracy; `better` and
+    `best` are probabilities to be better than the reference, and the best of all, the reference
+    included.
     """
 
     row: str
@@ -132,16 +131,12 @@ def chances(
     rows: Mapping[str, Mapping[int, float]],
     methods: Collection[str],
     competing: Collection[str],
-    draws: int = DRAWS,
 ) -> tuple[Chance, ...]:
     """What is believed of the reference and each competing row, by falling gain.
 
-    Args:
-        rows: name -> accuracy by seed, the reference first; a row without a seed in common with
-            it is left out.
-        methods: the rows that share the methods' prior.
-        competing: the rows that may be the best; all help to fit.
-        draws: behind P(best).
+    `rows` maps names to accuracy by seed, the reference first; a row without a seed in common with
+    it is left out. `methods` share the methods' prior. `competing` rows may be the best; all help
+    to fit.
     """
     reference, *others = rows
     shared = [name for name in others if rows[name].keys() & rows[reference].keys()]
@@ -152,7 +147,7 @@ def chances(
         table([rows[name] for name in names]), np.array([name in methods for name in shared])
     )
     gains, better = found.weights @ found.means, found.better()
-    best = found.best(np.array([name in competing for name in shared]), draws)
+    best = found.best(np.array([name in competing for name in shared]))
     numbers = zip([0.0, *gains], [0.0, *better], best, strict=True)
     believed = [
         Chance(name, *map(float, three))

@@ -1,13 +1,13 @@
 """The decision: for each pair which row, how sure, and what would settle it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
+from bench.decide.best_bet import Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
 from bench.decide.finalists import too_dear
-from bench.decide.over_pairs import Overall, Teachers, between_teachers, over_pairs
+from bench.decide.over_pairs import Overall, over_pairs
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -18,7 +18,6 @@ from bench.decide.proof import (
     prove,
     within_margin,
 )
-from bench.faults import UserError
 from bench.statistics import (
     ALPHA,
     Interval,
@@ -37,34 +36,22 @@ class Question:
     """What is asked of the evidence.
 
     Attributes:
-        against: the row that the others are held against; None for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
-        least_gain: what a proven gain must exceed, in accuracy.
-        excluded: pair -> row -> why it is not named, beyond its cost.
-        margin: accuracy that does not matter; None for `margin_for` the pair's test set.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
-        draws: Monte-Carlo draws behind P(best).
     """
 
-    against: str | None = None
     max_cost: float | None = None
-    least_gain: float = 0.0
-    excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    margin: float | None = None
     extend: int = 0
     equal_seeds: bool = False
-    draws: int = DRAWS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settle:
     """What could turn a best bet into a proof, if its true gain is what is believed.
 
-    Attributes:
-        chance: probability that the design's extension proves it; None if none is left.
-        seeds: confirmation seeds with which a new experiment proves it with probability 0.8; None
-            if more than 1,000.
+    `chance` is the probability that the design's extension proves it; None if none is left. With
+    `seeds` a new experiment proves it with probability 0.8; None if more than 1,000.
     """
 
     chance: float | None
@@ -76,7 +63,7 @@ class Answer:
     """The answer for one pair, on this test set.
 
     Attributes:
-        reference: the row that the others are held against.
+        reference: the plain student, by its name in the evidence.
         margin: accuracy that does not matter.
         claims: of every finalist against the reference.
         against_longer: of every method against the longer-trained student, the teacher's price.
@@ -93,7 +80,7 @@ class Answer:
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
         settle: what could prove the best bet; None if a row is proven.
-        teachers: how the named row's gain depends on the teacher.
+        teachers: how many the named row's gain was measured with; 0 where that is unknown.
     """
 
     pair: str
@@ -104,7 +91,6 @@ class Answer:
     excluded: Mapping[str, str]
     look: int
     exploratory: bool
-    teacher_no_better: bool
     recipe_too_short: bool
     problem: str = ""
     verdict: str | None = None
@@ -113,7 +99,7 @@ class Answer:
     in_the_race: tuple[str, ...] = ()
     as_good: tuple[Within, ...] = ()
     settle: Settle | None = None
-    teachers: Teachers | None = None
+    teachers: int = 0
 
     def claim(self, row: str | None) -> Claim | None:
         """What is claimed of a row; None if it is no finalist."""
@@ -144,19 +130,16 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
     row is named, never what is proven.
-
-    Raises:
-        UserError: `against` names no finalist of a pair.
     """
     asked = question or Question()
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
-    families = [_family(pair, asked.against) for pair in pairs]
-    claims = prove(families, alphas, asked.least_gain)
+    families = [Family(pair.student, pair.finalists) for pair in pairs]
+    claims = prove(families, alphas)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
     answers = [
-        _named(_claimed(pair, family, found, priced, asked, len(pairs)), pair, family, asked.draws)
-        for pair, family, found, priced in zip(pairs, families, claims, longer, strict=True)
+        _named(_claimed(pair, found, priced, asked, len(pairs)), pair)
+        for pair, found, priced in zip(pairs, claims, longer, strict=True)
     ]
     alpha = alphas[max((pair.look for pair in pairs), default=1) - 1]
     behind = [_behind(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
@@ -172,17 +155,6 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
         return Decision(tuple(finished))
     rows = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
     return Decision(tuple(finished), over_pairs([family.differences(look=1) for family in rows]))
-
-
-def _family(pair: Pair, against: str | None) -> Family:
-    known = {row.name: row for row in (pair.student, *pair.finalists)}
-    reference = known.pop(against or pair.student.name, None)
-    if reference is None:
-        raise UserError(
-            f"{pair.name}: got {against!r} to hold the others against, wanted a row with "
-            f"confirmation seeds: {', '.join(known)}"
-        )
-    return Family(reference, tuple(known.values()))
 
 
 def _longer_family(pair: Pair) -> Family:
@@ -207,7 +179,6 @@ def _behind(pair: Pair, answer: Answer) -> dict[str, list[float]]:
 
 def _claimed(
     pair: Pair,
-    family: Family,
     claims: tuple[Claim, ...],
     against_longer: tuple[Claim, ...],
     asked: Question,
@@ -216,44 +187,39 @@ def _claimed(
     """The answer as far as it follows from tests and limits."""
     longer = {row.name for row in pair.finalists if row.kind == LONGER}
     gains = any(claim.proven for claim in claims if claim.row in longer)
-    student, teacher = pair.student.every_seed.values(), pair.teacher_accuracy
-    beyond = asked.excluded.get(pair.name, {})
     return Answer(
         pair=pair.name,
-        reference=family.reference.name,
-        margin=margin_for(pair.test_images) if asked.margin is None else asked.margin,
+        reference=pair.student.name,
+        margin=margin_for(pair.test_images),
         claims=claims,
         against_longer=against_longer,
         excluded={
             row.name: why
             for row in pair.rows
-            if row.nameable and (why := too_dear(row, asked.max_cost) or beyond.get(row.name))
+            if row.nameable and (why := too_dear(row, asked.max_cost))
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
-        teacher_no_better=teacher is not None and bool(student) and teacher <= fmean(student),
-        recipe_too_short=gains and family.reference is pair.student,
+        recipe_too_short=gains,
     )
 
 
-def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
+def _named(answer: Answer, pair: Pair) -> Answer:
     """Names a row, from what is proven and from what is believed."""
-    finalists = [row for row in family.rows if row.nameable]
-    if problem := _problem(finalists, family.reference, answer.excluded):
+    if problem := _problem(pair.finalists, pair.student, answer.excluded):
         return replace(answer, problem=problem)
-    others = [row for row in pair.rows if row is not family.reference]
+    others = [row for row in pair.rows if row is not pair.student]
     believed = chances(
-        {row.name: row.every_seed for row in (family.reference, *others)},
+        {row.name: row.every_seed for row in (pair.student, *others)},
         methods=[row.name for row in others if row.kind == METHOD],
         competing=[row.name for row in others if row.nameable and row.name not in answer.excluded],
-        draws=draws,
     )
-    allowed = {row.name for row in finalists} - answer.excluded.keys()
+    allowed = {row.name for row in pair.finalists} - answer.excluded.keys()
     bet = next(chance for chance in believed if chance.row in allowed)
-    reference = family.reference.every_seed
+    reference = pair.student.every_seed
     proven = {
         row.name: fmean(paired_differences(row.every_seed, reference))
-        for row in finalists
+        for row in pair.finalists
         if row.name in allowed and any(c.proven for c in answer.claims if c.row == row.name)
     }
     verdict = BEST_BET if bet.better >= SURE_ENOUGH else UNDECIDED
@@ -297,12 +263,10 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
     )
 
 
-def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
-    """How the named row's gain on confirmation seeds depends on the teacher."""
-    row = next((row for row in family.rows if row.name == named), None)
-    if row is None or pair.teachers is None:
-        return None
-    accuracies, reference = row.at_look(2), family.reference.at_look(2)
-    shared = accuracies.keys() & reference.keys() & pair.teachers.keys()
-    gains = {seed: accuracies[seed] - reference[seed] for seed in shared}
-    return between_teachers(gains, pair.teachers) if gains else None
+def _teachers(pair: Pair, family: Family, named: str | None) -> int:
+    """How many teachers the named row's gain on confirmation seeds was measured with."""
+    seeds = {row.name: row.at_look(2).keys() for row in family.rows}.get(named or "", set())
+    taught = pair.teachers or {}
+    return len(
+        {taught[seed] for seed in seeds & family.reference.at_look(2).keys() & taught.keys()}
+    )

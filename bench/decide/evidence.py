@@ -1,7 +1,9 @@
 """What a decision is made from: the accuracies of the rows of each pair, by seed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from bench.faults import UserError
 
@@ -73,6 +75,7 @@ class Pair:
     Attributes:
         test_images: how many images an accuracy is a share of.
         teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
+        classes: how many there are; None where unknown.
         teachers: seed -> the teacher it was trained with; None where there is one for all.
     """
 
@@ -80,6 +83,7 @@ class Pair:
     rows: tuple[Row, ...]
     test_images: int
     teacher_accuracy: float | None = None
+    classes: int | None = None
     teachers: Mapping[int, str] | None = None
 
     def __post_init__(self) -> None:
@@ -102,6 +106,20 @@ class Pair:
     def finalists(self) -> tuple[Row, ...]:
         """The rows that claims are made about."""
         return tuple(row for row in self.rows if row.finalist and row.nameable)
+
+    @property
+    def teacher_fault(self) -> str:
+        """What is wrong with the teachers' accuracy, as a sentence; empty if nothing is."""
+        accuracy, alone = self.teacher_accuracy, self.student.every_seed.values()
+        if accuracy is None:
+            return ""
+        if self.classes and self.test_images:
+            chance = 1 / self.classes
+            error = math.sqrt(chance * (1 - chance) / self.test_images)
+            if accuracy <= chance + 2 * error:
+                return f"the teacher guesses: {accuracy:.1%} right, {self.classes} classes."
+        below = alone and accuracy <= fmean(alone)
+        return "the teacher is no better than the student." if below else ""
 
     @property
     def look(self) -> int:

@@ -55,9 +55,7 @@ class Claim:
     proven: bool
 
 
-def prove(
-    families: Sequence[Family], alphas: Sequence[float], least: float = 0.0
-) -> list[tuple[Claim, ...]]:
+def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Claim, ...]]:
     """Paired t tests by seed, with Holm's correction over the rows of all families.
 
     A row is proven if its mean difference is above 0 and its two-sided p, corrected, is at most
@@ -70,7 +68,7 @@ def prove(
     pairs Holm's family is larger than an interval's: an interval above 0 is not yet a proof.
 
     `families` are those of all pairs of a grid, `alphas` of the first look, and of the second one
-    where there may be one; a gain must exceed `least`, in accuracy.
+    where there may be one.
 
     Source:
         Student 1908 and Holm 1979, see `bench.statistics`.
@@ -80,7 +78,7 @@ def prove(
     extended = any(row.extension for family in families for row in family.rows)
     for look, alpha in enumerate(alphas[: 1 + extended], 1):
         samples = [family.differences(look) for family in families]
-        raw = [paired_p(v, least) for rows in samples for v in rows.values()]
+        raw = [paired_p(v) for rows in samples for v in rows.values()]
         tests = iter(zip(raw, holm([1.0 if p is None else p for p in raw]), strict=True))
         found = []
         for place, rows in enumerate(samples):
@@ -88,7 +86,7 @@ def prove(
             for name, values in rows.items():
                 p, adjusted = next(tests)
                 gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
-                if gain is not None and p is not None and gain.mean > least and adjusted <= alpha:
+                if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
                     proven.add((place, name))
                 shown = None if p is None else adjusted
                 claims.append(Claim(name, gain, shown, (place, name) in proven))
@@ -103,14 +101,10 @@ def margin_for(test_images: int) -> float:
 
 @dataclass(frozen=True)
 class Within:
-    """Whether a mean difference, in accuracy, is below a margin.
+    """Whether a mean difference, in accuracy, is shown to be below a margin, by n seeds.
 
-    Attributes:
-        p: after the correction; 1 where there is no spread to judge by.
-        shown: whether the difference is below the margin.
-        n: seeds.
-        needed: seeds that show it with probability 0.8 if the true difference is 0; None if
-            unknown or above 1,000.
+    `p` is after the correction; 1 where there is no spread to judge by. `needed` seeds show it with
+    probability 0.8 if the true difference is 0; None if unknown or above 1,000.
     """
 
     row: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -12,30 +12,26 @@ from rich.console import Console
 
 from bench.cell import Cell
 from bench.cost.footprint import total_epochs
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.expansion import Expansion
-from bench.launch.job import Job, Report, WorkerConfig, unfinished
-from bench.launch.launcher import Done
+from bench.launch.job import Report, WorkerConfig, unfinished
+from bench.launch.launcher import Launcher
 from bench.launch.leases import Leases
 from bench.launch.mirroring import mirroring
 from bench.launch.schedule import plan_training
-from bench.launch.workers import run_processes
 from bench.progress import ProgressDisplay, TrainingProgress
 from bench.record import Store, write_atomically
 from bench.workdir import WorkDir
 
-Launch = Callable[[Sequence[Job], WorkerConfig, Sequence[str], Report, Leases], Generator[Done]]
+Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of a grid did.
+    """What a run of a grid did, and its wall clock in seconds.
 
-    Attributes:
-        trained: cells that this run trained.
-        elsewhere: cells that another command trained meanwhile.
-        counts: status -> cells of the whole plan; "not run" is among them.
-        seconds: wall clock of the whole run.
+    `trained` are this run's cells, `elsewhere` those that other commands trained meanwhile,
+    `counts` the status of all cells of the plan, "not run" among them.
     """
 
     trained: int
@@ -57,22 +53,15 @@ def run_grid(
     *,
     retry_failed: bool,
     console: Console,
-    launch: Launch = run_processes,
+    launch: Launch,
     room_bytes: int | None = None,
     phase: str = "",
 ) -> Outcome:
     """Trains the cells of a grid that are unfinished, and mirrors all records.
 
-    Args:
-        expansion: the grid, written out.
-        work: the work directory.
-        config: for the workers.
-        devices: one entry for each job that can run at once.
-        retry_failed: whether failed cells run again.
-        console: for progress and warnings.
-        launch: runs jobs, see `bench.launch.workers.run_processes`.
-        room_bytes: memory that one worker may fill; None if no limit is known.
-        phase: shown with the progress, such as "screening".
+    There is one device for each job that can run at once; a worker may fill `room_bytes` of memory,
+    None if no limit is known. With `retry_failed` failed cells run again. `launch` makes what runs
+    the jobs. `phase`, such as "screening", is shown with the progress.
     """
     plan, began = expansion.plan, time.monotonic()
     write_atomically(work.plan(plan.name), plan.to_json())
@@ -87,7 +76,7 @@ def run_grid(
             progress = TrainingProgress(names, epochs, display, phase)
             trained = 0
             # Closed here, whatever happens: workers end before their leases do.
-            with closing(launch(jobs, config, devices, progress.epoch, leases)) as all_done:
+            with closing(launch(config, progress.epoch, leases).run(jobs)) as all_done:
                 for done in all_done:
                     progress.finished(len(done.cells))
                     trained += len(done.cells) if done.here else 0

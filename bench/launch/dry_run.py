@@ -9,9 +9,9 @@ from bench.cell import Cell
 from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.cost.footprint import total_epochs
-from bench.data.library import Library
+from bench.data.sources import Library
+from bench.decide.records import group_by_pair
 from bench.design import PairId
-from bench.evidence import group_by_pair
 from bench.expansion import Expansion
 from bench.launch.job import WorkerConfig
 from bench.launch.resources import process_bytes
@@ -37,10 +37,7 @@ def estimate_rows(
     room_bytes: int | None,
     display: ProgressDisplay,
 ) -> str:
-    """The same with time and memory, from a few real steps of every row to train.
-
-    There is one device for each worker. See `bench.launch.schedule.plan_training` for the rest.
-    """
+    """The same with time and memory, from a few steps of every row, with one device a worker."""
     if not waiting:
         return list_rows(expansion, waiting)
     device = torch.device(devices[0])

@@ -4,12 +4,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from bench.cell import Cell
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
+from bench.train.checkpoint import Checkpoints
+from bench.train.device import pick_device, set_numerics
+from bench.train.stream import open_stream
 
 Report = Callable[[str, int, int, float | None], None]
 
@@ -65,21 +69,15 @@ class Job:
 def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
     """Trains the cells of a job in this process; each of them has a record afterwards.
 
-    What the job needs is finished. `report` is called after every epoch.
-
-    Raises:
-        Exception: what concerns all cells: the data or the teacher cannot be read, memory runs
-            out, a file of the user's fails. Cells without a record may be tried again.
+    What the job needs is finished. `report` is called after every epoch. Raises what concerns all
+    cells: the data or the teacher cannot be read, memory runs out, a file of the user's fails.
+    Cells without a record may be tried again.
     """
+    # A command that has nothing to train does not wait for these.
+    from bench.train.cohort import Cohort
+    from bench.train.teacher import load_teacher
+
     with plugged(config.plugins):
-        import torch
-
-        from bench.train.checkpoint import Checkpoints
-        from bench.train.cohort import Cohort
-        from bench.train.device import pick_device, set_numerics
-        from bench.train.stream import open_stream
-        from bench.train.teacher import load_teacher
-
         torch.set_num_threads(config.threads)
         device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
         set_numerics(cell)
@@ -94,10 +92,7 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
 
 
 def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
-    """The cells that still need training.
-
-    Cells that failed or were not applicable run again only with `retry_failed`.
-    """
+    """The cells without a result; those that failed or were refused only with `retry_failed`."""
 
     def is_done(cell: Cell) -> bool:
         found = store.read(cell.id)

@@ -6,7 +6,7 @@ A launcher adds where jobs run: in worker processes of this machine, or as tasks
 import errno
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -27,12 +27,7 @@ Handle = TypeVar("Handle")
 
 @dataclass(frozen=True)
 class Done:
-    """Cells that have a record now.
-
-    Attributes:
-        cells: those cells.
-        here: whether this launcher trained them, not another command.
-    """
+    """Cells that have a record now; `here` if this launcher trained them, not another command."""
 
     cells: tuple[Cell, ...]
     here: bool = True
@@ -46,11 +41,8 @@ class Launcher(ABC, Generic[Handle]):
     as failed. A job that ran out of memory is halved first; a single cell that ran out of memory
     is tried again when nothing else runs.
 
-    Attributes:
-        waiting: jobs to start, in this order, as soon as a worker is free and what they need is
-            finished.
-        running: what runs -> its job.
-        elsewhere: jobs of cells that other commands hold.
+    Jobs in `waiting` start in order, as soon as a worker is free and what they need is finished.
+    `running` maps what runs to its job; `elsewhere` are jobs of cells that other commands hold.
     """
 
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
@@ -72,12 +64,7 @@ class Launcher(ABC, Generic[Handle]):
 
     @abstractmethod
     def submit(self, job: Job, alone: bool) -> Handle:
-        """Starts a job.
-
-        Args:
-            job: what it needs is finished.
-            alone: whether it is a cell that ran out of memory: it gets a whole device.
-        """
+        """Starts a job, on a whole device if it is `alone`: a cell that ran out of memory."""
 
     @abstractmethod
     def collect(self) -> Iterator[Done]:
@@ -87,12 +74,11 @@ class Launcher(ABC, Generic[Handle]):
     def stop(self) -> None:
         """Ends the workers, at once if jobs still run."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
-        """Runs the jobs. Stops the workers at the end, whatever ends it.
+    def run(self, jobs: Sequence[Job]) -> Generator[Done]:
+        """Runs the jobs, and yields cells as they are done. Workers end with it, whatever ends it.
 
-        Raises:
-            OSError: the disk is full or broken, which is no cell's fault.
-            LeaseLostError: this process was suspended, and another command took its cells.
+        OSError if the disk is full or broken, which is no cell's fault; LeaseLostError if this
+        process was suspended, and another command took its cells.
         """
         self.waiting = list(jobs)
         try:
@@ -145,11 +131,7 @@ class Launcher(ABC, Generic[Handle]):
         return missing <= self._recorded
 
     def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
-        """Releases the cells of an ended job that have a record, and tries the others again.
-
-        Raises:
-            OSError: the disk is full or broken, which is no cell's fault.
-        """
+        """Releases the cells of an ended job that have a record, and tries the others again."""
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
@@ -212,10 +194,7 @@ class Launcher(ABC, Generic[Handle]):
 
 
 def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
-    """The cells of a job that can train. The others are recorded as failed here.
-
-    A cell cannot train if its teacher, or the source that it starts from, did not finish.
-    """
+    """The cells of a job with finished teacher and source; the others are recorded as failed."""
     found = {need.id: store.read(need.id) for need in job.needs}
     failed = {id for id, record in found.items() if record is None or record.status != FINISHED}
     kept = []

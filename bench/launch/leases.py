@@ -59,11 +59,8 @@ class Leases:
     ) -> None:
         """Writes nothing before it is entered.
 
-        Args:
-            root: folder of all leases, shared by all commands.
-            beat: seconds between two heartbeats.
-            expiry: seconds without a heartbeat after which a holder counts as dead.
-            machine: identifies the running kernel; None to ask it.
+        All commands share `root`. Heartbeats are `beat` seconds apart, and a holder without one for
+        `expiry` seconds counts as dead. `machine` identifies the running kernel; None to ask it.
         """
         self._hearts, self._names = root / "hearts", root / "held"
         self.beat_seconds, self.expiry = beat, expiry
@@ -106,11 +103,7 @@ class Leases:
         return self._hearts / self.owner
 
     def acquire(self, name: str) -> bool:
-        """Takes the lease called `name`, a plain file name, unless a living process holds it.
-
-        Returns:
-            Whether this process holds it now.
-        """
+        """Takes a lease by a plain file name, unless a living process holds it; whether it did."""
         if name in self._held:
             return True
         folder = self._names / name
@@ -137,12 +130,7 @@ class Leases:
         return True
 
     def release(self, name: str, *, forget: bool = False) -> None:
-        """Gives a lease back.
-
-        Args:
-            name: as acquired.
-            forget: whether nobody needs it again, because the cell has a record.
-        """
+        """Gives a lease back; `forget` if nobody needs it again, because the cell has a record."""
         with self._guard:
             path = self._held.pop(name, None)
         if path is None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.cost.costs import FILE as COSTS
 from bench.cost.costs import read_costs
-from bench.evidence import numbers_of_cells
+from bench.decide.records import numbers_of_cells
 from bench.faults import UserError
 from bench.launch.leases import BusyError, Leases
 from bench.record import Plan
@@ -29,14 +29,7 @@ POLL_SECONDS = 0.2
 def sole_mirror(
     work: WorkDir, grid: str, leases: Leases, patience: float = PATIENCE_SECONDS
 ) -> Iterator[Mirror]:
-    """The mirror of a grid, to which no other command writes meanwhile.
-
-    Another command that sends is waited for, at most `patience` seconds.
-
-    Raises:
-        BusyError: another command is sending this grid's records.
-        TrackingError: the store cannot be opened.
-    """
+    """The mirror of a grid for one command; BusyError if another sends longer than `patience`."""
     with _lease(f"mlflow-{grid}", leases, patience):
         # The first to open the store makes the database, whatever the grid.
         with _lease("mlflow", leases, PATIENCE_SECONDS):
@@ -59,11 +52,7 @@ def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
 
 
 def send_records(mirror: Mirror, work: WorkDir, plan: Plan) -> int:
-    """Sends what the mirror lacks, with gains and costs; returns the number of records sent.
-
-    Raises:
-        TrackingError: the store failed.
-    """
+    """Sends what the mirror lacks, with gains and costs; returns the number of records sent."""
     records = work.store.read_all(plan.cell_ids())
     numbers = numbers_of_cells(plan, records, read_costs(work.grid(plan.name) / COSTS))
     return mirror.send(plan, work.store, numbers, records)

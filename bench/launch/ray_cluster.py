@@ -15,17 +15,21 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import bench
 from bench.code_version import numerics_digest
+from bench.data.sources import Library
 from bench.faults import UserError, reason
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
+from bench.plugin import plugged
+from bench.train.device import pick_device
 
 LOSSES = 3
 """A cell that loses this many nodes, with no epoch completed in between, counts as the cause."""
@@ -75,11 +79,7 @@ class RayCluster:
             raise ClusterError(f"--gpus-per-job: got {part:g}, {wanted}")
 
     def __enter__(self) -> RayCluster:
-        """Connects to Ray.
-
-        Raises:
-            ClusterError: there is no such cluster, it is of another version, or Ray fails.
-        """
+        """Connects; ClusterError if there is no such cluster, or it has another version."""
         ray = import_module("ray")
         # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -124,44 +124,27 @@ class RayCluster:
             fitting += jobs
         return min(fitting, self.workers or fitting)
 
-    def run(
-        self,
-        jobs: Sequence[Job],
-        config: WorkerConfig,
-        devices: Sequence[str],
-        report: Report,
-        leases: Leases,
-    ) -> Generator[Done]:
-        """Runs jobs as tasks, as `bench.launch.workers.run_processes` runs them in processes.
-
-        Raises:
-            ClusterError: a node lacks the code, the data or the work directory.
-        """
-        yield from _Tasks(self, config, report, leases).run(jobs)
-
 
 def _check_address(address: str) -> None:
     """Refuses an address where nobody listens. Ray itself would try again for minutes."""
-    place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    host, _, port = place.rpartition(":")
-    if not port.isdecimal() or "/" in host:
-        if address == "auto":
-            return
-        wanted = "wanted auto or HOST:PORT of the cluster's head, from one of its nodes"
-        raise ClusterError(f"--address: got {address!r}, {wanted}")
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        why = error.strerror or error
-        raise ClusterError(f"--address {address}: nobody answers at {place} ({why})") from None
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"--address {address}: nobody answers ({error}); wanted auto or HOST:PORT of the "
+            "cluster's head, from one of its nodes"
+        ) from None
 
 
-class _Tasks(Launcher[Any]):
-    """Jobs as Ray tasks; a handle is the reference to a task's result."""
+class RayTasks(Launcher[Any]):
+    """Jobs as Ray tasks; ClusterError if a node lacks the code, the data or the directory."""
 
     def __init__(
         self, cluster: RayCluster, config: WorkerConfig, report: Report, leases: Leases
     ) -> None:
+        """The cluster is entered."""
         super().__init__(config, report, leases)
         ray = self.ray = import_module("ray")
         self.cluster, self.code = cluster, numerics_digest("methods/*.py")
@@ -169,7 +152,6 @@ class _Tasks(Launcher[Any]):
         paths = {name: v.absolute() for name, v in vars(config).items() if isinstance(v, Path)}
         self.node_config = replace(config, device=cluster.device, **paths)
         self.losses: Counter[str] = Counter()
-        self.slots, self.waits_for_nodes = cluster.slots(), False
         # On this node, so that no other node takes it along when it dies.
         here = ray.get_runtime_context().get_node_id()
         strategies = import_module("ray.util.scheduling_strategies")
@@ -182,12 +164,14 @@ class _Tasks(Launcher[Any]):
         self.task = ray.remote(max_retries=0, **calls)(_task_body())
 
     def has_room(self) -> bool:
+        """See `Launcher.has_room`."""
         if self.cluster.workers:
             return len(self.running) < self.cluster.workers
         # As many jobs again wait in Ray's queue, for an autoscaler to see.
-        return len(self.running) < 2 * max(1, self.slots)
+        return len(self.running) < 2 * max(1, self.cluster.slots())
 
     def submit(self, job: Job, alone: bool) -> Any:
+        """See `Launcher.submit`."""
         order = job, self.node_config, self.code, self.leases.heart.absolute()
         options: dict[str, Any] = {"num_cpus": self.cluster.threads}
         if self.cluster.device == "cuda":
@@ -197,6 +181,7 @@ class _Tasks(Launcher[Any]):
         return task.remote(pickle.dumps(order), self.events)
 
     def collect(self) -> Iterator[Done]:
+        """See `Launcher.collect`."""
         ended: list[Any] = []
         if self.running:
             ended, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS, fetch_local=False)
@@ -207,7 +192,6 @@ class _Tasks(Launcher[Any]):
             self.report(cell_id, *values)
         for handle in ended:
             yield from self._after_task(handle)
-        self._look_at_nodes()
 
     def _after_task(self, handle: Any) -> Iterator[Done]:
         exceptions = import_module("ray.exceptions")
@@ -251,14 +235,6 @@ class _Tasks(Launcher[Any]):
                     os.listdir(folder)  # makes a network disk forget that a file was missing
             time.sleep(POLL_SECONDS)
 
-    def _look_at_nodes(self) -> None:
-        """Says once that jobs wait for a node."""
-        self.slots = self.cluster.slots()
-        waits = not self.slots and bool(self.running or self.waiting)
-        if waits and not self.waits_for_nodes:
-            logger.warning("no node has room for a job; waiting for one to join")
-        self.waits_for_nodes = waits
-
     def stop(self) -> None:
         """Cancels what runs and waits for its end, so that nothing is written afterwards."""
         handles = list(self.running)
@@ -270,10 +246,7 @@ class _Tasks(Launcher[Any]):
 
 
 def _task_body() -> Callable[[bytes, Any], str | None]:
-    """What a task runs. Defined in a function, so that Ray sends it by value.
-
-    A node without this package can then say so.
-    """
+    """What a task runs; sent by value, so that a node without this package can say so."""
 
     def run_on_node(order: bytes, events: Any) -> str | None:
         """Runs a job; returns what this node lacks, if it lacks something."""
@@ -283,8 +256,8 @@ def _task_body() -> Callable[[bytes, Any], str | None]:
         node = f"node {socket.gethostname()}"
         try:
             from bench.launch.job import run_job
-            from bench.launch.ray_worker import missing_here
 
+            missing_here = import_module("bench.launch.ray_cluster").missing_here
             job, config, code, heartbeat = pickle.loads(order)
         except (ImportError, AttributeError) as error:
             return f"{node}: this kd-bench is not installed ({error})"
@@ -294,3 +267,33 @@ def _task_body() -> Callable[[bytes, Any], str | None]:
         return None
 
     return run_on_node
+
+
+def missing_here(job: Job, config: WorkerConfig, code: str, heartbeat: Path) -> str | None:
+    """What this node lacks to run a job, in words; None if it lacks nothing.
+
+    Teachers and sources of the job are finished, paths in `config` are absolute, `code` is the
+    digest of the coordinator's code, and `heartbeat` a file that exists while the coordinator
+    lives.
+    """
+    if numerics_digest("methods/*.py") != code:
+        return (
+            f"the code in {Path(bench.__file__).parent} differs from the coordinator's; install "
+            "the same version on every node, and start again"
+        )
+    if not heartbeat.is_file():
+        return f"it does not see {config.store.parent}; put --work-dir on a disk that all share"
+    cells = [cell for one in job.cells for cell in (one, one.source) if cell is not None]
+    try:
+        with plugged(config.plugins):
+            pick_device(config.device)
+            library = Library(config.data_root, config.cache)
+            for spec, wanted in {(cell.data, cell.fingerprint) for cell in cells}:
+                if library.fingerprint(spec) != wanted:
+                    return (
+                        f"its data set {spec.source!r} differs from the coordinator's "
+                        f"(data root: {config.data_root}); copy the same files to every node"
+                    )
+    except (ValueError, OSError) as error:  # no device, no data, or a plugin that fails only here
+        return reason(error)
+    return None

@@ -19,11 +19,7 @@ def usable_cpus() -> int:
 
 
 def worker_room(devices: Sequence[str]) -> int | None:
-    """Bytes that the cells of one worker may fill; None where the system does not say.
-
-    Args:
-        devices: one entry for each worker, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
-    """
+    """Bytes that the cells of one worker may fill, with one device each; None if unknown."""
     if devices[0] == "cpu":
         free = free_memory()
         # A worker is a process of about the size of this one.
@@ -37,9 +33,7 @@ def worker_room(devices: Sequence[str]) -> int | None:
 def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
     """Bytes that new processes may fill: what the system has, or what its container may still use.
 
-    Args:
-        meminfo: the kernel's table.
-        cgroup: the folder of the container, version 2.
+    `meminfo` is the kernel's table, `cgroup` the folder of the container, version 2.
     """
     limits = []
     with contextlib.suppress(FileNotFoundError):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from bench.cell import Cell
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.launch.job import Job, WorkerConfig
 
 Seconds = Callable[[Sequence[Cell]], float]
@@ -34,16 +34,13 @@ def plan_jobs(
 ) -> list[Job]:
     """The jobs of a grid, in the order in which workers take them.
 
-    Args:
-        cells: those to train, teachers among them.
-        workers: how many jobs can run at once, at least 1.
-        seconds: estimates a job; by default the number of its cells.
-        fits: whether one worker can train these cells side by side. A cell that does not fit even
-            alone still gets a job.
+    `cells` are those to train, teachers among them. `seconds` estimates a job; by default the
+    number of its cells. `fits` says whether one worker can train cells side by side; one that does
+    not fit even alone still gets a job.
     """
     teachers, cohorts = group_cells(cells)
     first = [[cell] for cell in teachers]
-    each_worker = sum(map(seconds, [*first, *cohorts])) / workers
+    each_worker = sum(map(seconds, [*first, *cohorts])) / workers or 1.0
     plans = []
     for n in JOBS_PER_WORKER if workers > 1 else (0,):
         parts = list(first)
@@ -123,10 +120,7 @@ def cut(
 
 
 def _ordered(groups: Sequence[Sequence[Cell]], seconds: Seconds) -> list[Job]:
-    """A job for each group: those that others wait for, then the longest first.
-
-    Of those that others wait for, the one with the longest job behind it comes first.
-    """
+    """A job for each group: what others wait for, the longest wait first; then the longest."""
     jobs, behind = [Job(tuple(cells)) for cells in groups], {}
     for job in jobs:
         for need in job.needs:

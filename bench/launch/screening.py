@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.cost.costs import Costs
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.decide.finalists import choose_finalists
+from bench.decide.records import group_by_pair, pairs_of
 from bench.design import (
     EXTENSION,
     SCREENING,
@@ -18,7 +19,6 @@ from bench.design import (
     screening_digest,
     write_choices_once,
 )
-from bench.evidence import group_by_pair, pairs_of
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid
@@ -29,14 +29,9 @@ from bench.workdir import WorkDir
 def expand_chosen(grid: Grid, fingerprint: Fingerprint, work: WorkDir, extend: bool) -> Expansion:
     """A grid's cells: with those of the finalists, where they are chosen.
 
-    Args:
-        grid: a checked grid.
-        fingerprint: see `bench.expansion.expand`.
-        work: holds the choices, and the plan of an earlier run.
-        extend: whether the second look's seeds are asked for. Once they are, they remain.
-
-    Raises:
-        UserError: the grid plans no second look, or there was no first one.
+    The work directory holds the choices, and the plan of an earlier run. `extend`: the second
+    look's seeds are asked for; once they are, they remain. UserError if the grid plans no second
+    look, or there was no first one.
     """
     design = grid.seeds
     if extend and not (isinstance(design, Design) and design.extend):
@@ -69,11 +64,7 @@ def _was_extended(path: Path) -> bool:
 
 
 def check_costs(grid: Grid, costs: Costs) -> None:
-    """Refuses to screen under a limit on costs where nothing was profiled.
-
-    Raises:
-        UserError: with the command that measures them.
-    """
+    """UserError if a grid limits the costs of its finalists, and nothing was profiled."""
     if grid.screens and grid.max_cost is not None and not costs:
         raise UserError(
             f"max_cost: {grid.max_cost:g}, but no costs of grid {grid.name} are measured; run "
@@ -82,10 +73,7 @@ def check_costs(grid: Grid, costs: Costs) -> None:
 
 
 def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> None:
-    """Chooses the finalists of each pair by its screened rows, unless another command did.
-
-    Every screened cell has a record in the work directory, where the choice is written, too.
-    """
+    """Chooses the finalists of each pair by its screened rows, unless another command did."""
     assert isinstance(grid.seeds, Design)
     plan, choices = expansion.plan, []
     for pair, found in pairs_of(plan, work.store.read_all(plan.cell_ids()), costs).items():

@@ -34,13 +34,7 @@ KEPT = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of hyper-parameters for one row.
-
-    Attributes:
-        row: label of the row in the grid.
-        chosen: the hyper-parameters and fields of the recipe that this trial adds to the row's.
-        spec: the row as it trains.
-    """
+    """What a trial adds to the hyper-parameters and recipe of a row, and the row as it trains."""
 
     row: str
     chosen: dict[str, Any]
@@ -80,10 +74,7 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
 
 
 def row_space(grid: Grid, row: MethodSpec) -> dict[str, list[Any]]:
-    """What a row's trials draw from: the method's search space, learning rates and smoothing.
-
-    A learning rate is for all pairs, so it is searched only where all students share the grid's.
-    """
+    """What a row's trials draw from; learning rates only where all students share the grid's."""
     space = search_space(row.name, row.hyperparameters)
     rate = grid.recipe.learning_rate
     if all(grid.recipe_of(pair.student).learning_rate == rate for pair in grid.all_pairs):
@@ -102,16 +93,11 @@ def _point(space: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
 
 
 def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: float) -> Grid:
-    """The grid whose cells are the trials.
+    """The grid whose cells are the trials, over so many seeds from `FIRST_SEED` on.
 
-    The fraction of the images that students see grows, so that they train on as many as in `grid`,
-    or on all that are left. No teacher is one of the grid's.
-
-    Args:
-        grid: the grid to tune for.
-        trials: from `trials_of`.
-        seeds: number of seeds, from `FIRST_SEED` on.
-        validation: part of the training images that is held out.
+    A part `validation` of the training images is held out. The fraction that students see grows, so
+    that they train on as many as in `grid`, or on all that are left. No teacher is one of the
+    grid's.
     """
 
     def grown(fraction: float) -> float:
@@ -154,10 +140,7 @@ def collect(
 
 
 def ranked(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
-    """Row -> its finished trials, those of most cells first, then the best.
-
-    Of equal trials the first wins, and so the defaults.
-    """
+    """Row -> its finished trials, those of most cells first, then the best; defaults win ties."""
     rows: dict[str, list[TrialResult]] = {}
     for result in results:
         if result.accuracy is not None:

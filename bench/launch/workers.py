@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -25,32 +25,6 @@ from bench.train.device import is_device_lost, is_out_of_memory
 
 DIED = "its process died twice (exit code {}): killed, or out of memory"
 EPOCH, ENDED = "epoch", "ended"
-
-
-def run_processes(
-    jobs: Sequence[Job],
-    config: WorkerConfig,
-    devices: Sequence[str],
-    report: Report,
-    leases: Leases,
-) -> Generator[Done]:
-    """Runs jobs in one process per entry of `devices`, and yields cells as they are done.
-
-    `bench.launch.launcher.Launcher` says what happens to jobs that fail and to cells whose leases
-    other commands hold.
-
-    Args:
-        jobs: in the order in which to start them; a job waits for its teachers and sources.
-        config: for the workers; each gets a device of its own.
-        devices: of the workers, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"].
-        report: called after every epoch, in this process.
-        leases: of this process, entered.
-
-    Raises:
-        OSError: the disk is full or broken, which is no cell's fault.
-        LeaseLostError: this process was suspended, and another command took its cells.
-    """
-    yield from _WorkerProcesses(config, devices, report, leases).run(jobs)
 
 
 class _Worker:
@@ -74,11 +48,7 @@ class _Worker:
             self.connection.send(job)
 
     def receive(self) -> tuple[Any, ...] | None:
-        """The next message; None if there is none yet.
-
-        Returns:
-            (EPOCH, cell id, epochs done, of how many, accuracy) or (ENDED, error or None).
-        """
+        """(EPOCH, cell id, done, total, accuracy), (ENDED, error or None), or None: not yet."""
         is_alive = self.process.is_alive()  # asked first: what a dead process sent is still read
         try:
             if self.connection.poll():
@@ -96,20 +66,23 @@ class _Worker:
         self.process.join()
 
 
-class _WorkerProcesses(Launcher[_Worker]):
+class WorkerProcesses(Launcher[_Worker]):
     """Worker processes that start when there is a job for them."""
 
     def __init__(
-        self, config: WorkerConfig, devices: Sequence[str], report: Report, leases: Leases
+        self, devices: Sequence[str], config: WorkerConfig, report: Report, leases: Leases
     ) -> None:
+        """One process for each of the devices, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"]."""
         super().__init__(config, report, leases)
         self._free_devices = list(devices)
         self._idle: list[_Worker] = []
 
     def has_room(self) -> bool:
+        """See `Launcher.has_room`."""
         return bool(self._idle or self._free_devices)
 
     def submit(self, job: Job, alone: bool) -> _Worker:
+        """See `Launcher.submit`."""
         if self._idle:
             worker = self._idle.pop(0)
         else:
@@ -118,6 +91,7 @@ class _WorkerProcesses(Launcher[_Worker]):
         return worker
 
     def collect(self) -> Iterator[Done]:
+        """See `Launcher.collect`."""
         if self.running:
             connections = [worker.connection for worker in self.running]
             wait([*connections, *(w.process.sentinel for w in self.running)], POLL_SECONDS)
@@ -140,6 +114,7 @@ class _WorkerProcesses(Launcher[_Worker]):
                 break
 
     def stop(self) -> None:
+        """See `Launcher.stop`."""
         for worker in (*self.running, *self._idle):
             worker.process.terminate()
         for worker in (*self.running, *self._idle):

@@ -1,4 +1,4 @@
-"""Makes a `Network` of any torchvision classifier, with taps given by path.
+"""Makes a `Network` of any torchvision classifier, with taps that are found or given by path.
 
 A path is that of a module ("layer1", "features.4"), which means its output, or of an operation that
 torchvision's tracer names ("layer1.1.add", the residual sum before its ReLU).
@@ -6,13 +6,16 @@ torchvision's tracer names ("layer1.1.add", the residual sum before its ReLU).
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from bench.models.network import Network, modes_restored, tap_shapes
+from bench.models.network import STAGES, Network, modes_restored, refused, tap_shapes
 from bench.registry import unknown
 
 if TYPE_CHECKING:
@@ -33,12 +36,11 @@ def build_torchvision(
     """A randomly initialised torchvision classifier with named taps.
 
     `taps` maps a tap's name to the path of a (B, C, H, W) tensor; "embedding" defaults to the input
-    of the head. `head` is the path of the last `nn.Linear`, which computes "logits". A ResNet needs
-    neither: see `resnet_taps`.
+    of the head. `head` is the path of the last `nn.Linear`, which computes "logits". Without them
+    they are found: see `resnet_taps` and `find_taps`.
 
     Raises:
-        ValueError: the model, a tap or a path is unknown, taps are missing for a model without
-            default taps, or the model cannot take such images.
+        ValueError: the model, a tap or a path is unknown, or the model cannot take such images.
 
     Example:
         >>> net = build_torchvision("resnet18", 10, (3, 32, 32))
@@ -48,29 +50,137 @@ def build_torchvision(
     from torchvision import models
 
     check_name(name)
-    model = models.get_model(name, weights=None, num_classes=classes)
-    if taps is None and isinstance(model, models.ResNet):
-        taps = resnet_taps(model)
-    if head is None and isinstance(model, models.ResNet):
-        head = "fc"
-    if taps is None or head is None:
-        modules = ", ".join(child for child, _ in model.named_children())
-        raise ValueError(
-            f'torchvision/{name} has no default taps: give {{"torchvision": "{name}", "taps": '
-            f'{{"stage1": <path>, ...}}, "head": <path of the last linear layer>}} with paths '
-            f"inside {modules}"
+    with refused(f"torchvision/{name}", image_shape):
+        model = models.get_model(
+            name, weights=None, num_classes=classes, **_sizes(name, image_shape)
         )
-    network = TorchvisionNetwork(model, taps, head)
+        order = _node_names(model)
+        head = head or _find_head(model, order, classes)
+        if taps is None and isinstance(model, models.ResNet):
+            taps = resnet_taps(model)
+        elif taps is None:
+            taps = find_taps(model, head, order, image_shape)
+    network = TorchvisionNetwork(model, taps, head, order)
     _check_fit(network, f"torchvision/{name}", image_shape)
     return network
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError, with near matches, if torchvision has no such classifier."""
+def _sizes(name: str, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The arguments of models that are built for a size, or with a second head for training."""
+    _, height, width = image_shape
+    if name.startswith("vit_"):
+        if height != width:
+            raise ValueError("it is built for square images")
+        return {"image_size": height}
+    if name == "maxvit_t":
+        return {"input_size": (height, width)}
+    alone = {"aux_logits": False, "init_weights": False}
+    return alone if name in ("googlenet", "inception_v3") else {}
+
+
+def _find_head(model: nn.Module, order: Sequence[str], classes: int) -> str:
+    linear = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == classes and path in order
+    ]
+    if not linear:
+        raise ValueError("its classifier is no nn.Linear; give the path of one as 'head'")
+    return linear[-1]
+
+
+def find_taps(
+    model: nn.Module, head: str, order: Sequence[str], image_shape: tuple[int, int, int]
+) -> dict[str, str]:
+    """The deepest map of each of the last four resolutions, from shallow to deep.
+
+    Only tensors count that every path from the images to the logits passes, so that nothing inside
+    a block is one, and none from the final pooling on. Of a transformer of one resolution, four
+    blocks are taken, evenly spaced.
+    """
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
+    if isinstance(model, models.VisionTransformer):
+        blocks = [f"encoder.layers.{n}" for n, _ in model.encoder.layers.named_children()]
+        ends = [blocks[round((k + 1) * len(blocks) / STAGES) - 1] for k in range(STAGES)]
+        return {f"stage{k}": path for k, path in enumerate(ends, start=1)}
+    _, height, width = image_shape
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for path, shape in _trunk(model, head, order, image_shape):
+        h, w = (0, 0, *shape[1:3])[-2:] if _is_swin(model) else (0, 0, *shape[2:])[-2:]
+        if len(shape) == 4 and abs(h * width - w * height) <= max(height, width):
+            sizes.setdefault((h, w), []).append(path)
+    runs = list(sizes.values())
+    ends = [_before_block(run, after[0]) for run, after in itertools.pairwise(runs)]
+    ends = [*ends, *(run[-1] for run in runs[-1:])][-STAGES:]
+    return {f"stage{k}": path for k, path in enumerate(ends, start=1)}
+
+
+def _before_block(paths: Sequence[str], smaller: str) -> str:
+    """The last path before the block that ends in a smaller map, or within it if all are."""
+    pairs = zip(paths[-1].split("."), smaller.split("."), strict=False)
+    block = "".join(f"{mine}." for mine, _ in itertools.takewhile(lambda p: p[0] == p[1], pairs))
+    outside = [path for path in paths if not path.startswith(block)]
+    return (outside or paths)[-1]
+
+
+def _trunk(
+    model: nn.Module, head: str, order: Sequence[str], image_shape: tuple[int, int, int]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Path and shape of the tensors that all of the logits pass, before the final pooling."""
+    import networkx
+    from torch.fx.passes.shape_prop import ShapeProp
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    with modes_restored(model):
+        cut = create_feature_extractor(model.eval(), list(order), suppress_diff_warning=True).eval()
+    with torch.no_grad():
+        ShapeProp(cut).propagate(torch.zeros(2, *image_shape))
+    *nodes, output = cut.graph.nodes
+    paths = {node: path for path, node in output.args[0].items()}
+    first = next(node for node in nodes if node.op == "placeholder")
+    edges = [(node, user) for node in nodes for user in node.users if user is not output]
+    before = networkx.immediate_dominators(networkx.DiGraph(edges), first)
+    chain, node = [], output.args[0][head]
+    while node is not first:
+        node = before[node]
+        chain.append(node)
+    pooled = [n for n, node in enumerate(chain) if _is_pooling(node, cut)]
+    return [
+        (paths[node], tuple(node.meta["tensor_meta"].shape))
+        for node in reversed(chain[max(pooled, default=-1) + 1 :])
+        if node in paths and hasattr(node.meta.get("tensor_meta"), "shape")
+    ]
+
+
+def _is_pooling(node: Any, graph: GraphModule) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(node.target), nn.AdaptiveAvgPool2d)
+    return node.target is nn.functional.adaptive_avg_pool2d
+
+
+def _is_swin(model: nn.Module) -> bool:
+    """Whether maps have their channels last."""
+    from torchvision import models
+
+    return isinstance(model, models.SwinTransformer)
+
+
+def _is_embedding(model: nn.Module, path: str) -> bool:
+    """Whether it is inside Swin's embedding of patches, whose channels come first."""
+    return _is_swin(model) and path.startswith("features.0.")
+
+
+def names() -> list[str]:
+    """The classifiers of torchvision."""
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, with near matches, if torchvision has no such classifier."""
+    if name not in (known := names()):
         raise ValueError(unknown("classifier of torchvision", name, known))
 
 
@@ -99,14 +209,27 @@ class TorchvisionNetwork(Network):
     pickles do not contain them.
     """
 
-    def __init__(self, model: nn.Module, taps: Mapping[str, str], head: str) -> None:
-        """Traces `model`, checks every path and sorts the taps from shallow to deep."""
+    bare = "model"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Mapping[str, str],
+        head: str,
+        order: Sequence[str] = (),
+    ) -> None:
+        """Checks every path and sorts the taps from shallow to deep.
+
+        `order`: all paths, in that order; traced if it is empty.
+        """
         super().__init__()
-        self.model = model
+        self.model, self.channels_last = model, _is_swin(model)
         for module in model.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # pyright: ignore[reportArgumentType]
-        order = _node_names(model)
+        order = order or _node_names(model)
+        patches = getattr(model, "image_size", 0) // getattr(model, "patch_size", 1)
+        self.grid = (patches, patches) if patches else ()  # of a vision transformer
         _check_paths(taps, head, order)
         last = dict(model.named_modules()).get(head)
         if not isinstance(last, nn.Linear):
@@ -131,7 +254,15 @@ class TorchvisionNetwork(Network):
         if key not in self._cut:
             self._cut[key] = self._trace(key[0])
         shown = self._cut[key](images)
-        return {tap: shown[self.paths[tap]] for tap in taps}
+        return {tap: self._map(shown[self.paths[tap]], self.paths[tap]) for tap in taps}
+
+    def _map(self, x: Tensor, path: str) -> Tensor:
+        """Tokens (B, N, D) and maps (B, H, W, C) as (B, C, H, W), without the class token."""
+        if self.grid and x.dim() == 3:
+            return x[:, -math.prod(self.grid) :].transpose(1, 2).unflatten(2, self.grid)
+        if self.channels_last and x.dim() == 4 and not _is_embedding(self.model, path):
+            return x.permute(0, 3, 1, 2)
+        return x
 
     def _trace(self, paths: frozenset[str]) -> GraphModule:
         from torchvision.models.feature_extraction import create_feature_extractor
@@ -186,11 +317,8 @@ def _check_paths(taps: Mapping[str, str], head: str, order: Sequence[str]) -> No
 
 
 def _check_fit(network: TorchvisionNetwork, name: str, image_shape: tuple[int, int, int]) -> None:
-    try:
+    with refused(name, image_shape):
         shapes = tap_shapes(network, image_shape)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name} cannot take images of {image_shape}: {reason}") from error
     wanted = (network.head.in_features,)
     if shapes["embedding"] != wanted:
         raise ValueError(

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions, draw_small_head
+from bench.models.staged import (
+    StagedNetwork,
+    conv_norm,
+    draw_convolutions,
+    draw_small_head,
+    repeated,
+)
+
+STEM = 24  # channels of a ShuffleNet's stem
 
 
 class InvertedResidual(nn.Module):
@@ -83,21 +91,21 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
 
 
 class ShuffleUnit(nn.Module):
-    """ShuffleNet's bottleneck of grouped 1x1 convolutions; returns the sum before its ReLU.
+    """ShuffleNet's bottleneck of 1x1 convolutions in 3 groups; returns the sum before its ReLU.
 
     At stride 2 the pooled input is concatenated instead of added, and the convolutions compute the
     remaining channels.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int, groups: int, *, opens: bool) -> None:
-        """`opens` is true for the network's first unit, whose first convolution is not grouped."""
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        """The first convolution is not grouped after the stem."""
         super().__init__()
         made = width - inputs if stride == 2 else width
         hidden = made // 4
-        self.stride, self.groups = stride, 1 if opens else groups
+        self.stride, self.groups = stride, 1 if inputs == STEM else 3
         self.reduce = conv_norm(inputs, hidden, 1, groups=self.groups)
         self.spatial = conv_norm(hidden, hidden, stride=stride, groups=hidden)
-        self.expand = conv_norm(hidden, made, 1, groups=groups)
+        self.expand = conv_norm(hidden, made, 1, groups=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
@@ -109,89 +117,57 @@ class ShuffleUnit(nn.Module):
         return torch.cat((out, F.avg_pool2d(x, 3, stride=2, padding=1)), dim=1)
 
 
+class SplitUnit(nn.Module):
+    """ShuffleNetV2's unit: convolves half of the channels, then shuffles all of them.
+
+    At stride 2 both halves are convolved, each from the whole input. Returns both before the last
+    ReLU; a half that is not convolved comes from a ReLU, so that the network's does not change it.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        """The 3x3 convolutions take the stride."""
+        super().__init__()
+        self.stride, half = stride, width // 2
+        if stride == 2:
+            self.side_spatial = conv_norm(inputs, inputs, stride=2, groups=inputs)
+            self.side_expand = conv_norm(inputs, half, 1)
+        self.reduce = conv_norm(inputs if stride == 2 else half, half, 1)
+        self.spatial = conv_norm(half, half, stride=stride, groups=half)
+        self.expand = conv_norm(half, half, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
+        if self.stride == 2:
+            kept, used = self.side_expand(self.side_spatial(x)), x
+        else:
+            kept, used = x.chunk(2, dim=1)
+        made = self.expand(self.spatial(F.relu(self.reduce(used))))
+        return shuffle_channels(torch.cat((kept, made), dim=1), 2)
+
+
 class ShuffleNetV1(StagedNetwork):
     """ShuffleNet with three groups; a 1x1 stem at full size; every stage halves the maps.
 
     Convolutions keep torch's default initialisation, as in the distillation literature.
     """
 
-    GROUPS = 3
-    WIDTHS = (24, 240, 480, 960)
-    DEPTHS = (4, 8, 4)
+    unit: type[ShuffleUnit | SplitUnit] = ShuffleUnit
+    widths = (240, 480, 960)
+    embedding = 960
 
     def __init__(self, classes: int, image_shape: tuple[int, int, int]) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W)."""
-        stem = nn.Sequential(*conv_norm(image_shape[0], self.WIDTHS[0], 1), nn.ReLU())
-        super().__init__(stem, self._stages(), self.WIDTHS[-1], classes)
-
-    def _stages(self) -> Iterator[list[nn.Module]]:
-        inputs = self.WIDTHS[0]
-        for number, (width, depth) in enumerate(zip(self.WIDTHS[1:], self.DEPTHS, strict=True)):
-            opening = ShuffleUnit(inputs, width, 2, self.GROUPS, opens=number == 0)
-            rest = (ShuffleUnit(width, width, 1, self.GROUPS, opens=False) for _ in range(1, depth))
-            yield [opening, *rest]
-            inputs = width
+        """Images are (C, H, W)."""
+        stem = nn.Sequential(*conv_norm(image_shape[0], STEM, 1), nn.ReLU())
+        last, neck = self.widths[-1], None
+        if self.embedding != last:
+            neck = nn.Sequential(*conv_norm(last, self.embedding, 1), nn.ReLU())
+        stages = repeated(self.unit, STEM, self.widths, (4, 8, 4), (2, 2, 2))
+        super().__init__(stem, stages, self.embedding, classes, neck)
 
 
-class SplitUnit(nn.Module):
-    """ShuffleNetV2's unit: convolves half of the channels, then shuffles all of them.
+class ShuffleNetV2(ShuffleNetV1):
+    """ShuffleNetV2 at width 1, with a 1x1 convolution before the mean over positions."""
 
-    Returns both halves before the last ReLU. The half that is not convolved comes from a ReLU, so
-    that the network's ReLU does not change it.
-    """
-
-    def __init__(self, width: int) -> None:
-        """(B, width, H, W) to the same."""
-        super().__init__()
-        half = width // 2
-        self.reduce = conv_norm(half, half, 1)
-        self.spatial = conv_norm(half, half, groups=half)
-        self.expand = conv_norm(half, half, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) -> (B, width, H, W)."""
-        kept, used = x.chunk(2, dim=1)
-        made = self.expand(self.spatial(F.relu(self.reduce(used))))
-        return shuffle_channels(torch.cat((kept, made), dim=1), 2)
-
-
-class DownUnit(nn.Module):
-    """ShuffleNetV2's first unit of a stage: two convolved branches of stride 2."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        """Each branch makes half of `width`."""
-        super().__init__()
-        half = width // 2
-        self.side_spatial = conv_norm(inputs, inputs, stride=2, groups=inputs)
-        self.side_expand = conv_norm(inputs, half, 1)
-        self.reduce = conv_norm(inputs, half, 1)
-        self.spatial = conv_norm(half, half, stride=2, groups=half)
-        self.expand = conv_norm(half, half, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, width, H / 2, W / 2), before the ReLU."""
-        side = self.side_expand(self.side_spatial(x))
-        main = self.expand(self.spatial(F.relu(self.reduce(x))))
-        return shuffle_channels(torch.cat((side, main), dim=1), 2)
-
-
-class ShuffleNetV2(StagedNetwork):
-    """ShuffleNetV2 at width 1; a 1x1 stem at full size; every stage halves the maps.
-
-    Convolutions keep torch's default initialisation, as in the distillation literature.
-    """
-
-    WIDTHS = (24, 116, 232, 464)
-    DEPTHS = (4, 8, 4)
-
-    def __init__(self, classes: int, image_shape: tuple[int, int, int]) -> None:
-        """Builds the network for `classes` classes and images of (C, H, W)."""
-        stem = nn.Sequential(*conv_norm(image_shape[0], self.WIDTHS[0], 1), nn.ReLU())
-        neck = nn.Sequential(*conv_norm(self.WIDTHS[-1], 1024, 1), nn.ReLU())
-        super().__init__(stem, self._stages(), 1024, classes, neck)
-
-    def _stages(self) -> Iterator[list[nn.Module]]:
-        inputs = self.WIDTHS[0]
-        for width, depth in zip(self.WIDTHS[1:], self.DEPTHS, strict=True):
-            yield [DownUnit(inputs, width), *(SplitUnit(width) for _ in range(1, depth))]
-            inputs = width
+    unit = SplitUnit
+    widths = (116, 232, 464)
+    embedding = 1024

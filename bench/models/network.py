@@ -1,6 +1,6 @@
 """The base class of all networks: taps by name, and a forward pass that stops early."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,32 +8,35 @@ from torch import Tensor, nn
 
 from bench.method import Shapes
 
+STAGES = 4
+"""The most stages that are found in another library's network."""
+
 
 class Network(nn.Module):
     """A classifier whose inner tensors (taps) can be read by name; subclasses implement `view`.
 
-    Attributes:
-        tap_names: every tap from shallow to deep, "logits" last.
-        head: the classifier that maps the embedding to the logits; the rest is the trunk.
+    `tap_names` has every tap from shallow to deep, "logits" last. `head` maps the embedding to the
+    logits; the rest is the trunk. `bare` is the path of the network as its library has it.
     """
 
+    bare = ""
     tap_names: tuple[str, ...]
     head: nn.Module
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """The named taps of one batch (B, C, H, W); runs no deeper than the deepest of them.
 
-        Returns:
-            tap -> (B, C, H, W) for maps, (B, D) for the embedding, (B, K) for the logits.
-
-        Raises:
-            ValueError: the network has no such tap.
+        Maps are (B, C, H, W), the embedding (B, D), the logits (B, K). ValueError for unknown taps.
         """
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, K) logits."""
         return self.view(images, ("logits",))["logits"]
+
+    def own_state(self) -> tuple[dict[str, Tensor], str]:
+        """The state dict as a file of the bare network has it, and the prefix that we give it."""
+        return self.get_submodule(self.bare).state_dict(), f"{self.bare}." if self.bare else ""
 
     def check_taps(self, taps: Collection[str]) -> None:
         """Raises ValueError for a tap that the network lacks, TypeError for a bare name."""
@@ -42,6 +45,54 @@ class Network(nn.Module):
         for tap in taps:
             if tap not in self.tap_names:
                 raise ValueError(f"no tap {tap!r}; this network has {', '.join(self.tap_names)}")
+
+
+class Normalised(Network):
+    """A network that sees the data's images as its own preprocessing would show them.
+
+    The data's images are (x - m) / s, its own (x - mean) / std: an affine map of each channel. Its
+    numbers are part of the state, so that copies and exports keep them.
+    """
+
+    def __init__(self, network: Network, mean: Sequence[float], std: Sequence[float]) -> None:
+        """`mean` and `std` are per channel, of pixels scaled to [0, 1], as the network's own."""
+        super().__init__()
+        self.network, self.tap_names = network, network.tap_names
+        self.own = tuple(torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+        self.scale, self.shift = (
+            nn.Buffer(torch.ones(len(mean), 1, 1)),
+            nn.Buffer(torch.zeros(len(mean), 1, 1)),
+        )
+
+    def see(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Takes images that are normalised by the data's mean and deviation."""
+        theirs = [torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std)]
+        self.scale.copy_(theirs[1] / self.own[1])
+        self.shift.copy_((theirs[0] - self.own[0]) / self.own[1])
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier of the network inside."""
+        return self.network.head
+
+    def own_state(self) -> tuple[dict[str, Tensor], str]:
+        """See `Network.own_state`."""
+        state, prefix = self.network.own_state()
+        return state, f"network.{prefix}"
+
+    def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
+        """See `Network.view`."""
+        return self.network.view(images * self.scale + self.shift, taps)
+
+
+@contextmanager
+def refused(name: str, image_shape: tuple[int, ...]) -> Iterator[None]:
+    """Says in one line which network cannot be built for which images, and why."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} on images of {image_shape}: {reason}") from error
 
 
 @contextmanager

@@ -7,12 +7,12 @@ Source:
     64, 128, 256.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions
+from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions, repeated
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -24,8 +24,6 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; returns the sum before its ReLU."""
-
-    expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         """The first convolution takes the stride."""
@@ -42,19 +40,17 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions around a shortcut; returns the sum before its ReLU."""
 
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        """The 3x3 convolution takes the stride."""
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """The 3x3 convolution takes the stride, and a quarter of the outputs."""
         super().__init__()
-        outputs = width * self.expansion
+        width = outputs // 4
         self.reduce = conv_norm(inputs, width, 1)
         self.spatial = conv_norm(width, width, stride=stride)
         self.expand = conv_norm(width, outputs, 1)
         self.shortcut = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, 4 width, H / stride, W / stride)."""
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         inner = F.relu(self.spatial(F.relu(self.reduce(x))))
         return self.expand(inner) + self.shortcut(x)
 
@@ -72,19 +68,12 @@ class ResNet(StagedNetwork):
         depths: Sequence[int],
         widths: Sequence[int],
     ) -> None:
-        """`depths`: blocks in each stage. `widths`: channels of the stem and the stages' blocks."""
+        """`depths`: blocks in each stage. `widths`: channels of the stem and the stages."""
         stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
-        stages = self._stages(depths, widths)
-        super().__init__(stem, stages, widths[-1] * self.block.expansion, classes)
+        strides = (1, *[2] * (len(depths) - 1))
+        stages = repeated(self.block, widths[0], widths[1:], depths, strides)
+        super().__init__(stem, stages, widths[-1], classes)
         draw_convolutions(self)
-
-    def _stages(self, depths: Sequence[int], widths: Sequence[int]) -> Iterator[list[nn.Module]]:
-        inputs = widths[0]
-        for number, (depth, width) in enumerate(zip(depths, widths[1:], strict=True)):
-            outputs = width * self.block.expansion
-            opening = self.block(inputs, width, stride=2 if number > 0 else 1)
-            yield [opening, *(self.block(outputs, width, stride=1) for _ in range(1, depth))]
-            inputs = outputs
 
 
 class BottleneckResNet(ResNet):

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions
+from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions, repeated
 
 
 class SmallCnn(StagedNetwork):
@@ -14,10 +14,11 @@ class SmallCnn(StagedNetwork):
     def __init__(self, classes: int, image_shape: tuple[int, int, int], *, width: int) -> None:
         """Images are (C, H, W); `width` is w."""
         stem = nn.Sequential(*conv_norm(image_shape[0], width), nn.ReLU())
-        stages = (
-            [conv_norm(width, width)],
-            [conv_norm(width, 2 * width, stride=2)],
-            [conv_norm(2 * width, 4 * width, stride=2)],
-        )
+        widths = (width, 2 * width, 4 * width)
+        stages = repeated(_block, width, widths, (1, 1, 1), (1, 2, 2))
         super().__init__(stem, stages, 4 * width, classes)
         draw_convolutions(self)
+
+
+def _block(inputs: int, width: int, stride: int) -> nn.Sequential:
+    return conv_norm(inputs, width, stride=stride)

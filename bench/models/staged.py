@@ -4,7 +4,7 @@
 the deepest tap that is read. Deeper layers do not run.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 
 import torch.nn.functional as F
@@ -118,6 +118,23 @@ def conv_norm(
         inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias
     )
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+def repeated(
+    block: Callable[[int, int, int], nn.Module],
+    inputs: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    strides: Sequence[int],
+) -> Iterator[list[nn.Module]]:
+    """Stages of one kind of block, (inputs, outputs, stride) -> module.
+
+    The first block of a stage takes its stride, and makes its width of the stage before, or of the
+    stem's `inputs`; `depths` are numbers of blocks.
+    """
+    for width, depth, stride in zip(widths, depths, strides, strict=True):
+        yield [block(inputs, width, stride), *(block(width, width, 1) for _ in range(1, depth))]
+        inputs = width
 
 
 def draw_convolutions(network: nn.Module) -> None:

@@ -6,11 +6,17 @@ Source:
     stays), a mean over positions and a single linear layer of 512 inputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
-from bench.models.staged import StagedNetwork, conv_norm, draw_convolutions, draw_small_head
+from bench.models.staged import (
+    StagedNetwork,
+    conv_norm,
+    draw_convolutions,
+    draw_small_head,
+    repeated,
+)
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -29,23 +35,15 @@ class Vgg(StagedNetwork):
         channels, height, width = image_shape
         if min(height, width) < 8:
             raise ValueError(f"a VGG pools three times: images of {height}x{width}, wanted 8x8 up")
-        stem = (layer for unit in _units(channels, WIDTHS[0], depths[0]) for layer in unit)
-        pooled = (True, True, True, min(height, width) >= 64)
-        super().__init__(nn.Sequential(*stem), _stages(depths[1:], pooled), WIDTHS[-1], classes)
+        (units,) = repeated(_unit, channels, WIDTHS[:1], depths[:1], (1,))
+        stem = [layer for unit in units for layer in (*unit.children(), nn.ReLU())]
+        strides = (2, 2, 2, 2 if min(height, width) >= 64 else 1)
+        stages = repeated(_unit, WIDTHS[0], WIDTHS[1:], depths[1:], strides)
+        super().__init__(nn.Sequential(*stem), stages, WIDTHS[-1], classes)
         draw_convolutions(self)
         draw_small_head(self.head)
 
 
-def _units(inputs: int, width: int, depth: int) -> Iterator[nn.Sequential]:
-    for place in range(depth):
-        unit = conv_norm(inputs if place == 0 else width, width, bias=True)
-        yield unit.append(nn.ReLU())
-
-
-def _stages(depths: Sequence[int], pooled: Sequence[bool]) -> Iterator[list[nn.Module]]:
-    for number, (depth, pool) in enumerate(zip(depths, pooled, strict=True), start=1):
-        width = WIDTHS[number]
-        opening = conv_norm(WIDTHS[number - 1], width, bias=True)
-        if pool:
-            opening.insert(0, nn.MaxPool2d(2))
-        yield [opening, *(conv_norm(width, width, bias=True) for _ in range(depth - 1))]
+def _unit(inputs: int, width: int, stride: int) -> nn.Sequential:
+    unit = conv_norm(inputs, width, bias=True)
+    return unit if stride == 1 else unit.insert(0, nn.MaxPool2d(stride))

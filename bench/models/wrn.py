@@ -4,12 +4,10 @@ Source:
     Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016; no dropout.
 """
 
-from collections.abc import Iterator
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_convolutions
+from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_convolutions, repeated
 
 
 class PreActivationBlock(nn.Module):
@@ -51,7 +49,8 @@ class WideResNet(StagedNetwork):
         """`depth`: 6 n + 4, for n blocks a stage. `widen`: factor on the stages' 16, 32, 64."""
         stem = nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False)
         widths = (16 * widen, 32 * widen, 64 * widen)
-        super().__init__(stem, _stages((depth - 4) // 6, widths), widths[-1], classes)
+        stages = repeated(PreActivationBlock, 16, widths, ((depth - 4) // 6,) * 3, (1, 2, 2))
+        super().__init__(stem, stages, widths[-1], classes)
         self.stem_norm = nn.BatchNorm2d(16)
         draw_convolutions(self)
         nn.init.zeros_(self.head.bias)
@@ -71,11 +70,3 @@ class WideResNet(StagedNetwork):
                 pre = block.after(x)  # pyright: ignore[reportCallIssue]
             yield f"{name}.pre", pre
         yield from self.classify(F.relu(pre))
-
-
-def _stages(depth: int, widths: tuple[int, ...]) -> Iterator[list[nn.Module]]:
-    inputs = 16
-    for number, width in enumerate(widths):
-        opening = PreActivationBlock(inputs, width, stride=2 if number > 0 else 1)
-        yield [opening, *(PreActivationBlock(width, width, 1) for _ in range(depth - 1))]
-        inputs = width

@@ -4,18 +4,22 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
-from bench.models.network import Network
-from bench.registry import Registry
+from bench.models.network import Network, Normalised
+from bench.registry import Registry, unknown
 
 ImageShape = tuple[int, int, int]
 Builder = Callable[[int, ImageShape], Network]
 
 THIN, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 SMALL = re.compile(r"cnn([1-9]\d*)")
-TORCHVISION = "torchvision/"
+LIBRARIES = {"torchvision": "bench.models.adapter", "timm": "bench.models.timm_nets"}
+"""Library -> the module that adapts its networks; they are named "library/name"."""
+
+DESCRIBED = ("model", *LIBRARIES, "taps", "head", "name", "weights", "normalise", "classes")
 
 
 def _build_own(name: str, classes: int, image_shape: ImageShape, **options: object) -> Network:
@@ -56,28 +60,52 @@ _ZOO: dict[str, Builder] = {
     "ShuffleV1": _own("mobile.ShuffleNetV1"),
     "ShuffleV2": _own("mobile.ShuffleNetV2"),
     "ResNet50": _own(
-        "resnet.BottleneckResNet", depths=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512)
+        "resnet.BottleneckResNet", depths=(3, 4, 6, 3), widths=(64, 256, 512, 1024, 2048)
     ),
     **{f"cnn{width}": _own("small.SmallCnn", width=width) for width in (4, 8, 16, 32)},
 }
 
 MODELS: Registry[Builder] = Registry("model", _ZOO, _check_added)
-"""Every name that `build` takes, except cnn<w> of other widths and torchvision's."""
+"""Every name that `build` takes, except cnn<w> of other widths and those of `LIBRARIES`."""
 
 
-def model_code(model: str | Mapping[str, object]) -> str:
+def base(model: str | Mapping[str, Any]) -> str:
+    """The name of the architecture: a mapping's "model", or the library's name for it.
+
+    Example:
+        >>> base({"torchvision": "resnet18"}), base({"model": "cnn4", "name": "mine"})
+        ('torchvision/resnet18', 'cnn4')
+    """
+    if isinstance(model, str):
+        return model
+    given = [key for key in ("model", *LIBRARIES) if model.get(key) is not None]
+    if len(given) != 1 or not isinstance(model[given[0]], str):
+        raise ValueError(f"model {dict(model)}: wanted one of 'model', 'torchvision' and 'timm'")
+    name = model[given[0]]
+    return name if given == ["model"] else f"{given[0]}/{name}"
+
+
+def library_text(library: str) -> str:
+    """How many classifiers a library has, with an example; or how to install it."""
+    if find_spec(library) is None:
+        return f"not installed; pip install 'kd-bench[{library}]'"
+    return f"{len(import_module(LIBRARIES[library]).names())} classifiers by its names"
+
+
+def model_code(model: str | Mapping[str, Any]) -> str:
     """Hash of an added network's code; "" for those that come with the harness."""
-    return MODELS.code(model) if isinstance(model, str) else ""
+    return MODELS.code(base(model))
 
 
 def build(
-    model: str | Mapping[str, object], classes: int, image_shape: tuple[int, int, int]
+    model: str | Mapping[str, Any], classes: int, image_shape: tuple[int, int, int]
 ) -> Network:
     """A network for images (C, H, W), initialised with draws from torch's global generator.
 
-    `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<resnet>", or
-    {"torchvision": name, "taps": {tap: path}, "head": path}, see `build_torchvision`; the "name" of
-    such a mapping is ignored.
+    `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<name>", "timm/<name>",
+    or a mapping: "model" is such a name, "torchvision" or "timm" one there, the former with "taps"
+    and "head" as `build_torchvision` takes them; "normalise" is a mean and a deviation for
+    `Normalised`. Its "name", "weights" and "classes" change nothing here.
 
     Raises:
         TypeError: `model` is neither a name nor a mapping, or a plugin's builder does not return a
@@ -92,18 +120,45 @@ def build(
         raise ValueError(f"classes is {classes}, wanted at least 2")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape is {tuple(image_shape)}, wanted (C, H, W), each at least 1")
-    if isinstance(model, Mapping):
-        return _build_described(model, classes, image_shape)
-    if not isinstance(model, str):
+    if not isinstance(model, str | Mapping):
         raise TypeError(f"model is {model!r}, wanted a name or a mapping with 'torchvision'")
-    if model.startswith(TORCHVISION):
+    name, described = base(model), model if isinstance(model, Mapping) else {}
+    if odd := described.keys() - set(DESCRIBED):
+        raise ValueError(f"model: {unknown('key', min(odd), DESCRIBED)}")
+    network = _build_named(name, described, classes, image_shape)
+    if (own := described.get("normalise")) is None:
+        return network
+    if len(own["mean"]) != image_shape[0]:
+        raise ValueError(
+            f"normalise has {len(own['mean'])} channels, the images have {image_shape[0]}"
+        )
+    return Normalised(network, own["mean"], own["std"])
+
+
+def _build_named(
+    name: str, described: Mapping[str, Any], classes: int, image_shape: ImageShape
+) -> Network:
+    taps, head = described.get("taps"), described.get("head")
+    library, _, theirs = name.rpartition("/")
+    if library == "torchvision":
         from bench.models.adapter import build_torchvision
 
-        return build_torchvision(model.removeprefix(TORCHVISION), classes, image_shape)
-    network = _builder(model)(classes, image_shape)
+        fits = taps is None or (
+            isinstance(taps, Mapping) and all(isinstance(x, str) for x in chain(*taps.items()))
+        )
+        if not (fits and isinstance(head, str | None)):
+            raise TypeError(f"model {name}: wanted 'taps': names with their paths, 'head': a path")
+        return build_torchvision(theirs, classes, image_shape, taps=taps, head=head)
+    if taps or head:
+        raise ValueError(f"model {name} has taps and a head of its own; leave both out")
+    if library == "timm":
+        from bench.models.timm_nets import build_timm
+
+        return build_timm(theirs, classes, image_shape)
+    network = _builder(name)(classes, image_shape)
     if not isinstance(network, Network):
         raise TypeError(
-            f"model {model}: its builder gave a {type(network).__name__}, wanted a "
+            f"model {name}: its builder gave a {type(network).__name__}, wanted a "
             "bench.models.network.Network"
         )
     return network
@@ -115,34 +170,11 @@ def _builder(name: str) -> Builder:
     return MODELS.get(name)
 
 
-def _build_described(model: Mapping[str, Any], classes: int, image_shape: ImageShape) -> Network:
-    known = {"torchvision", "taps", "head", "name"}
-    if not {"torchvision"} <= set(model) <= known:
-        raise ValueError(
-            f"model has the keys {', '.join(map(str, model)) or 'none'}; wanted 'torchvision' and, "
-            "unless it is a ResNet, 'taps' and 'head'"
-        )
-    name, taps, head = model["torchvision"], model.get("taps"), model.get("head")
-    taps_fit = taps is None or (
-        isinstance(taps, Mapping) and all(isinstance(text, str) for text in chain(*taps.items()))
-    )
-    if not (isinstance(name, str) and isinstance(head, str | None) and taps_fit):
-        raise TypeError(
-            f"model is {dict(model)}, wanted 'torchvision': a name, 'taps': tap names with their "
-            "paths, 'head': the path of the last linear layer"
-        )
-    from bench.models.adapter import build_torchvision
-
-    return build_torchvision(name, classes, image_shape, taps=taps, head=head)
-
-
-def check(model: str | Mapping[str, object]) -> None:
+def check(model: str | Mapping[str, Any]) -> None:
     """Raises ValueError, with near matches, for a model that `build` does not know."""
-    if isinstance(model, Mapping):
-        model = f"{TORCHVISION}{model.get('torchvision')}"
-    if not model.startswith(TORCHVISION):
-        _builder(model)
-        return
-    from bench.models.adapter import check_name
-
-    check_name(model.removeprefix(TORCHVISION))
+    name = base(model)
+    library, _, theirs = name.rpartition("/")
+    if library in LIBRARIES:
+        import_module(LIBRARIES[library]).check_name(theirs)
+    else:
+        _builder(name)

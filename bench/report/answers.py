@@ -21,10 +21,7 @@ FEW_REACHED = 0.9
 
 
 class Asked(NamedTuple):
-    """The grid that answers are of, empty for results of another code base.
-
-    `narrowed` are the rows that took part, where the command line left some out.
-    """
+    """The grid that answers are of, if any, and `narrowed`: the rows left by the command line."""
 
     grid: str = ""
     narrowed: Sequence[str] = ()
@@ -55,8 +52,8 @@ def cautions(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     found = []
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
-    if answer.teacher_no_better:
-        found.append("the teacher is no better than the student.")
+    if pair.teacher_fault:
+        found.append(pair.teacher_fault)
     if answer.recipe_too_short:
         found.append("the recipe is too short: the student still gains by longer training alone.")
     for row in pair.rows:
@@ -75,13 +72,8 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
         found.append("every row has the same seeds: claims about a single pair are exploratory.")
-    teachers = answer.teachers
-    if pair.teachers is not None and teachers is not None and teachers.count > 1:
-        text = f"the claim is for these {teachers.count} teachers"
-        if teachers.deviation is not None:
-            spread = f"{100 * teachers.deviation:.1f} points (standard deviation)"
-            text += f"; the gain differs between them by {spread}"
-        found.append(f"{text}.")
+    if answer.teachers > 1:
+        found.append(f"the claim is for these {answer.teachers} teachers.")
     return found
 
 

@@ -22,11 +22,8 @@ MARKDOWN = ("summary", "cost")
 def build(found: Findings, store: Path, folder: Path) -> list[Path]:
     """Writes all tables, figures and the page of a grid; equal input gives equal bytes.
 
-    `store` is the folder of the cells' folders, for what lies next to their records; the files, all
-    inside `folder`, are returned.
-
-    Raises:
-        UserError: a file next to a record is damaged.
+    `store` is the folder of the cells' folders, for what lies next to their records. Returns the
+    files, all inside `folder`. UserError if a file next to a record is damaged.
     """
     made = sections(found)
     figures = folder / "figures"

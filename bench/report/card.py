@@ -39,10 +39,7 @@ Sentence = list[Part]
 
 
 class PairLine(NamedTuple):
-    """One pair's answer in words, with the other rows that may be the best.
-
-    Without an answer the verdict is empty, and `row` says why.
-    """
+    """One pair's answer in words; without an answer the verdict is empty, and `row` says why."""
 
     title: str
     verdict: str

@@ -317,11 +317,7 @@ def _scalars(pairs: Pairs) -> list[dict[str, Range]]:
 
 
 def _loss_ms(costs: Costs) -> list[dict[str, Range]]:
-    """For every profiled pair: category -> milliseconds of a step's transfer loss.
-
-    Forward and backward, of a row's costliest stage; the mean over methods, each the mean over
-    its rows.
-    """
+    """For every profiled pair: category -> ms of the costliest transfer loss, mean over methods."""
     found: dict[tuple[str, ...], dict[str, dict[str, list[Range]]]] = {}
     for record in costs.records:
         stage = record.costliest

@@ -102,10 +102,7 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text, its left end, baseline and what it covers.
-
-    `leader` goes from the point to the text, (x1, y1, x2, y2); None where it lies close by.
-    """
+    """A text, its left end, baseline, box, and the leader to its point, if that is far."""
 
     text: str
     x: float
@@ -126,16 +123,8 @@ def place_labels(
 ) -> list[Label | None]:
     """Texts next to their points: none overlaps another, a leader or a point, none leaves.
 
-    Each takes the nearest free place in the plot, clear of taken lines if there is one.
-
-    Args:
-        points: x, y and text, the most important ones first.
-        plot: where all must lie.
-        taken: lines, that labels keep off where they can.
-        size: of the text.
-
-    Returns:
-        One a point; None where no place is free.
+    Each takes the nearest free place in the plot, clear of taken lines if there is one. Points are
+    x, y and text, the most important ones first. One label a point; None where no place is free.
     """
     lines, texts = list(taken), list[Box]()
     marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]  # and leaders
@@ -256,10 +245,7 @@ def forest(lines: Sequence[Line]) -> Forest | None:
 
 
 def _gains_scale(gains: Sequence[Interval], wider: float, start: float, end: float) -> Scale:
-    """A scale over all gains, 0 and their intervals; very wide intervals end at the plot's edge.
-
-    `wider` is how far intervals may reach beyond the gains, over the spread of the gains.
-    """
+    """A scale over gains and their intervals, as far as `wider` spreads beyond the gains."""
     means = [0.0, *(gain.mean for gain in gains)]
     room = max(wider * (max(means) - min(means)), 0.01)
     least, most = min(means) - room, max(means) + room
@@ -273,10 +259,7 @@ PLOT = Box(44, 12, 470, 318)
 
 
 class Spot(NamedTuple):
-    """A row in the plot of gain against cost; `label` is None where none has room.
-
-    `interval` is drawn: None but for highlighted rows.
-    """
+    """A row in `GainCost`, with a label if it has room; highlighted rows have an interval."""
 
     line: Line
     mark: Mark
@@ -287,10 +270,7 @@ class Spot(NamedTuple):
 
 
 class GainCost(NamedTuple):
-    """Gain against training cost: a spot a row, the plain student first.
-
-    `longer` is the line of the student trained longer.
-    """
+    """Gain against cost, the plain student first; `longer` is the line of longer training."""
 
     spots: list[Spot]
     longer: list[tuple[float, float]]
@@ -342,10 +322,7 @@ BETWEEN = 15
 
 
 class Curve(NamedTuple):
-    """One row's accuracy over epochs; it has no points if it is of another length than most.
-
-    `end` is the y of the last epoch, whose accuracy is `last`; `name_y` that of its name.
-    """
+    """One row's accuracy over epochs, without points if of another length, and its name's place."""
 
     title: str
     mark: Mark

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.decide.records import group_by_pair
 from bench.design import PairId
-from bench.evidence import group_by_pair
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value, text_columns, to_csv
@@ -35,11 +35,8 @@ Measure = Callable[[Record], float | None]
 class Group:
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
 
-    Attributes:
-        role: "teacher", "student" or "method".
-        label, method, category: the row's name, its method and that one's category.
-        cells: seed -> cell id.
-        records: by cell id, of these cells alone.
+    `role` is "teacher", "student" or "method", `cells` maps seeds to cell ids, and `records` are by
+    cell id, of these cells alone.
     """
 
     role: str
@@ -79,11 +76,7 @@ Pairs = Mapping[PairId, list[Group]]
 
 
 def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairId, list[Group]]:
-    """The rows of every pair that has any record, by label: teacher, student, then methods.
-
-    Raises:
-        UserError: two cells answer for one label and seed of a pair.
-    """
+    """The rows of every pair with a record; UserError if two cells answer for one row and seed."""
     return {
         key: _by_label(key, rows, records)
         for key, rows in group_by_pair(plan).items()
@@ -127,11 +120,7 @@ def whole(value: float | None) -> float | None:
 
 
 def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
-    """The raw evidence: one line for each row of the plan, with "not_run" where nothing is.
-
-    Numbers are of finished cells alone. A cell that several rows name has several lines with one
-    `cell_id`.
-    """
+    """One line for each row of the plan, "not_run" where nothing is; numbers of finished cells."""
     rows = [_cell(row, records.get(row.cell_id)) for row in plan.rows]
     return to_csv(Table(plan.name, CELL_COLUMNS, rows))
 
@@ -157,10 +146,7 @@ FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 
 def conditions_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
-    """Device, precision, versions, commit, dates, seeds, data and recipe, with cells of each.
-
-    A row for every value that any finished cell had; no table without finished cells.
-    """
+    """Device, versions, commit, dates, seeds, data and recipe, each value with its cells."""
     cells = [records[i] for i in plan.cell_ids() if i in records]
     cells = [record for record in cells if record.status == FINISHED]
     if not cells:
@@ -203,11 +189,7 @@ def _plain(value: Any) -> str:
 
 
 def faults_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
-    """Every row of the plan without a result: failed, not applicable or not run, and why.
-
-    Rows of equal pair, method, status and reason are one, with their seeds; no table if
-    every cell finished.
-    """
+    """Rows without a result, with their seeds and reasons; no table if every cell finished."""
     seeds: dict[tuple[str, ...], list[int]] = {}
     for key, rows in group_by_pair(plan).items():
         for row in rows:

@@ -44,10 +44,7 @@ class Panel(NamedTuple):
 
 
 def render_page(found: Findings, sections: Sequence[Section]) -> str:
-    """The answer, its figures and the closed sections that there is room for.
-
-    Equal input gives equal bytes.
-    """
+    """The answer, its figures and the closed sections that there is room for, in HTML."""
     panels = _panels(found)
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
@@ -103,10 +100,7 @@ def words(text: str) -> int:
 
 
 def figure_file(kind: str, plot: GainCost | Curves, alt: str, title: str, measured: str) -> str:
-    """A figure, of the kind "gain_cost" or "curves", as an SVG file of its own.
-
-    `alt` is what it shows, in words; `measured` is what accuracies are of.
-    """
+    """ "gain_cost" or "curves" as an SVG file; `measured` is what accuracies are of."""
     draw: Any = _environment().get_template("figures.html").module
     if kind == "curves":
         return str(draw.curves(plot, alt, measured, file=True, title=title))

@@ -45,10 +45,7 @@ class _Column(NamedTuple):
 
 
 def paper_table(found: Findings) -> str:
-    r"""Rows by gain, a column a pair, in as many blocks as \textwidth and the page need.
-
-    The document needs \usepackage{booktabs}. Bold is proven.
-    """
+    r"""Rows by gain, a column a pair, in blocks of \textwidth; needs \usepackage{booktabs}."""
     columns = [_column("mean over", f"{len(found.pairs)} pairs", found.overall_lines)]
     columns += [
         _column(key.teacher, found.titles[key].removeprefix(key.teacher).strip(), found.lines[key])

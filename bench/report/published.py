@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
-from bench.evidence import group_by_pair
+from bench.decide.records import group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value
 from bench.report.wording import row_title
@@ -47,9 +47,8 @@ NOTES = (
 def load_published() -> tuple[Mapping[str, Any], ...]:
     """All published settings and numbers that come with the harness, by file name.
 
-    Returns:
-        One mapping a source: name, title, runs, remarks, data, recipe, recipe_for, precision,
-        ignored, methods, and accuracy: measure -> "teacher:student" -> method -> percent.
+    One mapping a source: name, title, runs, remarks, data, recipe, recipe_for, precision, ignored,
+    methods, and accuracy: measure -> "teacher:student" -> method -> percent.
     """
     texts = (path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.yaml")))
     return tuple(yaml.safe_load(text) for text in texts)

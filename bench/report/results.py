@@ -12,9 +12,9 @@ from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD, Pair
 from bench.decide.evidence import Row as Evidence
 from bench.decide.over_pairs import Overall
+from bench.decide.records import decide_plan
 from bench.design import PairId
-from bench.evidence import decide_plan
-from bench.record import Plan, Record
+from bench.record import Plan, Record, weights_text
 from bench.report.groups import Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table
 from bench.report.wording import range_text, row_title, seeds_text
@@ -108,11 +108,7 @@ class Findings:
 
 
 def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Findings:
-    """Decides a grid; a cell without a record is shown as not run.
-
-    Raises:
-        UserError: two cells answer for one row and seed.
-    """
+    """Decides a grid; UserError if two cells answer for one row and seed."""
     groups, costs = measured_groups(plan, records), costs or Costs()
     pairs, decision = decide_plan(plan, records, costs)
     answers = dict(zip(pairs, decision.answers, strict=True))
@@ -284,6 +280,7 @@ def _messages(groups: Iterable[Group]) -> list[str]:
             stages = record.stages if record is not None else []
             texts = [stage["note"] for stage in stages if stage.get("note")]
             texts += [record.error] if record is not None and record.error else []
+            texts += [text] if record is not None and (text := weights_text(record)) else []
             for text in texts:
                 met.setdefault((row_title(group.label), text), []).append(seed)
     return [

@@ -14,7 +14,7 @@ import networkx as nx
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bench.evidence import group_by_pair
+from bench.decide.records import group_by_pair
 from bench.faults import UserError
 from bench.record import FINISHED, Plan, Record, write_atomically
 from bench.report.figures import file_name
@@ -32,10 +32,7 @@ def write_selection_figures(
 
     A cell without its files in the store has no figure. Returns the files
     `selection_<pair>_<label>_seed<k>.svg`, in the plan's order; equal selections give equal bytes
-    under one version of matplotlib.
-
-    Raises:
-        UserError: a selection's file is damaged.
+    under one version of matplotlib. UserError if a selection's file is damaged.
     """
     drawn: dict[tuple[str, ...], Path] = {}
     for key, rows in group_by_pair(plan).items():
@@ -57,10 +54,7 @@ def write_selection_figures(
 
 
 def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
-    """The graph on the two principal axes: kept images as dots, dropped ones as crosses.
-
-    Edges between a kept and a dropped image, which the selection severs, are highlighted.
-    """
+    """The graph on two axes: kept images as dots, dropped ones as crosses, severed edges in red."""
     drawing = selection["drawing"]
     items = drawing["items"]
     place = dict(zip(items, zip(drawing["x"], drawing["y"], strict=True), strict=True))

@@ -74,10 +74,7 @@ def text_columns(*keys: str) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, rows and notes, which are said under them.
-
-    A row maps a column's key to its value; what it leaves out is empty.
-    """
+    """Columns, rows (column's key -> value; what is left out is empty), and notes under them."""
 
     title: str
     columns: Sequence[Column]
@@ -155,10 +152,7 @@ def _body(table: Table) -> list[list[str]]:
 
 
 def to_markdown(table: Table, level: int = 2) -> str:
-    """A GitHub-flavoured Markdown section: heading, table padded for reading, notes.
-
-    Columns of detail are left out, so that the table is no wider than GitHub shows.
-    """
+    """A Markdown section, narrow enough for GitHub: heading, columns but details, notes."""
     table = table.only([column.key for column in table.columns if not column.detail])
     heads = [column.heading for column in table.columns]
     rows = [[_escape_markdown(text) for text in row] for row in (heads, *_body(table))]
@@ -199,9 +193,7 @@ def to_csv(table: Table) -> str:
     What there is no value for is empty. Titles and notes are left out. A text that a
     spreadsheet would run as a formula has an apostrophe before it. Read it with
     `pandas.read_csv(path, keep_default_na=False, na_values=[""])`: a method may be called "none".
-
-    Raises:
-        ValueError: an interval in a column that is not declared with `interval=True`.
+    ValueError for an interval in a column that is not declared with `interval=True`.
     """
     ends = ((c.key, INTERVAL_ENDS if c.interval else ("",)) for c in table.columns)
     out = io.StringIO()

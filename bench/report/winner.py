@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bench.cost.costs import Costs
 from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import Pair
-from bench.evidence import decide_plan, group_by_pair
+from bench.decide.records import decide_plan, group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.answers import bet_text, proven_text
 

@@ -71,7 +71,8 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
         **networks,
         **row.axes,
     }
-    tags |= {k: record.conditions.get(k, "") for k in ("commit", "dirty", "torch", "device")}
+    named = ("commit", "dirty", "torch", "device", "weights_file", "weights_sha256")
+    tags |= {k: record.conditions.get(k, "") for k in named}
     return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
 
 

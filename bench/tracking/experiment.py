@@ -75,11 +75,7 @@ def make_database(path: Path) -> None:
 
 
 def open_store(work_dir: Path) -> MlflowClient:
-    """A client of the tracking store; makes the database if there is none.
-
-    Raises:
-        TrackingError: the store cannot be opened.
-    """
+    """A client of the tracking store; makes the database if there is none."""
     os.environ.update(QUIET | os.environ)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = tracking_uri(work_dir)

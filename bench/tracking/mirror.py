@@ -28,14 +28,13 @@ FILES = "summary"  # where the run of that name keeps tables and figures
 
 
 class Mirror:
-    """One grid in an MLflow store; `id` is its experiment's."""
+    """One grid in an MLflow store; `id` is its experiment's.
+
+    Every method raises TrackingError if the store fails.
+    """
 
     def __init__(self, work_dir: Path, grid: str) -> None:
-        """Opens the store; makes the database if there is none.
-
-        Raises:
-            TrackingError: the store cannot be opened.
-        """
+        """Opens the store; makes the database if there is none."""
         self.client, self.grid = open_store(work_dir), grid
         with failures():
             self.id = open_experiment(self.client, work_dir, grid)
@@ -50,17 +49,9 @@ class Mirror:
         """Sends the plan and its records that MLflow lacks; returns how many were sent.
 
         Runs that a killed process left unfinished are sent anew, or closed if there is no record.
-        Of several runs of one result one is kept.
-
-        Args:
-            plan: of the grid.
-            store: the records.
-            numbers: cell id -> numbers that depend on other cells too, such as the gain over the
-                plain student; sent where they are new.
-            records: of the plan, by cell id; None to read them from the store.
-
-        Raises:
-            TrackingError: MLflow failed.
+        Of several runs of one result one is kept. `numbers` depend on other cells too, such as the
+        gain over the plain student, cell id -> name -> number; they are sent where they are new.
+        Without `records` those of the store are read.
         """
         # Of the rows that a cell answers for, the first names its run.
         rows = {row.cell_id: row for row in reversed(plan.rows)}
@@ -93,8 +84,7 @@ class Mirror:
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
         """The plan that was sent last and all its records, from MLflow alone.
 
-        Raises:
-            TrackingError: the experiment holds no plan, or MLflow cannot be read.
+        TrackingError if the experiment holds no plan.
         """
         text = self._read(PLAN)
         if text is None:
@@ -114,15 +104,7 @@ class Mirror:
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
 
     def send_files(self, folder: Path, files: Iterable[Path]) -> None:
-        """Puts tables and figures on the run `summary`; the latest version of each is kept.
-
-        Args:
-            folder: the grid's; files keep their places below it.
-            files: inside `folder`.
-
-        Raises:
-            TrackingError: MLflow failed.
-        """
+        """Puts files on the run `summary`, at their places below the grid's folder."""
         with failures():
             run = self._summary()
             for path in files:
@@ -131,13 +113,7 @@ class Mirror:
             self.client.set_terminated(run)
 
     def read_file(self, name: str) -> str | None:
-        """The text of a file that `send_files` sent, by its place below the grid's folder.
-
-        None if the experiment has no such file.
-
-        Raises:
-            TrackingError: MLflow cannot be read.
-        """
+        """The text of a file that `send_files` sent, by its place below the grid's folder."""
         return self._read(f"{FILES}/{name}")
 
     def search(self, text: str) -> list[Run]:

@@ -13,11 +13,7 @@ from bench.tracking.experiment import PREFIX, TrackingError, failures, open_stor
 
 
 def serve(work_dir: Path, port: int) -> int:
-    """Serves the MLflow UI on loopback until Ctrl-C or SIGTERM; returns the server's exit code.
-
-    Raises:
-        TrackingError: the store cannot be read, or is a server of its own.
-    """
+    """Serves the MLflow UI on loopback until Ctrl-C or SIGTERM; returns the server's exit code."""
     uri = tracking_uri(work_dir)
     if uri.startswith(("http:", "https:")):
         raise TrackingError(f"MLFLOW_TRACKING_URI is a server; its UI is at {uri}")

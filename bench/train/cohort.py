@@ -25,7 +25,7 @@ from bench.train.failure import fail, raise_if_shared
 from bench.train.result import Results
 from bench.train.stream import Stream, StudentBatch
 from bench.train.teacher import Teacher
-from bench.train.weights import build_network, start_from_source
+from bench.train.weights import open_network, start_from_source, weights_facts
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,10 @@ logger = logging.getLogger(__name__)
 class Cohort:
     """Students in training on one stream, with at most one teacher.
 
-    Attributes:
-        teacher: None if no student needs one.
-        store: where records and weights are written.
-        report: called after every epoch of a student with its cell id, the finished epochs, the
-            total epochs, and the last test accuracy or None.
-        provenance: commit and the like, for every record.
-        checkpoints: where unfinished cells are saved and found; None to save nothing.
+    Records and weights go to the store, and unfinished cells to `checkpoints`; None to save
+    nothing. `report` is called after every epoch of a student with its cell id, the finished and
+    the total epochs, and the last test accuracy or None. `provenance` is commit and the like, for
+    the records.
     """
 
     stream: Stream
@@ -69,6 +66,10 @@ class Cohort:
         self._size = len(cells)
         with note_nondeterministic(self._nondeterministic):
             students = [s for s in map(self._admit, cells) if s is not None]
+            for student in students:
+                if not student.cell.trains and self._attempt(student, partial(self._show, student)):
+                    self._finish(student)
+            students = [s for s in students if s.cell.trains]
             while students:
                 fewest = min(s.epochs_done for s in students)
                 active = [s for s in students if s.epochs_done == fewest]
@@ -98,7 +99,7 @@ class Cohort:
         shape, labelled = self.stream.image_shape, self.stream.labelled
         try:
             method = build_method(cell.method, **cell.hyperparameters)
-            network = build_network(cell, self.stream.classes, shape)
+            network = open_network(cell, self.stream, self.store)
             if method.starts_from == "source":
                 start_from_source(cell, network, self.store)
             theirs = self.teacher.shapes if self.teacher and method.needs_teacher else None
@@ -206,6 +207,11 @@ class Cohort:
         )
         self._report(student)
 
+    def _show(self, student: Student) -> None:
+        """Measures a network that does not train."""
+        predicted = predictions(student.network, self.stream.test, self.stream.student_images)
+        student.curves["test_accuracy"] = [accuracy(predicted, self.stream.test.labels)]
+
     def _report(self, student: Student) -> None:
         last = student.curves["test_accuracy"][-1]
         self.report(student.cell.id, student.epochs_done, student.total_epochs, last)
@@ -226,6 +232,7 @@ class Cohort:
             "started": history.started,
             "nondeterministic": history.nondeterministic,
             "resumed": history.resumed,
+            **weights_facts(student.cell, self.store),
         }
         if history.conditions:
             more["earlier"] = history.conditions

@@ -50,10 +50,7 @@ def seed_device(seed: int, device: torch.device) -> None:
 
 
 def set_numerics(cell: Cell) -> None:
-    """Sets torch's global determinism and the precision of convolutions on CUDA.
-
-    TF32 is used by convolutions only. Losses are matrix products and keep full precision.
-    """
+    """Sets torch's determinism and precision: TF32 for convolutions only, never in losses."""
     if cell.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # An operation without a deterministic form causes a warning, not an error. The other way to
@@ -66,10 +63,7 @@ def set_numerics(cell: Cell) -> None:
 
 @contextlib.contextmanager
 def note_nondeterministic(found: set[str]) -> Iterator[None]:
-    """Adds the name of every operation that runs without a deterministic form to `found`.
-
-    torch warns of it each time it runs. Other warnings are shown as usual.
-    """
+    """Adds each operation without a deterministic form to `found`, of which torch warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=".*deterministic.*")
         show = warnings.showwarning

@@ -149,10 +149,7 @@ def _energy(parts: Mapping[str, Tensor]) -> float:
 
 
 def own_stage(method: Method) -> Stage | None:
-    """The stage of a method's own knowledge: the first with a transfer loss to train the student.
-
-    A stage that trains a connector on the teacher alone only prepares it.
-    """
+    """The method's first stage with a transfer loss that trains more than a connector."""
     teaching = (stage for stage in method.plan if stage.transfer is not None)
     return next((stage for stage in teaching if stage.trains != {"connector"}), None)
 

@@ -117,11 +117,7 @@ class Student:
         self.sums = Sums(self.device)
 
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
-        """Adds a point to every curve; `test_accuracy` measures it in epochs that need it.
-
-        Raises:
-            NonFiniteError: a loss or a weight is not finite.
-        """
+        """Adds a point to every curve; NonFiniteError if a loss or a weight is not finite."""
         weights = chain(self.network.parameters(), self.connector.parameters())
         check_finite(self.sums, self.stage, weights, self.epochs_done + 1)
         rate = self.optimiser.param_groups[0]["lr"]
@@ -252,10 +248,7 @@ class Student:
             self._note(name, float(value))
 
     def state(self) -> State:
-        """Everything that `restore` needs, taken between two epochs.
-
-        No random state: all draws follow from the seed, the epoch and the step.
-        """
+        """What `restore` needs, between two epochs; all draws follow from seed, epoch and step."""
         tensors = self._tensors()
         momenta = get_momenta(self.optimiser)
         tensors |= {f"momentum.{position}": x for position, x in momenta.items()}
@@ -276,11 +269,7 @@ class Student:
     def restore(
         self, state: State, clean_view: Callable[[Sequence[str]], View], labels: Tensor
     ) -> None:
-        """Brings a student that has not begun to `state`; other arguments as in `begin_epoch`.
-
-        Raises:
-            ValueError: the state belongs to another network or method.
-        """
+        """Brings a new student to `state`; ValueError if that is of another network or method."""
         tensors, values = state
         here = self._tensors()
         saved = {name for name in tensors if name.startswith(("network.", "connector."))}
@@ -353,14 +342,10 @@ def make_student(
 def images_of(
     stage: Stage, kept: Tensor | None, labelled: Tensor | None, train_images: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The training images of a stage; `kept`: (N,) bool, what its `keep` chose, or None.
+    """Positions of the images that an epoch goes through, and those whose transfer loss counts.
 
-    Returns:
-        Positions of the images that an epoch goes through, and (N,) bool, the images whose transfer
-        loss counts; None for all.
-
-    Raises:
-        ValueError: no image was kept.
+    The second is (N,) bool; None for all. `kept`: (N,) bool, what the stage's `keep` chose, or
+    None. ValueError if no image was kept.
     """
     subset = taught = None
     if kept is not None:

@@ -107,8 +107,7 @@ def points(
 def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int) -> None:
     """Refuses an epoch, counted from 1, that ended with numbers from which there is no recovery.
 
-    Raises:
-        NonFiniteError: the task loss, the transfer loss of every sample or a weight is not finite.
+    NonFiniteError if the task loss, the transfer loss of every sample or a weight is not finite.
     """
     where = f"in epoch {epoch} (stage {stage.name!r})"
     task = sums.mean("task")

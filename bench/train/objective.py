@@ -86,10 +86,8 @@ class Objective:
         """A transfer loss of one batch, (), and its `Losses.counts`.
 
         "mean" or "sum" over the samples that are taught; a loss that is not finite counts as 0.
-
-        Raises:
-            TypeError: the loss is not a tensor.
-            ValueError: the loss is neither (B,) nor (), or the mask is not (B,) bool.
+        TypeError if the loss is no tensor, ValueError if it is neither (B,) nor (), or the mask is
+        not (B,) bool.
         """
         pair, pass_gradient = _with_cut_gradient(pair)
         loss, masked = self._checked(transfer(pair, self.connector), len(pair.labels))

@@ -12,6 +12,7 @@ from bench.data.dataset import DataSet
 from bench.faults import CODE_FAULTS, UserError, reason
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
+from bench.models.checks import check_network
 from bench.models.network import tap_shapes
 from bench.train.stream import training_positions
 from bench.train.weights import build_network
@@ -20,11 +21,7 @@ Read = Callable[[DataSpec], DataSet]
 
 
 def check_cells(cells: Iterable[Cell], read: Read) -> None:
-    """Refuses the first cell of a grid that cannot be trained.
-
-    Raises:
-        UserError: names the cell and the fault.
-    """
+    """Refuses the first cell that cannot be trained, with a UserError that names it."""
     cells = list(cells)
     _check_batches(cells, read)
     _check_sources(cells, read)
@@ -77,6 +74,11 @@ def _check_networks(cells: Iterable[Cell], read: Read) -> None:
 def _try_network(cell: Cell, data: DataSet) -> None:
     channels, height, width = data.train_images.shape[1:]
     shape, images = (channels, height, width), data.train_images[:1]
-    tap_shapes(build_network(cell, len(data.classes), shape), shape)
+    if cell.network_code:
+        check_network(
+            lambda: build_network(cell, len(data.classes), shape), len(data.classes), shape
+        )
+    else:
+        tap_shapes(build_network(cell, len(data.classes), shape), shape)
     degrade(images.float(), cell.data.resolution)
     Augment(pad=cell.data.pad, padding=cell.data.padding).pad_images(images)

@@ -53,7 +53,7 @@ class Results:
                 source=method.source,
                 status=FINISHED,
                 conditions=dict(conditions),
-                stages=stage_entries(student),
+                stages=stage_entries(student) if cell.trains else [],
                 curves=student.curves,
                 final=self._final(student, history),
                 files={"weights": FILE, **self._write_selections(student)},
@@ -69,7 +69,8 @@ class Results:
         return files
 
     def _final(self, student: Student, history: History) -> dict[str, float]:
-        curve = enumerate(student.curves["test_accuracy"], start=1)
+        first = 1 if student.cell.trains else 0
+        curve = enumerate(student.curves["test_accuracy"], start=first)
         measured = [(accuracy, epoch) for epoch, accuracy in curve if accuracy is not None]
         best, epoch = max(measured, key=lambda point: (point[0], -point[1]))
         final = {
@@ -79,6 +80,7 @@ class Results:
             "epochs": student.total_epochs,
             "train_images": len(self.stream.train.labels),
             "test_images": len(self.stream.test.labels),
+            "classes": self.stream.classes,
             "parameters": sum(p.numel() for p in student.network.parameters()),
             **{name: round(getattr(history, name), 3) for name in SECONDS},
         }

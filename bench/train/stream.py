@@ -24,6 +24,7 @@ class Stream:
         image_shape: (C, H, W).
         resolution: factor by which students' images are reduced before they are scaled back.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
+        mean, std: that images are normalised by, per channel.
     """
 
     train: Batches
@@ -32,6 +33,8 @@ class Stream:
     image_shape: tuple[int, int, int]
     resolution: int
     labelled: Tensor | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def student_images(self, images: Tensor) -> Tensor:
         """The images as students see them."""
@@ -68,10 +71,8 @@ def open_stream(
     """The stream of a cohort, by any of its cells, with the images on `device`.
 
     `statistics` is the set with the mean and deviation for normalisation, `data` by default: a
-    network that starts from a source's weights expects the source's.
-
-    Raises:
-        ValueError: a batch is larger than the training set, or a fraction is impossible.
+    network that starts from a source's weights expects the source's. ValueError if a batch is
+    larger than the training set, or a fraction is impossible.
     """
     spec = cell.data
     part, held = training_positions(spec, data.train_labels)
@@ -99,4 +100,6 @@ def open_stream(
         image_shape=(channels, height, width),
         resolution=spec.resolution,
         labelled=None if mask is None else mask.to(device),
+        mean=mean,
+        std=std,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.cell import Cell
 from bench.method import View, in_float32
 from bench.models.folding import folded
-from bench.models.network import Network, tap_shapes
+from bench.models.network import Network, Normalised, tap_shapes
 from bench.record import Store
 from bench.train.device import autocast, to_device
 from bench.train.stream import Stream
@@ -17,10 +17,7 @@ from bench.train.weights import build_network, read_weights
 
 
 class Teacher:
-    """A frozen network that computes what the students of a cohort read of each batch.
-
-    `shapes` holds the shape of one sample's tensor at every tap.
-    """
+    """A frozen network that computes what students read; `shapes` are of one sample, by tap."""
 
     def __init__(
         self, network: Network, cell: Cell, device: torch.device, image_shape: tuple[int, int, int]
@@ -59,4 +56,6 @@ def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device)
     """The trained network of a finished cell, as a teacher; see `read_weights`."""
     network = build_network(cell, stream.classes, stream.image_shape)
     network.load_state_dict(read_weights(cell, store))
+    if isinstance(network, Normalised):
+        network.see(stream.mean, stream.std)  # a source's, where students start from one
     return Teacher(network, cell, device, stream.image_shape)

@@ -1,23 +1,93 @@
 """A cell's network: freshly initialised, with saved weights, or with the trunk of a source."""
 
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from bench.cell import Cell
+from bench.cell import Cell, DataSpec
+from bench.data.dataset import DataSet
+from bench.faults import CODE_FAULTS, UserError, reason
 from bench.method import NotApplicable
 from bench.models import zoo
-from bench.models.network import Network
+from bench.models.files import fitted, read_state
+from bench.models.network import Network, Normalised
 from bench.record import Store, write_atomically
 from bench.seeds import derive
+from bench.train.stream import Stream
 
 FILE = "weights.safetensors"
+FILE_NAME = "file"  # in the header of imported weights: the name of the user's file
 
 
 def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -> Network:
     """The cell's network, initialised from its own random stream of the cell's seed."""
     torch.manual_seed(derive(cell.seed, "init", cell.model_name))
     return zoo.build(cell.model, classes, image_shape)
+
+
+def open_network(cell: Cell, stream: Stream, store: Store) -> Network:
+    """The cell's network for the images of a stream, with the weights of its file if it has one."""
+    network = build_network(cell, stream.classes, stream.image_shape)
+    if (path := _start(cell, store)) is not None:
+        network.load_state_dict(safetensors.torch.load(path.read_bytes()), strict=False)
+    if isinstance(network, Normalised):
+        network.see(stream.mean, stream.std)
+    return network
+
+
+def import_weights(
+    cells: Iterable[Cell],
+    files: Mapping[str, Path],
+    read: Callable[[DataSpec], DataSet],
+    store: Store,
+) -> None:
+    """Writes the weights that cells start from where workers find them, fitted to their data.
+
+    `files` maps SHA-256 to the path of the user's file. UserError if one cannot be read, or is of
+    another network or other classes.
+    """
+    for cell in cells:
+        path = _start(cell, store)
+        if path is None or path.is_file():
+            continue
+        assert isinstance(cell.model, dict)
+        file, data = files[cell.model["weights"]], read(cell.data)
+        channels, height, width = data.train_images.shape[1:]
+        what = f"{file} for {cell.model_name}"
+        try:
+            network = build_network(cell, len(data.classes), (channels, height, width))
+        except CODE_FAULTS as error:
+            raise UserError(f"cell {cell}: {reason(error)}") from None
+        state = read_state(file, cell.model["weights"])
+        state = fitted(state, network, data.classes, cell.model.get("classes"), what)
+        content = {name: x.contiguous() for name, x in state.items()}
+        write_atomically(path, safetensors.torch.save(content, {FILE_NAME: file.name}))
+
+
+def weights_facts(cell: Cell, store: Store) -> dict[str, str]:
+    """Name and SHA-256 of the file that a cell starts from, for its record; empty without one."""
+    path = _start(cell, store)
+    if path is None or not isinstance(cell.model, dict):
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        name = (file.metadata() or {}).get(FILE_NAME, "")
+    return {"weights_file": name, "weights_sha256": cell.model["weights"]}
+
+
+def _start(cell: Cell, store: Store) -> Path | None:
+    """Where the weights that a cell starts from are, fitted to its data; None if it has no file."""
+    if not isinstance(cell.model, dict) or "weights" not in cell.model:
+        return None
+    model = {key: value for key, value in cell.model.items() if key != "name"}
+    text = json.dumps([model, cell.fingerprint], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return store.root.parent / "weights" / f"{name}.safetensors"
 
 
 def save_weights(cell: Cell, network: Network, store: Store) -> None:

@@ -25,8 +25,8 @@ from bench.cost.costs import Costs
 from bench.decide.decision import Answer, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair
 from bench.decide.finalists import choose_finalists
+from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, EXTENSION, SCREENING, Design
-from bench.evidence import pairs_of, question_of
 from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow
 from bench.statistics import holm
@@ -34,7 +34,6 @@ from bench.statistics import holm
 FOLDER = Path(__file__).parent / "decision"
 IMAGES = 500
 DESIGN, EQUAL = Design(screen=2, finalists=4, confirm=10, extend=10), 5
-DRAWS = 200  # behind P(best), which names no row
 
 # Whole training over the student's, profiled with the first build (cnn16 to cnn4, one CPU thread).
 COSTS = {
@@ -164,7 +163,7 @@ class Drawn:
 
     def decide(self) -> dict[str, Answer]:
         pairs = self.pairs()
-        answers = decide(list(pairs.values()), question_of(self.plan(), draws=DRAWS)).answers
+        answers = decide(list(pairs.values()), question_of(self.plan())).answers
         return dict(zip(pairs, answers, strict=True))
 
 

@@ -24,13 +24,13 @@ import torch
 
 from bench.cell import Cell
 from bench.code_version import provenance
-from bench.data.library import Library
+from bench.data.sources import Library
 from bench.expansion import expand
 from bench.grid import Grid, load_grid, narrow
 from bench.launch.job import WorkerConfig
 from bench.launch.leases import Leases
 from bench.launch.schedule import plan_training
-from bench.launch.workers import run_processes
+from bench.launch.workers import WorkerProcesses
 from bench.record import Record
 from bench.train.preflight import check_cells
 from bench.workdir import WorkDir
@@ -150,7 +150,7 @@ def train(out: Path, work: WorkDir, root: Path | None, tiny: bool, until: float)
     try:
         with Leases(work.leases) as leases:
             jobs = plan_training(waiting, config, devices, library) if waiting else []
-            with closing(run_processes(jobs, config, devices, report, leases)) as all_done:
+            with closing(WorkerProcesses(devices, config, report, leases).run(jobs)) as all_done:
                 for done in all_done:
                     print(f"done: {', '.join(map(str, done.cells))}")
                     pack(work, out, teachers)

@@ -2,41 +2,38 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal
 
 import pandas as pd
+from pydantic import Field, ValidationError
 
+from bench.cell import Spec
 from bench.decide.evidence import METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EXTENSION, SCREENING
 from bench.faults import UserError
 
 NEEDED = ("row", "seed", "accuracy")
 OPTIONAL = ("pair", "cost", "phase")
-PHASES = (SCREENING, CONFIRMATION, EXTENSION)
 
 
-class Line(NamedTuple):
-    """One line of the file, checked."""
+class Line(Spec):
+    """One line of the file."""
 
-    pair: str
+    pair: str = "all"
     row: str
     seed: int
-    accuracy: float
-    cost: float | None
-    phase: str
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    cost: float | None = None
+    phase: Literal["", "screening", "confirmation", "extension"] = ""
 
 
 def read_csv(path: Path, baseline: str) -> list[Pair]:
     """The pairs of a CSV file, in the order of first mention.
 
-    Args:
-        path: columns "row", "seed" and "accuracy" in [0, 1]; optional "pair", "cost" (the whole
-            training over the baseline's, equal in all lines of a row) and "phase" (one of
-            `PHASES`). Without a phase all seeds count alike, and every row is a finalist.
-        baseline: the row that gains are over.
-
-    Raises:
-        UserError: one line with the file, the line and what was wanted.
+    Columns are "row", "seed" and "accuracy" in [0, 1]; optional "pair", "cost" (the whole training
+    over the baseline's, equal in all lines of a row) and "phase" (of `bench.design`). Without a
+    phase all seeds count alike, and every row is a finalist. Gains are over the row `baseline`.
+    UserError names the file, the line and what was wanted.
     """
     lines = _read(path)
     pairs = []
@@ -69,40 +66,21 @@ def _read(path: Path) -> list[Line]:
     lines, seen = [], set()
     for number, values in enumerate(table.itertuples(index=False, name=None), start=2):
         line = _line(f"{path}, line {number}", dict(zip(names, values, strict=True)))
-        if line[:3] in seen:
+        if (line.pair, line.row, line.seed) in seen:
             raise UserError(f"{path}, line {number}: row {line.row} has seed {line.seed} already")
-        seen.add(line[:3])
+        seen.add((line.pair, line.row, line.seed))
         lines.append(line)
     return lines
 
 
 def _line(where: str, cells: dict[str, str]) -> Line:
-    def refuse(column: str, wanted: str) -> UserError:
-        return UserError(f"{where}: {column} is {cells[column]!r}, wanted {wanted}")
-
-    def number(column: str) -> float:
-        try:
-            return float(cells[column])
-        except ValueError:
-            raise refuse(column, "a number") from None
-
-    if not cells["row"].strip():
-        raise refuse("row", "a name")
-    if number("seed") % 1:
-        raise refuse("seed", "a whole number")
-    if not 0 <= number("accuracy") <= 1:
-        raise refuse("accuracy", "a number in [0, 1]: 0.93 is 93 %")
-    phase = cells.get("phase", "").strip()
-    if phase and phase not in PHASES:
-        raise refuse("phase", f"one of {', '.join(PHASES)}, or nothing")
-    return Line(
-        pair=cells.get("pair", "").strip() or "all",
-        row=cells["row"].strip(),
-        seed=int(number("seed")),
-        accuracy=number("accuracy"),
-        cost=number("cost") if cells.get("cost", "").strip() else None,
-        phase=phase,
-    )
+    texts = {name: cells.get(name, "").strip() for name in (*NEEDED, *OPTIONAL)}
+    try:
+        return Line.model_validate({name: text for name, text in texts.items() if text})
+    except ValidationError as error:
+        first = error.errors()[0]
+        column, message = first["loc"][0], first["msg"]
+        raise UserError(f"{where}: {column} is {texts[str(column)]!r}; {message}") from None
 
 
 def _row(path: Path, name: str, lines: Sequence[Line], is_baseline: bool) -> Row:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
-from bench.cost.costs import MIB, Costs
+from bench.cost.costs import Costs
 from bench.decide.decision import Decision, Question, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
@@ -25,13 +24,7 @@ def group_by_pair(plan: Plan) -> dict[PairId, list[PlanRow]]:
 def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[PairId, Pair]:
     """The pairs of a plan that have a finished plain student, with what is recorded of them.
 
-    Args:
-        plan: of the grid.
-        records: by cell id.
-        costs: what was profiled of the grid.
-
-    Returns:
-        The pairs in the plan's order; rows without a finished cell are left out of them.
+    Records are by cell id. Pairs are in the plan's order, without rows that no cell finished.
     """
     rows = group_by_pair(plan).items()
     found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows}
@@ -39,33 +32,25 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
 
 
 def decide_plan(
-    plan: Plan, records: Mapping[str, Record], costs: Costs, **limits: Any
+    plan: Plan, records: Mapping[str, Record], costs: Costs, max_cost: float | None = None
 ) -> tuple[dict[PairId, Pair], Decision]:
     """The evidence of a grid, and its answers in the order of the pairs; see `question_of`."""
     pairs = pairs_of(plan, records, costs)
-    return pairs, decide(list(pairs.values()), question_of(plan, **limits))
+    return pairs, decide(list(pairs.values()), question_of(plan, max_cost))
 
 
-def question_of(plan: Plan, **limits: Any) -> Question:
-    """The question that a grid's design asks, with the reader's limits as fields of `Question`."""
+def question_of(plan: Plan, max_cost: float | None = None) -> Question:
+    """The question that a grid's design asks, with the reader's limit on costs."""
     seeds = plan.config.get("seeds")
     if not isinstance(seeds, Mapping):
-        return Question(equal_seeds=True, **limits)
-    return Question(extend=seeds.get("extend", 0), **limits)
+        return Question(equal_seeds=True, max_cost=max_cost)
+    return Question(extend=seeds.get("extend", 0), max_cost=max_cost)
 
 
 def numbers_of_cells(
     plan: Plan, records: Mapping[str, Record], costs: Costs
 ) -> dict[str, dict[str, float]]:
-    """Cell id -> "gain" over the plain student of its pair and seed, and "cost" of its row.
-
-    Both are known of students alone, the cost only where it was measured.
-
-    Args:
-        plan: of the grid.
-        records: by cell id.
-        costs: what was profiled of the grid.
-    """
+    """Students' cell id -> "gain" over the student of its seed, and "cost" where measured."""
     found: dict[str, dict[str, float]] = {}
     pairs = pairs_of(plan, records, costs)
     rows = {(key, row.name): row for key, pair in pairs.items() for row in pair.rows}
@@ -78,26 +63,6 @@ def numbers_of_cells(
         gain = {"gain": round(row.every_seed[seed] - alone[seed], 6)} if seed in alone else {}
         cost = {"cost": round(row.cost, 3)} if row.cost is not None else {}
         found.setdefault(planned.cell_id, gain | cost)
-    return found
-
-
-def beyond_memory(
-    pairs: Iterable[PairId], costs: Costs, max_mib: float
-) -> dict[str, dict[str, str]]:
-    """Title of a pair -> row -> why it exceeds a limit on memory; rows within it are left out.
-
-    Args:
-        pairs: of the grid.
-        costs: what was profiled of it.
-        max_mib: the most that a step may take above the plain student's, in MiB.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for pair in pairs:
-        for cost in costs.of_pair(pair.data, pair.teacher, pair.student):
-            extra = cost.extra_peak_bytes / MIB
-            if cost.status == FINISHED and extra > max_mib:
-                why = f"memory {extra:.1f} MiB above the plain step's, limit {max_mib:g} MiB"
-                found.setdefault(pair.title, {})[cost.label] = why
     return found
 
 
@@ -144,6 +109,7 @@ def _pair(
         rows=tuple(made),
         test_images=round(students[0].final.get("test_images", 0)),
         teacher_accuracy=fmean(accuracies) if accuracies else None,
+        classes=round(classes) if (classes := students[0].final.get("classes")) else None,
         teachers={row.seed: row.teacher_id for row, _ in finished if row.role == STUDENT},
     )
 

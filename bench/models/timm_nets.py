@@ -1,0 +1,109 @@
+"""Makes a `Network` of any classifier of timm, whose own means find the taps; an optional extra."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.models.network import STAGES, Network, modes_restored, refused
+from bench.registry import unknown
+
+
+def names() -> list[str]:
+    """The networks of timm."""
+    import timm  # pyright: ignore[reportMissingImports]
+
+    return timm.list_models()
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, with near matches, if timm is missing or has no such classifier."""
+    if find_spec("timm") is None:
+        raise ValueError(f"timm/{name} needs timm; install it with: pip install 'kd-bench[timm]'")
+    if name not in (known := names()):
+        raise ValueError(unknown("classifier of timm", name, known))
+
+
+def build_timm(name: str, classes: int, image_shape: tuple[int, int, int]) -> Network:
+    """A randomly initialised classifier of timm for images (C, H, W).
+
+    Raises:
+        ValueError: timm is missing, the model is unknown or has no linear classifier, or it cannot
+            take such images.
+    """
+    check_name(name)
+    import timm  # pyright: ignore[reportMissingImports]
+
+    channels, *size = image_shape
+    how: dict[str, Any] = {"pretrained": False, "num_classes": classes, "in_chans": channels}
+    with refused(f"timm/{name}", image_shape):
+        try:  # transformers are built for a size, most other networks take any
+            model = timm.create_model(name, img_size=tuple(size), **how)
+        except TypeError:
+            model = timm.create_model(name, **how)
+        return TimmNetwork(model, image_shape)
+
+
+class TimmNetwork(Network):
+    """A classifier of timm with a tap at the deepest map of each of its last four resolutions.
+
+    Of a network of one resolution, such as a plain vision transformer, four maps are taken, evenly
+    spaced. Tokens come as maps, without those of classes and registers.
+    """
+
+    bare = "model"
+
+    def __init__(self, model: Any, image_shape: tuple[int, int, int]) -> None:
+        """Runs the model once to find its maps; ValueError if its classifier is not linear."""
+        super().__init__()
+        self.model = model
+        for module in model.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False
+        if not isinstance(model.get_classifier(), nn.Linear):
+            kind = type(model.get_classifier()).__name__
+            raise ValueError(f"its classifier is a {kind}, wanted one nn.Linear")
+        images = torch.zeros(2, *image_shape)
+        with modes_restored(model), torch.no_grad():
+            maps = model.eval().forward_intermediates(images, intermediates_only=True)
+            deepest = {tuple(x.shape[2:]): place for place, x in enumerate(maps)}
+            places = sorted(deepest.values())[-STAGES:]
+            if len(deepest) == 1:
+                spaced = {round((k + 1) * len(maps) / STAGES) - 1 for k in range(STAGES)}
+                places = sorted(place for place in spaced if place >= 0)
+            self.places = {f"stage{k}": place for k, place in enumerate(places, start=1)}
+            self.tap_names = (*self.places, "embedding", "logits")
+            if not torch.equal(self(images), model(images)):
+                raise ValueError("its classifier does not read what timm calls its embedding")
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier, which is registered inside the model."""
+        return cast(nn.Linear, self.model.get_classifier())
+
+    def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
+        """See `Network.view`."""
+        self.check_taps(taps)
+        wanted = sorted(self.places[tap] for tap in taps if tap in self.places)
+        deep = "embedding" in taps or "logits" in taps
+        if not taps:
+            return {}
+        if not wanted:
+            last, maps = self.model.forward_features(images), []
+        elif deep:
+            last, maps = self.model.forward_intermediates(images, indices=wanted)
+        else:
+            how = {"indices": wanted, "stop_early": True, "intermediates_only": True}
+            last, maps = None, self.model.forward_intermediates(images, **how)
+        found = dict(zip(wanted, maps, strict=True))
+        shown = {tap: found[self.places[tap]] for tap in taps if tap in self.places}
+        if deep:
+            embedding = self.model.forward_head(last, pre_logits=True)
+            shown["embedding"] = embedding
+            if "logits" in taps:
+                shown["logits"] = self.head(embedding)
+        return {tap: shown[tap] for tap in taps}

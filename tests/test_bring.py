@@ -1,0 +1,238 @@
+"""A user's own teacher: weights from a file, fitted to the data, evaluated and never trained."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torchvision.models import resnet18
+
+from bench.cli import main
+from bench.models import zoo
+from bench.models.files import WeightsError, fitted, read_state
+from bench.models.folding import folded
+from bench.models.network import Normalised, tap_shapes
+from bench.record import Plan, Record
+from bench.workdir import WorkDir
+
+# Colour images, so that torchvision's networks can read them.
+DATA = """
+import torch
+from bench.data.dataset import DataSet
+from bench.data.sources import Source
+
+def read(name, downloads):
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randint(0, 80, (60, 3, 32, 32), generator=draws)
+    images[range(60), labels] += 120
+    images = images.to(torch.uint8)
+    return DataSet.of(name, (images[:48], labels[:48]), (images[48:], labels[48:]),
+                      ["red", "green", "blue"])
+
+DATA_SOURCES = {"colours": Source(read, classes=3, as_tree=False)}
+"""
+NORMALISE = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+GRID = {
+    "description": "A teacher of my own.",
+    "data": {"source": "colours", "pad": 1, "fraction": 0.5},
+    "models": {"mine": {"torchvision": "resnet18", "weights": "mine.pth", "normalise": NORMALISE}},
+    "pairs": ["mine:cnn2"],
+    "methods": ["soft_logits"],
+    "seeds": 2,
+    "recipe": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "colours.py").write_text(DATA)
+    save(tmp_path)
+    return tmp_path
+
+
+def save(folder: Path, seed: int = 0, classes: int = 3, name: str = "mine.pth") -> dict:
+    """A torchvision resnet18 with statistics of its own, wrapped as training code does."""
+    torch.manual_seed(seed)
+    state = resnet18(num_classes=classes).state_dict()
+    state = {k: torch.rand_like(v) if "running" in k else v for k, v in state.items()}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / name)
+    return state
+
+
+def words(folder: Path, *more: str, **changes: object) -> list[str]:
+    file = folder / "own.yaml"
+    file.write_text(yaml.safe_dump({**GRID, **changes}))
+    options = ["--grid", str(file), "--work-dir", str(folder / "work"), "--workers", "1"]
+    return [*options, "--plugin", str(folder / "colours.py"), *more]
+
+
+def run(folder: Path, *more: str, **changes: object) -> dict[tuple[str, int], Record]:
+    """Runs a grid; label and seed -> record."""
+    assert main(words(folder, *more, **changes)) == 0
+    work = WorkDir(folder / "work")
+    plan = Plan.from_json(work.plan("own").read_text())
+    found = {(row.label, row.seed): work.store.read(row.cell_id) for row in plan.rows}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(
+        WorkDir(folder / "work").store.folder(record.cell_id) / record.files["weights"]
+    )
+
+
+def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
+    folder, capsys, no_figures, refused
+):
+    state = save(folder)
+    found = run(folder)
+    teacher = found["teacher", 0]
+    assert found["teacher", 1] == teacher  # one for all seeds
+    assert teacher.final["epochs"] == 0
+    assert teacher.stages == []
+    kept = saved(folder, teacher)
+    for key, tensor in state.items():  # statistics of BatchNorm are among them
+        assert torch.equal(kept[f"network.model.{key}"], tensor), key
+    sha256 = hashlib.sha256((folder / "mine.pth").read_bytes()).hexdigest()
+    assert teacher.conditions["weights_sha256"] == sha256
+    assert teacher.cell["model"]["weights"] == sha256
+    assert str(folder) not in teacher.to_json()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"weights of mine.pth (SHA-256 {sha256[:12]}), " in said
+    for command in (["recommend", *words(folder)[:4]], words(folder, "--dry-run")):
+        assert main(command) == 0
+        assert "the teacher guesses: 33.3% right, 3 classes" in capsys.readouterr().out
+
+    run(folder, "recipe.momentum=0.8")
+    assert "4 cells trained" in capsys.readouterr().out  # the students of two seeds
+    (folder / "moved").mkdir()
+    (folder / "mine.pth").rename(folder / "moved" / "mine.pth")
+    assert "mine.pth" in refused(*words(folder))
+    moved = {"mine": {**GRID["models"]["mine"], "weights": "moved/mine.pth"}}
+    assert run(folder, models=moved) == found
+
+    save(folder, seed=1)
+    again = run(folder)
+    changed = {key for key in found if found[key].cell_id != again[key].cell_id}
+    assert changed == {(label, seed) for label in ("teacher", "soft_logits") for seed in (0, 1)}
+
+
+def test_the_accuracy_is_that_of_the_file_under_its_own_preprocessing(folder, no_figures):
+    """Computed again from the pixels, without the harness's normalisation."""
+    record = run(folder, seeds=1)["teacher", 0]
+    model = resnet18(num_classes=3).eval()
+    model.load_state_dict(save(folder))
+    space: dict = {}
+    exec(DATA, space)
+    data = space["read"]("colours", None)
+    mean, std = (torch.tensor(NORMALISE[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        predicted = model((data.test_images / 255 - mean) / std).argmax(1)
+    right = (predicted == data.test_labels).double().mean().item()
+    assert record.final["last_accuracy"] == pytest.approx(right)
+
+
+def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures):
+    teacher = {"weights": "mine.pth", "fine_tune": {"epochs": 2, "learning_rate": 1e-12}}
+    record = run(folder, teacher=teacher, models={}, pairs=["torchvision/resnet18:cnn2"])
+    (tuned,) = (record[key] for key in [("teacher", 0)])
+    assert tuned.final["epochs"] == 2
+    assert tuned.cell["recipe"]["epochs"] == 2
+    start, kept = save(folder), saved(folder, tuned)
+    torch.testing.assert_close(kept["model.fc.weight"], start["fc.weight"])
+    assert not torch.equal(kept["model.bn1.running_mean"], start["bn1.running_mean"])
+
+    recipe = {**GRID["recipe"], "learning_rate": 1e-12}
+    both = run(folder, pairs=["mine:mine"], recipe=recipe, seeds=1, methods=["student"])
+    assert both["teacher", 0].final["epochs"] == 0
+    assert both["student", 0].final["epochs"] == 1
+    kept = saved(folder, both["student", 0])
+    torch.testing.assert_close(kept["network.model.fc.weight"], start["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": "mine.pt"}, r"no file .*mine\.pt"),
+        ({"weights": "no_such_name"}, "unknown weights of torchvision 'no_such_name'"),
+        ({"weights": "big.pth"}, "has 5 classes, the data 3; name the file's by classes"),
+        ({"weights": "big.pth", "classes": [0, 7, 1]}, "3 positions up to 7, wanted 3 below the 5"),
+        ({"weights": "big.pth", "classes": ["red", "blue"]}, "2 names, but .* has 5 classes"),
+        ({"classes": ["red", "green", "violet"]}, "unknown class of the data 'blue'"),
+        ({"torchvision": "resnet34"}, r"lacks layer1\.2\.conv1\.weight, .* and \d+ more"),
+        ({"normalise": {"mean": [0.5], "std": [0.2]}}, "1 channels, the images have 3"),
+        ({"normalise": {"mean": [0.5], "std": [0.2, 0.3]}}, "1 means and 2 deviations"),
+        ({"weight": "x"}, "unknown field 'weight'; did you mean weights"),
+        ({"model": "cnn4"}, "give one of model, torchvision and timm"),
+        ({"weights": "odd.pth"}, "is no state dict .*; write one with"),
+        ({"weights": "list.pth"}, "holds a list, wanted a state dict"),
+        ({"weights": "wide.pth"}, r"conv1\.weight is 64x4x7x7 in the file, 64x3x7x7 in the"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, changes, said):
+    save(folder, classes=5, name="big.pth")
+    torch.save(torch.nn.Linear(2, 2), folder / "odd.pth")
+    torch.save([1], folder / "list.pth")
+    torch.save({**save(folder), "conv1.weight": torch.ones(64, 4, 7, 7)}, folder / "wide.pth")
+    mine = {**GRID["models"]["mine"], **changes}
+    line = refused(*words(folder, "--dry-run", models={"mine": mine}))
+    assert re.search(said, line), line
+
+
+@pytest.mark.parametrize("classes", [(4, 0, 2), ("red", "x", "y", "z", "blue")])
+def test_the_heads_rows_are_those_of_the_datas_classes(tmp_path, classes):
+    names = ("blue", "red", "y")
+    state = save(tmp_path, classes=5)
+    network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
+    found = fitted(state, network, names, classes, "mine.pth")
+    rows = [4, 0, 2]
+    assert torch.equal(found["model.fc.weight"], state["fc.weight"][rows])
+    assert torch.equal(found["model.fc.bias"], state["fc.bias"][rows])
+    network.load_state_dict(found)
+
+
+def test_wrappings_prefixes_and_formats_hold_the_same_state(tmp_path):
+    state = save(tmp_path)
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
+    names = ("a", "b", "c")
+    for wrapped in (
+        state,
+        {"model": state},
+        {f"_orig_mod.module.{k}": v for k, v in state.items()},
+    ):
+        torch.save(wrapped, path := tmp_path / "other.pt")
+        read = read_state(path, hashlib.sha256(path.read_bytes()).hexdigest())
+        found = fitted(read, network, names, None, "other.pt")
+        assert {k.removeprefix("model."): v.shape for k, v in found.items()} == shapes
+    safetensors.torch.save_file(state, path := tmp_path / "same.safetensors")
+    assert read_state(path, hashlib.sha256(path.read_bytes()).hexdigest()).keys() == state.keys()
+    with pytest.raises(WeightsError, match="changed while it was read"):
+        read_state(path, "0" * 64)
+
+
+def test_normalised_images_are_the_networks_own_and_survive_folding():
+    own = {"mean": [0.3], "std": [0.5]}
+    network = zoo.build({"model": "cnn2", "normalise": own}, 3, (1, 8, 8)).eval()
+    assert isinstance(network, Normalised)
+    network.see((0.6,), (0.2,))
+    pixels = torch.rand(4, 1, 8, 8)
+    shown = network.view((pixels - 0.6) / 0.2, network.tap_names)
+    wanted = network.network.view((pixels - 0.3) / 0.5, network.tap_names)
+    torch.testing.assert_close(shown, wanted, rtol=1e-5, atol=1e-6)
+    lean = folded(network, (1, 8, 8))
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in lean.modules()) == 0
+    torch.testing.assert_close(lean((pixels - 0.6) / 0.2), wanted["logits"], rtol=1e-4, atol=1e-5)
+    assert tap_shapes(network, (1, 8, 8))["stage1"] == (2, 8, 8)
+
+
+@pytest.mark.parametrize("form", ["torch.export", "safetensors"])
+def test_a_teacher_of_a_file_can_be_exported(folder, no_figures, capsys, form):
+    run(folder, seeds=1, methods=["student"])
+    work = ["--work-dir", str(folder / "work"), "--plugin", str(folder / "colours.py")]
+    assert main(["export", "mine/teacher/0", "--grid", "own", *work, "--format", form]) == 0
+    assert "compared with the trained network on 12 test images" in capsys.readouterr().out
