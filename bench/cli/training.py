@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -70,7 +70,9 @@ def tune(options: argparse.Namespace) -> int:
         results = tuning.collect(trials, plan, records)
     chosen, folder = tuning.best(results), command.work.grid(grid.name)
     write_atomically(folder / "tuning.csv", tuning.to_csv(results))
-    write_archive(plan, records, folder / "tuning.jsonl.gz")
+    # Without curves, which no table of trials shows and which are nine tenths of a record.
+    without = {cell_id: replace(record, curves={}) for cell_id, record in records.items()}
+    write_archive(plan, without, folder / "tuning.jsonl.gz")
     print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):

@@ -197,7 +197,8 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
     if longer is None or longer.gain is None:
         return [Part(f"{lead}no row trains the student alone for longer, so its worth is open.")]
     factor = FACTOR.fullmatch(longer.label)
-    times = f"{float(factor['factor']):g} times as long" if factor else "longer"
+    factor_text = f"{float(factor['factor']):g}" if factor else ""
+    times = {"": "longer", "2": "twice as long"}.get(factor_text, f"{factor_text} times as long")
     gains = [longer.gain.mean]
     if not found.overall:
         claims = [c for a in answers.values() if (c := a.claim(longer.label)) is not None]
