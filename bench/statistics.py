@@ -89,30 +89,12 @@ def paired_p(differences: Sequence[float]) -> float | None:
         >>> paired_p([0.02, 0.02, 0.02]), paired_p([0.02])
         (None, None)
     """
+    _check("paired_p", differences, least=0)
     n = len(differences)
-    if n < 2 or math.isinf(effect := effect_size(differences)):
-        return None
-    return float(2 * special.stdtr(n - 1, -abs(effect) * math.sqrt(n)))
-
-
-def effect_size(differences: Sequence[float]) -> float:
-    """Cohen's d_z of paired differences, without a unit: their mean over their standard deviation.
-
-    Without any spread it is infinite, or 0 if all differences are 0. ValueError for fewer than two
-    differences, or one that is not finite.
-
-    Source:
-        Cohen: Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.3.5.
-
-    Example:
-        >>> effect_size([1.0, 2.0, 3.0])
-        2.0
-    """
-    _check("effect_size", differences, least=2)
-    mean, deviation = mean_and_deviation(differences)
-    if deviation == 0:
-        return math.copysign(math.inf, mean) if mean else 0.0
-    return mean / deviation
+    mean, deviation = mean_and_deviation(differences) if n > 1 else (0.0, 0.0)
+    if n < 2 or deviation == 0:
+        return 1.0 if n > 1 and mean == 0 else None
+    return float(2 * special.stdtr(n - 1, -abs(mean / deviation) * math.sqrt(n)))
 
 
 def power(effect: float, n: int, alpha: float) -> float:

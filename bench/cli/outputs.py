@@ -41,14 +41,6 @@ def write(work: WorkDir, found: Findings) -> list[Path]:
     return [*files, *folder.glob(MEASURED)]
 
 
-def write_profile(work: WorkDir, name: str, costs: Costs) -> list[Path]:
-    """Writes what methods cost, of a grid that was only profiled; returns the files to mirror."""
-    from bench.report.cost import write_costs
-
-    folder = work.grid(name)
-    return [*write_costs(costs, folder), *folder.glob(MEASURED)]
-
-
 def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
     """Puts a grid's tables and figures into MLflow."""
     try:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import torch
 from rich.console import Console
 
-from bench.cli.outputs import mirror_files, write, write_profile
+from bench.cli.outputs import mirror_files, write
 from bench.cli.recorded import fetch_results, has_results
 from bench.code_version import provenance
 from bench.cost.costs import FILE, read_costs
@@ -18,7 +18,7 @@ from bench.expansion import data_name
 from bench.grid import load_grid, narrow
 from bench.progress import ProgressDisplay
 from bench.record import write_atomically
-from bench.report.cost import costs_to_text
+from bench.report.cost import costs_to_text, write_costs
 from bench.report.results import findings
 from bench.train.device import pick_device
 from bench.workdir import WorkDir
@@ -58,7 +58,7 @@ def profile(options: argparse.Namespace) -> int:
     if has_results(work, grid.name):
         files = write(work, findings(*fetch_results(work, grid.name, "records"), costs))
     else:
-        files = write_profile(work, grid.name, costs)
+        files = [*write_costs(costs, work.grid(grid.name)), file]
     print(costs_to_text(costs), f"tables and figures: {work.grid(grid.name)}", sep="\n")
     mirror_files(work, grid.name, files)
     return 0

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from bench.cli.outputs import mirror_files, render, write, write_profile
-from bench.cli.recorded import fetch_costs, fetch_results, grid_name, has_results
+from bench.cli.outputs import mirror_files, render, write
+from bench.cli.recorded import fetch_costs, fetch_results, grid_name
 from bench.cli.terminal import say, width
 from bench.faults import UserError
 from bench.launch.leases import Leases
@@ -20,13 +20,8 @@ def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
     work = WorkDir(options.work_dir)
     name = grid_name(options.grid)
-    costs = fetch_costs(work, name, options.origin)
-    if costs and options.origin == "records" and not has_results(work, name):
-        write_profile(work, name, costs)
-        print(f"nothing was trained; what it costs: {work.grid(name)}")
-        return 0
     plan, records = fetch_results(work, name, options.origin)
-    render(work, plan, records, costs)
+    render(work, plan, records, fetch_costs(work, name, options.origin))
     return 0
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell, DataSpec
@@ -48,21 +47,6 @@ class NetworkCount(NamedTuple):
     held_bytes: int
     image_bytes: float
     image_flops: float
-
-    @classmethod
-    def of(cls, network: nn.Module, images: Tensor) -> NetworkCount:
-        """Counts one step on a few images, on the CPU."""
-
-        def step() -> None:
-            labels = torch.zeros(len(images), dtype=torch.long)
-            cross_entropy(network(images), labels).backward()
-
-        state, gradients = bytes_of(network.state_dict().values()), bytes_of(network.parameters())
-        return cls(
-            held_bytes=state + 2 * gradients,
-            image_bytes=max(0, peak_bytes(step, images.device) - gradients) / len(images),
-            image_flops=count(partial(network, images)) / len(images),
-        )
 
 
 class Footprint:
@@ -104,5 +88,15 @@ class Footprint:
         key = json.dumps([network.model, len(data.classes), shape], sort_keys=True)
         if key not in self._counted:
             built = build_network(network, len(data.classes), shape)
-            self._counted[key] = NetworkCount.of(built, torch.zeros(IMAGES, *shape))
+            images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.long)
+
+            def step() -> None:
+                cross_entropy(built(images), labels).backward()
+
+            gradients = bytes_of(built.parameters())
+            self._counted[key] = NetworkCount(
+                held_bytes=bytes_of(built.state_dict().values()) + 2 * gradients,
+                image_bytes=max(0, peak_bytes(step, images.device) - gradients) / IMAGES,
+                image_flops=count(partial(built, images)) / IMAGES,
+            )
         return self._counted[key]

@@ -1,14 +1,18 @@
 r"""The paper's table of a grid, in LaTeX: gains of every method and pair that fit \textwidth."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
+
+import jinja2
 
 from bench.faults import one_line
 from bench.report.results import Findings, Line
 from bench.report.tables import Column, show
 from bench.report.wording import range_text, row_title
 
+TEMPLATE = Path(__file__).parent / "template" / "paper.tex"
 TEXT_WIDTH, TEXT_LINES = 345.0, 56
 r"""Points of \textwidth in LaTeX's article at its default size, and lines of \scriptsize a page."""
 
@@ -56,22 +60,19 @@ def paper_table(found: Findings) -> str:
     name = LETTER * min(LONGEST, max((len(row_title(label)) for label in labels), default=0))
     widest = max((len(x) for c in columns for x in (*c.head, *c.gains.values())), default=1)
     a_block = max(1, int((TEXT_WIDTH - name) / (GAP + LETTER * widest)))
-    blocks = [
-        _block(columns[i : i + a_block], labels, name) for i in range(0, len(columns), a_block)
-    ]
+    blocks = [columns[i : i + a_block] for i in range(0, len(columns), a_block)]
     a_page = max(1, TEXT_LINES // (len(labels) + 4))
     pages = [blocks[i : i + a_page] for i in range(0, len(blocks), a_page)] or [[]]
     mark = re.sub(r"[^A-Za-z0-9]+", "-", found.plan.name)
-    return "\n".join(
-        "\n".join([
-            r"\begin{table}", r"\centering", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape('(continued)' if part else _caption(found))}}}",
-            rf"\label{{tab:{mark}{f'-{part + 1}' if part else ''}}}",
-            "\n\\par\\medskip\n".join(page),
-            r"\end{table}", "",
-        ])
-        for part, page in enumerate(pages)
+    environment = jinja2.Environment(
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<",
+        variable_end_string=">>", trim_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.filters |= {"tex": escape, "title": row_title}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        pages=pages, labels=labels, width=name, mark=mark, caption=_caption(found)
+    )
 
 
 def _caption(found: Findings) -> str:
@@ -87,19 +88,3 @@ def _column(first: str, second: str, lines: Iterable[Line]) -> _Column:
     measured = [line for line in lines if line.gain is not None]
     gains = {line.label: show(GAIN, line.gain) for line in measured}
     return _Column((first, second), gains, {line.label for line in measured if line.proven})
-
-
-def _cell(column: _Column, label: str) -> str:
-    text = escape(column.gains.get(label, "--"))
-    return rf"\textbf{{{text}}}" if label in column.proven else text
-
-
-def _block(columns: Sequence[_Column], labels: Iterable[str], width: float) -> str:
-    rows = [["", *(escape(column.head[line]) for column in columns)] for line in (0, 1)]
-    for label in labels:
-        rows.append([escape(row_title(label)), *(_cell(column, label) for column in columns)])
-    first, second, *body = (" & ".join(row) + r" \\" for row in rows)
-    return "\n".join([
-        rf"\begin{{tabular}}{{@{{}}p{{{width:.0f}pt}}{'r' * len(columns)}@{{}}}}",
-        r"\toprule", first, second, r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
-    ])  # fmt: skip
