@@ -18,8 +18,10 @@ SOURCES = sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("methods/**/*.py"), RO
 # Modules whose readers run what they read, and calls that do.
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "runpy"}
 # A worker tries whether its own exception survives being sent, as multiprocessing would send it. A
-# launcher pickles its own jobs, as Ray would, so that a node without this package can say so.
+# launcher pickles its own jobs, as Ray would, so that a node without this package can say so. A
+# weights file is read by torch's safe loader; only the name of its error is pickle's.
 OWN_OBJECTS = {
+    ROOT / "bench/models/files.py": {"pickle"},
     ROOT / "bench/launch/workers.py": {"pickle"},
     ROOT / "bench/launch/ray_cluster.py": {"pickle"},
 }
