@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from bench.cli.outputs import mirror_files, write
-from bench.cli.recorded import fetch_results, has_results
+from bench.cli.recorded import asked_grid, fetch_results, has_results
 from bench.code_version import provenance
 from bench.cost.costs import FILE, read_costs
 from bench.cost.profiler import MethodRow, Profile
@@ -15,7 +15,6 @@ from bench.cost.profiler import profile as measure
 from bench.cost.steps import Workload
 from bench.data.sources import Library
 from bench.expansion import data_name
-from bench.grid import load_grid, narrow
 from bench.progress import ProgressDisplay
 from bench.record import write_atomically
 from bench.report.cost import costs_to_text, write_costs
@@ -27,7 +26,7 @@ from bench.workdir import WorkDir
 def profile(options: argparse.Namespace) -> int:
     """Measures each method alone, on random images: the data set only gives its sizes."""
     work = WorkDir(options.work_dir)
-    grid = narrow(load_grid(options.grid), options.methods, options.pairs)
+    grid = asked_grid(options)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]
     largest = max(grid.axes.fraction or (grid.data.fraction,))
