@@ -254,8 +254,11 @@ def find_grid(name_or_path: str) -> Path:
     return GRIDS / f"{name_or_path}.yaml"
 
 
-def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
-    """Reads and checks a grid; `dotted.field=value` texts, in YAML, replace fields of the file."""
+def load_grid(name_or_path: str, overrides: Sequence[str] = (), *, checked: bool = True) -> Grid:
+    """Reads a grid; `dotted.field=value` texts, in YAML, replace fields of the file.
+
+    Unless it is `checked`, it may name models and methods that are not known here.
+    """
     path = find_grid(name_or_path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -265,17 +268,26 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Grid:
         raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
     if odd := [key for key in values if not isinstance(key, str)]:
         raise GridError(f"{path.name}: field {odd[0]!r} is not a name")
+    values = {**values, "name": path.stem}
+    return grid_of(values, overrides, path.name, folder=path.parent, checked=checked)
+
+
+def grid_of(
+    values: dict[str, Any], overrides: Sequence[str], title: str, *, folder: Path, checked: bool
+) -> Grid:
+    """The grid of these fields, see `load_grid`; `title` begins errors, weights are in `folder`."""
     for text in overrides:
         _override(values, text)
     try:
-        grid = Grid(**{**values, "name": path.stem})
-        grid._folder = path.parent
+        grid = Grid(**values)
     except ValidationError as error:
-        raise GridError(f"{path.name}: {_first_fault(error, Grid)}") from None
+        raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
+    grid._folder = folder
     try:
-        check_names(grid)
+        if checked:
+            check_names(grid)
     except ValueError as error:
-        raise GridError(f"{path.name}: {error}") from None
+        raise GridError(f"{title}: {error}") from None
     return grid
 
 
@@ -374,6 +386,8 @@ def narrow(
     methods: Sequence[str] | None = None,
     pairs: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    *,
+    checked: bool = True,
 ) -> Grid:
     """The grid with methods, pairs (`teacher:student`) or seeds replaced by those asked for.
 
@@ -398,7 +412,8 @@ def narrow(
     if seeds:
         changed["seeds"] = tuple(dict.fromkeys(seeds))
     narrowed = grid.model_copy(update=changed)
-    check_names(narrowed)
+    if checked:
+        check_names(narrowed)
     return narrowed
 
 
@@ -406,6 +421,7 @@ def name_part(grid: Grid, whole: Grid) -> Grid:
     """The grid, renamed if it is a part of the whole one, so that it keeps tables of its own."""
     if grid.model_dump() == whole.model_dump():
         return grid
-    digest = hashlib.sha256(grid.model_dump_json().encode()).hexdigest()[:6]
+    fields = grid.model_dump_json(exclude_defaults=True)  # so that a new field renames nothing
+    digest = hashlib.sha256(fields.encode()).hexdigest()[:6]
     changes = {"name": f"{grid.name}-{digest}", "part_of": whole.name}
     return grid.model_copy(update=changes)

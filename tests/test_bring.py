@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 
 from bench.cli import main
 from bench.models import zoo
-from bench.models.files import WeightsError, fitted, read_state
+from bench.models.files import WeightsError, file_digest, find_weights, fitted, read_state
 from bench.models.folding import folded
 from bench.models.network import Normalised, tap_shapes
 from bench.record import Plan, Record
@@ -121,9 +121,11 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
     assert changed == {(label, seed) for label in ("teacher", "soft_logits") for seed in (0, 1)}
 
 
-def test_the_accuracy_is_that_of_the_file_under_its_own_preprocessing(folder, no_figures):
+def test_accuracy_and_exports_are_of_the_file_under_its_own_preprocessing(
+    folder, no_figures, capsys
+):
     """Computed again from the pixels, without the harness's normalisation."""
-    record = run(folder, seeds=1)["teacher", 0]
+    record = run(folder, seeds=1, methods=["student"])["teacher", 0]
     model = resnet18(num_classes=3).eval()
     model.load_state_dict(save(folder))
     space: dict = {}
@@ -134,6 +136,10 @@ def test_the_accuracy_is_that_of_the_file_under_its_own_preprocessing(folder, no
         predicted = model((data.test_images / 255 - mean) / std).argmax(1)
     right = (predicted == data.test_labels).double().mean().item()
     assert record.final["last_accuracy"] == pytest.approx(right)
+    work = ["--work-dir", str(folder / "work"), "--plugin", str(folder / "colours.py")]
+    for form in ("torch.export", "safetensors"):
+        assert main(["export", "mine/teacher/0", "--grid", "own", *work, "--format", form]) == 0
+        assert "compared with the trained network on 12 test images" in capsys.readouterr().out
 
 
 def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures):
@@ -230,9 +236,29 @@ def test_normalised_images_are_the_networks_own_and_survive_folding():
     assert tap_shapes(network, (1, 8, 8))["stage1"] == (2, 8, 8)
 
 
-@pytest.mark.parametrize("form", ["torch.export", "safetensors"])
-def test_a_teacher_of_a_file_can_be_exported(folder, no_figures, capsys, form):
-    run(folder, seeds=1, methods=["student"])
-    work = ["--work-dir", str(folder / "work"), "--plugin", str(folder / "colours.py")]
-    assert main(["export", "mine/teacher/0", "--grid", "own", *work, "--format", form]) == 0
-    assert "compared with the trained network on 12 test images" in capsys.readouterr().out
+def test_torchvisions_own_weights_are_read_from_its_cache_by_the_names_of_classes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match="IMAGENET1K_V1 is not in torch's cache: put https"):
+        find_weights("IMAGENET1K_V1", tmp_path, "resnet18")
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    state = save(cache, classes=1000, name="resnet18-f37072fd.pth")
+    path = find_weights("IMAGENET1K_V1", tmp_path, "resnet18")
+    network = zoo.build("torchvision/resnet18", 2, (3, 32, 32))
+    read = read_state(path, file_digest(path))
+    found = fitted(read, network, ("goldfish", "tench"), "imagenet", path.name)
+    assert torch.equal(found["model.fc.bias"], state["fc.bias"][[1, 0]])
+
+
+def test_weights_of_timm_fit_its_network(tmp_path):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model("test_vit", num_classes=3, img_size=32).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "vit.safetensors")
+    network = zoo.build({"timm": "test_vit", "normalise": NORMALISE}, 3, (3, 32, 32))
+    found = fitted(state, network, ("a", "b", "c"), None, "vit.safetensors")
+    assert torch.equal(found["network.model.head.weight"], state["head.weight"])
+    other = zoo.build("timm/test_vit", 3, (3, 64, 64))
+    with pytest.raises(WeightsError, match="pos_embed is 1x5x64 in the file, 1x17x64 in the net"):
+        fitted(state, other, ("a", "b", "c"), None, "vit.safetensors")

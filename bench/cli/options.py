@@ -7,6 +7,7 @@ from bench.cli.argument_types import image_shape, names, number, path, seeds
 
 DEFAULT_GRID = "digits"
 Parser = argparse.ArgumentParser
+CELL = "a cell id or its beginning (in cells.csv), or teacher>student/method/seed, quoted"
 count = number(int, at_least=1)
 
 
@@ -18,10 +19,18 @@ def _work_dir(parser: Parser) -> None:
     parser.add_argument("--work-dir", type=path, default=Path("results"), metavar="DIR", help=text)
 
 
-def _grid(parser: Parser) -> None:
-    text = f"a grid that comes with the harness, or a YAML file (default: {DEFAULT_GRID})"
-    parser.add_argument("--grid", default=DEFAULT_GRID, metavar="NAME|FILE", help=text)
+def _grid(parser: Parser, first: str = "") -> None:
+    """Which grid, and which part or variant of it; `first`: what may stand before the fields."""
+    add = parser.add_argument
+    text = "a grid of the harness, a YAML file, or a folder of results"
+    add("--grid", default=DEFAULT_GRID, metavar="NAME", help=f"{text} (default: {DEFAULT_GRID})")
     _work_dir(parser)
+    add("--methods", type=names, metavar="A,B", help="only these methods; 'all' for every one")
+    add("--pairs", type=names, metavar="T:S,...", help="only these teacher:student pairs")
+    add("--seeds", type=seeds, metavar="0-4", help="only these seeds, such as 0-4 or 0,2,7")
+    text = "fields of the grid to replace, such as recipe.epochs=10"
+    metavar = f"{first} FIELD=VALUE".strip()
+    add("overrides", nargs="*", metavar=metavar, help=f"{CELL}; {text}" if first else text)
 
 
 def plugin(parser: Parser) -> None:
@@ -36,8 +45,6 @@ def _part_of_grid(parser: Parser) -> None:
     """Which part of a grid is computed, and on what."""
     sync(parser)
     add, threads = parser.add_argument, number(int, at_least=1, at_most=1024)
-    add("--methods", type=names, metavar="A,B", help="only these methods; 'all' for every one")
-    add("--pairs", type=names, metavar="T:S,...", help="only these teacher:student pairs")
     text = "where your data sets are, and where downloads go (default: in the work directory)"
     add("--data-root", type=path, metavar="DIR", help=text)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -52,9 +59,6 @@ def run(parser: Parser) -> None:
     """The options of `run`."""
     _part_of_grid(parser)
     add = parser.add_argument
-    text = "fields of the grid to replace, such as recipe.epochs=10"
-    add("overrides", nargs="*", metavar="FIELD=VALUE", help=text)
-    add("--seeds", type=seeds, metavar="0-4", help="only these seeds, such as 0-4 or 0,2,7")
     text = "say what would run and what it takes, measured on a few steps of every row, and stop"
     add("--dry-run", action="store_true", help=text)
     text = "train the finalists on the seeds that the grid planned for a second look"
@@ -126,10 +130,9 @@ def sync(parser: Parser) -> None:
 
 def export(parser: Parser) -> None:
     """The options of `export`."""
-    sync(parser)
+    _grid(parser, "CELL")
+    plugin(parser)
     add, formats = parser.add_argument, ("safetensors", "onnx", "torch.export")
-    text = "a cell id or its beginning (in cells.csv), or teacher>student/method/seed, quoted"
-    add("cell", metavar="CELL", nargs="?", help=text)
     text = "in place of CELL: the recommended student of the pair with the highest accuracy"
     add("--winner", action="store_true", help=text)
     text = "weights alone, or a graph that runs without this package (default: safetensors)"

@@ -2,12 +2,13 @@
 
 import argparse
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from bench.cli.outputs import mirror_files, write
-from bench.cli.recorded import fetch_results, has_results
+from bench.cli.recorded import asked_grid, fetch_results, has_results
 from bench.code_version import provenance
 from bench.cost.costs import FILE, read_costs
 from bench.cost.profiler import MethodRow, Profile
@@ -15,7 +16,6 @@ from bench.cost.profiler import profile as measure
 from bench.cost.steps import Workload
 from bench.data.sources import Library
 from bench.expansion import data_name
-from bench.grid import load_grid, narrow
 from bench.progress import ProgressDisplay
 from bench.record import write_atomically
 from bench.report.cost import costs_to_text, write_costs
@@ -27,7 +27,7 @@ from bench.workdir import WorkDir
 def profile(options: argparse.Namespace) -> int:
     """Measures each method alone, on random images: the data set only gives its sizes."""
     work = WorkDir(options.work_dir)
-    grid = narrow(load_grid(options.grid), options.methods, options.pairs)
+    grid = asked_grid(options)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]
     largest = max(grid.axes.fraction or (grid.data.fraction,))
@@ -38,8 +38,9 @@ def profile(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         provenance={**provenance(), "started": datetime.now(UTC).isoformat(timespec="seconds")},
     )
-    file = work.grid(grid.name) / FILE
-    costs = read_costs(file)
+    # What a row costs does not depend on other rows: without overrides it is the whole grid's too.
+    names = [grid.name] if options.overrides else [grid.part_of or grid.name, grid.name]
+    files = {name: work.grid(name) / FILE for name in names}
     rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
     with ProgressDisplay(Console(soft_wrap=True)) as display:
         for pair in grid.all_pairs:
@@ -53,12 +54,21 @@ def profile(options: argparse.Namespace) -> int:
                 deterministic=grid.deterministic,
             )
             models = grid.model(pair.teacher, teaches=True), grid.model(pair.student)
-            costs = costs.with_newer(measure(*models, rows, workload, how, display.show))
-            write_atomically(file, costs.to_json())
-    if has_results(work, grid.name):
-        files = write(work, findings(*fetch_results(work, grid.name, "records"), costs))
-    else:
-        files = [*write_costs(costs, work.grid(grid.name)), file]
-    print(costs_to_text(costs), f"tables and figures: {work.grid(grid.name)}", sep="\n")
-    mirror_files(work, grid.name, files)
+            found = measure(*models, rows, workload, how, display.show)
+            for file in files.values():
+                write_atomically(file, read_costs(file).with_newer(found).to_json())
+    print(costs_to_text(read_costs(files[grid.name])))
+    for name, file in files.items():
+        _render(work, name, file)
     return 0
+
+
+def _render(work: WorkDir, name: str, file: Path) -> None:
+    """Writes what a grid's methods cost, with its results if it has any."""
+    costs = read_costs(file)
+    if has_results(work, name):
+        written = write(work, findings(*fetch_results(work, name, "records"), costs))
+    else:
+        written = [*write_costs(costs, work.grid(name)), file]
+    print(f"tables and figures: {work.grid(name)}")
+    mirror_files(work, name, written)

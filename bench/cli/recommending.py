@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from bench.cli.recorded import fetch_costs, fetch_results, grid_name
+from bench.cli.recorded import fetch_costs, fetch_results, results_name, words_of
 from bench.cli.terminal import say
 from bench.decide.csv_file import read_csv
 from bench.decide.decision import Decision, Question, decide
@@ -22,8 +22,8 @@ def recommend(options: argparse.Namespace) -> int:
         found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
         say(_lines(options, pairs, [pair.name for pair in pairs], found, Asked()))
         return 0
-    work, name = WorkDir(options.work_dir), grid_name(options.grid)
-    plan, records = fetch_results(work, name, options.origin)
+    work, name = WorkDir(options.work_dir), results_name(options)
+    plan, records = fetch_results(work, name, options.origin, words_of(options))
     costs = fetch_costs(work, name, options.origin)
     pairs, found = decide_plan(plan, records, costs, options.max_cost)
     if not pairs:

@@ -1,6 +1,15 @@
-"""What is recorded of a grid, read from the work directory or from MLflow alone."""
+"""What is recorded of a grid, read from the work directory or from MLflow alone.
 
+Grids are imported where the words of a command change one: tables of others need no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import UserError
@@ -8,10 +17,54 @@ from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive
 from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
+if TYPE_CHECKING:
+    from bench.grid import Grid
+
+YAML = (".yaml", ".yml")
+
+
+def asked_grid(options: argparse.Namespace, *, checked: bool = True) -> Grid:
+    """The grid that a command's words name: a grid, a file or a folder of results, narrowed.
+
+    A changed grid has a name of its own, which follows from the words.
+    """
+    from bench.grid import name_part, narrow
+
+    whole = _load(options, (), checked)
+    grid = _load(options, options.overrides, checked)
+    grid = narrow(grid, options.methods, options.pairs, options.seeds, checked=checked)
+    return name_part(grid, whole)
+
+
+def _load(options: argparse.Namespace, overrides: Sequence[str], checked: bool) -> Grid:
+    from bench.grid import grid_names, grid_of, load_grid
+
+    name, work = options.grid, WorkDir(options.work_dir)
+    if name.endswith(YAML) or name in grid_names() or not work.plan(grid_name(name)).is_file():
+        return load_grid(name, overrides, checked=checked)
+    config = dict(_read_plan(work, name).config)
+    return grid_of(config, overrides, name, folder=Path(), checked=checked)
+
+
+def results_name(options: argparse.Namespace) -> str:
+    """The folder of the results that a command's words name."""
+    if options.overrides or options.methods or options.pairs or options.seeds:
+        return asked_grid(options, checked=False).name
+    name, work = grid_name(options.grid), WorkDir(options.work_dir)
+    if options.grid.endswith(YAML) or has_results(work, name):
+        return name
+    from bench.grid import grid_names
+
+    if name not in grid_names() and getattr(options, "origin", "records") == "records":
+        folders = sorted(p.name for p in work.root.glob("*") if has_results(work, p.name))
+        has = ", ".join(folders) or "none"
+        raise UserError(f"no results of grid {name!r} under {work.root}; it has: {has}")
+    return name
+
 
 def grid_name(name_or_path: str) -> str:
     """The name of a grid, or of a grid's file; UserError if it can be no file's name."""
-    yaml = name_or_path.endswith((".yaml", ".yml"))
+    yaml = name_or_path.endswith(YAML)
     name = Path(name_or_path).stem if yaml else name_or_path
     try:
         check_file_names("--grid", [name])
@@ -20,31 +73,43 @@ def grid_name(name_or_path: str) -> str:
     return name
 
 
-def fetch_results(work: WorkDir, grid: str, origin: str) -> tuple[Plan, dict[str, Record]]:
+def fetch_results(
+    work: WorkDir, grid: str, origin: str, words: str = ""
+) -> tuple[Plan, dict[str, Record]]:
     """A grid's plan and records, from the work directory or from MLflow alone.
 
     A work directory in which the grid was not trained may hold its archive; see `bench.record`.
-    UserError if there are none, or they cannot be read.
+    UserError if there are none, or they cannot be read; `words` are those that make them.
     """
     if origin == "mlflow":
         return Mirror(work.root, grid).fetch()
     try:
-        plan = Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
+        plan = _read_plan(work, grid)
+        return plan, work.store.read_all(plan.cell_ids())
     except (FileNotFoundError, NotADirectoryError):
-        return _fetch_archived(work, grid)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
-    return plan, work.store.read_all(plan.cell_ids())
-
-
-def _fetch_archived(work: WorkDir, grid: str) -> tuple[Plan, dict[str, Record]]:
-    """What is committed next to the tables, where nothing was trained in this work directory."""
+        pass
     try:
         return read_archive(work.grid(grid) / ARCHIVE)
     except OSError:
-        raise UserError(
-            f"no results of grid {grid!r} under {work.root}; run: run_all.py --grid {grid}"
-        ) from None
+        command = f"run_all.py {words or f'--grid {grid}'}"
+        raise UserError(f"no results of grid {grid!r} under {work.root}; run: {command}") from None
+
+
+def _read_plan(work: WorkDir, grid: str) -> Plan:
+    try:
+        return Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
+
+
+def words_of(options: argparse.Namespace) -> str:
+    """The words that name a grid, as `run` takes them."""
+    lists = {name: getattr(options, name) or () for name in ("methods", "pairs", "seeds")}
+    words = ["--grid", options.grid]
+    for name, values in lists.items():
+        words += [f"--{name}", ",".join(map(str, values))] if values else []
+    work = [] if options.work_dir == Path("results") else ["--work-dir", str(options.work_dir)]
+    return shlex.join([*words, *work, *options.overrides])
 
 
 def has_results(work: WorkDir, grid: str) -> bool:

@@ -1,10 +1,11 @@
 """The commands that train nothing: tables, sync, export, list and ui."""
 
 import argparse
+import re
 import sys
 
 from bench.cli.outputs import mirror_files, render, write
-from bench.cli.recorded import fetch_costs, fetch_results, grid_name
+from bench.cli.recorded import fetch_costs, fetch_results, results_name, words_of
 from bench.cli.terminal import say, width
 from bench.faults import UserError
 from bench.launch.leases import Leases
@@ -15,12 +16,15 @@ from bench.report.winner import winner
 from bench.tracking import serve
 from bench.workdir import WorkDir
 
+OVERRIDE = re.compile(r"[\w.]+=")
+"""How FIELD=VALUE begins; the name of a cell has a "/" before any "="."""
+
 
 def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
     work = WorkDir(options.work_dir)
-    name = grid_name(options.grid)
-    plan, records = fetch_results(work, name, options.origin)
+    name = results_name(options)
+    plan, records = fetch_results(work, name, options.origin, words_of(options))
     render(work, plan, records, fetch_costs(work, name, options.origin))
     return 0
 
@@ -28,8 +32,8 @@ def tables(options: argparse.Namespace) -> int:
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
     work = WorkDir(options.work_dir)
-    name = grid_name(options.grid)
-    plan, records = fetch_results(work, name, "records")
+    name = results_name(options)
+    plan, records = fetch_results(work, name, "records", words_of(options))
     with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
         sent = send_records(mirror, work, plan)
     costs = fetch_costs(work, name, "records")
@@ -43,13 +47,14 @@ def export(options: argparse.Namespace) -> int:
     from bench.export import ParityError, file_name, find_row, load_trained, pack
 
     work = WorkDir(options.work_dir)
-    if (options.cell is None) != options.winner:
+    cells = [word for word in options.overrides if not OVERRIDE.match(word)]
+    if len(cells) + options.winner != 1:
         raise UserError("wanted either a CELL or --winner (see: run_all.py export --help)")
-    plan, records = fetch_results(work, grid_name(options.grid), "records")
-    row, why = (
-        _winner(work, plan, records) if options.winner else (find_row(plan, options.cell), "")
-    )
-    _check_trained(work, row, options.grid, records)
+    options.overrides = [word for word in options.overrides if word not in cells]
+    name = results_name(options)
+    plan, records = fetch_results(work, name, "records", words_of(options))
+    row, why = _winner(work, plan, records) if options.winner else (find_row(plan, cells[0]), "")
+    _check_trained(work, row, options, records)
     trained = load_trained(row, work, why)
     try:
         content, parity = pack(trained, options.format)
@@ -78,13 +83,15 @@ def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row,
     return best.row, best.why
 
 
-def _check_trained(work: WorkDir, row: Row, grid: str, records: dict[str, Record]) -> None:
+def _check_trained(
+    work: WorkDir, row: Row, options: argparse.Namespace, records: dict[str, Record]
+) -> None:
     """Refuses a cell that has a committed record and no weights here."""
     if row.cell_id in records and work.store.read(row.cell_id) is None:
         raise UserError(
             f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
-            f"--grid {grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
-            f"--seeds {row.seed}"
+            f"--grid {options.grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
+            f"--seeds {row.seed} {' '.join(options.overrides)}".rstrip()
         )
 
 

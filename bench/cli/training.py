@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.cell import Cell
 from bench.cli.outputs import mirror_files, render
-from bench.cli.recorded import fetch_costs
+from bench.cli.recorded import asked_grid, fetch_costs
 from bench.cli.terminal import say
 from bench.code_version import provenance
 from bench.cost.costs import Costs
@@ -18,7 +18,7 @@ from bench.data.sources import Library
 from bench.decide.records import pairs_of
 from bench.expansion import Expansion
 from bench.faults import UserError
-from bench.grid import Grid, load_grid, name_part, narrow
+from bench.grid import Grid
 from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
@@ -120,9 +120,7 @@ def prepare(options: argparse.Namespace) -> TrainingCommand:
     """Reads and checks all that a training command needs; UserError before anything starts."""
     # What a dry run prints begins with the total: its progress is no part of it.
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
-    grid = load_grid(options.grid, options.overrides)
-    grid = narrow(grid, options.methods, options.pairs, options.seeds)
-    grid = name_part(grid, load_grid(options.grid))
+    grid = asked_grid(options)
     cluster, device = _cluster(options), options.device
     if cluster is None:  # a cluster's nodes have devices of their own
         device = pick_device(device).type if device == "auto" else device

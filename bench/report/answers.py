@@ -28,10 +28,11 @@ class Asked(NamedTuple):
 
 
 def asked_of(plan: Plan) -> Asked:
-    """What a plan's answers are of; a part of a grid is trained by the words of the whole."""
+    """What a plan's answers are of; where rows were left out, what settles them is the whole."""
     rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
     narrowed = list(rows) if plan.config.get("narrowed") else ()
-    return Asked(plan.config.get("part_of") or plan.name, narrowed)
+    whole = plan.config.get("part_of") if narrowed else ""
+    return Asked(whole or plan.name, narrowed)
 
 
 def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
