@@ -185,6 +185,26 @@ def _tau2(y: np.ndarray, v: np.ndarray) -> float:
     return float(optimize.root_scalar(slope, bracket=(0.0, high), xtol=1e-16).root)
 
 
+def between_groups(groups: Sequence[Sequence[float]]) -> float | None:
+    """Deviation of the groups' true means, in the values' unit, by one-way analysis of variance.
+
+    tau^2 = max(0, (MS_between - MS_within) / n0), n0 = (N - sum n_g^2 / N) / (k - 1). None for
+    fewer than two groups, or one value in each.
+
+    Source:
+        Searle, Casella, McCulloch: Variance Components, 1992, section 3.6.
+    """
+    k, total = len(groups), sum(map(len, groups))
+    if k < 2 or total == k:
+        return None
+    grand, means = sum(map(sum, groups)) / total, [sum(group) / len(group) for group in groups]
+    both = list(zip(groups, means, strict=True))
+    between = sum(len(group) * (mean - grand) ** 2 for group, mean in both) / (k - 1)
+    within = sum((x - mean) ** 2 for group, mean in both for x in group) / (total - k)
+    size = (total - sum(len(group) ** 2 for group in groups) / total) / (k - 1)
+    return math.sqrt(max((between - within) / size, 0.0))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: the i-th smallest of m times m - i + 1, never decreasing.
 

@@ -21,7 +21,9 @@ from bench.decide.best_bet import (
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
 from bench.decide.evidence import Pair, Row
 from bench.decide.finalists import choose_finalists
+from bench.decide.over_pairs import between_teachers
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Family, prove, within_margin
+from bench.faults import UserError
 from bench.statistics import ALPHA, holm, power, random_effects, seeds_needed
 
 # Hours of sleep gained with two drugs, ten patients (Student 1908). R's t.test(extra ~ group,
@@ -36,6 +38,13 @@ BCG = [
     (29, 7470, 45, 7232), (17, 1699, 65, 1600), (186, 50448, 141, 27197), (5, 2493, 3, 2338),
     (27, 16886, 29, 17825),
 ]  # fmt: skip
+
+# Yield of dyestuff from six batches (Davies 1947).
+DYESTUFF = {
+    "A": (1545, 1440, 1440, 1520, 1580), "B": (1540, 1555, 1490, 1560, 1495),
+    "C": (1595, 1550, 1605, 1510, 1560), "D": (1445, 1440, 1595, 1465, 1545),
+    "E": (1595, 1630, 1515, 1635, 1625), "F": (1520, 1455, 1450, 1480, 1445),
+}  # fmt: skip
 
 
 def row(name: str, values: list[float], kind: str = "method", **fields) -> Row:
@@ -88,6 +97,18 @@ def test_effects_that_differ_less_than_their_errors_have_no_deviation_between_pa
     assert found.interval.mean == pytest.approx(0.011)
 
 
+def test_the_deviation_between_teachers_is_what_lme4_prints() -> None:
+    # lme4: lmer(Yield ~ 1 + (1 | Batch), Dyestuff) prints Std.Dev. 42.00 for the batches; of
+    # equal sizes, REML and the analysis of variance agree.
+    values = [(batch, value) for batch, group in DYESTUFF.items() for value in group]
+    gains = {seed: float(value) for seed, (_, value) in enumerate(values)}
+    found = between_teachers(gains, {seed: batch for seed, (batch, _) in enumerate(values)})
+    assert found.count == 6
+    assert found.deviation == pytest.approx(42.00, abs=0.005)
+    alone = dict.fromkeys(gains, "t"), {seed: f"t{seed}" for seed in gains}
+    assert [between_teachers(gains, taught).deviation for taught in alone] == [None, None]
+
+
 # --- power and margins -----------------------------------------------------------------------
 
 
@@ -108,6 +129,15 @@ def test_non_inferiority_is_a_one_sided_t_test_with_holm() -> None:
     assert [w.shown for w in found[0]] == [True, True]
     strict = within_margin([rows], [0.01], alpha=0.02)[0]
     assert [w.shown for w in strict] == [True, False]
+
+
+def test_no_row_helps_by_more_than_the_margin_when_the_worst_test_shows_it() -> None:
+    def shown(*gains: float) -> bool:
+        rows = [row(name, above(gain, 0.2)) for name, gain in zip("ab", gains, strict=True)]
+        return decide([pair(student(BASE), *rows)]).answers[0].no_help.shown
+
+    assert shown(-0.02, 0.0)
+    assert not shown(-0.02, 0.02)
 
 
 def test_too_few_seeds_for_a_margin_are_named() -> None:
@@ -324,7 +354,16 @@ def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
     assert "guesses" in replace(found, teacher_accuracy=0.52, classes=2).teacher_fault
     assert [claim.row for claim in answer.against_longer] == ["a"]
     assert answer.against_longer[0].proven
-    assert answer.teachers == 2
+    assert answer.teachers.count == 2
+
+
+def test_another_reference_has_a_family_of_its_own() -> None:
+    found = pair(student(BASE), row("a", above(0.02)), row("b", above(0.04, 2)))
+    answer = decide([found], Question(against="a")).answers[0]
+    assert (answer.reference, answer.named) == ("a", "b")
+    assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
+    with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
+        decide([found], Question(against="c"))
 
 
 def test_equal_seeds_are_decided_over_pairs() -> None:

@@ -16,16 +16,17 @@ from bench.workdir import WorkDir
 
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet."""
+    limits = {"against": options.against, "max_cost": options.max_cost}
     if options.csv is not None:
         pairs = read_csv(options.csv, options.baseline)
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
+        found = decide(pairs, Question(equal_seeds=equal, **limits))
         say(_lines(options, pairs, [pair.name for pair in pairs], found, Asked()))
         return 0
     work, name = WorkDir(options.work_dir), results_name(options)
     plan, records = fetch_results(work, name, options.origin, words_of(options))
     costs = fetch_costs(work, name, options.origin)
-    pairs, found = decide_plan(plan, records, costs, options.max_cost)
+    pairs, found = decide_plan(plan, records, costs, **limits)
     if not pairs:
         raise UserError(f"grid {name}: no plain student has finished, and gains are over it")
     names = [f"{pair.teacher}:{pair.student}" for pair in pairs]

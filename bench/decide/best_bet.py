@@ -131,6 +131,7 @@ def chances(
     rows: Mapping[str, Mapping[int, float]],
     methods: Collection[str],
     competing: Collection[str],
+    draws: int = DRAWS,
 ) -> tuple[Chance, ...]:
     """What is believed of the reference and each competing row, by falling gain.
 
@@ -147,7 +148,7 @@ def chances(
         table([rows[name] for name in names]), np.array([name in methods for name in shared])
     )
     gains, better = found.weights @ found.means, found.better()
-    best = found.best(np.array([name in competing for name in shared]))
+    best = found.best(np.array([name in competing for name in shared]), draws)
     numbers = zip([0.0, *gains], [0.0, *better], best, strict=True)
     believed = [
         Chance(name, *map(float, three))

@@ -4,20 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from bench.decide.best_bet import Chance, chances, still_in_the_race
+from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
 from bench.decide.finalists import too_dear
-from bench.decide.over_pairs import Overall, over_pairs
+from bench.decide.over_pairs import Overall, Teachers, between_teachers, over_pairs
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
     Claim,
     Family,
     Within,
+    all_within_margin,
     margin_for,
     prove,
     within_margin,
 )
+from bench.faults import UserError
 from bench.statistics import (
     ALPHA,
     Interval,
@@ -36,14 +38,20 @@ class Question:
     """What is asked of the evidence.
 
     Attributes:
+        against: the row that the others are held against; None for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
+        margin: accuracy that does not matter; None for `margin_for` the pair's test set.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
+        draws: Monte-Carlo draws behind P(best).
     """
 
+    against: str | None = None
     max_cost: float | None = None
+    margin: float | None = None
     extend: int = 0
     equal_seeds: bool = False
+    draws: int = DRAWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,7 @@ class Answer:
     """The answer for one pair, on this test set.
 
     Attributes:
-        reference: the plain student, by its name in the evidence.
+        reference: the row that the others are held against.
         margin: accuracy that does not matter.
         claims: of every finalist against the reference.
         against_longer: of every method against the longer-trained student, the teacher's price.
@@ -79,8 +87,9 @@ class Answer:
         chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
+        no_help: whether no finalist gains more than the margin.
         settle: what could prove the best bet; None if a row is proven.
-        teachers: how many the named row's gain was measured with; 0 where that is unknown.
+        teachers: how the named row's gain depends on the teacher; None where that is unknown.
     """
 
     pair: str
@@ -98,8 +107,9 @@ class Answer:
     chances: tuple[Chance, ...] = ()
     in_the_race: tuple[str, ...] = ()
     as_good: tuple[Within, ...] = ()
+    no_help: Within | None = None
     settle: Settle | None = None
-    teachers: int = 0
+    teachers: Teachers | None = None
 
     def claim(self, row: str | None) -> Claim | None:
         """What is claimed of a row; None if it is no finalist."""
@@ -129,17 +139,17 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
-    row is named, never what is proven.
+    row is named, never what is proven. UserError if `against` names no finalist of a pair.
     """
     asked = question or Question()
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
-    families = [Family(pair.student, pair.finalists) for pair in pairs]
+    families = [_family(pair, asked.against) for pair in pairs]
     claims = prove(families, alphas)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
     answers = [
-        _named(_claimed(pair, found, priced, asked, len(pairs)), pair)
-        for pair, found, priced in zip(pairs, claims, longer, strict=True)
+        _named(_claimed(pair, family, found, priced, asked, len(pairs)), pair, family, asked.draws)
+        for pair, family, found, priced in zip(pairs, families, claims, longer, strict=True)
     ]
     alpha = alphas[max((pair.look for pair in pairs), default=1) - 1]
     behind = [_behind(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
@@ -147,14 +157,30 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     count = sum(map(len, claims))
     finished = []
     for pair, family, answer, cheaper in zip(pairs, families, answers, as_good, strict=True):
-        gains = family.differences(pair.look).get(answer.named or "", [])
-        settle = _settle(answer, gains, asked.extend, count)
-        teachers = _teachers(pair, family, answer.named)
-        finished.append(replace(answer, as_good=cheaper, settle=settle, teachers=teachers))
+        gains = {row: d for row, d in family.differences(pair.look).items() if len(d) > 1}
+        answer = replace(
+            answer,
+            as_good=cheaper,
+            no_help=all_within_margin(gains, answer.margin, alpha, len(pairs)),
+            settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
+            teachers=_teachers(pair, family, answer.named),
+        )
+        finished.append(answer)
     if not asked.equal_seeds:
         return Decision(tuple(finished))
     rows = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
     return Decision(tuple(finished), over_pairs([family.differences(look=1) for family in rows]))
+
+
+def _family(pair: Pair, against: str | None) -> Family:
+    known = {row.name: row for row in (pair.student, *pair.finalists)}
+    reference = known.pop(against or pair.student.name, None)
+    if reference is None:
+        raise UserError(
+            f"{pair.name}: got {against!r} to hold the others against, wanted a row with "
+            f"confirmation seeds: {', '.join(known)}"
+        )
+    return Family(reference, tuple(known.values()))
 
 
 def _longer_family(pair: Pair) -> Family:
@@ -179,6 +205,7 @@ def _behind(pair: Pair, answer: Answer) -> dict[str, list[float]]:
 
 def _claimed(
     pair: Pair,
+    family: Family,
     claims: tuple[Claim, ...],
     against_longer: tuple[Claim, ...],
     asked: Question,
@@ -189,8 +216,8 @@ def _claimed(
     gains = any(claim.proven for claim in claims if claim.row in longer)
     return Answer(
         pair=pair.name,
-        reference=pair.student.name,
-        margin=margin_for(pair.test_images),
+        reference=family.reference.name,
+        margin=margin_for(pair.test_images) if asked.margin is None else asked.margin,
         claims=claims,
         against_longer=against_longer,
         excluded={
@@ -200,26 +227,28 @@ def _claimed(
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
-        recipe_too_short=gains,
+        recipe_too_short=gains and family.reference is pair.student,
     )
 
 
-def _named(answer: Answer, pair: Pair) -> Answer:
+def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
     """Names a row, from what is proven and from what is believed."""
-    if problem := _problem(pair.finalists, pair.student, answer.excluded):
+    finalists = [row for row in family.rows if row.nameable]
+    if problem := _problem(finalists, family.reference, answer.excluded):
         return replace(answer, problem=problem)
-    others = [row for row in pair.rows if row is not pair.student]
+    others = [row for row in pair.rows if row is not family.reference]
     believed = chances(
-        {row.name: row.every_seed for row in (pair.student, *others)},
+        {row.name: row.every_seed for row in (family.reference, *others)},
         methods=[row.name for row in others if row.kind == METHOD],
         competing=[row.name for row in others if row.nameable and row.name not in answer.excluded],
+        draws=draws,
     )
-    allowed = {row.name for row in pair.finalists} - answer.excluded.keys()
+    allowed = {row.name for row in finalists} - answer.excluded.keys()
     bet = next(chance for chance in believed if chance.row in allowed)
-    reference = pair.student.every_seed
+    reference = family.reference.every_seed
     proven = {
         row.name: fmean(paired_differences(row.every_seed, reference))
-        for row in pair.finalists
+        for row in finalists
         if row.name in allowed and any(c.proven for c in answer.claims if c.row == row.name)
     }
     verdict = BEST_BET if bet.better >= SURE_ENOUGH else UNDECIDED
@@ -263,10 +292,12 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
     )
 
 
-def _teachers(pair: Pair, family: Family, named: str | None) -> int:
-    """How many teachers the named row's gain on confirmation seeds was measured with."""
-    seeds = {row.name: row.at_look(2).keys() for row in family.rows}.get(named or "", set())
-    taught = pair.teachers or {}
-    return len(
-        {taught[seed] for seed in seeds & family.reference.at_look(2).keys() & taught.keys()}
-    )
+def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
+    """How the named row's gain on confirmation seeds depends on the teacher."""
+    row = next((row for row in family.rows if row.name == named), None)
+    if row is None or pair.teachers is None:
+        return None
+    accuracies, reference = row.at_look(2), family.reference.at_look(2)
+    shared = accuracies.keys() & reference.keys() & pair.teachers.keys()
+    gains = {seed: accuracies[seed] - reference[seed] for seed in shared}
+    return between_teachers(gains, pair.teachers) if gains else None

@@ -1,4 +1,4 @@
-"""A row's mean gain over pairs."""
+"""A row's mean gain over pairs, and over the teachers of one pair."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bench.statistics import (
     ALPHA,
     Pooled,
+    between_groups,
     holm,
     mean_and_deviation,
     random_effects,
@@ -44,3 +45,24 @@ def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall,
         for (row, gain), p in zip(pooled.items(), adjusted, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -row.gain.interval.mean))
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What is known of a row's gain over different teachers.
+
+    `count` is how many it was measured with: the claim is about these. `deviation` is that of the
+    true gain between teachers, in accuracy; None with one teacher, or with one seed for each, where
+    it cannot be separated from the seeds'.
+    """
+
+    count: int
+    deviation: float | None
+
+
+def between_teachers(gains: Mapping[int, float], teachers: Mapping[int, str]) -> Teachers:
+    """Groups gains (seed -> row - student) by the teacher (seed -> its name)."""
+    groups: dict[str, list[float]] = {}
+    for seed in sorted(gains.keys() & teachers.keys()):
+        groups.setdefault(teachers[seed], []).append(gains[seed])
+    return Teachers(len(groups), between_groups(list(groups.values())))

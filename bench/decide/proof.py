@@ -142,6 +142,25 @@ def within_margin(
     ]
 
 
+def all_within_margin(
+    differences: Mapping[str, Sequence[float]], margin: float, alpha: float, pairs: int
+) -> Within | None:
+    """Whether every row's gain is below the margin: "no method helps by more than that".
+
+    An intersection-union test: the greatest p of the rows counts, without a correction over them,
+    and with Bonferroni's over the pairs of the grid. Returns what was found of the row that is
+    furthest from it; None without rows.
+
+    Source:
+        Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24, 1982.
+    """
+    p = {row: _p(values, margin) for row, values in differences.items()}
+    row = max(p, key=lambda name: p[name], default=None)
+    if row is None:
+        return None
+    return _within(row, differences[row], margin, min(1.0, pairs * p[row]), alpha, pairs)
+
+
 def _p(differences: Sequence[float], margin: float) -> float:
     """One-sided p that the mean difference is the margin or more; 1 without a spread."""
     mean, deviation = mean_and_deviation(differences)

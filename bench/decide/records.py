@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from bench.cost.costs import Costs
 from bench.decide.decision import Decision, Question, decide
@@ -32,19 +33,19 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
 
 
 def decide_plan(
-    plan: Plan, records: Mapping[str, Record], costs: Costs, max_cost: float | None = None
+    plan: Plan, records: Mapping[str, Record], costs: Costs, **limits: Any
 ) -> tuple[dict[PairId, Pair], Decision]:
     """The evidence of a grid, and its answers in the order of the pairs; see `question_of`."""
     pairs = pairs_of(plan, records, costs)
-    return pairs, decide(list(pairs.values()), question_of(plan, max_cost))
+    return pairs, decide(list(pairs.values()), question_of(plan, **limits))
 
 
-def question_of(plan: Plan, max_cost: float | None = None) -> Question:
-    """The question that a grid's design asks, with the reader's limit on costs."""
+def question_of(plan: Plan, **limits: Any) -> Question:
+    """The question that a grid's design asks, with the reader's limits as fields of `Question`."""
     seeds = plan.config.get("seeds")
     if not isinstance(seeds, Mapping):
-        return Question(equal_seeds=True, max_cost=max_cost)
-    return Question(extend=seeds.get("extend", 0), max_cost=max_cost)
+        return Question(equal_seeds=True, **limits)
+    return Question(extend=seeds.get("extend", 0), **limits)
 
 
 def numbers_of_cells(

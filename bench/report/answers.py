@@ -45,6 +45,8 @@ def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     lines.append(f"  {bet}: {bet_text(answer, pair)}")
     race = "; ".join(row_title(row) for row in answer.in_the_race)
     lines.append(f"  still in the race: {race}")
+    if answer.no_help is not None and answer.no_help.shown:
+        lines.append(f"  shown: no row gains more than {100 * answer.margin:.1f} points")
     return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]
 
 
@@ -73,8 +75,13 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
         found.append("every row has the same seeds: claims about a single pair are exploratory.")
-    if answer.teachers > 1:
-        found.append(f"the claim is for these {answer.teachers} teachers.")
+    teachers = answer.teachers
+    if teachers is not None and teachers.count > 1:
+        text = f"the claim is for these {teachers.count} teachers"
+        if teachers.deviation is not None:
+            spread = f"{100 * teachers.deviation:.1f} points (standard deviation)"
+            text += f"; the gain differs between them by {spread}"
+        found.append(f"{text}.")
     return found
 
 
