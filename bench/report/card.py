@@ -203,7 +203,9 @@ def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
     if not found.overall:
         claims = [c for a in answers.values() if (c := a.claim(longer.label)) is not None]
         gains = [claim.gain.mean for claim in claims if claim.gain is not None]
-    text = f"{lead}training the student alone for {times} gives {range_text(gains, points)} points"
+    low, high = points(min(gains)), points(max(gains))
+    bought = f"{low} points" if low == high else f"{low} to {high} points, depending on the pair"
+    text = f"{lead}training the student alone for {times} gives {bought}"
     beaten = []
     for key, answer in answers.items():
         # The finalist of the highest gain that needs a teacher.
