@@ -144,7 +144,8 @@ def test_accuracy_and_exports_are_of_the_file_under_its_own_preprocessing(
 
 def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures):
     teacher = {"weights": "mine.pth", "fine_tune": {"epochs": 2, "learning_rate": 1e-12}}
-    record = run(folder, teacher=teacher, models={}, pairs=["torchvision/resnet18:cnn2"])
+    pairs = ["torchvision/resnet18:cnn2"]
+    record = run(folder, teacher=teacher, models={}, pairs=pairs, seeds=1)
     (tuned,) = (record[key] for key in [("teacher", 0)])
     assert tuned.final["epochs"] == 2
     assert tuned.cell["recipe"]["epochs"] == 2
