@@ -40,7 +40,6 @@ class Question:
     Attributes:
         against: the row that the others are held against; None for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
-        margin: accuracy that does not matter; None for `margin_for` the pair's test set.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
         draws: Monte-Carlo draws behind P(best).
@@ -48,7 +47,6 @@ class Question:
 
     against: str | None = None
     max_cost: float | None = None
-    margin: float | None = None
     extend: int = 0
     equal_seeds: bool = False
     draws: int = DRAWS
@@ -87,7 +85,7 @@ class Answer:
         chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
-        no_help: whether no finalist gains more than the margin.
+        no_help: whether it is shown that no finalist gains more than the margin.
         settle: what could prove the best bet; None if a row is proven.
         teachers: how the named row's gain depends on the teacher; None where that is unknown.
     """
@@ -107,7 +105,7 @@ class Answer:
     chances: tuple[Chance, ...] = ()
     in_the_race: tuple[str, ...] = ()
     as_good: tuple[Within, ...] = ()
-    no_help: Within | None = None
+    no_help: bool = False
     settle: Settle | None = None
     teachers: Teachers | None = None
 
@@ -161,7 +159,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
         answer = replace(
             answer,
             as_good=cheaper,
-            no_help=all_within_margin(gains, answer.margin, alpha, len(pairs)),
+            no_help=all_within_margin(gains.values(), answer.margin, alpha, len(pairs)),
             settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
             teachers=_teachers(pair, family, answer.named),
         )
@@ -217,7 +215,7 @@ def _claimed(
     return Answer(
         pair=pair.name,
         reference=family.reference.name,
-        margin=margin_for(pair.test_images) if asked.margin is None else asked.margin,
+        margin=margin_for(pair.test_images),
         claims=claims,
         against_longer=against_longer,
         excluded={

@@ -1,7 +1,7 @@
 """Which finalists are proven better than a reference, and which are as good within a margin."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import special
@@ -143,22 +143,17 @@ def within_margin(
 
 
 def all_within_margin(
-    differences: Mapping[str, Sequence[float]], margin: float, alpha: float, pairs: int
-) -> Within | None:
+    differences: Iterable[Sequence[float]], margin: float, alpha: float, pairs: int
+) -> bool:
     """Whether every row's gain is below the margin: "no method helps by more than that".
 
     An intersection-union test: the greatest p of the rows counts, without a correction over them,
-    and with Bonferroni's over the pairs of the grid. Returns what was found of the row that is
-    furthest from it; None without rows.
+    and with Bonferroni's over the pairs of the grid. Without rows nothing is shown.
 
     Source:
         Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24, 1982.
     """
-    p = {row: _p(values, margin) for row, values in differences.items()}
-    row = max(p, key=lambda name: p[name], default=None)
-    if row is None:
-        return None
-    return _within(row, differences[row], margin, min(1.0, pairs * p[row]), alpha, pairs)
+    return pairs * max((_p(values, margin) for values in differences), default=1.0) <= alpha
 
 
 def _p(differences: Sequence[float], margin: float) -> float:

@@ -45,7 +45,7 @@ def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     lines.append(f"  {bet}: {bet_text(answer, pair)}")
     race = "; ".join(row_title(row) for row in answer.in_the_race)
     lines.append(f"  still in the race: {race}")
-    if answer.no_help is not None and answer.no_help.shown:
+    if answer.no_help:
         lines.append(f"  shown: no row gains more than {100 * answer.margin:.1f} points")
     return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]
 
