@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from bench.models.network import STAGES, Network, modes_restored, refused, tap_shapes
+from bench.models.network import (
+    STAGES,
+    Network,
+    evenly_spaced,
+    modes_restored,
+    not_in_place,
+    refused,
+    tap_shapes,
+)
 from bench.registry import unknown
 
 if TYPE_CHECKING:
@@ -102,7 +110,7 @@ def find_taps(
 
     if isinstance(model, models.VisionTransformer):
         blocks = [f"encoder.layers.{n}" for n, _ in model.encoder.layers.named_children()]
-        ends = [blocks[round((k + 1) * len(blocks) / STAGES) - 1] for k in range(STAGES)]
+        ends = [blocks[place] for place in evenly_spaced(len(blocks))]
         return {f"stage{k}": path for k, path in enumerate(ends, start=1)}
     _, height, width = image_shape
     sizes: dict[tuple[int, int], list[str]] = {}
@@ -224,9 +232,7 @@ class TorchvisionNetwork(Network):
         """
         super().__init__()
         self.model, self.channels_last = model, _is_swin(model)
-        for module in model.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # pyright: ignore[reportArgumentType]
+        not_in_place(model)
         order = order or _node_names(model)
         patches = getattr(model, "image_size", 0) // getattr(model, "patch_size", 1)
         self.grid = (patches, patches) if patches else ()  # of a vision transformer

@@ -85,6 +85,24 @@ class Normalised(Network):
         return self.network.view(images * self.scale + self.shift, taps)
 
 
+def evenly_spaced(count: int) -> list[int]:
+    """Positions of up to `STAGES` of so many blocks, the last one among them.
+
+    Example:
+        >>> evenly_spaced(12), evenly_spaced(3)
+        ([2, 5, 8, 11], [0, 1, 2])
+    """
+    places = {round((k + 1) * count / STAGES) - 1 for k in range(STAGES)}
+    return sorted(place for place in places if place >= 0)
+
+
+def not_in_place(network: nn.Module) -> None:
+    """Makes every activation return a new tensor: one that changes its input spoils a tap."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # pyright: ignore[reportArgumentType]
+
+
 @contextmanager
 def refused(name: str, image_shape: tuple[int, ...]) -> Iterator[None]:
     """Says in one line which network cannot be built for which images, and why."""

@@ -9,7 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bench.models.network import STAGES, Network, modes_restored, refused
+from bench.models.network import (
+    STAGES,
+    Network,
+    evenly_spaced,
+    modes_restored,
+    not_in_place,
+    refused,
+)
 from bench.registry import unknown
 
 
@@ -61,9 +68,7 @@ class TimmNetwork(Network):
         """Runs the model once to find its maps; ValueError if its classifier is not linear."""
         super().__init__()
         self.model = model
-        for module in model.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False
+        not_in_place(model)
         if not isinstance(model.get_classifier(), nn.Linear):
             kind = type(model.get_classifier()).__name__
             raise ValueError(f"its classifier is a {kind}, wanted one nn.Linear")
@@ -71,10 +76,8 @@ class TimmNetwork(Network):
         with modes_restored(model), torch.no_grad():
             maps = model.eval().forward_intermediates(images, intermediates_only=True)
             deepest = {tuple(x.shape[2:]): place for place, x in enumerate(maps)}
-            places = sorted(deepest.values())[-STAGES:]
-            if len(deepest) == 1:
-                spaced = {round((k + 1) * len(maps) / STAGES) - 1 for k in range(STAGES)}
-                places = sorted(place for place in spaced if place >= 0)
+            alike = len(deepest) == 1
+            places = evenly_spaced(len(maps)) if alike else sorted(deepest.values())[-STAGES:]
             self.places = {f"stage{k}": place for k, place in enumerate(places, start=1)}
             self.tap_names = (*self.places, "embedding", "logits")
             if not torch.equal(self(images), model(images)):
