@@ -12,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-
-class DamagedError(ValueError):
-    """A file that was truncated or changed after it was written; the message says how."""
+from bench.faults import DamagedError
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:

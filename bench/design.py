@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from bench.cell import Spec
 from bench.faults import UserError
-from bench.record import write_atomically
+from bench.record import SCHEMA, seal, unseal, write_atomically
 
 SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
 EQUAL = ""
@@ -107,20 +108,28 @@ def screening_digest(cell_ids: Sequence[str], design: Design, max_cost: float | 
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+@dataclass(frozen=True)
+class _Choices:
+    choices: tuple[Choice, ...]
+
+
 def read_choices(path: Path) -> tuple[Choice, ...] | None:
     """The choices that a command wrote; None if none did yet."""
     try:
-        return tuple(Choice(**value) for value in json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("["):  # of an earlier version
+            text = f'{{"schema": {SCHEMA}, "choices": {text}}}'
+        return unseal(_Choices, text, SCHEMA).choices
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the grid again") from None
+    except ValueError as error:
+        raise UserError(f"damaged: {path} ({error}); delete it and run the grid again") from None
 
 
 def write_choices_once(path: Path, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Writes the choices unless another command did; returns those that the file holds."""
-    text = json.dumps([choice.model_dump() for choice in choices], indent=1)
-    write_atomically(path, f"{text}\n", replace=False)
+    text = seal({"choices": [choice.model_dump() for choice in choices]}, SCHEMA)
+    write_atomically(path, text, replace=False)
     found = read_choices(path)
     assert found is not None  # written above, or by the other command
     return found

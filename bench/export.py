@@ -24,6 +24,7 @@ from bench.models.network import Network
 from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
+from bench.train.weights import read_weights
 from bench.workdir import WorkDir
 
 CARD = "student.json"  # the key under which every format holds the card
@@ -228,19 +229,19 @@ def find_row(plan: Plan, cell: str) -> Row:
 
 def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
     """The network of a finished cell, with its data and card; `choice` is for the card."""
-    record = work.store.read(row.cell_id)
+    record = work.store.load(row.cell_id)
     if record is None or record.status != FINISHED:
         state = f"{record.status}: {record.error}" if record else "not run"
         raise ExportError(f"{row.name} ({row.cell_id}) has no network: {state}")
     data = _data_of(record, work)
     statistics = data
     if record.cell["source"]:  # its weights expect images as its source saw them
-        source = work.store.read(record.cell["source"]["cell_id"])
+        source = work.store.load(record.cell["source"]["cell_id"])
         if source is None:
             raise ExportError(f"{row.name}: the record of its source is not in {work.store.root}")
         statistics = _data_of(source, work)
     card = _card(row, record, data, statistics, choice)
-    if record.cell["teacher"] and (taught_by := work.store.read(row.teacher_id)) is not None:
+    if record.cell["teacher"] and (taught_by := work.store.load(row.teacher_id)) is not None:
         told = weights_text(taught_by) or f"{taught_by.final['last_accuracy']:.1%}"
         card = card.model_copy(update={"teacher": f"{row.teacher}: {told}"})
     if record.cell.get("network_code", "") != zoo.model_code(card.model):
@@ -295,15 +296,8 @@ def _steps(data: DataSet, side: str, factor: int) -> tuple[str, ...]:
 
 
 def _network(card: Card, store: Store) -> Network:
-    path = store.folder(card.cell_id) / "weights.safetensors"
     network = zoo.build(card.model, len(card.classes), card.image_shape)
-    try:
-        network.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ExportError(
-            f"{card.name}: the weights in {path} cannot be used ({reason(error)}); start the grid "
-            "again to train it again"
-        ) from None
+    network.load_state_dict(read_weights(card.cell_id, store))
     return network.eval()
 
 

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """An error that the user of a command can mend: one line with what was wanted and the cure."""
 
 
+class DamagedError(UserError):
+    """A file that was truncated or changed after it was written; the message says which and how."""
+
+
 CODE_FAULTS = (
     ArithmeticError,
     AssertionError,

@@ -38,7 +38,8 @@ from bench.grid_fields import (
 )
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
-from bench.models.files import file_digest, find_weights
+from bench.models.files import find_weights
+from bench.record import file_digest
 from bench.registry import unknown
 
 GRIDS = Path(__file__).parent / "grids"

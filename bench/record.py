@@ -1,27 +1,36 @@
 """The plan of a grid (`Plan`) and the result of one cell (`Record`), as JSON files.
 
-Every table and MLflow run is made from records. Only the standard library is needed.
+Every table and MLflow run is made from records. Such a file holds a checksum of its content, and a
+record those of its cell's other files; files of earlier versions have none. Without torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from bench.faults import UserError
+from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
+
+from bench.faults import DamagedError, UserError, reason
 
 FINISHED, FAILED, NOT_APPLICABLE = "finished", "failed", "not_applicable"
 STATUSES = (FINISHED, FAILED, NOT_APPLICABLE)
+OUTSIDE = ("KilledError", "DamagedError", "LeaseLostError")  # errors that are no fault of a cell's
 SCHEMA = 1
+Kind = TypeVar("Kind")
+Number = Annotated[float, GetPydanticSchema(lambda kind, schema: schema(int | float | None))]
+"""A number of a file: whole ones stay whole, null stands for one that is not finite."""
 ARCHIVE = "records.jsonl.gz"
 """A grid's plan, then its records by cell id: one JSON object a line, committed with its tables."""
 
@@ -47,8 +56,10 @@ class Record:
             training resumed from a checkpoint; "earlier", the conditions of the processes before;
             "weights_file" and "weights_sha256", the name and hash of the file it started from.
         files: name -> path relative to the cell's folder.
+        digests: that path -> SHA-256 of the file; empty in records of earlier versions.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     cell_id: str
     cell: dict[str, Any]
     category: str
@@ -57,10 +68,11 @@ class Record:
     error: str = ""
     traceback: str = ""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    curves: dict[str, list[float | None]] = field(default_factory=dict)
-    final: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[Number | None]] = field(default_factory=dict)
+    final: dict[str, Number] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses an unknown status."""
@@ -68,14 +80,19 @@ class Record:
             raise ValueError(f"record {self.cell_id}: status {self.status!r} is not in {STATUSES}")
         check_file_names("record", [self.cell_id, *self.files.values()])
 
+    @property
+    def failed_from_outside(self) -> bool:
+        """Whether it failed by what was done to its process or its files: a next try may not."""
+        return self.status == FAILED and self.error.partition(":")[0] in OUTSIDE
+
     def to_json(self) -> str:
         """JSON with sorted keys: equal records give equal text."""
-        return dump_json({"schema": SCHEMA, **asdict(self)})
+        return seal(asdict(self), SCHEMA)
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """The record written by `to_json`; ValueError if it is not one."""
-        return cls(**_known_fields(cls, text))
+        """The record written by `to_json`; DamagedError if it is not one."""
+        return unseal(cls, text, SCHEMA)
 
 
 def weights_text(record: Record) -> str:
@@ -101,9 +118,11 @@ class Row:
         finalist: whether the row may be confirmed and named; false for controls and ablations.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     role: str
     data: str
-    axes: dict[str, float]
+    axes: dict[str, Number]
     teacher: str
     student: str
     label: str
@@ -131,6 +150,8 @@ class Row:
 class Plan:
     """An expanded grid: its name, its resolved fields, rows, and the fields of its `Choice`s."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     description: str
     config: dict[str, Any]
@@ -143,14 +164,12 @@ class Plan:
 
     def to_json(self) -> str:
         """JSON with sorted keys: equal plans give equal text."""
-        return dump_json({"schema": SCHEMA, **asdict(self)})
+        return seal(asdict(self), SCHEMA)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan written by `to_json`; ValueError if it is not one."""
-        values = _known_fields(cls, text)
-        values["rows"] = [Row(**row) for row in values["rows"]]
-        return cls(**values)
+        """The plan written by `to_json`; DamagedError if it is not one."""
+        return unseal(cls, text, SCHEMA)
 
     def cell_ids(self) -> list[str]:
         """The cells of the plan, in order of first mention."""
@@ -164,14 +183,57 @@ def check_file_names(what: str, names: Iterable[str]) -> None:
             raise ValueError(f"{what}: {name!r} is no plain file name (no '/', not '.' in front)")
 
 
-def _known_fields(kind: type, text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA:
-        raise ValueError(f"not a {kind.__name__} of schema {SCHEMA}")
-    wanted = {f.name for f in fields(kind)}
-    if unknown := set(values) - wanted:
-        raise ValueError(f"{kind.__name__} with unknown fields {sorted(unknown)}")
-    return values
+def seal(values: Mapping[str, object], schema: int) -> str:
+    """JSON of the values, of the version of their fields, and of their checksum."""
+    plain = _finite(values)
+    assert isinstance(plain, dict)
+    checksum = digest(json.dumps(plain, sort_keys=True))
+    return dump_json({"schema": schema, "sha256": checksum, **plain})
+
+
+def unseal(kind: type[Kind], text: str, schema: int) -> Kind:
+    """What `seal` wrote, as a dataclass; files of earlier versions have no checksum.
+
+    DamagedError for changed content, fields of other names or types, and any other text.
+    """
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("schema", None) != schema:
+            raise ValueError(f"not a {kind.__name__} of schema {schema}")
+        checksum = values.pop("sha256", None)
+        plain = json.dumps(values, sort_keys=True)
+        if checksum not in (None, digest(plain)):
+            raise ValueError("checksum differs")
+        return _adapter(kind).validate_json(plain, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise DamagedError(reason(ValueError(f"{where}: {first['msg']}"))) from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(reason(error)) from None
+
+
+@cache
+def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+    return TypeAdapter(kind)
+
+
+def digest(content: str | bytes) -> str:
+    """The SHA-256 of a text or of bytes, in hex."""
+    data = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, computed once while the file stays the same."""
+    state = path.stat()
+    return _file_digest(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _file_digest(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dump_json(value: object) -> str:
@@ -210,36 +272,76 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
 
 
 class Store:
-    """The folder of all cells: `<root>/<cell_id>/{record.json, weights.safetensors}`."""
+    """The folder of all cells: `<root>/<cell_id>/{record.json, weights.safetensors}`.
 
-    def __init__(self, root: Path) -> None:
+    `may_write` is called with a cell's id before anything of it is written; it raises where another
+    process trains that cell by now.
+    """
+
+    def __init__(
+        self, root: Path, may_write: Callable[[str], object] = lambda cell_id: None
+    ) -> None:
         """Creates nothing before the first write."""
-        self.root = root
+        self.root, self.may_write = root, may_write
 
     def folder(self, cell_id: str) -> Path:
         """The folder of one cell; it need not exist yet."""
         return self.root / cell_id
 
-    def read(self, cell_id: str) -> Record | None:
-        """The cell's record; None if it is missing or damaged, so that the cell runs again."""
+    def load(self, cell_id: str) -> Record | None:
+        """The cell's record; None if there is none, DamagedError if it cannot be believed."""
+        path = self.folder(cell_id) / "record.json"
         try:
-            return Record.from_json((self.folder(cell_id) / "record.json").read_text())
-        except (FileNotFoundError, ValueError, TypeError):
+            record = Record.from_json(path.read_text(encoding="utf-8"))
+            if record.cell_id != cell_id:
+                raise ValueError(f"it is the record of cell {record.cell_id}")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DamagedError(f"damaged: {path} ({error})") from None
+        return record
+
+    def read(self, cell_id: str) -> Record | None:
+        """The same, but None for a damaged record: its cell trains again."""
+        try:
+            return self.load(cell_id)
+        except DamagedError:
             return None
 
-    def write(self, record: Record) -> None:
-        """Writes the record after all other files, so that a cell with a record is complete."""
-        write_atomically(self.folder(record.cell_id) / "record.json", record.to_json())
+    def file(self, record: Record, name: str) -> Path:
+        """One of a record's files; DamagedError if it is missing or changed."""
+        path = self.folder(record.cell_id) / record.files[name]
+        if not path.is_file():
+            raise DamagedError(f"damaged: {path} (missing)")
+        found = file_digest(path)
+        if record.digests.get(path.name, found) != found:
+            raise DamagedError(f"damaged: {path} (checksum differs)")
+        return path
+
+    def write(self, record: Record, contents: Mapping[str, bytes] | None = None) -> None:
+        """Writes the contents of a cell's files, by name, and last its record with their digests.
+
+        So a cell with a record is complete.
+        """
+        folder, contents = self.folder(record.cell_id), contents or {}
+        self.may_write(record.cell_id)
+        for name, content in contents.items():
+            write_atomically(folder / record.files[name], content)
+        new = {record.files[name]: digest(content) for name, content in contents.items()}
+        self.may_write(record.cell_id)  # the files may have taken long
+        whole = replace(record, digests=record.digests | new)
+        write_atomically(folder / "record.json", whole.to_json())
 
     def discard(self, cell_id: str) -> None:
         """Deletes a cell's record, so that it counts as not run, and half-written files."""
+        self.may_write(cell_id)
         folder = self.folder(cell_id)
         for path in (folder / "record.json", *folder.glob(".*")):
             path.unlink(missing_ok=True)
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
-        """Cell id -> record, in the given order, without cells that have no record."""
-        found = ((cell_id, self.read(cell_id)) for cell_id in cell_ids)
+        """Cell id -> record, in the given order, without cells that have none; see `load`."""
+        found = ((cell_id, self.load(cell_id)) for cell_id in cell_ids)
         return {cell_id: record for cell_id, record in found if record is not None}
 
 
@@ -265,13 +367,15 @@ def read_archive(path: Path) -> tuple[Plan, dict[str, Record]]:
         first, *lines = content.decode().splitlines()
         plan = Plan.from_json(first)
         records = {record.cell_id: record for record in map(Record.from_json, lines)}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}; run the grid again") from None
+    except ValueError as error:
+        raise UserError(f"damaged: {path} ({error}); run the grid again") from None
     return plan, {cell_id: records[cell_id] for cell_id in plan.cell_ids() if cell_id in records}
 
 
 def _in_one_line(text: str) -> str:
-    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    """Without the checksum: gzip has one of its own."""
+    values = {key: value for key, value in json.loads(text).items() if key != "sha256"}
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
 def _unpacked(packed: bytes) -> bytes | None:

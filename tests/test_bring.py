@@ -12,10 +12,10 @@ from torchvision.models import resnet18
 
 from bench.cli import main
 from bench.models import zoo
-from bench.models.files import WeightsError, file_digest, find_weights, fitted, read_state
+from bench.models.files import WeightsError, find_weights, fitted, read_state
 from bench.models.folding import folded
 from bench.models.network import Normalised, tap_shapes
-from bench.record import Plan, Record
+from bench.record import Plan, Record, file_digest
 from bench.workdir import WorkDir
 
 # Colour images, so that torchvision's networks can read them.

@@ -163,7 +163,7 @@ def test_costs_survive_their_file(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', '{"schema": 5, "records": [{}]}'])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "cost.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is damaged .*remove it and profile again") as told:
+    with pytest.raises(ValueError, match=r"damaged: .*remove it and profile again") as told:
         read_costs(tmp_path / "cost.json")
     assert "\n" not in str(told.value)
 

@@ -126,7 +126,7 @@ def test_of_many_commands_at_once_one_writes_the_choice(tmp_path):
 def test_a_damaged_choice_is_named(tmp_path):
     path = tmp_path / "finalists-0.json"
     path.write_text('[{"data": "d"}]')
-    with pytest.raises(UserError, match=r"finalists-0\.json is damaged"):
+    with pytest.raises(UserError, match=r"damaged: .*finalists-0\.json"):
         read_choices(path)
 
 

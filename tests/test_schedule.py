@@ -10,7 +10,7 @@ from lessons import cell, dataset, plain_cell, recipe
 from bench.cost.footprint import Footprint
 from bench.data.sources import Library
 from bench.launch.job import Job, WorkerConfig
-from bench.launch.resources import free_memory, worker_room
+from bench.launch.resources import free_memory, usable_cpus, worker_room
 from bench.launch.schedule import (
     cut,
     group_cells,
@@ -119,16 +119,62 @@ def test_a_cohort_is_cut_into_balanced_parts_that_fit():
     assert cut(cohort(2), 0, length, lambda cells: False) == [[c] for c in cohort(2)]
 
 
-def test_free_memory_is_the_systems_or_what_the_container_may_still_use(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  9000 kB\nMemFree: 10 kB\nMemAvailable:   4000 kB\n")
-    assert free_memory(meminfo, tmp_path) == 4000 * 1024
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    assert free_memory(meminfo, tmp_path) == 2_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(meminfo, tmp_path) == 4000 * 1024
-    assert free_memory(tmp_path / "none", tmp_path / "none") is None
+V2 = ("memory.max", "memory.current", "inactive_file", "max")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", f"{2**63 - 4096}")
+
+
+@pytest.mark.parametrize(
+    ("line", "mount", "names"),
+    [
+        ("0::/slurm/job_7/step_0", "", V2),
+        ("0::/slurm/job_7/step_0", "unified", V2),
+        ("4:memory:/slurm/job_7/step_0", "memory", V1),
+        ("4:cpu,memory:/slurm/job_7/step_0", "memory", V1),
+    ],
+)
+def test_free_memory_is_the_systems_or_what_any_group_above_may_still_use(
+    tmp_path, line, mount, names
+):
+    most, used, cache, unlimited = names
+    assert free_memory(tmp_path) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    table = "MemTotal:  9000 kB\nMemFree: 10 kB\nMemAvailable:   4000 kB\n"
+    (tmp_path / "proc/meminfo").write_text(table)
+    assert free_memory(tmp_path) == 4000 * 1024
+    (tmp_path / "proc/self/cgroup").write_text(f"9:name=systemd:/user\n{line}\n")
+    groups = [tmp_path / "sys/fs/cgroup" / mount]
+    for part in ("slurm", "job_7", "step_0"):
+        groups.append(groups[-1] / part)
+    assert free_memory(tmp_path) == 4000 * 1024
+    groups[-1].mkdir(parents=True)
+    for group in groups[1:]:  # the first has no limit in version 2
+        (group / most).write_text(f"{unlimited}\n")
+        (group / used).write_text("1000000\n")
+    assert free_memory(tmp_path) == 4000 * 1024
+    for group, limit in zip(groups[1:], (3_000_000, 2_500_000, 2_900_000), strict=True):
+        (group / most).write_text(f"{limit}\n")
+    assert free_memory(tmp_path) == 1_500_000  # the job's
+    (groups[2] / "memory.stat").write_text(f"anon 500\n{cache} 300000\n")
+    assert free_memory(tmp_path) == 1_800_000
+    (groups[1] / used).write_text("3500000\n")
+    assert free_memory(tmp_path) == 0
+
+
+def test_a_container_that_is_told_its_hosts_path_finds_its_own_limit(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/docker/0123\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("300\n")
+    (group / "memory.current").write_text("100\n")
+    assert free_memory(tmp_path) == 200
+
+
+@pytest.mark.parametrize(("asked", "cpus"), [("1", 1), ("999999", None), ("0", 1), ("", None)])
+def test_a_slurm_task_has_no_more_workers_than_it_asked_for(monkeypatch, asked, cpus):
+    before = usable_cpus()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
+    assert usable_cpus() == (cpus or before)
 
 
 def test_workers_share_the_memory():

@@ -1,6 +1,7 @@
 """What comes from outside can be wrong, but runs nothing and reaches no other folder."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_grid_that_asks_for_code_is_refused_before_it_runs(tmp_path):
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_names_in_plans_and_records_stay_in_their_folders(name):
-    text = plan().to_json()
+    text = re.sub(r',\n "sha256": "\w+"', "", plan().to_json())
     assert Plan.from_json(text) == plan()
     with pytest.raises(ValueError, match="no plain file name"):
         Plan(name=name, description="", config={}, rows=[])

@@ -117,7 +117,7 @@ def test_cells_without_files_have_no_figure_and_damaged_files_are_named(trained,
     path = tmp_path / plan.rows[0].cell_id / records[plan.rows[0].cell_id].files[STAGE]
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"damaged.*train its cell again"):
+    with pytest.raises(ValueError, match=r"damaged: .*checksum differs"):
         names((Store(tmp_path), plan, records), tmp_path)
 
 

@@ -6,13 +6,14 @@ Grids are imported where the words of a command change one: tables of others nee
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cost.costs import FILE, Costs, read_costs
-from bench.faults import UserError
+from bench.faults import DamagedError, UserError
 from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive
 from bench.tracking import Mirror
 from bench.workdir import WorkDir
@@ -83,23 +84,33 @@ def fetch_results(
     """
     if origin == "mlflow":
         return Mirror(work.root, grid).fetch()
+    command = f"run_all.py {words or f'--grid {grid}'}"
     try:
-        plan = _read_plan(work, grid)
-        return plan, work.store.read_all(plan.cell_ids())
+        with mended_by(command):
+            plan = _read_plan(work, grid)
+            return plan, work.store.read_all(plan.cell_ids())
     except (FileNotFoundError, NotADirectoryError):
         pass
     try:
         return read_archive(work.grid(grid) / ARCHIVE)
     except OSError:
-        command = f"run_all.py {words or f'--grid {grid}'}"
         raise UserError(f"no results of grid {grid!r} under {work.root}; run: {command}") from None
+
+
+@contextlib.contextmanager
+def mended_by(command: str) -> Iterator[None]:
+    """Says with what is damaged which command makes it anew."""
+    try:
+        yield
+    except DamagedError as error:
+        raise UserError(f"{error}; make it anew: {command}") from None
 
 
 def _read_plan(work: WorkDir, grid: str) -> Plan:
     try:
         return Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{work.plan(grid)} is damaged ({error}); run the grid again") from None
+    except ValueError as error:
+        raise DamagedError(f"damaged: {work.plan(grid)} ({error})") from None
 
 
 def words_of(options: argparse.Namespace) -> str:

@@ -5,12 +5,13 @@ import re
 import sys
 
 from bench.cli.outputs import mirror_files, render, write
-from bench.cli.recorded import fetch_costs, fetch_results, results_name, words_of
+from bench.cli.recorded import fetch_costs, fetch_results, mended_by, results_name, words_of
 from bench.cli.terminal import say, width
 from bench.faults import UserError
 from bench.launch.leases import Leases
 from bench.launch.mirroring import send_records, sole_mirror
-from bench.record import Plan, Record, Row, write_atomically
+from bench.models.files import checksum_file
+from bench.record import Plan, Record, Row, digest, write_atomically
 from bench.report.results import findings
 from bench.report.winner import winner
 from bench.tracking import serve
@@ -55,7 +56,8 @@ def export(options: argparse.Namespace) -> int:
     plan, records = fetch_results(work, name, "records", words_of(options))
     row, why = _winner(work, plan, records) if options.winner else (find_row(plan, cells[0]), "")
     _check_trained(work, row, options, records)
-    trained = load_trained(row, work, why)
+    with mended_by(f"run_all.py {words_of(options)}"):
+        trained = load_trained(row, work, why)
     try:
         content, parity = pack(trained, options.format)
     except ParityError as error:
@@ -64,6 +66,8 @@ def export(options: argparse.Namespace) -> int:
     card = trained.card
     path = options.output or work.grid(plan.name) / "students" / file_name(card, options.format)
     write_atomically(path, content)
+    # Of the formats none has a checksum. In the form of sha256sum, which checks it, too.
+    write_atomically(checksum_file(path), f"{digest(content)}  {path.name}\n")
     say([why] if why else [])
     print(f"{card.name} ({card.cell_id}): {path}")
     print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")

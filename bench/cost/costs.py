@@ -7,12 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, NamedTuple
 
 from bench.faults import UserError
-from bench.record import FINISHED, dump_json
+from bench.record import FINISHED, seal, unseal
 
 FILE = "cost.json"
 SCHEMA = 5
@@ -184,26 +182,12 @@ class Costs:
 
     def to_json(self) -> str:
         """The same text for equal costs."""
-        return dump_json({"schema": SCHEMA, "records": [asdict(r) for r in self.records]})
+        return seal(asdict(self), SCHEMA)
 
     @classmethod
     def from_json(cls, text: str) -> Costs:
-        """The costs that `to_json` wrote; ValueError for any other text."""
-        try:
-            return cls(_FILE.validate_json(text).records)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole"
-            raise ValueError(f"{where}: {first['msg']}") from None
-
-
-@dataclass(frozen=True)
-class _File:
-    schema: Literal[5]
-    records: list[CostRecord]
-
-
-_FILE = TypeAdapter(_File)
+        """The costs that `to_json` wrote; DamagedError for any other text."""
+        return unseal(cls, text, SCHEMA)
 
 
 def read_costs(path: Path) -> Costs:
@@ -213,4 +197,4 @@ def read_costs(path: Path) -> Costs:
     except FileNotFoundError:
         return Costs()
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and profile again") from None
+        raise UserError(f"damaged: {path} ({error}); remove it and profile again") from None

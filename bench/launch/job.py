@@ -1,20 +1,29 @@
 """A job: the cells that one worker trains side by side, and what it needs to train them."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from bench.cell import Cell
 from bench.data.sources import Library
+from bench.faults import DamagedError
+from bench.launch.leases import check_held
 from bench.plugin import Plugin, plugged
 from bench.record import FINISHED, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.device import pick_device, set_numerics
 from bench.train.stream import open_stream
 
+logger = logging.getLogger(__name__)
+NEED_FAILED = "NeedFailed"
+Held = Mapping[str, Path]
+"""Cell id -> the file that stands for its lease; see `bench.launch.leases`."""
+
+NOTHING_HELD: Held = {}
 Report = Callable[[str, int, int, float | None], None]
 
 
@@ -66,12 +75,20 @@ class Job:
         return list({need.id: need for cell in self.cells for need in cell.needs}.values())
 
 
-def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
+def run_job(
+    job: Job,
+    config: WorkerConfig,
+    report: Report,
+    held: Held = NOTHING_HELD,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Trains the cells of a job in this process; each of them has a record afterwards.
 
-    What the job needs is finished. `report` is called after every epoch. Raises what concerns all
-    cells: the data or the teacher cannot be read, memory runs out, a file of the user's fails.
-    Cells without a record may be tried again.
+    What the job needs is finished. `report` is called after every epoch. Nothing is written of
+    cells whose leases, `held`, were taken over: LeaseLostError. Once `stopping` is true, the epoch
+    that runs is the last one: KilledError. Raises what concerns all cells, too: the data or the
+    teacher cannot be read, memory runs out, a file of the user's fails. Cells without a record may
+    be tried again.
     """
     # A command that has nothing to train does not wait for these.
     from bench.train.cohort import Cohort
@@ -79,7 +96,8 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
 
     with plugged(config.plugins):
         torch.set_num_threads(config.threads)
-        device, store, cell = pick_device(config.device), Store(config.store), job.cells[0]
+        device, cell = pick_device(config.device), job.cells[0]
+        store = Store(config.store, lambda cell_id: cell_id in held and check_held(held[cell_id]))
         set_numerics(cell)
         library = Library(config.data_root, config.cache)
         statistics = library.read(cell.source.data) if cell.source else None
@@ -87,26 +105,40 @@ def run_job(job: Job, config: WorkerConfig, report: Report) -> None:
         teacher = job.teacher and load_teacher(job.teacher, store, stream, device)
         folder, provenance = config.checkpoints, dict(config.provenance)
         checkpoints = Checkpoints(folder, config.checkpoint_seconds) if folder else None
-        cohort = Cohort(stream, teacher, store, device, report, provenance, checkpoints)
+        cohort = Cohort(stream, teacher, store, device, report, provenance, checkpoints, stopping)
         cohort.run(job.cells)
 
 
 def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[Cell]:
-    """The cells without a result; those that failed or were refused only with `retry_failed`."""
+    """The cells without a result; those that failed or were refused only with `retry_failed`.
+
+    What failed from outside is tried again, and so is what failed with the teacher that it needs.
+    """
+    states: dict[str, bool] = {}
 
     def is_done(cell: Cell) -> bool:
-        found = store.read(cell.id)
+        if cell.id not in states:
+            states[cell.id] = look(cell)
+        return states[cell.id]
+
+    def look(cell: Cell) -> bool:
+        try:
+            found = store.load(cell.id)
+            for name in found.files if found is not None else ():
+                store.file(found, name)
+        except DamagedError as error:
+            _name(f"{error}; its cell is trained again: {cell}")
+            return False
         if found is None or found.status == FINISHED:
-            return found is not None and _opens(store.folder(cell.id))
-        return not retry_failed
+            return found is not None
+        if found.error.startswith(NEED_FAILED) and not all(map(is_done, cell.needs)):
+            return False
+        return not (retry_failed or found.failed_from_outside)
 
     return [cell for cell in cells if not is_done(cell)]
 
 
-def _opens(folder: Path) -> bool:
-    """Whether the weights exist and are complete: the file's header says how long it is."""
-    try:
-        with safe_open(folder / "weights.safetensors", framework="numpy"):
-            return True
-    except (OSError, SafetensorError):
-        return False
+@cache
+def _name(damage: str) -> None:
+    """Warns of each damage once, however often the same is found."""
+    logger.warning(damage)

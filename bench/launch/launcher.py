@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bench.cell import Cell
-from bench.launch.job import Job, Report, WorkerConfig
-from bench.launch.leases import Leases
+from bench.launch.job import NEED_FAILED, Held, Job, Report, WorkerConfig
+from bench.launch.leases import Leases, check_held
 from bench.record import FAILED, FINISHED, Store
 from bench.train.device import is_out_of_memory
 from bench.train.failure import fail, record_without_result
@@ -48,7 +48,7 @@ class Launcher(ABC, Generic[Handle]):
     def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
         """Starts nothing. `report` is called after every epoch, in this process."""
         self.config, self.report, self.leases = config, report, leases
-        self.store = Store(config.store)
+        self.store = Store(config.store, lambda cell_id: check_held(leases.generation(cell_id)))
         self.waiting: list[Job] = []
         self.running: dict[Handle, Job] = {}
         self.elsewhere: list[Job] = []
@@ -127,7 +127,7 @@ class Launcher(ABC, Generic[Handle]):
 
     def _is_ready(self, job: Job) -> bool:
         missing = {need.id for need in job.needs} - self._recorded  # each is parsed once
-        self._recorded |= self.store.read_all(missing).keys()
+        self._recorded |= {cell_id for cell_id in missing if self.store.read(cell_id)}
         return missing <= self._recorded
 
     def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
@@ -148,6 +148,10 @@ class Launcher(ABC, Generic[Handle]):
         if left:
             self.waiting.insert(0, Job(tuple(left)))
         yield from self._release_all_but(left, job)
+
+    def held(self, job: Job) -> Held:
+        """The leases of a job's cells, for who runs it; see `bench.launch.job.run_job`."""
+        return {cell.id: self.leases.generation(cell.id) for cell in job.cells}
 
     def without_record(self, job: Job) -> list[Cell]:
         """The cells of a job that have no record."""
@@ -205,6 +209,6 @@ def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
             continue
         record = found[need.id]
         reason = record.error if record is not None else "it has no record"
-        error = f"NeedFailed: {need}, which it learns from, did not finish: {reason}"
+        error = f"{NEED_FAILED}: {need}, which it learns from, did not finish: {reason}"
         store.write(record_without_result(cell, FAILED, error, config.provenance))
     return Job(tuple(kept))

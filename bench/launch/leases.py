@@ -143,6 +143,10 @@ class Leases:
                 file.write(RELEASED)
                 file.truncate()
 
+    def generation(self, name: str) -> Path:
+        """The file that stands for a lease of this process; see `check_held`."""
+        return self._held[name].absolute()
+
     def holder(self, name: str) -> str | None:
         """The living process that holds the lease, in words; None if there is no other."""
         latest = _latest(self._names / name)
@@ -203,6 +207,17 @@ class Leases:
             with contextlib.suppress(FileNotFoundError):
                 return "unknown" if self._is_recent(path.stat().st_mtime) else None
         return owner if owner and owner != RELEASED and self._lives(owner) else None
+
+
+def check_held(generation: Path) -> None:
+    """LeaseLostError if the lease that this file stands for was taken over, or its folder is gone.
+
+    A network disk may still show older generations alone: that is none.
+    """
+    latest = _latest(generation.parent)
+    if latest is None or latest > generation:
+        name = generation.parent.name
+        raise LeaseLostError(f"another launcher took over {name} while this process was suspended")
 
 
 def _read(path: Path) -> str | None:

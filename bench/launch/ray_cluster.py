@@ -30,6 +30,7 @@ from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
 from bench.plugin import plugged
 from bench.train.device import pick_device
+from bench.train.failure import KilledError
 
 LOSSES = 3
 """A cell that loses this many nodes, with no epoch completed in between, counts as the cause."""
@@ -172,7 +173,7 @@ class RayTasks(Launcher[Any]):
 
     def submit(self, job: Job, alone: bool) -> Any:
         """See `Launcher.submit`."""
-        order = job, self.node_config, self.code, self.leases.heart.absolute()
+        order = job, self.node_config, self.held(job), self.code, self.leases.heart.absolute()
         options: dict[str, Any] = {"num_cpus": self.cluster.threads}
         if self.cluster.device == "cuda":
             each = self.cluster.gpus_per_job
@@ -204,7 +205,7 @@ class RayTasks(Launcher[Any]):
         except exceptions.OutOfMemoryError as error:
             failure = MemoryError(str(error))
         except exceptions.WorkerCrashedError:
-            failure = RuntimeError(DIED)
+            failure = KilledError(DIED)
         except exceptions.RayError as error:  # the node died, or cannot be reached
             failure = self._count_loss(job, error)
         else:
@@ -224,7 +225,7 @@ class RayTasks(Launcher[Any]):
         for cell in job.cells:
             del self.losses[cell.id]
         why = str(error).partition("\n")[0] or type(error).__name__
-        return RuntimeError(f"it lost {LOSSES} nodes: {why}")
+        return KilledError(f"it lost {LOSSES} nodes: {why}")
 
     def _wait_for_records(self, job: Job) -> None:
         """Waits until the records of a job that ended can be seen here."""
@@ -258,12 +259,12 @@ def _task_body() -> Callable[[bytes, Any], str | None]:
             from bench.launch.job import run_job
 
             missing_here = import_module("bench.launch.ray_cluster").missing_here
-            job, config, code, heartbeat = pickle.loads(order)
+            job, config, held, code, heartbeat = pickle.loads(order)
         except (ImportError, AttributeError) as error:
             return f"{node}: this kd-bench is not installed ({error})"
         if missing := missing_here(job, config, code, heartbeat):
             return f"{node}: {missing}"
-        run_job(job, config, lambda *event: events.put(event))
+        run_job(job, config, lambda *event: events.put(event), held)
         return None
 
     return run_on_node

@@ -2,20 +2,28 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
+CONTROLS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Files of a control group, version 2 and 1: limit, use, and the part of it that is given up."""
+
 SAFE = 0.8
 """Part of the free memory that plans may fill: estimates are rough, and others need some."""
 
 
 def usable_cpus() -> int:
-    """The CPUs that this process may run on; all of the machine where the system does not say."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The CPUs that this process may run on; all of the machine where the system does not say.
+
+    No more than a task of Slurm asked for, which not every cluster enforces.
+    """
+    # macOS knows no affinity.
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min(found or 1, int(asked) if asked.isdecimal() else found or 1))
 
 
 def worker_room(devices: Sequence[str]) -> int | None:
@@ -30,21 +38,43 @@ def worker_room(devices: Sequence[str]) -> int | None:
     return min(round(SAFE * free / devices.count(device)) for device, free in free_on.items())
 
 
-def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Bytes that new processes may fill: what the system has, or what its container may still use.
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that new processes may fill: what the system has, or what their groups may still use.
 
-    `meminfo` is the kernel's table, `cgroup` the folder of the container, version 2.
+    None if the system does not say. `root` is the folder of `proc` and `sys`.
     """
     limits = []
     with contextlib.suppress(FileNotFoundError):
-        found = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        found = dict(line.split(":", 1) for line in lines)
         limits.append(int(found["MemAvailable"].split()[0]) * 1024)
-    with contextlib.suppress(FileNotFoundError):
-        most = (cgroup / "memory.max").read_text().strip()
-        if most != "max":
-            used = int((cgroup / "memory.current").read_text())
-            limits.append(max(0, int(most) - used))
+    for group in _memory_groups(root):
+        for most, used, cache in CONTROLS:
+            # "max" is no number: no limit.
+            with contextlib.suppress(OSError, ValueError):
+                left = int((group / most).read_text()) - int((group / used).read_text())
+                with contextlib.suppress(OSError):
+                    lines = (group / "memory.stat").read_text().splitlines()
+                    left += int(dict(line.split() for line in lines).get(cache, 0))
+                limits.append(max(0, left))
     return min(limits, default=None)
+
+
+def _memory_groups(root: Path) -> Iterator[Path]:
+    """The control groups that limit this process's memory: its own, and all that hold it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        version1 = "memory" in controllers.split(",")
+        for mount in ("memory",) if version1 else () if controllers else ("", "unified"):
+            group = root / "sys/fs/cgroup" / mount
+            yield group
+            # In a container the path may be the host's: then its own group is the first.
+            for part in PurePosixPath(path).parts[1:]:
+                group /= part
+                yield group
 
 
 def process_bytes() -> int:

@@ -12,19 +12,25 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from bench.faults import CODE_FAULTS
-from bench.launch.job import Job, Report, WorkerConfig, run_job
+from bench.launch.job import Held, Job, Report, WorkerConfig, run_job
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
 from bench.train.device import is_device_lost, is_out_of_memory
+from bench.train.failure import KilledError
 
 DIED = "its process died twice (exit code {}): killed, or out of memory"
 EPOCH, ENDED = "epoch", "ended"
+OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT}
+"""Exit codes of a process that something else ended: the system, a scheduler, a user."""
+
+GRACE_SECONDS = 20.0
+"""How long workers that are stopped may take for a last checkpoint. Slurm kills after 30."""
 
 
 class _Worker:
@@ -36,16 +42,16 @@ class _Worker:
         self.connection, its_end = context.Pipe()
         self.process = context.Process(target=serve_jobs, args=(its_end, config))
         # The process inherits the mask: Ctrl-C is for the launcher, which ends its workers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         its_end.close()
 
-    def send(self, job: Job) -> None:
+    def send(self, job: Job, held: Held) -> None:
         with contextlib.suppress(ConnectionError):  # it died: `receive` says so
-            self.connection.send(job)
+            self.connection.send((job, held))
 
     def receive(self) -> tuple[Any, ...] | None:
         """(EPOCH, cell id, done, total, accuracy), (ENDED, error or None), or None: not yet."""
@@ -58,10 +64,12 @@ class _Worker:
         if is_alive:
             return None
         self.end()
-        return ENDED, RuntimeError(DIED.format(self.process.exitcode))
+        code = self.process.exitcode
+        kind = KilledError if code in OUTSIDE else RuntimeError
+        return ENDED, kind(DIED.format(code))
 
     def end(self) -> None:
-        self.process.terminate()
+        self.process.kill()
         self.connection.close()
         self.process.join()
 
@@ -76,6 +84,7 @@ class WorkerProcesses(Launcher[_Worker]):
         super().__init__(config, report, leases)
         self._free_devices = list(devices)
         self._idle: list[_Worker] = []
+        self._alive: set[_Worker] = set()
 
     def has_room(self) -> bool:
         """See `Launcher.has_room`."""
@@ -86,8 +95,12 @@ class WorkerProcesses(Launcher[_Worker]):
         if self._idle:
             worker = self._idle.pop(0)
         else:
-            worker = _Worker(replace(self.config, device=self._free_devices.pop(0)))
-        worker.send(job)
+            config = replace(self.config, device=self._free_devices.pop(0))
+            with _without_interrupts() as interrupted:
+                self._alive.add(worker := _Worker(config))
+            if interrupted:
+                raise KeyboardInterrupt(*interrupted)
+        worker.send(job, self.held(job))
         return worker
 
     def collect(self) -> Iterator[Done]:
@@ -105,8 +118,9 @@ class WorkerProcesses(Launcher[_Worker]):
                     continue
                 (error,) = values
                 job = self.running.pop(worker)
-                if not worker.process.is_alive() or _is_device_lost(error):
+                if not worker.process.is_alive() or _is_lost(error):
                     worker.end()  # the next job for its device starts another
+                    self._alive.remove(worker)
                     self._free_devices.append(worker.config.device)
                 else:
                     self._idle.append(worker)
@@ -114,35 +128,74 @@ class WorkerProcesses(Launcher[_Worker]):
                 break
 
     def stop(self) -> None:
-        """See `Launcher.stop`."""
-        for worker in (*self.running, *self._idle):
-            worker.process.terminate()
-        for worker in (*self.running, *self._idle):
-            worker.end()
+        """See `Launcher.stop`. What runs gets the time for a last checkpoint, if an epoch ends.
+
+        Another Ctrl-C meanwhile ends it at once.
+        """
+        until = time.monotonic() + GRACE_SECONDS
+        with _without_interrupts() as interrupted:
+            for worker in self._alive:
+                if worker in self.running:
+                    worker.process.terminate()
+                else:
+                    worker.connection.close()
+            while (left := [w.process.sentinel for w in self._alive if w.process.is_alive()]) and (
+                time.monotonic() < until and signal.SIGINT not in interrupted
+            ):
+                wait(left, POLL_SECONDS)
+            for worker in self._alive:
+                worker.end()
 
 
-def _is_device_lost(error: BaseException | None) -> bool:
-    """Whether whatever ran next in that process would fail too: it lost its CUDA device."""
-    return error is not None and is_device_lost(error) and not is_out_of_memory(error)
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[list[int]]:
+    """Collects the signals that end a command, which otherwise raise wherever it is."""
+    found: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, lambda number, frame: found.append(number))
+    try:
+        yield found
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether what ran next in that process would fail too: it ends, or lost its CUDA device."""
+    lost = error is not None and is_device_lost(error) and not is_out_of_memory(error)
+    return lost or isinstance(error, KilledError)
 
 
 def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
-    """Runs the jobs that come in, until the launcher closes its end of the connection."""
+    """Runs the jobs that come in, until the launcher closes its end of the connection.
+
+    After SIGTERM the epoch that runs is the last one.
+    """
     import torch
 
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            error = _run(connection.recv(), config, connection)
+        while not stopping.is_set():
+            error = _run(*connection.recv(), config, connection, stopping.is_set)
             # Workers may share a device: memory that this one keeps may be needed by another.
             torch.cuda.empty_cache()
             connection.send((ENDED, error))
 
 
-def _run(job: Job, config: WorkerConfig, connection: Connection) -> BaseException | None:
+def _run(
+    job: Job,
+    held: Held,
+    config: WorkerConfig,
+    connection: Connection,
+    stopping: Callable[[], bool],
+) -> BaseException | None:
     """Runs a job; returns what ended it, if anything did."""
     try:
-        run_job(job, config, lambda *event: connection.send((EPOCH, *event)))
+        run_job(job, config, lambda *event: connection.send((EPOCH, *event)), held, stopping)
     except BaseException as error:  # a plugin may raise what it likes, SystemExit too
         return _portable(error)
     return None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.faults import UserError, reason
+from bench.record import digest
 from bench.registry import unknown
 
 if TYPE_CHECKING:
@@ -58,16 +57,9 @@ def find_weights(text: str, folder: Path, torchvision: str | None) -> Path:
     return path
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, computed once while the file stays the same."""
-    state = path.stat()
-    return _digest(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache
-def _digest(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def checksum_file(path: Path) -> Path:
+    """Where the SHA-256 of an exported file is: next to it, in the form of sha256sum."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def read_state(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -75,9 +67,11 @@ def read_state(path: Path, sha256: str) -> dict[str, Tensor]:
     import safetensors.torch
     import torch
 
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
+    content, written = path.read_bytes(), checksum_file(path)
+    if digest(content) != sha256:
         raise WeightsError(f"{path} changed while it was read; start the command again")
+    if written.is_file() and not written.read_bytes().startswith(sha256.encode()):
+        raise WeightsError(f"damaged: {path} (its checksum is not the one in {written.name})")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(content)

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.decide.records import group_by_pair
-from bench.faults import UserError
-from bench.record import FINISHED, Plan, Record, write_atomically
+from bench.faults import DamagedError
+from bench.record import FINISHED, Plan, Record, Store, write_atomically
 from bench.report.figures import file_name
 from bench.report.wording import row_title
 
@@ -32,7 +32,7 @@ def write_selection_figures(
 
     A cell without its files in the store has no figure. Returns the files
     `selection_<pair>_<label>_seed<k>.svg`, in the plan's order; equal selections give equal bytes
-    under one version of matplotlib. UserError if a selection's file is damaged.
+    under one version of matplotlib. DamagedError if a selection's file is damaged.
     """
     drawn: dict[tuple[str, ...], Path] = {}
     for key, rows in group_by_pair(plan).items():
@@ -43,7 +43,7 @@ def write_selection_figures(
             if choice in drawn or record is None or record.status != FINISHED:
                 continue
             names = [name for name in record.files if name.startswith("selection_")]
-            found = _read(store_root / row.cell_id / record.files[names[0]]) if names else {}
+            found = _read(Store(store_root), record, names[0]) if names else {}
             if "drawing" in found:
                 title = f"{key.title}, {row_title(row.label)}, seed {row.seed}"
                 figure = draw_selection(found, title)
@@ -95,9 +95,12 @@ def _svg(figure: Figure) -> str:
     return content.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(store: Store, record: Record, name: str) -> dict[str, Any]:
     """A recorded selection; {} without the file."""
+    path = store.folder(record.cell_id) / record.files[name]
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); train its cell again") from None
+        return json.loads(store.file(record, name).read_bytes())
+    except (json.JSONDecodeError, RecursionError) as error:  # of an earlier version: no checksum
+        raise DamagedError(f"damaged: {path} ({error})") from None

@@ -21,7 +21,7 @@ from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, note_nondeterministic, set_numerics
 from bench.train.engine import Student, make_student
 from bench.train.evaluate import EVALUATION_BATCH, accuracy, predictions
-from bench.train.failure import fail, raise_if_shared
+from bench.train.failure import KilledError, fail, raise_if_shared
 from bench.train.result import Results
 from bench.train.stream import Stream, StudentBatch
 from bench.train.teacher import Teacher
@@ -37,7 +37,7 @@ class Cohort:
     Records and weights go to the store, and unfinished cells to `checkpoints`; None to save
     nothing. `report` is called after every epoch of a student with its cell id, the finished and
     the total epochs, and the last test accuracy or None. `provenance` is commit and the like, for
-    the records.
+    the records. Once `stopping` is true, the epoch that runs is the last one.
     """
 
     stream: Stream
@@ -47,6 +47,7 @@ class Cohort:
     report: Callable[[str, int, int, float | None], None]
     provenance: dict[str, object] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
+    stopping: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         """Measures what all students share of the teacher."""
@@ -71,6 +72,8 @@ class Cohort:
                     self._finish(student)
             students = [s for s in students if s.cell.trains]
             while students:
+                if self.stopping():
+                    raise KilledError("stopped between two epochs")
                 fewest = min(s.epochs_done for s in students)
                 active = [s for s in students if s.epochs_done == fewest]
                 trained = self._train(active)
@@ -138,9 +141,10 @@ class Cohort:
 
     def _save(self, students: Sequence[Student]) -> None:
         """Writes the checkpoints of all students, if it is time."""
-        if self.checkpoints is None or not students or not self.checkpoints.due():
+        if self.checkpoints is None or not (self.stopping() or self.checkpoints.due()):
             return
         for student in students:
+            self.store.may_write(student.cell.id)
             began, cell_id = time.perf_counter(), student.cell.id
             history = self._history(student)
             history = replace(history, conditions=[*history.conditions, self._conditions()])

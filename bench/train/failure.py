@@ -11,6 +11,10 @@ from bench.record import FAILED, NOT_APPLICABLE, Record
 from bench.train.device import is_device_lost, is_out_of_memory
 
 
+class KilledError(RuntimeError):
+    """A training was ended from outside: by a signal, or with its node. No fault of the cell."""
+
+
 def raise_if_shared(error: BaseException) -> None:
     """Raises an error that concerns every cell of the process; the launcher deals with it."""
     if is_out_of_memory(error) or is_device_lost(error):

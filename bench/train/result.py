@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from functools import partial
 
-from bench.record import FINISHED, Record, Store, dump_json, write_atomically
+from bench.record import FINISHED, Record, Store, dump_json
 from bench.train.checkpoint import History
 from bench.train.diagnostics import EXAMINED, knowledge_facts, own_stage
 from bench.train.engine import Student
 from bench.train.evaluate import accuracy, predictions
 from bench.train.stream import Stream
 from bench.train.teacher import Teacher
-from bench.train.weights import FILE, save_weights
+from bench.train.weights import FILE, WEIGHTS, weights_content
 
 SECONDS = ("train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
@@ -44,7 +44,8 @@ class Results:
     def write(self, student: Student, history: History, conditions: Mapping[str, object]) -> None:
         """Writes a finished student's weights, selections and record."""
         cell, method = student.cell, student.method
-        save_weights(cell, student.network, self.store)
+        selections = {f"selection_{name}": chosen for name, chosen in student.selections.items()}
+        contents = {name: dump_json(s.details).encode() for name, s in selections.items()}
         self.store.write(
             Record(
                 cell_id=cell.id,
@@ -56,17 +57,10 @@ class Results:
                 stages=stage_entries(student) if cell.trains else [],
                 curves=student.curves,
                 final=self._final(student, history),
-                files={"weights": FILE, **self._write_selections(student)},
-            )
+                files={WEIGHTS: FILE, **{name: f"{name}.json" for name in selections}},
+            ),
+            {WEIGHTS: weights_content(student.network), **contents},
         )
-
-    def _write_selections(self, student: Student) -> dict[str, str]:
-        """Writes which images each stage selected and why; returns the record's files."""
-        files = {f"selection_{stage}": f"selection_{stage}.json" for stage in student.selections}
-        folder = self.store.folder(student.cell.id)
-        for file, selection in zip(files.values(), student.selections.values(), strict=True):
-            write_atomically(folder / file, dump_json(selection.details))
-        return files
 
     def _final(self, student: Student, history: History) -> dict[str, float]:
         first = 1 if student.cell.trains else 0

@@ -55,7 +55,7 @@ class Teacher:
 def load_teacher(cell: Cell, store: Store, stream: Stream, device: torch.device) -> Teacher:
     """The trained network of a finished cell, as a teacher; see `read_weights`."""
     network = build_network(cell, stream.classes, stream.image_shape)
-    network.load_state_dict(read_weights(cell, store))
+    network.load_state_dict(read_weights(cell.id, store))
     if isinstance(network, Normalised):
         network.see(stream.mean, stream.std)  # a source's, where students start from one
     return Teacher(network, cell, device, stream.image_shape)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bench.cell import Cell, DataSpec
+from bench.checksum import pack, unpack
 from bench.data.dataset import DataSet
-from bench.faults import CODE_FAULTS, UserError, reason
+from bench.faults import CODE_FAULTS, DamagedError, UserError, reason
 from bench.method import NotApplicable
 from bench.models import zoo
 from bench.models.files import fitted, read_state
@@ -21,8 +22,7 @@ from bench.record import Store, write_atomically
 from bench.seeds import derive
 from bench.train.stream import Stream
 
-FILE = "weights.safetensors"
-FILE_NAME = "file"  # in the header of imported weights: the name of the user's file
+WEIGHTS, FILE = "weights", "weights.safetensors"
 
 
 def build_network(cell: Cell, classes: int, image_shape: tuple[int, int, int]) -> Network:
@@ -35,7 +35,7 @@ def open_network(cell: Cell, stream: Stream, store: Store) -> Network:
     """The cell's network for the images of a stream, with the weights of its file if it has one."""
     network = build_network(cell, stream.classes, stream.image_shape)
     if (path := _start(cell, store)) is not None:
-        network.load_state_dict(safetensors.torch.load(path.read_bytes()), strict=False)
+        network.load_state_dict(unpack(path)[0], strict=False)
     if isinstance(network, Normalised):
         network.see(stream.mean, stream.std)
     return network
@@ -54,7 +54,7 @@ def import_weights(
     """
     for cell in cells:
         path = _start(cell, store)
-        if path is None or path.is_file():
+        if path is None or _is_whole(path):
             continue
         assert isinstance(cell.model, dict)
         file, data = files[cell.model["weights"]], read(cell.data)
@@ -66,8 +66,7 @@ def import_weights(
             raise UserError(f"cell {cell}: {reason(error)}") from None
         state = read_state(file, cell.model["weights"])
         state = fitted(state, network, data.classes, cell.model.get("classes"), what)
-        content = {name: x.contiguous() for name, x in state.items()}
-        write_atomically(path, safetensors.torch.save(content, {FILE_NAME: file.name}))
+        write_atomically(path, pack(state, file.name))
 
 
 def weights_facts(cell: Cell, store: Store) -> dict[str, str]:
@@ -75,9 +74,15 @@ def weights_facts(cell: Cell, store: Store) -> dict[str, str]:
     path = _start(cell, store)
     if path is None or not isinstance(cell.model, dict):
         return {}
-    with safetensors.safe_open(path, framework="pt") as file:
-        name = (file.metadata() or {}).get(FILE_NAME, "")
-    return {"weights_file": name, "weights_sha256": cell.model["weights"]}
+    return {"weights_file": unpack(path)[1], "weights_sha256": cell.model["weights"]}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        unpack(path)
+    except (FileNotFoundError, DamagedError):
+        return False
+    return True
 
 
 def _start(cell: Cell, store: Store) -> Path | None:
@@ -90,20 +95,23 @@ def _start(cell: Cell, store: Store) -> Path | None:
     return store.root.parent / "weights" / f"{name}.safetensors"
 
 
-def save_weights(cell: Cell, network: Network, store: Store) -> None:
-    """Writes the network's parameters and buffers to the cell's folder."""
+def weights_content(network: Network) -> bytes:
+    """The content of a file of the network's parameters and buffers."""
     state = network.state_dict()
-    weights = {name: x.detach().cpu().contiguous() for name, x in state.items()}
-    write_atomically(store.folder(cell.id) / FILE, safetensors.torch.save(weights))
+    return safetensors.torch.save(
+        {name: x.detach().cpu().contiguous() for name, x in state.items()}
+    )
 
 
-def read_weights(cell: Cell, store: Store) -> dict[str, Tensor]:
-    """The weights that a finished cell saved; ValueError if the file is missing or damaged."""
-    path = store.folder(cell.id) / FILE
+def read_weights(cell_id: str, store: Store) -> dict[str, Tensor]:
+    """The weights that a finished cell saved; DamagedError if they are missing or changed."""
+    record = store.load(cell_id)
+    if record is None or WEIGHTS not in record.files:
+        raise DamagedError(f"damaged: {store.folder(cell_id)} (no weights)")
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{cell}: cannot read {path}: {error}") from None
+        return safetensors.torch.load_file(store.file(record, WEIGHTS))
+    except safetensors.SafetensorError as error:  # of an earlier version, without a checksum
+        raise DamagedError(f"damaged: {store.folder(cell_id) / FILE} ({error})") from None
 
 
 def start_from_source(cell: Cell, network: Network, store: Store) -> None:
@@ -119,7 +127,7 @@ def start_from_source(cell: Cell, network: Network, store: Store) -> None:
             f"got {cell.source.model_name} for {cell.model_name}"
         )
     head = head_keys(network)
-    weights = {k: v for k, v in read_weights(cell.source, store).items() if k not in head}
+    weights = {k: v for k, v in read_weights(cell.source.id, store).items() if k not in head}
     shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
     if weights.keys() != shapes.keys() - head or any(
         shapes[key] != tensor.shape for key, tensor in weights.items()
