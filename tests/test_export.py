@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ from bench.data.cache import cached
 from bench.data.dataset import DataSet, fingerprint
 from bench.export import CARD, FORMATS, Card, ExportError, find_row, load_trained, pack
 from bench.models import zoo
-from bench.record import Plan, Row, write_atomically
+from bench.models.files import WeightsError, read_state
+from bench.record import Plan, Row, file_digest, write_atomically
+from bench.train.weights import read_weights
 from bench.workdir import WorkDir
 
 FINE, COARSE = DataSpec(source="synthetic", pad=1), DataSpec(source="synthetic", resolution=2)
@@ -80,6 +84,8 @@ def test_a_graph_maps_raw_pixels_to_the_logits_of_the_trained_network(work, tmp_
     made, file = cells()[name], tmp_path / "student.pt2"
     words = ["export", made.id[:10], "--grid", "taught", "--work-dir", str(work.root)]
     assert main([*words, "--format", "torch.export", "--output", str(file)]) == 0
+    (tmp_path / "copy.pt2").write_bytes(file.read_bytes())
+    assert file_digest(tmp_path / "copy.pt2") in (tmp_path / "student.pt2.sha256").read_text()
     about = {CARD: ""}
     program = torch.export.load(file, extra_files=about).module()
     data = dataset()
@@ -101,6 +107,32 @@ def test_a_graph_maps_raw_pixels_to_the_logits_of_the_trained_network(work, tmp_
     assert card.mean == data.mean
     assert card.cell_id == made.id
     assert (name == "coarse") == ("average over 2x2 pixels" in card.preprocessing[-1])
+
+
+def flip_last_bit(path: Path) -> None:
+    *content, last = path.read_bytes()
+    path.write_bytes(bytes([*content, last ^ 1]))
+
+
+def test_an_exported_file_that_was_damaged_is_no_start_for_another_training(work, tmp_path):
+    made, file = cells()["soft_logits"], tmp_path / "student.safetensors"
+    words = ["export", made.id, "--grid", "taught", "--work-dir", str(work.root)]
+    assert main([*words, "--output", str(file)]) == 0
+    assert read_state(file, file_digest(file)).keys() == read_weights(made.id, work.store).keys()
+    flip_last_bit(file)
+    with pytest.raises(WeightsError, match="damaged: "):
+        read_state(file, file_digest(file))
+
+
+def test_damaged_weights_are_not_exported_and_the_cure_is_named(work, tmp_path, refused):
+    copy = WorkDir(tmp_path / "copy")
+    shutil.copytree(work.root, copy.root)
+    made = cells()["soft_logits"]
+    path = copy.store.folder(made.id) / "weights.safetensors"
+    flip_last_bit(path)
+    said = refused("export", made.id, "--grid", "taught", "--work-dir", str(copy.root))
+    assert f"damaged: {path}" in said
+    assert "run_all.py --grid taught" in said
 
 
 def test_weights_travel_with_what_is_needed_to_use_them(work):

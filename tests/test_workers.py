@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,17 @@ from lessons import cell, plain_cell, run
 from processes import comparable
 
 from bench.cell import Cell
-from bench.launch.job import Job, Report, WorkerConfig, run_job
+from bench.faults import DamagedError
+from bench.launch.job import Job, Report, WorkerConfig, run_job, unfinished
 from bench.launch.launcher import Done, Launcher, without_failed_needs
-from bench.launch.leases import Leases
+from bench.launch.leases import LeaseLostError, Leases
 from bench.launch.resources import usable_cpus
 from bench.launch.workers import WorkerProcesses
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
 from bench.train.device import is_out_of_memory
 from bench.train.engine import Student
-from bench.train.failure import record_without_result
+from bench.train.failure import KilledError, fail, record_without_result
 
 # cnn2 with something that happens in the midst of a training step. `wait_once` returns when the
 # test opens the pipe of that name for writing, and at once in later trainings.
@@ -98,6 +100,7 @@ def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
     records = [store.read(one.id) for one in cells]
     assert [record.status for record in records] == [FAILED, FINISHED, FINISHED, FINISHED]
     assert "its process died twice" in records[0].error
+    assert records[0].failed_from_outside
     assert [record.conditions["resumed"] for record in records[1:]] == [1, 0, 0]
     for one in (held, other):
         assert [epoch for cell_id, epoch in events if cell_id == one.id] == [1, 2, 3]
@@ -124,6 +127,93 @@ def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path,
     assert "in broken" in records[1].traceback
     assert records[3].error == "SystemExit: 3"
     assert len(workers) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "grace"), [("cnn2", 60.0), pytest.param("held", 0.1, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_stopped_writes_last_checkpoints_and_leaves_no_worker(
+    tmp_path, config, monkeypatch, name, grace
+):
+    """Within the time that there is; a worker in the midst of a longer epoch is killed."""
+    monkeypatch.setattr("bench.launch.workers.GRACE_SECONDS", grace)
+    os.mkfifo(tmp_path / "held")
+    one = digits_cell(name, config.cache, epochs=100_000)
+
+    def stop(*event: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(launch([Job((one,))], replace(config, checkpoint_seconds=1e6), 1, stop))
+    assert multiprocessing.active_children() == []
+    written = list((tmp_path / "checkpoints").glob("*/*.safetensors"))
+    assert len(written) == (1 if name == "cnn2" else 0)
+    assert Store(config.store).read(one.id) is None
+    with Leases(config.store.parent / "leases") as leases:
+        assert leases.acquire(one.id)
+
+
+def test_a_process_that_slept_while_its_lease_was_taken_writes_nothing(tmp_path, config):
+    """From the end of an epoch on; a checkpoint would follow each, and the record the last."""
+    one = digits_cell("cnn2", config.cache)
+    folder, found = tmp_path / "leases", []
+
+    def files() -> dict[Path, int]:
+        parts = (p for part in ("cells", "checkpoints") for p in (tmp_path / part).rglob("*"))
+        return {path: path.stat().st_mtime_ns for path in parts}
+
+    with Leases(folder, beat=1000) as mine, Leases(folder, machine="another") as theirs:
+        assert mine.acquire(one.id)
+
+        def sleep_long(cell_id: str, done: int, *more: object) -> None:
+            if done == 2:
+                os.utime(mine.heart, (0, 0))
+                assert theirs.acquire(one.id)
+                found.append(files())
+
+        held = {one.id: mine.generation(one.id)}
+        with pytest.raises(LeaseLostError, match=f"took over {one.id}"):
+            run_job(Job((one,)), config, sleep_long, held)
+        assert [files()] == found
+        assert len(found[0]) == 2  # the checkpoint of the first epoch, and its folder
+        theirs.release(one.id, forget=True)  # with the record that they wrote
+        with pytest.raises(LeaseLostError):
+            run_job(Job((one,)), config, lambda *event: None, held)
+
+
+def test_what_was_done_to_a_cell_is_tried_again_and_what_it_did_itself_is_not(tmp_path):
+    store, names = Store(tmp_path), ("cnn3", "cnn4")
+    teachers = [plain_cell(name) for name in names]
+    taught = [cell("soft_logits", teacher=name) for name in names]
+    lone = plain_cell("cnn2", seed=3)
+    for one, error in zip(teachers, (KilledError("killed"), RuntimeError("wrong")), strict=True):
+        store.write(fail(one, error, {}))
+    store.write(fail(lone, DamagedError("damaged: x"), {}))
+    config = WorkerConfig(store=tmp_path, cache=tmp_path, data_root=None)
+    assert without_failed_needs(Job(tuple(taught)), store, config).cells == ()
+    cells = [*teachers, *taught, lone]
+    assert unfinished(cells, store, retry_failed=False) == [teachers[0], taught[0], lone]
+    assert unfinished(cells, store, retry_failed=True) == cells
+    finish(store, teachers[0])
+    assert unfinished(cells, store, retry_failed=False) == [lone]
+
+
+def test_who_holds_the_cells_that_are_waited_for_is_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("bench.launch.launcher.FOLLOW_SECONDS", 0.0)
+    one, store = plain_cell("cnn2"), Store(tmp_path / "cells")
+
+    class Waiting(InProcess):
+        def collect(self) -> Iterator[Done]:
+            if "waiting for" in caplog.text:
+                finish(store, one)
+            return super().collect()
+
+    with Leases(tmp_path / "leases") as mine, Leases(tmp_path / "leases") as theirs:
+        assert theirs.acquire(one.id)
+        (done,) = Waiting(tmp_path, mine, lambda job: None).run([Job((one,))])
+    assert not done.here
+    assert f"waiting for process {os.getpid()} on " in caplog.text
+    assert caplog.text.count("waiting for") == 1
 
 
 def test_a_system_that_does_not_say_which_cpus_are_usable_counts_all(monkeypatch):

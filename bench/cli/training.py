@@ -28,7 +28,7 @@ from bench.launch.resources import usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
 from bench.launch.workers import WorkerProcesses
 from bench.progress import ProgressDisplay
-from bench.record import write_archive, write_atomically
+from bench.record import FAILED, write_archive, write_atomically
 from bench.train.device import pick_device
 from bench.train.preflight import check_cells
 from bench.train.weights import import_weights
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     _say_outcome(outcome)
     files = render(work, plan, records, fetch_costs(work, plan.name, "records"))
     mirror_files(work, plan.name, files)
+    _say_what_failed(command, expansion)
     return exit_code(outcome.counts)
 
 
@@ -77,6 +78,7 @@ def tune(options: argparse.Namespace) -> int:
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
         print(f"no trial of {row} finished")
+    _say_what_failed(command, expansion)
     return exit_code(outcome.counts)
 
 
@@ -224,7 +226,18 @@ def _say_outcome(outcome: Outcome) -> None:
     counts = outcome.counts.items()
     states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts)
     if not outcome.trained and not outcome.elsewhere:
-        print(f"nothing to train, every cell has a result; in all: {states}")
+        print(f"nothing to train; in all: {states}")
         return
     others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     print(f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; in all: {states}")
+
+
+def _say_what_failed(command: TrainingCommand, expansion: Expansion) -> None:
+    """Last: how cells that failed are trained again."""
+    cells, store = expansion.cells.values(), command.work.store
+    failed = [cell for cell in cells if (r := store.read(cell.id)) and r.status == FAILED]
+    again = unfinished(failed, store, retry_failed=False)
+    if again:
+        print(f"ended from outside: {len(again)}; the same command trains them again")
+    if len(failed) > len(again):
+        print(f"failed: {len(failed) - len(again)}; with --retry-failed they are trained again")

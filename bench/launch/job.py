@@ -124,16 +124,17 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
     def look(cell: Cell) -> bool:
         try:
             found = store.load(cell.id)
-            for name in found.files if found is not None else ():
+            if found is None:
+                return False
+            for name in found.files:
                 store.file(found, name)
         except DamagedError as error:
             _name(f"{error}; its cell is trained again: {cell}")
             return False
-        if found is None or found.status == FINISHED:
-            return found is not None
-        if found.error.startswith(NEED_FAILED) and not all(map(is_done, cell.needs)):
-            return False
-        return not (retry_failed or found.failed_from_outside)
+        if found.status == FINISHED:
+            return True
+        lost = found.error.startswith(NEED_FAILED) and not all(map(is_done, cell.needs))
+        return not (retry_failed or lost or found.failed_from_outside)
 
     return [cell for cell in cells if not is_done(cell)]
 

@@ -4,6 +4,8 @@ A launcher adds where jobs run: in worker processes of this machine, or as tasks
 """
 
 import errno
+import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -13,6 +15,7 @@ from typing import Generic, TypeVar
 from bench.cell import Cell
 from bench.launch.job import NEED_FAILED, Held, Job, Report, WorkerConfig
 from bench.launch.leases import Leases, check_held
+from bench.progress import duration
 from bench.record import FAILED, FINISHED, Store
 from bench.train.device import is_out_of_memory
 from bench.train.failure import fail, record_without_result
@@ -21,6 +24,10 @@ POLL_SECONDS = 0.2
 FOLLOW_SECONDS = 1.0
 """Time between two looks at the cells that other commands train."""
 
+NAME_SECONDS = 60.0
+"""Time between two lines that say for whom it waits."""
+
+logger = logging.getLogger(__name__)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 Handle = TypeVar("Handle")
 
@@ -56,7 +63,8 @@ class Launcher(ABC, Generic[Handle]):
         self._alone: Job | None = None
         self._retried: set[str] = set()
         self._recorded: set[str] = set()
-        self._followed = 0.0
+        self._followed = self._waits = 0.0
+        self._named = -math.inf
 
     @abstractmethod
     def has_room(self) -> bool:
@@ -195,6 +203,18 @@ class Launcher(ABC, Generic[Handle]):
                 self.waiting.append(Job(tuple(free)))
             if held := [cell for cell in left if cell not in free]:
                 self.elsewhere.append(Job(tuple(held)))
+        self._name_holders(now)
+
+    def _name_holders(self, now: float) -> None:
+        """Says from time to time for whom it waits, while nothing of its own runs."""
+        if self.running or not self.elsewhere:
+            self._waits, self._named = now, -math.inf
+        elif now - self._named >= NAME_SECONDS:
+            self._named = now
+            cells = [cell for job in self.elsewhere for cell in job.cells]
+            holders = {self.leases.holder(cell.id) or "another command" for cell in cells}
+            who, since = " and ".join(sorted(holders)), duration(now - self._waits)
+            logger.warning("waiting for %s: cells %d, %s so far", who, len(cells), since)
 
 
 def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:

@@ -180,7 +180,8 @@ def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
         while not stopping.is_set():
-            error = _run(*connection.recv(), config, connection, stopping.is_set)
+            job, held = connection.recv()
+            error = _run(job, held, config, connection, stopping.is_set)
             # Workers may share a device: memory that this one keeps may be needed by another.
             torch.cuda.empty_cache()
             connection.send((ENDED, error))
