@@ -107,6 +107,6 @@ def test_a_data_source_cannot_leave_the_data_root(tmp_path):
 
 def test_the_ui_is_served_on_loopback_only(monkeypatch):
     monkeypatch.setenv("MLFLOW_HOST", "0.0.0.0")  # of somebody's server, not of this one
-    command = ui.server_command("sqlite:///mlflow.db", 5000)
+    command = ui.server_command("file:///mlartifacts", 5000)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert "0.0.0.0" not in command

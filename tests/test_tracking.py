@@ -1,7 +1,12 @@
 """What MLflow is sent, and what comes back: names, numbers, inputs, files."""
 
 import json
+import os
+import shutil
+import sqlite3
+import traceback
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,15 +15,27 @@ from summary_grid import plan, records
 from bench.cost.costs import Costs
 from bench.decide.records import numbers_of_cells
 from bench.record import Store
-from bench.tracking import Mirror
+from bench.tracking import Mirror, TrackingError, serve
+
+BEGAN = 1_795_600_800_000  # in milliseconds since 1970
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A work directory with an empty MLflow store, which takes seconds to make."""
-    folder = tmp_path_factory.mktemp("tracking")
+    """A work directory with an empty MLflow store, which takes seconds to make.
+
+    Its path has all that an address gives a meaning to.
+    """
+    folder = tmp_path_factory.mktemp("tracking") / "a?b=c&d%20e#f 'g' \"h\"\ni"
     Mirror(folder, "made")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     return folder
+
+
+@pytest.fixture
+def moved(sent, work, tmp_path) -> Path:
+    """A copy of the work directory, at another place."""
+    return shutil.copytree(work, tmp_path / "moved?")
 
 
 def runs(mirror: Mirror, kind: str) -> list:
@@ -31,7 +48,7 @@ def sent(work) -> tuple[Mirror, Store]:
     store = Store(work / "cells")
     for record in records().values():
         cell = {"data": {"source": "digits", "size": 8}, "fingerprint": "0123456789abcdef"}
-        began = {"started": "2026-11-23T10:00:00+00:00"}
+        began = {"started": datetime.fromtimestamp(BEGAN / 1000, UTC).isoformat()}
         final = record.final | ({"evaluation_seconds": 2.5} if record.final else {})
         trace = "Traceback (most recent call last): ..." if record.status == "failed" else ""
         store.write(replace(record, cell=cell, conditions=began, final=final, traceback=trace))
@@ -132,7 +149,8 @@ def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
     for cell_id in (cut, "gone"):
         mirror.client.create_run(mirror.id, tags={**tags, "cell_id": cell_id})
     for _ in range(2):
-        left = mirror.client.create_run(mirror.id, tags={**tags, "cell_id": twice})
+        left = mirror.client.create_run(mirror.id, BEGAN, {**tags, "cell_id": twice})
+        mirror.client.log_text(left.info.run_id, "{}", "record.json")
         mirror.client.set_terminated(left.info.run_id)
         mirror.client.create_run(mirror.id, tags={"kd_bench.kind": "summary"})
     assert Mirror(work, "cut_off").send(plan(), store) == len(records()) - 1
@@ -143,3 +161,98 @@ def test_what_killed_senders_left_is_mended_by_the_next(sent, work):
     assert found.keys() == records().keys()
     assert len(runs(mirror, "summary")) == 1
     assert Mirror(work, "cut_off").send(plan(), store) == 0
+
+
+def test_a_work_directory_that_was_moved_keeps_its_artifacts_inside(moved, work):
+    before = sorted(work.rglob("*"))
+    mirror = Mirror(moved, "by_hand")
+    assert mirror.fetch()[1].keys() == records().keys()
+    assert mirror.send(plan(), Store(moved / "cells")) == 0
+    assert sorted(work.rglob("*")) == before
+    assert {run.info.artifact_uri for run in mirror.search("")} == {
+        (moved / "mlartifacts" / run.info.run_id / "artifacts").as_uri()
+        for run in mirror.search("")
+    }
+
+
+def test_what_somebody_deleted_and_what_was_trained_again_is_sent_again(moved):
+    """An experiment, a run, and artifacts that are gone; a record of a later training."""
+    store, mirror = Store(moved / "cells"), Mirror(moved, "by_hand")
+    first, second, third = runs(mirror, "cell")[:3]
+    again = store.read(first.data.tags["cell_id"])
+    store.write(replace(again, conditions={"started": "2026-11-24T10:00:00+00:00"}))
+    mirror.client.delete_run(second.info.run_id)
+    shutil.rmtree(moved / "mlartifacts" / third.info.run_id)
+    mirror.client.delete_experiment(mirror.id)
+    mirror = Mirror(moved, "by_hand")
+    # To restore an experiment restores its runs, too.
+    assert mirror.send(plan(), store) == 2
+    assert mirror.fetch()[1] == store.read_all(plan().cell_ids())
+    assert len(runs(mirror, "cell")) == len(records())
+
+
+def test_no_run_is_left_running_by_a_sender_that_is_stopped(moved, monkeypatch):
+    """In the midst of a record, or between two."""
+    store, mirror = Store(moved / "cells"), Mirror(moved, "stopped")
+
+    def interrupted(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    assert mirror.send(plan(), store, stopped=lambda: True) == 0
+    monkeypatch.setattr(mirror.client, "log_artifacts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mirror.send(plan(), store)
+    assert {run.info.status for run in runs(mirror, "cell")} == {"KILLED"}
+    assert {run.info.status for run in runs(mirror, "summary")} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("damage", ["a folder", "noise", "empty", "of another version"])
+def test_a_store_that_cannot_be_opened_says_so_at_once_and_stays_as_it_is(moved, damage):
+    path = moved / "mlflow.db"
+    if damage == "of another version":
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE alembic_version SET version_num = 'of the future'")
+        database.close()
+    else:
+        path.unlink()
+        path.mkdir() if damage == "a folder" else path.write_bytes(
+            b"x" * 5000 * (damage == "noise")
+        )
+    with pytest.raises(TrackingError, match=r"move it away: run_all.py sync"):
+        Mirror(moved, "by_hand")
+    assert path.exists()
+
+
+def test_a_path_that_is_not_utf_8_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(TrackingError, match="UTF-8"):
+        Mirror(tmp_path / os.fsdecode(b"caf\xe9"), "grid")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_is_no_longer_than_every_database_takes(sent):
+    mirror, store = sent
+    mirror.send(replace(plan(), description="long " * 2000), store)
+    tags = mirror.client.get_experiment(mirror.id).tags
+    assert 4000 < max(map(len, tags.values())) <= 5000
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:se/cr@et@127.0.0.1:1", "no-such://127.0.0.1:1/x?password=se/cr@et"]
+)
+def test_a_password_in_an_address_is_shown_nowhere(tmp_path, monkeypatch, capfd, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError) as caught:
+        Mirror(tmp_path, "grid")
+    said = [*traceback.format_exception(caught.value), *capfd.readouterr()]
+    if address.startswith("http"):
+        with pytest.raises(TrackingError, match="is a server") as caught:
+            serve(tmp_path, 5000)
+        said += traceback.format_exception(caught.value)
+    assert "cr@et" not in "".join(said)
+
+
+def test_records_of_an_archive_are_sent_without_their_folders(work, tmp_path):
+    mirror = Mirror(work, "archive")
+    assert mirror.send(plan(), Store(tmp_path), records=records()) == len(records())
+    assert mirror.fetch() == (plan(), records())

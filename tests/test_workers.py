@@ -14,7 +14,7 @@ from lessons import cell, plain_cell, run
 from processes import comparable
 
 from bench.cell import Cell
-from bench.faults import DamagedError
+from bench.faults import DamagedError, UserError
 from bench.launch.job import Job, Report, WorkerConfig, run_job, unfinished
 from bench.launch.launcher import Done, Launcher, without_failed_needs
 from bench.launch.leases import LeaseLostError, Leases
@@ -326,6 +326,15 @@ def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
     left = without_failed_needs(Job((taught, plain)), store, config)
     assert left == Job((plain,))
     assert "cnn3/student/0, which it learns from, did not finish" in store.read(taught.id).error
+
+
+def test_what_waits_for_a_teacher_that_is_gone_ends_with_a_line(tmp_path):
+    """As where the work directory is removed after the teacher was trained."""
+    with Leases(tmp_path / "leases") as leases:
+        launcher = InProcess(tmp_path, leases, lambda job: finish(launcher.store, job.cells[0]))
+        with pytest.raises(UserError, match="records of finished cells are gone"):
+            list(launcher.run([Job((cell("soft_logits"),)), Job((plain_cell("cnn2"),))]))
+    assert launcher.ran == [["cnn2"]]
 
 
 def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tmp_path):

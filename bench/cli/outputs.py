@@ -10,7 +10,7 @@ from bench.cli.terminal import say, width
 from bench.cost.costs import FILE as MEASURED
 from bench.cost.costs import Costs
 from bench.launch.leases import BusyError, Leases
-from bench.launch.mirroring import sole_mirror
+from bench.launch.mirroring import how_to_send, sole_mirror
 from bench.record import ARCHIVE, Plan, Record, write_archive
 from bench.tracking import TrackingError
 from bench.workdir import WorkDir
@@ -47,4 +47,5 @@ def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
         with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
             mirror.send_files(work.grid(name), files)
     except (BusyError, TrackingError) as error:
-        print(f"tables are not in MLflow: {error}", file=sys.stderr)
+        cure = how_to_send(work, name)
+        print(f"MLflow lacks tables: {error}; send them with: {cure}", file=sys.stderr)

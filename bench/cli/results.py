@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 
-from bench.cli.outputs import mirror_files, render, write
+from bench.cli.outputs import render, write
 from bench.cli.recorded import fetch_costs, fetch_results, mended_by, results_name, words_of
 from bench.cli.terminal import say, width
 from bench.faults import UserError
@@ -35,10 +35,10 @@ def sync(options: argparse.Namespace) -> int:
     work = WorkDir(options.work_dir)
     name = results_name(options)
     plan, records = fetch_results(work, name, "records", words_of(options))
-    with Leases(work.leases) as leases, sole_mirror(work, name, leases, 0.0) as mirror:
-        sent = send_records(mirror, work, plan)
-    costs = fetch_costs(work, name, "records")
-    mirror_files(work, plan.name, write(work, findings(plan, records, costs)))
+    files = write(work, findings(plan, records, fetch_costs(work, name, "records")))
+    with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
+        sent = send_records(mirror, work, plan, records)
+        mirror.send_files(work.grid(name), files)
     print(f"{sent} records sent")
     return 0
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bench.cell import Cell
+from bench.faults import UserError
 from bench.launch.job import NEED_FAILED, Held, Job, Report, WorkerConfig
 from bench.launch.leases import Leases, check_held
 from bench.progress import duration
@@ -94,6 +95,7 @@ class Launcher(ABC, Generic[Handle]):
                 self.leases.check()
                 yield from self._follow()
                 yield from self._start()
+                self._check_needs()
                 yield from self.collect()
         finally:
             self.stop()
@@ -111,6 +113,17 @@ class Launcher(ABC, Generic[Handle]):
         if self._starved and not self.running:
             self._alone = self._starved.pop(0)
             self.running[self.submit(self._alone, alone=True)] = self._alone
+
+    def _check_needs(self) -> None:
+        """UserError if nothing runs that could train what the waiting jobs need: it is gone."""
+        active = self.running or self._starved or self.elsewhere
+        if active or not self.waiting or not self.has_room():
+            return
+        if not any(self._is_ready(job) for job in self.waiting):
+            raise UserError(
+                f"records of finished cells are gone from {self.config.store}; was the work "
+                "directory removed? Start the same command again"
+            )
 
     def _start_job(self, job: Job) -> Iterator[Done]:
         """Starts the part of a job that is this launcher's; what others hold is followed."""

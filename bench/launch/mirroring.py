@@ -1,13 +1,14 @@
 """Records go to MLflow while a grid trains, in a thread, so that training never waits.
 
 What is new is sent every minute, less often where sending takes long, and at the end. A store that
-is away is named once. One process at a time sends the records of a grid.
+is away is named once. One process at a time sends the records of a work directory.
 """
 
 import contextlib
+import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 
@@ -16,46 +17,51 @@ from bench.cost.costs import read_costs
 from bench.decide.records import numbers_of_cells
 from bench.faults import UserError
 from bench.launch.leases import BusyError, Leases
-from bench.record import Plan
+from bench.record import Plan, Record
 from bench.tracking import Mirror
 from bench.workdir import WorkDir
 
 SEND_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.2
+LEASE = "mlflow"
 
 
 @contextlib.contextmanager
 def sole_mirror(
     work: WorkDir, grid: str, leases: Leases, patience: float = PATIENCE_SECONDS
 ) -> Iterator[Mirror]:
-    """The mirror of a grid for one command; BusyError if another sends longer than `patience`."""
-    with _lease(f"mlflow-{grid}", leases, patience):
-        # The first to open the store makes the database, whatever the grid.
-        with _lease("mlflow", leases, PATIENCE_SECONDS):
-            mirror = Mirror(work.root, grid)
-        yield mirror
+    """The mirror of a grid for one command; BusyError if another sends longer than `patience`.
 
-
-@contextlib.contextmanager
-def _lease(name: str, leases: Leases, patience: float) -> Iterator[None]:
+    Whatever the grid: they share a database, which lets one write at a time.
+    """
     until = time.monotonic() + patience
-    while not leases.acquire(name):
+    while not leases.acquire(LEASE):
         if time.monotonic() >= until:
-            who = leases.holder(name) or "another command"
+            who = leases.holder(LEASE) or "another command"
             raise BusyError(f"{who} is sending records to MLflow from this work directory")
         time.sleep(POLL_SECONDS)
     try:
-        yield
+        yield Mirror(work.root, grid)
     finally:
-        leases.release(name)
+        leases.release(LEASE)
 
 
-def send_records(mirror: Mirror, work: WorkDir, plan: Plan) -> int:
+def send_records(
+    mirror: Mirror,
+    work: WorkDir,
+    plan: Plan,
+    records: Mapping[str, Record],
+    stopped: Callable[[], bool] = lambda: False,
+) -> int:
     """Sends what the mirror lacks, with gains and costs; returns the number of records sent."""
-    records = work.store.read_all(plan.cell_ids())
     numbers = numbers_of_cells(plan, records, read_costs(work.grid(plan.name) / COSTS))
-    return mirror.send(plan, work.store, numbers, records)
+    return mirror.send(plan, work.store, numbers, records, stopped)
+
+
+def how_to_send(work: WorkDir, grid: str) -> str:
+    """The command that sends what MLflow lacks."""
+    return shlex.join(["run_all.py", "sync", "--grid", grid, "--work-dir", str(work.root)])
 
 
 @contextlib.contextmanager
@@ -68,18 +74,19 @@ def mirroring(
     """
     ended, warned = threading.Event(), False
 
-    def send(patience: float) -> None:
+    def send(patience: float, stopped: Callable[[], bool] = lambda: False) -> None:
         nonlocal warned
         try:
             with sole_mirror(work, plan.name, leases, patience) as mirror:
-                send_records(mirror, work, plan)
+                records = work.store.read_all(plan.cell_ids())
+                send_records(mirror, work, plan, records, stopped)
         except (BusyError, UserError, OSError) as error:  # OSError: the work directory's disk
             if warned or (isinstance(error, BusyError) and not patience):
                 return
             warned = True
             text = (
                 f"MLflow lacks records: {error}. Training goes on; what is not sent at its end, "
-                "send with: run_all.py sync"
+                f"send with: {how_to_send(work, plan.name)}"
             )
             console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -87,7 +94,7 @@ def mirroring(
         pause = 0.0
         while not ended.wait(pause):
             began = time.monotonic()
-            send(patience=0.0)
+            send(0.0, stopped=ended.is_set)
             # Looking for what is new takes longer the more runs there are: a tenth of the time.
             pause = max(every, 9 * (time.monotonic() - began))
 

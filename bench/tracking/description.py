@@ -12,6 +12,9 @@ from bench.tracking.experiment import KIND, NOTE
 FINAL = "final/"
 """Prefix of the metrics that are one number a run."""
 
+LONGEST = 5000
+"""Characters of a tag that every database takes."""
+
 VIEW = "kd-bench"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 """Tag of an experiment, from which the UI reads the view of this name."""
@@ -42,7 +45,11 @@ def experiment_tags(plan: Plan) -> dict[str, str]:
     order = {"orderByKey": GAIN, "orderByAsc": False}
     columns = {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
     view = json.dumps(order | columns)
-    return {NOTE: note, VIEW_TAG: view, "mlflow.experimentKind": "custom_model_development"}
+    return {
+        NOTE: note[:LONGEST],
+        VIEW_TAG: view,
+        "mlflow.experimentKind": "custom_model_development",
+    }
 
 
 def started_at(record: Record) -> int | None:
@@ -73,7 +80,7 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
     }
     named = ("commit", "dirty", "torch", "device", "weights_file", "weights_sha256")
     tags |= {k: record.conditions.get(k, "") for k in named}
-    return {name: str(value)[:5000] for name, value in tags.items() if value != ""}
+    return {name: str(value)[:LONGEST] for name, value in tags.items() if value != ""}
 
 
 def _networks(row: Row) -> dict[str, str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import url2pathname
 
-from bench.faults import UserError
+from bench.faults import UserError, reason
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+    from sqlalchemy import Connection
 
 KIND = "kd_bench.kind"
 PREFIX = "kd-bench/"  # of experiments' names; the grid's follows
@@ -22,6 +25,7 @@ NOTE = "mlflow.note.content"  # a tag that the UI shows
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # The default of seven retries stalls each call to a dead server for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -38,22 +42,72 @@ class TrackingError(UserError):
 
 def tracking_uri(work_dir: Path) -> str:
     """MLFLOW_TRACKING_URI, or else the sqlite file of the work directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_dir.resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(work_dir.resolve() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an sqlite file; TrackingError for a name that no address can have."""
+    from sqlalchemy import URL, make_url
+
+    # For "sqlite:///" MLflow makes folders that are named as the address is, "%3F" for "?".
+    uri = URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+    if make_url(uri).database != str(path):  # sqlalchemy before 2.1 takes "?" for its end
+        raise TrackingError(f"MLflow cannot open {str(path)!r}; rename the folder")
+    return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an sqlite store; None for any other store."""
+    from sqlalchemy import make_url
+
+    url = make_url(uri) if uri.startswith("sqlite") else None
+    return Path(url.database).absolute() if url and url.database and not url.query else None
+
+
+def artifacts_uri(work_dir: Path, uri: str) -> str | None:
+    """Where a bare database has its artifacts; None for a server, which has a place of its own."""
+    if uri.startswith(("http:", "https:", "databricks")):
+        return None
+    path = sqlite_file(uri)
+    folder = (path.parent if path else work_dir.resolve()) / "mlartifacts"
+    str(folder).encode()  # of other bytes than UTF-8 MLflow would make another folder
+    return folder.as_uri()
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder that an address names; None if it lies elsewhere."""
+    return Path(url2pathname(uri.removeprefix("file://"))) if uri.startswith("file:") else None
+
+
+def without_secrets(text: str) -> str:
+    """Text without the users and passwords in its addresses."""
+    return re.sub(r"(?<=://)\S*@|(?<=password=)[^\s&]+", "***", text)
 
 
 @contextlib.contextmanager
-def failures() -> Iterator[None]:
-    """Turns every way in which a tracking store can fail into one error."""
+def failures(cure: str = "") -> Iterator[None]:
+    """Turns every way in which a tracking store can fail into one error, without secrets."""
     from alembic.util.exc import CommandError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
+    except TrackingError:
+        raise
+    except UnicodeEncodeError as error:
+        raise TrackingError(
+            f"MLflow wants names in UTF-8, not {error.object!r}; rename it"
+        ) from None
     except (
         MlflowException, SQLAlchemyError, CommandError, OSError, ImportError, ValueError
     ) as error:  # fmt: skip
-        raise TrackingError(" ".join(str(error).split())[:300]) from error
+        said = str(error)
+        text = without_secrets(re.sub(r"\[SQL: .*|\(Background on .*", "", said, flags=re.DOTALL))
+        # Its traceback, which --debug prints, has the secrets too.
+        cause = error if without_secrets(said) == said else None
+        full = re.search("disk is full|No space left", text)
+        raise TrackingError(reason(ValueError(text)) + ("; make room" if full else cure)) from cause
 
 
 def make_database(path: Path) -> None:
@@ -69,40 +123,72 @@ def make_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder).resolve() / path.name
-        MlflowClient(tracking_uri=f"sqlite:///{new}")
+        MlflowClient(tracking_uri=sqlite_uri(new))
         with contextlib.suppress(FileExistsError):  # another command was first
             os.link(new, path)
+
+
+def find_artifacts(database: Connection, home: str) -> None:
+    """Tells an sqlite database where its artifacts are: beside it, wherever both were moved.
+
+    MLflow keeps absolute addresses, and would write to where the folder was before.
+    """
+    from sqlalchemy import text
+
+    ours = "SELECT experiment_id, artifact_location FROM experiments WHERE name LIKE :ours"
+    for number, was in database.execute(text(ours), {"ours": f"{PREFIX}%"}).all():
+        if was == home:
+            continue
+        for table, address in {"experiments": "artifact_location", "runs": "artifact_uri"}.items():
+            moved = f"UPDATE {table} SET {address} = replace({address}, :was, :home)"
+            values = {"was": was, "home": home, "number": number}
+            database.execute(text(f"{moved} WHERE experiment_id = :number"), values)
 
 
 def open_store(work_dir: Path) -> MlflowClient:
     """A client of the tracking store; makes the database if there is none."""
     os.environ.update(QUIET | os.environ)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    uri = tracking_uri(work_dir)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # raised as well
     with failures():
+        uri = tracking_uri(work_dir)
+        path, home = sqlite_file(uri), artifacts_uri(work_dir, uri)
+    cure = f"; if {path} is damaged, move it away: run_all.py sync makes it anew" if path else ""
+    with failures(cure):
+        from mlflow.store.db.db_types import DATABASE_ENGINES
         from mlflow.tracking import MlflowClient
+        from sqlalchemy import NullPool, create_engine
 
-        if uri.startswith("sqlite:///"):
-            make_database(Path(uri.removeprefix("sqlite:///")))
+        if path is not None:
+            make_database(path)
+        if re.split("[+:]", uri)[0] in DATABASE_ENGINES:
+            # MLflow itself tries for 100 seconds to open what is no database, or away.
+            with create_engine(uri, poolclass=NullPool).begin() as database:
+                if path is not None:
+                    find_artifacts(database, str(home))
         return MlflowClient(tracking_uri=uri)
 
 
 def open_experiment(client: MlflowClient, work_dir: Path, grid: str) -> str:
-    """The id of a grid's experiment; makes it if there is none."""
-    name = f"{PREFIX}{grid}"
+    """The id of a grid's experiment; makes it if there is none, restores it if it was deleted."""
+    name, location = f"{PREFIX}{grid}", artifacts_uri(work_dir, tracking_uri(work_dir))
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    # A server has its own place for artifacts; a bare database would use the current folder.
-    local = not tracking_uri(work_dir).startswith(("http:", "https:", "databricks"))
-    location = (work_dir.resolve() / "mlartifacts").as_uri() if local else None
-    from mlflow.exceptions import MlflowException
+    if found is None:
+        from mlflow.exceptions import MlflowException
 
-    try:
-        return client.create_experiment(name, artifact_location=location)
-    except MlflowException as error:
-        # Made meanwhile: by another sender, or by this one in a call that lost its answer.
-        found = client.get_experiment_by_name(name)
-        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-            raise
-        return found.experiment_id
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            # Made meanwhile: by another sender, or by this one in a call that lost its answer.
+            found = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    place = local_path(found.artifact_location) if location else None
+    if place is not None and not place.parent.is_dir():
+        raise TrackingError(
+            f"MLflow keeps the files of {name} in {place}, which is not here; move it back, or "
+            "delete the experiment for good (mlflow gc), then run_all.py sync"
+        )
+    return found.experiment_id

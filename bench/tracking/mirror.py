@@ -8,13 +8,22 @@ sent twice.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 from bench.tracking import description
-from bench.tracking.experiment import KIND, TrackingError, failures, open_experiment, open_store
+from bench.tracking.experiment import (
+    KIND,
+    TrackingError,
+    artifacts_uri,
+    failures,
+    local_path,
+    open_experiment,
+    open_store,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 Numbers = Mapping[str, Mapping[str, float]]
 NOTHING: Numbers = {}
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
-PLAN = "plan.json"
+PLAN, RECORD = "plan.json", "record.json"
 PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
 FILES = "summary"  # where the run of that name keeps tables and figures
 
@@ -38,6 +47,7 @@ class Mirror:
         self.client, self.grid = open_store(work_dir), grid
         with failures():
             self.id = open_experiment(self.client, work_dir, grid)
+            self._local = artifacts_uri(work_dir, tracking_uri(work_dir)) is not None
 
     def send(
         self,
@@ -45,13 +55,15 @@ class Mirror:
         store: Store,
         numbers: Numbers = NOTHING,
         records: Mapping[str, Record] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> int:
         """Sends the plan and its records that MLflow lacks; returns how many were sent.
 
         Runs that a killed process left unfinished are sent anew, or closed if there is no record.
         Of several runs of one result one is kept. `numbers` depend on other cells too, such as the
         gain over the plain student, cell id -> name -> number; they are sent where they are new.
-        Without `records` those of the store are read.
+        Without `records` those of the store are read. Once `stopped`, the next record waits for the
+        next call.
         """
         # Of the rows that a cell answers for, the first names its run.
         rows = {row.cell_id: row for row in reversed(plan.rows)}
@@ -61,16 +73,18 @@ class Mirror:
             runs = self._runs()
             for cell_id, record in records.items():
                 run = runs.get(cell_id)
-                if run is not None and _is_whole(run) and run.data.tags["status"] == record.status:
+                if run is not None and self._is_whole(run) and _is_of(run, record):
                     continue
-                if run is not None:  # of an earlier status, or cut off
+                if stopped():
+                    break
+                if run is not None:  # of an earlier training, or cut off
                     self.client.delete_run(run.info.run_id)
                 self._copy(record, rows[cell_id], store.folder(cell_id))
                 sent += 1
             if sent:  # another command may have sent the same meanwhile
                 runs = self._runs()
             for run in runs.values():
-                if not _is_whole(run):
+                if run.info.status not in STATUS.values():
                     self.client.set_terminated(run.info.run_id, status="KILLED")
             for cell_id in numbers.keys() & records.keys() & runs.keys():
                 run = runs[cell_id]
@@ -97,8 +111,8 @@ class Mirror:
             wanted = set(plan.cell_ids())
             records = {}
             for run in self.search(f"tags.`{KIND}` = 'cell'"):
-                if _is_whole(run) and run.data.tags["cell_id"] in wanted:
-                    path = self.client.download_artifacts(run.info.run_id, "record.json", folder)
+                if self._is_whole(run) and run.data.tags["cell_id"] in wanted:
+                    path = self.client.download_artifacts(run.info.run_id, RECORD, folder)
                     record = Record.from_json(Path(path).read_text(encoding="utf-8"))
                     records[record.cell_id] = record
         return plan, {i: records[i] for i in plan.cell_ids() if i in records}
@@ -110,7 +124,6 @@ class Mirror:
             for path in files:
                 place = PurePosixPath(FILES) / path.relative_to(folder).parent
                 self.client.log_artifact(run, str(path), place.as_posix())
-            self.client.set_terminated(run)
 
     def read_file(self, name: str) -> str | None:
         """The text of a file that `send_files` sent, by its place below the grid's folder."""
@@ -139,7 +152,9 @@ class Mirror:
     def _send_plan(self, plan: Plan) -> None:
         for tag, value in description.experiment_tags(plan).items():
             self.client.set_experiment_tag(self.id, tag, value)
-        self.client.log_text(self._summary(), plan.to_json(), PLAN)
+        summary = self._summary()
+        self.client.log_text(summary, plan.to_json(), PLAN)
+        self.client.set_terminated(summary)
 
     def _summary(self) -> str:
         """The run `summary`; makes it if there is none."""
@@ -161,7 +176,7 @@ class Mirror:
         """Cell id -> its run; of several the whole one with the smallest id stays."""
         runs: dict[str, Run] = {}
         found = self.search(f"tags.`{KIND}` = 'cell'")
-        for run in sorted(found, key=lambda run: (not _is_whole(run), run.info.run_id)):
+        for run in sorted(found, key=lambda run: (not self._is_whole(run), run.info.run_id)):
             if runs.setdefault(run.data.tags["cell_id"], run) is not run:
                 self.client.delete_run(run.info.run_id)
         return runs
@@ -172,15 +187,36 @@ class Mirror:
             self.id, start_time=started, run_name=row.name, tags=description.tags_of(record, row)
         )
         run = made.info.run_id
-        self.client.log_batch(
-            run, metrics=description.metrics_of(record), params=description.params_of(record, row)
-        )
-        self.client.log_artifacts(run, str(folder))
-        took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
-        ended = started and int(started + 1000 * took)
-        self.client.set_terminated(run, STATUS.get(record.status, "FINISHED"), ended)
+        state, ended = "KILLED", None
+        try:
+            self.client.log_batch(
+                run,
+                metrics=description.metrics_of(record),
+                params=description.params_of(record, row),
+            )
+            if folder.is_dir():
+                self.client.log_artifacts(run, str(folder))
+            else:  # of an archive
+                self.client.log_text(run, record.to_json(), RECORD)
+            took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
+            state, ended = (
+                STATUS.get(record.status, "FINISHED"),
+                started and int(started + 1000 * took),
+            )
+        finally:  # a run that is cut off is not left running
+            self.client.set_terminated(run, state, ended)
+
+    def _is_whole(self, run: Run) -> bool:
+        """Whether everything of a run was sent, and is still there.
+
+        One that was cut off is RUNNING or KILLED.
+        """
+        files = local_path(run.info.artifact_uri or "") if self._local else None
+        there = files is None or (files / RECORD).is_file()
+        return there and run.info.status in STATUS.values()
 
 
-def _is_whole(run: Run) -> bool:
-    """Whether everything of a run was sent; one that was cut off is RUNNING or KILLED."""
-    return run.info.status in STATUS.values()
+def _is_of(run: Run, record: Record) -> bool:
+    """Whether a run is of the training that this record is of, not of an earlier one."""
+    started = description.started_at(record)
+    return run.data.tags["status"] == record.status and started in (None, run.info.start_time)

@@ -9,21 +9,36 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.tracking.description import VIEW, VIEW_TAG
-from bench.tracking.experiment import PREFIX, TrackingError, failures, open_store, tracking_uri
+from bench.tracking.experiment import (
+    PREFIX,
+    TrackingError,
+    artifacts_uri,
+    failures,
+    open_store,
+    tracking_uri,
+    without_secrets,
+)
 
 
 def serve(work_dir: Path, port: int) -> int:
     """Serves the MLflow UI on loopback until Ctrl-C or SIGTERM; returns the server's exit code."""
-    uri = tracking_uri(work_dir)
-    if uri.startswith(("http:", "https:")):
-        raise TrackingError(f"MLFLOW_TRACKING_URI is a server; its UI is at {uri}")
+    with failures():
+        uri = tracking_uri(work_dir)
+        artifacts = artifacts_uri(work_dir, uri)
+    if artifacts is None:
+        raise TrackingError(f"MLFLOW_TRACKING_URI is a server; its UI is at {without_secrets(uri)}")
     pages = _pages(work_dir, port)
     # The jobs are for generative models; without them the server is two processes, not fifteen.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     # A group of its own: its processes end together, and none outlives this one.
-    server = subprocess.Popen(server_command(uri, port), start_new_session=True)
+    server = subprocess.Popen(
+        server_command(artifacts, port),
+        start_new_session=True,
+        # Every user of the machine can read the words of a command, and this may hold a password.
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri},
+    )
     try:
         links = [f"{name}: {page}" for name, page in pages.items()]
         print(*links, "Ctrl-C stops the server", sep="\n", flush=True)
@@ -32,10 +47,10 @@ def serve(work_dir: Path, port: int) -> int:
         _end(server)
 
 
-def server_command(uri: str, port: int) -> list[str]:
-    """The command that serves a store, on loopback alone."""
+def server_command(artifacts: str, port: int) -> list[str]:
+    """The command that serves the store that its environment names, on loopback alone."""
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *where, "--backend-store-uri", uri]
+    return [sys.executable, "-m", "mlflow", "server", *where, "--artifacts-destination", artifacts]
 
 
 def _pages(work_dir: Path, port: int) -> dict[str, str]:
