@@ -2,13 +2,12 @@
 
 import textwrap
 
-import yaml
-
 from bench.data import sources
 from bench.grid import find_grid, grid_names
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.network import tap_shapes
+from bench.strict_yaml import read_yaml
 
 
 def describe_model(name: str, image_shape: tuple[int, int, int]) -> str:
@@ -40,6 +39,6 @@ def catalogue(width: int) -> str:
     lines += ["", "data sources:", wrapped(" ".join(sources.names()), "  ")]
     lines += ["", "grids:"]
     for name in grid_names():
-        values = yaml.safe_load(find_grid(name).read_text(encoding="utf-8"))
+        values = read_yaml(find_grid(name).read_text(encoding="utf-8"))
         lines += [f"  {name}", wrapped(values["description"], "      ")]
     return "\n".join(lines)

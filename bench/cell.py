@@ -23,10 +23,22 @@ MOST_PIXELS = 512
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
-class Spec(BaseModel):
-    """A frozen model that accepts no unknown field."""
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+class Spec(BaseModel):
+    """A frozen model that accepts no unknown field, and no value of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        """Takes lists for tuples: YAML and JSON have no other."""
+        if not isinstance(values, dict):
+            return values
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 class ImageSpec(Spec):
@@ -57,9 +69,9 @@ class ImageSpec(Spec):
     flip: bool = True
     fraction: Fraction = 1.0
     labels: Fraction = 1.0
-    resolution: Annotated[int, Field(ge=1)] = 1
+    resolution: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 1
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    validation_seed: int | None = None
+    validation_seed: Seed | None = None
 
 
 class DataSpec(ImageSpec):
@@ -80,8 +92,8 @@ class Recipe(Spec):
         budget: see `bench.method.split_epochs`.
     """
 
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=2)]
+    epochs: Epochs
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -91,7 +103,7 @@ class Recipe(Spec):
     decay: Fraction = 0.1
     drop_last: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    evaluate_every: Epochs = 1
     budget: Literal["equal_epochs", "addon"] = "equal_epochs"
 
     @model_validator(mode="after")

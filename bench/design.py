@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from bench.cell import Spec
+from bench.cell import Seed, Spec
 from bench.faults import UserError
 from bench.record import SCHEMA, seal, unseal, write_atomically
 
@@ -17,7 +17,8 @@ SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
 EQUAL = ""
 """The phase of a grid that trains every row on the same seeds."""
 
-AtLeastOne = Annotated[int, Field(ge=1)]
+MOST_SEEDS = 10_000
+AtLeastOne = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 
 
 class Design(Spec):
@@ -32,10 +33,10 @@ class Design(Spec):
     """
 
     screen: AtLeastOne
-    finalists: Annotated[int, Field(ge=2)]
-    confirm: Annotated[int, Field(ge=2)]
-    extend: Annotated[int, Field(ge=0)] = 0
-    first: Annotated[int, Field(ge=0)] = 0
+    finalists: Annotated[int, Field(ge=2, le=MOST_SEEDS)]
+    confirm: Annotated[int, Field(ge=2, le=MOST_SEEDS)]
+    extend: Annotated[int, Field(ge=0, le=MOST_SEEDS)] = 0
+    first: Seed = 0
 
     def seeds(self, phase: str) -> tuple[int, ...]:
         """The seeds of one phase; no two phases share one."""

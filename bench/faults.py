@@ -1,5 +1,7 @@
 """Errors that a user can mend, errors that code can raise, and messages of one line."""
 
+import errno
+
 
 class UserError(ValueError):
     """An error that the user of a command can mend: one line with what was wanted and the cure."""
@@ -26,6 +28,22 @@ LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
 """Errors of such code while its file is loaded, or while it reads files of its own."""
 
 LONGEST_MESSAGE = 300
+MEMORY_SIGNS = (
+    "Cannot allocate memory",
+    "t allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "failed to map segment",
+)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether the machine had no memory left; libraries say so in errors of their own, too."""
+    raised = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
+    said = isinstance(error, RuntimeError | ImportError) and any(
+        s in str(error) for s in MEMORY_SIGNS
+    )
+    return raised or said
 
 
 def one_line(text: object) -> str:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     Field,
@@ -20,9 +19,9 @@ from pydantic import (
 )
 
 from bench import record
-from bench.cell import DataSpec, Recipe, Spec
-from bench.design import Design
-from bench.faults import UserError
+from bench.cell import DataSpec, Recipe, Seed, Spec
+from bench.design import MOST_SEEDS, Design
+from bench.faults import UserError, one_line
 from bench.grid_fields import (
     BASELINE,
     EPOCHS_FACTOR,
@@ -41,9 +40,11 @@ from bench.models import zoo
 from bench.models.files import find_weights
 from bench.record import file_digest
 from bench.registry import unknown
+from bench.strict_yaml import read_yaml
 
 GRIDS = Path(__file__).parent / "grids"
-RESERVED = {"store", "mlartifacts"}
+RESERVED = {"store", "mlartifacts", "mlflow.db"}
+NOT_WRITTEN = {"name", "part_of", "narrowed"}
 
 
 class GridError(UserError):
@@ -86,7 +87,7 @@ class Grid(Spec):
     teachers: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
     methods: tuple[MethodSpec, ...]
-    seeds: Design | tuple[int, ...]
+    seeds: Design | tuple[Seed, ...]
     max_cost: Annotated[float, Field(gt=0)] | None = None
     recipe: Recipe
     recipe_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -103,23 +104,23 @@ class Grid(Spec):
     @field_validator("pairs", mode="before")
     @classmethod
     def _read_pairs(cls, value: Any) -> Any:
-        return [_pair(v) if isinstance(v, str) else v for v in _listed(value)]
+        return tuple(_pair(v) if isinstance(v, str) else v for v in _listed(value))
 
     @field_validator("methods", mode="before")
     @classmethod
     def _read_methods(cls, value: Any) -> Any:
-        return [_method(v) for v in _listed(value)]
+        return tuple(_method(v) for v in _listed(value))
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _read_seeds(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
-                raise ValueError(f"got {value}, wanted at least 1 seed")
+            if not 1 <= value <= MOST_SEEDS:
+                raise ValueError(f"got {value}, wanted at least 1 and at most {MOST_SEEDS} seeds")
             return tuple(range(value))
         if isinstance(value, Mapping):
             try:
-                return Design(**value)
+                return Design.model_validate(value)
             except ValidationError as error:
                 raise ValueError(_first_fault(error, Design)) from None
         return value
@@ -131,6 +132,7 @@ class Grid(Spec):
         if not self.pairs and not (self.teachers and self.students):
             raise ValueError("teachers and students come together: one of the two is empty")
         listed: dict[str, Sequence[Any]] = {"methods": [method.label for method in self.methods]}
+        listed |= {"pairs": [f"{pair.teacher}:{pair.student}" for pair in self.all_pairs]}
         if not isinstance(self.seeds, Design):
             listed["seeds"] = self.seeds
         for what, values in listed.items():
@@ -232,7 +234,7 @@ def _method(value: Any) -> Any:
         if isinstance(own, Mapping) and FINALIST in own:
             others = {key: item for key, item in own.items() if key != FINALIST}
             return {"name": name, "hyperparameters": others, FINALIST: own[FINALIST]}
-        return {"name": name, "hyperparameters": own or {}}
+        return {"name": name, "hyperparameters": {} if own is None else own}
     return value
 
 
@@ -262,13 +264,15 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = (), *, checked: bool
     """
     path = find_grid(name_or_path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GridError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GridError(f"{path.name}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
     if odd := [key for key in values if not isinstance(key, str)]:
         raise GridError(f"{path.name}: field {odd[0]!r} is not a name")
+    if own := sorted(NOT_WRITTEN & values.keys()):
+        raise GridError(f"{path.name}: {own[0]}: set by the harness; leave it out")
     values = {**values, "name": path.stem}
     return grid_of(values, overrides, path.name, folder=path.parent, checked=checked)
 
@@ -295,7 +299,7 @@ def grid_of(
 def _override(values: dict[str, Any], text: str) -> None:
     field, equals, value = text.partition("=")
     *parents, last = field.split(".")
-    if not (equals and last):
+    if not equals or "" in (*parents, last) or field in NOT_WRITTEN:
         raise GridError(f"override {text!r}: wanted field=value, such as recipe.epochs=10")
     for parent in parents:
         inner = values.setdefault(parent, {})
@@ -303,15 +307,15 @@ def _override(values: dict[str, Any], text: str) -> None:
             raise GridError(f"override {text!r}: {parent} is not a mapping")
         values = inner
     try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise GridError(f"override {text!r}: {value!r} is not YAML") from None
+        values[last] = read_yaml(value)
+    except ValueError as error:
+        raise GridError(f"override {text!r}: {value!r} is not YAML: {error}") from None
 
 
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     fault, more = error.errors()[0], error.error_count() - 1
     path = ".".join(str(part) for part in fault["loc"])
-    came = f"got {fault['input']!r}" if fault["type"] != "missing" else "missing"
+    came = f"got {_cut(repr(fault['input']), 100)}" if fault["type"] != "missing" else "missing"
     if fault["type"] == "extra_forbidden":
         *sections, field = map(str, fault["loc"])
         section = SECTIONS[sections[0]] if sections else model
@@ -320,8 +324,12 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         text = str(fault.get("ctx", {}).get("error"))
     else:
         text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
-    text = f"{text[:300]}..." if len(text) > 300 else text
-    return (f"{path}: " if path else "") + text + (f" (and {more} more)" if more else "")
+    text = _cut(text, 300) + (f" (and {more} more)" if more else "")
+    return one_line(f"{path}: {text}" if path else text)
+
+
+def _cut(text: str, length: int) -> str:
+    return f"{text[:length]}..." if len(text) > length else text
 
 
 @contextmanager
@@ -339,7 +347,7 @@ def check_names(grid: Grid) -> None:
     """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate."""
     if grid.name in RESERVED:
         raise GridError(f"name: {grid.name!r} is reserved in the work directory; rename the file")
-    record.check_file_names("name", [grid.name])
+    record.check_file_names("name", [grid.name, *filter(None, [grid.part_of])])
     record.check_file_names("data.source", [grid.data.source])
     for position, pair in enumerate(grid.all_pairs):
         for role in ("teacher", "student"):
@@ -353,6 +361,10 @@ def check_names(grid: Grid) -> None:
                     f"{EPOCHS_FACTOR} is for {BASELINE} alone; methods share the recipe's epochs"
                 )
             build_method(method.name, **grid.hyperparameters(method))
+    used = sorted({model for pair in grid.all_pairs for model in (pair.teacher, pair.student)})
+    for field, models in (("models", grid.models), ("recipe_for", grid.recipe_for)):
+        if idle := [model for model in models if model not in used]:
+            raise GridError(f"{field}: {unknown('model', idle[0], used)}, those of the pairs")
     if grid.source is not None:
         with _at("source.data", DataSpec):
             source_data(grid.data, grid.source)
@@ -367,10 +379,7 @@ def source_data(data: GridData, source: SourceSpec, seed: int = 0) -> DataSpec:
 
 
 def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
-    used = sorted({m for p in grid.all_pairs for m in (p.teacher, p.student)})
     for model in grid.recipe_for:
-        if model not in used:
-            raise GridError(f"recipe_for: {unknown('model', model, used)}")
         yield f"recipe_for.{model}", model, {}
     for pair, row in itertools.product(grid.all_pairs, (MethodSpec(name=BASELINE), *grid.methods)):
         yield f"methods.{row.label}", pair.student, grid.row_recipe(row)
@@ -405,11 +414,12 @@ def narrow(
         )
     if pairs:
         with _at("--pairs", PairSpec):
-            changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in pairs)
+            changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in dict.fromkeys(pairs))
         changed |= {"teachers": (), "students": ()}
-        # The recipes of other pairs were checked with the whole grid, and go with their pairs.
+        # The rest was checked with the whole grid, and goes with its pairs.
         used = {model for pair in changed["pairs"] for model in (pair.teacher, pair.student)}
-        changed["recipe_for"] = {m: fields for m, fields in grid.recipe_for.items() if m in used}
+        for field, named in (("models", grid.models), ("recipe_for", grid.recipe_for)):
+            changed[field] = {model: own for model, own in named.items() if model in used}
     if seeds:
         changed["seeds"] = tuple(dict.fromkeys(seeds))
     narrowed = grid.model_copy(update=changed)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
 
-from bench.cell import DataSpec, Fraction, ImageSpec, Spec
+from bench.cell import MOST_PIXELS, DataSpec, Fraction, ImageSpec, Seed, Spec
 from bench.design import TeacherPools
 from bench.hyperparameters import JOINT
 from bench.models.files import IMAGENET
 
 BASELINE = "student"
 EPOCHS_FACTOR = "epochs_factor"  # in a row of the plain student: how much longer it trains
+LONGEST = 1000
 ROW_RECIPE = ("learning_rate", "label_smoothing")  # of the recipe, as a row may have for itself
 FINALIST = "finalist"  # in a row: false for a control or an ablation
 
@@ -21,9 +21,9 @@ FINALIST = "finalist"  # in a row: false for a control or an ablation
 class GridData(ImageSpec):
     """The images of a grid; `split_seed` draws them anew for every seed, or a number once."""
 
-    split_seed: Literal["per_seed"] | int = "per_seed"
+    split_seed: Literal["per_seed"] | Seed = "per_seed"
 
-    def of(self, seed: int, **changes: Any) -> DataSpec:
+    def of(self, seed: int, /, **changes: Any) -> DataSpec:
         """The images of a cell with this seed and these changes.
 
         Where none are drawn, no seed draws them. Where seeds draw other images, the images held out
@@ -117,7 +117,7 @@ class TeacherSpec(FileSpec):
 
     fraction: Fraction = 1.0
     recipe: dict[str, Any] = Field(default_factory=dict)
-    seed: Literal["per_seed"] | int = "per_seed"
+    seed: Literal["per_seed"] | Seed = "per_seed"
     seeds: TeacherPools | None = None
     fine_tune: dict[str, Any] | None = None
 
@@ -147,7 +147,7 @@ class SourceSpec(Spec):
 
 
 Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]
-Factors = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Factors = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_PIXELS)], ...], Field(min_length=1)]
 
 
 class Axes(Spec):
@@ -182,8 +182,10 @@ class MethodSpec(Spec):
         if self.name != BASELINE or EPOCHS_FACTOR not in self.hyperparameters:
             return None
         factor = self.hyperparameters[EPOCHS_FACTOR]
-        if type(factor) not in (int, float) or not 1 <= factor < math.inf:
-            raise ValueError(f"{EPOCHS_FACTOR}: got {factor!r}, wanted a number of at least 1")
+        if type(factor) not in (int, float) or not 1 <= factor <= LONGEST:
+            raise ValueError(
+                f"{EPOCHS_FACTOR}: got {factor!r}, wanted a number of at least 1, {LONGEST} at most"
+            )
         return float(factor)
 
     @property

@@ -131,6 +131,7 @@ def test_other_data_under_the_same_name_is_another_cell(tmp_path):
         ({"pairs": ["cnn8"]}, ["pairs", "teacher:student"]),
         ({"pairs": None, "teachers": ["cnn8"]}, ["teachers", "students"]),
         ({"seeds": 0}, ["seeds", "at least 1"]),
+        ({"seeds": 10_001}, ["seeds", "at most 10000"]),
         ({"seeds": [1, 1]}, ["seeds", "twice"]),
         ({"data": {"source": "digits", "fraction": 1.5}}, ["data.fraction", "1.5"]),
         ({"data": {"source": "digits", "size": 513}}, ["data.size", "512", "513"]),

@@ -5,12 +5,16 @@ Each refuses other text in one line, before anything is read or started.
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
 LIMIT = 2**31 - 1
+MOST_SEEDS = 10_000
+SIDE = re.compile("[1-9][0-9]{0,4}")
+SEED = re.compile("[0-9]{1,10}")
 
 
 def names(text: str) -> list[str]:
@@ -47,8 +51,8 @@ def number(
     wanted += f" and at most {at_most:g}" if at_most < math.inf else ""
 
     def read(text: str) -> Number:
-        try:
-            value = kind(text)
+        try:  # Python reads 1_0 and digits of any script
+            value = kind(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             value = math.nan
         if not at_least <= value <= at_most or abs(value) > LIMIT:
@@ -68,16 +72,23 @@ def seeds(text: str) -> list[int]:
     found: list[int] = []
     for part in names(text):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        ends = [first, last] if dash else [first, first]
+        if not all(SEED.fullmatch(end) for end in ends):
             raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
-        found += range(int(first), int(last or first) + 1)
-    if not found:
-        raise argparse.ArgumentTypeError(f"got {text!r}, which names no seed")
+        found += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MOST_SEEDS) + 1)
+    if not 1 <= len(found) <= MOST_SEEDS or max(found) > LIMIT:
+        wanted = f"wanted 1 to {MOST_SEEDS} seeds of at most {LIMIT}"
+        raise argparse.ArgumentTypeError(f"got {text!r}, {wanted}")
     return found
 
 
 def path(text: str) -> Path:
-    """A file or a folder. Empty text, as of an unset variable, would mean the current folder."""
+    """A file or a folder, named in UTF-8: records and MLflow keep names as text.
+
+    Empty text, as of an unset variable, would mean the current folder.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path in UTF-8; rename it")
     if not text.strip():
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path; . is the current folder")
     return Path(text)
@@ -91,7 +102,7 @@ def image_shape(text: str) -> tuple[int, int, int]:
         ((3, 64, 96), (1, 8, 8))
     """
     sides = text.lower().split("x")
-    if len(sides) not in (2, 3) or not all(s.isdecimal() and 0 < int(s) <= LIMIT for s in sides):
+    if len(sides) not in (2, 3) or not all(SIDE.fullmatch(s) for s in sides):
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a size such as 64x64 or 1x8x8")
     channels, height, width = map(int, ["3", *sides][-3:])
     return channels, height, width

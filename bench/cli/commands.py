@@ -2,15 +2,18 @@
 
 import argparse
 import errno
+import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
 from bench.cli import options
 from bench.cli.terminal import show_what_it_can
-from bench.faults import UserError
+from bench.faults import UserError, is_memory_error, one_line
 from bench.plugin import plugged, read_plugins
 from bench.registry import unknown
 
@@ -34,9 +37,11 @@ COMMANDS: dict[str, tuple[str, AddOptions, str]] = {
 The function's module is imported when the command runs: each imports its own libraries.
 """
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+KEPT = "finished cells are kept"
+LONGEST_LINE = 1000
 MENDABLE = (*FULL, *NOT_ALLOWED, *WRONG_PATH, errno.EADDRINUSE)
 """Errors of the operating system that the user can mend. Any other is a fault of the program."""
 
@@ -54,26 +59,66 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command, by default the process's words; returns the exit code."""
+    """Runs one command, by default the process's words; returns the exit code.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, with 128 and the signal's number. So does a pipe that
+    nobody reads any more, in silence.
+    """
     show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with _stopped_by_signals():
+        try:
+            command, chosen = parse(words)
+            chosen.plugins = read_plugins(getattr(chosen, "plugin", ()))
+            with plugged(chosen.plugins):
+                code = command(chosen)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        except KeyboardInterrupt as stop:
+            print(f"stopped; {KEPT}, and the same command continues", file=sys.stderr)
+            return 128 + (stop.args or (signal.SIGINT,))[0]
+        except (UserError, OSError, MemoryError, ImportError, RuntimeError) as error:
+            if (line := _mendable(error)) is None:
+                raise
+            if DEBUG in words:
+                traceback.print_exc()
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+
+def _mendable(error: BaseException) -> str | None:
+    """What the user can mend, in one line; None for a fault of the program."""
+    line = one_line(error)
+    if len(line) > LONGEST_LINE:  # what came is in front, what was wanted at the end
+        line = f"{line[: LONGEST_LINE - 300]} ... {line[-300:]}"
+    if is_memory_error(error):
+        said = f" ({line[:300]})" if line else ""
+        return f"out of memory{said}; {KEPT}: give it more, or take fewer --workers"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{line}; {KEPT}: make room, and start the same command again"
+    return line if isinstance(error, UserError) or getattr(error, "errno", 0) in MENDABLE else None
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Makes signals that end a process raise KeyboardInterrupt, unless nohup or the like did."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number, action in before.items() if action == signal.SIG_DFL]
     try:
-        command, chosen = parse(words)
-        chosen.plugins = read_plugins(getattr(chosen, "plugin", ()))
-        with plugged(chosen.plugins):
-            return command(chosen)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in MENDABLE:
-            raise
-        if DEBUG in words:
-            traceback.print_exc()
-        full = isinstance(error, OSError) and error.errno in FULL
-        cure = "; finished cells are kept: make room, and start the same command again"
-        print(f"error: {error}{cure if full else ''}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; finished cells are kept, and the same command continues", file=sys.stderr)
-        return 130
+        for number in ours:
+            signal.signal(number, _stop)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one would end the first one's cleaning up
+    raise KeyboardInterrupt(number)
 
 
 def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:

@@ -65,7 +65,7 @@ def run(parser: Parser) -> None:
     add("--extend", action="store_true", help=text)
     add("--retry-failed", action="store_true", help="train failed cells again")
     text = "processes (default: one per core on the CPU, one per GPU on CUDA)"
-    add("--workers", type=count, metavar="N", help=text)
+    add("--workers", type=number(int, at_least=1, at_most=1024), metavar="N", help=text)
     text = "most cells in one job; changes no number (default: as many as memory holds)"
     add("--cohort", type=count, metavar="N", help=text)
     text = "least seconds between two checkpoints; 0 for one after every epoch (default: 60)"
@@ -83,9 +83,14 @@ def tune(parser: Parser) -> None:
     """The options of `tune`: those of `run` and its own."""
     run(parser)
     add, part = parser.add_argument, number(float, at_least=0.01, at_most=0.99)
-    add("--trials", type=count, default=8, help="settings tried for each row (default: 8)")
+    add(
+        "--trials",
+        type=number(int, 1, 1000),
+        default=8,
+        help="settings tried for each row (default: 8)",
+    )
     text = "seeds of the best third of a row's settings; the others have one (default: 3)"
-    add("--tuning-seeds", type=count, default=3, help=text)
+    add("--tuning-seeds", type=number(int, 1, 1000), default=3, help=text)
     text = "part of the training images held out to choose on (default: 0.2)"
     add("--validation", type=part, default=0.2, help=text)
 
@@ -96,7 +101,7 @@ def profile(parser: Parser) -> None:
     add, batch = parser.add_argument, number(int, at_least=2)
     add("--batch", type=batch, metavar="B", help="batch size (default: the grid's)")
     text = "times that each step is measured (default: 20)"
-    add("--rounds", type=count, default=20, metavar="N", help=text)
+    add("--rounds", type=number(int, 1, 10_000), default=20, metavar="N", help=text)
 
 
 def tables(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import socket
 import sys
 
 from bench.cli.outputs import render, write
@@ -115,4 +116,10 @@ def list_all(options: argparse.Namespace) -> int:
 
 def ui(options: argparse.Namespace) -> int:
     """Serves the MLflow UI on loopback until it is stopped."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", options.port))
+        except OSError as error:
+            raise UserError(f"--port {options.port}: {error.strerror}; choose another") from None
     return serve(options.work_dir, options.port)

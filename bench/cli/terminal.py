@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import shutil
 import sys
 import textwrap
@@ -12,8 +13,11 @@ PLAIN = {"→": "->", "±": "+/-", "×": "x", "−": "-", "–": "-", "…": "..
 
 
 def show_what_it_can() -> None:
-    """Makes output fall back to plain characters where the encoding lacks one."""
+    """Makes output fall back to plain characters where the encoding lacks one, or nobody reads."""
     codecs.register_error("plain", _plain)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; the next file that opens would take its place
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")

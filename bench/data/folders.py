@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def _list_part(root: Path, part: str, labels: Mapping[str, int]) -> list[ImageFi
                 status = file.stat()
             except OSError as error:
                 raise DataError(f"unreadable image {file.path}: {error.strerror}") from error
+            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+                raise DataError(f"unreadable image {file.path}: no file")
             stamp = f"{part}/{name}/{file.name} {status.st_size} {status.st_mtime_ns}"
             found.append(ImageFile(Path(file.path), label, stamp))
     return found

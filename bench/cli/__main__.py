@@ -1,0 +1,7 @@
+"""`python -m bench.cli`: the same as `run_all.py`."""
+
+import sys
+
+from bench.cli import main
+
+sys.exit(main())
