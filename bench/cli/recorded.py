@@ -34,7 +34,11 @@ def asked_grid(options: argparse.Namespace, *, checked: bool = True) -> Grid:
     whole = _load(options, (), checked)
     grid = _load(options, options.overrides, checked)
     grid = narrow(grid, options.methods, options.pairs, options.seeds, checked=checked)
-    return name_part(grid, whole)
+    grid = name_part(grid, whole)
+    folder = WorkDir(options.work_dir).grid(grid.name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file is where the results of {grid.name} go; rename one")
+    return grid
 
 
 def _load(options: argparse.Namespace, overrides: Sequence[str], checked: bool) -> Grid:

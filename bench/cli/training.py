@@ -158,10 +158,12 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
 def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     """Says what would run, and what it would take: the total first."""
     options, library = command.options, command.library
+    check_costs(grid, fetch_costs(command.work, grid.name, "records"))
     expansion = command.expand(grid)
+    absent = library.absent.values()
     notes = [
         f"random images take the place of the data, and nothing counts as done: {reason}"
-        for reason in library.absent.values()
+        for reason in absent
     ]
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
@@ -179,7 +181,8 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
         with ProgressDisplay(command.console) as display:
             how = command.config, devices, library, worker_room(devices), display
             text = estimate_rows(expansion, waiting, *how)
-    say([*text.splitlines(), *notes])
+    first, *lines = text.splitlines()
+    say([f"without the data, {first}" if absent else first, *lines, *notes])
     return 0
 
 

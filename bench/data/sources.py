@@ -16,7 +16,15 @@ from torch import Tensor
 
 from bench.cell import ImageSpec
 from bench.data.cache import cached, open_cached
-from bench.data.dataset import Classes, DataError, DataSet, MissingDataError, Part, fingerprint
+from bench.data.dataset import (
+    Classes,
+    DataError,
+    DataSet,
+    MissingDataError,
+    Part,
+    choose_classes,
+    fingerprint,
+)
 from bench.data.folders import class_names, list_tree, read_tree
 from bench.data.splits import stratified_order
 from bench.faults import LOAD_FAULTS, name_and_reason, reason
@@ -264,6 +272,14 @@ def _read_torchvision(kind: str, name: str, downloads: Path) -> DataSet:
     try:
         train, test = (dataset(root=downloads, train=part, download=True) for part in (True, False))
     except (RuntimeError, OSError, HTTPException) as error:
+        for place in {
+            downloads / getattr(dataset, key, kind) for key in ("base_folder", "filename")
+        }:
+            if any(path.is_file() for path in (place, *place.rglob("*"))):
+                raise DataError(
+                    f"{place} of data set {name!r} is damaged or not whole ({reason(error)}); "
+                    "delete it to download it again"
+                ) from error
         raise MissingDataError(
             f"data set {name!r} is not here and cannot be downloaded to {downloads} "
             f"({reason(error)}); give --data-root D with torchvision's own files in D, or with "
@@ -289,8 +305,11 @@ def random_data(source: str, *, size: int | None = None, classes: Classes | None
     known = SOURCES.get(source)
     assert known.sizes is not None
     (channels, *sides), *counts = known.sizes
-    kept = known.classes if classes is None else classes
-    kept = kept if isinstance(kept, int) else len(kept)
+    wanted = known.classes if classes is None else classes
+    kept = wanted if isinstance(wanted, int) else len(wanted)
+    if isinstance(wanted, int) or all(isinstance(chosen, int) for chosen in wanted):
+        # Names are not known without the data, numbers are.
+        choose_classes([str(label) for label in range(known.classes)], wanted)
     sides = sides if size is None else (size, size)
     generator = torch.Generator().manual_seed(0)
 

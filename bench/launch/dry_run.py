@@ -91,7 +91,8 @@ def _table(rows: Sequence[Row], waiting: Mapping[str, Cell], estimate: Estimate)
     width = max(len(row.label) for row in rows)
     yield f"  {'row':<{width}} {'cells':>5} {'done':>5} {'epochs':>7} {'seconds':>8} {'MiB':>7}"
     for label in dict.fromkeys(row.label for row in rows):
-        ids = [row.cell_id for row in rows if row.label == label]
+        # Seeds may share a teacher, and pairs a student.
+        ids = list(dict.fromkeys(row.cell_id for row in rows if row.label == label))
         cells = [waiting[cell_id] for cell_id in ids if cell_id in waiting]
         students = list(map(estimate.student, cells))
         seconds = sum(student.seconds for student in students)
