@@ -1,11 +1,14 @@
 """The command line in processes of its own, and what must be equal between two runs of a grid."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from bench.record import Plan, Store
 from bench.workdir import WorkDir
@@ -30,6 +33,16 @@ def start(output: IO[str] | int, *words: str, **more: str) -> subprocess.Popen[s
         [sys.executable, str(ROOT / "run_all.py"), *words], cwd=ROOT, stdout=output,
         stderr=subprocess.STDOUT, text=True, env=environment(**more), start_new_session=True,
     )  # fmt: skip
+
+
+def workers_of(command: int) -> list[psutil.Process]:
+    """The worker processes of a running command, which are forked from a child of it."""
+    found = []
+    for server in psutil.Process(command).children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if any("forkserver" in word for word in server.cmdline()):
+                found += server.children()
+    return found
 
 
 def plan_of(work: Path, grid: str = "smoke") -> Plan:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from processes import ROOT, kd_bench, plan_of, results, start
+from processes import ROOT, kd_bench, plan_of, results, start, workers_of
 
 from bench.cli import COMMANDS, main, parse
 from bench.faults import UserError
@@ -276,8 +276,7 @@ def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
         assert coordinator.stdout is not None
         while "epochs" not in (line := coordinator.stdout.readline()):
             assert line, "it ended before its workers reported an epoch"
-        workers = [p for p in psutil.Process(coordinator.pid).children() if "spawn_main" in
-                   " ".join(p.cmdline())]  # fmt: skip
+        workers = workers_of(coordinator.pid)
         assert len(workers) == 2
         coordinator.kill()
     _, alive = psutil.wait_procs(workers, timeout=30)

@@ -6,7 +6,6 @@ their rows of results/faults.md:
     .venv/bin/python -m pytest tests/test_faults.py -m slow --faults-table results/faults.md
 """
 
-import contextlib
 import os
 import random
 import re
@@ -24,7 +23,7 @@ import test_checkpoint
 from fault_table import tally, undisturbed
 from lessons import run
 from mlflow_server import MlflowServer
-from processes import ROOT, environment, kd_bench, start
+from processes import ROOT, environment, kd_bench, start, workers_of
 
 from bench.record import write_atomically
 from bench.tracking import Mirror
@@ -108,7 +107,7 @@ def kill_some(
         except subprocess.TimeoutExpired:
             pass
         target = draws.choice(["launcher", "group", "worker"])
-        workers = [p for p in psutil.Process(launcher.pid).children() if is_worker(p)]
+        workers = workers_of(launcher.pid)
         if target == "worker" and workers:
             draws.choice(workers).kill()
             kills += 1
@@ -118,12 +117,6 @@ def kill_some(
         launcher.wait()
         psutil.wait_procs(workers, timeout=60)
         return kills + 1
-
-
-def is_worker(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return any("spawn_main" in word for word in process.cmdline())
-    return False
 
 
 def whole(work: Path, usual: faults.Undisturbed) -> bool:

@@ -1,7 +1,8 @@
 """Jobs in worker processes of this machine, one for each entry of a list of devices.
 
-A worker takes one job after another, because importing torch costs seconds. A worker that dies
-costs the job it held and no other: a new one takes its place, and the other workers go on.
+Importing torch costs seconds: workers are forked from a process that has done so, and each takes
+one job after another. A worker that dies costs the job it held and no other: a new one takes its
+place, and the other workers go on.
 """
 
 import contextlib
@@ -26,8 +27,11 @@ from bench.train.failure import KilledError
 
 DIED = "its process died twice (exit code {}): killed, or out of memory"
 EPOCH, ENDED = "epoch", "ended"
-OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT}
-"""Exit codes of a process that something else ended: the system, a scheduler, a user."""
+OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, 255}
+"""Exit codes of a process that something else ended: the system, a scheduler, a user.
+
+255 is that of a worker that cannot be watched any more: what it was forked from was killed.
+"""
 
 GRACE_SECONDS = 20.0
 """How long workers that are stopped may take for a last checkpoint. Slurm kills after 30."""
@@ -37,12 +41,14 @@ class _Worker:
     """A worker process, as the launcher sees it. `config` names the worker's own device."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["bench.train.cohort", "bench.train.teacher"])
         self.config = config
         self.connection, its_end = context.Pipe()
         self.process = context.Process(target=serve_jobs, args=(its_end, config))
-        # The process inherits the mask: Ctrl-C is for the launcher, which ends its workers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        # Workers, and what they are forked from, inherit the mask: the launcher ends its workers.
+        ending = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         try:
             self.process.start()
         finally:
@@ -177,6 +183,7 @@ def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
 
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
         while not stopping.is_set():
