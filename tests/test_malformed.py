@@ -1,7 +1,7 @@
 """What is wrong in a grid, a word, a record or a tree of images ends in one line, never else."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import malformed
@@ -10,10 +10,11 @@ import yaml
 
 from bench.cli import main
 
-KINDS = {
+KINDS: dict[str, Callable[..., Iterator[malformed.Case]]] = {
     "grids": malformed.grid_cases,
     "texts": malformed.text_cases,
     "options": malformed.option_cases,
+    "records": malformed.record_cases,
     "trees": malformed.tree_cases,
 }
 
@@ -36,7 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_line_or_on_the_list_of_what_is_right(
     root: Path, tmp_path: Path, kind: str, step: int
 ) -> None:
-    cases = list(KINDS[kind]())
+    make, place = KINDS[kind], [root] if kind == "records" else []
+    cases = list(make(*place))
     wrong, right = (
         [case for case in cases if case.right == is_right] for is_right in (False, True)
     )

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from bench.tracking.description import VIEW, VIEW_TAG
 from bench.tracking.experiment import (
@@ -21,7 +20,7 @@ from bench.tracking.experiment import (
 
 
 def serve(work_dir: Path, port: int) -> int:
-    """Serves the MLflow UI on loopback until Ctrl-C or SIGTERM; returns the server's exit code."""
+    """Serves the MLflow UI on loopback until it is stopped; returns the server's exit code."""
     with failures():
         uri = tracking_uri(work_dir)
         artifacts = artifacts_uri(work_dir, uri)
@@ -30,8 +29,6 @@ def serve(work_dir: Path, port: int) -> int:
     pages = _pages(work_dir, port)
     # The jobs are for generative models; without them the server is two processes, not fifteen.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     # A group of its own: its processes end together, and none outlives this one.
     server = subprocess.Popen(
         server_command(artifacts, port),
@@ -68,10 +65,6 @@ def _pages(work_dir: Path, port: int) -> dict[str, str]:
         if VIEW_TAG in experiment.tags  # the UI refuses the name of a view that is not there
     }
     return pages or {"no grid yet": page.format("")}
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
