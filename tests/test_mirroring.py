@@ -12,6 +12,7 @@ from summary_grid import plan, records
 
 from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import mirroring, sole_mirror
+from bench.record import write_atomically
 from bench.tracking import Mirror, TrackingError
 from bench.workdir import WorkDir
 
@@ -98,3 +99,10 @@ def test_one_command_at_a_time_sends_from_a_work_directory(tmp_path, store, data
             pass
         with sole_mirror(root, "grid", theirs, patience=0):
             pass
+
+
+def test_a_sync_that_cannot_send_fails_in_one_line(tmp_path, store, refused, monkeypatch):
+    monkeypatch.setattr("bench.cli.results.write", lambda *results: [])
+    work = WorkDir(tmp_path)
+    write_atomically(work.plan("by_hand"), plan().to_json())
+    assert "tracking" in refused("sync", "--grid", "by_hand", "--work-dir", str(tmp_path))
