@@ -45,8 +45,7 @@ class Batches:
 
         `images` are (N, C, H, W) uint8, `labels` (N,) int64, `mean` and `std` C numbers each, of
         images scaled to [0, 1]. `augment` is for `epoch`; `clean` has none. `batch_size` is at
-        least 2, and `seed` the master seed of order and augmentation. ValueError if there is not a
-        single batch.
+        least 2, and `seed` the master seed of order and augmentation.
         """
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device = augment, torch.device(device)
@@ -60,7 +59,6 @@ class Batches:
         self._mean, self._std = (
             255 * torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (mean, std)
         )
-        self.steps(len(labels))
 
     def __len__(self) -> int:
         """Number of batches in an epoch of the whole set."""

@@ -86,15 +86,17 @@ def open_stream(
     mean, std = (statistics or data).mean, (statistics or data).std
     shared = {"mean": mean, "std": std, "seed": cell.seed, "device": device}
     channels, height, width = images.shape[1:]
+    train = Batches(
+        images,
+        labels,
+        augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
+        batch_size=cell.recipe.batch_size,
+        drop_last=cell.recipe.drop_last,
+        **shared,
+    )
+    train.steps(len(labels))
     return Stream(
-        train=Batches(
-            images,
-            labels,
-            augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
-            batch_size=cell.recipe.batch_size,
-            drop_last=cell.recipe.drop_last,
-            **shared,
-        ),
+        train=train,
         test=Batches(*test, augment=plain, batch_size=EVALUATION_BATCH, drop_last=False, **shared),
         classes=len(data.classes),
         image_shape=(channels, height, width),
