@@ -17,8 +17,8 @@ NUMERICS = 3
 It is part of every cell's id. Results of equal `NUMERICS` are comparable; others never mix.
 """
 
-MOST_PIXELS = 512
-"""The longest side of an image: a data set is held in memory, decoded."""
+MOST_PIXELS = 1024
+"""The longest side of an image."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -47,6 +47,8 @@ class ImageSpec(Spec):
     Attributes:
         source: a name of `bench.data.sources`.
         size: side length in pixels that every image is scaled to once; None leaves them alone.
+        resize: "squash" scales both sides to `size`, "crop" the shorter one, and keeps the middle.
+        split: part of every class that is held out as the test set of a folder that has none.
         classes: the first n classes, or the named ones; None for all.
         pad: pixels added on each side before a random crop of the original size.
         padding: what those pixels hold.
@@ -61,6 +63,8 @@ class ImageSpec(Spec):
 
     source: str
     size: Annotated[int, Field(ge=4, le=MOST_PIXELS)] | None = None
+    resize: Literal["squash", "crop"] = "squash"
+    split: Annotated[float, Field(gt=0, lt=1)] | None = None
     classes: Annotated[int, Field(ge=2, strict=True)] | tuple[StrictStr | StrictInt, ...] | None = (
         None
     )

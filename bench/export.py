@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +17,7 @@ from bench.cell import Spec
 from bench.data.augment import Augment, degrade
 from bench.data.batches import Batches
 from bench.data.dataset import DataSet
+from bench.data.decode import CROP
 from bench.data.sources import find_decoded
 from bench.faults import UserError, reason
 from bench.models import zoo
@@ -279,17 +280,22 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         mean=statistics.mean,
         std=statistics.std,
         resolution=resolution,
-        preprocessing=_steps(statistics, f"{height}x{width}", resolution),
+        preprocessing=_steps(statistics, (height, width), record.cell["data"]),
         last_accuracy=record.final["last_accuracy"],
         choice=choice,
     )
 
 
-def _steps(data: DataSet, side: str, factor: int) -> tuple[str, ...]:
+def _steps(data: DataSet, size: tuple[int, int], spec: Mapping[str, Any]) -> tuple[str, ...]:
     mean, std = ([round(value, 6) for value in values] for values in (data.mean, data.std))
+    side, factor = f"{size[0]}x{size[1]}", spec["resolution"]
+    scale = f"scale to {side} pixels"
+    if spec.get("resize") == CROP:
+        scale = f"scale the shorter side to {size[0]} pixels and keep the middle {side}"
     return (
-        f"{'grey' if len(mean) == 1 else 'RGB'} image as uint8, {side} pixels (an area average "
-        "where it shrinks, bilinear where it grows)",
+        f"{'grey' if len(mean) == 1 else 'RGB'} image as uint8, turned by its orientation tag, "
+        f"transparent parts on white; {scale} (an area average where it shrinks, bilinear where it "
+        "grows)",
         f"divide by 255, subtract mean {mean}, divide by std {std}",
         f"average over {factor}x{factor} pixels, bilinear back to {side}",
     )[: 3 if factor > 1 else 2]

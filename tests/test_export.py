@@ -18,7 +18,7 @@ from bench import export
 from bench.cell import Cell, DataSpec
 from bench.cli import main
 from bench.data.cache import cached
-from bench.data.dataset import DataSet, fingerprint
+from bench.data.dataset import DataSet
 from bench.export import CARD, FORMATS, Card, ExportError, find_row, load_trained, pack
 from bench.models import zoo
 from bench.models.files import WeightsError, read_state
@@ -38,11 +38,11 @@ def row(cell: Cell, label: str) -> Row:
 
 
 def cells() -> dict[str, Cell]:
-    content = fingerprint(dataset())
+    content = dataset().fingerprint
     taught = cell("soft_logits", fingerprint=content)
     coarse = cell("soft_logits", fingerprint=content, data=COARSE)
     other = cell("transfer", fingerprint=content)
-    source = plain_cell("cnn2", fingerprint=fingerprint(brighter()), data=FINE)
+    source = plain_cell("cnn2", fingerprint=brighter().fingerprint, data=FINE)
     return {
         "soft_logits": taught, "coarse": coarse, "student": plain_cell("cnn2", 1),
         "transfer": Cell(**{**vars(other), "source": source}),
@@ -62,7 +62,7 @@ def work(tmp_path_factory) -> WorkDir:
     """A grid of four trained cells, one with blurred images and one from a source."""
     folder = WorkDir(tmp_path_factory.mktemp("export"))
     for name, data in (("a", dataset()), ("b", brighter())):
-        cached(folder.cache / f"synthetic-{name}.safetensors", {"name": name}, lambda d=data: d)
+        cached(folder.cache / f"synthetic-{name * 12}", {"name": name}, lambda _, d=data: d)
     made = cells()
     for one in made.values():
         train([one], folder.store.root)

@@ -134,7 +134,7 @@ def test_other_data_under_the_same_name_is_another_cell(tmp_path):
         ({"seeds": 10_001}, ["seeds", "at most 10000"]),
         ({"seeds": [1, 1]}, ["seeds", "twice"]),
         ({"data": {"source": "digits", "fraction": 1.5}}, ["data.fraction", "1.5"]),
-        ({"data": {"source": "digits", "size": 513}}, ["data.size", "512", "513"]),
+        ({"data": {"source": "digits", "size": 1025}}, ["data.size", "1024", "1025"]),
         ({"data": {"source": "digits", "fractoin": 0.5}}, ["data.fractoin", "fraction"]),
         ({"source": {"data": {}, "modle": "cnn4"}}, ["source.modle", "data, recipe"]),
         ({"recipe_for": {"cnn5": {}}}, ["recipe_for", "cnn4"]),

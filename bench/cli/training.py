@@ -129,7 +129,9 @@ def prepare(options: argparse.Namespace) -> TrainingCommand:
         pick_device(device)
     console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
     library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
-    library.read(grid.data)
+    data = library.read(grid.data)
+    if not options.dry_run:  # which says so itself
+        console.print("\n".join([data.describe(), *data.notes]), highlight=False, markup=False)
     config = WorkerConfig(
         store=work.store.root,
         cache=work.cache,
@@ -160,8 +162,9 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     options, library = command.options, command.library
     check_costs(grid, fetch_costs(command.work, grid.name, "records"))
     expansion = command.expand(grid)
-    absent = library.absent.values()
-    notes = [
+    absent, data = library.absent.values(), library.read(grid.data)
+    notes = [f"{grid.data.source}: {data.describe()}", *data.notes]
+    notes += [
         f"random images take the place of the data, and nothing counts as done: {reason}"
         for reason in absent
     ]
@@ -239,8 +242,8 @@ def _say_what_failed(command: TrainingCommand, expansion: Expansion) -> None:
     """Last: how cells that failed are trained again."""
     cells, store = expansion.cells.values(), command.work.store
     failed = [cell for cell in cells if (r := store.read(cell.id)) and r.status == FAILED]
-    again = len(unfinished(failed, store, retry_failed=False))
+    again = unfinished(failed, store, retry_failed=False)
     if again:
-        print(f"ended from outside: {again}; the same command trains them again")
-    if len(failed) > again:
-        print(f"failed: {len(failed) - again}; with --retry-failed they are trained again")
+        print(f"ended from outside: {len(again)}; the same command trains them again")
+    if len(failed) > len(again):
+        print(f"failed: {len(failed) - len(again)}; with --retry-failed they are trained again")

@@ -22,12 +22,14 @@ from bench.cell import Cell, DataSpec
 from bench.cost.counting import bytes_of, peak_bytes
 from bench.cost.profiler import Progress, milliseconds, steady
 from bench.cost.steps import StudentStage, TeacherBatch, Workload
+from bench.data.batches import resident_bytes
 from bench.data.dataset import DataSet
 from bench.data.splits import labelled_mask
 from bench.faults import CODE_FAULTS, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, split_epochs
 from bench.train.device import set_numerics
+from bench.train.evaluate import evaluation_batch
 from bench.train.stream import open_stream
 
 STEPS = 3  # timed steps of each stage, after a first one that gives the memory
@@ -45,7 +47,7 @@ class StudentEstimate(NamedTuple):
         taught: number of those for which a stage reads the teacher's view.
         clean: batches of the teacher's pass over the clean images, 0 for none.
         held_bytes: parameters, buffers and momentum of network and connector.
-        step_bytes: peak of a step on top of that.
+        step_bytes: peak of a step or of an evaluation on top of that.
         refused: why the method cannot serve the pair; empty if it can.
     """
 
@@ -117,8 +119,9 @@ class Estimate:
         labels, share = lesson.batch.train.labels.cpu(), cell.data.labels
         labelled = labelled_mask(labels, share, 0).to(self._device) if share < 1 else None
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        seconds = CELL_SECONDS + self._test_seconds(cell, lesson.batch, sum(epochs))
-        batches, taught, held, peaks = 0.0, 0.0, 0, []
+        testing, peak = self._test_cost(cell, lesson.batch, sum(epochs))
+        seconds, peaks = CELL_SECONDS + testing, [peak]
+        batches, taught, held = 0.0, 0.0, 0
         build = partial(StudentStage, lesson.batch, cell.model, cell.method, method)
         try:
             for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
@@ -145,16 +148,18 @@ class Estimate:
         more = range(STEPS if first < LONG_SECONDS else 0)
         return statistics.median([self._time(step) for _ in more] or [first]), peaks[0]
 
-    def _test_seconds(self, cell: Cell, batch: TeacherBatch, epochs: int) -> float:
-        """Of all evaluations of a training, and of those that its record needs at the end."""
+    def _test_cost(self, cell: Cell, batch: TeacherBatch, epochs: int) -> tuple[float, int]:
+        """Seconds of all evaluations of a training and of its record, and their peak memory."""
         network = batch.workload.build(cell.model).to(self._device).eval()
+        images, data = batch.batch.images, self._read(cell.data)
         with torch.no_grad():
-            network(batch.batch.images)
-            each = self._time(lambda: network(batch.batch.images)) / len(batch.batch.images)
-        data = self._read(cell.data)
+            network(images)
+            each = self._time(lambda: network(images)) / len(images)
+            peak = peak_bytes(lambda: network(images), self._device)
         passes = epochs // cell.recipe.evaluate_every + (1 if cell.teacher is None else 2)
         diagnosed = cell.data.fraction * len(data.train_images) if cell.diagnostics else 0
-        return each * (passes * len(data.test_images) + diagnosed)
+        larger = evaluation_batch((images.shape[2], images.shape[3])) / len(images)
+        return each * (passes * len(data.test_images) + diagnosed), round(larger * peak)
 
     def _lesson(self, cell: Cell) -> _Lesson:
         model = cell.teacher.model if cell.teacher else cell.model
@@ -176,7 +181,8 @@ class Estimate:
             deterministic=cell.deterministic,
         )
         batch = TeacherBatch(model, workload)
-        held, viewing = 2 * (data.train_images.numel() + data.test_images.numel()), 0.0
+        size, viewing = data.train_images.numel() + data.test_images.numel(), 0.0
+        held = resident_bytes(size, self._device)
         if cell.teacher is not None:
             held += bytes_of(batch.teacher.network.state_dict().values())
             held += peak_bytes(batch.view, self._device)

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.cell import Cell, DataSpec
 from bench.cost.counting import bytes_of, count, peak_bytes
+from bench.data.batches import resident_bytes
 from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
@@ -52,9 +53,9 @@ class NetworkCount(NamedTuple):
 class Footprint:
     """Counts jobs. Every network is built and counted once."""
 
-    def __init__(self, read: Callable[[DataSpec], DataSet]) -> None:
+    def __init__(self, read: Callable[[DataSpec], DataSet], device: str = "cpu") -> None:
         """Nothing is counted yet; `read` returns a decoded data set."""
-        self._read = read
+        self._read, self._device = read, torch.device(device)
         self._counted: dict[str, NetworkCount] = {}
         self._epochs: dict[str, int] = {}
 
@@ -63,7 +64,7 @@ class Footprint:
         images = self._read(cells[0].data).train_images
         counts = [(cell.recipe.batch_size, self._count(cell, cell)) for cell in cells]
         students = sum(n.held_bytes + ALLOWANCE * n.image_bytes * batch for batch, n in counts)
-        return 2 * images.numel() + round(students)
+        return resident_bytes(images.numel(), self._device) + round(students)
 
     def work(self, cells: Sequence[Cell]) -> float:
         """FLOP of a job with launches; a training step counts as three forward passes."""

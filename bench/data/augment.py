@@ -25,6 +25,10 @@ class Draws(NamedTuple):
         """The draws on a device."""
         return Draws(*(values.to(device) for values in self))
 
+    def at(self, index: Tensor) -> Draws:
+        """The draws of some of the images, by their positions (B,)."""
+        return Draws(*(values[index] for values in self))
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -46,7 +50,7 @@ class Augment:
         return Draws(offsets[0], offsets[1], mirrored & self.flip)
 
     def pad_images(self, images: Tensor) -> Tensor:
-        """Pads a set (N, C, H, W) uint8 once, to (N, C, H + 2 pad, W + 2 pad), contiguous.
+        """Pads images (B, C, H, W) uint8 to (B, C, H + 2 pad, W + 2 pad), contiguous.
 
         ValueError if the padding is "reflect" and the pad is not below H and W.
         """
@@ -73,16 +77,15 @@ def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
     return size - 1 - (size - 1 - positions).abs()
 
 
-def crop_flip(padded: Tensor, index: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
+def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
     """The augmented images of one batch, each with its own crop and flip.
 
     Whole rows are copied, then cut by a gather that runs backwards for mirrored images: half the
     time of indexing unfolded windows, of one gather over pixels, or of a loop over images.
 
     Args:
-        padded: (N, C, H', W') uint8, contiguous; see `Augment.pad_images`.
-        index: (B,) positions in the set.
-        draws: the draws of all N images, on the same device.
+        padded: (B, C, H', W') uint8, contiguous; see `Augment.pad_images`.
+        draws: those of the B images, on the same device.
         size: (H, W) of the crop.
 
     Returns:
@@ -91,17 +94,18 @@ def crop_flip(padded: Tensor, index: Tensor, draws: Draws, size: tuple[int, int]
     Example:
         >>> image = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
         >>> draws = Draws(torch.tensor([1]), torch.tensor([0]), torch.tensor([True]))
-        >>> crop_flip(image, torch.tensor([0]), draws, (2, 2))[0, 0]
+        >>> crop_flip(image, draws, (2, 2))[0, 0]
         tensor([[4, 3],
                 [7, 6]], dtype=torch.uint8)
     """
-    batch, (height, width) = len(index), size
-    channels, padded_height, padded_width = padded.shape[1:]
-    across, down, along = (torch.arange(n, device=index.device) for n in (channels, height, width))
-    planes = index[:, None] * channels + across
-    rows = planes[:, :, None] * padded_height + (draws.dy[index, None] + down)[:, None, :]
+    height, width = size
+    batch, channels, padded_height, padded_width = padded.shape
+    planes, down, along = (
+        torch.arange(n, device=padded.device) for n in (batch * channels, height, width)
+    )
+    rows = planes.view(batch, channels, 1) * padded_height + (draws.dy[:, None] + down)[:, None]
     lines = padded.view(-1, padded_width).index_select(0, rows.view(-1))
-    columns = draws.dx[index, None] + torch.where(draws.flip[index, None], width - 1 - along, along)
+    columns = draws.dx[:, None] + torch.where(draws.flip[:, None], width - 1 - along, along)
     columns = columns[:, None, :].expand(-1, channels * height, -1)
     cut = lines.view(batch, channels * height, padded_width).gather(2, columns)
     return cut.view(batch, channels, height, width)

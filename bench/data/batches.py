@@ -1,4 +1,4 @@
-"""Batches of a data set that is kept on the training device."""
+"""Batches of a data set: kept on a GPU that has room for it, else read as they are needed."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,11 +18,25 @@ class Batch(NamedTuple):
     index: Tensor
 
 
+DEVICE_SHARE = 0.3
+"""Part of a GPU's free memory that images may take; what trains on them needs the rest."""
+
+
+def resident_bytes(size: int, device: torch.device) -> int:
+    """Bytes that images of this size take of a GPU for as long as they are used; 0 if none."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return size if size <= DEVICE_SHARE * free else 0
+
+
 class Batches:
     """A set of images that is served as normalised batches in the channels-last memory format.
 
     Order and augmentation follow from the seed and the epoch, so that any epoch can be served by
-    itself. Nothing within an epoch waits for the device.
+    itself. Nothing within an epoch waits for the device. On the CPU images stay where they are, in
+    a mapped file as a rule, and a batch copies its own; a GPU holds them all if `DEVICE_SHARE` of
+    its free memory suffices, else it is sent one batch after another.
 
     A short last batch is served unless `drop_last` is set. A last batch of one image is never
     served, because BatchNorm needs two; which image is left out changes every epoch.
@@ -40,25 +54,32 @@ class Batches:
         drop_last: bool,
         seed: int,
         device: torch.device | str = "cpu",
+        part: Tensor | None = None,
     ) -> None:
-        """Pads the images once and moves everything to the device.
+        """Serves the images at the positions `part`, (N,), or all of them.
 
-        `images` are (N, C, H, W) uint8, `labels` (N,) int64, `mean` and `std` C numbers each, of
+        `images` are (M, C, H, W) uint8, `labels` (M,) int64, `mean` and `std` C numbers each, of
         images scaled to [0, 1]. `augment` is for `epoch`; `clean` has none. `batch_size` is at
-        least 2, and `seed` the master seed of order and augmentation.
+        least 2, and `seed` the master seed of order and augmentation. ValueError if there is not a
+        single batch, or the images are too small for `augment`.
         """
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device = augment, torch.device(device)
         self.dtype = torch.float32  # of the images in batches
-        self.labels = labels.to(self.device)
-        # Contiguous, because crops are cut out of rows.
-        self._padded = augment.pad_images(images.to(self.device).contiguous())
-        self._size = (images.shape[2], images.shape[3])
-        inside = [slice(augment.pad, augment.pad + side) for side in self._size]
-        self._images = self._padded[:, :, inside[0], inside[1]]
+        self._part = torch.arange(len(labels)) if part is None else part
+        self.labels = labels[self._part].to(self.device)
+        self._images = images.contiguous()  # crops are cut out of rows
+        self.size = (images.shape[2], images.shape[3])
+        self._is_there = bool(resident_bytes(len(self._part) * images[0].numel(), self.device))
+        if self._is_there:
+            blocks = self._part.split(1024)
+            self._images = torch.cat([images[block].to(self.device) for block in blocks])
+            self._part = torch.arange(len(self._part))
+        augment.pad_images(images[:1])
         self._mean, self._std = (
             255 * torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (mean, std)
         )
+        self.steps(len(self.labels))
 
     def __len__(self) -> int:
         """Number of batches in an epoch of the whole set."""
@@ -85,19 +106,35 @@ class Batches:
         positions = torch.arange(len(self.labels)) if subset is None else subset.cpu()
         steps = self.steps(len(positions))
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-        order = positions[torch.randperm(len(positions), generator=generator)].to(self.device)
+        order = positions[torch.randperm(len(positions), generator=generator)]
         draws = self.augment.draw(len(self.labels), derive(self.seed, "augment", epoch))
-        return self._serve(order, draws.to(self.device), steps)
+        return self._serve(order, draws.at(order).to(self.device), steps)
 
     def _serve(self, order: Tensor, draws: Draws, steps: int) -> Iterator[Batch]:
-        for index in order.split(self.batch_size)[:steps]:
-            images = crop_flip(self._padded, index, draws, self._size)
-            yield Batch(self._normalised(images), self.labels[index], index)
+        there = order.to(self.device)
+        for first in range(0, steps * self.batch_size, self.batch_size):
+            batch = slice(first, first + self.batch_size)
+            padded = self.augment.pad_images(self._take(order, there, batch))
+            images = crop_flip(padded, Draws(*(x[batch] for x in draws)), self.size)
+            yield Batch(self._normalised(images), self.labels[there[batch]], there[batch])
 
     def clean(self, batch_size: int) -> Iterator[Batch]:
         """All images in order and without augmentation, a short last batch included."""
-        for index in torch.arange(len(self.labels), device=self.device).split(batch_size):
-            yield Batch(self._normalised(self._images[index]), self.labels[index], index)
+        order = torch.arange(len(self.labels))
+        there = order.to(self.device)
+        for first in range(0, len(order), batch_size):
+            batch = slice(first, first + batch_size)
+            images = self._take(order, there, batch)
+            yield Batch(self._normalised(images), self.labels[there[batch]], there[batch])
+
+    def _take(self, order: Tensor, there: Tensor, batch: slice) -> Tensor:
+        """The images of a batch on the device; the order is on the CPU and there."""
+        if self._is_there:
+            return self._images[there[batch]]
+        images = self._images[self._part[order[batch]]]
+        if self.device.type == "cpu":
+            return images
+        return images.pin_memory().to(self.device, non_blocking=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
         # One pass converts the type and the layout; the rest is in place. Channels last makes

@@ -1,88 +1,162 @@
-"""The cache of decoded data sets: one file of uint8 tensors with a checksum for each.
+"""The cache of decoded data sets: a folder each, with its images as raw bytes that are mapped.
 
-The SHA-256 is verified at every load (about 0.15 s for CIFAR-100), so that a damaged file is
-decoded again and never used for training.
+`<name>-<digest>/` holds `train.images` and `test.images`, uint8 (N, C, H, W), and
+`index.safetensors` with labels, statistics and a CRC-32 for each block of the images. All of them
+are verified whenever a set is opened, so that a damaged one is decoded again and never used for
+training. Mapped images take no memory of a process; processes share what the system has read.
 """
 
 import fcntl
 import json
 import logging
+import os
+import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from bench.checksum import DamagedError, pack, unpack
-from bench.data.dataset import DataError, DataSet
+from bench.data.dataset import BLOCK_BYTES, DataError, DataSet
 from bench.record import write_atomically
 
-VERSION = 1
-"""Version of the decoding. Files of other versions are decoded again."""
+VERSION = 2
+"""Version of the decoding. Sets of other versions are decoded again."""
+
+INDEX, KEY = "index.safetensors", "key.json"
+PARTS = ("train", "test")
 
 logger = logging.getLogger(__name__)
 
 
-def cached(path: Path, key: Mapping[str, object], build: Callable[[], DataSet]) -> DataSet:
-    """The data set stored at `path`; built and stored first if it is not there.
+def cached(folder: Path, key: Mapping[str, object], build: Callable[[Path], DataSet]) -> DataSet:
+    """The data set stored in `folder`; built and stored first if it is not there.
 
-    If several processes ask at once, one builds (and downloads) and the others wait for its file.
-    The JSON-able key is all that the content depends on; a file with another key is replaced.
+    `build` is given a folder to write `<part>.images` into; images that it returns in memory are
+    written for it. What it has written there remains if it is interrupted, for the next one that
+    builds the same. If several processes ask at once, one builds (and downloads) and the others
+    wait. The JSON-able key is all that the content depends on; a set with another key is replaced.
     DataError if the cache cannot be written, or `build` fails.
     """
     wanted = {"version": VERSION, **key}
-    with _locked(path):
-        stored = open_cached(path) if path.exists() else None
+    with _locked(folder):
+        stored = open_cached(folder) if folder.exists() else None
         if stored is not None and stored[1] == wanted:
             return stored[0]
-        built = build()
-        _write(path, built, wanted)
-    return built
+        try:
+            work = _work_folder(folder, wanted)
+            _write(work, build(work), wanted)
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        found = open_cached(folder)
+    if found is None:
+        raise DataError(f"data cache {folder} was damaged while it was written; try again")
+    return found[0]
+
+
+def _work_folder(folder: Path, key: Mapping[str, object]) -> Path:
+    """Where a set is built: emptied, unless it was begun under the same key."""
+    work, text = folder.with_name(f"{folder.name}.building"), json.dumps(key, sort_keys=True)
+    if not (work / KEY).is_file() or (work / KEY).read_text(encoding="utf-8") != text:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_atomically(work / KEY, text)
+    return work
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Locks `path` for this process. The lock file remains, or two processes could lock it."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks `folder` for this process. The lock file remains, or two processes could lock it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed by the with below
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(folder, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            # Some network file systems have no locks. The file is written atomically, so the worst
-            # case is that two processes decode the same data.
-            logger.warning("no file lock for the data cache %s (%s)", path, error)
+            # Some network file systems have no locks. A set appears as a whole, so the worst case
+            # is that two processes decode the same data.
+            logger.warning("no file lock for the data cache %s (%s)", folder, error)
         yield
 
 
-def open_cached(path: Path) -> tuple[DataSet, dict[str, object]] | None:
-    """A cache file's data set and key; None if the file is damaged."""
+def map_images(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The images of a file as a tensor (N, C, H, W) that is read where and when it is used."""
+    # Copy on write: what is written to the tensor, which nobody does, stays in the process.
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
+
+
+def open_cached(folder: Path) -> tuple[DataSet, dict[str, object]] | None:
+    """A stored data set and its key; None if it is damaged."""
     try:
-        tensors, about = unpack(path)
-    except (FileNotFoundError, DamagedError) as error:
-        logger.warning("data cache %s is damaged (%s)", path, error)
+        tensors, about = unpack(folder / INDEX)
+        values = json.loads(about)
+        images = {
+            f"{part}_images": _verified(
+                folder / f"{part}.images", values["shape"], tensors[f"{part}_checksums"]
+            )
+            for part in PARTS
+        }
+    except (OSError, DamagedError) as error:
+        logger.warning("data cache %s is damaged (%s)", folder, error)
         return None
-    values = json.loads(about)
     lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-    fields: dict[str, Any] = {**tensors, **lists}
-    return DataSet(name=values["name"], **fields), values["key"]
+    labels = {f"{part}_labels": tensors[f"{part}_labels"] for part in PARTS}
+    fields: dict[str, Any] = {**images, **labels, **lists}
+    data = DataSet(name=values["name"], **fields)
+    vars(data)["fingerprint"] = values["fingerprint"]  # of what the checksums have just verified
+    return data, values["key"]
 
 
-def _write(path: Path, data: DataSet, key: Mapping[str, object]) -> None:
-    values = vars(data)
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    about = {name: value for name, value in values.items() if name not in tensors}
-    try:
-        write_atomically(path, pack(tensors, json.dumps({"key": key, **about})))
-    except OSError as error:
-        raise _unwritable(path, error) from error
+def _verified(path: Path, shape: list[int], checksums: Tensor) -> Tensor:
+    """The images of a file whose blocks have these checksums; DamagedError if one has not."""
+    each = int(np.prod(shape))
+    count, rest = divmod(path.stat().st_size, each)
+    if rest or not count:
+        raise DamagedError(f"{path.name} is cut off")
+    images = map_images(path, (count, *shape))
+    if not torch.equal(_checksums(images), checksums):
+        raise DamagedError(f"{path.name}: checksum differs")
+    return images
 
 
-def _unwritable(path: Path, error: OSError) -> DataError:
+def _checksums(images: Tensor) -> Tensor:
+    """The CRC-32 of every block of images."""
+    blocks = (block.numpy().data for block in images.split(_block(images)))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return torch.tensor(list(pool.map(zlib.crc32, blocks)))
+
+
+def _block(images: Tensor) -> int:
+    return max(1, BLOCK_BYTES // images[0].numel())
+
+
+def _write(work: Path, data: DataSet, key: Mapping[str, object]) -> None:
+    """Writes the images that are in memory, and the index, which refers to all of them."""
+    tensors: dict[str, Tensor] = {}
+    for part in PARTS:
+        images, path = getattr(data, f"{part}_images"), work / f"{part}.images"
+        if not path.exists():
+            with open(path, "wb") as out:
+                out.writelines(block.numpy().data for block in images.split(_block(images)))
+        tensors[f"{part}_checksums"] = _checksums(images)
+        tensors[f"{part}_labels"] = getattr(data, f"{part}_labels")
+    about = {name: getattr(data, name) for name in ("name", "classes", "mean", "std")}
+    about |= {"shape": data.train_images.shape[1:], "fingerprint": data.fingerprint, "key": key}
+    write_atomically(work / INDEX, pack(tensors, json.dumps(about)))
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
     return DataError(
-        f"cannot write the data cache {path} ({error.strerror}); choose another --work-dir"
+        f"cannot write the data cache {folder} ({error.strerror}); choose another --work-dir"
     )

@@ -1,17 +1,19 @@
-"""A data set in memory: training and test images as uint8 tensors, with labels."""
+"""A data set: training and test images as uint8 tensors, in memory or mapped, with labels."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.data.decode import scaled
 from bench.faults import UserError
 
 Classes = int | Sequence[str | int]
@@ -19,6 +21,9 @@ Classes = int | Sequence[str | int]
 
 Part = tuple[Tensor, Tensor]
 """Images (N, C, H, W) uint8 and labels (N,) int64."""
+
+BLOCK_BYTES = 1 << 22
+"""Of a set that is gone through block by block."""
 
 
 class DataError(UserError):
@@ -34,7 +39,8 @@ class DataSet:
     """A decoded data set. `DataSet.of` builds it and computes the statistics.
 
     Images are (N, C, H, W) uint8, labels (N,) int64, positions in `classes`. `mean` and `std`
-    (divided by N, not N - 1) are of each channel of the training images, scaled to [0, 1].
+    (divided by N, not N - 1) are of each channel of the training images, scaled to [0, 1]. `notes`
+    say what of a folder was passed over.
     """
 
     name: str
@@ -45,14 +51,53 @@ class DataSet:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> DataSet:
         """The data set of these images, with the statistics of its training part."""
         mean, std = channel_statistics(train[0])
-        images = {"train_images": train[0], "test_images": test[0]}
-        labels = {"train_labels": train[1], "test_labels": test[1]}
-        return cls(name=name, classes=tuple(classes), mean=mean, std=std, **images, **labels)
+        return cls(
+            name=name,
+            train_images=train[0],
+            train_labels=train[1],
+            test_images=test[0],
+            test_labels=test[1],
+            classes=tuple(classes),
+            mean=mean,
+            std=std,
+        )
+
+    def with_notes(self, notes: Sequence[str]) -> DataSet:
+        """The same images with notes."""
+        noted = replace(self, notes=tuple(notes))
+        vars(noted)["fingerprint"] = self.fingerprint
+        return noted
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the decoded images, labels and class names: 16 hexadecimal digits."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(json.dumps([str(part.dtype), *part.shape]).encode())
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """How many classes and images there are, and how many of a class.
+
+        Example:
+            >>> images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1])
+            >>> DataSet.of("pets", (images, labels), (images, labels), ("cat", "dog")).describe()
+            '2 classes; training images: 3, 1 to 2 of a class; test images: 3, 1 to 2 of a class'
+        """
+        parts = [f"{len(self.classes)} classes"]
+        for name, labels in (("training", self.train_labels), ("test", self.test_labels)):
+            counts = labels.bincount(minlength=len(self.classes))
+            least, most = int(counts.min()), int(counts.max())
+            each = f"{least:,} to {most:,}" if least < most else f"{most:,}"
+            parts.append(f"{name} images: {len(labels):,}, {each} of a class")
+        return "; ".join(parts)
 
     def only(self, classes: Classes) -> DataSet:
         """The images of some classes, relabelled from 0 in order; see `choose_classes`."""
@@ -69,7 +114,7 @@ class DataSet:
         return DataSet.of(self.name, train, test, [self.classes[position] for position in kept])
 
     def resized(self, size: int) -> DataSet:
-        """The same images at size x size; see `resize`."""
+        """The same images at size x size; see `bench.data.decode.scaled`."""
         train = _resized(self.train_images, size), self.train_labels
         test = _resized(self.test_images, size), self.test_labels
         return DataSet.of(self.name, train, test, self.classes)
@@ -79,14 +124,18 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and population standard deviation of each channel, of values scaled to [0, 1].
 
     Counting the 256 levels of (N, C, H, W) uint8 images makes both exact to float64 and needs no
-    float copy. A constant channel gets the deviation 1.0, so that normalisation maps it to 0.
+    float copy, and a few images at a time no copy of the set. A constant channel gets the
+    deviation 1.0, so that normalisation maps it to 0.
 
     Example:
         >>> half = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
         >>> channel_statistics(half)
         ((0.5,), (0.5,))
     """
-    counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in images.unbind(1)])
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for block in images.split(max(1, BLOCK_BYTES // images[0].numel())):
+        for own, channel in zip(counts, block.unbind(1), strict=True):
+            own += torch.bincount(channel.reshape(-1), minlength=256)
     share = counts.double() / counts.sum(1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ levels
@@ -119,6 +168,11 @@ def choose_classes(names: Sequence[str], classes: Classes) -> list[int]:
 
 def _position(names: Sequence[str], chosen: str | int) -> int:
     if isinstance(chosen, int) and 0 <= chosen < len(names):
+        if str(chosen) in names and names[chosen] != str(chosen):
+            raise DataError(
+                f"classes: {chosen} is the name of one class and the position of another, "
+                f'{names[chosen]}; write "{chosen}" in quotes for the name'
+            )
         return chosen
     if isinstance(chosen, str) and chosen in names:
         return names.index(chosen)
@@ -126,32 +180,7 @@ def _position(names: Sequence[str], chosen: str | int) -> int:
     raise DataError(f"classes: no class {chosen!r} among the {len(names)} classes ({shown})")
 
 
-def resize(plane: Image.Image, size: int) -> np.ndarray:
-    """One grey plane at size x size, uint8: area average along an axis that shrinks, else bilinear.
-
-    The aspect ratio is not kept. Bilinear interpolation alone would alias when an image shrinks.
-
-    Example:
-        >>> resize(Image.fromarray(np.array([[0, 4], [8, 5]], dtype=np.uint8)), 1)
-        array([[4]], dtype=uint8)
-    """
-    width, height = plane.size
-    # In float, so that values are rounded only once.
-    smaller = plane.convert("F").resize((min(width, size), min(height, size)), Image.Resampling.BOX)
-    exact = np.asarray(smaller.resize((size, size), Image.Resampling.BILINEAR))
-    return np.rint(exact).astype(np.uint8)
-
-
 def _resized(images: Tensor, size: int) -> Tensor:
     planes = images.flatten(0, 1).numpy()
-    out = np.stack([resize(Image.fromarray(plane), size) for plane in planes])
+    out = np.stack([scaled(Image.fromarray(plane), size, size) for plane in planes])
     return torch.from_numpy(out).view(*images.shape[:2], size, size)
-
-
-def fingerprint(data: DataSet) -> str:
-    """Hash of the decoded images, labels and class names: 16 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(data.classes).encode())
-    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
-        digest.update(json.dumps([str(part.dtype), *part.shape]).encode())
-        digest.update(part.contiguous().numpy().data)
-    return digest.hexdigest()[:16]

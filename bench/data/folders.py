@@ -1,159 +1,312 @@
-"""Reads a class-per-folder tree: <root>/train/<class>/<image> and <root>/test/<class>/<image>."""
+"""What images a folder holds: class-per-folder trees, and Parquet files as `datasets` writes them.
+
+Listing decodes nothing. What is passed over is counted, so that nothing vanishes in silence.
+"""
 
 import hashlib
+import json
 import os
-import stat
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from stat import S_ISREG
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from bench.data.dataset import Classes, DataError, DataSet, Part, choose_classes, resize
+from bench.data.dataset import Classes, DataError, choose_classes
+from bench.data.decode import SUFFIXES, Chunk, Files, Rows
+from bench.data.splits import hold_out
 
-SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-WORKERS = min(16, os.cpu_count() or 1)
-CHUNK = 64
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "validation", "valid", "val")
+"""Names of the two parts, in any case; the first one that is there is used."""
+
+FILES_AT_ONCE = 64
 
 
-class ImageFile(NamedTuple):
-    """One image of a tree; the stamp is its relative path, size and time of the last change."""
+class Entry(NamedTuple):
+    """One image: a file, or a row of a row group of a Parquet file.
 
-    path: Path
+    The stamp is its relative path, with the size and the time of the last change of its file.
+    """
+
     label: int
     stamp: str
+    path: str
+    group: int = -1
+    row: int = -1
 
 
 @dataclass(frozen=True)
-class Tree:
-    """The images of a tree, sorted by class and file name."""
+class Listing:
+    """The images of a folder, sorted by class and name; `column` is that of Parquet files.
+
+    `notes` say what is passed over.
+    """
 
     classes: tuple[str, ...]
-    train: list[ImageFile]
-    test: list[ImageFile]
+    train: list[Entry]
+    test: list[Entry]
+    column: str = ""
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Hash that changes when an image is added, removed, renamed or written again."""
-        stamps = "\n".join(file.stamp for file in self.train + self.test)
+        stamps = "\n".join(entry.stamp for entry in [*self.train, *self.test])
         return hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()
 
+    def chunks(self, entries: Iterable[Entry]) -> Iterator[Chunk]:
+        """The images in groups that are decoded in one go, in order."""
+        for (path, group), rows in groupby(entries, key=_source):
+            if path:
+                yield Rows(path, self.column, group, tuple(entry.row for entry in rows))
+                continue
+            paths = [entry.path for entry in rows]
+            for first in range(0, len(paths), FILES_AT_ONCE):
+                yield Files(tuple(paths[first : first + FILES_AT_ONCE]))
 
-def class_names(root: Path, part: str) -> list[str]:
-    """Names of the class folders of one part, sorted; DataError if its folder is missing."""
-    folder = root / part
-    if not folder.is_dir():
-        raise DataError(f"{root} has no {part}/ folder; wanted {folder}/<class>/<image>")
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+
+def _source(entry: Entry) -> tuple[str, int]:
+    return (entry.path, entry.group) if entry.group >= 0 else ("", -1)
 
 
-def list_tree(root: Path, classes: Classes | None = None) -> Tree:
-    """Finds the images of a tree. Links are followed; files of other types are ignored.
+def find_part(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder of a part, by the first of its names that is there in any case."""
+    found = {folder.name.lower(): folder for folder in _folders(root)}
+    return next((found[name] for name in names if name in found), None)
 
-    DataError if train/ or test/ is missing, there are fewer than two classes, test/ has a class
-    that train/ lacks, a class folder is empty, or there is no test image.
+
+def holds_images(root: Path) -> bool:
+    """Whether a folder has a train/ folder or Parquet files, so that it is meant as a data set."""
+    return root.is_dir() and (find_part(root, TRAIN) is not None or bool(_parquet_files(root)))
+
+
+def class_names(root: Path) -> list[str]:
+    """Names of the class folders of the training part, sorted."""
+    train = find_part(root, TRAIN)
+    return sorted(folder.name for folder in _folders(train)) if train else []
+
+
+def list_images(root: Path, classes: Classes | None = None, split: float | None = None) -> Listing:
+    """Finds the images of a folder. Links are followed; files of other types are counted.
+
+    `split` holds out a part of every class as the test set of a folder that has none. DataError if
+    there is no training or test set, there are fewer than two classes, the test set has a class
+    that the training set lacks, a class folder is empty, or there is no test image.
     """
-    train, test = class_names(root, "train"), class_names(root, "test")
+    files = _parquet_files(root)
+    found = _list_parquet(root, files, classes) if files else _list_tree(root, classes, split)
+    train, test = found.train, found.test
+    if test and split is not None:
+        raise DataError(f"data.split: {split:g} is for a folder without a test set; {root} has one")
+    if not test:
+        if split is None:
+            raise DataError(
+                f"{root} has no test set: no {_alternatives(TEST)} was found; data.split=0.2 holds "
+                "out a fifth of each class"
+            )
+        train, test = _held_out(train, split)
+    return Listing(found.classes, train, test, found.column, found.notes)
+
+
+def _held_out(entries: list[Entry], split: float) -> tuple[list[Entry], list[Entry]]:
+    parts = hold_out(torch.tensor([entry.label for entry in entries]), split, 0)
+    train, test = ([entries[i] for i in part.tolist()] for part in parts)
+    return train, test
+
+
+# --- a folder for each class -----------------------------------------------------------------
+
+
+@dataclass
+class _Passed:
+    """What a listing passes over, by its kind: how many, and one of them."""
+
+    counts: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, path: str) -> None:
+        count, first = self.counts.get(kind, (0, path))
+        self.counts[kind] = count + 1, first
+
+    def notes(self) -> tuple[str, ...]:
+        parts = [f"{n} {kind} (such as {first})" for kind, (n, first) in self.counts.items()]
+        return (f"passed over: {'; '.join(parts)}",) if parts else ()
+
+
+def _list_tree(root: Path, classes: Classes | None, split: float | None) -> Listing:
+    train_root, test_root = find_part(root, TRAIN), find_part(root, TEST)
+    if train_root is None:
+        if test_root is not None or split is None:
+            raise DataError(_no_train(root))
+        train_root = root
+    train = sorted(folder.name for folder in _folders(train_root))
+    test = sorted(folder.name for folder in _folders(test_root)) if test_root else []
     if len(train) < 2:
-        raise DataError(f"{root / 'train'} has {len(train)} class folders; wanted at least 2")
-    if unknown := sorted(set(test) - set(train)):
-        raise DataError(f"{root / 'test' / unknown[0]} is a class that {root / 'train'} lacks")
+        raise DataError(f"{train_root} has {len(train)} class folders; wanted at least 2")
+    if test_root and (unknown := sorted(set(test) - set(train))):
+        raise DataError(f"{test_root / unknown[0]} is a class that {train_root} lacks")
     if classes is not None:
         train = [train[position] for position in choose_classes(train, classes)]
     labels = {name: label for label, name in enumerate(train)}
     tested = {name: label for name, label in labels.items() if name in test}
-    if not tested:
-        raise DataError(f"{root / 'test'} has no folder for any of the classes {', '.join(train)}")
-    return Tree(tuple(train), _list_part(root, "train", labels), _list_part(root, "test", tested))
+    if test_root and not tested:
+        raise DataError(f"{test_root} has no folder for any of the classes {', '.join(train)}")
+    passed = _Passed()
+    for folder in _folders(root):
+        if root not in (train_root, test_root) and folder not in (train_root, test_root):
+            passed.add("other folders", str(folder))
+    trained = _list_part(root, train_root, labels, passed)
+    held = _list_part(root, test_root, tested, passed) if test_root else []
+    return Listing(tuple(train), trained, held, notes=passed.notes())
 
 
-def _list_part(root: Path, part: str, labels: Mapping[str, int]) -> list[ImageFile]:
+def _no_train(root: Path) -> str:
+    """What was found in place of a training part, and the cure."""
+    found = sorted(folder.name for folder in _folders(root))
+    line = f"{root} has no train/ folder; wanted {root}/train/<class>/<image>"
+    if len(found) < 2:
+        return line
+    shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    return (
+        f"{line}. If its {len(found)} folders ({shown}) are the classes, data.split=0.2 holds out "
+        "a fifth of each as the test set"
+    )
+
+
+def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: _Passed) -> list[Entry]:
+    for entry in os.scandir(part):
+        if not entry.is_dir() and not entry.name.startswith("."):
+            passed.add("files outside of class folders", entry.path)
     found = []
     for name, label in labels.items():
-        folder = root / part / name
-        files = [e for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES]
+        files = sorted(_image_files(part / name, passed), key=lambda entry: entry.name)
         if not files:
             raise DataError(
-                f"class folder {folder} holds no image ({', '.join(sorted(SUFFIXES))}); "
+                f"class folder {part / name} holds no image ({', '.join(sorted(SUFFIXES))}); "
                 "fill it or remove it"
             )
-        for file in sorted(files, key=lambda e: e.name):
+        for file in files:
             try:
                 status = file.stat()
             except OSError as error:
                 raise DataError(f"unreadable image {file.path}: {error.strerror}") from error
-            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+            if not S_ISREG(status.st_mode):  # to open a pipe would wait for ever
                 raise DataError(f"unreadable image {file.path}: no file")
-            stamp = f"{part}/{name}/{file.name} {status.st_size} {status.st_mtime_ns}"
-            found.append(ImageFile(Path(file.path), label, stamp))
+            place = Path(file.path).relative_to(root)
+            stamp = f"{place} {status.st_size} {status.st_mtime_ns}"
+            found.append(Entry(label, stamp, file.path))
     return found
 
 
-def read_tree(tree: Tree, name: str, size: int | None = None) -> DataSet:
-    """Decodes every image of a tree.
-
-    The images become grey (C = 1) if all of them are grey, else RGB. Alpha channels are dropped.
-    The orientation tag of a photograph is not applied. A size resizes each image to size x size.
-    DataError if an image is unreadable, or the images differ in size and `size` is None.
-    """
-    files = tree.train + tree.test
-    arrays = _decode_all([file.path for file in files], size)
-    channels = max(array.shape[0] for array in arrays)
-    labels = torch.tensor([file.label for file in files])
-    count = len(tree.train)
-
-    def part(chosen: slice) -> Part:
-        return _stack(arrays[chosen], channels), labels[chosen].clone()
-
-    return DataSet.of(name, part(slice(count)), part(slice(count, None)), tree.classes)
+def _image_files(folder: Path, passed: _Passed) -> list[os.DirEntry[str]]:
+    """The files of a class folder that are named like images; the others are counted."""
+    found = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            passed.add("hidden files", entry.path)
+        elif entry.is_dir():
+            passed.add("folders within a class folder", entry.path)
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            found.append(entry)
+        else:
+            passed.add("files of other types", entry.path)
+    return found
 
 
-def _decode_all(paths: Sequence[Path], size: int | None) -> list[np.ndarray]:
-    # With one task per image, handing over small images would take as long as decoding them.
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        decoded = pool.map(lambda chunk: [_decode(path, size) for path in chunk], chunks)
-        arrays = list(chain.from_iterable(decoded))
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape[1:] != arrays[0].shape[1:]:
-            (height, width), (first_height, first_width) = array.shape[1:], arrays[0].shape[1:]
-            raise DataError(
-                f"{path} is {width}x{height} but {paths[0]} is {first_width}x{first_height} pixels;"
-                " data.size resizes all images to size x size"
-            )
-    return arrays
+def _folders(root: Path) -> list[Path]:
+    return [Path(e.path) for e in os.scandir(root) if e.is_dir() and e.name[0] != "."]
 
 
-def _decode(path: Path, size: int | None) -> np.ndarray:
-    """One image as uint8: (1, H, W) if it is grey, else (3, H, W)."""
+def _alternatives(names: Sequence[str]) -> str:
+    return " or ".join(f"{name}/" for name in names)
+
+
+# --- Parquet files ---------------------------------------------------------------------------
+
+
+def _parquet_files(root: Path) -> dict[str, list[Path]]:
+    """The Parquet files of a folder or its data/, by part: "train", "test"; "" of neither name."""
+    found = sorted(path for place in (root, root / "data") for path in place.glob("*.parquet"))
+    files: dict[str, list[Path]] = {}
+    for path in found:
+        files.setdefault(re.split(r"[^a-z]", path.name.lower())[0], []).append(path)
+    train, test = (next((n for n in names if n in files), None) for names in (TRAIN, TEST))
+    if train is None:
+        return {"train": found} if found and test is None else {}
+    return {"train": files[train], "test": files[test] if test else []}
+
+
+def _list_parquet(
+    root: Path, files: Mapping[str, Sequence[Path]], classes: Classes | None
+) -> Listing:
+    from pyarrow.parquet import ParquetFile
+
+    column, label, names = _columns(files["train"][0])
+    kept = choose_classes(names, classes) if classes is not None else range(len(names))
+    new = {old: position for position, old in enumerate(kept)}
+
+    def part(paths: Iterable[Path]) -> Iterator[Entry]:
+        for path in paths:
+            status = path.stat()
+            with ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    values = file.read_row_group(group, columns=[label]).column(label).to_pylist()
+                    for row, value in enumerate(values):
+                        old = names.index(value) if isinstance(value, str) else value
+                        if not isinstance(old, int) or not 0 <= old < len(names):
+                            raise DataError(
+                                f"{path}, row group {group}, row {row}: label {value!r}; wanted 0 "
+                                f"to {len(names) - 1}"
+                            )
+                        stamp = f"{path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
+                        if old in new:
+                            yield Entry(new[old], stamp, str(path), group, row)
+
+    train, test = list(part(files["train"])), list(part(files.get("test", ())))
+    return Listing(tuple(names[old] for old in kept), train, test, column)
+
+
+def _columns(path: Path) -> tuple[str, str, list[str]]:
+    """The names of the image and label columns of a Parquet file, and those of its classes."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
     try:
-        with Image.open(path) as opened:
-            image = _eight_bit(opened)
-    # For broken files, Pillow's decoders raise SyntaxError and ValueError as well as OSError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"unreadable image {path}: {error}") from error
-    if size is not None:
-        return np.stack([resize(plane, size) for plane in image.split()])
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        with ParquetFile(path) as file:
+            schema = file.schema_arrow
+            features = _features(schema.metadata)
+            images = [f.name for f in schema if _holds_image(f.type)]
+            label = next((n for n in ("label", "labels", "fine_label") if n in schema.names), None)
+            if not images or label is None:
+                raise DataError(
+                    f"{path} has the columns {', '.join(schema.names)}; wanted one of images "
+                    "(bytes) and one called label"
+                )
+            names = features.get(label, {}).get("names")
+            if names is None:
+                values = {v for v in file.read(columns=[label]).column(label).to_pylist()}
+                texts = all(isinstance(value, str) for value in values)
+                top = max(values, default=0)
+                names = sorted(values) if texts else [str(i) for i in range(int(top) + 1)]
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"unreadable Parquet file {path}: {error}") from error
+    return ("image" if "image" in images else images[0]), label, list(names)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        # Pillow would silently clip 16-bit and float values at 255.
-        raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+    """What the library `datasets` wrote of the columns; {} if it did not write the file."""
+    try:
+        return json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
 
 
-def _stack(arrays: Sequence[np.ndarray], channels: int) -> Tensor:
-    out = np.empty((len(arrays), channels, *arrays[0].shape[1:]), dtype=np.uint8)
-    for position, array in enumerate(arrays):
-        out[position] = array  # a grey image among colour ones fills all three channels
-    return torch.from_numpy(out)
+def _holds_image(kind: Any) -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return any(inner.name == "bytes" for inner in kind)
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.cell import ImageSpec
+from bench.data.build import build_images
 from bench.data.cache import cached, open_cached
 from bench.data.dataset import (
     Classes,
@@ -23,9 +24,9 @@ from bench.data.dataset import (
     MissingDataError,
     Part,
     choose_classes,
-    fingerprint,
 )
-from bench.data.folders import class_names, list_tree, read_tree
+from bench.data.decode import CROP, SQUASH
+from bench.data.folders import class_names, holds_images, list_images
 from bench.data.splits import stratified_order
 from bench.faults import LOAD_FAULTS, name_and_reason, reason
 from bench.record import check_file_names
@@ -66,17 +67,19 @@ def load(
     cache: Path,
     size: int | None = None,
     classes: Classes | None = None,
+    resize: str = SQUASH,
+    split: float | None = None,
 ) -> DataSet:
     """A data set as uint8 tensors, decoded at most once.
 
-    A class-per-folder tree takes precedence over a download. It is found at
-    `<data_root>/<source>/{train,test}/<class>/`, or at `<data_root>/{train,test}/<class>/` if the
-    data root has the source's name. The source "folder" is always the tree in the data root.
+    A folder of images takes precedence over a download. It is `<data_root>/<source>`, or the data
+    root if that has the source's name. The source "folder" is always the data root.
 
     Downloads go to the data root, or else into `cache`, with all that is decoded. `size` resizes
-    every image to size x size; see `resize`. `classes` keeps the first n, or some by name or
-    position; labels follow the source's own order. DataError if the name is unknown, or the data
-    cannot be downloaded or is faulty; see `list_tree`.
+    every image to size x size; see `bench.data.decode.to_array`. `classes` keeps the first n, or
+    some by name or position; labels follow the source's own order. `split` holds out a test set
+    where a folder has none. DataError if the name is unknown, or the data cannot be downloaded or
+    is faulty; see `bench.data.folders.list_images`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -94,20 +97,28 @@ def load(
     if data_root is not None and not data_root.is_dir():
         raise DataError(f"--data-root {data_root} is not a folder")
     root = _tree_root(source, data_root)
-    asked = {"source": source, "size": size, "classes": _canonical(classes)}
+    asked: dict[str, object] = {"source": source, "size": size, "classes": _canonical(classes)}
     if root is not None:
-        tree = list_tree(root, classes)
-        logger.info("data set %s: %d classes from %s", source, len(tree.classes), root)
-        asked["tree"] = str(root.resolve())
-        key = {**asked, "fingerprint": tree.fingerprint()}
-        return cached(_cache_path(cache, asked), key, partial(read_tree, tree, source, size))
+        listing = list_images(root, classes, split)
+        logger.info("data set %s: %d classes from %s", source, len(listing.classes), root)
+        asked |= {"tree": str(root.resolve()), "resize": resize, "split": split}
+        key = {**asked, "fingerprint": listing.fingerprint()}
+        build = partial(build_images, listing, source, size, resize)
+        return cached(_cache_path(cache, asked), key, build).with_notes(listing.notes)
     if source not in SOURCES:
         raise _unknown(source, data_root)
+    if split is not None:
+        raise DataError(f"data.split: {split:g} is for a folder without a test set, not {source}")
+    if resize == CROP:
+        raise DataError(f"data.resize: crop is for images in a folder, not {source}")
     if code := SOURCES.code(source):
         asked["code"] = code
     downloads = data_root or cache / "downloads"
-    build = partial(_read_known, source, downloads, size, classes)
-    return cached(_cache_path(cache, asked), asked, build)
+
+    def read(_: Path) -> DataSet:
+        return _read_known(source, downloads, size, classes)
+
+    return cached(_cache_path(cache, asked), asked, read)
 
 
 class Library:
@@ -131,9 +142,10 @@ class Library:
         """The decoded data set; DataError if it is missing or unusable."""
         key, source = self._key(spec), spec.source
         cut: dict[str, Any] = {"size": spec.size, "classes": spec.classes}
+        form: dict[str, Any] = {"resize": spec.resize, "split": spec.split}
         if key not in self._sets:
             try:
-                found = load(source, data_root=self.data_root, cache=self.cache, **cut)
+                found = load(source, data_root=self.data_root, cache=self.cache, **cut, **form)
             except MissingDataError as error:
                 if not self.random_if_absent or SOURCES.get(source).sizes is None:
                     raise
@@ -147,25 +159,30 @@ class Library:
         key = self._key(spec)
         if key not in self._fingerprints:
             data = self.read(spec)
-            self._fingerprints[key] = "absent" if key in self.absent else fingerprint(data)
+            self._fingerprints[key] = "absent" if key in self.absent else data.fingerprint
         return self._fingerprints[key]
+
+    def mapped_bytes(self) -> int:
+        """Bytes of the images of all sets that were read."""
+        parts = ((data.train_images, data.test_images) for data in self._sets.values())
+        return sum(images.numel() for part in parts for images in part)
 
     @staticmethod
     def _key(spec: ImageSpec) -> str:
-        return repr((spec.source, spec.size, spec.classes))
+        return repr((spec.source, spec.size, spec.classes, spec.resize, spec.split))
 
 
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
     """The data set of this source and fingerprint in the cache; None if it is not there."""
-    for path in sorted(cache.glob(f"{_label(source)}-*.safetensors")):
-        found = open_cached(path)
-        if found is not None and fingerprint(found[0]) == content:
+    for folder in sorted(cache.glob(f"{_label(source)}-????????????")):
+        found = open_cached(folder)
+        if found is not None and found[0].fingerprint == content:
             return found[0]
     return None
 
 
 def _tree_root(source: str, data_root: Path | None) -> Path | None:
-    """The folder with the source's train/ and test/; None if there is no such folder."""
+    """The folder of the source's images; None if there is no such folder."""
     if source == FOLDER:
         if data_root is None:
             raise DataError("source 'folder' needs --data-root D with D/{train,test}/<class>/")
@@ -176,10 +193,13 @@ def _tree_root(source: str, data_root: Path | None) -> Path | None:
     places = [data_root / source]
     if data_root.resolve().name == source:
         places.append(data_root)
-    root = next((place for place in places if (place / "train").is_dir()), None)
-    if root and known and (count := len(class_names(root, "train"))) != known.classes:
+    # A folder that has the name of a known set may hold that set's own files.
+    is_meant = holds_images if known else Path.is_dir
+    root = next((place for place in places if is_meant(place)), None)
+    names = class_names(root) if root and known else []
+    if known and names and len(names) != known.classes:
         raise DataError(
-            f"{root / 'train'} has {count} class folders, {source} has {known.classes}; "
+            f"{root} has {len(names)} class folders, {source} has {known.classes}; "
             "rename the folder to use it as a data set of its own"
         )
     return root
@@ -194,7 +214,7 @@ def _canonical(classes: Classes | None) -> object:
 
 def _cache_path(cache: Path, asked: dict[str, object]) -> Path:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    return cache / f"{_label(str(asked['source']))}-{digest[:12]}.safetensors"
+    return cache / f"{_label(str(asked['source']))}-{digest[:12]}"
 
 
 def _label(source: str) -> str:

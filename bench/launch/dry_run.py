@@ -48,12 +48,14 @@ def estimate_rows(
     total = WORKER_SECONDS + makespan(jobs, len(devices), estimate.seconds)
     peak = max(estimate.bytes(job.cells) for job in jobs)
     peak += process_bytes() if device.type == "cpu" else 0
+    mapped = library.mapped_bytes()
     shared = sum(estimate.shared_seconds(job.cells) for job in jobs)
     cells = {cell.id: cell for cell in waiting}
     lines = [
         f"time: about {duration(total)} on {len(devices)} workers ({devices[0]}) if nothing else "
         f"runs; {duration(work)} of work",
-        f"memory: at most {peak / MIB:.0f} MiB for a worker",
+        f"memory: at most {peak / MIB:.0f} MiB for a worker; images, shared: "
+        f"{mapped / MIB:.0f} MiB",
         _counts(expansion, waiting),
         *_refused(expansion.plan, cells, estimate),
     ]

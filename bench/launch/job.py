@@ -101,9 +101,10 @@ def run_job(
         set_numerics(cell)
         library = Library(config.data_root, config.cache)
         statistics = library.read(cell.source.data) if cell.source else None
-        stream = open_stream(cell, library.read(cell.data), device, statistics)
+        data = library.read(cell.data)
+        stream = open_stream(cell, data, device, statistics)
         teacher = job.teacher and load_teacher(job.teacher, store, stream, device)
-        folder, provenance = config.checkpoints, dict(config.provenance)
+        folder, provenance = config.checkpoints, {**config.provenance, "images": data.describe()}
         checkpoints = Checkpoints(folder, config.checkpoint_seconds) if folder else None
         cohort = Cohort(stream, teacher, store, device, report, provenance, checkpoints, stopping)
         cohort.run(job.cells)
@@ -114,17 +115,25 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
 
     What failed from outside is tried again, and so is what failed with the teacher that it needs.
     """
+    states: dict[str, bool] = {}
 
     def is_done(cell: Cell) -> bool:
+        if cell.id not in states:
+            states[cell.id] = look(cell)
+        return states[cell.id]
+
+    def look(cell: Cell) -> bool:
         try:
             found = store.load(cell.id)
-            for name in found.files if found is not None else ():
+            if found is None:
+                return False
+            for name in found.files:
                 store.file(found, name)
         except DamagedError as error:
             _name(f"{error}; its cell is trained again: {cell}")
             return False
-        if found is None or found.status == FINISHED:
-            return found is not None
+        if found.status == FINISHED:
+            return True
         lost = found.error.startswith(NEED_FAILED) and not all(map(is_done, cell.needs))
         return not (retry_failed or lost or found.failed_from_outside)
 

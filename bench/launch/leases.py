@@ -67,7 +67,7 @@ class Leases:
         self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._machine = machine or _machine()
         self._held: dict[str, Path] = {}
-        self._lost: LeaseLostError | None = None
+        self._lost: str | None = None
         self._guard = threading.Lock()
         self._ended = threading.Event()
 
@@ -161,7 +161,10 @@ class Leases:
     def check(self) -> None:
         """Raises `LeaseLostError` if another process holds a lease of this one by now."""
         if self._lost is not None:
-            raise self._lost
+            raise LeaseLostError(
+                f"another launcher took over {self._lost}: this process was suspended for more "
+                f"than {self.expiry:g} s; start it again, finished cells are kept"
+            )
 
     def _live(self) -> None:
         while not self._ended.wait(self.beat_seconds):
@@ -177,11 +180,9 @@ class Leases:
         with self._guard:
             held = dict(self._held)
         for name, path in held.items():
-            try:
-                check_held(path)
-            except LeaseLostError as error:
-                if self._held.get(name) == path:
-                    self._lost = error
+            mine = _latest(path.parent) == path and _read(path) == self.owner
+            if not mine and self._held.get(name) == path:
+                self._lost = name
 
     def _lives(self, owner: str) -> bool:
         try:
@@ -215,10 +216,8 @@ def check_held(generation: Path) -> None:
     """
     latest = _latest(generation.parent)
     if latest is None or latest > generation:
-        raise LeaseLostError(
-            f"another launcher took over {generation.parent.name}: this process was suspended; "
-            "start it again, finished cells are kept"
-        )
+        name = generation.parent.name
+        raise LeaseLostError(f"another launcher took over {name} while this process was suspended")
 
 
 def _read(path: Path) -> str | None:

@@ -78,9 +78,12 @@ def _memory_groups(root: Path) -> Iterator[Path]:
 
 
 def process_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
+    """Memory that this process holds for itself; 0 where the system does not say.
+
+    What is mapped from files, such as libraries and images, is shared and can be given up.
+    """
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        lines = Path("/proc/self/status").read_text().splitlines()
     except FileNotFoundError:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return 1024 * int(dict(line.split(":", 1) for line in lines)["RssAnon"].split()[0])

@@ -64,7 +64,7 @@ def plan_training(
     """
     from bench.cost.footprint import Footprint
 
-    footprint, most = Footprint(library.read), config.cohort
+    footprint, most = Footprint(library.read, devices[0]), config.cohort
 
     def fits(cells: Sequence[Cell]) -> bool:
         if most is not None:

@@ -12,7 +12,7 @@ from bench.data.batches import Batches
 from bench.data.dataset import DataSet
 from bench.data.splits import hold_out, labelled_mask, take_fraction
 from bench.method import View
-from bench.train.evaluate import EVALUATION_BATCH
+from bench.train.evaluate import evaluation_batch
 
 
 @dataclass(frozen=True)
@@ -76,28 +76,30 @@ def open_stream(
     """
     spec = cell.data
     part, held = training_positions(spec, data.train_labels)
-    images, labels = data.train_images[part], data.train_labels[part]
-    if held is None:
-        test = data.test_images, data.test_labels
-    else:
-        test = data.train_images[held], data.train_labels[held]
+    train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    labels = data.train_labels[part]
     mask = labelled_mask(labels, spec.labels, spec.split_seed) if spec.labels < 1 else None
     plain = Augment(pad=0, flip=False)
     mean, std = (statistics or data).mean, (statistics or data).std
     shared = {"mean": mean, "std": std, "seed": cell.seed, "device": device}
-    channels, height, width = images.shape[1:]
-    train = Batches(
-        images,
-        labels,
-        augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
-        batch_size=cell.recipe.batch_size,
-        drop_last=cell.recipe.drop_last,
-        **shared,
-    )
-    train.steps(len(labels))
+    channels, height, width = data.train_images.shape[1:]
     return Stream(
-        train=train,
-        test=Batches(*test, augment=plain, batch_size=EVALUATION_BATCH, drop_last=False, **shared),
+        train=Batches(
+            *train,
+            part=part,
+            augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
+            batch_size=cell.recipe.batch_size,
+            drop_last=cell.recipe.drop_last,
+            **shared,
+        ),
+        test=Batches(
+            *(test if held is None else train),
+            part=held,
+            augment=plain,
+            batch_size=evaluation_batch((height, width)),
+            drop_last=False,
+            **shared,
+        ),
         classes=len(data.classes),
         image_shape=(channels, height, width),
         resolution=spec.resolution,

@@ -1,0 +1,156 @@
+"""Decodes the images of a folder into files of raw bytes, by several processes, with progress."""
+
+import json
+import os
+import signal
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+
+from bench.data.cache import PARTS, map_images
+from bench.data.dataset import DataError, DataSet, Part
+from bench.data.decode import Chunk, Header, Target, decode, read_headers
+from bench.data.folders import Entry, Listing
+from bench.faults import one_line
+from bench.progress import ProgressDisplay
+
+WORKERS = min(16, os.cpu_count() or 1)
+MANY = 2_000
+"""Images from which on processes are worth their start: threads share one interpreter."""
+
+SHOWN = 10
+"""Broken images that a message names."""
+
+Result = TypeVar("Result")
+
+
+def build_images(
+    listing: Listing, name: str, size: int | None, resize: str, folder: Path
+) -> DataSet:
+    """Decodes every image of a folder into `<part>.images` of a folder of the cache.
+
+    Images become grey (C = 1) if all of them are grey, else RGB. What an interrupted build has
+    decoded into the same folder is kept. DataError if images are unreadable, all of them named, or
+    if they differ in size and `size` is None.
+    """
+    display = ProgressDisplay(Console(stderr=True), "images")
+    with _pool(len(listing.train) + len(listing.test)) as pool, display:
+        builder = _Builder(pool, listing, size, resize, display)
+        shape = builder.shape()
+        parts = (
+            builder.part(entries, folder / f"{part}.images", shape)
+            for part, entries in zip(PARTS, (listing.train, listing.test), strict=True)
+        )
+        return DataSet.of(name, *parts, listing.classes)
+
+
+@contextmanager
+def _pool(images: int) -> Iterator[Executor]:
+    """Threads for a few images, processes for many; Ctrl-C is for the process that asked."""
+    if images < MANY:
+        pool = ThreadPoolExecutor(WORKERS)
+    else:
+        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), _ignore_interrupts)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Builder(NamedTuple):
+    """What is decoded, how, and by whom."""
+
+    pool: Executor
+    listing: Listing
+    size: int | None
+    resize: str
+    display: ProgressDisplay
+
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the decoded images, from their headers."""
+        entries = [*self.listing.train, *self.listing.test]
+        chunks, headers = list(self.listing.chunks(entries)), list[Header]()
+        results = self.pool.map(partial(read_headers, turn=self.size is None), chunks)
+        for found in self._run(results, chunks, "reading headers"):
+            headers += found
+        channels = 1 if all(header.grey for header in headers) else 3
+        if self.size is not None:
+            return channels, self.size, self.size
+        first = headers[0]
+        for entry, header in zip(entries, headers, strict=True):
+            if header[1:] != first[1:]:
+                raise DataError(
+                    f"{entry.path} is {header.width}x{header.height} but {entries[0].path} is "
+                    f"{first.width}x{first.height} pixels; data.size resizes all images to size x "
+                    "size"
+                )
+        return channels, first.height, first.width
+
+    def part(self, entries: Sequence[Entry], path: Path, shape: tuple[int, int, int]) -> Part:
+        """Decodes one part into a file of the cache."""
+        done, each = path.with_suffix(".done"), prod(shape)
+        chunks = list(self.listing.chunks(entries))
+        starts = [0, *accumulate(map(len, chunks))]
+        with open(path, "ab") as out:
+            out.truncate(len(entries) * each)
+        before = _decoded_before(done, path, chunks, starts, each)
+        left = [i for i in range(len(chunks)) if i not in before]
+        targets = [Target(path, starts[i], shape, self.size, self.resize) for i in left]
+        waiting = [chunks[i] for i in left]
+        results = self.pool.map(decode, waiting, targets)
+        with open(done, "a", encoding="utf-8") as log:
+            checksums = self._run(results, waiting, f"decoding {path.stem} images")
+            for i, checksum in zip(left, checksums, strict=True):
+                print(json.dumps([i, checksum]), file=log, flush=True)
+        done.unlink()
+        labels = torch.tensor([entry.label for entry in entries])
+        return map_images(path, (len(entries), *shape)), labels
+
+    def _run(
+        self, results: Iterable[tuple[Result, list[str]]], chunks: Sequence[Chunk], what: str
+    ) -> Iterator[Result]:
+        """The chunks' results, one after another; DataError at the end if any image is broken."""
+        total, done, faults = sum(map(len, chunks)), 0, list[str]()
+        for chunk, (result, broken) in zip(chunks, results, strict=True):
+            done += len(chunk)
+            self.display.show(what, done, total)
+            faults += broken
+            yield result
+        if faults:
+            named = "; ".join(map(one_line, faults[:SHOWN]))
+            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            images = "image" if len(faults) == 1 else f"images, {len(faults)} in all:"
+            raise DataError(f"unreadable {images} {named}{more}; mend or remove what is broken")
+
+
+def _decoded_before(
+    done: Path, images: Path, chunks: Sequence[Chunk], starts: Sequence[int], each: int
+) -> set[int]:
+    """The chunks that an interrupted build has written, by their checksums."""
+    if not done.exists():
+        return set()
+    whole = set()
+    with open(images, "rb") as pixels:
+        for line in done.read_text(encoding="utf-8").splitlines():
+            try:
+                i, checksum = json.loads(line)
+            except ValueError:
+                break  # it was killed while it wrote this
+            pixels.seek(starts[i] * each)
+            if zlib.crc32(pixels.read(len(chunks[i]) * each)) == checksum:
+                whole.add(i)
+    return whole

@@ -1,0 +1,220 @@
+"""From image files to pixels: which formats are read, how they are turned, flattened and scaled.
+
+Nothing here needs torch, so that a process that only decodes starts at once.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from stat import S_ISREG
+from typing import IO, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a file for; its other readers start programs or are rarely used."""
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"}
+    | {".tif", ".tiff", ".webp"}
+)
+MOST_FILE_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
+"""Larger images are refused: a small file can hold billions of equal pixels."""
+
+SQUASH, CROP = "squash", "crop"
+"""How an image becomes a square: without its aspect ratio, or cut to its middle."""
+
+ORIENTATION = 0x0112
+TURNED = range(5, 9)
+"""Orientation tags that exchange width and height."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files that are decoded in one go."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def open(self) -> Iterator[tuple[str, str | IO[bytes]]]:
+        """Every image's name in messages, and what to read it from."""
+        yield from zip(self.paths, self.paths, strict=True)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images of one row group of a Parquet file, by their rows in it."""
+
+    path: str
+    column: str
+    group: int
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def open(self) -> Iterator[tuple[str, str | IO[bytes]]]:
+        """Every image's name in messages, and what to read it from."""
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(self.path) as file:
+            column = file.read_row_group(self.group, columns=[self.column]).column(self.column)
+        for row in self.rows:
+            value = column[row].as_py()
+            content = value.get("bytes") if isinstance(value, dict) else value
+            yield f"{self.path}, row group {self.group}, row {row}", BytesIO(content or b"")
+
+
+Chunk = Files | Rows
+Result = TypeVar("Result")
+
+# For broken files, Pillow's decoders raise SyntaxError and ValueError as well as OSError.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+class Header(NamedTuple):
+    """What an image is once it is decoded, without decoding it."""
+
+    grey: bool
+    width: int
+    height: int
+
+
+class Target(NamedTuple):
+    """Where decoded images go: a file of pixels, the first one's position, and their form."""
+
+    path: Path
+    position: int
+    shape: tuple[int, int, int]
+    size: int | None
+    resize: str
+
+
+def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:
+    """The headers of a chunk's images, and a line for each that cannot be read.
+
+    Unless `turn`, sizes are those before an image is turned; to find its tag Pillow may have to
+    decode it.
+    """
+
+    def header(image: Image.Image) -> Header:
+        turned = turn and image.getexif().get(ORIENTATION) in TURNED
+        return Header(_is_grey(image), *(image.size[::-1] if turned else image.size))
+
+    return _of_each(chunk, header)
+
+
+def decode(chunk: Chunk, target: Target) -> tuple[int, list[str]]:
+    """Writes a chunk's pixels; returns their CRC-32, and a line for each image that is broken."""
+
+    def pixels(image: Image.Image) -> bytes:
+        array = to_array(image, target.size, target.resize)
+        # A grey image among colour ones fills all three channels.
+        return np.broadcast_to(array, target.shape).tobytes()
+
+    found, faults = _of_each(chunk, pixels)
+    content = b"".join(found)
+    if not faults:
+        with open(target.path, "r+b") as out:
+            out.seek(target.position * int(np.prod(target.shape)))
+            out.write(content)
+    return zlib.crc32(content), faults
+
+
+def _of_each(
+    chunk: Chunk, action: Callable[[Image.Image], Result]
+) -> tuple[list[Result], list[str]]:
+    results, faults = [], []
+    try:
+        for name, source in chunk.open():
+            try:
+                with _opened(source) as image:
+                    results.append(action(image))
+            except _BROKEN as error:
+                faults.append(f"{name}: {_said(error)}")
+    except (OSError, ValueError) as error:  # a Parquet file that is damaged
+        faults.append(str(error))
+    return results, faults
+
+
+def to_array(image: Image.Image, size: int | None = None, resize: str = SQUASH) -> np.ndarray:
+    """An image as uint8: (1, H, W) if it is grey, else (3, H, W).
+
+    It is turned as its orientation tag says, transparent parts are laid on white, and a size
+    scales it to size x size: by `SQUASH` as a whole, by `CROP` its shorter side, of which the
+    middle is kept. ValueError if it has more than 8 bits a channel.
+    """
+    planes = _flat(ImageOps.exif_transpose(image)).split()
+    if size is None:
+        return np.stack([np.asarray(plane) for plane in planes])
+    return np.stack([_square(plane, size, resize) for plane in planes])
+
+
+def scaled(plane: Image.Image, width: int, height: int) -> np.ndarray:
+    """One grey plane at another size, uint8: areas averaged where it shrinks, else bilinear.
+
+    Bilinear interpolation alone would alias when an image shrinks.
+
+    Example:
+        >>> scaled(Image.fromarray(np.array([[0, 4], [8, 5]], dtype=np.uint8)), 1, 1)
+        array([[4]], dtype=uint8)
+    """
+    # In float, so that values are rounded only once.
+    sides = min(plane.width, width), min(plane.height, height)
+    smaller = plane.convert("F").resize(sides, Image.Resampling.BOX)
+    exact = np.asarray(smaller.resize((width, height), Image.Resampling.BILINEAR))
+    return np.rint(exact).astype(np.uint8)
+
+
+def _square(plane: Image.Image, size: int, resize: str) -> np.ndarray:
+    if resize == SQUASH:
+        return scaled(plane, size, size)
+    shorter = min(plane.size)
+    width, height = (max(size, round(side * size / shorter)) for side in plane.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return scaled(plane, width, height)[top : top + size, left : left + size]
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA")
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB."""
+    if image.mode.startswith(("I", "F")):
+        # Pillow would silently clip 16-bit and float values at 255.
+        raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
+    mode = "L" if _is_grey(image) else "RGB"
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    clear = image.convert(f"{mode}A")
+    flat = Image.new(mode, clear.size, "white")
+    flat.paste(clear.convert(mode), mask=clear.getchannel("A"))
+    return flat
+
+
+def _opened(source: str | IO[bytes]) -> Image.Image:
+    """An image whose pixels are not decoded yet, of a format and size that is read."""
+    if isinstance(source, str) and not S_ISREG(os.stat(source).st_mode):
+        raise ValueError("it is no regular file")
+    image = Image.open(source, formats=FORMATS)
+    if image.width * image.height > MOST_FILE_PIXELS:
+        image.close()
+        raise ValueError(f"it has {image.width} x {image.height} pixels, too many to be one image")
+    return image
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}"
+    return getattr(error, "strerror", None) or str(error)
