@@ -60,7 +60,7 @@ def _pool(images: int) -> Iterator[Executor]:
     if images < MANY:
         pool = ThreadPoolExecutor(WORKERS)
     else:
-        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), _ignore_interrupts)
+        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield pool
     finally:
