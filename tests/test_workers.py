@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from digits_cells import digits_cell, worker_config
@@ -140,7 +141,9 @@ def test_a_run_that_is_stopped_writes_last_checkpoints_and_leaves_no_worker(
     os.mkfifo(tmp_path / "held")
     one = digits_cell(name, config.cache, epochs=100_000)
 
-    def stop(*event: object) -> None:
+    def stop(*event: object) -> None:  # as a scheduler does it: to every process
+        for process in psutil.Process().children(recursive=True):
+            process.terminate()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -46,6 +47,8 @@ class _Worker:
         self.config = config
         self.connection, its_end = context.Pipe()
         self.process = context.Process(target=serve_jobs, args=(its_end, config))
+        # Started first: its start lifts the mask of the signals below.
+        resource_tracker.ensure_running()
         # Workers, and what they are forked from, inherit the mask: the launcher ends its workers.
         ending = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
