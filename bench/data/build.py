@@ -47,11 +47,11 @@ def build_images(
     with _pool(len(listing.train) + len(listing.test)) as pool, display:
         builder = _Builder(pool, listing, size, resize, display)
         shape = builder.shape()
-        parts = (
+        train, test = (
             builder.part(entries, folder / f"{part}.images", shape)
             for part, entries in zip(PARTS, (listing.train, listing.test), strict=True)
         )
-        return DataSet.of(name, *parts, listing.classes)
+        return DataSet.of(name, train, test, listing.classes)
 
 
 @contextmanager
