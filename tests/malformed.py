@@ -179,7 +179,7 @@ FIELDS = {
     "teacher.fine_tune": "null map", "teacher.fine_tune.epochs": "count",
     "seeds.screen": "count", "seeds.finalists": "two", "seeds.confirm": "two",
     "seeds.extend": "natural", "seeds.first": "seed", "source.data": "map",
-    "source.data.classes": "null eight", "source.data.fraction": "part", "source.recipe": "map",
+    "source.data.classes": "null eight", "source.data.fraction": "part", "source.recipe": "none",
     "models.x": "none", "models.cnn4": "none", "models.cnn4.model": "none",
     "models.cnn4.torchvision": "none", "models.cnn4.timm": "none", "models.cnn4.weights": "none",
     "models.cnn4.taps": "none", "pairs.0": "none", "pairs.0.teacher": "none",

@@ -17,7 +17,7 @@ from bench.cost.costs import Costs
 from bench.data.sources import Library
 from bench.decide.records import pairs_of
 from bench.expansion import Expansion
-from bench.faults import UserError
+from bench.faults import UserError, one_line
 from bench.grid import Grid
 from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
@@ -127,7 +127,8 @@ def prepare(options: argparse.Namespace) -> TrainingCommand:
     if cluster is None:  # a cluster's nodes have devices of their own
         device = pick_device(device).type if device == "auto" else device
         pick_device(device)
-    console.print(f"grid {grid.name}: reading {grid.data.source}", highlight=False)
+    source = one_line(grid.data.source)[:80]
+    console.print(f"grid {grid.name}: reading {source}", markup=False, highlight=False)
     library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
     data = library.read(grid.data)
     if not options.dry_run:  # which says so itself
