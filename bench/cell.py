@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Spec(BaseModel):
@@ -85,10 +86,13 @@ class DataSpec(ImageSpec):
 
 
 class Recipe(Spec):
-    """The training recipe: stochastic gradient descent under a schedule.
+    """The training recipe: an optimiser under a schedule.
 
     Attributes:
         epochs: the whole budget of a cell, all stages together (but see `budget`).
+        optimiser: stochastic gradient descent, with `momentum` and `nesterov`, or AdamW, with
+            `betas`.
+        warmup: epochs at a stage's start in which the learning rate rises from a hundredth.
         milestones: parts of a stage's epochs after which the learning rate is multiplied by
             `decay`; for the multistep schedule.
         evaluate_every: epochs between two measurements of the test accuracy.
@@ -99,12 +103,15 @@ class Recipe(Spec):
     epochs: Epochs
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
     learning_rate: Annotated[float, Field(gt=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    momentum: Momentum = 0.9
     nesterov: bool = False
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
     decay: Fraction = 0.1
+    warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     drop_last: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     evaluate_every: Epochs = 1
@@ -114,6 +121,11 @@ class Recipe(Spec):
     def _possible(self) -> Recipe:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum above 0")
+        others = ("betas",) if self.optimiser == "sgd" else ("momentum", "nesterov")
+        for name in others:
+            default = Recipe.model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} is not of {self.optimiser}: leave it at {default}")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones {list(self.milestones)} must rise")
         return self

@@ -53,6 +53,14 @@ def results(records: dict[str, Record], folder: Path) -> dict[str, object]:
     return comparable(Store(folder), records)
 
 
+def test_a_student_of_adamw_resumes_to_the_same_bits(tmp_path):
+    cells = [cell("fitnet", recipe=recipe(epochs=EPOCHS, optimiser="adamw", betas=(0.8, 0.99)))]
+    whole = results(run(cells, tmp_path / "whole"), tmp_path / "whole")
+    for events in (1, 2, 3):
+        killed(cells, tmp_path / str(events), events)
+        assert results(resumed(cells, tmp_path / str(events)), tmp_path / str(events)) == whole
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")

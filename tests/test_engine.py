@@ -113,6 +113,46 @@ def test_cosine_falls_from_the_rate_towards_zero():
     assert rates[-1] == pytest.approx((1 + math.cos(0.9 * math.pi)) / 2)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "later"),
+    [("constant", [1.0] * 8), ("multistep", [1.0] * 3 + [0.1] * 5), ("cosine", None)],
+)
+def test_a_warm_up_rises_from_a_hundredth_to_the_rate(schedule, later):
+    warm = recipe(schedule=schedule, learning_rate=1.0, warmup=2, milestones=(0.5,))
+    rates = [learning_rate(warm, e, 10) for e in range(10)]
+    if later is None:
+        plain = recipe(schedule=schedule, learning_rate=1.0)
+        later = [learning_rate(plain, e, 8) for e in range(8)]
+    assert rates == pytest.approx([0.01, 0.505, *later])
+
+
+def test_a_step_of_adamw_is_its_definition():
+    made = recipe(optimiser="adamw", betas=(0.5, 0.9), weight_decay=0.1, learning_rate=0.01)
+    lesson = Lesson(plain_cell("cnn2", recipe=made))
+    student, twin = lesson.student, Lesson(plain_cell("cnn2")).student.network.train()
+    student.begin_epoch(lesson.clean_view, lesson.stream.train.labels)
+    batch = next(iter(lesson.stream.train.epoch(0)))
+    torch.nn.functional.cross_entropy(twin(batch.images), batch.labels).backward()
+    student.step(StudentBatch(*batch, None, False))
+    for mine, theirs in zip(student.network.parameters(), twin.parameters(), strict=True):
+        # Both moments are unbiased after one step: the gradient over its size.
+        move = theirs.grad / (theirs.grad.abs() + 1e-8)
+        torch.testing.assert_close(mine, theirs * (1 - 0.001) - 0.01 * move)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimiser": "adamw", "nesterov": True}, "nesterov is not of adamw"),
+        ({"optimiser": "adamw", "momentum": 0.5}, "momentum is not of adamw"),
+        ({"betas": (0.5, 0.9)}, "betas is not of sgd"),
+    ],
+)
+def test_what_another_optimiser_has_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        recipe(**changes)
+
+
 def test_every_stage_starts_with_a_fresh_optimiser_and_its_own_schedule():
     stages = (Stage(name="a", share=0.5), Stage(name="b", share=0.5, lr_factor=0.1))
     lesson = lesson_of(*stages, recipe=recipe(milestones=(0.5,)))
@@ -552,9 +592,10 @@ def read(spec: DataSpec) -> DataSet:
         ),
         (plain_cell("torchvision/resnet18"), "cell"),
         (cell("fitnet", recipe=recipe(epochs=1)), "1 epochs cannot hold 2 stages"),
+        (cell("fitnet", recipe=recipe(warmup=2)), "warmup 2 takes the whole of a stage of [12] ep"),
         (cell("transfer"), "20 test images are among the training images"),
     ],
-    ids=["batch", "resolution", "padding", "network", "epochs", "source"],
+    ids=["batch", "resolution", "padding", "network", "epochs", "warmup", "source"],
 )
 def test_a_cell_that_cannot_train_is_refused_before_anything_trains(wrong, words):
     with pytest.raises(ValueError, match=words):

@@ -104,8 +104,9 @@ def test_a_field_that_came_later_is_at_its_default_on_both_sides(monkeypatch):
     plan, records = DECK
 
     def smoothed(value: float) -> dict[str, Record]:
+        later = {"label_smoothing": value, "betas": [0.9, 0.999]}
         return {
-            i: replace(r, cell={**r.cell, "recipe": {**r.cell["recipe"], "label_smoothing": value}})
+            i: replace(r, cell={**r.cell, "recipe": {**r.cell["recipe"], **later}})
             for i, r in records.items()
         }
 

@@ -163,7 +163,8 @@ class Estimate:
 
     def _lesson(self, cell: Cell) -> _Lesson:
         model = cell.teacher.model if cell.teacher else cell.model
-        key = json.dumps([_data(cell), model, cell.recipe.batch_size, cell.precision])
+        step = cell.recipe.model_dump(include={"batch_size", "optimiser"})
+        key = json.dumps([_data(cell), model, step, cell.precision])
         if key in self._lessons:
             return self._lessons[key]
         set_numerics(cell)

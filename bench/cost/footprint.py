@@ -41,8 +41,8 @@ def total_epochs(cell: Cell) -> int:
 class NetworkCount(NamedTuple):
     """One network, counted.
 
-    `held_bytes` are parameters, buffers, gradients and momentum, `image_bytes` the activations of
-    one image in a training step, `image_flops` its operations in a forward pass.
+    `held_bytes` are parameters, buffers, gradients and the optimiser's state, `image_bytes` the
+    activations of one image in a training step, `image_flops` its operations in a forward pass.
     """
 
     held_bytes: int
@@ -86,7 +86,8 @@ class Footprint:
         data = self._read(student.data)
         channels, height, width = data.train_images.shape[1:]
         shape = (channels, height, width)
-        key = json.dumps([network.model, len(data.classes), shape], sort_keys=True)
+        moments = 1 if network.recipe.optimiser == "sgd" else 2
+        key = json.dumps([network.model, len(data.classes), shape, moments], sort_keys=True)
         if key not in self._counted:
             built = build_network(network, len(data.classes), shape)
             images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.long)
@@ -96,7 +97,7 @@ class Footprint:
 
             gradients = bytes_of(built.parameters())
             self._counted[key] = NetworkCount(
-                held_bytes=bytes_of(built.state_dict().values()) + 2 * gradients,
+                held_bytes=bytes_of(built.state_dict().values()) + (1 + moments) * gradients,
                 image_bytes=max(0, peak_bytes(step, images.device) - gradients) / IMAGES,
                 image_flops=count(partial(built, images)) / IMAGES,
             )

@@ -130,5 +130,6 @@ def _same(
     fields = spec.model_fields.items() if spec else ()
     defaults = {name: field.default for name, field in fields if not field.is_required()}
     sides = ({**defaults, **given} for given in (found, wanted))
-    first, second = ({k: v for k, v in side.items() if k not in ignored} for side in sides)
+    plain = ({k: list(v) if isinstance(v, tuple) else v for k, v in s.items()} for s in sides)
+    first, second = ({k: v for k, v in side.items() if k not in ignored} for side in plain)
     return first == second

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from bench.cell import Recipe
 from bench.method import Stage
 
+MOMENTUM = "momentum_buffer"  # torch's name
+
 
 def make_optimiser(
     stage: Stage, parts: Mapping[str, list[nn.Parameter]], recipe: Recipe
-) -> torch.optim.SGD:
-    """A new optimiser for the parameters that a stage trains: stochastic gradient descent.
+) -> torch.optim.Optimizer:
+    """A new optimiser of the recipe's kind for the parameters that a stage trains.
 
     A parameter without a gradient is neither moved nor decayed. A group's "factor" multiplies the
     recipe's learning rate. `parts` are those of `parts_of`.
@@ -23,12 +25,18 @@ def make_optimiser(
     for part in (part for part in parts if part in stage.trains):
         factor = head_factor if part == "head" else stage.lr_factor
         groups.setdefault(factor, []).extend(parts[part])
+    trained = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(
+            trained, lr=rate, betas=recipe.betas, weight_decay=decay, foreach=True
+        )
     return torch.optim.SGD(
-        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
-        lr=recipe.learning_rate,
+        trained,
+        lr=rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
+        weight_decay=decay,
         foreach=True,
     )
 
@@ -37,11 +45,14 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     """The learning rate in epoch e, from 0, of the E epochs of a stage, by the recipe's schedule.
 
     multistep: the rate is multiplied by `decay` at each of `milestones`, which are fractions of E.
-    cosine: lr (1 + cos(pi e / E)) / 2. constant: lr.
+    cosine: lr (1 + cos(pi e / E)) / 2. constant: lr. In the first W epochs of warm-up the rate is
+    lr (1 + 99 e / W) / 100 instead, and a cosine falls over the E - W that follow.
     """
-    rate = recipe.learning_rate
+    rate, warmup = recipe.learning_rate, recipe.warmup
+    if epoch < warmup:
+        return rate * (0.01 + 0.99 * epoch / warmup)
     if recipe.schedule == "cosine":
-        return rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        return rate * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
     if recipe.schedule == "multistep":
         # Rounded, as stages are: 0.3 of 10 epochs is after 3 epochs.
         passed = [m for m in recipe.milestones if epoch >= round(m * epochs)]
@@ -49,22 +60,32 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     return rate
 
 
-def get_momenta(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
-    """The momentum buffers by the parameter's position; a parameter may have none yet."""
+def get_momenta(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of every parameter that has one by now, under "<position>.<name>".
+
+    The momentum of stochastic gradient descent is under "<position>" alone.
+    """
     states = optimiser.state_dict()["state"].items()
-    buffers = {str(position): state.get("momentum_buffer") for position, state in states}
-    return {position: buffer for position, buffer in buffers.items() if buffer is not None}
+    return {
+        f"{position}.{name}".removesuffix(f".{MOMENTUM}"): x
+        for position, state in states
+        for name, x in state.items()
+        if x is not None
+    }
 
 
 def set_momenta(
-    optimiser: torch.optim.SGD, momenta: Mapping[str, Tensor], strides: Mapping[str, Sequence[int]]
+    optimiser: torch.optim.Optimizer,
+    momenta: Mapping[str, Tensor],
+    strides: Mapping[str, Sequence[int]],
 ) -> None:
     """Gives a new optimiser the buffers of `get_momenta`, with the strides that they had.
 
     Vectorised sums may round differently in another layout.
     """
-    state = {}
-    for position, saved in momenta.items():
-        buffer = torch.empty_strided(saved.shape, strides[position], dtype=saved.dtype)
-        state[int(position)] = {"momentum_buffer": buffer.copy_(saved)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, saved in momenta.items():
+        position, _, name = key.partition(".")
+        buffer = torch.empty_strided(saved.shape, strides[key], dtype=saved.dtype)
+        state.setdefault(int(position), {})[name or MOMENTUM] = buffer.copy_(saved)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

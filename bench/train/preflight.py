@@ -63,7 +63,12 @@ def _check_networks(cells: Iterable[Cell], read: Read) -> None:
         key = (json.dumps(cell.model), cell.data)
         try:
             method = build_method(cell.method, **cell.hyperparameters)
-            split_epochs(method.plan, cell.recipe.epochs, cell.recipe.budget)
+            epochs = split_epochs(method.plan, cell.recipe.epochs, cell.recipe.budget)
+            if cell.trains and cell.recipe.warmup >= min(epochs):
+                raise ValueError(
+                    f"recipe.warmup {cell.recipe.warmup} takes the whole of a stage of "
+                    f"{min(epochs)} epochs; wanted fewer"
+                )
             if key not in built:
                 built.add(key)
                 _try_network(cell, read(cell.data))
