@@ -24,7 +24,7 @@ from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
 from bench.launch.job import WorkerConfig, unfinished
 from bench.launch.ray_cluster import RayCluster, RayTasks
-from bench.launch.resources import usable_cpus, worker_room
+from bench.launch.resources import process_bytes, usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
 from bench.launch.workers import WorkerProcesses
 from bench.progress import ProgressDisplay
@@ -99,6 +99,8 @@ class TrainingCommand:
     console: Console
     cluster: RayCluster | None
     config: WorkerConfig
+    idle_bytes: int
+    """Memory of this process when it began, about that of a worker without a job."""
 
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, the command's or one made from it, as far as finalists are chosen.
@@ -120,6 +122,7 @@ class TrainingCommand:
 
 def prepare(options: argparse.Namespace) -> TrainingCommand:
     """Reads and checks all that a training command needs; UserError before anything starts."""
+    idle_bytes = process_bytes()
     # What a dry run prints begins with the total: its progress is no part of it.
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
     grid = asked_grid(options)
@@ -144,7 +147,9 @@ def prepare(options: argparse.Namespace) -> TrainingCommand:
         plugins=options.plugins,
         cohort=options.cohort,
     )
-    return TrainingCommand(options, grid, library, work, device, console, cluster, config)
+    return TrainingCommand(
+        options, grid, library, work, device, console, cluster, config, idle_bytes
+    )
 
 
 def _cluster(options: argparse.Namespace) -> RayCluster | None:
@@ -184,7 +189,7 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
         devices = list_devices(command.device, options.workers)
         with ProgressDisplay(command.console) as display:
             how = command.config, devices, library, worker_room(devices), display
-            text = estimate_rows(expansion, waiting, *how)
+            text = estimate_rows(expansion, waiting, *how, idle_bytes=command.idle_bytes)
     first, *lines = text.splitlines()
     say([f"without the data, {first}" if absent else first, *lines, *notes])
     return 0

@@ -14,7 +14,6 @@ from bench.decide.records import group_by_pair
 from bench.design import PairId
 from bench.expansion import Expansion
 from bench.launch.job import WorkerConfig
-from bench.launch.resources import process_bytes
 from bench.launch.schedule import makespan, plan_training
 from bench.progress import ProgressDisplay, duration
 from bench.record import Plan, Row
@@ -36,8 +35,12 @@ def estimate_rows(
     library: Library,
     room_bytes: int | None,
     display: ProgressDisplay,
+    idle_bytes: int,
 ) -> str:
-    """The same with time and memory, from a few steps of every row, with one device a worker."""
+    """The same with time and memory, from a few steps of every row, with one device a worker.
+
+    `idle_bytes` are those of a worker without a job.
+    """
     if not waiting:
         return list_rows(expansion, waiting)
     device = torch.device(devices[0])
@@ -47,7 +50,7 @@ def estimate_rows(
     work = sum(estimate.seconds(job.cells) for job in jobs)
     total = WORKER_SECONDS + makespan(jobs, len(devices), estimate.seconds)
     peak = max(estimate.bytes(job.cells) for job in jobs)
-    peak += process_bytes() if device.type == "cpu" else 0
+    peak += idle_bytes if device.type == "cpu" else 0
     mapped = library.mapped_bytes()
     shared = sum(estimate.shared_seconds(job.cells) for job in jobs)
     cells = {cell.id: cell for cell in waiting}

@@ -80,7 +80,7 @@ def mirroring(
             with sole_mirror(work, plan.name, leases, patience) as mirror:
                 records = work.store.read_all(plan.cell_ids())
                 send_records(mirror, work, plan, records, stopped)
-        except (BusyError, UserError, OSError) as error:  # OSError: the work directory's disk
+        except (BusyError, UserError, MemoryError, OSError) as error:  # OSError: a full disk
             if warned or (isinstance(error, BusyError) and not patience):
                 return
             warned = True
