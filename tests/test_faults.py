@@ -23,11 +23,13 @@ import test_checkpoint
 from fault_table import tally, undisturbed
 from lessons import run
 from mlflow_server import MlflowServer
-from processes import ROOT, environment, kd_bench, start, workers_of
+from processes import ROOT, environment, kd_bench, plan_of, start, workers_of
 
+from bench.launch.leases import Leases
 from bench.record import write_atomically
 from bench.tracking import Mirror
 from bench.train.checkpoint import Checkpoints
+from bench.workdir import WorkDir
 
 __all__ = ["tally", "undisturbed"]
 
@@ -93,6 +95,59 @@ def test_kill_9_at_twenty_random_moments(tmp_path, undisturbed, tally, monkeypat
         faults.mirrored_once(work, {}, monkeypatch)
     tally.add("kill -9 of launcher, group or worker at a random moment", kills,
               undisturbed.results, faults.found(work))  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_twice(tmp_path, undisturbed, tally, number):
+    """Its whole group is, as a scheduler does it; last checkpoints are written all the same."""
+    work, output = tmp_path / "work", tmp_path / "output"
+    for time in (1, 2):
+        with output.open("w") as file:
+            launcher = start(file, *faults.words(work, "--checkpoint-seconds", "1000"))
+            faults.until(lambda: "  cnn4" in output.read_text(), launcher, output)
+            workers = workers_of(launcher.pid)
+            os.killpg(launcher.pid, number)
+            assert launcher.wait(30) == 128 + number
+        said = output.read_text()
+        assert said.splitlines()[-1].startswith("stopped; finished cells are kept"), said
+        assert not {"Traceback", "leaked", "Warning"} & set(re.findall(r"\w+", said)), said
+        assert not any(map(psutil.Process.is_running, workers))
+        assert list((work / "store" / "leases" / "hearts").iterdir()) == []
+        assert faults.checkpoints(work) or time == 2
+    faults.finish(work)
+    resumed = WorkDir(work).store.read_all(plan_of(work, faults.grid_of(work)).cell_ids())
+    assert any(record.conditions["resumed"] for record in resumed.values())
+    fault = f"{number.name} to launcher and workers"
+    tally.add(fault, 2, undisturbed.results, faults.found(work))
+
+
+@pytest.mark.slow
+def test_a_run_that_sleeps_while_another_machine_takes_its_cells_writes_nothing(
+    tmp_path, undisturbed, tally
+):
+    work, output = tmp_path / "work", tmp_path / "output"
+    leases = work / "store" / "leases"
+    with output.open("w") as file:
+        launcher = start(file, *faults.words(work))
+        faults.until(lambda: len(faults.checkpoints(work)) >= 4, launcher, output)
+        os.killpg(launcher.pid, signal.SIGSTOP)
+        for heart in (leases / "hearts").iterdir():
+            os.utime(heart, (0, 0))  # as after a minute
+        with Leases(leases, machine="another") as theirs:
+            taken = [path.name for path in (leases / "held").iterdir() if "mlflow" not in path.name]
+            assert all(map(theirs.acquire, taken))
+            folders = [work / "store" / part for part in ("cells", "checkpoints")]
+            before = {p: p.stat().st_mtime_ns for part in folders for p in part.rglob("*")}
+            os.killpg(launcher.pid, signal.SIGCONT)
+            assert launcher.wait(60) == 2
+            after = {p: p.stat().st_mtime_ns for part in folders for p in part.rglob("*")}
+    assert "this process was suspended" in output.read_text()
+    assert taken
+    assert after == before
+    faults.finish(work)
+    fault = "launcher and workers suspended, their cells taken over"
+    tally.add(fault, 1, undisturbed.results, faults.found(work))
 
 
 def kill_some(

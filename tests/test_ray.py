@@ -61,17 +61,19 @@ def check_whole(work: Path, undisturbed: faults.Undisturbed) -> None:
 def test_a_node_killed_in_mid_grid_costs_no_result(
     tmp_path, nodes, two, undisturbed, tally, monkeypatch
 ):
-    """In the midst of a job; another node joins."""
+    """Twice in the midst of a job; another node joins each time."""
     work, output = tmp_path / "work", tmp_path / "output"
     with output.open("w") as file:
         launcher = start(file, *faults.words(work, *on(nodes)), **ALONE)
-        faults.until(lambda: nodes.at_work(two[1]) and faults.checkpoints(work), launcher, output)
-        nodes.kill(two[1])
-        two[1] = nodes.add()
+        for _ in range(2):
+            ready = lambda: nodes.at_work(two[1]) and faults.checkpoints(work)  # noqa: E731
+            faults.until(ready, launcher, output)
+            nodes.kill(two[1])
+            two[1] = nodes.add()
         assert launcher.wait(faults.TIMEOUT) == 0, output.read_text()
     check_whole(work, undisturbed)
     faults.mirrored_once(work, {}, monkeypatch)
-    tally.add("Ray node killed in mid-grid", 1, undisturbed.results, faults.found(work))
+    tally.add("Ray node killed in mid-grid", 2, undisturbed.results, faults.found(work))
 
 
 @pytest.mark.skipif(

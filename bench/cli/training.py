@@ -248,8 +248,8 @@ def _say_what_failed(command: TrainingCommand, expansion: Expansion) -> None:
     """Last: how cells that failed are trained again."""
     cells, store = expansion.cells.values(), command.work.store
     failed = [cell for cell in cells if (r := store.read(cell.id)) and r.status == FAILED]
-    again = unfinished(failed, store, retry_failed=False)
+    again = len(unfinished(failed, store, retry_failed=False))
     if again:
-        print(f"ended from outside: {len(again)}; the same command trains them again")
-    if len(failed) > len(again):
-        print(f"failed: {len(failed) - len(again)}; with --retry-failed they are trained again")
+        print(f"ended from outside: {again}; the same command trains them again")
+    if len(failed) > again:
+        print(f"failed: {len(failed) - again}; with --retry-failed they are trained again")

@@ -60,8 +60,8 @@ class Batches:
 
         `images` are (M, C, H, W) uint8, `labels` (M,) int64, `mean` and `std` C numbers each, of
         images scaled to [0, 1]. `augment` is for `epoch`; `clean` has none. `batch_size` is at
-        least 2, and `seed` the master seed of order and augmentation. ValueError if there is not a
-        single batch, or the images are too small for `augment`.
+        least 2, and `seed` the master seed of order and augmentation. ValueError if the images are
+        too small for `augment`.
         """
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device = augment, torch.device(device)
@@ -79,7 +79,6 @@ class Batches:
         self._mean, self._std = (
             255 * torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (mean, std)
         )
-        self.steps(len(self.labels))
 
     def __len__(self) -> int:
         """Number of batches in an epoch of the whole set."""

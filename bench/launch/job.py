@@ -115,25 +115,17 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
 
     What failed from outside is tried again, and so is what failed with the teacher that it needs.
     """
-    states: dict[str, bool] = {}
 
     def is_done(cell: Cell) -> bool:
-        if cell.id not in states:
-            states[cell.id] = look(cell)
-        return states[cell.id]
-
-    def look(cell: Cell) -> bool:
         try:
             found = store.load(cell.id)
-            if found is None:
-                return False
-            for name in found.files:
+            for name in found.files if found is not None else ():
                 store.file(found, name)
         except DamagedError as error:
             _name(f"{error}; its cell is trained again: {cell}")
             return False
-        if found.status == FINISHED:
-            return True
+        if found is None or found.status == FINISHED:
+            return found is not None
         lost = found.error.startswith(NEED_FAILED) and not all(map(is_done, cell.needs))
         return not (retry_failed or lost or found.failed_from_outside)
 

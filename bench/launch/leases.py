@@ -67,7 +67,7 @@ class Leases:
         self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._machine = machine or _machine()
         self._held: dict[str, Path] = {}
-        self._lost: str | None = None
+        self._lost: LeaseLostError | None = None
         self._guard = threading.Lock()
         self._ended = threading.Event()
 
@@ -161,10 +161,7 @@ class Leases:
     def check(self) -> None:
         """Raises `LeaseLostError` if another process holds a lease of this one by now."""
         if self._lost is not None:
-            raise LeaseLostError(
-                f"another launcher took over {self._lost}: this process was suspended for more "
-                f"than {self.expiry:g} s; start it again, finished cells are kept"
-            )
+            raise self._lost
 
     def _live(self) -> None:
         while not self._ended.wait(self.beat_seconds):
@@ -180,9 +177,11 @@ class Leases:
         with self._guard:
             held = dict(self._held)
         for name, path in held.items():
-            mine = _latest(path.parent) == path and _read(path) == self.owner
-            if not mine and self._held.get(name) == path:
-                self._lost = name
+            try:
+                check_held(path)
+            except LeaseLostError as error:
+                if self._held.get(name) == path:
+                    self._lost = error
 
     def _lives(self, owner: str) -> bool:
         try:
@@ -216,8 +215,10 @@ def check_held(generation: Path) -> None:
     """
     latest = _latest(generation.parent)
     if latest is None or latest > generation:
-        name = generation.parent.name
-        raise LeaseLostError(f"another launcher took over {name} while this process was suspended")
+        raise LeaseLostError(
+            f"another launcher took over {generation.parent.name}: this process was suspended; "
+            "start it again, finished cells are kept"
+        )
 
 
 def _read(path: Path) -> str | None:

@@ -72,8 +72,6 @@ class Cohort:
                     self._finish(student)
             students = [s for s in students if s.cell.trains]
             while students:
-                if self.stopping():
-                    raise KilledError("stopped between two epochs")
                 fewest = min(s.epochs_done for s in students)
                 active = [s for s in students if s.epochs_done == fewest]
                 trained = self._train(active)
@@ -82,7 +80,11 @@ class Cohort:
                         self._finish(student)
                 failed = [s for s in active if s not in trained]
                 students = [s for s in students if s not in failed and not s.finished]
-                self._save(students)
+                stopping = self.stopping()
+                if self.checkpoints is not None and (stopping or self.checkpoints.due()):
+                    self._save(students, self.checkpoints)
+                if stopping and students:
+                    raise KilledError("stopped between two epochs")
 
     def _attempt(self, student: Student, action: Callable[[], None]) -> bool:
         """Runs what can fail through the student's own fault; whether it succeeded."""
@@ -139,20 +141,18 @@ class Cohort:
         """What a student's state depends on other than its cell: the weights of its teacher."""
         return {"teacher": self._teacher_digest if student.method.needs_teacher else ""}
 
-    def _save(self, students: Sequence[Student]) -> None:
-        """Writes the checkpoints of all students, if it is time."""
-        if self.checkpoints is None or not (self.stopping() or self.checkpoints.due()):
-            return
+    def _save(self, students: Sequence[Student], checkpoints: Checkpoints) -> None:
+        """Writes the checkpoints of all students."""
         for student in students:
             self.store.may_write(student.cell.id)
             began, cell_id = time.perf_counter(), student.cell.id
             history = self._history(student)
             history = replace(history, conditions=[*history.conditions, self._conditions()])
             key, state = self._key(student), student.state()
-            self.checkpoints.write(cell_id, student.epochs_done, key, history, state)
+            checkpoints.write(cell_id, student.epochs_done, key, history, state)
             seconds = time.perf_counter() - began
             self._histories[cell_id] = self._histories[cell_id].plus(checkpoint_seconds=seconds)
-        self.checkpoints.saved()
+        checkpoints.saved()
 
     def _history(self, student: Student) -> History:
         """The student's history, with the nondeterministic operations of this process."""

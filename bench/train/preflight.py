@@ -35,6 +35,8 @@ def _check_batches(cells: Iterable[Cell], read: Read) -> None:
             labels = read(cell.data).train_labels
             counts[cell.data] = len(training_positions(cell.data, labels)[0])
         batch, count = cell.recipe.batch_size, counts[cell.data]
+        if count < 2:
+            raise UserError(f"cell {cell}: {count} training images; BatchNorm needs at least 2")
         if cell.recipe.drop_last and batch > count:
             raise UserError(
                 f"cell {cell}: recipe.batch_size {batch} is larger than its {count} training "

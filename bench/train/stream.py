@@ -83,15 +83,17 @@ def open_stream(
     mean, std = (statistics or data).mean, (statistics or data).std
     shared = {"mean": mean, "std": std, "seed": cell.seed, "device": device}
     channels, height, width = data.train_images.shape[1:]
+    train_batches = Batches(
+        *train,
+        part=part,
+        augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
+        batch_size=cell.recipe.batch_size,
+        drop_last=cell.recipe.drop_last,
+        **shared,
+    )
+    train_batches.steps(len(part))
     return Stream(
-        train=Batches(
-            *train,
-            part=part,
-            augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
-            batch_size=cell.recipe.batch_size,
-            drop_last=cell.recipe.drop_last,
-            **shared,
-        ),
+        train=train_batches,
         test=Batches(
             *(test if held is None else train),
             part=held,

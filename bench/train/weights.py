@@ -1,5 +1,6 @@
 """A cell's network: freshly initialised, with saved weights, or with the trunk of a source."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -54,9 +55,10 @@ def import_weights(
     """
     for cell in cells:
         path = _start(cell, store)
-        if path is None or _is_whole(path):
-            continue
-        assert isinstance(cell.model, dict)
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            if path is None or unpack(path):
+                continue
+        assert path is not None and isinstance(cell.model, dict)  # noqa: PT018
         file, data = files[cell.model["weights"]], read(cell.data)
         channels, height, width = data.train_images.shape[1:]
         what = f"{file} for {cell.model_name}"
@@ -77,14 +79,6 @@ def weights_facts(cell: Cell, store: Store) -> dict[str, str]:
     return {"weights_file": unpack(path)[1], "weights_sha256": cell.model["weights"]}
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        unpack(path)
-    except (FileNotFoundError, DamagedError):
-        return False
-    return True
-
-
 def _start(cell: Cell, store: Store) -> Path | None:
     """Where the weights that a cell starts from are, fitted to its data; None if it has no file."""
     if not isinstance(cell.model, dict) or "weights" not in cell.model:
@@ -97,10 +91,8 @@ def _start(cell: Cell, store: Store) -> Path | None:
 
 def weights_content(network: Network) -> bytes:
     """The content of a file of the network's parameters and buffers."""
-    state = network.state_dict()
-    return safetensors.torch.save(
-        {name: x.detach().cpu().contiguous() for name, x in state.items()}
-    )
+    state = network.state_dict().items()
+    return safetensors.torch.save({name: x.detach().cpu().contiguous() for name, x in state})
 
 
 def read_weights(cell_id: str, store: Store) -> dict[str, Tensor]:
