@@ -64,17 +64,12 @@ class Augment:
                 f"data.pad {self.pad} reflects more than a {height}x{width} image has; "
                 f"wanted at most {min(height, width) - 1}, or padding 'zeros'"
             )
-        rows, columns = (_reflected(n, self.pad, images.device) for n in (height, width))
-        return images[:, :, rows][:, :, :, columns]
-
-
-def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
-    """Source positions of a padded axis: pad, ..., 1, 0, 1, ..., size - 1, size - 2, ...
-
-    torch's reflect padding does not support uint8.
-    """
-    positions = torch.arange(-pad, size + pad, device=device).abs()
-    return size - 1 - (size - 1 - positions).abs()
+        # torch's reflect padding does not support uint8.
+        pad, out = self.pad, functional.pad(images, (self.pad,) * 4)
+        for axis, size in ((3, width), (2, height)):
+            out.narrow(axis, 0, pad).copy_(out.narrow(axis, pad + 1, pad).flip(axis))
+            out.narrow(axis, pad + size, pad).copy_(out.narrow(axis, size - 1, pad).flip(axis))
+        return out
 
 
 def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
