@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from bench.data.cache import PARTS, map_images
 from bench.data.dataset import DataError, DataSet, Part
-from bench.data.decode import Chunk, Header, Target, decode, read_headers
+from bench.data.decode import Chunk, Header, Target, decode, ignore_interrupts, read_headers
 from bench.data.folders import Entry, Listing
 from bench.faults import one_line
 from bench.progress import ProgressDisplay
@@ -60,15 +59,11 @@ def _pool(images: int) -> Iterator[Executor]:
     if images < MANY:
         pool = ThreadPoolExecutor(WORKERS)
     else:
-        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=_ignore_interrupts)
+        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=ignore_interrupts)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Builder(NamedTuple):
