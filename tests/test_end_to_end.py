@@ -167,6 +167,7 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
     words = ["--grid", "cifar100-mini", "--dry-run"]
     assert main([*words, "--work-dir", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("without the data, time: ")
     assert "random images take the place of the data" in said
     assert "cells: 54, done already: 0" in said
     assert main([*words[:2], "--work-dir", str(tmp_path)]) == 2  # nobody trains on them

@@ -1,0 +1,48 @@
+"""How a command ends where it does not end by itself: signals, streams that are closed or full."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from processes import ROOT, environment
+
+from bench.cli import main
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_command_with_one_line_and_its_number(tmp_path, capsys, number):
+    plugin = tmp_path / "stopped.py"
+    plugin.write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    before = signal.getsignal(number)
+    assert main(["list", "--plugin", str(plugin)]) == 128 + number
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stopped; ")
+    assert captured.err.count("\n") == 1
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("module", ["run_all.py", "bench.cli"])
+def test_a_pipe_that_nobody_reads_ends_it_in_silence(module):
+    reader, writer = os.pipe()
+    os.close(reader)
+    start = [str(ROOT / module)] if module.endswith(".py") else ["-m", module]
+    done = subprocess.run(
+        [sys.executable, *start, "list"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
+        env=environment(), timeout=120,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_under_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "run_all.py"), "list"], cwd=ROOT, stdout=full,
+            stderr=subprocess.PIPE, text=True, env=environment(), timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "make room" in done.stderr
+    assert done.stderr.count("\n") == 1
