@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Ratio = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,6 +43,33 @@ class Spec(BaseModel):
         return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
+class Crop(Spec):
+    """A random part of an image, scaled to the image's size.
+
+    Attributes:
+        scale: least and largest part of the image's area.
+        ratio: least and largest width over height.
+    """
+
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    ratio: tuple[Ratio, Ratio] = (0.75, 4 / 3)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Crop:
+        for name in ("scale", "ratio"):
+            least, largest = getattr(self, name)
+            if least > largest:
+                raise ValueError(f"{name} [{least:g}, {largest:g}] must rise")
+        return self
+
+
+class RandAugment(Spec):
+    """Operations that are drawn for each image, of one strength; see torchvision's RandAugment."""
+
+    operations: Annotated[int, Field(ge=1, le=100)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
 class ImageSpec(Spec):
     """The images: their source, size, subset and augmentation, without the seed of the subset.
 
@@ -53,7 +81,9 @@ class ImageSpec(Spec):
         classes: the first n classes, or the named ones; None for all.
         pad: pixels added on each side before a random crop of the original size.
         padding: what those pixels hold.
+        crop: a random resized crop in place of the padded one; None for none.
         flip: mirror half of the images.
+        randaugment: None for none.
         fraction: part of the training images, stratified; smaller parts lie inside larger ones.
         labels: part of these images with a label for the task loss, stratified and nested.
         resolution: the student sees images reduced by this factor and scaled back.
@@ -71,12 +101,20 @@ class ImageSpec(Spec):
     )
     pad: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 4
     padding: Literal["zeros", "reflect"] = "zeros"
+    crop: Crop | None = None
     flip: bool = True
+    randaugment: RandAugment | None = None
     fraction: Fraction = 1.0
     labels: Fraction = 1.0
     resolution: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 1
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validation_seed: Seed | None = None
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> ImageSpec:
+        if self.crop is not None and self.pad:
+            raise ValueError(f"pad {self.pad} and crop are two crops: write pad: 0 next to crop")
+        return self
 
 
 class DataSpec(ImageSpec):

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from bench import record
-from bench.cell import DataSpec, Recipe, Seed, Spec
+from bench.cell import Crop, DataSpec, RandAugment, Recipe, Seed, Spec
 from bench.design import MOST_SEEDS, Design
 from bench.faults import UserError, one_line
 from bench.grid_fields import (
@@ -53,6 +53,8 @@ class GridError(UserError):
 
 SECTIONS = {
     "data": GridData,
+    "data.crop": Crop,
+    "data.randaugment": RandAugment,
     "axes": Axes,
     "models": ModelSpec,
     "pairs": PairSpec,
@@ -61,7 +63,7 @@ SECTIONS = {
     "teacher": TeacherSpec,
     "source": SourceSpec,
 }
-"""The fields of a grid that have fields of their own."""
+"""The fields of a grid, or in one, that have fields of their own."""
 
 
 class Grid(Spec):
@@ -318,7 +320,7 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     came = f"got {_cut(repr(fault['input']), 100)}" if fault["type"] != "missing" else "missing"
     if fault["type"] == "extra_forbidden":
         *sections, field = map(str, fault["loc"])
-        section = SECTIONS[sections[0]] if sections else model
+        section = SECTIONS.get(".".join(sections)) or SECTIONS[sections[0]] if sections else model
         text = unknown("field", field, section.model_fields)
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bench.cell import NUMERICS, Cell, DataSpec, Recipe
+from bench.cell import NUMERICS, Cell, Crop, DataSpec, RandAugment, Recipe
 from bench.hyperparameters import method_code, resolve_hyperparameters
 from bench.launch.job import Library
 from bench.record import FINISHED, Store
@@ -34,7 +34,7 @@ def defaults() -> dict[str, object]:
             for name, field in model.model_fields.items()
             if not field.is_required()
         }
-        for model in (DataSpec, Recipe, Cell)
+        for model in (Crop, RandAugment, DataSpec, Recipe, Cell)
     }
     return json.loads(json.dumps(values))
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench.cell import Crop, RandAugment
 from bench.data import cache as cache_module
 from bench.data.augment import Augment, crop_flip, degrade
 from bench.data.batches import Batches
@@ -580,6 +581,48 @@ def test_a_subset_serves_its_images_with_the_crops_of_the_whole_epoch():
     assert torch.equal(index.sort().values, subset)
     whole, _, order = as_one(batches.epoch(5))
     assert torch.equal(images, whole[order.argsort()][index])
+
+
+DISTORTED = Augment(0, crop=Crop(scale=(0.2, 0.9)), randaugment=RandAugment())
+
+
+def test_an_image_is_distorted_alike_in_any_batch_and_subset():
+    before = torch.get_rng_state()
+    images, _, index = as_one(make_batches(augment=DISTORTED).epoch(5))
+    whole = images[index.argsort()]
+    subset = torch.tensor([1, 4, 7, 9, 12, 13, 14])
+    for batches in (make_batches(augment=DISTORTED, batch_size=3).epoch(5, subset),
+                    make_batches(augment=DISTORTED, batch_size=5).epoch(5)):  # fmt: skip
+        some, _, where = as_one(batches)
+        assert torch.equal(some, whole[where])
+    for other in (make_batches(augment=DISTORTED).epoch(6),
+                  make_batches(augment=DISTORTED, seed=1).epoch(5)):  # fmt: skip
+        some, _, where = as_one(other)
+        assert not torch.equal(some[where.argsort()], whole)
+    assert torch.equal(torch.get_rng_state(), before)
+    clean, _, _ = as_one(make_batches(augment=DISTORTED).clean(7))
+    assert torch.equal(clean, as_one(make_batches().clean(8))[0])
+
+
+def test_a_crop_of_the_whole_image_leaves_it_and_a_quarter_shows_half_of_a_ramp():
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(9, 1, 64, 64)
+    whole, quarter = ((1.0, 1.0), (0.25, 0.25))
+    for scale, spread in ((whole, 252), (quarter, 124)):
+        augment = Augment(0, flip=False, crop=Crop(scale=scale, ratio=(1.0, 1.0)))
+        found = augment.distort(ramp, range(9), seed=0)
+        assert (found.dtype, found.shape) == (ramp.dtype, ramp.shape)
+        widths = (found.amax((1, 2, 3)) - found.amin((1, 2, 3))).tolist()
+        assert widths == pytest.approx([spread] * 9, abs=5)
+        assert torch.equal(found, ramp) == (scale == whole)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_operation_takes_grey_and_coloured_images(channels):
+    images = random_images(200, channels=channels)
+    many = Augment(0, randaugment=RandAugment(operations=3, magnitude=30))
+    found = many.distort(images, range(200), seed=0)
+    assert (found.dtype, found.shape) == (images.dtype, images.shape)
+    assert (found != images).any((1, 2, 3)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_other_data_under_the_same_name_is_another_cell(tmp_path):
     [
         ({"recipe": {"epochs": 3, "batch_size": 16}}, ["recipe.learning_rate", "missing"]),
         ({"metods": ["fitnet"]}, ["metods", "did you mean methods"]),
+        ({"data": {"source": "digits", "crop": {}}}, ["data", "pad 4", "pad: 0"]),
+        ({"data": {"source": "digits", "crop": {"scal": 1}}}, ["data.crop.scal", "scale"]),
         ({"methods": ["fitnett"]}, ["methods.0", "fitnet"]),
         ({"methods": []}, ["methods"]),
         ({"methods": [{"student": {"epochs_factor": 0.5}}]}, ["methods.0", "0.5", "at least 1"]),

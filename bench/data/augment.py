@@ -1,17 +1,23 @@
 """Random crop and flip, drawn for each image and applied to a whole batch; lower resolution.
 
 All draws of an epoch are made on the CPU from one seed. They are the same on every device, and an
-image's crop depends on the seed, the epoch and its position alone, not on the batch.
+image's crop depends on the seed, the epoch and its position alone, not on the batch. Resized crops
+and RandAugment are torchvision's, applied image by image, with a seed for each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from bench.cell import Crop, RandAugment
+from bench.seeds import derive
 
 
 class Draws(NamedTuple):
@@ -35,12 +41,15 @@ class Augment:
     """Pads every side, crops at random to the original size, and mirrors with probability 1/2.
 
     The padding is "zeros" for black, which is 0 before normalisation, as in published recipes, or
-    "reflect" to mirror about the edge pixel. Digits and letters must not be flipped.
+    "reflect" to mirror about the edge pixel. Digits and letters must not be flipped. A `crop` and
+    the operations of `randaugment` come after that.
     """
 
     pad: int
     padding: str = "zeros"
     flip: bool = True
+    crop: Crop | None = None
+    randaugment: RandAugment | None = None
 
     def draw(self, count: int, seed: int) -> Draws:
         """The draws of `count` images for the epoch with this seed, on the CPU."""
@@ -70,6 +79,41 @@ class Augment:
             out.narrow(axis, 0, pad).copy_(out.narrow(axis, pad + 1, pad).flip(axis))
             out.narrow(axis, pad + size, pad).copy_(out.narrow(axis, size - 1, pad).flip(axis))
         return out
+
+    def distort(self, images: Tensor, positions: Sequence[int], seed: int) -> Tensor:
+        """Crops, scales and distorts images (B, C, H, W) uint8, each by draws of its own.
+
+        `seed` is the epoch's, `positions` are those of the B images in the set: an image's draws
+        follow from the two alone.
+        """
+        steps = _distortions(self.crop, self.randaugment, tuple(images.shape[2:]))
+        if not steps:
+            return images
+        done = []
+        with torch.random.fork_rng(devices=[]):
+            for image, position in zip(images, positions, strict=True):
+                torch.default_generator.manual_seed(derive(seed, position))
+                for step in steps:
+                    image = step(image)
+                done.append(image)
+        return torch.stack(done)
+
+
+@cache
+def _distortions(
+    crop: Crop | None, randaugment: RandAugment | None, size: tuple[int, ...]
+) -> list[Callable[[Tensor], Tensor]]:
+    """The steps that distort one image of this size (H, W), in order."""
+    if crop is None and randaugment is None:
+        return []
+    from torchvision.transforms import v2  # takes seconds, and few trainings need it
+
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if crop is not None:
+        steps.append(v2.RandomResizedCrop(size, crop.scale, crop.ratio))
+    if randaugment is not None:
+        steps.append(v2.RandAugment(randaugment.operations, randaugment.magnitude))
+    return steps
 
 
 def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:

@@ -106,15 +106,17 @@ class Batches:
         steps = self.steps(len(positions))
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
         order = positions[torch.randperm(len(positions), generator=generator)]
-        draws = self.augment.draw(len(self.labels), derive(self.seed, "augment", epoch))
-        return self._serve(order, draws.at(order).to(self.device), steps)
+        seed = derive(self.seed, "augment", epoch)
+        draws = self.augment.draw(len(self.labels), seed)
+        return self._serve(order, draws.at(order).to(self.device), seed, steps)
 
-    def _serve(self, order: Tensor, draws: Draws, steps: int) -> Iterator[Batch]:
+    def _serve(self, order: Tensor, draws: Draws, seed: int, steps: int) -> Iterator[Batch]:
         there = order.to(self.device)
         for first in range(0, steps * self.batch_size, self.batch_size):
             batch = slice(first, first + self.batch_size)
             padded = self.augment.pad_images(self._take(order, there, batch))
             images = crop_flip(padded, Draws(*(x[batch] for x in draws)), self.size)
+            images = self.augment.distort(images, order[batch].tolist(), seed)
             yield Batch(self._normalised(images), self.labels[there[batch]], there[batch])
 
     def clean(self, batch_size: int) -> Iterator[Batch]:

@@ -86,7 +86,7 @@ def open_stream(
     train_batches = Batches(
         *train,
         part=part,
-        augment=Augment(pad=spec.pad, padding=spec.padding, flip=spec.flip),
+        augment=Augment(spec.pad, spec.padding, spec.flip, spec.crop, spec.randaugment),
         batch_size=cell.recipe.batch_size,
         drop_last=cell.recipe.drop_last,
         **shared,
