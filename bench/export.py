@@ -4,9 +4,11 @@ import copy
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
@@ -17,7 +19,7 @@ from bench.cell import Spec
 from bench.data.augment import Augment, degrade
 from bench.data.batches import Batches
 from bench.data.dataset import DataSet
-from bench.data.decode import CROP
+from bench.data.decode import CROP, SQUASH
 from bench.data.sources import find_decoded
 from bench.faults import UserError, reason
 from bench.models import zoo
@@ -25,12 +27,14 @@ from bench.models.network import Network
 from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
+from bench.train.evaluate import accuracy, evaluation_batch
 from bench.train.weights import read_weights
 from bench.workdir import WorkDir
 
 CARD = "student.json"  # the key under which every format holds the card
+INSIDE = "inside the file, unless it is safetensors: "
 TOLERANCE = 1e-4  # of a logit, relative to the largest one: rounding alone
-PARITY_IMAGES, BATCH = 1000, 250
+PARITY_IMAGES, CALIBRATION_IMAGES = 1000, 256
 Logits = Callable[[Tensor], Tensor]
 """(B, C, H, W) uint8 images -> (B, K) logits."""
 
@@ -52,10 +56,13 @@ class Card(Spec):
         method: the row's name in tables.
         classes: names, in the order of the logits.
         image_shape: (C, H, W) of the input; C is 1 for grey, 3 for RGB.
+        resize: how an image becomes H x W: "squash" scales both sides, "crop" the shorter one, and
+            keeps the middle.
         mean: per channel, of pixels scaled to [0, 1]; so is `std`.
         resolution: the factor by which images are reduced and scaled back; 1 leaves them alone.
         preprocessing: the steps in words, in order.
         last_accuracy: on the test set, in [0, 1], as recorded.
+        int8_accuracy: on the test set, of a quantised file; None for the others.
         choice: why this network is the winner of its grid: "proven: ..." or "best bet, not proven:
             ..."; empty if it was named by the user.
         teacher: its name, the file it came from if it has one, and its accuracy.
@@ -67,6 +74,7 @@ class Card(Spec):
     method: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    resize: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resolution: int
@@ -74,6 +82,7 @@ class Card(Spec):
     last_accuracy: float
     choice: str
     teacher: str = ""
+    int8_accuracy: float | None = None
 
 
 class Student(nn.Module):
@@ -97,11 +106,15 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Format:
-    """The suffix of a file format for students, and what writes its content and reads it."""
+    """The suffix of a file format for students, and what writes its content and reads it.
+
+    `quantise` replaces the compared content by a smaller, less exact one, and says how exact.
+    """
 
     suffix: str
     pack: Callable[[Student, Card], bytes]
     unpack: Callable[[bytes], Logits]
+    quantise: Callable[[bytes, "Trained"], tuple[bytes, str]] | None = None
 
 
 def _pack_weights(student: Student, card: Card) -> bytes:
@@ -125,12 +138,15 @@ def trace(student: Student, card: Card) -> torch.export.ExportedProgram:
     student(example)
     batch = torch.export.Dim("batch", min=1)
     try:
-        return torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
     except RuntimeError as error:  # the base class of its tracer's errors
         raise ExportError(
             f"{card.name}: torch.export cannot follow {card.model} ({reason(error)}); "
             "--format safetensors needs no graph"
         ) from None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, which files would hold
+    return program
 
 
 def _pack_program(student: Student, card: Card) -> bytes:
@@ -174,29 +190,81 @@ def _need_onnx() -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(package) is None:
             raise ExportError(
-                f"--format onnx needs {package}, which is not installed; "
+                f"an ONNX file needs {package}, which is not installed; "
                 "install it with: pip install 'kd-bench[onnx]'"
             )
+
+
+def _quantise_onnx(content: bytes, trained: "Trained") -> tuple[bytes, str]:
+    """An ONNX file in 8-bit integers, with its accuracy in the card and next to the float one's."""
+    import onnx  # pyright: ignore[reportMissingImports]
+
+    data, batch = trained.data, evaluation_batch(trained.card.image_shape[1:])
+    chosen = data.train_images[_spread(len(data.train_images), CALIBRATION_IMAGES)]
+    small = _to_int8(content, chosen.split(batch))
+    exact, rounded = (
+        accuracy(torch.cat([logits(x).argmax(1) for x in data.test_images.split(batch)]),
+                 data.test_labels)
+        for logits in map(_unpack_onnx, (content, small))
+    )  # fmt: skip
+    model = onnx.load_model_from_string(small)
+    card = trained.card.model_copy(update={"int8_accuracy": rounded})
+    next(x for x in model.metadata_props if x.key == CARD).value = card.model_dump_json()
+    return model.SerializeToString(), (
+        f"int8, calibrated on {len(chosen)} training images: accuracy on {len(data.test_labels):,} "
+        f"test images: float {exact:.1%}, int8 {rounded:.1%}"
+    )
+
+
+def _to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
+    """Quantised weights, for each channel, and activations, in the range that the batches have."""
+    from onnxruntime import quantization as ort  # pyright: ignore[reportMissingImports]
+    from onnxruntime.quantization.shape_inference import (  # pyright: ignore[reportMissingImports]
+        quant_pre_process,
+    )
+
+    feeds = iter([{"images": images.numpy()} for images in batches])
+
+    class Reader(ort.CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:
+            return next(feeds, None)
+
+    logging.disable(logging.WARNING)  # one for each weight that has no channels
+    try:
+        with TemporaryDirectory() as folder:
+            exact, ready, small = (Path(folder, name) for name in ("exact", "ready", "small"))
+            exact.write_bytes(content)
+            # Of shapes, those that ONNX itself infers suffice for networks of images.
+            quant_pre_process(exact, ready, skip_symbolic_shape=True)
+            ort.quantize_static(ready, small, Reader(), per_channel=True)
+            return small.read_bytes()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 FORMATS = {
     "safetensors": Format(".safetensors", _pack_weights, _unpack_weights),
     "onnx": Format(".onnx", _pack_onnx, _unpack_onnx),
+    "onnx-int8": Format(".int8.onnx", _pack_onnx, _unpack_onnx, _quantise_onnx),
     "torch.export": Format(".pt2", _pack_program, _unpack_program),
 }
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How close an exported network's logits are to the trained one's, on some test images."""
+    """How close an exported network's logits are to the trained one's, on some test images.
+
+    `quantised` says how accurate it is after quantisation; empty without.
+    """
 
     images: int
     difference: float
     allowed: float
     accuracy: float
+    quantised: str = ""
 
     def __str__(self) -> str:
-        """One line."""
+        """One line, of the network before quantisation."""
         return (
             f"{self.images} test images: largest difference of a logit {self.difference:.1e}, "
             f"allowed {self.allowed:.1e}; accuracy {self.accuracy:.2%}"
@@ -277,6 +345,7 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         method=row.label,
         classes=data.classes,
         image_shape=(channels, height, width),
+        resize=record.cell["data"].get("resize", SQUASH),
         mean=statistics.mean,
         std=statistics.std,
         resolution=resolution,
@@ -295,9 +364,9 @@ def _steps(data: DataSet, size: tuple[int, int], spec: Mapping[str, Any]) -> tup
     return (
         f"{'grey' if len(mean) == 1 else 'RGB'} image as uint8, turned by its orientation tag, "
         f"transparent parts on white; {scale} (an area average where it shrinks, bilinear where it "
-        "grows)",
-        f"divide by 255, subtract mean {mean}, divide by std {std}",
-        f"average over {factor}x{factor} pixels, bilinear back to {side}",
+        "grows), rounded once",
+        f"{INSIDE}divide by 255, subtract mean {mean}, divide by std {std}",
+        f"{INSIDE}average over {factor}x{factor} pixels, bilinear back to {side}",
     )[: 3 if factor > 1 else 2]
 
 
@@ -310,6 +379,8 @@ def _network(card: Card, store: Store) -> Network:
 def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
     """The content of a student's file in one of `FORMATS`, and how close its logits are once read.
 
+    What quantises is compared before that; see `Parity.quantised` for what it costs.
+
     Raises:
         ExportError: a package for the format is missing, or torch cannot trace the network.
         ParityError: a logit differs by more than `TOLERANCE`.
@@ -321,27 +392,35 @@ def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
     # Written as "not <=", so that a NaN fails too.
     if not parity.difference <= parity.allowed:
         raise ParityError(f"{trained.card.name} as {format_name} is not the trained one: {parity}")
+    if form.quantise is not None:
+        content, told = form.quantise(content, trained)
+        parity = replace(parity, quantised=told)
     return content, parity
 
 
 def compare(trained: Trained, exported: Logits) -> Parity:
     """Compares the logits of an exported network with those of the evaluation in training."""
-    card, total = trained.card, len(trained.data.test_images)
-    count = min(total, PARITY_IMAGES)
-    chosen = torch.arange(count) * total // count
+    card, batch = trained.card, evaluation_batch(trained.card.image_shape[1:])
+    chosen = _spread(len(trained.data.test_images), PARITY_IMAGES)
     images, labels = trained.data.test_images[chosen], trained.data.test_labels[chosen]
-    how = {"augment": Augment(pad=0, flip=False), "batch_size": BATCH, "drop_last": False}
-    batches = Batches(images, labels, card.mean, card.std, seed=0, **how).clean(BATCH)
+    how = {"augment": Augment(pad=0, flip=False), "batch_size": batch, "drop_last": False}
+    batches = Batches(images, labels, card.mean, card.std, seed=0, **how).clean(batch)
     network = to_device(copy.deepcopy(trained.network), torch.device("cpu"))  # laid out as trained
-    wanted = torch.cat([network(degrade(batch.images, card.resolution)) for batch in batches])
+    wanted = torch.cat([network(degrade(part.images, card.resolution)) for part in batches])
     # A batch of one comes first: the file must serve any batch size.
-    found = torch.cat([exported(part) for part in (images[:1], *images[1:].split(BATCH))])
+    found = torch.cat([exported(part) for part in (images[:1], *images[1:].split(batch))])
     return Parity(
-        images=count,
+        images=len(images),
         difference=(found - wanted).abs().max().item(),
         allowed=TOLERANCE * wanted.abs().max().item(),
-        accuracy=(found.argmax(1) == labels).double().mean().item(),
+        accuracy=accuracy(found.argmax(1), labels),
     )
+
+
+def _spread(total: int, most: int) -> Tensor:
+    """Positions of at most so many images, evenly over all of them."""
+    count = min(total, most)
+    return torch.arange(count) * total // count
 
 
 def file_name(card: Card, format_name: str) -> str:

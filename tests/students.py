@@ -20,6 +20,8 @@ def random_student(model: str, side: int) -> Trained:
             network((images.float() / 255 - 0.5) * 4)
     shown = {"classes": data.classes, "mean": data.mean, "std": data.std}
     made = {"last_accuracy": 0.0, "choice": ""}
-    images = {"image_shape": (3, side, side), "resolution": 2, "preprocessing": ("by hand",)}
-    card = Card(name=model, cell_id="", model=model, method="", **shown, **made, **images)
+    card = Card(
+        name=model, cell_id="", model=model, method="", image_shape=(3, side, side), resolution=2,
+        resize="squash", preprocessing=("by hand",), **shown, **made,
+    )  # fmt: skip
     return Trained(network.eval(), data, card)

@@ -193,23 +193,24 @@ def test_images_that_are_not_here_any_more_are_asked_for(work):
         load_trained(find_row(plan_of(work), "cnn2/student/1"), work)
 
 
-def test_a_missing_package_is_one_line_with_the_cure(work, monkeypatch, refused):
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_a_missing_package_is_one_line_with_the_cure(work, monkeypatch, refused, form):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    words = ["export", cells()["coarse"].id, "--grid", "taught", "--format", "onnx"]
+    words = ["export", cells()["coarse"].id, "--grid", "taught", "--format", form]
     said = refused(*words, "--work-dir", str(work.root))
-    assert "--format onnx needs onnx" in said
+    assert "needs onnx, which is not installed" in said
     assert "pip install 'kd-bench[onnx]'" in said
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", ["onnx", "torch.export"])
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8", "torch.export"])
 @pytest.mark.parametrize("model", [
     "cnn4", "resnet8", "resnet110", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1",
     "ShuffleV2", "ResNet50", "torchvision/resnet18",
 ])  # fmt: skip
 def test_every_family_of_networks_can_be_exported(model, form):
-    if form == "onnx":
+    if form.startswith("onnx"):
         pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
     _, parity = pack(random_student(model, 32), form)
     assert parity.difference <= parity.allowed

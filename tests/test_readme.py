@@ -7,11 +7,9 @@ import torch
 import yaml
 from lessons import Lesson, cell
 from processes import ROOT
-from students import random_student
 
 from bench.cell import Recipe
 from bench.cli import COMMANDS
-from bench.export import Student, pack
 from bench.grid import Grid, GridError, check_names, grid_names, load_grid
 from bench.grid_fields import GridData
 from bench.hyperparameters import METHODS, build_method, resolve_hyperparameters, search_space
@@ -25,19 +23,6 @@ README, MODELS, GRIDS, OF_METHODS = (
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-
-
-def test_the_student_of_the_readme_runs_without_this_package(tmp_path, monkeypatch, capsys):
-    code = blocks(MODELS, "python")[-1]
-    assert "bench" not in code
-    trained = random_student("cnn4", side=8)
-    (tmp_path / "student.pt2").write_bytes(pack(trained, "torch.export")[0])
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "take_home.py", "exec"), {})
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with torch.no_grad():
-        predicted = Student(trained.network, trained.card)(images).argmax(1)
-    assert capsys.readouterr().out == f"{[trained.data.classes[i] for i in predicted]}\n"
 
 
 def test_the_grid_of_the_readme_is_valid_and_takes_its_models(tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def export(parser: Parser) -> None:
     """The options of `export`."""
     _grid(parser, "CELL")
     plugin(parser)
-    add, formats = parser.add_argument, ("safetensors", "onnx", "torch.export")
+    add, formats = parser.add_argument, ("safetensors", "onnx", "onnx-int8", "torch.export")
     text = "in place of CELL: the recommended student of the pair with the highest accuracy"
     add("--winner", action="store_true", help=text)
     text = "weights alone, or a graph that runs without this package (default: safetensors)"

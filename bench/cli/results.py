@@ -72,6 +72,8 @@ def export(options: argparse.Namespace) -> int:
     say([why] if why else [])
     print(f"{card.name} ({card.cell_id}): {path}")
     print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")
+    if parity.quantised:
+        print(parity.quantised)
     print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
     print(f"classes, in the order of the logits: {', '.join(card.classes)}")
     return 0
