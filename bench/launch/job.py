@@ -119,8 +119,9 @@ def unfinished(cells: Iterable[Cell], store: Store, retry_failed: bool) -> list[
     def is_done(cell: Cell) -> bool:
         try:
             found = store.load(cell.id)
-            for name in found.files if found is not None else ():
-                store.file(found, name)
+            if found is not None:
+                for name in found.files:
+                    store.file(found, name)
         except DamagedError as error:
             _name(f"{error}; its cell is trained again: {cell}")
             return False
