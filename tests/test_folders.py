@@ -83,8 +83,8 @@ def test_what_is_passed_over_is_counted(tree):
     assert_same(found, wanted)
     (note,) = found.notes
     for count in (
-        "2 files of other types", "1 hidden files", "1 folders within a class folder",
-        "1 files outside of class folders", "1 other folders",
+        "files of other types: 2,", "hidden files: 1,", "folders within a class folder: 1,",
+        "files outside of class folders: 1,", "other folders: 1,",
     ):  # fmt: skip
         assert count in note
     assert load_tree(tree).notes == found.notes  # of the cache

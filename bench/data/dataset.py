@@ -89,15 +89,15 @@ class DataSet:
         Example:
             >>> images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1])
             >>> DataSet.of("pets", (images, labels), (images, labels), ("cat", "dog")).describe()
-            '2 classes; training images: 3, 1 to 2 of a class; test images: 3, 1 to 2 of a class'
+            '2 classes, 3 training images (1 to 2 a class), 3 test images (1 to 2 a class)'
         """
         parts = [f"{len(self.classes)} classes"]
         for name, labels in (("training", self.train_labels), ("test", self.test_labels)):
             counts = labels.bincount(minlength=len(self.classes))
             least, most = int(counts.min()), int(counts.max())
             each = f"{least:,} to {most:,}" if least < most else f"{most:,}"
-            parts.append(f"{name} images: {len(labels):,}, {each} of a class")
-        return "; ".join(parts)
+            parts.append(f"{len(labels):,} {name} images ({each} a class)")
+        return ", ".join(parts)
 
     def only(self, classes: Classes) -> DataSet:
         """The images of some classes, relabelled from 0 in order; see `choose_classes`."""

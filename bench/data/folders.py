@@ -132,7 +132,7 @@ class _Passed:
         self.counts[kind] = count + 1, first
 
     def notes(self) -> tuple[str, ...]:
-        parts = [f"{n} {kind} (such as {first})" for kind, (n, first) in self.counts.items()]
+        parts = [f"{kind}: {n}, such as {first}" for kind, (n, first) in self.counts.items()]
         return (f"passed over: {'; '.join(parts)}",) if parts else ()
 
 
