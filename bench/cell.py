@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Alpha = Annotated[float, Field(ge=0, le=1000)]
 Ratio = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -135,6 +136,8 @@ class Recipe(Spec):
             `decay`; for the multistep schedule.
         evaluate_every: epochs between two measurements of the test accuracy.
         label_smoothing: weight of the uniform distribution in the targets of the task loss.
+        mixup, cutmix: alpha of the Beta distribution by which each batch's images are mixed, in
+            whole or by a rectangle; 0 for neither. With both, each takes half of the batches.
         budget: see `bench.method.split_epochs`.
     """
 
@@ -152,6 +155,8 @@ class Recipe(Spec):
     warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     drop_last: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
     evaluate_every: Epochs = 1
     budget: Literal["equal_epochs", "addon"] = "equal_epochs"
 
@@ -167,6 +172,11 @@ class Recipe(Spec):
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones {list(self.milestones)} must rise")
         return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image that is trained on is mixed of two."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 UNTRAINED = Recipe.model_construct(epochs=0, batch_size=64, learning_rate=0.0, drop_last=False)
@@ -241,7 +251,8 @@ class Cell(Spec):
         """A key that is equal for cells that can share one stream of batches."""
         data, recipe, source = self.data.model_dump(), self.recipe, self.source and self.source.id
         batches = (recipe.batch_size, recipe.drop_last, self.precision, self.deterministic)
-        return json.dumps([data, self.fingerprint, self.seed, *batches, source])
+        mixing = (recipe.mixup, recipe.cutmix)
+        return json.dumps([data, self.fingerprint, self.seed, *batches, *mixing, source])
 
     @property
     def needs(self) -> list[Cell]:

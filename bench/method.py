@@ -58,8 +58,9 @@ class View:
 class Pair(NamedTuple):
     """Student, with gradient, and teacher, without, on the same batch.
 
-    `labels` are (B,) class indices, `index` (B,) positions in the cell's training set, the same
-    image every epoch.
+    `labels` are (B,) class indices, -1 where hidden, `index` (B,) positions in the cell's training
+    set, the same image every epoch. Images that are mixed of two have neither: a method that reads
+    one of them is then not applicable.
     """
 
     student: View

@@ -54,7 +54,8 @@ def results(records: dict[str, Record], folder: Path) -> dict[str, object]:
 
 
 def test_a_student_of_adamw_resumes_to_the_same_bits(tmp_path):
-    cells = [cell("fitnet", recipe=recipe(epochs=EPOCHS, optimiser="adamw", betas=(0.8, 0.99)))]
+    mixed = recipe(epochs=EPOCHS, optimiser="adamw", betas=(0.8, 0.99), mixup=0.2, cutmix=1.0)
+    cells = [cell("fitnet", recipe=mixed)]
     whole = results(run(cells, tmp_path / "whole"), tmp_path / "whole")
     for events in (1, 2, 3):
         killed(cells, tmp_path / str(events), events)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from bench.cell import Crop, RandAugment
 from bench.data import cache as cache_module
-from bench.data.augment import Augment, crop_flip, degrade
+from bench.data.augment import Augment, crop_flip, degrade, mix
 from bench.data.batches import Batches
 from bench.data.dataset import DataError, DataSet, channel_statistics
 from bench.data.sources import load
@@ -623,6 +623,23 @@ def test_every_operation_takes_grey_and_coloured_images(channels):
     found = many.distort(images, range(200), seed=0)
     assert (found.dtype, found.shape) == (images.dtype, images.shape)
     assert (found != images).any((1, 2, 3)).float().mean() > 0.9
+
+
+def test_mixed_images_and_targets_have_one_share():
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 8, 8)
+    targets, kinds = torch.eye(4, dtype=torch.float64), set()
+    before = torch.get_rng_state()
+    for seed in range(20):
+        found, weights = mix(images, targets, 0.8, 0.8, seed)
+        again, _ = mix(images, targets, 0.8, 0.8, seed)
+        assert torch.equal(found, again)
+        share = weights[0, 0].item()
+        torch.testing.assert_close(weights, share * targets + (1 - share) * targets.roll(1, 0))
+        wanted = share * torch.arange(4.0) + (1 - share) * torch.arange(4.0).roll(1)
+        torch.testing.assert_close(found.mean((1, 2, 3)), wanted)
+        kinds.add(found[1].unique().numel() == 1 or share in (0, 1))
+    assert kinds == {True, False}  # in whole, by a rectangle
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

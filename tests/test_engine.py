@@ -31,11 +31,12 @@ from bench.train.device import note_nondeterministic, set_numerics
 from bench.train.engine import make_student
 from bench.train.epoch import NonFiniteError, Sums, check_finite
 from bench.train.evaluate import accuracy, predictions
+from bench.train.objective import Objective
 from bench.train.optim import learning_rate
 from bench.train.preflight import check_cells
 from bench.train.result import stage_entries
 from bench.train.stream import StudentBatch, open_stream
-from bench.train.teacher import load_teacher
+from bench.train.teacher import Teacher, load_teacher
 from bench.train.weights import build_network, head_keys, start_from_source, weights_content
 
 
@@ -475,6 +476,59 @@ def test_a_stage_of_labels_alone_takes_as_many_steps_on_the_labelled_images():
 def test_a_selection_by_labels_is_not_applicable_where_some_are_hidden(tmp_path):
     one = cell("selective", data=HALF)
     assert run([one], tmp_path)[one.id].status == "not_applicable"
+
+
+MIXED = {"mixup": 0.4, "cutmix": 1.0}
+
+
+def test_the_task_loss_of_mixed_images_is_that_of_both_labels():
+    logits, first, second = torch.randn(6, 4), torch.arange(6) % 4, torch.arange(1, 7) % 4
+    pair = Pair(View({"logits": logits}), View({}), first, torch.arange(6))
+    eye = torch.eye(4)
+    for smoothing in (0.0, 0.1):
+        objective = Objective(Stage(name="a", share=1.0), "m", None, None, None, smoothing, True)
+        one, other = (
+            torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            for labels in (first, second)
+        )
+        found = objective.task(pair, 0.3 * eye[first] + 0.7 * eye[second])
+        torch.testing.assert_close(found, 0.3 * one + 0.7 * other)
+
+
+def test_the_teacher_and_all_students_see_the_mixed_images(tmp_path, monkeypatch):
+    cells = [cell(name, recipe=recipe(**MIXED)) for name in ("soft_logits", "fitnet", "selective")]
+    assert len({cells[0].stream, cells[1].stream, cell("rkd").stream}) == 2
+    seen, view = [], Teacher.view
+    monkeypatch.setattr(Teacher, "view", lambda s, x, taps: seen.append(x) or view(s, x, taps))
+    records = run(cells, tmp_path / "together")
+    stream = open_stream(cells[0], dataset(), CPU)
+    for epoch in range(2):
+        for step, batch in enumerate(stream.train.epoch(epoch), start=1):
+            images, targets = stream.mixed(batch, epoch, step)
+            assert any(torch.equal(images, x) for x in seen)
+            assert not torch.equal(images, batch.images)
+            torch.testing.assert_close(targets.sum(1), torch.ones(10))
+    alone = run(cells[:1], tmp_path / "alone")[cells[0].id]
+    assert alone.curves == records[cells[0].id].curves
+    assert records[cells[1].id].status == "finished"
+    assert records[cells[2].id].status == "not_applicable"
+    assert "without augmentation" in records[cells[2].id].error
+
+
+def test_hidden_labels_have_no_weight_in_mixed_images():
+    stream = open_stream(plain_cell("cnn2", recipe=recipe(**MIXED), data=HALF), dataset(), CPU)
+    batches = [stream.mixed(batch, 0, n)[1] for n, batch in enumerate(stream.train.epoch(0))]
+    assert torch.cat(batches).sum() == pytest.approx(20)
+
+
+@pytest.mark.parametrize("field", ["labels", "index"])
+def test_a_loss_that_reads_what_mixed_images_lack_is_not_applicable(field):
+    lesson = lesson_of(
+        teaching(lambda pair, c: squared_gap(pair, c) * getattr(pair, field)),
+        recipe=recipe(mixup=0.2),
+    )
+    with pytest.raises(NotApplicable, match="mixup"):
+        lesson.epoch()
 
 
 def test_soft_logits_joined_to_a_method_are_the_sum_written_out():

@@ -5,10 +5,12 @@ import re
 import pytest
 import torch
 from lessons import cell, dataset, plain_cell, recipe
+from test_readme import EXAMPLE
 
 from bench.cli import main
 from bench.cost.counting import bytes_of
 from bench.cost.estimate import Estimate
+from bench.plugin import Plugin, plugged
 from bench.train.weights import build_network
 
 
@@ -51,6 +53,15 @@ def test_a_pair_that_a_method_cannot_serve_has_a_reason_and_no_time(estimate):
     refused = estimate.student(cell("fsp", hyperparameters={"connectors": False}))
     assert "widths differ" in refused.refused
     assert refused.seconds == 0
+
+
+def test_what_mixed_images_lack_is_a_reason_before_anything_trains(estimate):
+    text = EXAMPLE.replace("teacher.logits)\n", "teacher.logits) * (pair.labels >= 0)\n")
+    assert text != EXAMPLE
+    with plugged([Plugin("/anywhere/logit_matching.py", text)]):
+        for name in ("logit_matching", "selective"):
+            assert not estimate.student(cell(name)).refused
+            assert "mixup" in estimate.student(cell(name, recipe=recipe(mixup=0.2))).refused
 
 
 def test_a_dry_run_says_time_and_memory_first_and_then_the_rows(tmp_path, capsys):

@@ -163,7 +163,7 @@ class Estimate:
 
     def _lesson(self, cell: Cell) -> _Lesson:
         model = cell.teacher.model if cell.teacher else cell.model
-        step = cell.recipe.model_dump(include={"batch_size", "optimiser"})
+        step = cell.recipe.model_dump(include={"batch_size", "optimiser", "mixup", "cutmix"})
         key = json.dumps([_data(cell), model, step, cell.precision])
         if key in self._lessons:
             return self._lessons[key]

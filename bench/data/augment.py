@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -99,7 +98,6 @@ class Augment:
         return torch.stack(done)
 
 
-@cache
 def _distortions(
     crop: Crop | None, randaugment: RandAugment | None, size: tuple[int, ...]
 ) -> list[Callable[[Tensor], Tensor]]:
@@ -148,6 +146,23 @@ def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
     columns = columns[:, None, :].expand(-1, channels * height, -1)
     cut = lines.view(batch, channels * height, padded_width).gather(2, columns)
     return cut.view(batch, channels, height, width)
+
+
+def mix(
+    images: Tensor, targets: Tensor, mixup: float, cutmix: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Each image of a batch mixed with the one before it, and their targets (B, K) likewise.
+
+    By torchvision's MixUp or CutMix with these alphas, one of them drawn with equal chance if both
+    are above 0. All draws follow from the seed.
+    """
+    from torchvision.transforms import v2  # see `_distortions`
+
+    kinds = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+    wanted = [kind(alpha=alpha) for kind, alpha in kinds if alpha > 0]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return v2.RandomChoice(wanted)(images, targets)
 
 
 def degrade(images: Tensor, factor: int) -> Tensor:

@@ -195,9 +195,10 @@ class Cohort:
         taps = tuple(dict.fromkeys(tap for s in group if s.reads_teacher for tap in s.taps))
         steps = train.steps(len(train.labels) if subset is None else len(subset))
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
-            view = self.teacher.view(batch.images, taps) if self.teacher and taps else None
-            images = self.stream.student_images(batch.images)
-            yield StudentBatch(images, batch.labels, batch.index, view, step == steps)
+            images, targets = self.stream.mixed(batch, epoch, step)
+            view = self.teacher.view(images, taps) if self.teacher and taps else None
+            images, last = self.stream.student_images(images), step == steps
+            yield StudentBatch(images, batch.labels, batch.index, view, last, targets)
 
     def _clean_view(self, taps: Sequence[str]) -> View:
         assert self.teacher is not None

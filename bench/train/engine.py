@@ -154,7 +154,7 @@ class Student:
         self.subset, taught = images_of(stage, kept, self.labelled, train_images)
         cell, smoothing = self.cell, self.cell.recipe.label_smoothing
         self._objective = Objective(
-            stage, cell.method, self.connector, self.labelled, taught, smoothing
+            stage, cell.method, self.connector, self.labelled, taught, smoothing, cell.recipe.mixes
         )
         freeze(stage, self.network, self.connector)
         parts = parts_of(self.network, self.connector)
@@ -175,14 +175,15 @@ class Student:
         if self.cell.diagnostics and stage.transfer is not None and self.sums.steps == 0:
             self._diagnose(batch, stage.transfer)
         self._seed_step()
-        losses = self._objective.losses(self._pair(self._show(batch.images, self._reads()), batch))
+        pair = self._pair(self._show(batch.images, self._reads()), batch)
+        losses = self._objective.losses(pair, batch.targets)
         self._backward(losses)
         if stage.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._trained, stage.clip_norm, foreach=True)
             self.sums.add("clipped", norm > stage.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.sums.add_step(losses)
+        self.sums.add_step(losses, batch.targets)
         if batch.last and stage.watch is not None:
             self._watch(losses.taught)
 
@@ -220,7 +221,7 @@ class Student:
             pair = self._pair(self._show(batch.images, taps), batch)
             objective = self._objective
             loss, _ = objective.reduce(transfer, objective.hide_labels(pair))
-            cosine = gradient_cosine(objective.task(pair), loss, self._trunk)
+            cosine = gradient_cosine(objective.task(pair, batch.targets), loss, self._trunk)
         self._note("gradient_cosine", cosine)
 
     def _backward(self, losses: Losses) -> None:
@@ -314,6 +315,10 @@ def make_student(
         raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
     if labelled is not None and any(stage.keep is not None for stage in method.plan):
         raise NotApplicable("the selection reads every label, but this grid hides some labels")
+    if cell.recipe.mixes and any(stage.clean for stage in method.plan):
+        raise NotApplicable(
+            "it reads images without augmentation, and mixup or cutmix changes them"
+        )
     shapes = tap_shapes(network, image_shape)
     theirs: Shapes = teacher_shapes if teacher_shapes is not None else {}
     if teacher_shapes is not None and theirs["logits"] != shapes["logits"]:

@@ -28,8 +28,11 @@ class Sums:
         self._totals: dict[str, Tensor] = {}
         self._fetched: dict[str, float] = {}
 
-    def add_step(self, losses: Losses) -> None:
-        """Adds the losses, skipped samples and correct predictions of one step."""
+    def add_step(self, losses: Losses, targets: Tensor | None = None) -> None:
+        """Adds the losses, skipped samples and correct predictions of one step.
+
+        With targets, (B, K), a prediction is as correct as the weight of its class.
+        """
         self.steps += 1
         self.samples += len(losses.pair.labels)
         for name in ("task", "joint", "transfer"):
@@ -40,7 +43,10 @@ class Sums:
             self.add(name, count)
         if losses.task is not None:
             predicted = losses.pair.student.logits.argmax(1)
-            self.add("correct", (predicted == losses.pair.labels).sum())
+            right = predicted == losses.pair.labels
+            if targets is not None:
+                right = targets.gather(1, predicted[:, None])
+            self.add("correct", right.sum())
 
     def watch(self, values: Mapping[str, Tensor]) -> None:
         """Adds what a merge of gradients gave to record in one step."""

@@ -8,9 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.method import MaskedLoss, Pair, Stage, Transfer, View
+from bench.method import MaskedLoss, NotApplicable, Pair, Stage, Transfer, View
 
 Loss = TypeVar("Loss", float, Tensor)
+
+
+class MixedPair(Pair):
+    """What methods see of images that are mixed of two: neither a label nor a place in the set."""
+
+    @property
+    def labels(self) -> Tensor:
+        """None: NotApplicable."""
+        raise NotApplicable("its loss reads labels, and an image of mixup or cutmix has two")
+
+    @property
+    def index(self) -> Tensor:
+        """None: NotApplicable."""
+        raise NotApplicable("its loss reads the images' places, and mixup or cutmix makes new ones")
 
 
 class Losses(NamedTuple):
@@ -41,6 +55,7 @@ class Objective:
         method: name of the stage's method, for messages.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         taught: (N,) bool, the images whose transfer loss counts; None for all.
+        mixed: whether images are mixed of two, so that methods see no label and no position.
     """
 
     stage: Stage
@@ -49,11 +64,12 @@ class Objective:
     labelled: Tensor | None
     taught: Tensor | None
     label_smoothing: float = 0.0
+    mixed: bool = False
 
-    def losses(self, pair: Pair) -> Losses:
-        """Every loss of the stage, for one batch."""
+    def losses(self, pair: Pair, targets: Tensor | None = None) -> Losses:
+        """Every loss of the stage, for one batch; `targets` are those of mixed images."""
         stage = self.stage
-        task = self.task(pair) if stage.task_weight > 0 else None
+        task = self.task(pair, targets) if stage.task_weight > 0 else None
         taught = self.hide_labels(pair)
         joint, transfer, counts = None, None, {}
         if stage.joint is not None:
@@ -64,10 +80,17 @@ class Objective:
             counts |= found
         return Losses(pair, taught, task, joint, transfer, counts)
 
-    def task(self, pair: Pair) -> Tensor:
-        """Mean cross-entropy with the labels that the task loss may see, ()."""
+    def task(self, pair: Pair, targets: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy with the labels that the task loss may see, ().
+
+        With targets (B, K): sum_k -t_k log p_k over all images, divided by the sum of t.
+        """
         logits, labels = pair.student.logits, pair.labels
         smoothing = self.label_smoothing
+        if targets is not None:
+            whole = targets.sum(1, keepdim=True)
+            smooth = targets.lerp(whole / targets.shape[1], smoothing)
+            return cross_entropy(logits, smooth, reduction="sum") / whole.sum().clamp(min=1)
         if self.labelled is None:
             return cross_entropy(logits, labels, label_smoothing=smoothing)
         seen = self.labelled[pair.index].to(logits.dtype)
@@ -75,7 +98,9 @@ class Objective:
         return (each * seen).sum() / seen.sum().clamp(min=1)
 
     def hide_labels(self, pair: Pair) -> Pair:
-        """The pair as methods see it: hidden labels are -1."""
+        """The pair as methods see it: hidden labels are -1; see `MixedPair`."""
+        if self.mixed:
+            return MixedPair(*pair)
         if self.labelled is None:
             return pair
         return pair._replace(labels=pair.labels.where(self.labelled[pair.index], -1))
@@ -90,14 +115,15 @@ class Objective:
         not (B,) bool.
         """
         pair, pass_gradient = _with_cut_gradient(pair)
-        loss, masked = self._checked(transfer(pair, self.connector), len(pair.labels))
+        batch, places = len(pair[2]), pair[3]  # by position: a mixed pair hides their names
+        loss, masked = self._checked(transfer(pair, self.connector), batch)
         finite = loss.detach().isfinite()
         pass_gradient(finite)
         loss = torch.where(finite, loss, 0.0)
         # A loss that couples its batch also reaches the images that the stage did not select.
-        taught = None if self.taught is None or loss.dim() == 0 else self.taught[pair.index]
+        taught = None if self.taught is None or loss.dim() == 0 else self.taught[places]
         lost = ~finite if taught is None else ~finite & taught
-        counts = {"skipped": lost.sum() * (len(pair.labels) if loss.dim() == 0 else 1)}
+        counts = {"skipped": lost.sum() * (batch if loss.dim() == 0 else 1)}
         if masked is not None:
             masked = masked & finite
             counts["masked"] = (masked if taught is None else masked & taught).sum()

@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from bench.cell import Cell, DataSpec
-from bench.data.augment import Augment, degrade
-from bench.data.batches import Batches
+from bench.data.augment import Augment, degrade, mix
+from bench.data.batches import Batch, Batches
 from bench.data.dataset import DataSet
 from bench.data.splits import hold_out, labelled_mask, take_fraction
 from bench.method import View
+from bench.seeds import derive
 from bench.train.evaluate import evaluation_batch
 
 
@@ -25,6 +27,7 @@ class Stream:
         resolution: factor by which students' images are reduced before they are scaled back.
         labelled: (N,) bool, the images whose labels the task loss may see; None for all.
         mean, std: that images are normalised by, per channel.
+        mixing: alphas of mixup and cutmix.
     """
 
     train: Batches
@@ -35,6 +38,20 @@ class Stream:
     labelled: Tensor | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    mixing: tuple[float, float] = (0.0, 0.0)
+
+    def mixed(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor | None]:
+        """The images of a step and, if they are mixed of two each, their labels' weights (B, K).
+
+        A hidden label has no weight.
+        """
+        if not any(self.mixing):
+            return batch.images, None
+        targets = one_hot(batch.labels, self.classes).to(batch.images.dtype)
+        if self.labelled is not None:
+            targets = targets * self.labelled[batch.index, None]
+        seed = derive(self.train.seed, "mix", epoch, step)
+        return mix(batch.images, targets, *self.mixing, seed)
 
     def student_images(self, images: Tensor) -> Tensor:
         """The images as students see them."""
@@ -47,6 +64,7 @@ class StudentBatch(NamedTuple):
     Attributes:
         index: (B,) positions in the training set.
         last: whether it is the epoch's last batch, on which a stage's `watch` runs.
+        targets: (B, K), weights of the classes of mixed images; None for whole images.
     """
 
     images: Tensor
@@ -54,6 +72,7 @@ class StudentBatch(NamedTuple):
     index: Tensor
     teacher: View | None
     last: bool
+    targets: Tensor | None = None
 
 
 def training_positions(spec: DataSpec, labels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -108,4 +127,5 @@ def open_stream(
         labelled=None if mask is None else mask.to(device),
         mean=mean,
         std=std,
+        mixing=(cell.recipe.mixup, cell.recipe.cutmix),
     )
