@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -334,7 +334,9 @@ def _data_of(record: Record, work: WorkDir) -> DataSet:
 
 
 def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: str) -> Card:
-    resolution, model = record.cell["data"]["resolution"], record.cell["model"]
+    spec, model = record.cell["data"], record.cell["model"]
+    # Images that are left at their size are not cropped.
+    resize = spec.get("resize", SQUASH) if spec["size"] else SQUASH
     channels, height, width = data.test_images.shape[1:]
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key != "name"}
@@ -345,21 +347,21 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         method=row.label,
         classes=data.classes,
         image_shape=(channels, height, width),
-        resize=record.cell["data"].get("resize", SQUASH),
+        resize=resize,
         mean=statistics.mean,
         std=statistics.std,
-        resolution=resolution,
-        preprocessing=_steps(statistics, (height, width), record.cell["data"]),
+        resolution=spec["resolution"],
+        preprocessing=_steps(statistics, (height, width), resize, spec["resolution"]),
         last_accuracy=record.final["last_accuracy"],
         choice=choice,
     )
 
 
-def _steps(data: DataSet, size: tuple[int, int], spec: Mapping[str, Any]) -> tuple[str, ...]:
+def _steps(data: DataSet, size: tuple[int, int], resize: str, factor: int) -> tuple[str, ...]:
     mean, std = ([round(value, 6) for value in values] for values in (data.mean, data.std))
-    side, factor = f"{size[0]}x{size[1]}", spec["resolution"]
+    side = f"{size[0]}x{size[1]}"
     scale = f"scale to {side} pixels"
-    if spec.get("resize") == CROP:
+    if resize == CROP:
         scale = f"scale the shorter side to {size[0]} pixels and keep the middle {side}"
     return (
         f"{'grey' if len(mean) == 1 else 'RGB'} image as uint8, turned by its orientation tag, "

@@ -26,7 +26,10 @@ from bench.record import Plan, Row, file_digest, write_atomically
 from bench.train.weights import read_weights
 from bench.workdir import WorkDir
 
-FINE, COARSE = DataSpec(source="synthetic", pad=1), DataSpec(source="synthetic", resolution=2)
+FINE, COARSE = (
+    DataSpec(source="synthetic", pad=1),
+    DataSpec(source="synthetic", resolution=2, resize="crop"),
+)
 
 
 def row(cell: Cell, label: str) -> Row:
@@ -106,6 +109,7 @@ def test_a_graph_maps_raw_pixels_to_the_logits_of_the_trained_network(work, tmp_
     assert card.classes == ("c0", "c1", "c2", "c3")
     assert card.mean == data.mean
     assert card.cell_id == made.id
+    assert card.resize == "squash"  # nothing was cropped: they have no size
     assert (name == "coarse") == ("average over 2x2 pixels" in card.preprocessing[-1])
 
 
