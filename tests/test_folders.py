@@ -140,6 +140,8 @@ def test_a_square_is_squashed_or_cut_to_the_middle(tmp_path):
     assert cut == [100, 100, 200, 200]
     with pytest.raises(DataError, match="not digits"):
         load("digits", data_root=None, cache=tmp_path / "cache", size=4, resize="crop")
+    with pytest.raises(DataError, match=r"needs data\.size"):
+        load_tree(tmp_path / "tree", resize="crop")
 
 
 def make_bomb(path):

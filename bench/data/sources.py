@@ -90,6 +90,8 @@ def load(
     """
     if size is not None and size < 1:
         raise DataError(f"size {size} of data set {source!r} must be at least 1 pixel")
+    if resize == CROP and size is None:
+        raise DataError("data.resize: crop needs data.size, the side of the square to keep")
     try:
         check_file_names("data source", [source])
     except ValueError as error:
