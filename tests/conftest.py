@@ -9,6 +9,8 @@ import pytest
 
 # One thread per process, here and in the processes that tests start: tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for each other on a busy machine would take the time of those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
