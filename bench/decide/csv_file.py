@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from bench.cell import Spec
 from bench.decide.evidence import METHOD, REFERENCE, Pair, Row
@@ -17,7 +17,9 @@ OPTIONAL = ("pair", "cost", "phase")
 
 
 class Line(Spec):
-    """One line of the file."""
+    """One line of the file, in which numbers are text."""
+
+    model_config = ConfigDict(strict=False)
 
     pair: str = "all"
     row: str
