@@ -609,7 +609,7 @@ def test_a_crop_of_the_whole_image_leaves_it_and_a_quarter_shows_half_of_a_ramp(
     whole, quarter = ((1.0, 1.0), (0.25, 0.25))
     for scale, spread in ((whole, 252), (quarter, 124)):
         augment = Augment(0, flip=False, crop=Crop(scale=scale, ratio=(1.0, 1.0)))
-        found = augment.distort(ramp, range(9), seed=0)
+        found = augment.distort(ramp, torch.arange(9), seed=0)
         assert (found.dtype, found.shape) == (ramp.dtype, ramp.shape)
         widths = (found.amax((1, 2, 3)) - found.amin((1, 2, 3))).tolist()
         assert widths == pytest.approx([spread] * 9, abs=5)
@@ -620,7 +620,7 @@ def test_a_crop_of_the_whole_image_leaves_it_and_a_quarter_shows_half_of_a_ramp(
 def test_every_operation_takes_grey_and_coloured_images(channels):
     images = random_images(200, channels=channels)
     many = Augment(0, randaugment=RandAugment(operations=3, magnitude=30))
-    found = many.distort(images, range(200), seed=0)
+    found = many.distort(images, torch.arange(200), seed=0)
     assert (found.dtype, found.shape) == (images.dtype, images.shape)
     assert (found != images).any((1, 2, 3)).float().mean() > 0.9
 

@@ -7,7 +7,7 @@ and RandAugment are torchvision's, applied image by image, with a seed for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,18 +79,18 @@ class Augment:
             out.narrow(axis, pad + size, pad).copy_(out.narrow(axis, size - 1, pad).flip(axis))
         return out
 
-    def distort(self, images: Tensor, positions: Sequence[int], seed: int) -> Tensor:
+    def distort(self, images: Tensor, positions: Tensor, seed: int) -> Tensor:
         """Crops, scales and distorts images (B, C, H, W) uint8, each by draws of its own.
 
-        `seed` is the epoch's, `positions` are those of the B images in the set: an image's draws
-        follow from the two alone.
+        `seed` is the epoch's, `positions` (B,) are those of the images in the set, on the CPU: an
+        image's draws follow from the two alone.
         """
         steps = _distortions(self.crop, self.randaugment, tuple(images.shape[2:]))
         if not steps:
             return images
         done = []
         with torch.random.fork_rng(devices=[]):
-            for image, position in zip(images, positions, strict=True):
+            for image, position in zip(images, positions.tolist(), strict=True):
                 torch.default_generator.manual_seed(derive(seed, position))
                 for step in steps:
                     image = step(image)

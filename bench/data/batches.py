@@ -116,7 +116,7 @@ class Batches:
             batch = slice(first, first + self.batch_size)
             padded = self.augment.pad_images(self._take(order, there, batch))
             images = crop_flip(padded, Draws(*(x[batch] for x in draws)), self.size)
-            images = self.augment.distort(images, order[batch].tolist(), seed)
+            images = self.augment.distort(images, order[batch], seed)
             yield Batch(self._normalised(images), self.labels[there[batch]], there[batch])
 
     def clean(self, batch_size: int) -> Iterator[Batch]:
