@@ -88,16 +88,7 @@ def load(
         >>> digits.test_images.shape, digits.classes
         (torch.Size([150, 1, 8, 8]), ('0', '1', '2'))
     """
-    if size is not None and size < 1:
-        raise DataError(f"size {size} of data set {source!r} must be at least 1 pixel")
-    if resize == CROP and size is None:
-        raise DataError("data.resize: crop needs data.size, the side of the square to keep")
-    try:
-        check_file_names("data source", [source])
-    except ValueError as error:
-        raise DataError(f"{error}; --data-root names the folder of your data sets") from None
-    if data_root is not None and not data_root.is_dir():
-        raise DataError(f"--data-root {data_root} is not a folder")
+    _check(source, data_root, size, resize)
     root = _tree_root(source, data_root)
     asked: dict[str, object] = {"source": source, "size": size, "classes": _canonical(classes)}
     if root is not None:
@@ -121,6 +112,19 @@ def load(
         return _read_known(source, downloads, size, classes)
 
     return cached(_cache_path(cache, asked), asked, read)
+
+
+def _check(source: str, data_root: Path | None, size: int | None, resize: str) -> None:
+    if size is not None and size < 1:
+        raise DataError(f"size {size} of data set {source!r} must be at least 1 pixel")
+    if resize == CROP and size is None:
+        raise DataError("data.resize: crop needs data.size, the side of the square to keep")
+    try:
+        check_file_names("data source", [source])
+    except ValueError as error:
+        raise DataError(f"{error}; --data-root names the folder of your data sets") from None
+    if data_root is not None and not data_root.is_dir():
+        raise DataError(f"--data-root {data_root} is not a folder")
 
 
 class Library:
