@@ -1,6 +1,5 @@
 """The design of an experiment: every row is screened, and the best are confirmed on fresh seeds."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from pydantic import Field
 
 from bench.cell import Seed, Spec
 from bench.faults import UserError
-from bench.record import SCHEMA, seal, unseal, write_atomically
+from bench.record import SCHEMA, digest, seal, unseal, write_atomically
+from bench.seeds import MOST_SEEDS
 
 SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
 EQUAL = ""
 """The phase of a grid that trains every row on the same seeds."""
 
-MOST_SEEDS = 10_000
 AtLeastOne = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 
 
@@ -106,7 +105,7 @@ def screening_digest(cell_ids: Sequence[str], design: Design, max_cost: float | 
     """Names the choice that follows from these screened cells under this design."""
     rules = [design.screen, design.finalists, max_cost]
     text = json.dumps([sorted(cell_ids), rules])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return digest(text)[:8]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydantic import (
 
 from bench import record
 from bench.cell import Crop, DataSpec, RandAugment, Recipe, Seed, Spec
-from bench.design import MOST_SEEDS, Design
+from bench.design import Design
 from bench.faults import UserError, one_line
 from bench.grid_fields import (
     BASELINE,
@@ -40,6 +40,7 @@ from bench.models import zoo
 from bench.models.files import find_weights
 from bench.record import file_digest
 from bench.registry import unknown
+from bench.seeds import MOST_SEEDS
 from bench.strict_yaml import read_yaml
 
 GRIDS = Path(__file__).parent / "grids"

@@ -26,7 +26,7 @@ from bench.faults import DamagedError, UserError, reason
 
 FINISHED, FAILED, NOT_APPLICABLE = "finished", "failed", "not_applicable"
 STATUSES = (FINISHED, FAILED, NOT_APPLICABLE)
-OUTSIDE = ("KilledError", "DamagedError", "LeaseLostError")  # errors that are no fault of a cell's
+OUTSIDE_ERRORS = ("KilledError", "DamagedError", "LeaseLostError")  # no fault of a cell's
 SCHEMA = 1
 Kind = TypeVar("Kind")
 Number = Annotated[float, GetPydanticSchema(lambda kind, schema: schema(int | float | None))]
@@ -83,7 +83,7 @@ class Record:
     @property
     def failed_from_outside(self) -> bool:
         """Whether it failed by what was done to its process or its files: a next try may not."""
-        return self.status == FAILED and self.error.partition(":")[0] in OUTSIDE
+        return self.status == FAILED and self.error.partition(":")[0] in OUTSIDE_ERRORS
 
     def to_json(self) -> str:
         """JSON with sorted keys: equal records give equal text."""

@@ -6,6 +6,9 @@ draws can be made again without replaying those before it.
 
 import hashlib
 
+MOST_SEEDS = 10_000
+"""The most seeds of one phase of a grid."""
+
 
 def derive(seed: int, *names: str | int) -> int:
     """The seed of the stream called `names`, in [0, 2^63).

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from bench.seeds import MOST_SEEDS
+
 Number = TypeVar("Number", int, float)
 LIMIT = 2**31 - 1
-MOST_SEEDS = 10_000
 SIDE = re.compile("[1-9][0-9]{0,4}")
 SEED = re.compile("[0-9]{1,10}")
 

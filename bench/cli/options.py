@@ -9,6 +9,8 @@ DEFAULT_GRID = "digits"
 Parser = argparse.ArgumentParser
 CELL = "a cell id or its beginning (in cells.csv), or teacher>student/method/seed, quoted"
 count = number(int, at_least=1)
+processors = number(int, at_least=1, at_most=1024)
+trials = number(int, at_least=1, at_most=1000)
 
 
 # --- shared by several commands ------------------------------------------------------------------
@@ -44,12 +46,12 @@ def plugin(parser: Parser) -> None:
 def _part_of_grid(parser: Parser) -> None:
     """Which part of a grid is computed, and on what."""
     sync(parser)
-    add, threads = parser.add_argument, number(int, at_least=1, at_most=1024)
+    add = parser.add_argument
     text = "where your data sets are, and where downloads go (default: in the work directory)"
     add("--data-root", type=path, metavar="DIR", help=text)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     text = "torch threads of a process on the CPU; equal numbers give equal bits (default: 1)"
-    add("--threads", type=threads, default=1, metavar="N", help=text)
+    add("--threads", type=processors, default=1, metavar="N", help=text)
 
 
 # --- one function for each command ---------------------------------------------------------------
@@ -65,7 +67,7 @@ def run(parser: Parser) -> None:
     add("--extend", action="store_true", help=text)
     add("--retry-failed", action="store_true", help="train failed cells again")
     text = "processes (default: one per core on the CPU, one per GPU on CUDA)"
-    add("--workers", type=number(int, at_least=1, at_most=1024), metavar="N", help=text)
+    add("--workers", type=processors, metavar="N", help=text)
     text = "most cells in one job; changes no number (default: as many as memory holds)"
     add("--cohort", type=count, metavar="N", help=text)
     text = "least seconds between two checkpoints; 0 for one after every epoch (default: 60)"
@@ -83,14 +85,10 @@ def tune(parser: Parser) -> None:
     """The options of `tune`: those of `run` and its own."""
     run(parser)
     add, part = parser.add_argument, number(float, at_least=0.01, at_most=0.99)
-    add(
-        "--trials",
-        type=number(int, 1, 1000),
-        default=8,
-        help="settings tried for each row (default: 8)",
-    )
+    text = "settings tried for each row (default: 8)"
+    add("--trials", type=trials, default=8, help=text)
     text = "seeds of the best third of a row's settings; the others have one (default: 3)"
-    add("--tuning-seeds", type=number(int, 1, 1000), default=3, help=text)
+    add("--tuning-seeds", type=trials, default=3, help=text)
     text = "part of the training images held out to choose on (default: 0.2)"
     add("--validation", type=part, default=0.2, help=text)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +29,7 @@ from bench.launch.resources import process_bytes, usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
 from bench.launch.workers import WorkerProcesses
 from bench.progress import ProgressDisplay
-from bench.record import FAILED, write_archive, write_atomically
+from bench.record import FAILED, Record, write_archive, write_atomically
 from bench.train.device import pick_device
 from bench.train.preflight import check_cells
 from bench.train.weights import import_weights
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     _say_outcome(outcome)
     files = render(work, plan, records, fetch_costs(work, plan.name, "records"))
     mirror_files(work, plan.name, files)
-    _say_what_failed(command, expansion)
+    _say_what_failed(command, expansion, records)
     return exit_code(outcome.counts)
 
 
@@ -78,7 +79,7 @@ def tune(options: argparse.Namespace) -> int:
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
         print(f"no trial of {row} finished")
-    _say_what_failed(command, expansion)
+    _say_what_failed(command, expansion, records)
     return exit_code(outcome.counts)
 
 
@@ -244,11 +245,13 @@ def _say_outcome(outcome: Outcome) -> None:
     print(f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; in all: {states}")
 
 
-def _say_what_failed(command: TrainingCommand, expansion: Expansion) -> None:
+def _say_what_failed(
+    command: TrainingCommand, expansion: Expansion, records: Mapping[str, Record]
+) -> None:
     """Last: how cells that failed are trained again."""
-    cells, store = expansion.cells.values(), command.work.store
-    failed = [cell for cell in cells if (r := store.read(cell.id)) and r.status == FAILED]
-    again = len(unfinished(failed, store, retry_failed=False))
+    cells = expansion.cells.values()
+    failed = [cell for cell in cells if (r := records.get(cell.id)) and r.status == FAILED]
+    again = len(unfinished(failed, command.work.store, retry_failed=False))
     if again:
         print(f"ended from outside: {again}; the same command trains them again")
     if len(failed) > again:

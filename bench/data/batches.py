@@ -22,6 +22,10 @@ DEVICE_SHARE = 0.3
 """Part of a GPU's free memory that images may take; what trains on them needs the rest."""
 
 
+BLOCK = 1024
+"""Images that are sent to a GPU at once, where all of them are to stay."""
+
+
 def resident_bytes(size: int, device: torch.device) -> int:
     """Bytes that images of this size take of a GPU for as long as they are used; 0 if none."""
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -72,8 +76,10 @@ class Batches:
         self.size = (images.shape[2], images.shape[3])
         self._is_there = bool(resident_bytes(len(self._part) * images[0].numel(), self.device))
         if self._is_there:
-            blocks = self._part.split(1024)
-            self._images = torch.cat([images[block].to(self.device) for block in blocks])
+            shape = len(self._part), *images.shape[1:]
+            self._images = torch.empty(shape, dtype=torch.uint8, device=self.device)
+            for to, block in zip(self._images.split(BLOCK), self._part.split(BLOCK), strict=True):
+                to.copy_(images[block])
             self._part = torch.arange(len(self._part))
         augment.pad_images(images[:1])
         self._mean, self._std = (

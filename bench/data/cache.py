@@ -46,9 +46,9 @@ def cached(folder: Path, key: Mapping[str, object], build: Callable[[Path], Data
     """
     wanted = {"version": VERSION, **key}
     with _locked(folder):
-        stored = open_cached(folder) if folder.exists() else None
-        if stored is not None and stored[1] == wanted:
-            return stored[0]
+        stored = open_cached(folder, key=wanted) if folder.exists() else None
+        if stored is not None:
+            return stored
         try:
             work = _work_folder(folder, wanted)
             _write(work, build(work), wanted)
@@ -59,7 +59,7 @@ def cached(folder: Path, key: Mapping[str, object], build: Callable[[Path], Data
         found = open_cached(folder)
     if found is None:
         raise DataError(f"data cache {folder} was damaged while it was written; try again")
-    return found[0]
+    return found
 
 
 def _work_folder(folder: Path, key: Mapping[str, object]) -> Path:
@@ -96,11 +96,13 @@ def map_images(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
 
 
-def open_cached(folder: Path) -> tuple[DataSet, dict[str, object]] | None:
-    """A stored data set and its key; None if it is damaged."""
+def open_cached(folder: Path, **wanted: object) -> DataSet | None:
+    """A stored data set; None if it is damaged, or its "key" or "fingerprint" is not as wanted."""
     try:
         tensors, about = unpack(folder / INDEX)
         values = json.loads(about)
+        if any(values[name] != value for name, value in wanted.items()):
+            return None
         images = {
             f"{part}_images": _verified(
                 folder / f"{part}.images", values["shape"], tensors[f"{part}_checksums"]
@@ -115,7 +117,7 @@ def open_cached(folder: Path) -> tuple[DataSet, dict[str, object]] | None:
     fields: dict[str, Any] = {**images, **labels, **lists}
     data = DataSet(name=values["name"], **fields)
     vars(data)["fingerprint"] = values["fingerprint"]  # of what the checksums have just verified
-    return data, values["key"]
+    return data
 
 
 def _verified(path: Path, shape: list[int], checksums: Tensor) -> Tensor:

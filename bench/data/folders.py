@@ -3,7 +3,6 @@
 Listing decodes nothing. What is passed over is counted, so that nothing vanishes in silence.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import torch
 from bench.data.dataset import Classes, DataError, choose_classes
 from bench.data.decode import SUFFIXES, Chunk, Files, Rows
 from bench.data.splits import hold_out
+from bench.record import digest
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val")
@@ -56,7 +56,7 @@ class Listing:
     def fingerprint(self) -> str:
         """Hash that changes when an image is added, removed, renamed or written again."""
         stamps = "\n".join(entry.stamp for entry in [*self.train, *self.test])
-        return hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()
+        return digest(stamps.encode(errors="surrogateescape"))
 
     def chunks(self, entries: Iterable[Entry]) -> Iterator[Chunk]:
         """The images in groups that are decoded in one go, in order."""
@@ -86,8 +86,7 @@ def holds_images(root: Path) -> bool:
 
 def class_names(root: Path) -> list[str]:
     """Names of the class folders of the training part, sorted."""
-    train = find_part(root, TRAIN)
-    return sorted(folder.name for folder in _folders(train)) if train else []
+    return _names(find_part(root, TRAIN))
 
 
 def list_images(root: Path, classes: Classes | None = None, split: float | None = None) -> Listing:
@@ -98,7 +97,7 @@ def list_images(root: Path, classes: Classes | None = None, split: float | None 
     that the training set lacks, a class folder is empty, or there is no test image.
     """
     files = _parquet_files(root)
-    found = _list_parquet(root, files, classes) if files else _list_tree(root, classes, split)
+    found = _list_parquet(files, classes) if files else _list_tree(root, classes, split)
     train, test = found.train, found.test
     if test and split is not None:
         raise DataError(f"data.split: {split:g} is for a folder without a test set; {root} has one")
@@ -142,8 +141,7 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
         if test_root is not None or split is None:
             raise DataError(_no_train(root))
         train_root = root
-    train = sorted(folder.name for folder in _folders(train_root))
-    test = sorted(folder.name for folder in _folders(test_root)) if test_root else []
+    train, test = _names(train_root), _names(test_root)
     if len(train) < 2:
         raise DataError(f"{train_root} has {len(train)} class folders; wanted at least 2")
     if test_root and (unknown := sorted(set(test) - set(train))):
@@ -165,7 +163,7 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
 
 def _no_train(root: Path) -> str:
     """What was found in place of a training part, and the cure."""
-    found = sorted(folder.name for folder in _folders(root))
+    found = _names(root)
     line = f"{root} has no train/ folder; wanted {root}/train/<class>/<image>"
     if len(found) < 2:
         return line
@@ -220,6 +218,10 @@ def _folders(root: Path) -> list[Path]:
     return [Path(e.path) for e in os.scandir(root) if e.is_dir() and e.name[0] != "."]
 
 
+def _names(part: Path | None) -> list[str]:
+    return sorted(folder.name for folder in _folders(part)) if part else []
+
+
 def _alternatives(names: Sequence[str]) -> str:
     return " or ".join(f"{name}/" for name in names)
 
@@ -239,9 +241,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
     return {"train": files[train], "test": files[test] if test else []}
 
 
-def _list_parquet(
-    root: Path, files: Mapping[str, Sequence[Path]], classes: Classes | None
-) -> Listing:
+def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) -> Listing:
     from pyarrow.parquet import ParquetFile
 
     column, label, names = _columns(files["train"][0])

@@ -1,6 +1,5 @@
 """Data sources: scikit-learn's digits, torchvision's sets, folders of images and plugins."""
 
-import hashlib
 import json
 import logging
 import re
@@ -29,7 +28,7 @@ from bench.data.decode import CROP, SQUASH
 from bench.data.folders import class_names, holds_images, list_images
 from bench.data.splits import stratified_order
 from bench.faults import LOAD_FAULTS, name_and_reason, reason
-from bench.record import check_file_names
+from bench.record import check_file_names, digest
 from bench.registry import Registry, unknown
 from bench.seeds import derive
 
@@ -181,9 +180,8 @@ class Library:
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
     """The data set of this source and fingerprint in the cache; None if it is not there."""
     for folder in sorted(cache.glob(f"{_label(source)}-????????????")):
-        found = open_cached(folder)
-        if found is not None and found[0].fingerprint == content:
-            return found[0]
+        if (found := open_cached(folder, fingerprint=content)) is not None:
+            return found
     return None
 
 
@@ -219,8 +217,8 @@ def _canonical(classes: Classes | None) -> object:
 
 
 def _cache_path(cache: Path, asked: dict[str, object]) -> Path:
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    return cache / f"{_label(str(asked['source']))}-{digest[:12]}"
+    hashed = digest(json.dumps(asked, sort_keys=True))
+    return cache / f"{_label(str(asked['source']))}-{hashed[:12]}"
 
 
 def _label(source: str) -> str:

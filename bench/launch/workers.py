@@ -28,7 +28,7 @@ from bench.train.failure import KilledError
 
 DIED = "its process died twice (exit code {}): killed, or out of memory"
 EPOCH, ENDED = "epoch", "ended"
-OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, 255}
+OUTSIDE_CODES = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, 255}
 """Exit codes of a process that something else ended: the system, a scheduler, a user.
 
 255 is that of a worker that cannot be watched any more: what it was forked from was killed.
@@ -74,7 +74,7 @@ class _Worker:
             return None
         self.end()
         code = self.process.exitcode
-        kind = KilledError if code in OUTSIDE else RuntimeError
+        kind = KilledError if code in OUTSIDE_CODES else RuntimeError
         return ENDED, kind(DIED.format(code))
 
     def end(self) -> None:

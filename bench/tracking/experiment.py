@@ -129,7 +129,7 @@ def make_database(path: Path) -> None:
 
 
 def find_artifacts(database: Connection, home: str) -> None:
-    """Tells an sqlite database where its artifacts are: beside it, wherever both were moved.
+    """Tells an sqlite database where its artifacts are: next to it, wherever both were moved.
 
     MLflow keeps absolute addresses, and would write to where the folder was before.
     """
