@@ -1,6 +1,6 @@
 """Sensing points: the taps at which a method compares student and teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 STAGE_OUTPUTS = ("stage1", "stage2", "stage3")
 
@@ -28,3 +28,8 @@ def sensing_points(
     if not points or len(set(points)) != len(points):
         raise ValueError(f"{method}: points {list(points)} must name at least one tap, each once")
     return tuple(points)
+
+
+def deepest_map(student: Container[str], teacher: Container[str]) -> str:
+    """The tap of the last stage's output: "stage4" where both networks have it, else "stage3"."""
+    return "stage4" if "stage4" in student and "stage4" in teacher else "stage3"

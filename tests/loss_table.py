@@ -19,6 +19,7 @@ from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
+from methods.sp import sp_loss
 
 Shape = tuple[int, ...]
 Tensors = Sequence[Tensor]
@@ -118,12 +119,15 @@ PER_SAMPLE = (
     # more channels than positions
     svd(((6, 2, 2), (7, 2, 2)), ((6, 2, 3), (7, 2, 2)), rank=2, extra=2),
 )
-COUPLED = tuple(
+RKD = tuple(
     Loss(function, POINTS, WIDE_POINTS, {"reduction": reduction})
     for function in (rkd_distance_loss, rkd_angle_loss)
     for reduction in ("peers", "distinct")
 )
-LOSSES = PER_SAMPLE + COUPLED
+SIMILARITIES = tuple(
+    Loss(sp_loss, MAP, WIDE_MAP, {"reduction": reduction}) for reduction in ("peers", "rows")
+)
+LOSSES = PER_SAMPLE + RKD + SIMILARITIES
 
 
 def each(losses: Sequence[Loss]) -> pytest.MarkDecorator:
@@ -133,7 +137,7 @@ def each(losses: Sequence[Loss]) -> pytest.MarkDecorator:
 
 each_loss = each(LOSSES)
 each_loss_per_sample = each(PER_SAMPLE)
-each_rkd_loss = each(COUPLED)
+each_rkd_loss = each(RKD)
 
 
 def of(function: Callable[..., Tensor]) -> tuple[Loss, ...]:

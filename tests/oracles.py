@@ -234,6 +234,28 @@ def rkd_angle_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "pee
     return total / (n**3 if reduction == "peers" else n * (n - 1) * (n - 2))
 
 
+def row_lengths(rows: Array) -> Array:
+    return np.array([math.sqrt(sum(x * x for x in row)) for row in rows])
+
+
+def inner_products(points: Array) -> Array:
+    result = np.zeros((len(points), len(points)))
+    for i, j in np.ndindex(result.shape):
+        result[i, j] = sum(points[i] * points[j])
+    return result
+
+
+def sp_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "peers") -> float:
+    """Squared difference of Gram matrices with rows of length 1, over B^2, or over B ("rows")."""
+    similarities = []
+    for maps in _float64(student, teacher):
+        gram = inner_products(maps.reshape(len(maps), -1))
+        similarities.append(gram / np.maximum(row_lengths(gram), 1e-12)[:, None])
+    total = sum(d**2 for d in np.subtract(*similarities).ravel())
+    n = len(similarities[0])
+    return total / (n * n if reduction == "peers" else n)
+
+
 def keeping_costs(embeddings: ArrayLike, labels: Sequence[int]) -> Array:
     """U1: distance to the own class's centre over that to the nearest other class's centre."""
     (embeddings,) = _float64(embeddings)
