@@ -31,5 +31,7 @@ def warm_up(phi: float) -> Callable[[float], float]:
         [0.05, 0.525, 1.0, 1.0]
     """
     if not 0 <= phi < math.inf:
-        raise ValueError(f"warm_up: phi {phi} must be at least 0 and finite")
+        raise ValueError(
+            f"warm_up: {phi} must be at least 0 and finite: the progress at which the weight is 1"
+        )
     return lambda progress: 1.0 if phi == 0 else min(1.0, 0.05 + 0.95 * progress / phi)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import oracles
+import oracles_of_logits
 import pytest
 import torch
 from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
+from methods.dkd import dkd_loss
 from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
@@ -21,6 +23,7 @@ from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
 from methods.sp import sp_loss
 
+ORACLES = vars(oracles) | vars(oracles_of_logits)
 Shape = tuple[int, ...]
 Tensors = Sequence[Tensor]
 
@@ -35,6 +38,7 @@ class Loss:
         teacher: likewise; may differ from `student` where no connector is needed.
         arguments: further ones, of the implementation and of the oracle.
         rtol: agreement with the oracle in float64.
+        labelled: whether labels come next, after the tensors.
     """
 
     function: Callable[..., Tensor]
@@ -42,6 +46,7 @@ class Loss:
     teacher: tuple[Shape, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     rtol: float = 1e-12
+    labelled: bool = False
 
     @property
     def name(self) -> str:
@@ -55,10 +60,12 @@ class Loss:
 
     def oracle(self, student: Tensors, teacher: Tensors) -> Any:
         """The same sum in NumPy."""
-        return self._call(getattr(oracles, self.function.__name__), student, teacher)
+        return self._call(ORACLES[self.function.__name__], student, teacher)
 
     def _call(self, function: Callable[..., Any], student: Tensors, teacher: Tensors) -> Any:
         tensors = (student, teacher) if function.__name__ == "kd_svd_loss" else (*student, *teacher)
+        if self.labelled:
+            tensors = (*tensors, torch.arange(len(student[0])) % student[0].shape[1])
         return function(*tensors, **self.arguments)
 
     def inputs(
@@ -106,6 +113,10 @@ def svd(student: tuple[Shape, ...], teacher: tuple[Shape, ...], **arguments: int
 
 PER_SAMPLE = (
     Loss(soft_logits_loss, LOGITS, LOGITS, {"temperature": 4.0}),
+    *(
+        Loss(dkd_loss, LOGITS, LOGITS, {"temperature": t, "alpha": 1.0, "beta": b}, labelled=True)
+        for t, b in ((4.0, 8.0), (1.0, 0.5))
+    ),
     Loss(hint_loss, MAP, MAP),
     Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "l2"}),
     Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "sumsq"}),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
+from methods.dkd import dkd_loss
 from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
@@ -104,6 +105,7 @@ RIGID_OR_SCALE = (rotated, reflected, translated, scaled)
 @each_change(
     {
         soft_logits_loss: (shifted_per_sample,),
+        dkd_loss: (shifted_per_sample,),
         attention_transfer_loss: (
             reordered_channels,
             flipped_signs,

@@ -3,8 +3,24 @@
 import math
 
 import pytest
+import torch
+from loss_table import of
+from torch import Tensor
+from torch.nn.functional import one_hot
 
+from methods._soft_targets import soft_target_divergence
 from methods._warm_up import PUBLISHED, warm_up
+from methods.dkd import dkd_loss, method
+
+
+def float64(*rows) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def gradient_of(loss, student: Tensor, *rest) -> Tensor:
+    student = student.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(student, *rest).sum(), student)
+    return gradient
 
 
 def test_the_warm_up_is_the_published_one_over_240_epochs():
@@ -21,5 +37,101 @@ def test_the_warm_up_goes_from_a_twentieth_to_one_or_not_at_all(phi: float, ends
 
 @pytest.mark.parametrize("phi", [-0.1, math.inf, math.nan])
 def test_a_warm_up_of_no_length_is_refused(phi: float):
-    with pytest.raises(ValueError, match="phi"):
+    with pytest.raises(ValueError, match=f"warm_up: {phi} must be"):
         warm_up(phi)
+
+
+# --- DKD ------------------------------------------------------------------------------------------
+
+STUDENT, TEACHER, FIRST = float64([1, 2, 0]), float64([3, 1, 0]), torch.tensor([0])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "target", "others"),
+    [(1.0, 0.7982504497, 0.0826077449), (4.0, 0.0511328477, 0.0075934391)],
+)
+def test_dkd_of_three_classes(temperature: float, target: float, others: float):
+    squared = temperature**2
+    for alpha, beta in ((1, 0), (0, 1), (1, 8)):
+        (loss,) = dkd_loss(STUDENT, TEACHER, FIRST, temperature, alpha, beta).tolist()
+        assert loss == pytest.approx(squared * (alpha * target + beta * others), abs=4e-9)
+
+
+def test_dkd_with_the_weight_that_soft_targets_imply_is_their_divergence():
+    # e^3 / (e^3 + e + 1) = .8437947345; .7982504497 + (1 - .8437947345) .0826077449 = .8111542145
+    sure = TEACHER.softmax(1)[0, 0].item()
+    assert sure == pytest.approx(0.8437947345, abs=1e-10)
+    (whole,) = dkd_loss(STUDENT, TEACHER, FIRST, 1.0, 1.0, 1 - sure).tolist()
+    assert whole == pytest.approx(0.8111542145, abs=1e-10)
+    assert whole == pytest.approx(soft_target_divergence(STUDENT, TEACHER, 1.0).item(), rel=1e-14)
+
+
+def test_dkd_pulls_the_label_by_alpha_alone_and_the_others_by_both():
+    # T alpha (p_y - q_y) at y, -T alpha (p_y - q_y) p^_k + T beta (p^_k - q^_k) elsewhere
+    p, q = (x.div(4).softmax(1)[0] for x in (STUDENT, TEACHER))
+    label = 4 * (p[0] - q[0])
+    given_p, given_q = (x[1:] / (1 - x[0]) for x in (p, q))
+    for alpha, beta in ((1, 0), (0, 1), (1, 8)):
+        (found,) = gradient_of(dkd_loss, STUDENT, TEACHER, FIRST, 4.0, alpha, beta)
+        others = -alpha * label * given_p + 4 * beta * (given_p - given_q)
+        torch.testing.assert_close(found, torch.cat([alpha * label[None], others]))
+        assert found.sum().abs() < 1e-14
+        assert alpha or found[0] == 0
+
+
+def test_dkd_takes_the_teachers_first_choice_for_a_hidden_label():
+    (row, _) = of(dkd_loss)
+    (student,), (teacher,) = row.inputs(5)
+    hidden = dkd_loss(student, teacher, torch.full((5,), -1), **row.arguments)
+    known = dkd_loss(student, teacher, teacher.argmax(1), **row.arguments)
+    assert torch.equal(hidden, known)
+    assert hidden.isfinite().all()
+
+
+def test_dkd_ignores_the_order_of_the_other_classes():
+    student, teacher = STUDENT[:, [0, 2, 1]], TEACHER[:, [0, 2, 1]]
+    expected = dkd_loss(STUDENT, TEACHER, FIRST, 4.0, 1.0, 8.0)
+    torch.testing.assert_close(dkd_loss(student, teacher, FIRST, 4.0, 1.0, 8.0), expected)
+
+
+def test_dkd_of_two_classes_has_no_other_classes_to_compare():
+    student, teacher = float64([1, 3]), float64([2, 0])
+    expected = 16 * soft_target_divergence(student, teacher, 4.0)
+    torch.testing.assert_close(dkd_loss(student, teacher, FIRST, 4.0, 1.0, 8.0), expected)
+
+
+def test_dkd_of_a_student_surer_than_single_precision_can_say():
+    # Probabilities of e^-200 are 0 in float32, and their logarithm is minus infinity.
+    student, teacher = torch.tensor([[0.0, 200, 0]]), torch.tensor([[3.0, 1, 0]])
+    expected = dkd_loss(student.double(), teacher.double(), FIRST, 1.0, 1.0, 8.0)
+    loss = dkd_loss(student, teacher, FIRST, 1.0, 1.0, 8.0)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    assert loss.item() > 200 * TEACHER.softmax(1)[0, 0].item() - 1
+    assert gradient_of(dkd_loss, student, teacher, FIRST, 1.0, 1.0, 8.0).isfinite().all()
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("both", [False, True])
+def test_dkd_of_a_teacher_that_leaves_one_class(label: int, both: bool):
+    # q = (1, 0, 0). Of "label or not", only one side is left: -T^2 log p_0. Class 0 is the label,
+    # and the teacher says nothing of the others; or it is the only other class: -T^2 log p^_0.
+    teacher = float64([0, -math.inf, -math.inf])
+    student = teacher if both else STUDENT
+    p = student.div(4).softmax(1)[0]
+    second = 0.0 if label == 0 else -math.log(p[0] / (1 - p[1]))
+    args = student, teacher, torch.tensor([label]), 4.0, 1.0, 8.0
+    first = -math.log(p[0] if label == 0 else 1 - p[1])
+    assert dkd_loss(*args).item() == pytest.approx(16 * (first + 8 * second), abs=1e-12)
+    assert gradient_of(dkd_loss, *args).isfinite().all()
+
+
+def test_dkd_refuses_labels_of_another_shape():
+    for labels in (one_hot(FIRST, 3), torch.tensor([0, 1])):
+        with pytest.raises(ValueError, match=r"labels \(\d.*\) must be \(1,\)"):
+            dkd_loss(STUDENT, TEACHER, labels, 4.0, 1.0, 8.0)
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"alpha": 0.0, "beta": 0.0}], ids=str)
+def test_dkd_refuses_weights_that_teach_nothing(wrong):
+    with pytest.raises(ValueError, match="dkd: alpha"):
+        method(**wrong)
