@@ -63,14 +63,20 @@ def connector(
         Identity()
     """
     one_of("connector", "kind", kind, get_args(Kind))
+    _, width = channels(student_shape, teacher_shape)
+    if kind == "auto" and student_shape == teacher_shape:
+        return nn.Identity()
+    layers = [_convolution(student_shape, teacher_shape), nn.BatchNorm2d(width)]
+    return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
+
+
+def channels(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Channels of the student's map and of the teacher's; NotApplicable if one is no map."""
     if len(student_shape) != 3 or len(teacher_shape) != 3:
         raise NotApplicable(
             f"a connector needs maps (C, H, W); student {student_shape}, teacher {teacher_shape}"
         )
-    if kind == "auto" and student_shape == teacher_shape:
-        return nn.Identity()
-    layers = [_convolution(student_shape, teacher_shape), nn.BatchNorm2d(teacher_shape[0])]
-    return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
+    return student_shape[0], teacher_shape[0]
 
 
 def _convolution(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.Module:

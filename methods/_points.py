@@ -3,6 +3,23 @@
 from collections.abc import Container, Mapping, Sequence
 
 STAGE_OUTPUTS = ("stage1", "stage2", "stage3")
+DEEPER = ("stage4",)
+"""The outputs that only some networks have: optional taps."""
+
+
+def common_stages(*networks: Container[str]) -> tuple[str, ...]:
+    """The outputs of three stages, and of the fourth where all of these networks have it.
+
+    Example:
+        >>> common_stages({"stage4"}, {"stage4"}), common_stages({"stage4"}, {})
+        (('stage1', 'stage2', 'stage3', 'stage4'), ('stage1', 'stage2', 'stage3'))
+    """
+    return (*STAGE_OUTPUTS, *(tap for tap in DEEPER if all(tap in taps for taps in networks)))
+
+
+def deepest_map(*networks: Container[str]) -> str:
+    """The tap of the deepest map: the last of `common_stages`."""
+    return common_stages(*networks)[-1]
 
 
 def sensing_points(
@@ -28,8 +45,3 @@ def sensing_points(
     if not points or len(set(points)) != len(points):
         raise ValueError(f"{method}: points {list(points)} must name at least one tap, each once")
     return tuple(points)
-
-
-def deepest_map(student: Container[str], teacher: Container[str]) -> str:
-    """The tap of the last stage's output: "stage4" where both networks have it, else "stage3"."""
-    return "stage4" if "stage4" in student and "stage4" in teacher else "stage3"

@@ -9,6 +9,7 @@ from typing import Any
 
 import oracles
 import oracles_of_logits
+import oracles_of_maps
 import pytest
 import torch
 from torch import Tensor
@@ -19,11 +20,13 @@ from methods.dkd import dkd_loss
 from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
+from methods.nst import nst_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
 from methods.sp import sp_loss
+from methods.vid import vid_loss
 
-ORACLES = vars(oracles) | vars(oracles_of_logits)
+ORACLES = vars(oracles) | vars(oracles_of_logits) | vars(oracles_of_maps)
 Shape = tuple[int, ...]
 Tensors = Sequence[Tensor]
 
@@ -124,6 +127,9 @@ PER_SAMPLE = (
     # The student's map is pooled, in windows of unequal width: 3 columns to 2.
     Loss(attention_transfer_loss, MAP, ((3, 2, 2),), {"kind": "sumsq"}),
     Loss(activation_boundary_loss, MAP, MAP, {"margin": 1.0}),
+    Loss(vid_loss, MAP, MAP, {"variance": torch.tensor([0.5, 4.0])}),
+    Loss(nst_loss, MAP, ((3, 8, 6),)),
+    Loss(nst_loss, ((6, 4, 3),), ((5, 2, 3),)),  # more channels than positions
     Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
     svd(((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2)), rank=1, extra=3),
     svd(((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3)), rank=2, extra=1),

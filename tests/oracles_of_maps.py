@@ -1,0 +1,44 @@
+"""Losses between maps as the plain sums that define them; see `oracles`."""
+
+import math
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike
+from oracles import Array, _float64, adaptive_pool
+
+
+def vid_loss(mean: ArrayLike, teacher: ArrayLike, variance: ArrayLike) -> Array:
+    """Mean over channels and positions of 1/2 ((m - t)^2 / v_c + log v_c)."""
+    mean, teacher, variance = _float64(mean, teacher, variance)
+    losses = np.zeros(len(mean))
+    for at in np.ndindex(mean.shape):
+        error, v = mean[at] - teacher[at], variance[at[1]]
+        losses[at[0]] += (error**2 / v + math.log(v)) / 2
+    return losses / mean[0].size
+
+
+def unit_vector(values: Array) -> Array:
+    """Divided by its length; 0 where that is below 1e-8."""
+    length = math.sqrt(sum(v * v for v in values))
+    return values / length if length >= 1e-8 else 0 * values
+
+
+def pooled_alike(first: Array, second: Array) -> list[Array]:
+    """Two maps (C, H, W), each channel pooled to the smaller height and the smaller width."""
+    size = [min(sides) for sides in zip(first.shape[1:], second.shape[1:], strict=True)]
+    return [np.stack([adaptive_pool(image, *size) for image in maps]) for maps in (first, second)]
+
+
+def nst_loss(student: ArrayLike, teacher: ArrayLike) -> Array:
+    """Mean over pairs of channels of <t, t'>^2, plus that of <s, s'>^2, minus twice <s, t'>^2."""
+
+    def kernel(first: list[Array], second: list[Array]) -> float:
+        products = [sum(u * v) ** 2 for u, v in product(first, second)]
+        return sum(products) / len(products)
+
+    losses = []
+    for maps in zip(*_float64(student, teacher), strict=True):
+        ours, theirs = ([unit_vector(c.ravel()) for c in m] for m in pooled_alike(*maps))
+        losses.append(kernel(theirs, theirs) + kernel(ours, ours) - 2 * kernel(ours, theirs))
+    return np.array(losses)

@@ -1,0 +1,160 @@
+"""Losses between maps: by hand, what they ignore, and where public code is wrong."""
+
+import math
+
+import pytest
+import torch
+from lessons import Lesson, cell
+from loss_table import of
+from torch import Tensor
+
+from bench.hyperparameters import build_method
+from bench.method import Pair, View
+from methods.nst import nst_loss
+from methods.vid import Regressor, vid_loss
+
+INDEX = torch.arange(2)
+
+
+def rows(*channels: list[float]) -> Tensor:
+    """One sample in float64 with a row of positions per channel: (1, C, 1, W)."""
+    return torch.tensor(channels, dtype=torch.float64)[None, :, None, :]
+
+
+def reordered(x: Tensor, dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return x.index_select(dim, torch.randperm(x.shape[dim], generator=generator))
+
+
+def moved_positions(x: Tensor) -> Tensor:
+    return reordered(x.flatten(2), 2).view_as(x)
+
+
+def assert_same(value: Tensor, expected: Tensor) -> None:
+    assert expected.abs().min() > 1e-9
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+
+
+# --- variational information distillation ---------------------------------------------------------
+
+
+def test_vid_by_hand_and_its_best_variance():
+    # errors 1 and 4: 1/2 (2.5 / v + log v), lowest at v = 2.5
+    mean, teacher = rows([0, 0]), rows([1, 2])
+    variance = torch.tensor([5.0], dtype=torch.float64)
+    assert vid_loss(mean, teacher, variance).item() == pytest.approx(1.0547189562, abs=1e-9)
+    best = vid_loss(mean, teacher, variance / 2).item()
+    assert best == pytest.approx(0.9581453659, abs=1e-9)
+    assert best == pytest.approx((1 + math.log(2.5)) / 2, rel=1e-12)
+
+
+def test_vid_trains_the_variance_as_the_formula_says():
+    # da_c = sigmoid(a_c) / (2 C) mean over (B, H, W) of [1 / v_c - (m - t)^2 / v_c^2]
+    (vid,) = of(vid_loss)
+    (student,), (teacher,) = vid.inputs(4)
+    torch.manual_seed(0)
+    regressor = Regressor(2, 2).double()
+    with torch.no_grad():
+        regressor.raw_variance += torch.tensor([-6.0, 30.0])  # softplus, not log(1 + exp(.))
+    mean, variance = regressor(student)
+    vid_loss(mean, teacher, variance).mean().backward()
+    v = variance.detach()[:, None, None]
+    each = 1 / v - (mean.detach() - teacher).square() / v**2
+    raw = regressor.raw_variance
+    assert raw.grad is not None
+    expected = raw.detach().sigmoid() / (2 * 2) * each.mean(dim=(0, 2, 3))
+    torch.testing.assert_close(raw.grad, expected, rtol=1e-10, atol=0)
+
+
+def test_vid_starts_at_a_variance_of_5_and_moves_it_in_one_epoch():
+    # mdistiller leaves the variances out of the optimiser: they stay at 5.
+    assert Regressor(3, 7).raw_variance[0].item() == pytest.approx(4.9932291827, abs=1e-6)
+    torch.testing.assert_close(Regressor(3, 7)(torch.ones(1, 3, 2, 2))[1], torch.full((7,), 5.0))
+    lesson = Lesson(cell("vid"))
+    before = lesson.state()
+    lesson.epoch()
+    moved = {key for key, x in lesson.state().items() if not torch.equal(x, before[key])}
+    raw = {key for key in before if key.endswith("raw_variance")}
+    assert len(raw) == 3
+    assert raw <= moved
+    assert lesson.student.curves["log_variance.stage1"][0] == pytest.approx(math.log(5), abs=0.1)
+
+
+def test_vid_ignores_where_things_are_and_the_order_of_the_teachers_channels():
+    (vid,) = of(vid_loss)
+    (mean,), (teacher,) = vid.inputs(5)
+    variance = vid.arguments["variance"]
+    expected = vid_loss(mean, teacher, variance)
+    assert_same(vid_loss(moved_positions(mean), moved_positions(teacher), variance), expected)
+    swapped = vid_loss(mean.flip(1), teacher.flip(1), variance.flip(0))
+    assert_same(swapped, expected)
+
+
+def test_vid_refuses_one_variance_for_all_channels():
+    with pytest.raises(ValueError, match="one for each of 2 channels"):
+        vid_loss(rows([0], [0]), rows([0], [0]), torch.ones(1))
+
+
+# --- neuron selectivity transfer ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        # 1 + 1/2 - 2 (1/2)
+        (rows([1, 0], [1, 0]), 0.5),
+        # A_s = I / 2, A_t = [[5, 1], [1, 1]] / 6: squares of 1/3, 1/6, 1/6 and 1/3
+        (rows([1, 0], [1, 0], [1, 1]), 0.2777777778),
+    ],
+)
+def test_nst_by_hand(teacher: Tensor, expected: float):
+    student = rows([1, 0], [0, 1])
+    assert nst_loss(student, teacher).item() == pytest.approx(expected, abs=1e-9)
+    # The same channels on a larger map, whose further positions are silent: the form by channels.
+    wider = [torch.nn.functional.pad(x, (0, 9)) for x in (student, teacher)]
+    assert nst_loss(*wider).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", of(nst_loss), ids=lambda loss: loss.name)
+def test_nst_ignores_order_sign_and_size_of_channels_and_a_joint_order_of_positions(loss):
+    (student,), (teacher,) = loss.inputs(5)
+    expected = nst_loss(student, teacher)
+    generator = torch.Generator().manual_seed(1)
+    for network, x in enumerate((student, teacher)):
+        factors = torch.randn(len(x), x.shape[1], 1, 1, generator=generator, dtype=x.dtype)
+        changed = reordered(x * factors.sign() * 100**factors, 1)
+        assert_same(nst_loss(*((student, changed) if network else (changed, teacher))), expected)
+    alike = torch.randn(5, 4, *student.shape[2:], generator=generator).double()
+    moved = nst_loss(moved_positions(student), moved_positions(alike))
+    assert_same(moved, nst_loss(student, alike))
+
+
+@pytest.mark.parametrize("loss", of(nst_loss), ids=lambda loss: loss.name)
+@pytest.mark.parametrize(("size", "counts"), [(0.5e-8, False), (2e-8, True)])
+def test_nst_counts_a_channel_below_1e_8_as_silent(loss, size: float, counts: bool):
+    (student,), teacher = loss.inputs(3)
+    maps = torch.nn.functional.adaptive_avg_pool2d(student, teacher[0].shape[2:])
+    small = maps if maps.shape[2] < student.shape[2] else student
+    lengths = small[:, :1].flatten(2).norm(dim=2)[..., None, None]
+    tiny = torch.cat([student[:, :1] / lengths * size, student[:, 1:]], dim=1)
+    reference = student if counts else torch.cat([student[:, :1] * 0, student[:, 1:]], dim=1)
+    value, (gradient,) = loss.value_and_gradients([tiny], teacher)
+    torch.testing.assert_close(value, loss.compute([reference], teacher), rtol=1e-9, atol=0)
+    assert bool(gradient[:, 0].any()) == counts
+
+
+@pytest.mark.parametrize("name", ["vid", "nst"])
+def test_a_fourth_stage_counts_where_both_networks_have_one(name):
+    (stage,) = build_method(name).plan
+    assert stage.optional_taps == ("stage4",)
+    maps = {f"stage{k}": torch.randn(2, 3, 4, 4) for k in (1, 2, 3, 4)}
+    other = maps | {"stage4": torch.randn(2, 3, 4, 4)}
+    three = {tap: x for tap, x in maps.items() if tap != "stage4"}
+    shapes = {tap: tuple(x.shape[1:]) for tap, x in maps.items()}
+    connector = build_method(name).connect(shapes, shapes)
+
+    def loss(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+        return stage.transfer(Pair(View(student), View(teacher), INDEX, INDEX), connector)
+
+    assert not torch.equal(loss(maps, maps), loss(other, maps))
+    assert torch.equal(loss(maps, three), loss(other, three))
