@@ -15,6 +15,15 @@ def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
+def same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
+    """ValueError, in the name of `function`, for tensors that are not embeddings of one batch."""
+    if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"{function}: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must "
+            "be embeddings (B, D) and (B, E) of the same batch"
+        )
+
+
 def one_of(where: str, name: str, value: object, allowed: Sequence[object]) -> None:
     """ValueError if argument `name` of `where`, a method or function, is no allowed choice."""
     if value not in allowed:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import huber_loss
 
 from bench.method import MaskedLoss, Method, Pair, Stage
-from methods._checks import one_of
+from methods._checks import one_of, same_batch
 from methods._precision import full_precision, no_autocast
 
 Tap = Literal["embedding", "logits"]
@@ -123,11 +123,7 @@ class _Relations(NamedTuple):
 
 
 def _relations(student: Tensor, teacher: Tensor) -> tuple[_Relations, _Relations]:
-    if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
-        raise ValueError(
-            f"rkd: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be "
-            "embeddings (B, D) and (B, E) of the same batch"
-        )
+    same_batch("rkd", student, teacher)
     found = []
     for points in map(full_precision, (student, teacher.detach())):
         with no_autocast(points):

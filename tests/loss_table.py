@@ -16,11 +16,13 @@ from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
+from methods.cc import cc_loss
 from methods.dkd import dkd_loss
 from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
 from methods.nst import nst_loss
+from methods.pkt import pkt_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
 from methods.sp import sp_loss
@@ -141,10 +143,16 @@ RKD = tuple(
     for function in (rkd_distance_loss, rkd_angle_loss)
     for reduction in ("peers", "distinct")
 )
-SIMILARITIES = tuple(
-    Loss(sp_loss, MAP, WIDE_MAP, {"reduction": reduction}) for reduction in ("peers", "rows")
+SIMILARITIES = (
+    *(Loss(sp_loss, MAP, WIDE_MAP, {"reduction": reduction}) for reduction in ("peers", "rows")),
+    *(Loss(pkt_loss, POINTS, WIDE_POINTS, {"reduction": r}) for r in ("peers", "rows")),
+    Loss(cc_loss, POINTS, WIDE_POINTS, {"form": "kernel"}),
+    Loss(cc_loss, POINTS, WIDE_POINTS, {"form": "kernel", "gamma": 0.7, "order": 3}),
 )
-LOSSES = PER_SAMPLE + RKD + SIMILARITIES
+PRODUCTS_OF_GAPS = tuple(
+    Loss(cc_loss, POINTS, POINTS, {"form": form}) for form in ("pairs", "neighbours")
+)
+LOSSES = PER_SAMPLE + RKD + SIMILARITIES + PRODUCTS_OF_GAPS
 
 
 def each(losses: Sequence[Loss]) -> pytest.MarkDecorator:

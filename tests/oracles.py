@@ -256,6 +256,49 @@ def sp_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "peers") ->
     return total / (n * n if reduction == "peers" else n)
 
 
+def pkt_loss(student: ArrayLike, teacher: ArrayLike, reduction: str = "peers") -> float:
+    """Sum of q_ij (log(q_ij + eps) - log(p_ij + eps)), over B^2, or over B ("rows")."""
+    eps, probabilities = 1e-7, []
+    for points in _float64(student, teacher):
+        units = points / (row_lengths(points) + eps)[:, None]
+        kernel = (inner_products(units) + 1) / 2
+        probabilities.append([row / sum(row) for row in kernel])
+    n, total = len(probabilities[0]), 0.0
+    for i, j in np.ndindex(n, n):
+        p, q = probabilities[0][i][j], probabilities[1][i][j]
+        total += q * (math.log(q + eps) - math.log(p + eps))
+    return total / (n * n if reduction == "peers" else n)
+
+
+def cc_loss(
+    student: ArrayLike, teacher: ArrayLike, form: str, gamma: float = 0.4, order: int = 2
+) -> float:
+    """Of a Gaussian kernel's series, or of the absolute differences' inner products."""
+    student, teacher = _float64(student, teacher)
+    n = len(student)
+    if n < 2:
+        return 0.0
+    if form == "kernel":
+        cosines = [
+            inner_products(points / np.maximum(row_lengths(points), 1e-12)[:, None])
+            for points in (student, teacher)
+        ]
+        total = 0.0
+        for i, j in np.ndindex(n, n):
+            kernels = [
+                sum(
+                    math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * c[i, j] ** p
+                    for p in range(order + 1)
+                )
+                for c in cosines
+            ]
+            total += (kernels[0] - kernels[1]) ** 2
+        return total / n**2
+    gaps = abs(student - teacher)
+    compared = [(i, j) for i, j in np.ndindex(n, n) if (i != j if form == "pairs" else j == i + 1)]
+    return sum(sum(gaps[i] * gaps[j]) for i, j in compared) / len(compared)
+
+
 def keeping_costs(embeddings: ArrayLike, labels: Sequence[int]) -> Array:
     """U1: distance to the own class's centre over that to the nearest other class's centre."""
     (embeddings,) = _float64(embeddings)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from loss_table import LOSSES, Loss, each, each_loss, each_rkd_loss
+from loss_table import LOSSES, PRODUCTS_OF_GAPS, Loss, each, each_loss, each_rkd_loss
 from torch import Tensor
 
 from methods.attention_transfer import attention_transfer_loss
@@ -94,7 +94,8 @@ def test_relations_survive_a_common_offset(loss: Loss, dtype, offset: float, rto
     assert_equals_oracle(loss, student, teacher, rtol=rtol)
 
 
-@each([loss for loss in LOSSES if loss.function not in NOT_DETACHED])
+# In PRODUCTS_OF_GAPS a trained layer lies behind the teacher's.
+@each([x for x in LOSSES if x.function not in NOT_DETACHED and x not in PRODUCTS_OF_GAPS])
 def test_no_gradient_flows_to_the_teacher(loss: Loss):
     student, teacher = loss.inputs(3)
     for tensor in (*student, *teacher):
