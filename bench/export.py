@@ -22,13 +22,14 @@ from bench.data.dataset import DataSet
 from bench.data.decode import CROP, SQUASH
 from bench.data.sources import find_decoded
 from bench.faults import UserError, reason
+from bench.hyperparameters import build_method
 from bench.models import zoo
 from bench.models.network import Network
 from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
 from bench.train.evaluate import accuracy, evaluation_batch
-from bench.train.weights import read_weights
+from bench.train.weights import read_weights, untrained_deployment
 from bench.workdir import WorkDir
 
 CARD = "student.json"  # the key under which every format holds the card
@@ -66,6 +67,7 @@ class Card(Spec):
         choice: why this network is the winner of its grid: "proven: ..." or "best bet, not proven:
             ..."; empty if it was named by the user.
         teacher: its name, the file it came from if it has one, and its accuracy.
+        added: what the method adds to the student's own network; empty for nothing.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Card(Spec):
     last_accuracy: float
     choice: str
     teacher: str = ""
+    added: str = ""
     int8_accuracy: float | None = None
 
 
@@ -118,6 +121,11 @@ class Format:
 
 
 def _pack_weights(student: Student, card: Card) -> bytes:
+    if card.added:
+        raise ExportError(
+            f"{card.name}: a safetensors file holds a student's own network, and this one has "
+            f"{card.added}; --format torch.export or onnx holds both"
+        )
     state = {name: x.contiguous() for name, x in student.network.state_dict().items()}
     return safetensors.torch.save(state, {CARD: card.model_dump_json()})
 
@@ -319,7 +327,11 @@ def load_trained(row: Row, work: WorkDir, choice: str = "") -> Trained:
             f"{card.name}: the code of its model {card.model} {what}; name the file that it was "
             "trained with: --plugin FILE"
         )
-    return Trained(_network(card, work.store), data, card)
+    network = _network(card, record, work.store)
+    if own := record.final.get("student_parameters"):
+        more = record.final["parameters"] / own - 1
+        card = card.model_copy(update={"added": f"{more:+.0%} parameters by {row.label}"})
+    return Trained(network, data, card)
 
 
 def _data_of(record: Record, work: WorkDir) -> DataSet:
@@ -372,9 +384,18 @@ def _steps(data: DataSet, size: tuple[int, int], resize: str, factor: int) -> tu
     )[: 3 if factor > 1 else 2]
 
 
-def _network(card: Card, store: Store) -> Network:
-    network = zoo.build(card.model, len(card.classes), card.image_shape)
-    network.load_state_dict(read_weights(card.cell_id, store))
+def _network(card: Card, record: Record, store: Store) -> Network:
+    """What was evaluated: the student, or what its method made of it and of the teacher's head."""
+    classes, shape, weights = len(card.classes), card.image_shape, read_weights(card.cell_id, store)
+    network = zoo.build(card.model, classes, shape)
+    if network.state_dict().keys() != weights.keys():
+        teacher = store.load(record.cell["teacher"]["cell_id"])
+        if teacher is None:
+            raise ExportError(f"{card.name}: the record of its teacher is not in {store.root}")
+        taught_by = zoo.build(teacher.cell["model"], classes, shape)
+        method = build_method(record.cell["method"], **record.cell["hyperparameters"])
+        network = untrained_deployment(method, network, taught_by, shape)
+    network.load_state_dict(weights)
     return network.eval()
 
 

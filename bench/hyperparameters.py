@@ -17,9 +17,14 @@ from bench.faults import LOAD_FAULTS, name_and_reason
 from bench.method import Method
 from bench.registry import Registry, unknown
 from methods._joint import with_soft_logits
+from methods._momentum import with_momentum_split
 
-JOINT = "with_soft_logits"
-"""A switch of every method, in addition to its hyper-parameters; see `methods._joint`."""
+JOINT, SPLIT = "with_soft_logits", "momentum_split"
+SWITCHES: dict[str, tuple[Any, Callable[[Method, Any], Method]]] = {
+    JOINT: (False, lambda method, _: with_soft_logits(method)),
+    SPLIT: (0.0, with_momentum_split),
+}
+"""What every method takes in addition to its hyper-parameters: the value for off, the change."""
 
 _FOLDER = Path(methods.__file__).parent
 
@@ -90,21 +95,18 @@ def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, 
     An int becomes a float where a float is wanted, so 4 and 4.0 give the same cell. A bool is
     refused as a number, and so are NaN and infinity, with a ValueError.
     """
-    hparams = dict(hparams)
-    joint = hparams.pop(JOINT, False)
-    if not isinstance(joint, bool):
-        raise ValueError(f"method {name}: {JOINT} is {joint!r}, wanted true or false")
-    known = default_hyperparameters(name)
+    known, off = default_hyperparameters(name), {key: off for key, (off, _) in SWITCHES.items()}
     for key in hparams:
-        if key not in known:
+        if key not in known and key not in off:
             raise ValueError(f"method {name}: {unknown('hyper-parameter', key, known)}")
-    wanted = get_type_hints(_maker(name))
+    types = {key: type(value) for key, value in {**off, **known}.items()}
+    types |= get_type_hints(_maker(name))
     resolved = {
-        key: _canonical(f"method {name}: {key}", value, wanted.get(key, type(known[key])))
+        key: _canonical(f"method {name}: {key}", value, types[key])
         for key, value in {**known, **hparams}.items()
     }
-    # Left out if off, so that the switch changes no cell id.
-    return {**resolved, JOINT: True} if joint else resolved
+    # Switches are left out if off, so that they change no cell id.
+    return {key: value for key, value in resolved.items() if key in known or value != off[key]}
 
 
 def search_space(name: str, hparams: Mapping[str, Any] | None = None) -> dict[str, list[Any]]:
@@ -145,8 +147,10 @@ def build_method(name: str, /, **hparams: Any) -> Method:
         temperature?
     """
     resolved = resolve_hyperparameters(name, hparams)
-    joint = resolved.pop(JOINT, False)
+    switched = {key: resolved.pop(key) for key in SWITCHES if key in resolved}
     method = _maker(name)(**resolved)
     if not isinstance(method, Method):
         raise ValueError(f"method {name}: method() gave a {type(method).__name__}, wanted a Method")
-    return with_soft_logits(method) if joint else method
+    for key, value in switched.items():
+        method = SWITCHES[key][1](method, value)
+    return method

@@ -6,19 +6,43 @@ that both networks give for one batch (a `Pair`).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.models.network import Network
 
 PARTS = frozenset({"trunk", "head", "connector"})
 CATEGORIES = ("baseline", "response", "multi-connection", "shared-representation")
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tap name -> shape of one sample's tensor there: (C, H, W), (D,) or (K,)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a connector may hold of a cell apart from the shapes of both networks' taps.
+
+    Attributes:
+        images: N, the number of training images.
+        labels: (N,) class indices of the training images, -1 where hidden.
+        classes: K.
+        head: the teacher's classifier, weight (K, D) and bias (K,); None unless it is linear.
+        norms: "stageK.pre" -> weight and bias, (C,) each, of the teacher's BatchNorm that gives
+            this tap, or the branch of the sum that it is; only where there is one.
+    """
+
+    images: int
+    labels: Tensor
+    classes: int
+    head: tuple[Tensor, Tensor] | None = None
+    norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class NotApplicable(Exception):
@@ -156,6 +180,10 @@ class Stage:
             Takes the place of their sum. `Merged` adds numbers to record.
         watch: named scalars to record as curves, such as activation agreement; run on the last
             batch of every epoch, outside the graph.
+        student: False if the stage trains the connector from the teacher alone: the student does
+            not run, and its view is empty.
+        momentum_split: D of two momentum buffers: m - D on the task gradient, m + D on the transfer
+            gradient, with the recipe's momentum m. 0 for one buffer of their sum.
     """
 
     name: str
@@ -178,6 +206,8 @@ class Stage:
     task_on_all: bool = False
     merge: Merge | None = None
     watch: Watch | None = None
+    student: bool = True
+    momentum_split: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses a stage that cannot be run as written."""
@@ -204,6 +234,14 @@ class Stage:
                 self.merge is not None and not (teaches and labelled)
             ),
             "joint is part of the task loss: it needs one": self.joint is not None and not labelled,
+            "the student does not run: it can train the connector alone, without labels": (
+                not self.student and (labelled or self.trains != {"connector"})
+            ),
+            f"momentum_split {self.momentum_split} is negative": self.momentum_split < 0,
+            "momentum_split needs a task loss and a transfer loss that nothing merges": (
+                self.momentum_split > 0
+                and not (teaches and labelled and self.merge is None and self.clip_norm is None)
+            ),
         }
         for name in ("keep", "prepare"):
             unread = getattr(self, name) is not None and not self.clean
@@ -248,8 +286,11 @@ class Method:
         source: authors, title, venue, year; then each deviation from it.
         plan: the stages, in order.
         connect: builds the trained parts and buffers that are not the student's (regressors,
-            connectors) from the shapes of the taps of both networks; raises `NotApplicable` with
-            the reason if the method cannot be used for the pair.
+            connectors) from the shapes of the taps of both networks and, if it has a parameter of
+            that name, `facts`; raises `NotApplicable` with the reason if the method cannot be used
+            for the pair.
+        deploy: builds what is evaluated, counted and exported from the trained student and the
+            connector; None for the student alone. It may share their modules, not change them.
         starts_from: "fresh" weights, or those of the cell's "source" except the head.
         needs_teacher: whether any stage reads a teacher; derived from the plan.
     """
@@ -257,7 +298,8 @@ class Method:
     category: str
     source: str
     plan: tuple[Stage, ...]
-    connect: Callable[[Shapes, Shapes], nn.Module] = no_connector
+    connect: Callable[..., nn.Module] = no_connector
+    deploy: Callable[[Network, nn.Module], Network] | None = None
     starts_from: str = "fresh"
     needs_teacher: bool = field(init=False)
 
@@ -276,6 +318,11 @@ class Method:
         if self.starts_from not in ("fresh", "source"):
             raise ValueError(f"starts_from {self.starts_from!r} is neither 'fresh' nor 'source'")
         object.__setattr__(self, "needs_teacher", any(s.needs_teacher for s in self.plan))
+
+    def connector(self, student: Shapes, teacher: Shapes, facts: Facts) -> nn.Module:
+        """The connector for a pair of networks; see `connect`."""
+        reads = "facts" in inspect.signature(self.connect).parameters
+        return self.connect(student, teacher, **({"facts": facts} if reads else {}))
 
 
 def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs") -> list[int]:

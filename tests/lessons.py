@@ -110,10 +110,9 @@ class Lesson:
         self.teacher = teacher_for(cell, self.stream, device)
         shape = self.stream.image_shape
         network = build_network(cell, self.stream.classes, shape)
-        theirs = self.teacher.shapes if self.teacher else None
         method = method or build_method(cell.method, **cell.hyperparameters)
         self.student: Student = make_student(
-            cell, method, network, shape, theirs, device, self.stream.labelled
+            cell, method, network, shape, self.teacher, device, self.stream.known_labels
         )
 
     def clean_view(self, taps: tuple[str, ...]) -> View:

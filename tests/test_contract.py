@@ -1,7 +1,7 @@
 """What every method, model and data source must satisfy; a new method is tested without an edit."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -18,7 +18,7 @@ from bench.hyperparameters import (
     resolve_hyperparameters,
     search_space,
 )
-from bench.method import MaskedLoss, Method, Pair, Stage, View
+from bench.method import Facts, MaskedLoss, Method, Pair, Stage, View
 from bench.models import zoo
 from bench.models.checks import check_network
 from bench.models.network import tap_shapes
@@ -50,6 +50,15 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
     return dict(tap_shapes(zoo.build(f"cnn{width}", K, (1, 8, 8)), (1, 8, 8)))
 
 
+def facts() -> Facts:
+    """Those of a set of 4 batches and a random teacher."""
+    generator = torch.Generator().manual_seed(6)
+    draw = partial(torch.randn, generator=generator)
+    (width,) = shapes(3)["embedding"]
+    norms = {tap: (draw(c), draw(c)) for tap, (c, *_) in shapes(3).items() if tap.endswith(".pre")}
+    return Facts(4 * B, torch.arange(4 * B) % K, K, (draw(K, width), draw(K)), norms)
+
+
 def random_pair(seed: int, scale: float = 1.0) -> Pair:
     generator = torch.Generator().manual_seed(seed)
 
@@ -63,7 +72,7 @@ def random_pair(seed: int, scale: float = 1.0) -> Pair:
 
 def connector_for(method, stage: Stage, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    connector = method.connect(shapes(2), shapes(3))
+    connector = method.connector(shapes(2), shapes(3), facts())
     if stage.prepare is not None:
         many = View({tap: torch.randn(32, *shape) for tap, shape in shapes(3).items()})
         stage.prepare(connector, many)
@@ -307,7 +316,9 @@ HYPERPARAMETERS = [
 
 @pytest.mark.parametrize(("name", "key"), HYPERPARAMETERS)
 def test_every_hyper_parameter_changes_what_is_trained(name, key):
-    others, network = TOGETHER_WITH.get((name, key), {}), NETWORKS.get((name, key), "cnn2")
+    others = getattr(METHODS.get(name)(), "READ_WHEN", {}).get(key, {})
+    others = {**others, **TOGETHER_WITH.get((name, key), {})}
+    network = NETWORKS.get((name, key), "cnn2")
     before, tried = trained(name, network, json.dumps(others)), []
     for value in alternatives(name, key):
         changed = {**others, key: value}

@@ -11,7 +11,7 @@ from bench.expansion import expand
 from bench.grid import load_grid
 from bench.hyperparameters import METHODS, build_method
 from bench.launch.tune import trials_of, tuning_grid
-from bench.method import Method, NoConnector, Pair, Stage, View
+from bench.method import Facts, Method, NoConnector, Pair, Stage, View
 from bench.record import FINISHED, Store
 from bench.train.diagnostics import (
     attention_variation,
@@ -231,9 +231,9 @@ def test_a_loss_without_curvature_binds_nothing():
 
 def facts_of(taps: dict[str, torch.Tensor], method: Method, batch: int) -> dict[str, float]:
     shapes = {tap: tuple(x.shape[1:]) for tap, x in taps.items()}
-    labels = torch.zeros(20, dtype=torch.long)
+    facts = Facts(20, torch.zeros(20, dtype=torch.long), 4)
     view = lambda wanted: View({tap: taps[tap] for tap in wanted})  # noqa: E731
-    return knowledge_facts(view, labels, method, (), shapes, batch)
+    return knowledge_facts(view, facts, method, (), shapes, batch)
 
 
 @pytest.mark.parametrize("name", ["attention_transfer", "fitnet"])

@@ -402,9 +402,12 @@ def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
 def test_teacher_and_student_must_have_the_same_classes():
     lesson = Lesson(cell("soft_logits"))
     student, shape = lesson.student, lesson.stream.image_shape
-    theirs = {**lesson.teacher.shapes, "logits": (7,)}
+    lesson.teacher.shapes = {**lesson.teacher.shapes, "logits": (7,)}
+    labels = lesson.stream.known_labels
     with pytest.raises(ValueError, match="has 7 classes, the student 4"):
-        make_student(student.cell, student.method, student.network, shape, theirs, CPU)
+        make_student(
+            student.cell, student.method, student.network, shape, lesson.teacher, CPU, labels
+        )
 
 
 @pytest.mark.parametrize(

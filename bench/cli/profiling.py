@@ -48,6 +48,7 @@ def profile(options: argparse.Namespace) -> int:
             workload = Workload(
                 classes=len(data.classes),
                 image_shape=(channels, height, width),
+                images=how.train_images,
                 recipe=grid.recipe_of(pair.student).model_copy(update={"batch_size": batch}),
                 device=pick_device(options.device),
                 precision=grid.precision,

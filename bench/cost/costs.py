@@ -107,7 +107,9 @@ class CostRecord:
         label: the row's name in tables.
         status: as in `bench.record`; only "finished" has the fields after `error`, the reason.
         epochs: E, the plain student's; `plain_ms` and the like are of its step.
-        extra_parameters: trained with the student and dropped afterwards.
+        extra_parameters: trained with the student and dropped afterwards, unless deployed.
+        deployed_parameters: of what is deployed, over the student's own; `deployed_flops` likewise,
+            of one image.
         training_cost_ratio: of measured time, paired by round; the other ratio is of counted FLOP.
         teacher_bytes: its parameters and buffers.
         conditions: device, threads, torch, precision, batch, rounds, memory method, commit, ...
@@ -124,6 +126,8 @@ class CostRecord:
     epochs: int = 0
     stages: list[StageCost] = field(default_factory=list)
     extra_parameters: int = 0
+    deployed_parameters: float = 1.0
+    deployed_flops: float = 1.0
     training_cost_ratio: Quartiles | None = None
     training_flop_ratio: float | None = None
     plain_ms: Quartiles | None = None

@@ -176,6 +176,7 @@ class Estimate:
         workload = Workload(
             classes=stream.classes,
             image_shape=stream.image_shape,
+            images=len(stream.train.labels),
             recipe=cell.recipe,
             device=self._device,
             precision=cell.precision,

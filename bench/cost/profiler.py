@@ -240,9 +240,12 @@ def _record(subject: _Subject, plain: _Turn, how: Profile, shared: Mapping[str, 
         for n, plain_step in enumerate(plain.ms["step"])
     ]
     operations = [StageShare(s.epochs, s.kept, s.step_flops, s.once_flops) for s in stages]
+    parameters, flops = subject.turns[0].stage.deployed()
     return replace(
         record,
         stages=stages,
+        deployed_parameters=parameters,
+        deployed_flops=flops,
         extra_parameters=subject.turns[0].stage.extra_parameters,
         training_cost_ratio=Quartiles.of(ratios),
         training_flop_ratio=training_cost_ratio(operations, record.epochs, record.plain_flops),

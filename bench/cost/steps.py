@@ -7,8 +7,10 @@ work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bench.cell import Cell, DataSpec, Recipe
-from bench.cost.counting import bytes_of
+from bench.cost.counting import bytes_of, count
 from bench.method import MaskedLoss, Method, Pair, Stage, Transfer, View
 from bench.models import zoo
-from bench.models.network import Network
+from bench.models.network import Network, modes_restored
 from bench.seeds import derive
 from bench.train.engine import make_student
 from bench.train.stream import StudentBatch
@@ -34,12 +36,15 @@ class Workload:
     """What decides the cost of a step apart from networks and method; most is as of a cell.
 
     `classes` is K, `image_shape` (C, H, W). The recipe gives batch size, epochs and their split.
+    `images` is N, the size of a memory with an entry for each training image; 0 for the images that
+    are drawn.
     """
 
     classes: int
     image_shape: tuple[int, int, int]
     recipe: Recipe
     device: torch.device
+    images: int = 0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = True
 
@@ -133,16 +138,21 @@ class StudentStage:
             stage, transfer=self._watched(stage.transfer), joint=self._watched(stage.joint)
         )
         alone = replace(method, plan=(replace(watched, share=1.0),))
-        workload = lesson.workload
+        workload, labels = lesson.workload, lesson.train.labels
+        if labelled is not None:
+            labels = labels.where(labelled, -1)
+        # A connector may hold an entry for each training image, more than are drawn.
+        copies = math.ceil(workload.images / len(labels))
+        labels = labels.repeat(max(1, copies))[: max(len(labels), workload.images)]
         network = workload.build(model)
         self.student = make_student(
             workload.cell(model, name),
             alone,
             network,
             workload.image_shape,
-            lesson.teacher.shapes,
+            lesson.teacher,
             workload.device,
-            labelled,
+            labels,
         )
         self._cached_bytes = 0  # of one image
         self.student.begin_epoch(self._clean_view, lesson.train.labels)
@@ -174,6 +184,16 @@ class StudentStage:
     def extra_parameters(self) -> int:
         """Number of parameters that the whole method trains with the student."""
         return sum(p.numel() for p in self.student.connector.parameters())
+
+    def deployed(self) -> tuple[float, float]:
+        """Parameters, and FLOP of one image, of what the method deploys over the student's own."""
+        images, own, counts = self.lesson.batch.images[:2], self.student.network, []
+        for network in (self.student.deployed, own):
+            with modes_restored(network), torch.no_grad():
+                flops = count(partial(network.eval(), images))
+            counts.append((sum(p.numel() for p in network.parameters()), flops))
+        (parameters, flops), (own_parameters, own_flops) = counts
+        return parameters / own_parameters, flops / own_flops
 
     @property
     def trained_bytes(self) -> int:

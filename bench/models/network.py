@@ -34,6 +34,10 @@ class Network(nn.Module):
         """(B, K) logits."""
         return self.view(images, ("logits",))["logits"]
 
+    def norm_of(self, tap: str) -> nn.BatchNorm2d | None:
+        """The BatchNorm that gives a tap, or the main branch of a sum; None where there is none."""
+        return None
+
     def own_state(self) -> tuple[dict[str, Tensor], str]:
         """The state dict as a file of the bare network has it, and the prefix that we give it."""
         return self.get_submodule(self.bare).state_dict(), f"{self.bare}." if self.bare else ""
@@ -74,6 +78,10 @@ class Normalised(Network):
     def head(self) -> nn.Module:
         """The classifier of the network inside."""
         return self.network.head
+
+    def norm_of(self, tap: str) -> nn.BatchNorm2d | None:
+        """See `Network.norm_of`."""
+        return self.network.norm_of(tap)
 
     def own_state(self) -> tuple[dict[str, Tensor], str]:
         """See `Network.own_state`."""

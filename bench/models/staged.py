@@ -61,6 +61,16 @@ class StagedNetwork(Network):
         for number, blocks in enumerate(self.stages, start=1):
             yield f"stage{number}", list(blocks.children())
 
+    def norm_of(self, tap: str) -> nn.BatchNorm2d | None:
+        """The last BatchNorm of a stage's last block for "stageK.pre", shortcuts apart."""
+        last = {f"{name}.pre": blocks[-1] for name, blocks in self.named_stages()}.get(tap)
+        norms = [
+            module
+            for path, module in (last.named_modules() if last is not None else ())
+            if isinstance(module, nn.BatchNorm2d) and not path.startswith("shortcut")
+        ]
+        return norms[-1] if norms else None
+
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
         self.check_taps(taps)

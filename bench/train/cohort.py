@@ -101,14 +101,14 @@ class Cohort:
 
     def _admit(self, cell: Cell) -> Student | None:
         """The cell's student at its latest checkpoint; None if it cannot be trained."""
-        shape, labelled = self.stream.image_shape, self.stream.labelled
+        shape, labels = self.stream.image_shape, self.stream.known_labels
         try:
             method = build_method(cell.method, **cell.hyperparameters)
             network = open_network(cell, self.stream, self.store)
             if method.starts_from == "source":
                 start_from_source(cell, network, self.store)
-            theirs = self.teacher.shapes if self.teacher and method.needs_teacher else None
-            student = make_student(cell, method, network, shape, theirs, self.device, labelled)
+            teacher = self.teacher if method.needs_teacher else None
+            student = make_student(cell, method, network, shape, teacher, self.device, labels)
             self._resume(student)
         except (NotApplicable, *CODE_FAULTS) as error:
             self._fail(cell, error)
@@ -209,7 +209,7 @@ class Cohort:
     def _end_epoch(self, student: Student) -> None:
         test, prepare = self.stream.test, self.stream.student_images
         student.end_epoch(
-            lambda: accuracy(predictions(student.network, test, prepare), test.labels)
+            lambda: accuracy(predictions(student.deployed, test, prepare), test.labels)
         )
         self._report(student)
 

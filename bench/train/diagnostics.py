@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from bench.method import MaskedLoss, Method, Pair, Shapes, Stage, Transfer, View
+from bench.method import Facts, MaskedLoss, Method, Pair, Shapes, Stage, Transfer, View
 
 EXAMINED = 256  # test images, the first ones, on which a teacher's tensors are examined
 DRAWS = 8  # random directions along which the curvature of a transfer loss is probed
@@ -100,7 +100,10 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
             tap: (x + length * scales[tap] * move[tap]).requires_grad_()
             for tap, x in student.items()
         }
-        loss = MaskedLoss.of(transfer(pair._replace(student=View(taps)), connector)).loss.mean()
+        # Every call draws the same numbers and sees the same state, so that it is one function.
+        torch.manual_seed(0)
+        with unchanged(connector):
+            loss = MaskedLoss.of(transfer(pair._replace(student=View(taps)), connector)).loss.mean()
         # A loss of the teacher alone, which sets a connector up, is not of the student's graph.
         found = (
             torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
@@ -156,7 +159,7 @@ def own_stage(method: Method) -> Stage | None:
 
 def knowledge_facts(
     view: Callable[[Sequence[str]], View],
-    labels: Tensor,
+    facts: Facts,
     method: Method,
     optional: Sequence[str],
     shapes: Shapes,
@@ -170,8 +173,8 @@ def knowledge_facts(
     "attention_variation_<tap>": `attention_variation` of the output of every stage with maps of at
     least `LEAST_SIDE`.
 
-    `view` maps taps to the teacher's view of fixed images, `labels` are theirs, (M,), `optional`
-    are the stage's optional taps that both networks have, `shapes` those of the teacher's taps, and
+    `view` maps taps to the teacher's view of fixed images, which `facts` are about, `optional` are
+    the stage's optional taps that both networks have, `shapes` those of the teacher's taps, and
     `batch` is the number of images for the directions.
     """
     large = [
@@ -185,7 +188,8 @@ def knowledge_facts(
         found["knowledge_scalars"] = sum(math.prod(shapes[tap]) for tap in taps)
         shown = view(taps)
         torch.manual_seed(0)
-        connector = method.connect(shapes, shapes).to(labels.device)
+        labels = facts.labels
+        connector = method.connector(shapes, shapes, facts).to(labels.device)
         if stage.prepare is not None:
             stage.prepare(connector, shown)
         first = View({tap: shown[tap][:batch] for tap in taps})

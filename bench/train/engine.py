@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.cell import Cell
 from bench.method import (
+    Facts,
     Merged,
     Method,
     NotApplicable,
@@ -32,8 +33,9 @@ from bench.train.device import autocast, seed_device, to_device
 from bench.train.diagnostics import gradient_cosine, unchanged
 from bench.train.epoch import Sums, check_finite, points
 from bench.train.objective import Losses, Objective, weigh
-from bench.train.optim import get_momenta, learning_rate, make_optimiser, set_momenta
+from bench.train.optim import SplitMomentum, get_momenta, learning_rate, make_optimiser, set_momenta
 from bench.train.stream import StudentBatch
+from bench.train.teacher import Teacher
 
 
 @dataclass(eq=False)
@@ -83,6 +85,12 @@ class Student:
         return (*self.stage.all_taps, *self.optional[self.stage.name])
 
     @property
+    def deployed(self) -> Network:
+        """What is evaluated and saved: the network, or what the method makes of it."""
+        deploy = self.method.deploy
+        return self.network if deploy is None else deploy(self.network, self.connector)
+
+    @property
     def reads_teacher(self) -> bool:
         """Whether this epoch needs a forward pass of the teacher for every augmented batch."""
         return self.stage.needs_teacher and not self.stage.clean
@@ -127,7 +135,7 @@ class Student:
         last = self.epochs_done + 1 == self.total_epochs
         # Without the logits in the loss, the classifier is untrained.
         due = (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0
-        due = due and "logits" in self._reads()
+        due = due and ("logits" in self._reads() or self.method.deploy is not None)
         self._note("test_accuracy", test_accuracy() if last or due else None)
         self.epochs_done += 1
         self._stage_epoch += 1
@@ -190,7 +198,7 @@ class Student:
     def _reads(self) -> tuple[str, ...]:
         """Every tap of the student that a step needs."""
         labels = ("logits",) if self.stage.task_weight > 0 else ()
-        return tuple(dict.fromkeys((*self.taps, *labels)))
+        return tuple(dict.fromkeys((*self.taps, *labels))) if self.stage.student else ()
 
     def _seed_step(self) -> None:
         # Dropout draws from torch's global generator. A stream of its own for every step keeps a
@@ -226,7 +234,7 @@ class Student:
 
     def _backward(self, losses: Losses) -> None:
         terms = weigh(self.stage, self.progress, losses.task, losses.joint, losses.transfer)
-        if self.stage.merge is None:
+        if self.stage.merge is None and not self.stage.momentum_split:
             sum(terms[1:], start=terms[0]).backward()
             return
         task, _ = terms
@@ -234,6 +242,10 @@ class Student:
             torch.autograd.grad(loss, self._trained, retain_graph=loss is task, allow_unused=True)
             for loss in terms
         )
+        if isinstance(self.optimiser, SplitMomentum):
+            self.optimiser.set_gradients(self._trained, task_gradients, transfer_gradients)
+            return
+        assert self.stage.merge is not None
         merged = self.stage.merge(task_gradients, transfer_gradients, self._stage_epoch)
         if isinstance(merged, Merged):
             self.sums.watch(merged.watched)
@@ -300,28 +312,30 @@ def make_student(
     method: Method,
     network: Network,
     image_shape: tuple[int, int, int],
-    teacher_shapes: Shapes | None,
+    teacher: Teacher | None,
     device: torch.device,
-    labelled: Tensor | None = None,
+    labels: Tensor,
 ) -> Student:
-    """A student ready for its first epoch; `teacher_shapes` is None if it has no teacher.
+    """A student ready for its first epoch; `labels` are (N,), -1 where hidden.
 
     Raises:
         NotApplicable: the method cannot be used for this pair.
         ValueError: the method needs a teacher and there is none, or teacher and student have
             different numbers of classes.
     """
-    if method.needs_teacher and teacher_shapes is None:
+    if method.needs_teacher and teacher is None:
         raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
-    if labelled is not None and any(stage.keep is not None for stage in method.plan):
+    labelled = labels >= 0
+    if not labelled.all() and any(stage.keep is not None for stage in method.plan):
         raise NotApplicable("the selection reads every label, but this grid hides some labels")
+    _check_momentum(cell, method)
     if cell.recipe.mixes and any(stage.clean for stage in method.plan):
         raise NotApplicable(
             "it reads images without augmentation, and mixup or cutmix changes them"
         )
     shapes = tap_shapes(network, image_shape)
-    theirs: Shapes = teacher_shapes if teacher_shapes is not None else {}
-    if teacher_shapes is not None and theirs["logits"] != shapes["logits"]:
+    theirs: Shapes = teacher.shapes if teacher else {}
+    if teacher and theirs["logits"] != shapes["logits"]:
         raise ValueError(
             f"the teacher has {theirs['logits'][0]} classes, the student "
             f"{shapes['logits'][0]}: train both on the same classes"
@@ -338,10 +352,27 @@ def make_student(
         stage.name: tuple(t for t in stage.optional_taps if t in shapes and t in theirs)
         for stage in method.plan
     }
+    facts = teacher.facts(labels) if teacher else Facts(len(labels), labels, shapes["logits"][0])
     torch.manual_seed(derive(cell.seed, "connector", cell.method))
-    connector = to_device(method.connect(shapes, theirs), device)
+    connector = to_device(method.connector(shapes, theirs, facts), device)
     network = to_device(network, device)
-    return Student(cell, method, network, connector, device, optional, labelled)
+    seen = None if labelled.all() else labelled
+    return Student(cell, method, network, connector, device, optional, seen)
+
+
+def _check_momentum(cell: Cell, method: Method) -> None:
+    """NotApplicable if a stage splits a momentum that the recipe lacks."""
+    split, recipe = max(stage.momentum_split for stage in method.plan), cell.recipe
+    if split == 0:
+        return
+    if recipe.optimiser != "sgd" or recipe.nesterov:
+        raise NotApplicable(
+            "momentum_split is for SGD without Nesterov's form; set optimiser: sgd, nesterov: false"
+        )
+    if split >= recipe.momentum:
+        raise NotApplicable(
+            f"momentum_split {split:g} is not below the recipe's momentum {recipe.momentum:g}"
+        )
 
 
 def images_of(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from functools import partial
 
+from torch import nn
+
 from bench.record import FINISHED, Record, Store, dump_json
 from bench.train.checkpoint import History
 from bench.train.diagnostics import EXAMINED, knowledge_facts, own_stage
@@ -59,7 +61,7 @@ class Results:
                 final=self._final(student, history),
                 files={WEIGHTS: FILE, **{name: f"{name}.json" for name in selections}},
             ),
-            {WEIGHTS: weights_content(student.network), **contents},
+            {WEIGHTS: weights_content(student.deployed), **contents},
         )
 
     def _final(self, student: Student, history: History) -> dict[str, float]:
@@ -75,11 +77,13 @@ class Results:
             "train_images": len(self.stream.train.labels),
             "test_images": len(self.stream.test.labels),
             "classes": self.stream.classes,
-            "parameters": sum(p.numel() for p in student.network.parameters()),
+            "parameters": _parameters(student.deployed),
             **{name: round(getattr(history, name), 3) for name in SECONDS},
         }
+        if student.method.deploy is not None:
+            final["student_parameters"] = _parameters(student.network)
         if self._theirs is not None and student.method.needs_teacher:
-            predicted = predictions(student.network, self.stream.test, self.stream.student_images)
+            predicted = predictions(student.deployed, self.stream.test, self.stream.student_images)
             final["agreement"] = accuracy(predicted, self._theirs)
             if student.cell.diagnostics:
                 final |= self._diagnose(student)
@@ -87,9 +91,14 @@ class Results:
 
     def _diagnose(self, student: Student) -> dict[str, float]:
         """Facts of the teacher and the method alone, the same for students of any architecture."""
-        teacher, stage = self.teacher, own_stage(student.method)
+        teacher, method, stage = self.teacher, student.method, own_stage(student.method)
         assert teacher is not None
         optional = () if stage is None else student.optional[stage.name]
         images, labels, _ = next(self.stream.test.clean(EXAMINED))
         view, size = partial(teacher.view, images), student.cell.recipe.batch_size
-        return knowledge_facts(view, labels, student.method, optional, teacher.shapes, size)
+        facts = teacher.facts(labels)
+        return knowledge_facts(view, facts, method, optional, teacher.shapes, size)
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

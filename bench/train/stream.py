@@ -40,6 +40,12 @@ class Stream:
     std: tuple[float, ...]
     mixing: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def known_labels(self) -> Tensor:
+        """(N,) labels of the training images, -1 where they are hidden."""
+        labels = self.train.labels
+        return labels if self.labelled is None else labels.where(self.labelled, -1)
+
     def mixed(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor | None]:
         """The images of a step and, if they are mixed of two each, their labels' weights (B, K).
 

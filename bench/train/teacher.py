@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from bench.cell import Cell
-from bench.method import View, in_float32
+from bench.method import Facts, View, in_float32
 from bench.models.folding import folded
 from bench.models.network import Network, Normalised, tap_shapes
 from bench.record import Store
 from bench.train.device import autocast, to_device
 from bench.train.stream import Stream
-from bench.train.weights import build_network, read_weights
+from bench.train.weights import build_network, linear, read_weights
 
 
 class Teacher:
@@ -23,6 +23,12 @@ class Teacher:
         self, network: Network, cell: Cell, device: torch.device, image_shape: tuple[int, int, int]
     ) -> None:
         """Folds the network's BatchNorms, moves it to `device` and freezes it."""
+        norms = {tap: network.norm_of(tap) for tap in network.tap_names}
+        self._norms = {
+            tap: (norm.weight.detach().to(device), norm.bias.detach().to(device))
+            for tap, norm in norms.items()
+            if norm is not None
+        }
         lean = folded(network.eval(), image_shape)
         self.network = to_device(lean, device).eval().requires_grad_(False)
         self.cell = cell
@@ -43,6 +49,12 @@ class Teacher:
             views = [self.view(batch, missing) for batch in images]
             self._clean |= {tap: torch.cat([view[tap] for view in views]) for tap in missing}
         return View({tap: self._clean[tap] for tap in taps})
+
+    def facts(self, labels: Tensor) -> Facts:
+        """What connectors may hold of it; `labels` are those of the training images, (N,)."""
+        (classes,) = self.shapes["logits"]
+        head = linear(self.network.head)
+        return Facts(len(labels), labels, classes, head, self._norms)
 
     def digest(self) -> str:
         """Hash of all parameters and buffers."""

@@ -9,16 +9,16 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cell import Cell, DataSpec
 from bench.checksum import pack, unpack
 from bench.data.dataset import DataSet
 from bench.faults import CODE_FAULTS, DamagedError, UserError, reason
-from bench.method import NotApplicable
+from bench.method import Facts, Method, NotApplicable
 from bench.models import zoo
 from bench.models.files import fitted, read_state
-from bench.models.network import Network, Normalised
+from bench.models.network import Network, Normalised, tap_shapes
 from bench.record import Store, write_atomically
 from bench.seeds import derive
 from bench.train.stream import Stream
@@ -104,6 +104,26 @@ def read_weights(cell_id: str, store: Store) -> dict[str, Tensor]:
         return safetensors.torch.load_file(store.file(record, WEIGHTS))
     except safetensors.SafetensorError as error:  # of an earlier version, without a checksum
         raise DamagedError(f"damaged: {store.folder(cell_id) / FILE} ({error})") from None
+
+
+def untrained_deployment(
+    method: Method, network: Network, teacher: Network, image_shape: tuple[int, int, int]
+) -> Network:
+    """What a method deploys, before weights are read into it; `network` if it adds nothing."""
+    if method.deploy is None:
+        return network
+    shapes, theirs = (tap_shapes(one, image_shape) for one in (network, teacher))
+    unlabelled = torch.empty(0, dtype=torch.long)
+    facts = Facts(0, unlabelled, shapes["logits"][0], linear(teacher.head))
+    return method.deploy(network, method.connector(shapes, theirs, facts))
+
+
+def linear(head: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Weight (K, D) and bias (K,) of a linear classifier; None for another."""
+    if not isinstance(head, nn.Linear):
+        return None
+    bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
+    return head.weight.detach(), bias.detach()
 
 
 def start_from_source(cell: Cell, network: Network, store: Store) -> None:

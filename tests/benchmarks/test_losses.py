@@ -11,7 +11,7 @@ With one thread on the CPU the clock is the processor's.
 """
 
 import time
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.cost.counting import count, peak_bytes
 from bench.cost.steps import LossAlone
 from bench.hyperparameters import METHODS, build_method
-from bench.method import Method, Pair, Shapes, Stage, View
+from bench.method import Facts, Method, Pair, Shapes, Stage, View
 from bench.models import zoo
 from bench.models.network import tap_shapes
 
@@ -112,8 +112,16 @@ def random_loss(
     student = View({tap: x.requires_grad_() for tap, x in draw(student_shapes).items()})
     index = torch.arange(batch, device=DEVICE)
     pair = Pair(student, View(draw(teacher_shapes)), index % CLASSES, index)
-    connector = method.connect(student_shapes, teacher_shapes).to(DEVICE)
+    connector = method.connector(student_shapes, teacher_shapes, facts(teacher_shapes)).to(DEVICE)
     return LossAlone([stage.transfer], pair, connector)
+
+
+def facts(teacher: Shapes) -> Facts:
+    """Those of a set of 50,000 images, and of a teacher's random head and BatchNorms."""
+    labels = torch.arange(50_000, device=DEVICE) % CLASSES
+    (width,), draw = teacher["embedding"], partial(torch.randn, device=DEVICE)
+    norms = {tap: (draw(c), draw(c)) for tap, (c, *_) in teacher.items() if tap.endswith(".pre")}
+    return Facts(len(labels), labels, CLASSES, (draw(CLASSES, width), draw(CLASSES)), norms)
 
 
 @cache

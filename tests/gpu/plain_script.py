@@ -16,6 +16,7 @@ from bench.method import MaskedLoss, Merged, Method, Pair, Stage, View, in_float
 from bench.models.network import Network, tap_shapes
 from bench.train.engine import freeze, parts_of
 from bench.train.objective import weigh
+from bench.train.teacher import Teacher
 
 RATE = 1e-12  # leaves the weights in place, so that each step is the same work
 
@@ -40,6 +41,8 @@ class PlainTeacher:
         update_bn([self.images], self.network.train())
         self.network.eval().requires_grad_(False)
         self.shapes = tap_shapes(self.network, workload.image_shape)
+        twin = Teacher(self.network, workload.cell(name), workload.device, workload.image_shape)
+        self.facts = twin.facts(Images.draw(workload).labels)
 
 
 class PlainScript:
@@ -51,7 +54,7 @@ class PlainScript:
         self.index = torch.arange(len(teacher.labels), device=workload.device)
         self.network = workload.build(student).to(workload.device)
         shapes = tap_shapes(self.network, workload.image_shape)
-        self.connector = method.connect(shapes, teacher.shapes).to(workload.device)
+        self.connector = method.connector(shapes, teacher.shapes, teacher.facts).to(workload.device)
         optional = (t for t in stage.optional_taps if t in shapes and t in teacher.shapes)
         self.taps = (*stage.all_taps, *optional)
         self.reads = tuple({*self.taps, *(("logits",) if stage.task_weight else ())})
