@@ -10,6 +10,7 @@ import torch
 from lessons import Lesson, cell, run
 from torch import Tensor
 
+from bench.cell import Cell
 from bench.data import sources
 from bench.hyperparameters import (
     METHODS,
@@ -21,7 +22,8 @@ from bench.hyperparameters import (
 from bench.method import Facts, MaskedLoss, Method, Pair, Stage, View
 from bench.models import zoo
 from bench.models.checks import check_network
-from bench.models.network import tap_shapes
+from bench.models.network import Network, tap_shapes
+from bench.train.weights import untrained_deployment
 
 NAMES = METHODS.names()
 PLANNED = {name: build_method(name) for name in NAMES}
@@ -238,7 +240,7 @@ def _parameters_beyond(lesson: Lesson, tap: str) -> set[str]:
 def test_same_seed_same_bits_other_seed_other_bits(name, tmp_path):
     first, again, other = cell(name), cell(name), cell(name, seed=1)
     results = [run([c], tmp_path / f"{i}")[c.id] for i, c in enumerate((first, again, other))]
-    weights = [load(tmp_path / f"{i}", c.id) for i, c in enumerate((first, again, other))]
+    weights = [load(tmp_path / f"{i}", c) for i, c in enumerate((first, again, other))]
     assert results[0].curves == results[1].curves
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
@@ -252,16 +254,21 @@ def test_trained_side_by_side_equals_trained_alone_bit_for_bit(tmp_path):
         alone = run([one], tmp_path / one.id)[one.id]
         assert together[one.id].status == alone.status == "finished", together[one.id].error
         assert together[one.id].curves == alone.curves, one
-        assert load(tmp_path / "together", one.id) == load(tmp_path / one.id, one.id), one
-        network = zoo.build(one.model, K, (1, 8, 8))
+        assert load(tmp_path / "together", one) == load(tmp_path / one.id, one), one
+        network = deployed(one.method, one.model)
         assert alone.final["parameters"] == sum(p.numel() for p in network.parameters())
 
 
-def load(folder, cell_id: str) -> bytes:
-    """The weights saved, which are those of the student alone."""
-    saved = (folder / cell_id / "weights.safetensors").read_bytes()
-    parts = set(safetensors.torch.load(saved))
-    assert parts == set(zoo.build("cnn2", K, (1, 8, 8)).state_dict())
+def deployed(name: str, student: str = "cnn2") -> Network:
+    """The student alone, but for a method that deploys more."""
+    networks = (zoo.build(model, K, (1, 8, 8)) for model in (student, "cnn3"))
+    return untrained_deployment(PLANNED[name], *networks, (1, 8, 8))
+
+
+def load(folder, cell: Cell) -> bytes:
+    """The weights saved, which are those of what is deployed."""
+    saved = (folder / cell.id / "weights.safetensors").read_bytes()
+    assert set(safetensors.torch.load(saved)) == set(deployed(cell.method).state_dict())
     return saved
 
 
