@@ -15,7 +15,6 @@ from bench.report.build import build
 from bench.report.groups import conditions_table, faults_table
 from bench.report.page import MOST_BYTES, MOST_WORDS, words
 from bench.report.results import findings
-from bench.report.tables import show
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -179,7 +178,7 @@ def test_conditions_are_counted_by_cell():
             cell={"recipe": {"epochs": 30, "milestones": [0.5, 0.75]}, "data": {"flip": False}},
         )  # fmt: skip
     (table,) = conditions_table(plan, records)
-    shown = [tuple(show(column, value) for column, value in row) for row in table.cells()]
+    shown = [tuple(row) for row in table.shown()]
     assert shown == [
         ("seeds", "0-1", "10"),
         ("first cell started", "2026-01-01", "1"),
@@ -195,7 +194,7 @@ def test_conditions_are_counted_by_cell():
 
 def test_every_cell_without_a_result_is_listed_with_its_reason():
     (table,) = faults_table(grid.plan(), grid.records())
-    shown = [tuple(show(column, value) for column, value in row[1:]) for row in table.cells()]
+    shown = [tuple(row[1:]) for row in table.shown()]
     assert shown == [
         ("fsp", "0-1", "not applicable", grid.REFUSAL),
         ("kd_svd", "0-1", "not run", "-"),

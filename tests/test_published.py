@@ -13,7 +13,7 @@ from bench.expansion import expand
 from bench.grid import load_grid
 from bench.record import FINISHED, Plan, Record
 from bench.report.published import load_published, published_tables
-from bench.report.tables import Table, show
+from bench.report.tables import Table
 
 
 def settled(name: str, *overrides: str) -> tuple[Plan, dict[str, Record]]:
@@ -36,8 +36,7 @@ def lines(tables: Iterable[Table]) -> dict[tuple[str, str], list[str]]:
     """(published as, measured at) -> the rest as shown."""
     found = {}
     for table in tables:
-        for row in table.cells():
-            name, label, measure, *rest = (show(column, value) for column, value in row)
+        for name, label, measure, *rest in table.shown():
             found[name, measure] = [label, *rest]
     return found
 

@@ -145,7 +145,7 @@ def golden(name: str) -> str:
 
 def test_the_summary_equals_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     section = summary_section(findings(grid.plan(), grid.records(), None))
-    files = [*write_csv(section, tmp_path), write_markdown(section, tmp_path)]
+    files = [write_csv(section, tmp_path), write_markdown(section, tmp_path)]
     assert sorted(files) == sorted(tmp_path.iterdir())
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == golden("summary.md")
     written = (tmp_path / "summary.csv").read_text(encoding="utf-8")
@@ -188,8 +188,8 @@ def shown(rows, records, label: str) -> dict[str, str]:
     """The entries of one label as shown, by the key of their column."""
     plan = Plan(name="p", description="", config={}, rows=rows)
     (table,) = tables(plan, {one.cell_id: one for one in records})
-    row = next(row for row in table.cells() if row[0][1] == label)
-    return {column.key: show(column, value) for column, value in row}
+    row = next(row for row in table.shown() if row[0] == label)
+    return {column.key: text for column, text in zip(table.columns, row, strict=True)}
 
 
 def seeds(label: str, *accuracies: float | None):
@@ -285,9 +285,8 @@ def test_two_cells_for_one_label_and_seed_are_refused() -> None:
 
 def test_tables_of_a_section_share_a_file(tmp_path):
     other = Table("B", (LABEL, POINTS, PLAIN), ({"label": "rkd", "x": 7},))
-    (path,) = write_csv(Section(name="both", title="t", tables=(SMALL, other)), tmp_path)
+    path = write_csv(Section(name="both", title="t", tables=(SMALL, other)), tmp_path)
     assert path.read_text() == (
         "table,label,g,g_low,g_high,g_n,x\nA & B,soft_logits,0.01,0.005,0.015,3,\n"
         "A & B,a|b <i>,,,,,\nB,rkd,,,,,7\n"
     )
-    assert write_csv(Section(name="none", title="t"), tmp_path) == []

@@ -6,7 +6,7 @@ from summary_grid import finished, row
 
 from bench.cost.costs import Costs
 from bench.record import Plan, Record, Row
-from bench.report.winner import winner
+from bench.report.answers import winner
 
 # Five seeds with a spread of half a point: 4 points are beyond doubt, 0.1 are not.
 SPREAD = (0.0, 0.005, -0.005, 0.002, -0.002)
@@ -39,9 +39,10 @@ def test_the_recommended_row_of_the_highest_mean_wins_with_its_first_seed():
     )
     found = winner(plan, records, Costs())
     assert found is not None
-    assert (found.row.student, found.row.label, found.row.seed) == ("broad", "soft_logits", 0)
-    assert found.why.startswith("proven")
-    assert "+6.0 points" in found.why
+    row, why = found
+    assert (row.student, row.label, row.seed) == ("broad", "soft_logits", 0)
+    assert why.startswith("proven")
+    assert "+6.0 points" in why
 
 
 def test_a_pair_of_higher_accuracy_without_proof_does_not_win():
@@ -51,7 +52,7 @@ def test_a_pair_of_higher_accuracy_without_proof_does_not_win():
     )
     found = winner(plan, records, Costs())
     assert found is not None
-    assert found.row.student == "narrow"
+    assert found[0].student == "narrow"
 
 
 def test_a_failed_first_seed_is_passed_over():
@@ -60,8 +61,9 @@ def test_a_failed_first_seed_is_passed_over():
     records[first] = replace(records[first], status="failed", error="boom", final={})
     found = winner(plan, records, Costs())
     assert found is not None
-    assert found.row.seed == 1
-    assert "4 seeds" in found.why
+    row, why = found
+    assert row.seed == 1
+    assert "4 seeds" in why
 
 
 def test_without_proof_the_highest_mean_gain_is_the_best_bet():
@@ -71,9 +73,10 @@ def test_without_proof_the_highest_mean_gain_is_the_best_bet():
     )
     found = winner(plan, records, Costs())
     assert found is not None
-    assert (found.row.student, found.row.label, found.row.seed) == ("narrow", "fitnet", 0)
-    assert found.why.startswith("best bet, not proven")
-    assert "+0.2" in found.why
+    row, why = found
+    assert (row.student, row.label, row.seed) == ("narrow", "fitnet", 0)
+    assert why.startswith("best bet, not proven")
+    assert "+0.2" in why
 
 
 def test_nothing_wins_below_the_plain_student_or_without_evidence():

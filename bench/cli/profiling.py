@@ -18,8 +18,9 @@ from bench.data.sources import Library
 from bench.expansion import data_name
 from bench.progress import ProgressDisplay
 from bench.record import write_atomically
-from bench.report.cost import costs_to_text, write_costs
+from bench.report.cost import cost_section, write_costs
 from bench.report.results import findings
+from bench.report.tables import to_text
 from bench.train.device import pick_device
 from bench.workdir import WorkDir
 
@@ -58,7 +59,8 @@ def profile(options: argparse.Namespace) -> int:
             found = measure(*models, rows, workload, how, display.show)
             for file in files.values():
                 write_atomically(file, read_costs(file).with_newer(found).to_json())
-    print(costs_to_text(read_costs(files[grid.name])))
+    section = cost_section(read_costs(files[grid.name]))
+    print(*map(to_text, section.tables), sep="\n")
     for name, file in files.items():
         _render(work, name, file)
     return 0

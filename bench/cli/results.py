@@ -13,8 +13,8 @@ from bench.launch.leases import Leases
 from bench.launch.mirroring import send_records, sole_mirror
 from bench.models.files import checksum_file
 from bench.record import Plan, Record, Row, digest, write_atomically
+from bench.report.answers import winner
 from bench.report.results import findings
-from bench.report.winner import winner
 from bench.tracking import serve
 from bench.workdir import WorkDir
 
@@ -87,7 +87,7 @@ def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row,
             f"no row of {plan.name} is believed to be better than the student alone (see: "
             "run_all.py recommend); name a CELL instead"
         )
-    return best.row, best.why
+    return best
 
 
 def _check_trained(

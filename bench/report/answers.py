@@ -1,12 +1,16 @@
 """The answer for each pair as lines of text: what is proven, the best bet, what is still open."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
+from bench.cost.costs import Costs
 from bench.decide.decision import BEST_BET, PROVEN, Answer
 from bench.decide.evidence import Pair
 from bench.decide.over_pairs import Overall
-from bench.record import Plan
+from bench.decide.records import decide_plan, group_by_pair
+from bench.record import FINISHED, Plan, Record
+from bench.record import Row as PlanRow
 from bench.report.wording import (
     chance_text,
     cost_text,
@@ -159,6 +163,38 @@ def _settled_by(answer: Answer, asked: Asked) -> list[str]:
 def cost_of(pair: Pair, name: str | None) -> float | None:
     """A row's whole training over the plain student's; None where it was not measured."""
     return next((row.cost for row in pair.rows if row.name == name), None)
+
+
+def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[PlanRow, str] | None:
+    """The network to take home from a grid, and why; None where no row is believed to be better.
+
+    Of the rows that are proven better than the plain student, one a pair at most, the one of the
+    highest mean accuracy. If there is none, the best bet of the highest believed gain. Of the
+    row's seeds the first finished one, never the best seed: that would be chosen on the test set.
+    """
+    pairs, decision = decide_plan(plan, records, costs)
+    rank, found = (False, 0.0), None
+    for (key, pair), answer in zip(pairs.items(), decision.answers, strict=True):
+        if (chance := answer.chance(answer.named)) is not None:
+            proven = answer.verdict == PROVEN
+            seeds = next(row.every_seed for row in pair.rows if row.name == answer.named)
+            mine = proven, fmean(seeds.values()) if proven else chance.gain
+            if mine > rank:  # the plan's first one of equals
+                rank, found = mine, (key, pair, answer)
+    if found is None:
+        return None
+    key, pair, answer = found
+    finished = [
+        row
+        for row in group_by_pair(plan)[key]
+        if row.label == answer.named
+        and row.cell_id in records
+        and records[row.cell_id].status == FINISHED
+    ]
+    row = min(finished, key=lambda row: row.seed)
+    kind, text = ("proven", proven_text) if rank[0] else ("best bet, not proven", bet_text)
+    why = f"{kind}: for {key.title}, {text(answer, pair)}."
+    return row, f"{why} Seed {row.seed} is the first of {len(finished)}, not the best."
 
 
 def overall_lines(overall: Sequence[Overall]) -> list[str]:

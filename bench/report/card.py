@@ -1,7 +1,7 @@
 """The answer in at most three sentences, then a line for each pair: on the page, in a terminal."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from bench.decide.evidence import LONGER, METHOD
 from bench.design import PairId
 from bench.report.answers import asked_of, cautions, cost_of
 from bench.report.results import Findings, Line, remarks, summary_section
-from bench.report.tables import Table, to_text
+from bench.report.tables import to_text
 from bench.report.wording import LONGER as FACTOR
 from bench.report.wording import (
     chance_text,
@@ -36,6 +36,7 @@ class Part(NamedTuple):
 
 
 Sentence = list[Part]
+Answers = Mapping[PairId, Answer]
 
 
 class PairLine(NamedTuple):
@@ -51,40 +52,31 @@ class PairLine(NamedTuple):
 
 def pair_lines(found: Findings) -> list[PairLine]:
     """One line for each pair with an answer."""
-    return [_pair_line(found, key) for key in found.answers]
-
-
-def _pair_line(found: Findings, key: PairId) -> PairLine:
-    answer, title = found.answers[key], found.titles[key]
-    if answer.named is None or answer.verdict is None:
-        return PairLine(title, "", answer.problem, "", "", "")
-    others = [row_title(row) for row in answer.in_the_race if row != answer.named]
-    race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
-    cost = cost_text(cost_of(found.pairs[key], answer.named))
-    return PairLine(
-        title, answer.verdict, row_title(answer.named), _gain(answer), cost, race or "no other row"
-    )
-
-
-def _gain(answer: Answer) -> str:
-    if (gain := answer.proven_gain) is not None:
-        return gain_text(gain)
-    chance = answer.chance(answer.named)
-    assert chance is not None  # a named row has one
-    return f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
+    lines = []
+    for key, answer in found.answers.items():
+        title, chance, gain = found.titles[key], answer.chance(answer.named), answer.proven_gain
+        if answer.named is None or answer.verdict is None or chance is None:
+            lines.append(PairLine(title, "", answer.problem, "", "", ""))
+            continue
+        others = [row_title(row) for row in answer.in_the_race if row != answer.named]
+        race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+        bet = f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
+        said = gain_text(gain) if gain is not None else bet
+        cost = cost_text(cost_of(found.pairs[key], answer.named))
+        name = row_title(answer.named)
+        lines.append(PairLine(title, answer.verdict, name, said, cost, race or "no other row"))
+    return lines
 
 
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
-    asked = asked_of(found.plan)
-    held: dict[str, list[str]] = {}
+    asked, held = asked_of(found.plan), defaultdict[str, list[str]](list)
     for key, answer in found.answers.items():
         for text in cautions(answer, found.pairs[key], asked):
-            held.setdefault(text, []).append(found.titles[key])
+            held[text].append(found.titles[key])
+    everywhere = len(found.answers)
     return [
-        text[:1].upper() + text[1:]
-        if len(pairs) == len(found.answers)
-        else f"{'; '.join(pairs)}: {text}"
+        text[:1].upper() + text[1:] if len(pairs) == everywhere else f"{'; '.join(pairs)}: {text}"
         for text, pairs in held.items()
     ]
 
@@ -98,14 +90,16 @@ def sentences(found: Findings) -> list[Sentence]:
         return [[Part(f"No answer yet: {why}.")]]
     order = list(SYMBOLS)
     sure = sorted(answers, key=lambda key: order.index(answers[key].verdict or UNDECIDED))
-    students = list(dict.fromkeys(key.student for key in sure))
+    students: dict[str, dict[PairId, Answer]] = {key.student: {} for key in sure}
+    for key, answer in answers.items():
+        students[key.student][key] = answer
     if found.overall:
         said = [_overall(found), _exploratory(found, answers, students)]
     elif len(students) <= STUDENTS:
-        said = [_of_student(found, answers, student) for student in students]
+        said = [_of_student(found, student, mine) for student, mine in students.items()]
     else:
         said = [_counted(answers)]
-    return [*said[:STUDENTS], _before_you_pay(found, answers)]
+    return [*said, _before_you_pay(found, answers)]
 
 
 def _overall(found: Findings) -> Sentence:
@@ -113,7 +107,7 @@ def _overall(found: Findings) -> Sentence:
     best = next((line for line in lines if line.proven), lines[0])
     assert best.gain is not None  # a mean over pairs has one
     verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
-    costs = [c for pair in found.pairs.values() if (c := cost_of(pair, best.label)) is not None]
+    costs = [cost_of(pair, best.label) for pair in found.pairs.values()]
     return [
         Part(f"On average over {best.n} pairs: "),
         Part(best.title, verdict),
@@ -121,28 +115,21 @@ def _overall(found: Findings) -> Sentence:
     ]
 
 
-def _at(costs: Sequence[float]) -> str:
-    shown = range_text(costs, "{:.1f}".format) if costs else ""
-    return f", at {shown} times its training cost" if costs else ""
+def _at(costs: Iterable[float | None]) -> str:
+    known = [cost for cost in costs if cost is not None]
+    return f", at {range_text(known, '{:.1f}'.format)} times its training cost" if known else ""
 
 
-def _exploratory(
-    found: Findings, answers: dict[PairId, Answer], students: Sequence[str]
-) -> Sentence:
+def _exploratory(found: Findings, answers: Answers, students: Mapping[str, Answers]) -> Sentence:
     if len(students) > STUDENTS:
         return [Part("Single pairs, exploratory: "), *_counted(answers)]
     parts: Sentence = []
-    for place, student in enumerate(students):
-        parts.append(Part(f"{'; for' if place else 'For'} a {student} student "))
-        parts += _named(_of(answers, student), found)
+    for student, mine in students.items():
+        parts += [Part(f"{'; for' if parts else 'For'} a {student} student "), *_named(mine, found)]
     return [*parts, Part(" (single pairs are exploratory).")]
 
 
-def _of(answers: dict[PairId, Answer], student: str) -> dict[PairId, Answer]:
-    return {key: answer for key, answer in answers.items() if key.student == student}
-
-
-def _named(answers: dict[PairId, Answer], found: Findings) -> Sentence:
+def _named(answers: Answers, found: Findings) -> Sentence:
     """Which row is named for these pairs, and how sure that is, without gain and cost."""
     choices: dict[tuple[str, str], list[PairId]] = {}
     for key, answer in answers.items():
@@ -160,37 +147,34 @@ def _named(answers: dict[PairId, Answer], found: Findings) -> Sentence:
     return parts
 
 
-def _of_student(found: Findings, answers: dict[PairId, Answer], student: str) -> Sentence:
+def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
     """One student's answer with gain and cost, over its teachers and data."""
-    mine = _of(answers, student)
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
     named = {answer.named for answer in mine.values()}
     # What was measured if it is proven, else what is believed.
     both = [(a.proven_gain, a.chance(a.named)) for a in mine.values()]
     gains = [gain.mean if gain else chance.gain for gain, chance in both if chance is not None]
-    priced = (cost_of(found.pairs[key], answer.named) for key, answer in mine.items())
-    costs = [cost for cost in priced if cost is not None]
     if len(named) > 1 or not gains:
         return [*parts, Part(".")]
     sure = "" if all(answer.verdict == PROVEN for answer in mine.values()) else "probably "
     gain = f"{sure}{range_text(gains, points)} points"
-    return [*parts, Part(f": {gain} over the student alone{_at(costs)}.")]
+    cost = _at(cost_of(found.pairs[key], answer.named) for key, answer in mine.items())
+    return [*parts, Part(f": {gain} over the student alone{cost}.")]
 
 
-def _counted(answers: dict[PairId, Answer]) -> Sentence:
+def _counted(answers: Answers) -> Sentence:
     """Which rows are named how often, where a sentence a student would be too many."""
     counts = Counter((a.named or "", a.verdict or "") for a in answers.values())
     order = list(SYMBOLS)
     ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
     parts: Sentence = []
     for row, verdict in ranked[:3]:
-        parts += [Part("; ")] * bool(parts)
-        parts += [Part(row_title(row), verdict)]
-        parts += [Part(f" is {verdict} for {counts[row, verdict]} of {len(answers)} pairs")]
+        said = f" is {verdict} for {counts[row, verdict]} of {len(answers)} pairs"
+        parts += [Part("; " if parts else ""), Part(row_title(row), verdict), Part(said)]
     return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
 
 
-def _before_you_pay(found: Findings, answers: dict[PairId, Answer]) -> Sentence:
+def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     """What the same time buys without a teacher, and whether a method is proven to beat that."""
     lead = "Before you pay for a teacher: "
     longer = _longer(found)
@@ -234,33 +218,27 @@ WIDE = 110
 """Columns of a terminal from which on tables show accuracies and seeds too."""
 
 NARROW = ("label", "gain", "cost", "verdict")
-REFERENCES = ("teacher", "student")
 
 
 def result_tables(found: Findings, width: int) -> list[str]:
     """The tables of the summary for a terminal of so many columns, without notes, best first."""
-    return [to_text(_shown(table, width)) for table in summary_section(found).tables]
-
-
-def _shown(table: Table, width: int) -> Table:
-    if width >= WIDE:
-        keys = [column.key for column in table.columns if not column.detail]
-        return replace(table.only(keys), notes=())
-    narrow = table.only(NARROW)
-    # Neither has a gain: it would be their accuracy that counts.
-    rows = [row for row in narrow.rows if row["verdict"] not in REFERENCES]
-    return replace(narrow, rows=rows, notes=())
+    shown = []
+    for table in summary_section(found).tables:
+        made, rows = table.without_details(), table.rows
+        if width < WIDE:
+            # Teacher and student have no gain: it would be their accuracy that counts.
+            rows = [row for row in rows if row["verdict"] not in ("teacher", "student")]
+            made = replace(table, rows=rows).only(NARROW)
+        shown.append(to_text(replace(made, notes=())))
+    return shown
 
 
 def result_lines(found: Findings) -> list[str]:
     """What has to be said of single rows, then the answer, and for each pair if there are more."""
-    lines = [
-        f"{title}: {remark}"
-        for key, title in found.titles.items()
-        for remark in remarks(found, key)
-    ]
+    titles = found.titles.items()
+    lines = [f"{title}: {text}" for key, title in titles for text in remarks(found, key)]
     lines += ["".join(part.text for part in sentence) for sentence in sentences(found)]
     for pair in pair_lines(found) if len(found.answers) > 1 else ():
-        answer = f"{pair.verdict}: {pair.row}, {pair.gain}, {pair.cost}"
-        lines.append(f"{pair.title}: {answer if pair.verdict else f'no answer: {pair.row}'}")
+        said = f"{pair.verdict}: {pair.row}, {pair.gain}, {pair.cost}"
+        lines.append(f"{pair.title}: {said if pair.verdict else f'no answer: {pair.row}'}")
     return lines

@@ -1,7 +1,7 @@
 """The survey's summary sentences, each with one measure, a verdict and a sentence of evidence.
 
-The claims are those of the deck "Knowledge distillation in deep neural network" (S. Lee), which
-sorts methods into the categories of this harness and sums them up in five sentences.
+They are those of the deck "Knowledge distillation in deep neural network" (S. Lee), which sorts
+methods into the categories of this harness.
 
 - A measure with a spread over seeds is the mean over a category's methods, minus the same of
   another category (or their ratio), paired by seed and averaged over the pairs of networks. Paired
@@ -17,6 +17,7 @@ sorts methods into the categories of this harness and sums them up in five sente
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,8 +53,8 @@ Range = tuple[float, float, float]
 class Claim(NamedTuple):
     """One sentence, what it is measured by and what was found.
 
-    The verdict is empty where a test over the whole table decides, of the differences `tested`, one
-    a seed; `wanted` is -1 if the claim says below 0, 1 if above.
+    Without a verdict a test decides, of the differences `tested`, one a seed; `wanted` is -1 if the
+    claim says below 0, 1 if above.
     """
 
     text: str
@@ -67,12 +68,11 @@ class Claim(NamedTuple):
 def claim_table(found: Findings) -> Table:
     """One row a claim; see the head of this module for how verdicts come about."""
     claims = _claims(found)
-    tested = [claim for claim in claims if claim.tested]
-    raw = [_p(claim.tested) for claim in tested]
+    raw = [_p(claim.tested) for claim in claims if claim.tested]
     # What has no spread to judge by was looked at all the same.
     adjusted = holm([1.0 if p is None else p for p in raw])
-    p_of = {c.text: None if r is None else p for c, r, p in zip(tested, raw, adjusted, strict=True)}
-    rows = [_row(claim, p_of.get(claim.text)) for claim in claims]
+    corrected = iter(None if r is None else p for r, p in zip(raw, adjusted, strict=True))
+    rows = [_row(claim, next(corrected) if claim.tested else None) for claim in claims]
     return Table("Claims", CLAIM_COLUMNS, rows, CLAIM_NOTES)
 
 
@@ -119,16 +119,14 @@ def _claims(found: Findings) -> list[Claim]:
 
 
 def _row(claim: Claim, p: float | None) -> dict[str, Value]:
-    verdict, evidence = claim.verdict, claim.evidence
-    if not verdict:
-        verdict, evidence = UNDECIDED, EXAMINED
-        if claim.tested:
-            evidence = _evidence(claim, p)
-        if p is not None and p <= ALPHA:
-            right = statistics.fmean(claim.tested) * claim.wanted > 0
-            verdict = SUPPORTED if right else NOT_SUPPORTED
-    said = {"measure": claim.measure, "evidence": evidence}
-    return {"claim": claim.text, "verdict": verdict, **said}
+    verdict, evidence = claim.verdict or UNDECIDED, claim.evidence or EXAMINED
+    if claim.tested:
+        evidence = _evidence(claim, p)
+    if p is not None and p <= ALPHA:
+        right = statistics.fmean(claim.tested) * claim.wanted > 0
+        verdict = SUPPORTED if right else NOT_SUPPORTED
+    said = {"verdict": verdict, "measure": claim.measure, "evidence": evidence}
+    return {"claim": claim.text, **said}
 
 
 def _evidence(claim: Claim, p: float | None) -> str:
@@ -183,25 +181,25 @@ def _superiority(claim: Claim, pairs: Pairs) -> Claim:
     """Holds every method's row against every other row of its pair, by seed.
 
     A row is beaten if another one is significantly better on some pair: paired t tests, Holm over
-    all its comparisons on all pairs. That every row is beaten is an intersection of such findings
-    and needs no further correction. That one row beats all others everywhere is an intersection as
-    well; it is asked of every row, with Holm over them.
+    all its comparisons. That every row is beaten is an intersection of such findings and needs no
+    further correction. That one row beats all others everywhere is one as well, asked of every row,
+    with Holm over them.
 
     Source:
         Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24, 1982.
     """
-    rivals: dict[str, list[list[float]]] = {}  # row -> other - row, by seed, of every comparison
-    total, shown = 0, 0
+    # Row -> other - row, by seed, of every comparison.
+    rivals, total, shown = defaultdict[str, list[list[float]]](list), 0, 0
     for groups in pairs.values():
         rows = {g.label: g.by_seed(final("last_accuracy")) for g in groups if g.role != "teacher"}
         rows = {label: series for label, series in rows.items() if series}
         if len(rows) < 2:
             continue
         total, shown = total + len(rows) - 1, shown + 1
-        methods = {g.label for g in groups if g.role == "method" and g.category != "baseline"}
-        for label in filter(methods.__contains__, rows):
+        methods = [g.label for g in groups if g.role == "method" and g.category != "baseline"]
+        for label in filter(rows.__contains__, methods):
             others = (paired_differences(rows[x], rows[label]) for x in rows if x != label)
-            rivals.setdefault(label, []).extend(filter(None, others))
+            rivals[label] += filter(None, others)
     found = [(label, values) for label, values in rivals.items() if values]
     if not found:
         return claim._replace(verdict=UNDECIDED, evidence="No two rows have a seed in common.")
@@ -222,10 +220,8 @@ def _superiority(claim: Claim, pairs: Pairs) -> Claim:
 
 def _one_sided(values: Sequence[float], sign: int) -> float:
     """Two-sided p of a mean difference of that sign; 1 where there is nothing to judge by."""
-    if len(values) < LEAST_SEEDS or statistics.fmean(values) * sign <= 0:
-        return 1.0
-    p = paired_p(values)
-    return 1.0 if p is None else p
+    p = _p(values)
+    return 1.0 if p is None or statistics.fmean(values) * sign <= 0 else p
 
 
 # --- measures --------------------------------------------------------------------------------
@@ -239,13 +235,13 @@ def gradient_cosine(record: Record) -> float | None:
     """
     first = 0
     for stage in record.stages:
-        epochs = range(first, first + stage["epochs"])
-        first = epochs.stop
+        last = first + stage["epochs"]
         if stage["taps"]:
             curve, task = (record.curves.get(x, []) for x in ("gradient_cosine", "task_loss"))
-            points = [(curve[i], task[i]) for i in epochs if i < min(len(curve), len(task))]
+            points = zip(curve[first:last], task[first:last], strict=False)
             cosines = [x for x, loss in points if x is not None and loss is not None]
             return statistics.fmean(cosines) if cosines else None
+        first = last
     return None
 
 
@@ -269,11 +265,11 @@ def _category_means(groups: Iterable[Group], category: str, measure: Measure) ->
     Only over seeds at which every row has the number that any of its seeds has: a failed
     cell must not change what a mean is made of.
     """
-    methods: dict[str, list[dict[int, float]]] = {}
+    methods = defaultdict[str, list[dict[int, float]]](list)
     for group in groups:
         chosen = group.role == "method" and group.category == category
         if chosen and (series := group.by_seed(measure)):
-            methods.setdefault(group.method, []).append(series)
+            methods[group.method].append(series)
     rows = [set(series) for own in methods.values() for series in own]
     return {
         seed: statistics.fmean(statistics.fmean(x[seed] for x in own) for own in methods.values())
@@ -282,7 +278,7 @@ def _category_means(groups: Iterable[Group], category: str, measure: Measure) ->
 
 
 def _differences(pairs: Pairs, measure: Measure, first: str, second: str) -> list[float]:
-    """Mean of a category - that of another one, by seed, over the pairs where both are there."""
+    """Mean of a category - that of another one, by seed, over the pairs with both."""
     both = [[_category_means(x, c, measure) for c in (first, second)] for x in pairs.values()]
     return _over_pairs({s: a[s] - b[s] for s in a.keys() & b.keys()} for a, b in both if a and b)
 
@@ -306,13 +302,11 @@ def _over_pairs(series: Iterable[Mapping[int, float]]) -> list[float]:
 
 def _scalars(pairs: Pairs) -> list[dict[str, Range]]:
     """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
-    measure = final("knowledge_scalars")
-    found = []
+    found, measure = [], final("knowledge_scalars")
     for groups in pairs.values():
         means = {x: _category_means(groups, x, measure) for x in (RESPONSE, CONNECTED, SHARED)}
         # Seeds do not differ in it: the networks' shapes decide.
-        sizes = {x: statistics.fmean(series.values()) for x, series in means.items() if series}
-        found.append({x: (size, size, size) for x, size in sizes.items()})
+        found.append({x: (statistics.fmean(s.values()),) * 3 for x, s in means.items() if s})
     return found
 
 
@@ -324,10 +318,8 @@ def _loss_ms(costs: Costs) -> list[dict[str, Range]]:
         if stage is not None and (ms := stage.loss_ms) is not None:
             methods = found.setdefault(record.place, {}).setdefault(record.category, {})
             methods.setdefault(record.method, []).append((ms.q1, ms.median, ms.q3))
-    return [
-        {category: _mean_of(map(_mean_of, methods.values())) for category, methods in pair.items()}
-        for pair in found.values()
-    ]
+    pairs = (pair.items() for pair in found.values())
+    return [{c: _mean_of(map(_mean_of, methods.values())) for c, methods in p} for p in pairs]
 
 
 def _mean_of(several: Iterable[Range]) -> Range:

@@ -1,20 +1,13 @@
 """What each method's whole training costs, as tables. Every stage's numbers are in cost.json."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.cost.costs import MIB, CostRecord, Costs
 from bench.record import FINISHED
 from bench.report.figures import dumbbells
-from bench.report.tables import (
-    Column,
-    Section,
-    Table,
-    Value,
-    to_text,
-    write_csv,
-    write_markdown,
-)
+from bench.report.tables import Column, Section, Table, Value, write_csv, write_markdown
 from bench.report.wording import row_title
 from bench.statistics import Interval
 
@@ -57,37 +50,31 @@ def _title(record: CostRecord) -> str:
     )
 
 
-def _measured_with(records: Sequence[CostRecord]) -> str:
-    """The conditions that all records share; those that differ show every value."""
+def method_table(records: Sequence[CostRecord]) -> Table:
+    """A row for each method, of one pair under one set of conditions."""
     shown = []
     for name in sorted({name for record in records for name in record.conditions}):
         texts = dict.fromkeys(str(record.conditions.get(name)) for record in records)
         shown.append(f"{name.replace('_', ' ')} {' or '.join(texts)}")
-    return f"Measured with: {'; '.join(shown)}."
-
-
-def method_table(records: Sequence[CostRecord]) -> Table:
-    """A row for each method, of one pair under one set of conditions."""
-    teacher = records[0].teacher_bytes / MIB
     notes = (
-        _measured_with(records),
+        f"Measured with: {'; '.join(shown)}.",
         *NOTES,
-        f"The teacher's weights take {teacher:.2f} MiB more wherever a stage reads the "
-        "teacher's view of the batch.",
+        f"The teacher's weights take {records[0].teacher_bytes / MIB:.2f} MiB more wherever a "
+        "stage reads the teacher's view of the batch.",
     )
     rows = [_method_row(record) for record in records]
     return Table(f"Cost of training, {_title(records[0])}", METHOD_COLUMNS, rows, notes)
 
 
 def _method_row(record: CostRecord) -> dict[str, Value]:
-    row: dict[str, Value] = {"label": row_title(record.label)}
+    title = row_title(record.label)
     if record.status != FINISHED:
-        return {**row, "status": f"{record.status.replace('_', ' ')}: {record.error}"}
+        return {"label": title, "status": f"{record.status.replace('_', ' ')}: {record.error}"}
     losses = (stage.loss_ms.median if stage.loss_ms else None for stage in record.stages)
     ratio = record.training_cost_ratio
     ends = (ratio.q1, ratio.q3) if ratio and ratio.n > 1 else (None, None)
     return {
-        **row,
+        "label": title,
         "training_cost_ratio": ratio and Interval(ratio.median, *ends, ratio.n),
         "training_flop_ratio": record.training_flop_ratio,
         "step_ms": _joined(stage.step_ms.median for stage in record.stages),
@@ -105,24 +92,16 @@ def _joined(values: Iterable[float | None]) -> str | None:
 
 def cost_section(costs: Costs) -> Section:
     """The methods, for each pair under one set of conditions, and every loss next to its step."""
-    places: dict[tuple[str, ...], list[CostRecord]] = {}
+    places = defaultdict[tuple[str, ...], list[CostRecord]](list)
     for record in costs.records:
-        places.setdefault(record.place, []).append(record)
+        places[record.place].append(record)
+    tables = [method_table(records) for records in places.values()]
     drawn = [(_title(records[0]), dumbbells(records)) for records in places.values()]
-    return Section(
-        name="cost",
-        title="What methods cost",
-        tables=[method_table(records) for records in places.values()],
-        dumbbells=[(title, rows) for title, rows in drawn if rows],
-    )
-
-
-def costs_to_text(costs: Costs) -> str:
-    """The tables of methods for a terminal."""
-    return "\n".join(map(to_text, cost_section(costs).tables))
+    rows = [(title, rows) for title, rows in drawn if rows]
+    return Section(name="cost", title="What methods cost", tables=tables, dumbbells=rows)
 
 
 def write_costs(costs: Costs, folder: Path) -> list[Path]:
     """Writes cost.md and cost.csv; returns their paths."""
     section = cost_section(costs)
-    return [*write_csv(section, folder), write_markdown(section, folder)]
+    return [write_csv(section, folder), write_markdown(section, folder)]

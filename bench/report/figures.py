@@ -10,8 +10,8 @@ from statistics import fmean, mode
 from typing import NamedTuple
 
 from bench.cost.costs import CostRecord
-from bench.decide.decision import PROVEN
-from bench.decide.evidence import LONGER, METHOD
+from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED
+from bench.decide.evidence import LONGER, METHOD, REFERENCE
 from bench.record import Record
 from bench.report.groups import Group
 from bench.report.results import IN_THE_RACE, Line
@@ -51,10 +51,6 @@ class Scale(NamedTuple):
         numbers = (self.low, self.high, min(max(value, self.low), self.high))
         low, high, x = map(math.log, numbers) if self.log else numbers
         return round(self.start + (self.end - self.start) * (x - low) / (high - low), 2)
-
-    def holds(self, value: float) -> bool:
-        """Whether a number lies between the ends."""
-        return self.low <= value <= self.high
 
 
 def linear(values: Iterable[float], start: float, end: float, count: int = 8) -> Scale:
@@ -102,17 +98,14 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text, its left end, baseline, box, and the leader to its point, if that is far."""
+    """A text, its left end, baseline, box, and the leader to its point with what that covers."""
 
     text: str
     x: float
     y: float
     box: Box
     leader: tuple[float, float, float, float] | None
-
-    def leader_boxes(self) -> list[Box]:
-        """What the leader covers."""
-        return segment_boxes(*self.leader) if self.leader else []
+    covered: Sequence[Box]
 
 
 def place_labels(
@@ -135,24 +128,19 @@ def place_labels(
             for label in _candidates(x, y, text, size)
             if label.box.inside(plot)
             and not any(label.box.meets(box) for box in (*marks, *texts))
-            and not any(part.meets(box) for part in label.leader_boxes() for box in texts)
+            and not any(part.meets(box) for part in label.covered for box in texts)
         ]
         clear = (label for label in free if not any(label.box.meets(box) for box in lines))
         found = next(clear, free[0] if free else None)
         placed.append(found)
         if found is not None:
             texts.append(found.box)
-            marks += found.leader_boxes()
+            marks += found.covered
     return placed
 
 
-def text_width(text: str, size: float) -> float:
-    """Width of a text, in the unit of its size, at most a little too wide."""
-    return WIDE * size * len(text)
-
-
 def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
-    width, height = text_width(text, size), 1.15 * size
+    width, height = WIDE * size * len(text), 1.15 * size
     for distance in DISTANCES:
         for right, down in DIRECTIONS:
             end_x, end_y = x + distance * right, y + distance * down
@@ -160,7 +148,8 @@ def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
             top = end_y - height / 2 + (height / 2) * (down if abs(right) <= 0.9 else 0)
             box = Box(*(round(v, 1) for v in (left, top, left + width, top + height)))
             leader = (x, y, round(end_x, 1), round(end_y, 1)) if distance > 16 else None
-            yield Label(text, box.left, round(top + 0.85 * size, 1), box, leader)
+            covered = segment_boxes(*leader) if leader else ()
+            yield Label(text, box.left, round(top + 0.85 * size, 1), box, leader, covered)
 
 
 def segment_boxes(x1: float, y1: float, x2: float, y2: float, half: float = 2) -> list[Box]:
@@ -199,19 +188,15 @@ def mark_of(line: Line, strong: Iterable[str]) -> Mark:
 
 def highlighted(lines: Sequence[Line]) -> list[str]:
     """The rows that a figure of these draws attention to: best, longer student, runner-up."""
+    order = {IN_THE_RACE: 1, UNDECIDED: 2, BEST_BET: 3, PROVEN: 4}
     ranked = sorted(
         (line for line in lines if line.gain is not None and line.kind in (LONGER, METHOD)),
-        key=lambda line: (-_standing(line), -line.gain.mean if line.gain else 0.0),
+        key=lambda line: (-order.get(line.verdict, 0), -line.gain.mean if line.gain else 0.0),
     )
     longer = [line for line in ranked if line.kind == LONGER][:1]
-    open_ones = [line for line in ranked if _standing(line)]
+    open_ones = [line for line in ranked if line.verdict in order]
     chosen = dict.fromkeys(line.label for line in (*ranked[:1], *longer, *open_ones))
     return list(chosen)[:HIGHLIGHTED]
-
-
-def _standing(line: Line) -> int:
-    order = ("", IN_THE_RACE, "undecided", "best bet", PROVEN)
-    return order.index(line.verdict) if line.verdict in order else 0
 
 
 def file_name(text: str) -> str:
@@ -236,12 +221,10 @@ class Forest(NamedTuple):
 
 def forest(lines: Sequence[Line]) -> Forest | None:
     """The gains of a pair's rows, in their order; None where there are none."""
-    gains = [line.gain for line in lines if line.gain is not None]
-    if not gains:
-        return None
     strong = highlighted(lines)
     rows = [(line, mark_of(line, strong)) for line in lines if line.gain is not None]
-    return Forest(rows, _gains_scale(gains, 0.75, 2, 98))
+    gains = [line.gain for line, _ in rows if line.gain is not None]
+    return Forest(rows, _gains_scale(gains, 0.75, 2, 98)) if gains else None
 
 
 def _gains_scale(gains: Sequence[Interval], wider: float, start: float, end: float) -> Scale:
@@ -265,7 +248,7 @@ class Spot(NamedTuple):
     mark: Mark
     x: float
     y: float
-    interval: Interval | None
+    gain: Interval
     label: Label | None = None
 
 
@@ -291,12 +274,13 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
         return None
     x = logarithmic([1.0, *(cost for _, cost, _ in shown)], PLOT.left + 12, PLOT.right - 12)
     y = _gains_scale([gain for *_, gain in shown], 0.5, PLOT.bottom, PLOT.top)
-    student = Line(label="student", role="student", category="baseline", kind="reference")
-    spots = [Spot(student, mark_of(student, strong), x.at(1), y.at(0), None)]
-    for line, cost, gain in shown:
-        whisker = gain if gain.low is not None else None
-        spots.append(Spot(line, mark_of(line, strong), x.at(cost), y.at(gain.mean), whisker))
-    longer = sorted((s.x, s.y) for s in spots if s.line.kind in (LONGER, "reference"))
+    student = Line(label="student", role="student", category="baseline", kind=REFERENCE)
+    zero = Interval(0.0, None, None, 1)
+    spots = [
+        Spot(line, mark_of(line, strong), x.at(cost), y.at(gain.mean), gain)
+        for line, cost, gain in ((student, 1.0, zero), *shown)
+    ]
+    longer = sorted((s.x, s.y) for s in spots if s.line.kind in (LONGER, REFERENCE))
     return GainCost(_labelled(spots, y, longer), longer, x, y)
 
 
@@ -306,9 +290,8 @@ def _labelled(spots: Sequence[Spot], y: Scale, longer: Sequence[tuple[float, flo
     taken = segment_boxes(PLOT.left, y.at(0), PLOT.right, y.at(0), 1)
     taken += [box for a, b in pairwise(longer) for box in segment_boxes(*a, *b)]
     for spot in ranked:
-        low, high = spot.interval[1:3] if spot.interval else (None, None)
-        if low is not None and high is not None:
-            taken += segment_boxes(spot.x, y.at(low), spot.x, y.at(high))
+        if spot.gain.low is not None and spot.gain.high is not None:
+            taken += segment_boxes(spot.x, y.at(spot.gain.low), spot.x, y.at(spot.gain.high))
     placed = place_labels([(s.x, s.y, s.line.title) for s in ranked], PLOT, taken)
     labels = {s.line.label: label for s, label in zip(ranked, placed, strict=True)}
     return [spot._replace(label=labels[spot.line.label]) for spot in spots]
@@ -351,17 +334,16 @@ def curves(groups: Sequence[Group], lines: Sequence[Line]) -> Curves | None:
     by_row = {(line.role, line.label): line for line in lines}
     found = []
     for group in groups:
-        line, series = by_row[group.role, group.label], _over_epochs(group.finished())
-        if series and line.accuracy is not None:
-            found.append((line, series, line.accuracy.mean))
+        line, curve = by_row[group.role, group.label], _over_epochs(group.finished())
+        if curve and line.accuracy is not None:
+            found.append((line, curve, line.accuracy.mean))
     if not found:
         return None
-    usual = mode(max(series) for _, series, _ in found)
+    usual = mode(max(curve) for _, curve, _ in found)
     found.sort(key=lambda item: -item[2])
     bottom = max(CURVES.bottom, CURVES.top + BETWEEN * len(found))
-    y = linear(
-        [v for _, series, last in found for v in (last, *series.values())], bottom, CURVES.top
-    )
+    shown = [value for _, curve, last in found for value in (last, *curve.values())]
+    y = linear(shown, bottom, CURVES.top)
     x = linear([1, usual], CURVES.left, CURVES.right)
     x = x._replace(ticks=[tick for tick in x.ticks if tick >= 1 and tick == int(tick)])
     strong = [*highlighted(lines), "student", "teacher"]
@@ -369,12 +351,12 @@ def curves(groups: Sequence[Group], lines: Sequence[Line]) -> Curves | None:
     rows = [
         Curve(
             line.title, mark_of(line, strong),
-            [(x.at(e), y.at(v)) for e, v in series.items()] if max(series) == usual else [],
+            [(x.at(e), y.at(v)) for e, v in curve.items()] if max(curve) == usual else [],
             y.at(last), name_y, f"{100 * last:.1f}",
         )
-        for (line, series, last), name_y in zip(found, names, strict=True)
+        for (line, curve, last), name_y in zip(found, names, strict=True)
     ]  # fmt: skip
-    width = 470 + max(text_width(f"{row.last} {row.title}", 12) for row in rows)
+    width = 470 + max(WIDE * 12 * len(f"{row.last} {row.title}") for row in rows)
     return Curves(rows, x, y, round(width), bottom + 54)
 
 
@@ -437,11 +419,10 @@ def dumbbells(records: Sequence[CostRecord]) -> list[Dumbbell]:
 
 def finding(lines: Sequence[Line]) -> str:
     """One sentence: the best row, and how many are proven."""
-    shown = [line for line in lines if line.gain is not None]
-    named = [line for line in shown if line.label in highlighted(lines)[:1]]
-    if not named or named[0].gain is None:
+    gains = {line.label: (line, line.gain) for line in lines if line.gain is not None}
+    if not (named := highlighted(lines)):
         return "No gain was measured."
-    best, gain = named[0], named[0].gain
-    proven = sum(line.proven for line in shown)
+    best, gain = gains[named[0]]
+    proven = sum(line.proven for line, _ in gains.values())
     said = f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"
-    return f"{said}; {proven} of {len(shown)} rows are proven better than the student."
+    return f"{said}; {proven} of {len(gains)} rows are proven better than the student."

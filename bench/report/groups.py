@@ -5,7 +5,7 @@ reason, or not run.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from bench.record import FAILED, FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value, text_columns, to_csv
 from bench.report.wording import row_title, seeds_text
 
+ROLES = ("teacher", "student", "method")
 NOT_RUN = "not_run"
 """The status, in tables only, of a row of the plan whose cell has no record."""
 
@@ -35,8 +36,7 @@ Measure = Callable[[Record], float | None]
 class Group:
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
 
-    `role` is "teacher", "student" or "method", `cells` maps seeds to cell ids, and `records` are by
-    cell id, of these cells alone.
+    `role` is one of `ROLES`; `cells` maps seeds to cell ids, which `records` are by.
     """
 
     role: str
@@ -63,10 +63,8 @@ class Group:
 
     def why_empty(self) -> str:
         """Why there is no accuracy, in a word or two."""
-        statuses = {
-            self.records[cell].status if cell in self.records else NOT_RUN
-            for cell in self.cells.values()
-        }
+        records = map(self.records.get, self.cells.values())
+        statuses = {record.status if record else NOT_RUN for record in records}
         known = {FAILED: "failed", NOT_RUN: "not run", FINISHED: "not measured"}
         return next((text for s, text in known.items() if s in statuses), "not applicable")
 
@@ -77,11 +75,9 @@ Pairs = Mapping[PairId, list[Group]]
 
 def measured_groups(plan: Plan, records: Mapping[str, Record]) -> dict[PairId, list[Group]]:
     """The rows of every pair with a record; UserError if two cells answer for one row and seed."""
-    return {
-        key: _by_label(key, rows, records)
-        for key, rows in group_by_pair(plan).items()
-        if any(row.cell_id in records for row in rows)
-    }
+    pairs = group_by_pair(plan).items()
+    met = {key: rows for key, rows in pairs if any(row.cell_id in records for row in rows)}
+    return {key: _by_label(key, rows, records) for key, rows in met.items()}
 
 
 def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -> list[Group]:
@@ -100,8 +96,7 @@ def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -
             )
         if row.cell_id in records:
             group.records[row.cell_id] = records[row.cell_id]
-    order = {"teacher": 0, "student": 1}
-    return sorted(groups.values(), key=lambda group: order.get(group.role, 2))
+    return sorted(groups.values(), key=lambda group: ROLES.index(group.role))
 
 
 def final(key: str) -> Measure:
@@ -121,27 +116,22 @@ def whole(value: float | None) -> float | None:
 
 def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
     """One line for each row of the plan, "not_run" where nothing is; numbers of finished cells."""
-    rows = [_cell(row, records.get(row.cell_id)) for row in plan.rows]
+    rows = []
+    for row in plan.rows:
+        record = records.get(row.cell_id)
+        made: dict[str, Value] = {key: getattr(row, key) for key in (*ROW_KEYS, "cell_id")}
+        made["axes"] = ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items()))
+        made["status"], made["error"] = (record.status, record.error) if record else (NOT_RUN, "")
+        if record is not None and record.status == FINISHED:
+            made |= {key: whole(final(key)(record)) for key in FINAL_KEYS}
+        rows.append(made)
     return to_csv(Table(plan.name, CELL_COLUMNS, rows))
-
-
-def _cell(row: Row, record: Record | None) -> dict[str, Value]:
-    made: dict[str, Value] = {key: getattr(row, key) for key in ROW_KEYS}
-    made["axes"] = ";".join(f"{name}={value:g}" for name, value in sorted(row.axes.items()))
-    made |= {"cell_id": row.cell_id, "error": record.error if record else ""}
-    made["status"] = record.status if record else NOT_RUN
-    if record is not None and record.status == FINISHED:
-        made |= {key: whole(final(key)(record)) for key in FINAL_KEYS}
-    return made
 
 
 # --- conditions and faults ----------------------------------------------------------------------
 
-PASSING = ("started", "cohort")
-"""What differs from cell to cell by its nature."""
-
+PASSING = {"started", "cohort"}  # differ from cell to cell by their nature
 CONDITION_COLUMNS = (*text_columns("what", "value"), Column(key="cells", name="cells"))
-
 FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 
@@ -154,7 +144,7 @@ def conditions_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     rows = _counted("seeds", [seeds_text(row.seed for row in plan.rows)] * len(cells))
     times = sorted(str(r.conditions["started"]) for r in cells if r.conditions.get("started"))
     rows += _counted("first cell started", times[:1]) + _counted("last cell started", times[-1:])
-    for name in sorted({key for record in cells for key in record.conditions} - {*PASSING}):
+    for name in sorted({key for record in cells for key in record.conditions} - PASSING):
         rows += _counted(name, [r.conditions[name] for r in cells if name in r.conditions])
     for part in ("recipe", "data"):
         fields = [r.cell.get(part, {}) for r in cells]
@@ -190,15 +180,15 @@ def _plain(value: Any) -> str:
 
 def faults_table(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     """Rows without a result, with their seeds and reasons; no table if every cell finished."""
-    seeds: dict[tuple[str, ...], list[int]] = {}
+    seeds = defaultdict[tuple[str, ...], list[int]](list)
     for key, rows in group_by_pair(plan).items():
         for row in rows:
             record = records.get(row.cell_id)
             status = record.status if record else NOT_RUN
             if status != FINISHED:
                 reason = (record.error if record else "") or "-"
-                fault = (key.title, row_title(row.label), status.replace("_", " "), reason)
-                seeds.setdefault(fault, []).append(row.seed)
+                fault = key.title, row_title(row.label), status.replace("_", " "), reason
+                seeds[fault].append(row.seed)
     rows = [
         {"pair": pair, "label": row, "seeds": seeds_text(met), "status": status, "reason": reason}
         for (pair, row, status, reason), met in seeds.items()

@@ -5,7 +5,7 @@ Styles, scripts and figures lie inside. Whatever comes from a grid or a record i
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -14,8 +14,16 @@ from typing import Any, NamedTuple
 import jinja2
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
-from bench.report.figures import Curves, Forest, GainCost, finding, forest, gain_cost
-from bench.report.results import Findings, Line, facts, measured_on
+from bench.report.figures import (
+    Forest,
+    GainCost,
+    curves,
+    file_name,
+    finding,
+    forest,
+    gain_cost,
+)
+from bench.report.results import Findings, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
 from bench.statistics import Interval
 
@@ -27,6 +35,7 @@ MOST_BYTES, MOST_WORDS = 600_000, 8_000
 MOST_ROWS = 200
 """Rows of all panels; further pairs have their figures in files alone."""
 
+Link = tuple[str, str]
 LINKS = (("summary.csv", "summary.csv"), ("cells.csv", "cells.csv"), ("LaTeX", "summary.tex"))
 
 
@@ -61,6 +70,7 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
         "caution": caution(found),
         "pairs": pair_lines(found),
         "panels": shown,
+        "symbols": SYMBOLS,
     }
     files = [*LINKS, *[("figures of all pairs", "figures/")][: len(panels) - len(shown)]]
     kept = list(sections)
@@ -76,21 +86,16 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
 
 def _panels(found: Findings) -> list[Panel]:
     """The mean over pairs where that is the answer, then every pair."""
-    shown = [(f"mean over {len(found.pairs)} pairs", "", found.overall_lines)]
-    for key in found.answers:
-        shown.append((found.titles[key], _sample(found, found.lines[key]), found.lines[key]))
-    return [
-        Panel(title, sample, f"{title}: {finding(lines)}", plot, gain_cost(lines))
-        for title, sample, lines in shown
-        if (plot := forest(lines)) is not None
-    ]
-
-
-def _sample(found: Findings, lines: Sequence[Line]) -> str:
-    seeds = [line.gain.n for line in lines if line.gain is not None]
-    few = [n for n in seeds if n < max(seeds)]
-    screened = f" (screened only: {max(few)})" if found.screened and few else ""
-    return f", n = {max(seeds)} seeds{screened}" if seeds else ""
+    panels, mean = [], f"mean over {len(found.pairs)} pairs"
+    shown = {mean: found.overall_lines} | {found.titles[k]: found.lines[k] for k in found.answers}
+    for title, lines in shown.items():
+        if (plot := forest(lines)) is not None:
+            seeds = sorted({line.gain.n for line, _ in plot.rows if line.gain is not None})
+            few = f" (screened only: {seeds[-2]})" if found.screened and len(seeds) > 1 else ""
+            sample = f", n = {seeds[-1]} seeds{few}" if title != mean else ""
+            said = f"{title}: {finding(lines)}"
+            panels.append(Panel(title, sample, said, plot, gain_cost(lines)))
+    return panels
 
 
 def words(text: str) -> int:
@@ -99,23 +104,26 @@ def words(text: str) -> int:
     return len(re.sub(r"<[^>]*>", " ", body).split())
 
 
-def figure_file(kind: str, plot: GainCost | Curves, alt: str, title: str, measured: str) -> str:
-    """ "gain_cost" or "curves" as an SVG file; `measured` is what accuracies are of."""
+def figure_files(found: Findings) -> dict[str, str]:
+    """File name -> SVG of every pair's figures, for readers of other documents."""
     draw: Any = _environment().get_template("figures.html").module
-    if kind == "curves":
-        return str(draw.curves(plot, alt, measured, file=True, title=title))
-    return str(draw.gain_cost(plot, alt, file=True, title=title))
+    made, test_set = {}, measured_on(found.plan, "set")
+    for key, groups in found.groups.items():
+        lines, name, title = found.lines[key], file_name(key.title), key.title
+        said = f"{title}: {finding(lines)}"
+        if (plot := gain_cost(lines)) is not None:
+            text = draw.gain_cost(plot, said, file=True, title=title)
+            made[f"gain_cost_{name}.svg"] = str(text)
+        if (plot := curves(groups, lines)) is not None:
+            text = draw.curves(plot, said, test_set, file=True, title=title)
+            made[f"curves_{name}.svg"] = str(text)
+    return made
 
 
-def _render(
-    parts: dict[str, Any], sections: Sequence[Section], links: Sequence[tuple[str, str]]
-) -> str:
-    return _environment().get_template("page.html").render(
-        parts,
-        sections=[replace(s, tables=notes_once(s.tables)) for s in sections],
-        links=links,
-        symbols=SYMBOLS,
-    )  # fmt: skip
+def _render(parts: Mapping[str, Any], sections: Iterable[Section], links: Sequence[Link]) -> str:
+    page = _environment().get_template("page.html")
+    shown = [replace(section, tables=notes_once(section.tables)) for section in sections]
+    return page.render(parts, sections=shown, links=links)
 
 
 @functools.cache

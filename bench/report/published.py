@@ -6,6 +6,7 @@ its teacher's as well. What is not known to be equal is not shown.
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,9 @@ def published_tables(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
     for key, rows in group_by_pair(plan).items():
         for source in load_published():
             runs = f"means of {source['runs']} runs" if source["runs"] else "unknown number of runs"
-            about = f"Published: {source['title']} ({runs})."
-            lines = list(_lines(source, f"{key.teacher}:{key.student}", rows, finished))
-            title, notes = f"{key.title}: published and ours", (about, *source["remarks"], *NOTES)
-            made += [Table(title, COLUMNS, lines, notes)] if lines else []
+            notes = f"Published: {source['title']} ({runs}).", *source["remarks"], *NOTES
+            if lines := list(_lines(source, f"{key.teacher}:{key.student}", rows, finished)):
+                made.append(Table(f"{key.title}: published and ours", COLUMNS, lines, notes))
     return made
 
 
@@ -74,12 +74,11 @@ def _lines(
     rows = [row for row in rows if row.role != "source" and row.cell_id in records]
     for measure, pairs in source["accuracy"].items():
         for name, percent in pairs.get(pair, {}).items():
-            labels: dict[str, dict[str, float]] = {}
+            labels = defaultdict[str, dict[str, float]](dict)
             for row in rows:
                 value = records[row.cell_id].final.get(measure)
                 if value is not None and _equals(source, name, row, records):
-                    # A teacher that all seeds share counts once.
-                    labels.setdefault(row.label, {})[row.cell_id] = value
+                    labels[row.label][row.cell_id] = value  # a teacher of all seeds counts once
             for label, cells in labels.items():
                 yield {
                     "published_method": name,
@@ -94,8 +93,7 @@ def _lines(
 
 def _equals(source: Mapping[str, Any], name: str, row: Row, records: Mapping[str, Record]) -> bool:
     """Whether the row's cell, and its teacher's, are the published setting of that method."""
-    method = source["methods"][name]
-    cell = records[row.cell_id].cell
+    method, cell = source["methods"][name], records[row.cell_id].cell
     if row.role in ("teacher", "student"):
         model = row.teacher if row.role == "teacher" else row.student
         return method.get("role") == row.role and _same_setting(source, cell, model)
@@ -130,6 +128,8 @@ def _same(
     fields = spec.model_fields.items() if spec else ()
     defaults = {name: field.default for name, field in fields if not field.is_required()}
     sides = ({**defaults, **given} for given in (found, wanted))
-    plain = ({k: list(v) if isinstance(v, tuple) else v for k, v in s.items()} for s in sides)
-    first, second = ({k: v for k, v in side.items() if k not in ignored} for side in plain)
+    first, second = (
+        {k: list(v) if isinstance(v, tuple) else v for k, v in side.items() if k not in ignored}
+        for side in sides
+    )
     return first == second

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -15,7 +15,7 @@ from bench.decide.over_pairs import Overall
 from bench.decide.records import decide_plan
 from bench.design import PairId
 from bench.record import Plan, Record, weights_text
-from bench.report.groups import Group, Pairs, measured_groups, whole
+from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table
 from bench.report.wording import range_text, row_title, seeds_text
 from bench.statistics import Interval, mean_interval, paired_differences
@@ -42,6 +42,8 @@ COLUMNS = (
     Column(key="n", name="n"),
 )  # fmt: skip
 
+KEYS = [column.key for column in COLUMNS if column.key != "label"]
+SCREENED_NOTE = "Screened only: not chosen for confirmation, a gain over few seeds, no claim."
 COST_NOTE = (
     "Cost: time of the whole training over the plain student's, the teacher's own training left "
     "out."
@@ -57,7 +59,6 @@ class Line:
         kind: see `bench.decide.evidence.Row`; empty for the teacher, and without a result.
         variant: 0 for the first row of its method, 1 for the next one.
         gain: over the student; of a finalist, with an interval that holds for all of them.
-        n: seeds with an accuracy.
     """
 
     label: str
@@ -86,7 +87,6 @@ class Findings:
     """A grid with what was decided of it.
 
     Attributes:
-        plan, records, costs: what was asked for, trained and profiled.
         groups, titles, lines: of every pair with any record; lines are teacher, student, then the
             best first, screened ones after these.
         pairs, answers: evidence and decision, of those with a plain student.
@@ -116,6 +116,7 @@ def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
     lines = {
         key: _lines(own, pairs.get(key), answers.get(key), screened) for key, own in groups.items()
     }
+    shown = [line for key in pairs for line in lines[key]]
     return Findings(
         plan=plan,
         records=records,
@@ -126,7 +127,7 @@ def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
         pairs=pairs,
         answers=answers,
         overall=decision.overall,
-        overall_lines=[_mean_line(row, [lines[key] for key in pairs]) for row in decision.overall],
+        overall_lines=[_mean_line(row, shown) for row in decision.overall],
         screened=screened,
     )
 
@@ -140,18 +141,17 @@ def _lines(
         row = rows.get(group.label) if group.role != "teacher" else None
         lines.append(_line(group, row, pair, answer, seen[group.method]))
         seen[group.method] += group.role == "method"
-    order = {"teacher": 0, "student": 1}
 
     def place(line: Line) -> tuple[int, bool, bool, float]:
         behind = screened and line.verdict in (SCREENED, CONTROL)
         gain = line.gain.mean if line.gain else 0.0
-        return order.get(line.role, 2), line.gain is None, behind, -gain
+        return ROLES.index(line.role), line.gain is None, behind, -gain
 
     return sorted(lines, key=place)
 
 
-def _mean_line(row: Overall, pairs: Iterable[Iterable[Line]]) -> Line:
-    mine = [line for lines in pairs for line in lines if line.label == row.row]
+def _mean_line(row: Overall, lines: Iterable[Line]) -> Line:
+    mine = [line for line in lines if line.label == row.row]
     costs = [line.cost for line in mine if line.cost is not None]
     return replace(
         Line(label=row.row, kind=mine[0].kind, category=mine[0].category, variant=mine[0].variant),
@@ -220,83 +220,64 @@ def _mean(values: list[float]) -> Interval | None:
 
 def summary_section(found: Findings) -> Section:
     """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
-    tables = []
+    tables, pairs, measured = [], len(found.pairs), measured_on(found.plan, "set")
     if found.overall_lines:
-        pairs = len(found.pairs)
-        notes = (
+        note = (
             f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
             "Hartung and Knapp's variance); proven: Holm over all rows, level 5 %. "
-            f"n: pairs. {COST_NOTE}",
+            f"n: pairs. {COST_NOTE}"
         )
-        table = _table(f"Mean over {pairs} pairs", found.overall_lines, notes)
+        table = _table(f"Mean over {pairs} pairs", found.overall_lines, [note])
         tables.append(table.only(("label", "verdict", "gain", "cost", "n")))
     for key, title in found.titles.items():
-        tables.append(_table(title, found.lines[key], _notes(found, key)))
+        rows = len(found.answers[key].claims) if key in found.answers else 0
+        notes = [
+            *remarks(found, key),
+            f"Accuracy: last epoch, {measured}, ± half of the 95 % Student t interval over n "
+            "seeds; best epoch: chosen on the same images, so too high; agreement: with the "
+            "teacher.",
+            f"Gain over the student, paired by seed; intervals hold for all {rows} rows that "
+            "claims are made about at once. Proven: Holm over all pairs, level 5 %.",
+            SCREENED_NOTE if found.screened else "",
+            COST_NOTE,
+        ]
+        tables.append(_table(title, found.lines[key], [note for note in notes if note]))
     return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tables)
 
 
 def _table(title: str, lines: Iterable[Line], notes: Sequence[str]) -> Table:
-    keys = [column.key for column in COLUMNS if column.key != "label"]
-    rows = [{"label": x.title, **{key: getattr(x, key) for key in keys}} for x in lines]
+    rows = [{"label": line.title, **{key: getattr(line, key) for key in KEYS}} for line in lines]
     return Table(title, COLUMNS, rows, notes)
 
 
-def _notes(found: Findings, key: PairId) -> list[str]:
-    """What has to be said under a pair's table, each in a line."""
-    answer, held_out = found.answers.get(key), measured_on(found.plan, "set")
-    rows = len(answer.claims) if answer else 0
-    notes = [
-        *remarks(found, key),
-        f"Accuracy: last epoch, {held_out}, ± half of the 95 % Student t interval over n seeds; "
-        "best epoch: chosen on the same images, so too high; agreement: with the teacher.",
-        f"Gain over the student, paired by seed; intervals hold for all {rows} rows that claims "
-        "are made about at once. Proven: Holm over all pairs, level 5 %.",
-    ]
-    if found.screened:
-        notes.append("Screened only: not chosen for confirmation, a gain over few seeds, no claim.")
-    return [*notes, COST_NOTE]
-
-
 def remarks(found: Findings, key: PairId) -> list[str]:
-    """What has to be said of single rows of a pair, each in a line."""
-    rows = found.pairs[key].rows if key in found.pairs else ()
-    return [
-        *_messages(found.groups[key]),
-        *(
-            f"{row_title(row.name)}: loss on {math.floor(100 * row.reached)} % of the samples."
-            for row in rows
-            if row.reached is not None and row.reached < 1
-        ),
-        *_other_code(found.groups[key]),
-    ]
+    """What has to be said of single rows of a pair, each in a line.
 
-
-def _messages(groups: Iterable[Group]) -> list[str]:
-    """One line for every error, refusal and note of a stage, with the seeds that have it."""
-    met: dict[tuple[str, str], list[int]] = {}
+    Every error, refusal and note of a stage, with its seeds; losses that did not reach all samples;
+    and whether the rows were trained by different code.
+    """
+    rows, groups = found.pairs[key].rows if key in found.pairs else (), found.groups[key]
+    met = defaultdict[tuple[str, str], list[int]](list)
     for group in groups:
         for seed, cell in group.cells.items():
-            record = group.records.get(cell)
-            stages = record.stages if record is not None else []
-            texts = [stage["note"] for stage in stages if stage.get("note")]
-            texts += [record.error] if record is not None and record.error else []
-            texts += [text] if record is not None and (text := weights_text(record)) else []
-            for text in texts:
-                met.setdefault((row_title(group.label), text), []).append(seed)
-    return [
+            if (record := group.records.get(cell)) is not None:
+                notes = [stage.get("note") for stage in record.stages]
+                for text in filter(None, (*notes, record.error, weights_text(record))):
+                    met[row_title(group.label), text].append(seed)
+    lines = [
         f"{label}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}: {text}"
         for (label, text), seeds in met.items()
     ]
-
-
-def _other_code(groups: Iterable[Group]) -> list[str]:
-    """A line where the cells of a table were trained by different code."""
+    lines += [
+        f"{row_title(row.name)}: loss on {math.floor(100 * row.reached)} % of the samples."
+        for row in rows
+        if row.reached is not None and row.reached < 1
+    ]
     finished = {r.cell_id: r for group in groups for r in group.finished()}
     counts = Counter(str(record.conditions.get("code", "")) for record in finished.values())
-    if len(counts) < 2:
-        return []
     cells = ", ".join(f"{code or 'unknown'} ({n} cells)" for code, n in sorted(counts.items()))
-    return [f"Rows were trained by different code, by the digest of what decides numbers: {cells}."]
+    said = "Rows were trained by different code, by the digest of what decides numbers"
+    return [*lines, f"{said}: {cells}."] if len(counts) > 1 else lines
 
 
 # --- what is equal for all pairs, and what tells them apart --------------------------------------

@@ -92,9 +92,13 @@ class Table:
         rows = [{key: row.get(key) for key in keys} for row in self.rows]
         return replace(self, columns=[columns[key] for key in keys], rows=rows)
 
-    def cells(self) -> list[list[tuple[Column, Value]]]:
-        """The values of each row with their columns."""
-        return [[(column, row.get(column.key)) for column in self.columns] for row in self.rows]
+    def without_details(self) -> Table:
+        """The columns but those of details."""
+        return self.only([column.key for column in self.columns if not column.detail])
+
+    def shown(self) -> list[list[str]]:
+        """The values of each row as people read them."""
+        return [[show(column, row.get(column.key)) for column in self.columns] for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,18 +148,14 @@ def _number(column: Column, value: float) -> str:
     return f"+{text}" if column.signed and shown > 0 else text
 
 
-def _body(table: Table) -> list[list[str]]:
-    return [[show(column, value) for column, value in row] for row in table.cells()]
-
-
 # --- renderers -------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table, level: int = 2) -> str:
     """A Markdown section, narrow enough for GitHub: heading, columns but details, notes."""
-    table = table.only([column.key for column in table.columns if not column.detail])
+    table = table.without_details()
     heads = [column.heading for column in table.columns]
-    rows = [[_escape_markdown(text) for text in row] for row in (heads, *_body(table))]
+    rows = [[_escape_markdown(text) for text in row] for row in (heads, *table.shown())]
     widths = _widths(rows, least=3)
     head, *body = (_padded(table, row, widths) for row in rows)
     rule = [
@@ -171,7 +171,7 @@ def to_markdown(table: Table, level: int = 2) -> str:
 
 def to_text(table: Table) -> str:
     """Aligned columns for a terminal, long headings over several lines."""
-    body = _body(table)
+    body = table.shown()
     words = [column.heading.split() for column in table.columns]
     # A column is as wide as its longest word or value, so that headings do not set the width.
     widths = _widths([[max(map(len, parts), default=1) * "-" for parts in words], *body])
@@ -240,15 +240,13 @@ def _escape_markdown(text: str) -> str:
 # --- files -----------------------------------------------------------------------------------
 
 
-def write_csv(section: Section, folder: Path) -> list[Path]:
+def write_csv(section: Section, folder: Path) -> Path:
     """Writes `<name>.csv`, with the tables' titles in a first column "table"; returns its path."""
-    if not section.tables:
-        return []
     columns = max((table.columns for table in section.tables), key=len)
     rows = [{"table": table.title, **row} for table in section.tables for row in table.rows]
     path = folder / f"{section.name}.csv"
     write_atomically(path, to_csv(Table("", [*text_columns("table"), *columns], rows)))
-    return [path]
+    return path
 
 
 def write_markdown(section: Section, folder: Path) -> Path:
