@@ -42,3 +42,10 @@ def between(where: str, low: float, high: float, **values: float) -> None:
 def above_zero(where: str, **values: float) -> None:
     """ValueError for the first argument that is not above 0 and finite; see `between`."""
     between(where, 0.0, math.inf, **values)
+
+
+def weights(where: str, **values: float) -> None:
+    """ValueError unless all of these weights of terms are at least 0, and one of them above."""
+    if min(values.values()) < 0 or not any(values.values()):
+        given = " and ".join(f"{name} {value}" for name, value in values.items())
+        raise ValueError(f"{where}: {given} must be at least 0, and one of them above")

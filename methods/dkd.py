@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.method import Method, Pair, Stage
-from methods._checks import above_zero, same_shape
+from methods._checks import above_zero, same_shape, weights
 from methods._soft_targets import soft_target_divergence
 from methods._target_class import target_classes, without_targets
 from methods._warm_up import PUBLISHED, warm_up
@@ -48,7 +48,7 @@ def dkd_loss(
         ValueError: the shapes differ, or the temperature is not above 0.
 
     Source:
-        Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, CVPR 2022, eq. 7.
+        Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, CVPR 2022.
 
     Example:
         >>> student, teacher = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[3.0, 1.0, 0.0]])
@@ -103,10 +103,7 @@ def method(
         (0.05, 0.525, 1.0)
     """
     above_zero("dkd", temperature=temperature)
-    if min(alpha, beta) < 0 or alpha == beta == 0:
-        raise ValueError(
-            f"dkd: alpha {alpha} and beta {beta} must be at least 0, and one of them above"
-        )
+    weights("dkd", alpha=alpha, beta=beta)
 
     def transfer(pair: Pair, connector: nn.Module) -> Tensor:
         logits = pair.student.logits, pair.teacher.logits

@@ -17,6 +17,7 @@ from torch import Tensor
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
 from methods.cc import cc_loss
+from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss
@@ -152,7 +153,11 @@ SIMILARITIES = (
 PRODUCTS_OF_GAPS = tuple(
     Loss(cc_loss, POINTS, POINTS, {"form": form}) for form in ("pairs", "neighbours")
 )
-LOSSES = PER_SAMPLE + RKD + SIMILARITIES + PRODUCTS_OF_GAPS
+CORRELATIONS = tuple(
+    Loss(dist_loss, LOGITS, LOGITS, {"temperature": t, "beta": 1.0, "gamma": 0.5})
+    for t in (1.0, 4.0)
+)
+LOSSES = PER_SAMPLE + RKD + SIMILARITIES + PRODUCTS_OF_GAPS + CORRELATIONS
 
 
 def each(losses: Sequence[Loss]) -> pytest.MarkDecorator:

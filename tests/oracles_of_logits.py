@@ -39,3 +39,29 @@ def dkd_loss(
                 second += given_q * math.log(given_q / given_p)
         losses.append(temperature**2 * (alpha * first + beta * second))
     return np.array(losses)
+
+
+def dist_loss(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float,
+    beta: float,
+    gamma: float,
+) -> float:
+    """T^2 (beta (1 - mean correlation of rows) + gamma (1 - mean correlation of columns))."""
+    student, teacher = (
+        np.array([softmax(row / temperature) for row in np.asarray(logits, dtype=np.float64)])
+        for logits in (student_logits, teacher_logits)
+    )
+    loss = beta * (1 - np.mean([correlation(u, v) for u, v in zip(student, teacher, strict=True)]))
+    if len(student) > 1:
+        columns = zip(student.T, teacher.T, strict=True)
+        loss += gamma * (1 - np.mean([correlation(u, v) for u, v in columns]))
+    return float(temperature**2 * loss)
+
+
+def correlation(first: Array, second: Array) -> float:
+    """Pearson's, with 1e-8 added to the product of both lengths."""
+    u, v = first - sum(first) / len(first), second - sum(second) / len(second)
+    lengths = math.sqrt(sum(a * a for a in u)) * math.sqrt(sum(b * b for b in v))
+    return sum(a * b for a, b in zip(u, v, strict=True)) / (lengths + 1e-8)

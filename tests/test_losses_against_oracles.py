@@ -7,12 +7,13 @@ from loss_table import LOSSES, PRODUCTS_OF_GAPS, Loss, each, each_loss, each_rkd
 from torch import Tensor
 
 from methods.attention_transfer import attention_transfer_loss
+from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.fsp import fsp_loss
 from methods.soft_logits import soft_logits_loss
 
 # No network's parameter lies behind a teacher's tensor: these need not keep it off the graph.
-NOT_DETACHED = (soft_logits_loss, dkd_loss, attention_transfer_loss, fsp_loss)
+NOT_DETACHED = (soft_logits_loss, dkd_loss, dist_loss, attention_transfer_loss, fsp_loss)
 
 
 def assert_equals_oracle(loss: Loss, student, teacher, rtol: float) -> None:

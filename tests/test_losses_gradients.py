@@ -9,7 +9,15 @@ from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_map, attention_transfer_loss
+from methods.dist import dist_loss
 from methods.vid import vid_loss
+
+# What a student equal to its teacher still pays.
+AT_EQUALITY = (
+    activation_boundary_loss,  # for neurons inside the margin
+    dist_loss,  # for the eps of its correlations
+    vid_loss,  # a likelihood has no zero
+)
 
 
 @each_loss
@@ -19,9 +27,7 @@ def test_gradient_is_the_slope_of_the_loss(loss: Loss):
     assert torch.autograd.gradcheck(lambda *tensors: loss.compute(tensors, teacher), leaves)
 
 
-# Neurons of equal networks that are inside the margin of the activation boundary still pay, and
-# a likelihood has no zero.
-@each([x for x in LOSSES if x.function not in (activation_boundary_loss, vid_loss)])
+@each([loss for loss in LOSSES if loss.function not in AT_EQUALITY])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_student_equal_to_its_teacher_pays_nothing_and_is_not_moved(loss: Loss, dtype):
     value, gradients = loss.value_and_gradients(*loss.inputs(4, dtype=dtype, equal=True))

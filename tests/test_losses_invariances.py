@@ -9,6 +9,7 @@ from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
+from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
@@ -106,6 +107,7 @@ RIGID_OR_SCALE = (rotated, reflected, translated, scaled)
     {
         soft_logits_loss: (shifted_per_sample,),
         dkd_loss: (shifted_per_sample,),
+        dist_loss: (shifted_per_sample,),
         attention_transfer_loss: (
             reordered_channels,
             flipped_signs,

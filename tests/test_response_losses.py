@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 from loss_table import of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from bench.method import MaskedLoss, Pair, View
+from methods import dist, dkd
 from methods._soft_targets import soft_target_divergence
 from methods._warm_up import PUBLISHED, warm_up
-from methods.dkd import dkd_loss, method
+from methods.dist import dist_loss
+from methods.dkd import dkd_loss
 
 
 def float64(*rows) -> Tensor:
@@ -134,4 +137,86 @@ def test_dkd_refuses_labels_of_another_shape():
 @pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"alpha": 0.0, "beta": 0.0}], ids=str)
 def test_dkd_refuses_weights_that_teach_nothing(wrong):
     with pytest.raises(ValueError, match="dkd: alpha"):
-        method(**wrong)
+        dkd.method(**wrong)
+
+
+# --- DIST -----------------------------------------------------------------------------------------
+
+THREE = float64([1, 0, 0], [0, 2, 0], [0, 0, 1]), float64([2, 0, 0], [0, 1, 1], [0, 0, 3])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "samples", "classes"),
+    [(1.0, 0.1666667165, 0.0858508470), (4.0, 2.6666781049, 1.6212890083)],
+)
+def test_dist_of_three_samples_of_three_classes(temperature: float, samples, classes):
+    for beta, gamma in ((1, 0), (0, 1), (1, 0.5)):
+        loss = dist_loss(*THREE, temperature, beta, gamma).item()
+        assert loss == pytest.approx(beta * samples + gamma * classes, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_of_equal_logits_is_what_eps_takes_from_each_correlation(temperature: float):
+    # r = n^2 / (n^2 + eps), with n the spread of a row or column
+    (row, _) = of(dist_loss)
+    (logits,), _ = row.inputs(16)
+    p = logits.div(temperature).softmax(1)
+    left = [
+        (1e-8 / ((x - x.mean(1, keepdim=True)).square().sum(1) + 1e-8)).mean() for x in (p, p.mT)
+    ]
+    loss = dist_loss(logits, logits, temperature, 1.0, 1.0).item()
+    # 1 - r leaves 8 digits of a difference of 1e-8
+    assert loss == pytest.approx(temperature**2 * sum(left).item(), rel=1e-6)
+
+
+def test_dist_ignores_the_order_of_samples_and_of_classes():
+    expected = dist_loss(*THREE, 4.0, 1.0, 0.5)
+    order = [2, 0, 1]
+    for moved in ([x[order] for x in THREE], [x[:, order] for x in THREE]):
+        torch.testing.assert_close(dist_loss(*moved, 4.0, 1.0, 0.5), expected)
+
+
+def test_dist_is_at_most_two_for_each_weight():
+    loss = dist_loss(float64([1, 0], [0, 1]), float64([0, 1], [1, 0]), 4.0, 1.0, 0.5).item()
+    assert loss == pytest.approx(2 * 16 * 1.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_dist_of_constant_rows_and_columns_counts_one_and_pulls_nowhere(dtype: torch.dtype):
+    # Divided by 1e-8, these have gradients of up to 7e6.
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(10, 10, generator=generator, dtype=dtype) for _ in range(2))
+    sample = student[:1].expand(10, 10)  # every column is constant
+    assert dist_loss(sample, teacher, 1.0, 0.0, 1.0) == 1
+    assert dist_loss(student, teacher[:1].expand(10, 10), 1.0, 0.0, 1.0) == 1
+    assert dist_loss(sample, sample, 1.0, 0.0, 1.0) == 1
+    assert gradient_of(dist_loss, sample, teacher, 1.0, 0.0, 1.0).abs().max() == 0
+    flat = torch.cat([torch.full_like(student[:1], 0.3), student[1:]])  # the first row is constant
+    gradient = gradient_of(dist_loss, flat, teacher, 1.0, 1.0, 0.0)
+    assert gradient[0].abs().max() == 0
+    assert 0 < gradient.abs().max() < 1
+    whole, rest = (
+        dist_loss(x, y, 1.0, 1.0, 0.0) for x, y in ((flat, teacher), (flat[1:], teacher[1:]))
+    )
+    torch.testing.assert_close(whole, (1 + 9 * rest) / 10)
+
+
+def test_dist_of_one_sample_has_no_correlation_within_classes():
+    student, teacher = (x[:1] for x in THREE)
+    assert dist_loss(student, teacher, 4.0, 1.0, 1.0) == dist_loss(student, teacher, 4.0, 1.0, 0.0)
+
+
+def test_dist_masks_constant_rows_and_watches_classes_without_spread():
+    stage = dist.method(temperature=1.0).plan[0]
+    student = float64([0, 0, 0], [0, 9, -30], [5, 0, -30])  # of the last class 1/3, 1e-17, 1e-15
+    teacher = float64([0, 1, -30], [0, 4, -30], [2, 0, -30])
+    pair = Pair(View({"logits": student}), View({"logits": teacher}), FIRST.expand(3), FIRST)
+    loss, masked = MaskedLoss.of(stage.transfer(pair, nn.Module()))
+    assert masked.tolist() == [True, False, False]
+    assert loss == dist_loss(student, teacher, 1.0, 1.0, 1.0)
+    assert stage.watch(pair, nn.Module())["classes_near_eps"] == pytest.approx(1 / 3)
+
+
+def test_dist_refuses_weights_of_zero():
+    with pytest.raises(ValueError, match=r"dist: beta 0.0 and gamma 0.0 must be at least 0"):
+        dist.method(beta=0.0, gamma=0.0)
