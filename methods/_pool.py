@@ -19,10 +19,11 @@ def pool_alike(
         (tensor([[[0.5000, 2.5000]]]), tensor([[[0., 0.]]]))
     """
     height, width = (min(sides) for sides in zip(first.shape[-2:], second.shape[-2:], strict=True))
-    return _pooled(first, (height, width), kind), _pooled(second, (height, width), kind)
+    return pooled(first, (height, width), kind), pooled(second, (height, width), kind)
 
 
-def _pooled(maps: Tensor, size: tuple[int, int], kind: Literal["average", "max"]) -> Tensor:
+def pooled(maps: Tensor, size: tuple[int, int], kind: Literal["average", "max"]) -> Tensor:
+    """Maps (B, C, H, W) or (B, H, W), pooled to `size`, which is no larger; see `pool_alike`."""
     height, width = maps.shape[-2:]
     if (height, width) == size:
         return maps

@@ -24,6 +24,7 @@ from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
 from methods.nst import nst_loss
 from methods.pkt import pkt_loss
+from methods.reviewkd import hcl_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
 from methods.sp import sp_loss
@@ -133,6 +134,8 @@ PER_SAMPLE = (
     Loss(vid_loss, MAP, MAP, {"variance": torch.tensor([0.5, 4.0])}),
     Loss(nst_loss, MAP, ((3, 8, 6),)),
     Loss(nst_loss, ((6, 4, 3),), ((5, 2, 3),)),  # more channels than positions
+    Loss(hcl_loss, MAP, MAP),
+    Loss(hcl_loss, ((2, 7, 8),), ((2, 7, 8),)),  # pooled to 4 x 4, in windows of unequal height
     Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
     svd(((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2)), rank=1, extra=3),
     svd(((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3)), rank=2, extra=1),

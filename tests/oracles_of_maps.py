@@ -42,3 +42,22 @@ def nst_loss(student: ArrayLike, teacher: ArrayLike) -> Array:
         ours, theirs = ([unit_vector(c.ravel()) for c in m] for m in pooled_alike(*maps))
         losses.append(kernel(theirs, theirs) + kernel(ours, ours) - 2 * kernel(ours, theirs))
     return np.array(losses)
+
+
+def hcl_loss(student: ArrayLike, teacher: ArrayLike) -> Array:
+    """Mean square of the difference as it is, and pooled to 4, 2 and 1 if smaller than the map.
+
+    Weighted 1, 1/2, 1/4... over those that there are, and divided by the sum of these weights.
+    """
+    losses = []
+    for difference in np.subtract(*_float64(student, teacher)):
+        sides = [side for side in (4, 2, 1) if side < min(difference.shape[1:])]
+        sizes = [difference.shape[1:], *((side, side) for side in sides)]
+        weights = [0.5**place for place in range(len(sizes))]
+        squares = [
+            [d * d for image in difference for d in adaptive_pool(image, *size).ravel()]
+            for size in sizes
+        ]
+        total = sum(w * sum(each) / len(each) for w, each in zip(weights, squares, strict=True))
+        losses.append(total / sum(weights))
+    return np.array(losses)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from bench.hyperparameters import build_method
 from bench.method import Pair, View
+from bench.models import zoo
+from bench.models.network import tap_shapes
 from methods.nst import nst_loss
+from methods.reviewkd import Level, hcl_loss, nearest
 from methods.vid import Regressor, vid_loss
 
 INDEX = torch.arange(2)
@@ -141,6 +144,97 @@ def test_nst_counts_a_channel_below_1e_8_as_silent(loss, size: float, counts: bo
     value, (gradient,) = loss.value_and_gradients([tiny], teacher)
     torch.testing.assert_close(value, loss.compute([reference], teacher), rtol=1e-9, atol=0)
     assert bool(gradient[:, 0].any()) == counts
+
+
+# --- knowledge review -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        # mean square 1, and 1/2^2 of the mean 1/2, over 1 + 1/2
+        (torch.tensor([[1, -1], [1, 1]]), 0.75),
+        # 64 / 64; 2^2 / 16 at 4 x 4, (1/2)^2 / 4 at 2 x 2, (1/8)^2 at 1 x 1
+        (8 * torch.eye(64)[0].view(8, 8), (1 + 1 / 8 + 1 / 64 + 1 / 512) / 1.875),
+        (torch.tensor([[3]]), 9),
+        (torch.full((4, 6), -0.5), 0.25),  # a constant field: c^2
+        # 5 x 3 is pooled to 2 x 2 and 1 x 1, as its shorter side asks for
+        (torch.ones(5, 3).cumsum(0), (11 + (2**2 + 4**2) / 4 + 9 / 4) / 1.75),
+    ],
+)
+def test_hierarchical_context_loss_by_hand(difference: Tensor, expected: float):
+    teacher = torch.randn(1, 1, *difference.shape, dtype=torch.float64)
+    assert hcl_loss(teacher + difference, teacher).item() == pytest.approx(expected, abs=1e-9)
+    assert hcl_loss(teacher - 3 * difference, teacher).item() == pytest.approx(9 * expected)
+
+
+def test_levels_of_a_review_are_weighted_sums_of_their_own_map_and_the_deeper_one():
+    level = Level(1, 1, 1, deepest=False).eval()
+    deepest = Level(1, 1, 1, deepest=True).eval()
+    assert deepest.gates is None
+    level.enter = deepest.enter = torch.nn.Identity()
+    torch.nn.init.zeros_(level.gates[0].weight)
+    torch.nn.init.zeros_(level.gates[0].bias)
+    ones, twos = torch.ones(1, 1, 4, 4), torch.full((1, 1, 1, 1), 2.0)
+    deeper, _ = deepest(twos, None, (1, 1))
+    joined, prediction = level(ones, deeper, (8, 8))
+    torch.testing.assert_close(joined, torch.full((1, 1, 8, 8), 1.5))  # (1 + 2) / 2
+    torch.testing.assert_close(prediction, level.leave(joined))
+    with torch.no_grad():
+        level.gates[0].bias.copy_(torch.tensor([-40.0, 40.0]))
+    torch.testing.assert_close(level(ones, deeper, (4, 4))[0], 2 * ones)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "expected"),
+    [
+        ([0, 1, 2], 6, [0, 0, 1, 1, 2, 2]),
+        ([0, 1, 2, 3], 2, [0, 2]),
+        ([0, 1, 2], 5, [0, 0, 1, 1, 2]),  # floor(3 i / 5)
+        ([0, 1, 2, 3, 4], 3, [0, 1, 3]),
+    ],
+)
+def test_nearest_neighbours_along_both_axes(given, size: int, expected):
+    row = torch.tensor(given, dtype=torch.float64).requires_grad_()
+    assert nearest(row[None, None, None], (1, size)).flatten().tolist() == expected
+    column = nearest(row[None, None, :, None], (size, 1))
+    assert column.flatten().tolist() == expected
+    column.sum().backward()
+    assert row.grad is not None
+    assert row.grad.tolist() == [expected.count(i) for i in given]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "parameters"),
+    [
+        ("resnet32x4", "resnet8x4", 1_808_774),
+        ("resnet56", "resnet20", 114_278),
+        ("vgg13", "vgg8", None),  # crashes in mdistiller, whose tables of shapes lack it
+        ("ResNet50", "MobileNetV2", None),
+        ("resnet8x4", "ShuffleV2", None),  # the student's maps are smaller
+        ("vgg8", "resnet8", None),  # the teacher's are, and it alone has a fourth stage
+    ],
+)
+def test_reviews_of_many_pairs(teacher: str, student: str, parameters: int | None):
+    ours, theirs = (
+        tap_shapes(zoo.build(name, 100, (3, 32, 32)), (3, 32, 32)) for name in (student, teacher)
+    )
+    method = build_method("reviewkd")
+    (stage,), connector = method.plan, method.connect(ours, theirs)
+    if parameters is not None:
+        assert sum(p.numel() for p in connector.parameters()) == parameters
+    both = [t for t in (*stage.taps, *stage.optional_taps) if t in ours and t in theirs]
+    views = [View({tap: torch.randn(2, *x[tap]) for tap in both}) for x in (ours, theirs)]
+    assert stage.transfer(Pair(*views, INDEX, INDEX), connector).isfinite().all()
+
+
+def test_the_weight_of_a_review_warms_up_as_published():
+    weight_at = build_method("reviewkd").plan[0].weight_at
+    published = [5 * min((epoch + 1) / 20, 1) for epoch in range(240)]
+    assert [weight_at(epoch / 239) for epoch in range(240)] == pytest.approx(published, rel=1e-12)
+
+
+# --- all of them ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vid", "nst"])
