@@ -299,6 +299,31 @@ def cc_loss(
     return sum(sum(gaps[i] * gaps[j]) for i, j in compared) / len(compared)
 
 
+def crd_loss(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    student_bank: ArrayLike,
+    teacher_bank: ArrayLike,
+    drawn: ArrayLike,
+    normalisers: tuple[float, float] | None,
+    temperature: float,
+) -> Array:
+    """-log(x_0 / (x_0 + c + eps)) - sum over j >= 1 of log(c / (x_j + c + eps)) of both sides."""
+    sides = [_float64(student, teacher_bank), _float64(teacher, student_bank)]
+    losses = []
+    for i, entries in enumerate(np.asarray(drawn)):
+        entries, total = [j for j in entries if j >= 0], 0.0
+        for side, (points, bank) in enumerate(sides):
+            x = [math.exp(sum(bank[j] * points[i]) / temperature) for j in entries]
+            z = normalisers[side] if normalisers else len(bank) * sum(x) / len(x)
+            first, *others = (value / z for value in x)
+            c = len(others) / len(bank)
+            total -= math.log(first / (first + c + 1e-7))
+            total -= sum(math.log(c / (value + c + 1e-7)) for value in others)
+        losses.append(total)
+    return np.array(losses)
+
+
 def keeping_costs(embeddings: ArrayLike, labels: Sequence[int]) -> Array:
     """U1: distance to the own class's centre over that to the nearest other class's centre."""
     (embeddings,) = _float64(embeddings)

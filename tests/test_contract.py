@@ -292,7 +292,7 @@ def alternatives(name: str, key: str) -> list[object]:
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int):
-        return [default + 1, max(default // 3, 1)]
+        return [default + 1, max(default // 3, 1), 1]
     if isinstance(default, float):
         return [default * factor for factor in (0.01, 0.5, 2.0, 30.0)]
     wanted = get_type_hints(METHODS.get(name)().method)[key]

@@ -4,15 +4,18 @@ import math
 from collections.abc import Callable
 from itertools import permutations
 
+import oracles
 import pytest
 import torch
+from lessons import Lesson, cell
 from loss_table import SIMILARITIES, Loss, each
 from torch import Tensor
 
-from bench.method import NoConnector, View
+from bench.method import Facts, NoConnector, NotApplicable, View
 from methods import cc
 from methods._points import deepest_map
 from methods.cc import cc_loss, masked_cc_loss
+from methods.crd import Memory, crd_loss
 from methods.pkt import masked_pkt_loss, pkt_loss
 from methods.sp import masked_sp_loss, sp_loss
 
@@ -153,6 +156,148 @@ def test_cc_trains_a_layer_on_each_side_only_where_it_compares_embeddings():
             "student.weight": (128, 6), "student.bias": (128,),
             "teacher.weight": (128, 9), "teacher.bias": (128,),
         }  # fmt: skip
+
+
+# --- crd: no row of the table, because its banks and what is drawn of them come with the batch ---
+
+
+def test_crd_on_paper():
+    student, teacher = rows([1, 0]), rows([0.6, 0.8])
+    student_bank = rows([1, 0], [0, 1], [0.6, -0.8], [0, -1])
+    teacher_bank = rows([0.6, 0.8], [0, 1], [-1, 0], [0.8, -0.6])
+    drawn = torch.tensor([[0, 1, 2]])
+    # The student's products 0.6, 0, -1; the teacher's 0.6, 0.8, -0.28; T = 1/2, N = 4, c = 1/2
+    products = [(0.6, 0, -1), (0.6, 0.8, 0.36 - 0.64)]
+    normalisers = [4 / 3 * sum(math.exp(2 * x) for x in side) for side in products]
+    assert normalisers == pytest.approx([5.9406029413, 11.7924778813], abs=5e-11)
+    expected = 0.0
+    for side, z in zip(products, normalisers, strict=True):
+        first, *others = (math.exp(2 * x) / z for x in side)
+        expected += math.log1p((0.5 + 1e-7) / first)
+        expected += sum(math.log1p((x + 1e-7) / 0.5) for x in others)
+    assert expected == pytest.approx(2.6969922062, abs=5e-11)
+    banks = student_bank, teacher_bank
+    for given in (normalisers, None):
+        found = crd_loss(student, teacher, *banks, drawn, given, 0.5)
+        assert found.tolist() == pytest.approx([expected], rel=1e-12)
+
+
+def contrast(batch: int = 5, images: int = 12, dtype: torch.dtype = torch.float64):
+    """Points of length 1 and banks, student's first, and drawn entries of which some are absent."""
+    generator = torch.Generator().manual_seed(0)
+    points = [torch.randn(batch, 6, generator=generator) for _ in range(2)]
+    banks = [torch.randn(images, 6, generator=generator) for _ in range(2)]
+    units = [torch.nn.functional.normalize(x.to(dtype), dim=1) for x in (*points, *banks)]
+    drawn = torch.stack([torch.randperm(images, generator=generator)[:5] for _ in range(batch)])
+    drawn[1, 3:], drawn[2, 1] = -1, -1
+    return units[:2], units[2:], drawn
+
+
+@pytest.mark.parametrize("normalisers", [None, (40.0, 70.0)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_crd_equals_the_sum_written_out(normalisers, dtype: torch.dtype, rtol: float):
+    points, banks, drawn = contrast(dtype=dtype)
+    expected = oracles.crd_loss(*points, *banks, drawn, normalisers, 0.2)
+    found = crd_loss(*points, *banks, drawn, normalisers, 0.2)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), torch.tensor(expected), rtol=rtol, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = crd_loss(*points, *banks, drawn, normalisers, 0.2)
+    torch.testing.assert_close(cast, found, rtol=1e-6, atol=0)
+
+
+def test_crd_gradient_is_its_slope_though_the_bank_has_changed_before_the_backward_pass():
+    points, banks, drawn = contrast()
+    leaves = [x.requires_grad_() for x in points]
+    assert torch.autograd.gradcheck(lambda *x: crd_loss(*x, *banks, drawn, (40.0, 70.0)), leaves)
+    expected = torch.autograd.grad(crd_loss(*leaves, *banks, drawn, (40.0, 70.0)).sum(), leaves)
+    loss = crd_loss(*leaves, *banks, drawn, (40.0, 70.0)).sum()
+    for bank in banks:
+        bank.zero_()
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected, rtol=0, atol=0)
+
+
+def test_crd_refuses_shapes_that_would_broadcast():
+    points, banks, drawn = contrast()
+    for wrong in (
+        (points[0], points[1][:1], *banks, drawn),
+        (*points, banks[0], banks[1][:1], drawn),
+        (*points, *banks, drawn[:1]),
+    ):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            crd_loss(*wrong)
+
+
+def memory(labels: list[int], negatives: int = 16384) -> Memory:
+    torch.manual_seed(0)
+    return Memory(3, 4, Facts(len(labels), torch.tensor(labels), 3), negatives)
+
+
+LABELS = [0, 0, 1, 1, 1, 2, 2, -1, -1, -1]
+
+
+def test_crd_draws_images_of_other_classes_each_once_and_hidden_labels_are_classes_of_their_own():
+    kept, index = memory(LABELS, negatives=5), torch.tensor([9, 2, 0, 7])
+    seen = set()
+    for _ in range(50):
+        drawn = kept.draw(index)
+        assert drawn.shape == (4, 6)
+        assert torch.equal(drawn[:, 0], index)
+        for image, *others in drawn.tolist():
+            assert len(set(others)) == 5
+            assert image not in others
+            assert LABELS[image] not in {LABELS[j] for j in others} - {-1}
+            seen |= {(image, other) for other in others}
+    assert len(seen) == 9 + 7 + 8 + 9  # sooner or later all of them
+    assert memory(LABELS).negatives == 10 - 3
+    with pytest.raises(NotApplicable, match="one class"):
+        memory([1, 1, 1])
+
+
+def test_crd_in_evaluation_contrasts_with_all_images_of_other_classes():
+    kept = memory(LABELS, negatives=2).eval()
+    image, *others = kept.draw(torch.tensor([2]))[0].tolist()
+    assert image == 2
+    assert [j for j in others if j >= 0] == [0, 1, 5, 6, 7, 8, 9]
+
+
+def test_crd_writes_its_memory_in_training_alone_and_only_where_the_batch_is():
+    kept, index = memory(LABELS), torch.tensor([3, 8])
+    inputs = torch.randn(2, 3), torch.randn(2, 4), index, 0.07
+    before = {name: x.clone() for name, x in kept.named_buffers()}
+    with torch.no_grad():
+        points = [torch.nn.functional.normalize(x, dim=1) for x in kept.projections(*inputs[:2])]
+    kept.eval()(*inputs)
+    assert all(torch.equal(x, before[name]) for name, x in kept.named_buffers())
+    kept.train()(*inputs).sum().backward()
+    rest = torch.tensor([i for i in range(10) if i not in (3, 8)])
+    for name, point in zip(("student_bank", "teacher_bank"), points, strict=True):
+        bank = getattr(kept, name)
+        moved = torch.nn.functional.normalize(before[name][index] / 2 + point / 2, dim=1)
+        torch.testing.assert_close(bank[index], moved)
+        assert torch.equal(bank[rest], before[name][rest])
+    first = kept.normalisers.clone()
+    assert (first > 0).all()
+    kept(torch.randn(2, 3), *inputs[1:])
+    assert torch.equal(kept.normalisers, first)
+
+
+def test_crd_starts_at_chance_whatever_the_networks():
+    # x is about 1 / N, so a side pays log(1 + K) for its image and K log(1 + 1 / K) for the others.
+    kept = memory(list(range(3)) * 1000, negatives=1000)
+    loss = kept(torch.randn(64, 3), torch.randn(64, 4), torch.arange(64), 1.0)
+    assert loss.mean().item() == pytest.approx(2 * (math.log(1001) + 1), rel=0.01)
+
+
+def test_crd_contrasts_in_the_engine_with_the_cells_own_images():
+    lesson = Lesson(cell("crd"))
+    before = lesson.state()
+    lesson.epoch()
+    after = lesson.state()
+    for name in ("student_bank", "teacher_bank"):
+        moved = (before[f"connector.{name}"] != after[f"connector.{name}"]).any(dim=1)
+        assert moved.tolist() == len(lesson.stream.train.labels) * [True]
+    assert torch.equal(after["connector.classes"], lesson.stream.train.labels)
 
 
 def test_the_deepest_map_is_stage_4_only_where_both_networks_have_it():
