@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from bench.method import Method, Pair, Stage
+from bench.method import MaskedLoss, Method, Pair, Stage
 from methods._checks import above_zero, same_shape, weights
 from methods._soft_targets import soft_target_divergence
+from methods._standardise import standardised
 from methods._target_class import target_classes, without_targets
 from methods._warm_up import PUBLISHED, warm_up
 
@@ -85,6 +86,7 @@ def method(
     alpha: float = 1.0,
     beta: float = 8.0,
     warmup: float = PUBLISHED,
+    standardise: bool = False,
 ) -> Method:
     """L = CE(z_s, y) + w T^2 (alpha KL(b_q || b_p) + beta KL(q^ || p^)), one stage; see `dkd_loss`.
 
@@ -93,6 +95,8 @@ def method(
         alpha: weight on the target class, at least 0.
         beta: weight on the other classes, at least 0.
         warmup: the progress at which w, from 0.05, reaches 1; 0 for w = 1. See `warm_up`.
+        standardise: True compares both networks' standardised logits, as in `soft_logits`;
+            published with alpha = 9, beta nine times as large and temperature = 2.
 
     Raises:
         ValueError: a temperature or warm-up out of range, a negative weight, or both weights 0.
@@ -105,9 +109,10 @@ def method(
     above_zero("dkd", temperature=temperature)
     weights("dkd", alpha=alpha, beta=beta)
 
-    def transfer(pair: Pair, connector: nn.Module) -> Tensor:
+    def transfer(pair: Pair, connector: nn.Module) -> MaskedLoss:
         logits = pair.student.logits, pair.teacher.logits
-        return dkd_loss(*logits, pair.labels, temperature, alpha, beta)
+        ours, theirs, flat = standardised(*logits) if standardise else (*logits, None)
+        return MaskedLoss(dkd_loss(ours, theirs, pair.labels, temperature, alpha, beta), flat)
 
     stage = Stage(
         name="distil",

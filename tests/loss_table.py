@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods._standardise import standardised
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
 from methods.cc import cc_loss
@@ -118,8 +119,14 @@ def svd(student: tuple[Shape, ...], teacher: tuple[Shape, ...], **arguments: int
     return Loss(kd_svd_loss, student, teacher, arguments, rtol=1e-9)
 
 
+def standardised_soft_logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """What `soft_logits` computes with its switch `standardise`."""
+    return soft_logits_loss(*standardised(student, teacher)[:2], temperature)
+
+
 PER_SAMPLE = (
     Loss(soft_logits_loss, LOGITS, LOGITS, {"temperature": 4.0}),
+    Loss(standardised_soft_logits_loss, LOGITS, LOGITS, {"temperature": 2.0}),
     *(
         Loss(dkd_loss, LOGITS, LOGITS, {"temperature": t, "alpha": 1.0, "beta": b}, labelled=True)
         for t, b in ((4.0, 8.0), (1.0, 0.5))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
-from oracles import Array, log_softmax
+from oracles import Array, log_softmax, soft_logits_loss
 
 
 def softmax(row: Array) -> Array:
@@ -17,6 +17,24 @@ def labelled_rows(*arrays: ArrayLike) -> Iterator[tuple[Array, Array, int]]:
     student, teacher, labels = map(np.asarray, arrays)
     for ours, theirs, label in zip(student, teacher, labels, strict=True):
         yield ours.astype(np.float64), theirs.astype(np.float64), int(label)
+
+
+def standardise(logits: ArrayLike) -> Array:
+    """(z_k - mean) / (deviation of K - 1 degrees of freedom + 1e-7), for each row z."""
+    rows = []
+    for z in np.asarray(logits, dtype=np.float64):
+        mean = sum(z) / len(z)
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in z) / (len(z) - 1))
+        rows.append([(x - mean) / (deviation + 1e-7) for x in z])
+    return np.array(rows)
+
+
+def standardised_soft_logits_loss(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, temperature: float
+) -> Array:
+    """`soft_logits_loss` of both networks' standardised logits."""
+    ours, theirs = map(standardise, (student_logits, teacher_logits))
+    return soft_logits_loss(ours, theirs, temperature)
 
 
 def dkd_loss(

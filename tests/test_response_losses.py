@@ -4,16 +4,19 @@ import math
 
 import pytest
 import torch
-from loss_table import of
+from loss_table import of, standardised_soft_logits_loss
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from bench.hyperparameters import build_method
 from bench.method import MaskedLoss, Pair, View
-from methods import dist, dkd
+from methods import dist, dkd, soft_logits
 from methods._soft_targets import soft_target_divergence
+from methods._standardise import standardised
 from methods._warm_up import PUBLISHED, warm_up
 from methods.dist import dist_loss
 from methods.dkd import dkd_loss
+from methods.soft_logits import soft_logits_loss, standardise
 
 
 def float64(*rows) -> Tensor:
@@ -24,6 +27,11 @@ def gradient_of(loss, student: Tensor, *rest) -> Tensor:
     student = student.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(student, *rest).sum(), student)
     return gradient
+
+
+def pair_of(student: Tensor, teacher: Tensor, *labels: int) -> Pair:
+    views = (View({"logits": logits}) for logits in (student, teacher))
+    return Pair(*views, torch.tensor(labels), torch.arange(len(student)))
 
 
 def test_the_warm_up_is_the_published_one_over_240_epochs():
@@ -210,7 +218,7 @@ def test_dist_masks_constant_rows_and_watches_classes_without_spread():
     stage = dist.method(temperature=1.0).plan[0]
     student = float64([0, 0, 0], [0, 9, -30], [5, 0, -30])  # of the last class 1/3, 1e-17, 1e-15
     teacher = float64([0, 1, -30], [0, 4, -30], [2, 0, -30])
-    pair = Pair(View({"logits": student}), View({"logits": teacher}), FIRST.expand(3), FIRST)
+    pair = pair_of(student, teacher, 0, 1, 2)
     loss, masked = MaskedLoss.of(stage.transfer(pair, nn.Module()))
     assert masked.tolist() == [True, False, False]
     assert loss == dist_loss(student, teacher, 1.0, 1.0, 1.0)
@@ -220,3 +228,86 @@ def test_dist_masks_constant_rows_and_watches_classes_without_spread():
 def test_dist_refuses_weights_of_zero():
     with pytest.raises(ValueError, match=r"dist: beta 0.0 and gamma 0.0 must be at least 0"):
         dist.method(beta=0.0, gamma=0.0)
+
+
+# --- standardised logits --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(2.0, 0.0705938648), (4.0, 0.0804961719)])
+def test_standardised_soft_logits_of_three_classes(temperature: float, expected: float):
+    student, teacher = float64([0, 0, 3]), float64([1, 2, 3])
+    # means 1 and 2; squares 1 + 1 + 4 over 2, so a deviation of sqrt 3, and 1 + 0 + 1 over 2
+    ours = standardise(student)
+    assert ours[0].tolist() == pytest.approx([-(3**-0.5), -(3**-0.5), 2 * 3**-0.5], abs=1e-7)
+    assert standardise(teacher)[0].tolist() == pytest.approx([-1, 0, 1], abs=1e-6)
+    loss = soft_logits_loss(ours, standardise(teacher), temperature).item()
+    assert loss == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])  # in standard deviations
+def test_standardised_logits_ignore_scale_and_shift(scale: float, shift: float):
+    logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = scale * (logits + shift * logits.std(1, keepdim=True))
+    torch.testing.assert_close(standardise(moved), standardise(logits), rtol=0, atol=1e-5)
+    assert soft_logits_loss(standardise(moved), standardise(logits), 2.0).max() < 1e-10
+
+
+def test_standardised_soft_logits_pull_neither_mean_nor_scale():
+    (row,) = of(standardised_soft_logits_loss)
+    (student,), teacher = row.inputs(5)
+    _, (gradient,) = row.value_and_gradients([student], teacher)
+    assert gradient.abs().max() > 1e-3
+    assert gradient.sum(1).abs().max() < 1e-12
+    assert (gradient * student).sum(1).abs().max() < 1e-6  # what eps leaves
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["soft_logits", "dkd"])
+def test_a_sample_whose_logits_are_all_alike_is_left_out(name: str, dtype: torch.dtype):
+    # Divided by 1e-7, the first sample has a gradient of 3.5e6.
+    inf = math.inf
+    student = float64([0.3, 0.3, 0.3], [0, 0, 3], [0, 0, 3], [0, 0, 3], [-inf, 0, -inf]).to(dtype)
+    teacher = float64([1, 2, 3], [7, 7, 7], [1, 2, 3], [-inf, 1, -inf], [1, 2, 3]).to(dtype)
+    student.requires_grad_()
+    stage = build_method(name, temperature=2.0, standardise=True).plan[0]
+    loss, masked = stage.transfer(pair_of(student, teacher, 0, 0, 0, 0, 0), nn.Module())
+    assert masked.tolist() == [True, True, False, True, True]
+    assert ((loss == 0) == masked).all()
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert gradient[masked].abs().max() == 0
+    assert 0 < gradient[~masked].abs().max() < 2
+
+
+def test_a_class_that_is_ruled_out_is_outside_mean_and_deviation():
+    logits = float64([1, 2, 3, -math.inf])
+    torch.testing.assert_close(standardise(logits)[:, :3], standardise(logits[:, :3]))
+    assert standardise(logits)[0, 3] == -math.inf
+    ours, theirs, _ = standardised(float64([0, 0, 3, 5]), logits)
+    log_p, log_q = ours.div(2).log_softmax(1)[0, :3], theirs.div(2).log_softmax(1)[0, :3]
+    expected = 4 * (log_q.exp() * (log_q - log_p)).sum()
+    torch.testing.assert_close(soft_logits_loss(ours, theirs, 2.0)[0], expected)
+
+
+def test_dkd_can_compare_standardised_logits():
+    stage = dkd.method(temperature=2.0, alpha=9.0, beta=72.0, standardise=True).plan[0]
+    loss, _ = stage.transfer(pair_of(STUDENT, TEACHER, 0), nn.Module())
+    scores = standardise(STUDENT), standardise(TEACHER)
+    assert torch.equal(loss, dkd_loss(*scores, FIRST, 2.0, 9.0, 72.0))
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_a_weight_on_the_soft_targets_leaves_that_on_the_labels(switch: bool):
+    # The published form, and its control: ten times the transfer without standardised logits.
+    built = build_method("soft_logits", weight=9, temperature=2, standardise=switch)
+    (stage,) = built.plan
+    assert (stage.task_weight, stage.transfer_weight) == (pytest.approx(0.1), 9)
+    loss, _ = stage.transfer(pair_of(STUDENT, TEACHER, 0), nn.Module())
+    compared = [standardise(x) if switch else x for x in (STUDENT, TEACHER)]
+    assert torch.equal(loss, soft_logits_loss(*compared, 2.0))
+
+
+def test_a_weight_on_the_soft_targets_needs_a_teacher():
+    assert soft_logits.method(rho=0.0, weight=1.0).needs_teacher
+    with pytest.raises(ValueError, match=r"soft_logits: weight 0.0 must be above 0"):
+        soft_logits.method(weight=0.0)
