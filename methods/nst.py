@@ -8,6 +8,7 @@ from methods._checks import above_zero
 from methods._points import DEEPER, STAGE_OUTPUTS, common_stages
 from methods._pool import pool_alike
 from methods._precision import full_precision, no_autocast
+from methods._zero_rows import unit_vectors
 
 SOURCE = """\
 Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, \
@@ -16,8 +17,6 @@ Deviations: all stages and weight 50, as in RepDistiller; its larger map is aver
 smaller one before channels are normalised; a channel shorter than 1e-8 counts as silent. The \
 kernel is never formed for all pairs of channels and positions (RepDistiller: 1 GiB at a batch of \
 64); the value is the same."""
-
-SILENT = 1e-8
 
 
 def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
             "maps (B, C, H, W) of one batch"
         )
     maps = pool_alike(full_precision(student), full_precision(teacher).detach(), "average")
-    ours, theirs = (_unit_channels(x.flatten(2)) for x in maps)
+    ours, theirs = (unit_vectors(x.flatten(2))[0] for x in maps)
     with no_autocast(ours):
         # The cheaper of two equal forms: products of positions, or of channels.
         if ours.shape[2] <= max(ours.shape[1], theirs.shape[1]):
@@ -61,13 +60,6 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
             return difference.square().sum(dim=(1, 2))
         across = _mean_kernel(ours, theirs)
         return _mean_kernel(ours, ours) + _mean_kernel(theirs, theirs) - 2 * across
-
-
-def _unit_channels(flat: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
-    silent = norm < SILENT
-    # Two selections: the gradient of a quotient that is not selected would still be huge.
-    return torch.where(silent, 0.0, flat) / torch.where(silent, 1.0, norm)
 
 
 def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:

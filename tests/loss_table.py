@@ -22,6 +22,7 @@ from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss
+from methods.ft import ft_loss
 from methods.kd_svd import kd_svd_loss
 from methods.nst import nst_loss
 from methods.pkt import pkt_loss
@@ -143,6 +144,9 @@ PER_SAMPLE = (
     Loss(nst_loss, ((6, 4, 3),), ((5, 2, 3),)),  # more channels than positions
     Loss(hcl_loss, MAP, MAP),
     Loss(hcl_loss, ((2, 7, 8),), ((2, 7, 8),)),  # pooled to 4 x 4, in windows of unequal height
+    Loss(ft_loss, MAP, MAP, {"form": "vec"}),
+    Loss(ft_loss, MAP, MAP, {"form": "map"}),
+    Loss(ft_loss, MAP, ((2, 8, 6),), {"form": "vec"}),
     Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
     svd(((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2)), rank=1, extra=3),
     svd(((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3)), rank=2, extra=1),

@@ -61,3 +61,15 @@ def hcl_loss(student: ArrayLike, teacher: ArrayLike) -> Array:
         total = sum(w * sum(each) / len(each) for w, each in zip(weights, squares, strict=True))
         losses.append(total / sum(weights))
     return np.array(losses)
+
+
+def ft_loss(student_factor: ArrayLike, teacher_factor: ArrayLike, form: str) -> Array:
+    """Mean |q_s - q_t|, q = vec(F) / ||F||, or of the means over channels of F^2 for "map"."""
+    losses = []
+    for factors in zip(*_float64(student_factor, teacher_factor), strict=True):
+        values = pooled_alike(*factors)
+        if form == "map":
+            values = [sum(channel**2 for channel in x) / len(x) for x in values]
+        ours, theirs = (unit_vector(x.ravel()) for x in values)
+        losses.append(sum(abs(ours - theirs)) / ours.size)
+    return np.array(losses)

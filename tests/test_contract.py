@@ -294,7 +294,8 @@ def alternatives(name: str, key: str) -> list[object]:
     if isinstance(default, int):
         return [default + 1, max(default // 3, 1), 1]
     if isinstance(default, float):
-        return [default * factor for factor in (0.01, 0.5, 2.0, 30.0)]
+        # Halfway to 1, too: an eighth of a stage's few epochs and a quarter are the same one.
+        return [*(default * factor for factor in (0.01, 0.5, 2.0, 30.0)), (1 + default) / 2]
     wanted = get_type_hints(METHODS.get(name)().method)[key]
     kinds = (wanted, *get_args(wanted))
     options = [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]

@@ -9,9 +9,11 @@ from loss_table import of
 from torch import Tensor
 
 from bench.hyperparameters import build_method
-from bench.method import Pair, View
+from bench.method import MaskedLoss, Pair, View
 from bench.models import zoo
 from bench.models.network import tap_shapes
+from methods._pool import pool_alike
+from methods.ft import ft_loss, masked_ft_loss
 from methods.nst import nst_loss
 from methods.reviewkd import Level, hcl_loss, nearest
 from methods.vid import Regressor, vid_loss
@@ -234,12 +236,75 @@ def test_the_weight_of_a_review_warms_up_as_published():
     assert [weight_at(epoch / 239) for epoch in range(240)] == pytest.approx(published, rel=1e-12)
 
 
+# --- factor transfer ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        # (.6 + .8 + 0 + 1) / 4
+        ("vec", 0.6),
+        # maps (9, 16) / sqrt 337 and (0, 1): (9 / sqrt 337 + 1 - 16 / sqrt 337) / 2
+        ("map", 0.3093428513),
+    ],
+)
+def test_factor_transfer_by_hand(form, expected: float):
+    student, teacher = rows([3, 4], [0, 0]), rows([0, 0], [0, 2])
+    assert ft_loss(student, teacher, form).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", of(ft_loss), ids=lambda loss: loss.name)
+def test_factors_of_any_size_have_a_direction_but_below_1e_8(loss):
+    (student,), (teacher,) = loss.inputs(3)
+    form = loss.arguments["form"]
+    expected = ft_loss(student, teacher, form)
+    sizes = torch.tensor([3e5, 2e-8, 0.5e-8], dtype=torch.float64)
+    scales = [sizes / x.flatten(1).norm(dim=1) for x in pool_alike(student, teacher, "average")]
+    ours, theirs = (
+        x * scale.view(-1, 1, 1, 1) for x, scale in zip((student, teacher), scales, strict=True)
+    )
+    for changed in ((ours, teacher), (student, theirs)):
+        value, masked = masked_ft_loss(*changed, form)
+        assert_same(value[:2], expected[:2])
+        assert value[2] == 0
+        assert masked is not None
+        assert masked.tolist() == [False, False, True]
+    _, (gradient,) = loss.value_and_gradients([ours], [teacher])
+    assert not gradient[2].any()
+
+
+def test_the_paraphraser_learns_first_and_then_stays():
+    lesson = Lesson(cell("ft"))
+    parts = ("network", "connector.encoder", "connector.decoder", "connector.translator")
+
+    def moved() -> list[bool]:
+        before = lesson.state()
+        lesson.epoch()
+        changed = [key for key, x in lesson.state().items() if not torch.equal(x, before[key])]
+        return [any(key.startswith(part) for key in changed) for part in parts]
+
+    assert moved() == [False, True, True, False]
+    assert lesson.student.stage.name == "paraphrase"
+    for _ in range(3):  # with weight decay
+        assert moved() == [True, False, False, True]
+
+
+def test_factors_have_at_least_one_channel_and_keep_their_signs():
+    shapes = {f"stage{k}": (6, 4, 4) for k in (1, 2, 3)}
+    factors = build_method("ft", rate=0.01).connect(shapes, shapes)
+    assert factors.encoder(torch.randn(2, 6, 4, 4)).shape == (2, 1, 4, 4)
+    factors = build_method("ft").connect(shapes, shapes)
+    factor = factors.encoder(torch.randn(50, 6, 4, 4))
+    assert factor.shape[1] == 3
+    assert factor.min() < 0 < factor.max()  # a ReLU would cut them off
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vid", "nst"])
+@pytest.mark.parametrize("name", ["vid", "nst", "ft"])
 def test_a_fourth_stage_counts_where_both_networks_have_one(name):
-    (stage,) = build_method(name).plan
+    stage = build_method(name).plan[-1]
     assert stage.optional_taps == ("stage4",)
     maps = {f"stage{k}": torch.randn(2, 3, 4, 4) for k in (1, 2, 3, 4)}
     other = maps | {"stage4": torch.randn(2, 3, 4, 4)}
@@ -248,7 +313,8 @@ def test_a_fourth_stage_counts_where_both_networks_have_one(name):
     connector = build_method(name).connect(shapes, shapes)
 
     def loss(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
-        return stage.transfer(Pair(View(student), View(teacher), INDEX, INDEX), connector)
+        pair = Pair(View(student), View(teacher), INDEX, INDEX)
+        return MaskedLoss.of(stage.transfer(pair, connector)).loss
 
     assert not torch.equal(loss(maps, maps), loss(other, maps))
     assert torch.equal(loss(maps, three), loss(other, three))
