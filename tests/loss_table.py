@@ -24,6 +24,7 @@ from methods.fitnet import hint_loss
 from methods.fsp import fsp_loss
 from methods.ft import ft_loss
 from methods.kd_svd import kd_svd_loss
+from methods.nkd import nkd_loss
 from methods.nst import nst_loss
 from methods.pkt import pkt_loss
 from methods.reviewkd import hcl_loss
@@ -31,6 +32,7 @@ from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
 from methods.sp import sp_loss
 from methods.vid import vid_loss
+from methods.wttm import wttm_loss
 
 ORACLES = vars(oracles) | vars(oracles_of_logits) | vars(oracles_of_maps)
 Shape = tuple[int, ...]
@@ -132,6 +134,9 @@ PER_SAMPLE = (
         Loss(dkd_loss, LOGITS, LOGITS, {"temperature": t, "alpha": 1.0, "beta": b}, labelled=True)
         for t, b in ((4.0, 8.0), (1.0, 0.5))
     ),
+    Loss(nkd_loss, LOGITS, LOGITS, {"temperature": 3.0, "gamma": 1.5}, labelled=True),
+    Loss(wttm_loss, LOGITS, LOGITS, {"gamma": 0.2, "weighted": True}),
+    Loss(wttm_loss, LOGITS, LOGITS, {"gamma": 0.2, "weighted": False}),
     Loss(hint_loss, MAP, MAP),
     Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "l2"}),
     Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "sumsq"}),

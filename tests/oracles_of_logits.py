@@ -83,3 +83,34 @@ def correlation(first: Array, second: Array) -> float:
     u, v = first - sum(first) / len(first), second - sum(second) / len(second)
     lengths = math.sqrt(sum(a * a for a in u)) * math.sqrt(sum(b * b for b in v))
     return sum(a * b for a, b in zip(u, v, strict=True)) / (lengths + 1e-8)
+
+
+def nkd_loss(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    labels: ArrayLike,
+    temperature: float,
+    gamma: float,
+) -> Array:
+    """-q_y log p_y - gamma T^2 (cross-entropy of the others, renormalised)."""
+    losses = []
+    for student, teacher, y in labelled_rows(student_logits, teacher_logits, labels):
+        loss = -softmax(teacher)[y] * log_softmax(student)[y]
+        p, q = (softmax(np.delete(row, y) / temperature) for row in (student, teacher))
+        others = -sum(b * math.log(a) for a, b in zip(p, q, strict=True))
+        losses.append(loss + gamma * temperature**2 * others)
+    return np.array(losses)
+
+
+def wttm_loss(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, gamma: float, weighted: bool
+) -> Array:
+    """U KL of the student's probabilities from q_k^gamma / U, U = sum_k q_k^gamma; U = 1 if not."""
+    losses = []
+    student, teacher = (np.asarray(x, dtype=np.float64) for x in (student_logits, teacher_logits))
+    for ours, theirs in zip(student, teacher, strict=True):
+        log_p, powers = log_softmax(ours), softmax(theirs) ** gamma
+        q = powers / sum(powers)
+        divergence = sum(b * (math.log(b) - a) for a, b in zip(log_p, q, strict=True))
+        losses.append(sum(powers) * divergence if weighted else divergence)
+    return np.array(losses)

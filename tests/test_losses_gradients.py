@@ -10,12 +10,16 @@ from torch import Tensor
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_map, attention_transfer_loss
 from methods.dist import dist_loss
+from methods.nkd import nkd_loss
 from methods.vid import vid_loss
+from methods.wttm import wttm_loss
 
 # What a student equal to its teacher still pays.
 AT_EQUALITY = (
     activation_boundary_loss,  # for neurons inside the margin
     dist_loss,  # for the eps of its correlations
+    nkd_loss,  # a cross-entropy has no zero
+    wttm_loss,  # for being less soft than its teacher's power
     vid_loss,  # a likelihood has no zero
 )
 

@@ -13,8 +13,10 @@ from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.fsp import fsp_loss
 from methods.kd_svd import kd_svd_loss
+from methods.nkd import nkd_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
 from methods.soft_logits import soft_logits_loss
+from methods.wttm import wttm_loss
 
 Change = Callable[[Tensor], Tensor]
 
@@ -108,6 +110,8 @@ RIGID_OR_SCALE = (rotated, reflected, translated, scaled)
         soft_logits_loss: (shifted_per_sample,),
         dkd_loss: (shifted_per_sample,),
         dist_loss: (shifted_per_sample,),
+        nkd_loss: (shifted_per_sample,),
+        wttm_loss: (shifted_per_sample,),
         attention_transfer_loss: (
             reordered_channels,
             flipped_signs,

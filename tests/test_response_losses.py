@@ -16,7 +16,9 @@ from methods._standardise import standardised
 from methods._warm_up import PUBLISHED, warm_up
 from methods.dist import dist_loss
 from methods.dkd import dkd_loss
+from methods.nkd import nkd_loss
 from methods.soft_logits import soft_logits_loss, standardise
+from methods.wttm import wttm_loss
 
 
 def float64(*rows) -> Tensor:
@@ -90,11 +92,12 @@ def test_dkd_pulls_the_label_by_alpha_alone_and_the_others_by_both():
         assert alpha or found[0] == 0
 
 
-def test_dkd_takes_the_teachers_first_choice_for_a_hidden_label():
-    (row, _) = of(dkd_loss)
+@pytest.mark.parametrize("function", [dkd_loss, nkd_loss])
+def test_a_hidden_label_is_the_teachers_first_choice(function):
+    row = of(function)[0]
     (student,), (teacher,) = row.inputs(5)
-    hidden = dkd_loss(student, teacher, torch.full((5,), -1), **row.arguments)
-    known = dkd_loss(student, teacher, teacher.argmax(1), **row.arguments)
+    hidden = function(student, teacher, torch.full((5,), -1), **row.arguments)
+    known = function(student, teacher, teacher.argmax(1), **row.arguments)
     assert torch.equal(hidden, known)
     assert hidden.isfinite().all()
 
@@ -136,10 +139,11 @@ def test_dkd_of_a_teacher_that_leaves_one_class(label: int, both: bool):
     assert gradient_of(dkd_loss, *args).isfinite().all()
 
 
-def test_dkd_refuses_labels_of_another_shape():
-    for labels in (one_hot(FIRST, 3), torch.tensor([0, 1])):
-        with pytest.raises(ValueError, match=r"labels \(\d.*\) must be \(1,\)"):
-            dkd_loss(STUDENT, TEACHER, labels, 4.0, 1.0, 8.0)
+@pytest.mark.parametrize("labels", [one_hot(FIRST, 3), torch.tensor([0, 1])], ids=str)
+@pytest.mark.parametrize(("loss", "rest"), [(dkd_loss, (4.0, 1.0, 8.0)), (nkd_loss, (1.0, 1.5))])
+def test_labels_of_another_shape_are_refused(loss, rest, labels):
+    with pytest.raises(ValueError, match=r"labels \(\d.*\) must be \(1,\)"):
+        loss(STUDENT, TEACHER, labels, *rest)
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"alpha": 0.0, "beta": 0.0}], ids=str)
@@ -311,3 +315,57 @@ def test_a_weight_on_the_soft_targets_needs_a_teacher():
     assert soft_logits.method(rho=0.0, weight=1.0).needs_teacher
     with pytest.raises(ValueError, match=r"soft_logits: weight 0.0 must be above 0"):
         soft_logits.method(weight=0.0)
+
+
+# --- NKD and WTTM ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("temperature", "others"), [(1.0, 0.9972162807), (4.0, 16.632)])
+def test_nkd_of_three_classes(temperature: float, others: float):
+    # q_y = .8437947345, p_y = e / (e + e^2 + 1): -q_y log p_y = 1.1877305010
+    target = nkd_loss(STUDENT, TEACHER, FIRST, temperature, 0.0).item()
+    assert target == pytest.approx(1.1877305010, abs=1e-9)
+    loss = nkd_loss(STUDENT, TEACHER, FIRST, temperature, 1.5).item()
+    assert loss - target == pytest.approx(others, abs=1e-9 if temperature == 1 else 5e-4)
+
+
+def test_nkd_pulls_the_others_as_dkd_does():
+    # Given that it is one of them, a cross-entropy has the divergence's gradient.
+    (full,) = gradient_of(nkd_loss, STUDENT, TEACHER, FIRST, 4.0, 1.5)
+    (target,) = gradient_of(nkd_loss, STUDENT, TEACHER, FIRST, 4.0, 0.0)
+    (others,) = gradient_of(dkd_loss, STUDENT, TEACHER, FIRST, 4.0, 0.0, 1.5)
+    torch.testing.assert_close(full - target, others)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("both", [False, True])
+def test_nkd_of_a_teacher_that_leaves_one_class(label: int, both: bool):
+    # q = (1, 0, 0): -log p_0 of label 0, and nothing of the others; or nothing of label 1, and
+    # -gamma T^2 log p^_0 of the others.
+    teacher = float64([0, -math.inf, -math.inf])
+    student = teacher if both else STUDENT
+    p, given = student.softmax(1)[0], student[:, [0, 2]].div(4).softmax(1)[0]
+    expected = -p[0].log() if label == 0 else -1.5 * 16 * given[0].log()
+    args = student, teacher, torch.tensor([label]), 4.0, 1.5
+    assert nkd_loss(*args).item() == pytest.approx(expected.item(), abs=1e-12)
+    assert gradient_of(nkd_loss, *args).isfinite().all()
+
+
+def test_wttm_of_three_classes():
+    plain = wttm_loss(STUDENT, TEACHER, 0.1, weighted=False).item()
+    assert plain == pytest.approx(0.2865304133, abs=1e-9)
+    assert wttm_loss(STUDENT, TEACHER, 0.1).item() == pytest.approx(0.7210374978, abs=1e-9)
+
+
+def test_wttm_weighs_a_sure_teacher_by_one_and_one_without_an_idea_by_the_most():
+    teacher = float64([0, -math.inf, -math.inf], [0, 0, 0])
+    student = STUDENT.expand(2, 3)
+    factor = wttm_loss(student, teacher, 0.2) / wttm_loss(student, teacher, 0.2, weighted=False)
+    assert factor.tolist() == pytest.approx([1, 3**0.8])
+
+
+def test_ttm_is_zero_at_the_teachers_power_and_soft_targets_of_that_temperature():
+    powers = 0.25 * TEACHER.log_softmax(1)
+    assert wttm_loss(powers, TEACHER, 0.25).item() == pytest.approx(0, abs=1e-15)
+    same = soft_target_divergence(STUDENT, TEACHER / 4, 1.0)
+    torch.testing.assert_close(wttm_loss(STUDENT, TEACHER, 0.25, weighted=False), same)
