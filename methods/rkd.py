@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import huber_loss
 
 from bench.method import MaskedLoss, Method, Pair, Stage
-from methods._checks import one_of, same_batch
+from methods._checks import one_of, same_batch, weights
 from methods._precision import full_precision, no_autocast
 
 Tap = Literal["embedding", "logits"]
@@ -286,11 +286,7 @@ def method(
         >>> [(stage.name, stage.taps) for stage in method(tap="logits").plan]
         [('distil', ('logits',))]
     """
-    if min(distance_weight, angle_weight) < 0 or distance_weight == angle_weight == 0:
-        raise ValueError(
-            f"rkd: distance_weight {distance_weight} and angle_weight {angle_weight} must be at "
-            "least 0, and one of them above"
-        )
+    weights("rkd", distance_weight=distance_weight, angle_weight=angle_weight)
     one_of("rkd", "tap", tap, get_args(Tap))
     one_of("rkd", "reduction", reduction, get_args(Reduction))
 
