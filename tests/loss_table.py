@@ -26,6 +26,7 @@ from methods.ft import ft_loss
 from methods.kd_svd import kd_svd_loss
 from methods.nkd import nkd_loss
 from methods.nst import nst_loss
+from methods.ofd import ofd_loss
 from methods.pkt import pkt_loss
 from methods.reviewkd import hcl_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
@@ -152,6 +153,7 @@ PER_SAMPLE = (
     Loss(ft_loss, MAP, MAP, {"form": "vec"}),
     Loss(ft_loss, MAP, MAP, {"form": "map"}),
     Loss(ft_loss, MAP, ((2, 8, 6),), {"form": "vec"}),
+    Loss(ofd_loss, MAP, MAP, {"margin": torch.tensor([-0.8, -0.1])}),
     Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
     svd(((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2)), rank=1, extra=3),
     svd(((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3)), rank=2, extra=1),

@@ -73,3 +73,14 @@ def ft_loss(student_factor: ArrayLike, teacher_factor: ArrayLike, form: str) -> 
         ours, theirs = (unit_vector(x.ravel()) for x in values)
         losses.append(sum(abs(ours - theirs)) / ours.size)
     return np.array(losses)
+
+
+def ofd_loss(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> Array:
+    """Sum of (s - t')^2, t' = max(t, m_c), without elements with s <= t' <= 0."""
+    student, teacher, margin = _float64(student, teacher, margin)
+    losses = np.zeros(len(student))
+    for at in np.ndindex(student.shape):
+        target = max(teacher[at], margin[at[1]])
+        if target > 0 or student[at] > target:
+            losses[at[0]] += (student[at] - target) ** 2
+    return losses
