@@ -30,8 +30,10 @@ from methods.ofd import ofd_loss
 from methods.pkt import pkt_loss
 from methods.reviewkd import hcl_loss
 from methods.rkd import rkd_angle_loss, rkd_distance_loss
+from methods.simkd import simkd_loss
 from methods.soft_logits import soft_logits_loss
 from methods.sp import sp_loss
+from methods.srrl import srrl_loss
 from methods.vid import vid_loss
 from methods.wttm import wttm_loss
 
@@ -116,6 +118,7 @@ class Loss:
 
 LOGITS, MAP, WIDE_MAP = ((6,),), ((2, 4, 3),), ((3, 4, 3),)
 POINTS, WIDE_POINTS = ((5,),), ((7,),)
+DRAWS = torch.Generator().manual_seed(0)
 
 
 def svd(student: tuple[Shape, ...], teacher: tuple[Shape, ...], **arguments: int) -> Loss:
@@ -154,6 +157,8 @@ PER_SAMPLE = (
     Loss(ft_loss, MAP, MAP, {"form": "map"}),
     Loss(ft_loss, MAP, ((2, 8, 6),), {"form": "vec"}),
     Loss(ofd_loss, MAP, MAP, {"margin": torch.tensor([-0.8, -0.1])}),
+    Loss(simkd_loss, MAP, MAP),
+    Loss(srrl_loss, POINTS, POINTS, {"head": torch.randn(3, 5, generator=DRAWS)}),
     Loss(fsp_loss, ((2, 4, 3), (3, 4, 3)), ((2, 3, 5), (3, 3, 5))),
     svd(((2, 4, 3), (5, 3, 2)), ((2, 2, 3), (5, 3, 2)), rank=1, extra=3),
     svd(((4, 3, 2), (3, 4, 1), (5, 3, 2)), ((4, 3, 3), (3, 4, 3), (5, 3, 3)), rank=2, extra=1),

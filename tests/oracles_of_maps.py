@@ -84,3 +84,20 @@ def ofd_loss(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> Array
         if target > 0 or student[at] > target:
             losses[at[0]] += (student[at] - target) ** 2
     return losses
+
+
+def simkd_loss(projected: ArrayLike, teacher: ArrayLike) -> Array:
+    """Mean over channels and positions of the squared difference."""
+    differences = np.subtract(*_float64(projected, teacher))
+    return np.array([sum(d * d for d in each.ravel()) / each.size for each in differences])
+
+
+def srrl_loss(student: ArrayLike, teacher: ArrayLike, head: ArrayLike) -> Array:
+    """Mean square of the embeddings' difference, and that of the difference of their logits."""
+    losses, (rows,) = [], _float64(head)
+    for ours, theirs in zip(*_float64(student, teacher), strict=True):
+        logits, wanted = ([sum(row * e) for row in rows] for e in (ours, theirs))
+        errors = [z - y for z, y in zip(logits, wanted, strict=True)]
+        gaps = list(ours - theirs)
+        losses.append(sum(sum(x * x for x in each) / len(each) for each in (gaps, errors)))
+    return np.array(losses)

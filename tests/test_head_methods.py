@@ -1,17 +1,25 @@
-"""Methods that read more of a teacher than its maps: its BatchNorms."""
+"""Methods that read more of a teacher than its maps: its BatchNorms, or its classifier."""
 
 import pytest
 import torch
-from lessons import cell
+from lessons import Lesson, cell, dataset, run
 from loss_table import of
 from torch import Tensor, nn
 
+from bench.cost.profiler import MethodRow, Profile, profile
+from bench.cost.steps import Workload
+from bench.data.cache import cached
+from bench.export import ExportError, Trained, load_trained, pack
 from bench.hyperparameters import build_method
 from bench.method import Facts, NotApplicable, Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
+from bench.record import Row
 from bench.train.teacher import Teacher
+from bench.workdir import WorkDir
 from methods.ofd import margin, ofd_loss
+from methods.simkd import Projector
+from methods.srrl import srrl_loss
 
 IMAGE, INDEX = (3, 32, 32), torch.arange(2)
 
@@ -153,8 +161,163 @@ def test_ofd_asks_for_the_data_where_no_batchnorm_is_known():
     ("teacher", "student"),
     [("ResNet50", "MobileNetV2"), ("resnet8x4", "ShuffleV1"), ("resnet8x4", "ShuffleV2")],
 )
-@pytest.mark.parametrize("name", ["ofd"])
+@pytest.mark.parametrize("name", ["ofd", "srrl"])
 def test_pairs_that_public_code_lacks(name: str, teacher: str, student: str):
     ours, theirs = network(student), network(teacher)
     stage, connector = connected(name, ours, theirs)
     assert stage.transfer(pair_of(stage, ours, theirs), connector).isfinite().all()
+
+
+# --- reused classifiers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "parameters"), [(2, 214_016), (4, 70_400), (8, 26_240)])
+def test_a_projector_is_as_large_as_published(factor: int, parameters: int):
+    projector = Projector((256, 8, 8), (256, 8, 8), factor)
+    assert sum(p.numel() for p in projector.parameters()) == parameters
+    assert projector(torch.zeros(2, 256, 8, 8)).shape == (2, 256, 8, 8)
+    assert Projector((2, 8, 6), (1, 4, 9), 2)(torch.zeros(2, 2, 8, 6)).shape == (2, 1, 4, 6)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "ShuffleV1", "ResNet50", "cnn4"])
+def test_a_reused_classifier_reads_the_mean_of_the_map_that_is_learnt(name: str):
+    teacher = network(name)
+    stage, connector = connected("simkd", teacher, teacher)
+    connector.projector = nn.Identity()
+    pair = pair_of(stage, teacher, teacher)
+    learnt = pair.teacher[f"{connector.tap}.pre"].relu()
+    shown = View({**pair.student.taps, connector.tap: learnt})
+    assert not stage.transfer(pair._replace(student=shown), connector).any()
+    images = torch.randn(2, *IMAGE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        embedding = teacher.view(images, ("embedding",))["embedding"]
+    torch.testing.assert_close(learnt.mean(dim=(2, 3)), embedding)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "why"),
+    [
+        ("vgg8", "MobileNetV2", "reads 1280 features, which are no means of its stage4"),
+        ("resnet8", "ShuffleV2", "reads 1024 features, which are no means of its stage3"),
+        ("resnet8", "vgg8", "the teacher's last stage is stage4, the student's stage3"),
+        ("vgg8", "resnet8", "networks with equally many stages"),
+    ],
+)
+def test_classifiers_that_cannot_be_reused(student: str, teacher: str, why: str):
+    with pytest.raises(NotApplicable, match=why):
+        connected("simkd", network(student), network(teacher))
+
+
+@pytest.mark.parametrize("name", ["simkd", "srrl"])
+def test_a_classifier_must_be_linear(name: str):
+    shapes = tap_shapes(network("resnet8"), IMAGE)
+    with pytest.raises(NotApplicable, match="classifier is not linear"):
+        build_method(name).connector(shapes, shapes, Facts(5, INDEX, 4))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "more"),
+    [
+        ("resnet32x4", "resnet8x4", 214_016),
+        ("vgg13", "MobileNetV2", None),  # another head, and no neck
+        ("resnet8x4", "ShuffleV1", None),  # its maps are smaller
+    ],
+)
+def test_a_deployed_student_is_its_trunk_projector_and_its_teachers_head(teacher, student, more):
+    ours, theirs = network(student, 100), network(teacher, 100)
+    stage, connector = connected("simkd", ours, theirs)
+    connector.eval()
+    before = {key: x.clone() for key, x in ours.state_dict().items()}
+    whole = build_method("simkd").deploy(ours, connector)
+    assert ours.state_dict().keys() == before.keys()
+    images = torch.randn(2, *IMAGE)
+    with torch.no_grad():
+        projected = connector(ours.view(images, (connector.tap,))[connector.tap])
+        wanted = theirs.head(projected.mean(dim=(2, 3)))
+        torch.testing.assert_close(whole(images), wanted, rtol=1e-6, atol=1e-6)
+    counts = [sum(p.numel() for p in x.parameters()) for x in (whole, ours)]
+    if more is not None:
+        assert counts[0] == counts[1] + more
+    unread = {key for key in whole.state_dict() if "head" in key or "neck" in key}
+    assert unread == {"head.weight", "head.bias"}
+    assert stage.transfer(pair_of(stage, ours, theirs), connector).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def reused(tmp_path_factory) -> tuple[Trained, dict, WorkDir]:
+    """A student with a reused classifier, trained, and its record's final numbers."""
+    work, data = WorkDir(tmp_path_factory.mktemp("simkd")), dataset()
+    cached(work.cache / f"synthetic-{'a' * 12}", {"name": "a"}, lambda _: data)
+    one = cell("simkd", fingerprint=data.fingerprint)
+    assert one.teacher is not None
+    run([one.teacher], work.store.root)
+    record = run([one], work.store.root)[one.id]
+    row = Row(
+        role="method", data="synthetic", axes={}, category=record.category, label="simkd",
+        method="simkd", teacher="cnn3", student="cnn2", seed=0, cell_id=one.id,
+    )  # fmt: skip
+    return load_trained(row, work), record.final, work
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ["torch.export", "onnx"])
+def test_a_student_with_its_teachers_classifier_is_exported_with_it(reused, form: str):
+    if form == "onnx":
+        pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    trained, final, _ = reused
+    _, parity = pack(trained, form)
+    assert parity.difference <= parity.allowed
+    assert parity.accuracy == final["last_accuracy"]
+
+
+def test_safetensors_holds_no_projector_and_says_so_in_one_line(reused):
+    trained, _, _ = reused
+    with pytest.raises(ExportError, match=r"^[^\n]*% parameters by simkd; --format torch.export"):
+        pack(trained, "safetensors")
+
+
+def test_records_and_costs_say_how_much_more_is_deployed(reused):
+    _, final, _ = reused
+    # projector 8 to 6, 6 and 12 channels; a head that reads 12 features instead of 8
+    more = 8 * 6 + 12 + 9 * 6 * 6 + 12 + 6 * 12 + 24 + 4 * (12 - 8)
+    assert final["parameters"] - final["student_parameters"] == more
+    recipe = cell("simkd").recipe
+    workload = Workload(classes=4, image_shape=(1, 8, 8), device=torch.device("cpu"), recipe=recipe)
+    how = Profile(data="random", rounds=1)
+    costs = profile("cnn3", "cnn2", [MethodRow("simkd", "simkd")], workload, how)
+    (record,) = [x for x in costs.records if x.method == "simkd"]
+    assert record.deployed_parameters == final["parameters"] / final["student_parameters"]
+    assert record.deployed_flops > 1
+
+
+@pytest.mark.parametrize("name", ["simkd", "srrl"])
+def test_the_teachers_classifier_does_not_move_with_the_connector(name: str):
+    lesson = Lesson(cell(name))
+    assert lesson.teacher is not None
+    head = lesson.teacher.network.head
+    before = lesson.state()
+    lesson.epoch()
+    after = lesson.state()
+    kept = [key for key in after if key in ("connector.weight", "connector.head")]
+    assert [torch.equal(after[key], head.weight) for key in kept] == [True]
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any(key.startswith("connector.") for key in moved)
+    assert (name == "srrl") == ("network.head.weight" in moved)
+
+
+# --- softmax regression representation ------------------------------------------------------------
+
+
+def test_srrl_by_hand_and_as_the_distance_of_logits():
+    student, teacher = float64(1, 2)[None], float64(0, 4)[None]
+    head = torch.tensor([[2.0, 0], [0, 1], [1, 1]]).double()
+    # (1 + 4) / 2, and logits that differ by 2, -2 and -1: 9 / 3
+    assert srrl_loss(student, teacher, head).item() == pytest.approx(5.5, abs=1e-12)
+    assert srrl_loss(student, teacher, head, 0.5).item() == pytest.approx(4.0, abs=1e-12)
+    layer = nn.Linear(2, 3).double()
+    with torch.no_grad():
+        gaps = layer(student) - layer(teacher)
+        value = srrl_loss(student, teacher, layer.weight)
+    assert value.item() == pytest.approx(2.5 + gaps.square().mean().item(), rel=1e-12)
+    with pytest.raises(ValueError, match=r"wanted \(K, 2\)"):
+        srrl_loss(student, teacher, head.T)
