@@ -104,12 +104,13 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
         torch.manual_seed(0)
         with unchanged(connector):
             loss = MaskedLoss.of(transfer(pair._replace(student=View(taps)), connector)).loss.mean()
-        # A loss of the teacher alone, which sets a connector up, is not of the student's graph.
-        found = (
-            torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
-            if loss.requires_grad
-            else [None] * len(taps)
-        )
+            # A loss of the teacher alone, which sets a connector up, is not of the student's graph.
+            # Restoring the statistics of BatchNorm would spoil a graph that is still needed.
+            found = (
+                torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
+                if loss.requires_grad
+                else [None] * len(taps)
+            )
         return {
             tap: torch.zeros_like(student[tap]) if g is None else g * scales[tap]
             for tap, g in zip(taps, found, strict=True)
