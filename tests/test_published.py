@@ -29,7 +29,7 @@ def settled(name: str, *overrides: str) -> tuple[Plan, dict[str, Record]]:
     return expansion.plan, records
 
 
-DECK = settled("deck", "seeds=3")
+DECK, CIFAR100 = settled("deck", "seeds=3"), settled("cifar100", "seeds=1")
 
 
 def lines(tables: Iterable[Table]) -> dict[tuple[str, str], list[str]]:
@@ -57,11 +57,29 @@ def test_the_deck_stands_beside_what_its_author_published():
 
 
 def test_the_field_s_recipe_has_all_its_pairs():
-    tables = published_tables(*settled("cifar100", "seeds=1"))
-    assert len(tables) == 13
-    found = lines(tables[-1:])  # wrn_40_2 -> ShuffleV1, learning rate 0.01 for the student alone
+    tables = published_tables(*CIFAR100)
+    repdistiller = [t for t in tables if "RepDistiller" in t.notes[0]]
+    assert len(repdistiller) == 13
+    found = lines(repdistiller[-1:])  # wrn_40_2 -> ShuffleV1, the student's learning rate is 0.01
     assert found["KD", "last epoch"][1:] == ["74.8", "70.0 (n=1)", "1", "-4.8 (n=1)"]
-    assert {name for name, _ in found} == {"Teacher", "Student", "KD", "AT", "RKD"}
+    assert found["CC", "last epoch"][:2] == ["cc (form=neighbours)", "71.4"]
+    assert {name for name, _ in found} == {
+        "Teacher", "Student", "KD", "AT", "RKD", "SP", "CC", "VID", "PKT", "NST", "CRD"
+    }  # fmt: skip
+
+
+def test_later_methods_stand_beside_what_their_authors_published():
+    tables = published_tables(*CIFAR100)
+    found = lines(t for t in tables if "resnet32x4 → resnet8x4" in t.title)
+    assert {name: shown[1] for (name, _), shown in found.items() if name not in ("SP", "CC")} == {
+        "Teacher": "79.4", "Student": "72.5", "KD": "73.3", "AT": "73.4", "RKD": "71.9",
+        "VID": "73.1", "PKT": "73.6", "NST": "73.3", "CRD": "75.5", "DKD (beta 8)": "76.3",
+        "ReviewKD": "75.6", "ReviewKD (weight 5)": "75.6", "KD+DOT": "75.1", "DIST": "76.3",
+        "KD+LS": "76.6", "DKD+LS": "77.0", "SimKD (factor 2)": "78.1",
+    }  # fmt: skip
+    assert found["KD+LS", "best epoch, test-selected"][0] == (
+        "soft_logits (standardise=True, temperature=2, weight=9)"
+    )
 
 
 @pytest.mark.parametrize("name", ["digits", "smoke", "cifar100-mini"])

@@ -49,10 +49,12 @@ def load_published() -> tuple[Mapping[str, Any], ...]:
     """All published settings and numbers that come with the harness, by file name.
 
     One mapping a source: name, title, runs, remarks, data, recipe, recipe_for, precision, ignored,
-    methods, and accuracy: measure -> "teacher:student" -> method -> percent.
+    methods, and accuracy: measure -> "teacher:student" -> method -> percent. What a source leaves
+    out is that of the source that it is `like`.
     """
     texts = (path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.yaml")))
-    return tuple(yaml.safe_load(text) for text in texts)
+    found = {source["name"]: source for source in map(yaml.safe_load, texts)}
+    return tuple({**found.get(source.get("like"), {}), **source} for source in found.values())
 
 
 def published_tables(plan: Plan, records: Mapping[str, Record]) -> list[Table]:
