@@ -98,6 +98,15 @@ def test_the_errors_are_those_that_are_shown(tmp_path, changes, field):
 
 # --- methods/README.md ---
 
+
+def test_each_fault_of_public_code_has_its_test():
+    section = OF_METHODS.split("## Where public code", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"`(test_\w+)`", section))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    assert len(named) > 10
+    assert {name for name in named if not any(f"def {name}(" in text for text in texts)} == set()
+
+
 (EXAMPLE,) = blocks(OF_METHODS, "python")
 
 
