@@ -134,7 +134,10 @@ def _check_teacher(student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Tens
         )
     if facts.head is None:
         raise NotApplicable("the teacher's classifier is not linear, so it cannot be reused")
-    (width,), maps = teacher["embedding"], teacher[f"{tap}.pre"]
+    read = f"{tap}.pre"
+    if read not in teacher or read not in student:
+        raise NotApplicable(f"it reads tap {read!r}, which one of the networks lacks")
+    (width,), maps = teacher["embedding"], teacher[read]
     if len(maps) != 3 or width != maps[0]:
         raise NotApplicable(
             f"the teacher's classifier reads {width} features, which are no means of its {tap} "

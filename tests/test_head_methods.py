@@ -208,6 +208,15 @@ def test_classifiers_that_cannot_be_reused(student: str, teacher: str, why: str)
         connected("simkd", network(student), network(teacher))
 
 
+def test_the_last_map_before_its_relu_must_be_shown():
+    shapes = dict(tap_shapes(network("vgg8"), IMAGE))
+    lacking = {tap: shape for tap, shape in shapes.items() if tap != "stage4.pre"}
+    facts = facts_of(network("vgg8"))
+    for pair in ((shapes, lacking), (lacking, shapes)):
+        with pytest.raises(NotApplicable, match=r"reads tap 'stage4.pre'"):
+            build_method("simkd").connector(*pair, facts)
+
+
 @pytest.mark.parametrize("name", ["simkd", "srrl"])
 def test_a_classifier_must_be_linear(name: str):
     shapes = tap_shapes(network("resnet8"), IMAGE)
