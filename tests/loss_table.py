@@ -18,6 +18,7 @@ from methods._standardise import standardised
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
 from methods.cc import cc_loss
+from methods.ctkd import ctkd_loss
 from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.fitnet import hint_loss
@@ -141,6 +142,7 @@ PER_SAMPLE = (
     Loss(nkd_loss, LOGITS, LOGITS, {"temperature": 3.0, "gamma": 1.5}, labelled=True),
     Loss(wttm_loss, LOGITS, LOGITS, {"gamma": 0.2, "weighted": True}),
     Loss(wttm_loss, LOGITS, LOGITS, {"gamma": 0.2, "weighted": False}),
+    Loss(ctkd_loss, LOGITS, LOGITS, {"temperature": torch.tensor(4.0)}),
     Loss(hint_loss, MAP, MAP),
     Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "l2"}),
     Loss(attention_transfer_loss, MAP, WIDE_MAP, {"kind": "sumsq"}),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 from oracles import Array, log_softmax, soft_logits_loss
+from torch import Tensor
 
 
 def softmax(row: Array) -> Array:
@@ -114,3 +115,8 @@ def wttm_loss(
         divergence = sum(b * (math.log(b) - a) for a, b in zip(log_p, q, strict=True))
         losses.append(sum(powers) * divergence if weighted else divergence)
     return np.array(losses)
+
+
+def ctkd_loss(student_logits: ArrayLike, teacher_logits: ArrayLike, temperature: Tensor) -> Array:
+    """Soft logits' loss at a temperature that is a tensor."""
+    return soft_logits_loss(student_logits, teacher_logits, temperature.item())

@@ -1,4 +1,6 @@
-"""Methods that read more of a teacher than its maps: its BatchNorms, or its classifier."""
+"""Methods that know more than two networks' taps: a teacher's BatchNorms, its head, the epoch."""
+
+import math
 
 import pytest
 import torch
@@ -17,8 +19,10 @@ from bench.models.network import Network, tap_shapes
 from bench.record import Row
 from bench.train.teacher import Teacher
 from bench.workdir import WorkDir
+from methods.ctkd import Temperature, ctkd_loss
 from methods.ofd import margin, ofd_loss
 from methods.simkd import Projector
+from methods.soft_logits import soft_logits_loss
 from methods.srrl import srrl_loss
 
 IMAGE, INDEX = (3, 32, 32), torch.arange(2)
@@ -330,3 +334,51 @@ def test_srrl_by_hand_and_as_the_distance_of_logits():
     assert value.item() == pytest.approx(2.5 + gaps.square().mean().item(), rel=1e-12)
     with pytest.raises(ValueError, match=r"wanted \(K, 2\)"):
         srrl_loss(student, teacher, head.T)
+
+
+# --- curriculum temperature -----------------------------------------------------------------------
+
+
+def test_the_temperature_climbs_the_loss_more_and_more_over_the_first_epochs():
+    curriculum, factors = Temperature(images=25, ramp_epochs=10), []
+    assert curriculum.value.item() == pytest.approx(15.6211715726, abs=1e-5)
+    assert curriculum.factor == 0
+    for _ in range(12):
+        for batch in (10, 10, 5):
+            assert curriculum(batch).item() == curriculum.value.item()
+        factors.append(curriculum.factor.item())
+    published = [(math.cos(math.pi * min(e, 10) / 10) + 1) / 2 - 1 for e in range(1, 13)]
+    assert factors == pytest.approx(published, abs=1e-6)
+    assert factors[0] == pytest.approx(-0.0245, abs=5e-5)
+    seen = curriculum.seen.item()
+    curriculum.eval()(10)
+    assert curriculum.seen.item() == seen
+
+
+def test_the_gradient_of_the_temperature_is_that_of_the_loss_times_the_factor():
+    (loss,) = of(ctkd_loss)
+    (student,), (teacher,) = loss.inputs(4)
+    student[0, 2] = teacher[0, 2] = teacher[1, 1] = -math.inf
+    curriculum = Temperature(images=40, ramp_epochs=10).double()
+    for step in range(30):
+        temperature = curriculum(40)
+        value = ctkd_loss(student, teacher, temperature).sum()
+        (found,) = torch.autograd.grad(value, curriculum.raw)
+        t, share = temperature.item(), torch.sigmoid(curriculum.raw).item()
+        ahead, behind = (soft_logits_loss(student, teacher, t + d).sum() for d in (1e-5, -1e-5))
+        slope = (ahead - behind).item() / 2e-5 * 20 * share * (1 - share)
+        assert found.item() == pytest.approx(curriculum.factor.item() * slope, rel=1e-5, abs=1e-9)
+        with torch.no_grad():
+            curriculum.raw -= found
+        if step >= 10:
+            assert ctkd_loss(student, teacher, curriculum.value).sum() >= value
+
+
+def test_the_temperature_is_trained_and_shown():
+    lesson = Lesson(cell("ctkd"))
+    for _ in range(3):
+        lesson.epoch()
+    shown = lesson.student.curves["temperature"]
+    assert len(set(shown)) == 3
+    assert shown[0] == pytest.approx(15.62, abs=0.1)
+    assert lesson.student.connector.seen == 120
