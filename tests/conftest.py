@@ -61,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands draw nothing: figures take longer than short trainings."""
-    monkeypatch.setattr("bench.cli.outputs.write", lambda *results: [])
+    monkeypatch.setattr("bench.cli.recorded.write", lambda *results: [])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -21,10 +21,9 @@ from bench.decide.best_bet import (
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
 from bench.decide.evidence import Pair, Row
 from bench.decide.finalists import choose_finalists
-from bench.decide.over_pairs import between_teachers
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Family, prove, within_margin
 from bench.faults import UserError
-from bench.statistics import ALPHA, holm, power, random_effects, seeds_needed
+from bench.statistics import ALPHA, between_groups, holm, power, random_effects, seeds_needed
 
 # Hours of sleep gained with two drugs, ten patients (Student 1908). R's t.test(extra ~ group,
 # paired = TRUE) prints p-value = 0.002833 and the interval 0.7001142 2.4598858 of the difference.
@@ -100,13 +99,10 @@ def test_effects_that_differ_less_than_their_errors_have_no_deviation_between_pa
 def test_the_deviation_between_teachers_is_what_lme4_prints() -> None:
     # lme4: lmer(Yield ~ 1 + (1 | Batch), Dyestuff) prints Std.Dev. 42.00 for the batches; of
     # equal sizes, REML and the analysis of variance agree.
-    values = [(batch, value) for batch, group in DYESTUFF.items() for value in group]
-    gains = {seed: float(value) for seed, (_, value) in enumerate(values)}
-    found = between_teachers(gains, {seed: batch for seed, (batch, _) in enumerate(values)})
-    assert found.count == 6
-    assert found.deviation == pytest.approx(42.00, abs=0.005)
-    alone = dict.fromkeys(gains, "t"), {seed: f"t{seed}" for seed in gains}
-    assert [between_teachers(gains, taught).deviation for taught in alone] == [None, None]
+    groups = [[float(value) for value in group] for group in DYESTUFF.values()]
+    assert between_groups(groups) == pytest.approx(42.00, abs=0.005)
+    assert between_groups([[1.0, 2.0]]) is None
+    assert between_groups([[1.0], [2.0]]) is None
 
 
 # --- power and margins -----------------------------------------------------------------------

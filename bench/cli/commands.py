@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, AddOptions, str]] = {
     "tune": ("training.tune", options.tune, "choose hyper-parameters on held-out training images"),
     "profile": ("profiling.profile", options.profile, "measure what each method costs, by itself"),
     "tables": ("results.tables", options.tables, "render a grid's tables again; nothing trains"),
-    "recommend": ("recommending.recommend", options.recommend, "which row to choose, and why"),
+    "recommend": ("results.recommend", options.recommend, "which row to choose, and why"),
     "sync": ("results.sync", options.sync, "send to MLflow the records that it lacks"),
     "export": ("results.export", options.export, "write a trained student to a file"),
     "list": ("results.list_all", options.listed, "what a grid can name, with its options"),

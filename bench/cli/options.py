@@ -1,16 +1,114 @@
-"""The options of every command. An option that several commands have is defined once."""
+"""The options of every command, and the types that read them.
+
+A type refuses other text in one line, before anything is read or started. An option that several
+commands have is defined once.
+"""
 
 import argparse
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from bench.cli.argument_types import image_shape, names, number, path, seeds
+from bench.seeds import MOST_SEEDS
 
 DEFAULT_GRID = "digits"
-Parser = argparse.ArgumentParser
 CELL = "a cell id or its beginning (in cells.csv), or teacher>student/method/seed, quoted"
-count = number(int, at_least=1)
-processors = number(int, at_least=1, at_most=1024)
-trials = number(int, at_least=1, at_most=1000)
+LIMIT = 2**31 - 1
+SIDE = re.compile("[1-9][0-9]{0,4}")
+SEED = re.compile("[0-9]{1,10}")
+Parser = argparse.ArgumentParser
+Number = TypeVar("Number", int, float)
+
+
+# --- types ---------------------------------------------------------------------------------------
+
+
+def names(text: str) -> list[str]:
+    """Names between commas, at least one: none at all would mean all of them.
+
+    Example:
+        >>> names("fsp, rkd,")
+        ['fsp', 'rkd']
+    """
+    if found := [part.strip() for part in text.split(",") if part.strip()]:
+        return found
+    cure = "leave the option out for all that the grid has"
+    raise argparse.ArgumentTypeError(f"got {text!r}, which names nothing; {cure}")
+
+
+def number(
+    kind: type[Number], at_least: float, at_most: float = math.inf
+) -> Callable[[str], Number]:
+    """The type of a finite number from `at_least` to `at_most`, both included.
+
+    Example:
+        >>> number(float, at_least=0)("2.5")
+        2.5
+        >>> number(int, at_least=1)("0")
+        Traceback (most recent call last):
+        argparse.ArgumentTypeError: got '0', wanted a whole number of at least 1
+    """
+    wanted = f"a {'whole' if kind is int else 'finite'} number of at least {at_least:g}"
+    wanted += f" and at most {at_most:g}" if at_most < math.inf else ""
+
+    def read(text: str) -> Number:
+        try:  # Python reads 1_0 and digits of any script
+            value = kind(text) if text.isascii() and "_" not in text else math.nan
+        except ValueError:
+            value = math.nan
+        if not at_least <= value <= at_most or abs(value) > LIMIT:
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
+        return kind(value)
+
+    return read
+
+
+def seeds(text: str) -> list[int]:
+    """Seeds and ranges of seeds between commas.
+
+    Example:
+        >>> seeds("0-2,7")
+        [0, 1, 2, 7]
+    """
+    found: list[int] = []
+    for part in names(text):
+        first, dash, last = part.partition("-")
+        ends = [first, last] if dash else [first, first]
+        if not all(SEED.fullmatch(end) for end in ends):
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
+        found += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MOST_SEEDS) + 1)
+    if not 1 <= len(found) <= MOST_SEEDS or max(found) > LIMIT:
+        wanted = f"wanted 1 to {MOST_SEEDS} seeds of at most {LIMIT}"
+        raise argparse.ArgumentTypeError(f"got {text!r}, {wanted}")
+    return found
+
+
+def path(text: str) -> Path:
+    """A file or a folder, named in UTF-8: records and MLflow keep names as text.
+
+    Empty text, as of an unset variable, would mean the current folder.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path in UTF-8; rename it")
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path; . is the current folder")
+    return Path(text)
+
+
+def image_shape(text: str) -> tuple[int, int, int]:
+    """Channels, height and width.
+
+    Example:
+        >>> image_shape("64x96"), image_shape("1x8x8")
+        ((3, 64, 96), (1, 8, 8))
+    """
+    sides = text.lower().split("x")
+    if len(sides) not in (2, 3) or not all(SIDE.fullmatch(s) for s in sides):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a size such as 64x64 or 1x8x8")
+    channels, height, width = map(int, ["3", *sides][-3:])
+    return channels, height, width
 
 
 # --- shared by several commands ------------------------------------------------------------------
@@ -51,7 +149,7 @@ def _part_of_grid(parser: Parser) -> None:
     add("--data-root", type=path, metavar="DIR", help=text)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     text = "torch threads of a process on the CPU; equal numbers give equal bits (default: 1)"
-    add("--threads", type=processors, default=1, metavar="N", help=text)
+    add("--threads", type=number(int, 1, 1024), default=1, metavar="N", help=text)
 
 
 # --- one function for each command ---------------------------------------------------------------
@@ -67,37 +165,36 @@ def run(parser: Parser) -> None:
     add("--extend", action="store_true", help=text)
     add("--retry-failed", action="store_true", help="train failed cells again")
     text = "processes (default: one per core on the CPU, one per GPU on CUDA)"
-    add("--workers", type=processors, metavar="N", help=text)
+    add("--workers", type=number(int, 1, 1024), metavar="N", help=text)
     text = "most cells in one job; changes no number (default: as many as memory holds)"
-    add("--cohort", type=count, metavar="N", help=text)
+    add("--cohort", type=number(int, 1), metavar="N", help=text)
     text = "least seconds between two checkpoints; 0 for one after every epoch (default: 60)"
-    interval = number(float, at_least=0)
-    add("--checkpoint-seconds", type=interval, default=60.0, metavar="S", help=text)
+    add("--checkpoint-seconds", type=number(float, 0), default=60.0, metavar="S", help=text)
     text = "processes of this machine, or a Ray cluster (default: local)"
     add("--launcher", choices=("local", "ray"), default="local", help=text)
     text = "of the Ray cluster, from one of its nodes (default: auto)"
     add("--address", metavar="auto|HOST:PORT", help=text)
     text = "GPUs of a job on the Ray cluster, such as 0.5 (default: 1)"
-    add("--gpus-per-job", type=number(float, at_least=0), default=1.0, metavar="X", help=text)
+    add("--gpus-per-job", type=number(float, 0), default=1.0, metavar="X", help=text)
 
 
 def tune(parser: Parser) -> None:
     """The options of `tune`: those of `run` and its own."""
     run(parser)
-    add, part = parser.add_argument, number(float, at_least=0.01, at_most=0.99)
+    add, trials = parser.add_argument, number(int, 1, 1000)
     text = "settings tried for each row (default: 8)"
     add("--trials", type=trials, default=8, help=text)
     text = "seeds of the best third of a row's settings; the others have one (default: 3)"
     add("--tuning-seeds", type=trials, default=3, help=text)
     text = "part of the training images held out to choose on (default: 0.2)"
-    add("--validation", type=part, default=0.2, help=text)
+    add("--validation", type=number(float, 0.01, 0.99), default=0.2, help=text)
 
 
 def profile(parser: Parser) -> None:
     """The options of `profile`."""
     _part_of_grid(parser)
-    add, batch = parser.add_argument, number(int, at_least=2)
-    add("--batch", type=batch, metavar="B", help="batch size (default: the grid's)")
+    add = parser.add_argument
+    add("--batch", type=number(int, 2), metavar="B", help="batch size (default: the grid's)")
     text = "times that each step is measured (default: 20)"
     add("--rounds", type=number(int, 1, 10_000), default=20, metavar="N", help=text)
 
@@ -158,5 +255,5 @@ def listed(parser: Parser) -> None:
 def ui(parser: Parser) -> None:
     """The options of `ui`."""
     _work_dir(parser)
-    port = number(int, at_least=1, at_most=65535)
-    parser.add_argument("--port", type=port, default=5000, help="on loopback (default: 5000)")
+    add, port = parser.add_argument, number(int, 1, 65535)
+    add("--port", type=port, default=5000, help="on loopback (default: 5000)")

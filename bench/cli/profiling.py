@@ -2,13 +2,11 @@
 
 import argparse
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from bench.cli.outputs import mirror_files, write
-from bench.cli.recorded import asked_grid, fetch_results, has_results
+from bench.cli.recorded import asked_grid, fetch_results, has_results, mirror_files, write
 from bench.code_version import provenance
 from bench.cost.costs import FILE, read_costs
 from bench.cost.profiler import MethodRow, Profile
@@ -62,16 +60,11 @@ def profile(options: argparse.Namespace) -> int:
     section = cost_section(read_costs(files[grid.name]))
     print(*map(to_text, section.tables), sep="\n")
     for name, file in files.items():
-        _render(work, name, file)
+        if has_results(work, name):
+            results = fetch_results(work, name, "records", words=f"--grid {name}")
+            written = write(work, findings(*results))
+        else:
+            written = [*write_costs(read_costs(file), work.grid(name)), file]
+        print(f"tables and figures: {work.grid(name)}")
+        mirror_files(work, name, written)
     return 0
-
-
-def _render(work: WorkDir, name: str, file: Path) -> None:
-    """Writes what a grid's methods cost, with its results if it has any."""
-    costs = read_costs(file)
-    if has_results(work, name):
-        written = write(work, findings(*fetch_results(work, name, "records"), costs))
-    else:
-        written = [*write_costs(costs, work.grid(name)), file]
-    print(f"tables and figures: {work.grid(name)}")
-    mirror_files(work, name, written)

@@ -1,4 +1,4 @@
-"""What is recorded of a grid, read from the work directory or from MLflow alone.
+"""What is recorded of a grid, read from the work directory or from MLflow alone, and rendered.
 
 Grids are imported where the words of a command change one: tables of others need no torch.
 """
@@ -8,18 +8,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cli.terminal import say, width
 from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import DamagedError, UserError
-from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive
-from bench.tracking import Mirror
+from bench.launch.leases import BusyError, Leases
+from bench.launch.mirroring import how_to_send, sole_mirror
+from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive, write_archive
+from bench.tracking import Mirror, TrackingError
 from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
     from bench.grid import Grid
+    from bench.report.results import Findings
+
+Results = tuple[Plan, dict[str, Record], Costs]
 
 YAML = (".yaml", ".yml")
 
@@ -78,27 +85,34 @@ def grid_name(name_or_path: str) -> str:
     return name
 
 
-def fetch_results(
-    work: WorkDir, grid: str, origin: str, words: str = ""
-) -> tuple[Plan, dict[str, Record]]:
-    """A grid's plan and records, from the work directory or from MLflow alone.
+def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
+    """A grid's plan, records and costs, from the work directory or from MLflow alone.
 
     A work directory in which the grid was not trained may hold its archive; see `bench.record`.
-    UserError if there are none, or they cannot be read; `words` are those that make them.
+    UserError if there are none, or they cannot be read; `words` are those that make them. Costs
+    are empty if the profiler did not run.
     """
     if origin == "mlflow":
-        return Mirror(work.root, grid).fetch()
-    command = f"run_all.py {words or f'--grid {grid}'}"
+        mirror = Mirror(work.root, grid)
+        text = mirror.read_file(FILE)
+        return *mirror.fetch(), Costs() if text is None else Costs.from_json(text)
+    command, costs = f"run_all.py {words}", read_costs(work.grid(grid) / FILE)
     try:
         with mended_by(command):
             plan = _read_plan(work, grid)
-            return plan, work.store.read_all(plan.cell_ids())
+            return plan, work.store.read_all(plan.cell_ids()), costs
     except (FileNotFoundError, NotADirectoryError):
         pass
     try:
-        return read_archive(work.grid(grid) / ARCHIVE)
+        return *read_archive(work.grid(grid) / ARCHIVE), costs
     except OSError:
         raise UserError(f"no results of grid {grid!r} under {work.root}; run: {command}") from None
+
+
+def asked_results(options: argparse.Namespace, origin: str = "records") -> tuple[WorkDir, Results]:
+    """The work directory and the results that a command's words name; see `fetch_results`."""
+    work, name = WorkDir(options.work_dir), results_name(options)
+    return work, fetch_results(work, name, origin, words_of(options))
 
 
 @contextlib.contextmanager
@@ -132,9 +146,36 @@ def has_results(work: WorkDir, grid: str) -> bool:
     return work.plan(grid).is_file() or (work.grid(grid) / ARCHIVE).is_file()
 
 
-def fetch_costs(work: WorkDir, grid: str, origin: str) -> Costs:
-    """What the profiler measured of a grid, empty if it did not run; UserError if damaged."""
-    if origin == "records":
-        return read_costs(work.grid(grid) / FILE)
-    text = Mirror(work.root, grid).read_file(FILE)
-    return Costs() if text is None else Costs.from_json(text)
+# --- rendered ------------------------------------------------------------------------------------
+
+
+def render(work: WorkDir, results: Results) -> list[Path]:
+    """Writes tables, figures and the report, then prints the results; returns what to mirror."""
+    from bench.report.card import result_lines, result_tables
+    from bench.report.results import findings
+
+    found = findings(*results)
+    files = write(work, found)
+    print(*result_tables(found, width()), sep="\n")
+    say([*result_lines(found), f"open {work.grid(found.plan.name) / 'report.html'}"])
+    return files
+
+
+def write(work: WorkDir, found: Findings) -> list[Path]:
+    """Writes tables, figures and the report of a grid; returns the files to mirror."""
+    from bench.report.build import build
+
+    folder = work.grid(found.plan.name)
+    files = build(found, work.store.root, folder)
+    write_archive(found.plan, found.records, folder / ARCHIVE)
+    return [*files, *folder.glob(FILE)]
+
+
+def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
+    """Puts a grid's tables and figures into MLflow."""
+    try:
+        with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
+            mirror.send_files(work.grid(name), files)
+    except (BusyError, TrackingError) as error:
+        cure = how_to_send(work, name)
+        print(f"MLflow lacks tables: {error}; send them with: {cure}", file=sys.stderr)

@@ -1,22 +1,23 @@
-"""The commands that train nothing: tables, sync, export, list and ui."""
+"""The commands that train nothing: tables, recommend, sync, export, list and ui."""
 
 import argparse
 import re
 import socket
 import sys
 
-from bench.cli.outputs import render, write
-from bench.cli.recorded import fetch_costs, fetch_results, mended_by, results_name, words_of
+from bench.cli.recorded import asked_results, mended_by, render, words_of, write
 from bench.cli.terminal import say, width
+from bench.decide.csv_file import read_csv
+from bench.decide.decision import Question, decide
+from bench.decide.records import decide_plan
 from bench.faults import UserError
 from bench.launch.leases import Leases
 from bench.launch.mirroring import send_records, sole_mirror
 from bench.models.files import checksum_file
-from bench.record import Plan, Record, Row, digest, write_atomically
-from bench.report.answers import winner
+from bench.record import digest, write_atomically
+from bench.report.answers import Asked, answer_lines, asked_of, overall_lines, winner
 from bench.report.results import findings
 from bench.tracking import serve
-from bench.workdir import WorkDir
 
 OVERRIDE = re.compile(r"[\w.]+=")
 """How FIELD=VALUE begins; the name of a cell has a "/" before any "="."""
@@ -24,22 +25,48 @@ OVERRIDE = re.compile(r"[\w.]+=")
 
 def tables(options: argparse.Namespace) -> int:
     """Renders a grid's tables again from what is recorded."""
-    work = WorkDir(options.work_dir)
-    name = results_name(options)
-    plan, records = fetch_results(work, name, options.origin, words_of(options))
-    render(work, plan, records, fetch_costs(work, name, options.origin))
+    render(*asked_results(options, options.origin))
+    return 0
+
+
+def recommend(options: argparse.Namespace) -> int:
+    """Says for each pair what is proven and what is the best bet: of a grid, or of a CSV file."""
+    limits = {"against": options.against, "max_cost": options.max_cost}
+    if options.csv is not None:
+        pairs, asked = read_csv(options.csv, options.baseline), Asked()
+        equal = not any(row.screening for pair in pairs for row in pair.rows)
+        found = decide(pairs, Question(equal_seeds=equal, **limits))
+        names = [pair.name for pair in pairs]
+    else:
+        _, (plan, records, costs) = asked_results(options, options.origin)
+        known, found = decide_plan(plan, records, costs, **limits)
+        if not known:
+            raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
+        names = [f"{pair.teacher}:{pair.student}" for pair in known]
+        pairs, asked = list(known.values()), asked_of(plan)
+    if options.pair is not None and options.pair not in names:
+        known = ", ".join(dict.fromkeys(names))
+        raise UserError(f"--pair: no pair {options.pair!r}; it has: {known}")
+    shown = [
+        (pair, answer)
+        for pair, name, answer in zip(pairs, names, found.answers, strict=True)
+        if options.pair in (None, name)
+    ]
+    if not any(answer.named for _, answer in shown):
+        problems = dict.fromkeys(f"{pair.name}: {answer.problem}" for pair, answer in shown)
+        raise UserError(f"no answer: {'; '.join(problems)}")
+    say(overall_lines(found.overall) if options.pair is None else [])
+    say(line for pair, answer in shown for line in answer_lines(answer, pair, asked))
     return 0
 
 
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
-    work = WorkDir(options.work_dir)
-    name = results_name(options)
-    plan, records = fetch_results(work, name, "records", words_of(options))
-    files = write(work, findings(plan, records, fetch_costs(work, name, "records")))
-    with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
+    work, (plan, records, costs) = asked_results(options)
+    files = write(work, findings(plan, records, costs))
+    with Leases(work.leases) as leases, sole_mirror(work, plan.name, leases) as mirror:
         sent = send_records(mirror, work, plan, records)
-        mirror.send_files(work.grid(name), files)
+        mirror.send_files(work.grid(plan.name), files)
     print(f"{sent} records sent")
     return 0
 
@@ -48,15 +75,24 @@ def export(options: argparse.Namespace) -> int:
     """Writes one trained network with its preprocessing, after comparing it with the original."""
     from bench.export import ParityError, file_name, find_row, load_trained, pack
 
-    work = WorkDir(options.work_dir)
     cells = [word for word in options.overrides if not OVERRIDE.match(word)]
     if len(cells) + options.winner != 1:
         raise UserError("wanted either a CELL or --winner (see: run_all.py export --help)")
     options.overrides = [word for word in options.overrides if word not in cells]
-    name = results_name(options)
-    plan, records = fetch_results(work, name, "records", words_of(options))
-    row, why = _winner(work, plan, records) if options.winner else (find_row(plan, cells[0]), "")
-    _check_trained(work, row, options, records)
+    work, (plan, records, costs) = asked_results(options)
+    won = winner(plan, records, costs) if options.winner else (find_row(plan, cells[0]), "")
+    if won is None:
+        raise UserError(
+            f"no row of {plan.name} is believed to be better than the student alone (see: "
+            "run_all.py recommend); name a CELL instead"
+        )
+    row, why = won
+    if row.cell_id in records and work.store.read(row.cell_id) is None:  # a committed record
+        raise UserError(
+            f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
+            f"--grid {options.grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
+            f"--seeds {row.seed} {' '.join(options.overrides)}".rstrip()
+        )
     with mended_by(f"run_all.py {words_of(options)}"):
         trained = load_trained(row, work, why)
     try:
@@ -77,29 +113,6 @@ def export(options: argparse.Namespace) -> int:
     print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
     print(f"classes, in the order of the logits: {', '.join(card.classes)}")
     return 0
-
-
-def _winner(work: WorkDir, plan: Plan, records: dict[str, Record]) -> tuple[Row, str]:
-    """The row to take home, and why."""
-    best = winner(plan, records, fetch_costs(work, plan.name, "records"))
-    if best is None:
-        raise UserError(
-            f"no row of {plan.name} is believed to be better than the student alone (see: "
-            "run_all.py recommend); name a CELL instead"
-        )
-    return best
-
-
-def _check_trained(
-    work: WorkDir, row: Row, options: argparse.Namespace, records: dict[str, Record]
-) -> None:
-    """Refuses a cell that has a committed record and no weights here."""
-    if row.cell_id in records and work.store.read(row.cell_id) is None:
-        raise UserError(
-            f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
-            f"--grid {options.grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
-            f"--seeds {row.seed} {' '.join(options.overrides)}".rstrip()
-        )
 
 
 def list_all(options: argparse.Namespace) -> int:

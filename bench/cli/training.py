@@ -10,11 +10,10 @@ import torch
 from rich.console import Console
 
 from bench.cell import Cell
-from bench.cli.outputs import mirror_files, render
-from bench.cli.recorded import asked_grid, fetch_costs
+from bench.cli.recorded import asked_grid, mirror_files, render
 from bench.cli.terminal import say
 from bench.code_version import provenance
-from bench.cost.costs import Costs
+from bench.cost.costs import FILE, Costs, read_costs
 from bench.data.sources import Library
 from bench.decide.records import pairs_of
 from bench.expansion import Expansion
@@ -44,9 +43,13 @@ def run(options: argparse.Namespace) -> int:
     outcome, expansion = _train(command, command.grid)
     plan, work = expansion.plan, command.work
     records = work.store.read_all(plan.cell_ids())
-    _say_outcome(outcome)
-    files = render(work, plan, records, fetch_costs(work, plan.name, "records"))
-    mirror_files(work, plan.name, files)
+    states = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in outcome.counts.items())
+    done = f"{outcome.trained} cells trained" if outcome.trained or outcome.elsewhere else ""
+    done += f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
+    done += f" in {outcome.seconds:.0f} s" if done else "nothing to train"
+    print(f"{done}; in all: {states}")
+    costs = read_costs(work.grid(plan.name) / FILE)
+    mirror_files(work, plan.name, render(work, (plan, records, costs)))
     _say_what_failed(command, expansion, records)
     return exit_code(outcome.counts)
 
@@ -167,7 +170,7 @@ def _cluster(options: argparse.Namespace) -> RayCluster | None:
 def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     """Says what would run, and what it would take: the total first."""
     options, library = command.options, command.library
-    check_costs(grid, fetch_costs(command.work, grid.name, "records"))
+    check_costs(grid, read_costs(command.work.grid(grid.name) / FILE))
     expansion = command.expand(grid)
     absent, data = library.absent.values(), library.read(grid.data)
     notes = [f"{grid.data.source}: {data.describe()}", *data.notes]
@@ -198,7 +201,7 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
 
 def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
     """Trains a grid: all of it, or what is screened, then the finalists."""
-    costs = fetch_costs(command.work, grid.name, "records")
+    costs = read_costs(command.work.grid(grid.name) / FILE)
     check_costs(grid, costs)
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
@@ -233,16 +236,6 @@ def list_devices(device: str, workers: int | None) -> list[str]:
         return ["cpu"] * (workers or usable_cpus())
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
     return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
-
-
-def _say_outcome(outcome: Outcome) -> None:
-    counts = outcome.counts.items()
-    states = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts)
-    if not outcome.trained and not outcome.elsewhere:
-        print(f"nothing to train; in all: {states}")
-        return
-    others = f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
-    print(f"{outcome.trained} cells trained{others} in {outcome.seconds:.0f} s; in all: {states}")
 
 
 def _say_what_failed(

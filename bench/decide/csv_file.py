@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from bench.cell import Spec
 from bench.decide.evidence import METHOD, REFERENCE, Pair, Row
 from bench.design import CONFIRMATION, EXTENSION, SCREENING
-from bench.faults import UserError
+from bench.faults import UserError, one_line
 
 NEEDED = ("row", "seed", "accuracy")
 OPTIONAL = ("pair", "cost", "phase")
@@ -37,19 +37,23 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
     phase all seeds count alike, and every row is a finalist. Gains are over the row `baseline`.
     UserError names the file, the line and what was wanted.
     """
-    lines = _read(path)
-    pairs = []
-    for name in dict.fromkeys(line.pair for line in lines):
-        mine = [line for line in lines if line.pair == name]
-        rows = list(dict.fromkeys(line.row for line in mine))
+    found: dict[str, dict[str, list[Line]]] = {}
+    for line in _read(path):
+        found.setdefault(line.pair, {}).setdefault(line.row, []).append(line)
+    for name, rows in found.items():
         if baseline not in rows:
             raise UserError(
                 f"{path}: pair {name} has no row {baseline!r}, which gains are over; it has: "
                 f"{', '.join(rows)}; choose one with --baseline"
             )
-        made = [_row(path, row, [x for x in mine if x.row == row], row == baseline) for row in rows]
-        pairs.append(Pair(name=name, rows=tuple(made), test_images=0))
-    return pairs
+    return [
+        Pair(
+            name=name,
+            rows=tuple(_row(path, row, mine, row == baseline) for row, mine in rows.items()),
+            test_images=0,
+        )
+        for name, rows in found.items()
+    ]
 
 
 def _read(path: Path) -> list[Line]:
@@ -58,31 +62,24 @@ def _read(path: Path) -> list[Line]:
     except FileNotFoundError:
         raise UserError(f"--csv: no file {path}") from None
     except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not a CSV file: {one_line(error)}") from None
     names = [str(name).strip().lower() for name in table.columns]
     if missing := [name for name in NEEDED if name not in names]:
-        raise UserError(
-            f"{path}: no column {missing[0]!r}; wanted {', '.join(NEEDED)}, and if you like "
-            f"{', '.join(OPTIONAL)}"
-        )
-    lines, seen = [], set()
+        wanted = f"wanted {', '.join(NEEDED)}, and if you like {', '.join(OPTIONAL)}"
+        raise UserError(f"{path}: no column {missing[0]!r}; {wanted}")
+    found: dict[tuple[str, str, int], Line] = {}
     for number, values in enumerate(table.itertuples(index=False, name=None), start=2):
-        line = _line(f"{path}, line {number}", dict(zip(names, values, strict=True)))
-        if (line.pair, line.row, line.seed) in seen:
+        cells = {name: value.strip() for name, value in zip(names, values, strict=True)}
+        texts = {name: cells[name] for name in (*NEEDED, *OPTIONAL) if cells.get(name)}
+        try:
+            line = Line.model_validate(texts)
+        except ValidationError as error:
+            name, said = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
+            got = f"{name} is {texts.get(name, '')!r}"
+            raise UserError(f"{path}, line {number}: {got}; {said}") from None
+        if found.setdefault((line.pair, line.row, line.seed), line) is not line:
             raise UserError(f"{path}, line {number}: row {line.row} has seed {line.seed} already")
-        seen.add((line.pair, line.row, line.seed))
-        lines.append(line)
-    return lines
-
-
-def _line(where: str, cells: dict[str, str]) -> Line:
-    texts = {name: cells.get(name, "").strip() for name in (*NEEDED, *OPTIONAL)}
-    try:
-        return Line.model_validate({name: text for name, text in texts.items() if text})
-    except ValidationError as error:
-        first = error.errors()[0]
-        column, message = first["loc"][0], first["msg"]
-        raise UserError(f"{where}: {column} is {texts[str(column)]!r}; {message}") from None
+    return list(found.values())
 
 
 def _row(path: Path, name: str, lines: Sequence[Line], is_baseline: bool) -> Row:

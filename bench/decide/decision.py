@@ -1,21 +1,23 @@
 """The decision: for each pair which row, how sure, and what would settle it."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import NamedTuple
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
 from bench.decide.evidence import LONGER, METHOD, Pair, Row
-from bench.decide.finalists import too_dear
-from bench.decide.over_pairs import Overall, Teachers, between_teachers, over_pairs
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
     Claim,
     Family,
+    Overall,
     Within,
     all_within_margin,
     margin_for,
+    over_pairs,
     prove,
     within_margin,
 )
@@ -23,6 +25,7 @@ from bench.faults import UserError
 from bench.statistics import (
     ALPHA,
     Interval,
+    between_groups,
     mean_and_deviation,
     paired_differences,
     power,
@@ -62,6 +65,17 @@ class Settle:
 
     chance: float | None
     seeds: int | None
+
+
+class Teachers(NamedTuple):
+    """How many teachers a gain was measured with, and the true gain's deviation between them.
+
+    The claim is about these teachers. The deviation, in accuracy, is None with one teacher, or with
+    one seed for each, where it cannot be separated from the seeds'.
+    """
+
+    count: int
+    deviation: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +235,7 @@ def _claimed(
         excluded={
             row.name: why
             for row in pair.rows
-            if row.nameable and (why := too_dear(row, asked.max_cost))
+            if row.nameable and (why := row.too_dear(asked.max_cost))
         },
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
@@ -296,6 +310,7 @@ def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
     if row is None or pair.teachers is None:
         return None
     accuracies, reference = row.at_look(2), family.reference.at_look(2)
-    shared = accuracies.keys() & reference.keys() & pair.teachers.keys()
-    gains = {seed: accuracies[seed] - reference[seed] for seed in shared}
-    return between_teachers(gains, pair.teachers) if gains else None
+    gains = defaultdict[str, list[float]](list)
+    for seed in sorted(accuracies.keys() & reference.keys() & pair.teachers.keys()):
+        gains[pair.teachers[seed]].append(accuracies[seed] - reference[seed])
+    return Teachers(len(gains), between_groups(list(gains.values()))) if gains else None

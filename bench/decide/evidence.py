@@ -58,6 +58,13 @@ class Row:
         """Whether an answer may name it: neither the plain student nor a control."""
         return self.kind in (LONGER, METHOD)
 
+    def too_dear(self, max_cost: float | None) -> str:
+        """How it exceeds a limit on cost; empty if it does not."""
+        if max_cost is None or (self.cost is not None and self.cost <= max_cost):
+            return ""
+        known = self.cost is not None
+        return f"cost ×{self.cost:.2f} above ×{max_cost:g}" if known else "cost not measured"
+
     @property
     def every_seed(self) -> Series:
         """Accuracy by all its seeds."""

@@ -1,4 +1,4 @@
-"""Which finalists are proven better than a reference, and which are as good within a margin."""
+"""Which rows are proven better than a reference, as good within a margin, or better over pairs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,15 @@ from scipy import special
 
 from bench.decide.evidence import Row
 from bench.statistics import (
+    ALPHA,
     Interval,
+    Pooled,
     holm,
     mean_and_deviation,
     mean_interval,
     paired_differences,
     paired_p,
+    random_effects,
     seeds_needed,
 )
 
@@ -22,6 +25,8 @@ FIRST_LOOK, SECOND_LOOK = 0.04, 0.01
 
 MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
 """Accuracy that does not matter; the coarse one on a test set of few images."""
+
+LEAST_VARIANCE = 1e-12  # of a mean gain whose differences are all equal
 
 
 @dataclass(frozen=True)
@@ -171,3 +176,35 @@ def _within(
     deviation = mean_and_deviation(differences)[1]
     needed = seeds_needed(margin / deviation, alpha / tests) if deviation else None
     return Within(row, p, p <= alpha, len(differences), needed)
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One row's mean gain over the pairs that have it; `p` is after Holm's correction over rows."""
+
+    row: str
+    gain: Pooled
+    p: float
+    proven: bool
+
+
+def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall, ...]:
+    """Every row's mean gain over pairs, by falling mean, with Holm's correction over rows.
+
+    See `bench.statistics.random_effects`. A row on fewer than two pairs is left out, and so is a
+    pair with fewer than two seeds. Pairs of one student share its seeds, so that their gains are
+    not fully independent. `gains` are those of each pair, row -> row - student, one a seed.
+    """
+    pooled: dict[str, Pooled] = {}
+    for row in dict.fromkeys(row for pair in gains for row in pair):
+        samples = [pair[row] for pair in gains if len(pair.get(row, ())) > 1]
+        if len(samples) > 1:
+            means, deviations = zip(*map(mean_and_deviation, samples), strict=True)
+            squares = [d**2 / len(s) for d, s in zip(deviations, samples, strict=True)]
+            pooled[row] = random_effects(means, [max(v, LEAST_VARIANCE) for v in squares])
+    adjusted = holm([gain.p for gain in pooled.values()])
+    rows = [
+        Overall(row, gain, p, p <= ALPHA and gain.interval.mean > 0)
+        for (row, gain), p in zip(pooled.items(), adjusted, strict=True)
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.gain.interval.mean))

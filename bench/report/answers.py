@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bench.cost.costs import Costs
 from bench.decide.decision import BEST_BET, PROVEN, Answer
 from bench.decide.evidence import Pair
-from bench.decide.over_pairs import Overall
+from bench.decide.proof import Overall
 from bench.decide.records import decide_plan, group_by_pair
 from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow

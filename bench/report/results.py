@@ -11,7 +11,7 @@ from bench.cost.costs import Costs
 from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD, Pair
 from bench.decide.evidence import Row as Evidence
-from bench.decide.over_pairs import Overall
+from bench.decide.proof import Overall
 from bench.decide.records import decide_plan
 from bench.design import PairId
 from bench.record import Plan, Record, weights_text
