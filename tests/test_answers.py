@@ -146,7 +146,6 @@ def test_the_command_answers_within_a_limit(work, capsys):
         (["--max-cost", "1.2"], "the nearest is fsp: cost ×1.50"),
         (["--max-cost", "0.5"], "of at least 1"),
         (["--pair", "wide:broad"], "wide:narrow"),
-        (["--against", "rkd"], "fsp"),
         (["--grid", "lost"], "no results of grid 'lost'"),
     ],
 )

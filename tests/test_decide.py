@@ -22,7 +22,6 @@ from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
 from bench.decide.evidence import Pair, Row
 from bench.decide.finalists import choose_finalists
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Family, prove, within_margin
-from bench.faults import UserError
 from bench.statistics import ALPHA, between_groups, holm, power, random_effects, seeds_needed
 
 # Hours of sleep gained with two drugs, ten patients (Student 1908). R's t.test(extra ~ group,
@@ -353,15 +352,6 @@ def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
     assert answer.teachers.count == 2
 
 
-def test_another_reference_has_a_family_of_its_own() -> None:
-    found = pair(student(BASE), row("a", above(0.02)), row("b", above(0.04, 2)))
-    answer = decide([found], Question(against="a")).answers[0]
-    assert (answer.reference, answer.named) == ("a", "b")
-    assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
-    with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
-        decide([found], Question(against="c"))
-
-
 def test_equal_seeds_are_decided_over_pairs() -> None:
     pairs = [
         pair(student(BASE), row("a", above(0.02 + 0.002 * i)), row("b", above(0.0, 3)))
@@ -388,7 +378,6 @@ def test_an_answer_waits_for_two_seeds_in_common() -> None:
     ("make", "message"),
     [
         (lambda: row("a", [93.0]), "row a: accuracy 93.0, wanted one in"),
-        (lambda: Row(name="a", kind="control"), "row a: kind 'control', wanted one of"),
         (lambda: Row(name="a", kind="method", screening={1: 0.5}, confirmation={1: 0.5}),
          "row a: seed 1 is a screening seed and a confirmation seed"),
         (lambda: random_effects([0.1, 0.2], [1.0, 0.0]), "random_effects: 2 effects with"),

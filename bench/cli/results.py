@@ -31,15 +31,14 @@ def tables(options: argparse.Namespace) -> int:
 
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet: of a grid, or of a CSV file."""
-    limits = {"against": options.against, "max_cost": options.max_cost}
     if options.csv is not None:
         pairs, asked = read_csv(options.csv, options.baseline), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, **limits))
+        found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
         names = [pair.name for pair in pairs]
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
-        known, found = decide_plan(plan, records, costs, **limits)
+        known, found = decide_plan(plan, records, costs, max_cost=options.max_cost)
         if not known:
             raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
         names = [f"{pair.teacher}:{pair.student}" for pair in known]

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
-from bench.decide.evidence import LONGER, METHOD, Pair, Row
+from bench.decide.evidence import LONGER, METHOD, Pair
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -21,7 +21,6 @@ from bench.decide.proof import (
     prove,
     within_margin,
 )
-from bench.faults import UserError
 from bench.statistics import (
     ALPHA,
     Interval,
@@ -41,14 +40,12 @@ class Question:
     """What is asked of the evidence.
 
     Attributes:
-        against: the row that the others are held against; None for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
         draws: Monte-Carlo draws behind P(best).
     """
 
-    against: str | None = None
     max_cost: float | None = None
     extend: int = 0
     equal_seeds: bool = False
@@ -151,17 +148,17 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
-    row is named, never what is proven. UserError if `against` names no finalist of a pair.
+    row is named, never what is proven.
     """
     asked = question or Question()
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
-    families = [_family(pair, asked.against) for pair in pairs]
+    families = [Family(pair.student, pair.finalists) for pair in pairs]
     claims = prove(families, alphas)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
     answers = [
-        _named(_claimed(pair, family, found, priced, asked, len(pairs)), pair, family, asked.draws)
-        for pair, family, found, priced in zip(pairs, families, claims, longer, strict=True)
+        _answer(pair, found, priced, asked, len(pairs))
+        for pair, found, priced in zip(pairs, claims, longer, strict=True)
     ]
     alpha = alphas[max((pair.look for pair in pairs), default=1) - 1]
     behind = [_behind(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
@@ -175,24 +172,13 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
             as_good=cheaper,
             no_help=all_within_margin(gains.values(), answer.margin, alpha, len(pairs)),
             settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
-            teachers=_teachers(pair, family, answer.named),
+            teachers=_teachers(pair, answer.named),
         )
         finished.append(answer)
     if not asked.equal_seeds:
         return Decision(tuple(finished))
     rows = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
     return Decision(tuple(finished), over_pairs([family.differences(look=1) for family in rows]))
-
-
-def _family(pair: Pair, against: str | None) -> Family:
-    known = {row.name: row for row in (pair.student, *pair.finalists)}
-    reference = known.pop(against or pair.student.name, None)
-    if reference is None:
-        raise UserError(
-            f"{pair.name}: got {against!r} to hold the others against, wanted a row with "
-            f"confirmation seeds: {', '.join(known)}"
-        )
-    return Family(reference, tuple(known.values()))
 
 
 def _longer_family(pair: Pair) -> Family:
@@ -215,79 +201,71 @@ def _behind(pair: Pair, answer: Answer) -> dict[str, list[float]]:
     return {row: [-d for d in differences] for row, differences in found.items() if differences[1:]}
 
 
-def _claimed(
+def _answer(
     pair: Pair,
-    family: Family,
     claims: tuple[Claim, ...],
     against_longer: tuple[Claim, ...],
     asked: Question,
     pairs: int,
 ) -> Answer:
-    """The answer as far as it follows from tests and limits."""
-    longer = {row.name for row in pair.finalists if row.kind == LONGER}
-    gains = any(claim.proven for claim in claims if claim.row in longer)
-    return Answer(
+    """Names a row, from what is proven, from what is believed, and within the limits."""
+    proven = {claim.row for claim in claims if claim.proven}
+    nameable = [row for row in pair.rows if row.nameable]
+    limits = {row.name: row.too_dear(asked.max_cost) for row in nameable}
+    excluded = {row: why for row, why in limits.items() if why}
+    answer = Answer(
         pair=pair.name,
-        reference=family.reference.name,
+        reference=pair.student.name,
         margin=margin_for(pair.test_images),
         claims=claims,
         against_longer=against_longer,
-        excluded={
-            row.name: why
-            for row in pair.rows
-            if row.nameable and (why := row.too_dear(asked.max_cost))
-        },
+        excluded=excluded,
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
-        recipe_too_short=gains and family.reference is pair.student,
+        recipe_too_short=any(row.kind == LONGER and row.name in proven for row in pair.finalists),
     )
-
-
-def _named(answer: Answer, pair: Pair, family: Family, draws: int) -> Answer:
-    """Names a row, from what is proven and from what is believed."""
-    finalists = [row for row in family.rows if row.nameable]
-    if problem := _problem(finalists, family.reference, answer.excluded):
+    if problem := _problem(pair, excluded):
         return replace(answer, problem=problem)
-    others = [row for row in pair.rows if row is not family.reference]
+    others = [row for row in pair.rows if row is not pair.student]
+    alone = pair.student.every_seed
     believed = chances(
-        {row.name: row.every_seed for row in (family.reference, *others)},
+        {row.name: row.every_seed for row in (pair.student, *others)},
         methods=[row.name for row in others if row.kind == METHOD],
-        competing=[row.name for row in others if row.nameable and row.name not in answer.excluded],
-        draws=draws,
+        competing=[row.name for row in nameable if row.name not in excluded],
+        draws=asked.draws,
     )
-    allowed = {row.name for row in finalists} - answer.excluded.keys()
-    bet = next(chance for chance in believed if chance.row in allowed)
-    reference = family.reference.every_seed
-    proven = {
-        row.name: fmean(paired_differences(row.every_seed, reference))
-        for row in finalists
-        if row.name in allowed and any(c.proven for c in answer.claims if c.row == row.name)
+    allowed = [row for row in pair.finalists if row.name not in excluded]
+    bet = next(chance for chance in believed if chance.row in {row.name for row in allowed})
+    gains = {
+        row.name: fmean(paired_differences(row.every_seed, alone))
+        for row in allowed
+        if row.name in proven
     }
     verdict = BEST_BET if bet.better >= SURE_ENOUGH else UNDECIDED
     return replace(
         answer,
-        verdict=PROVEN if proven else verdict,
-        named=max(proven, key=lambda row: proven[row], default=bet.row),
+        verdict=PROVEN if gains else verdict,
+        named=max(gains, key=lambda row: gains[row], default=bet.row),
         chances=believed,
         in_the_race=still_in_the_race(believed),
     )
 
 
-def _problem(finalists: Sequence[Row], reference: Row, excluded: Mapping[str, str]) -> str:
+def _problem(pair: Pair, excluded: Mapping[str, str]) -> str:
     """Why no row can be named, in one line; empty if one can."""
-    if not finalists:
+    if not pair.finalists:
         return "no row was chosen for confirmation"
-    allowed = [row for row in finalists if row.name not in excluded]
-    costs = {row.name: row.cost for row in finalists if row.cost is not None}
+    allowed = [row for row in pair.finalists if row.name not in excluded]
+    costs = {row.name: row.cost for row in pair.finalists if row.cost is not None}
     if not allowed and not costs:
         return "costs are limited, and no finalist's cost is measured: run_all.py profile does that"
     if not allowed:
         nearest = min(costs, key=lambda row: costs[row])
         return f"no finalist is within the limit; the nearest is {nearest}: {excluded[nearest]}"
-    shared = max(len(row.every_seed.keys() & reference.every_seed.keys()) for row in allowed)
-    if shared < 2:
-        return f"seeds in common with {reference.name}: {shared}; two are the least"
-    return ""
+    alone = pair.student.every_seed
+    shared = max(len(row.every_seed.keys() & alone.keys()) for row in allowed)
+    few = f"seeds in common with {pair.student.name}: {shared}; two are the least"
+    return few if shared < 2 else ""
 
 
 def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> Settle | None:
@@ -304,13 +282,13 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
     )
 
 
-def _teachers(pair: Pair, family: Family, named: str | None) -> Teachers | None:
+def _teachers(pair: Pair, named: str | None) -> Teachers | None:
     """How the named row's gain on confirmation seeds depends on the teacher."""
-    row = next((row for row in family.rows if row.name == named), None)
+    row = next((row for row in pair.finalists if row.name == named), None)
     if row is None or pair.teachers is None:
         return None
-    accuracies, reference = row.at_look(2), family.reference.at_look(2)
+    accuracies, alone = row.at_look(2), pair.student.at_look(2)
     gains = defaultdict[str, list[float]](list)
-    for seed in sorted(accuracies.keys() & reference.keys() & pair.teachers.keys()):
-        gains[pair.teachers[seed]].append(accuracies[seed] - reference[seed])
+    for seed in sorted(accuracies.keys() & alone.keys() & pair.teachers.keys()):
+        gains[pair.teachers[seed]].append(accuracies[seed] - alone[seed])
     return Teachers(len(gains), between_groups(list(gains.values()))) if gains else None
