@@ -33,8 +33,7 @@ def expand(
     `fingerprint` maps a data set to the hash of its decoded images, `choices` are the finalists of
     the pairs that were screened; `extended`: they train on the seeds of the second look, too.
     """
-    rows: dict[tuple[object, ...], Row] = {}
-    cells: dict[str, Cell] = {}
+    rows, cells = dict[tuple[object, ...], Row](), dict[str, Cell]()
     chosen = {choice.pair: choice for choice in choices}
     for data, pair in itertools.product(_data(grid), grid.all_pairs):
         choice = chosen.get(pair_id(data_name(data), _axes(data), pair.teacher, pair.student))
@@ -116,18 +115,9 @@ def _rows(
         cell = plain(student_model, data.of(seed), recipe, seed)
         return cell.model_copy(update={"diagnostics": grid.diagnostics})
 
-    def row(
-        role: str, label: str, cell: Cell, category: str = "baseline", finalist: bool = True
-    ) -> tuple[Row, Cell]:
-        made = shared(
-            role=role,
-            label=label,
-            category=category,
-            finalist=finalist,
-            method=cell.method,
-            cell_id=cell.id,
-        )
-        return made, cell
+    def row(role: str, label: str, cell: Cell, **more: Any) -> tuple[Row, Cell]:
+        values = {"category": "baseline", "method": cell.method, "cell_id": cell.id, **more}
+        return shared(role=role, label=label, **values), cell
 
     yield row("teacher", "teacher", teacher)
     yield row("student", "student", student(MethodSpec(name=BASELINE)))
@@ -140,7 +130,7 @@ def _rows(
         cell, category = student(spec), "baseline"
         if spec.name != BASELINE:
             cell, category = _taught(grid, spec, cell, teacher, source)
-        yield row("method", spec.label, cell, category, spec.finalist)
+        yield row("method", spec.label, cell, category=category, finalist=spec.finalist)
 
 
 def _teacher(grid: Grid, data: GridData, name: str, seed: int, plain: Callable[..., Cell]) -> Cell:

@@ -62,8 +62,8 @@ class ProgressDisplay(AbstractContextManager):
             counted = TextColumn("{task.completed:.0f}/{task.total:.0f}" + self.unit)
             wide = Column(no_wrap=True, ratio=1)  # all in one line, however narrow the terminal
             what = TextColumn("{task.description}", markup=False, table_column=wide)
-            left = (TimeRemainingColumn(), TextColumn("left"))
-            columns = (what, BarColumn(bar_width=15), counted, *left)
+            left = TimeRemainingColumn(), TextColumn("left")
+            columns = what, BarColumn(bar_width=15), counted, *left
             self._live = Progress(*columns, console=self.console, transient=True, expand=True)
             self._live.start()
             self._live.add_task("starting", total=1)

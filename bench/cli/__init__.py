@@ -1,7 +1,6 @@
-"""The command line. The only package that knows all the others; each command imports its own.
+"""The command line; each command imports its own libraries.
 
-Exit code 0: every cell finished. 1: some cell failed, the others ran. 2: a wrong command or grid,
-one line that says what came, what was wanted and the cure.
+Exit code 0: every cell finished. 1: some cell failed, the others ran. 2: a wrong command or grid.
 """
 
 from bench.cli.commands import COMMANDS, main, parse

@@ -19,9 +19,8 @@ from bench.registry import unknown
 
 DEBUG = "--debug"
 Command = Callable[[argparse.Namespace], int]
-AddOptions = Callable[[argparse.ArgumentParser], None]
 
-COMMANDS: dict[str, tuple[str, AddOptions, str]] = {
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] = {
     "run": ("training.run", options.run, "train what is unfinished, then print the grid's tables"),
     "tune": ("training.tune", options.tune, "choose hyper-parameters on held-out training images"),
     "profile": ("profiling.profile", options.profile, "measure what each method costs, by itself"),
@@ -124,7 +123,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
     """The command and its options; without a command it is `run`."""
     if words[:1] in (["-h"], ["--help"]):
-        top_parser().parse_args(["--help"])
+        _overview().parse_args(["--help"])
     if not words or words[0].startswith("-") or "=" in words[0]:
         words = ["run", *words]
     if words[0] not in COMMANDS:
@@ -138,8 +137,7 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
     return getattr(import_module(f"bench.cli.{module}"), name), chosen
 
 
-def top_parser() -> argparse.ArgumentParser:
-    """The overview that `--help` prints."""
+def _overview() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<9} {text}" for name, (_, _, text) in COMMANDS.items())
     return argparse.ArgumentParser(
         prog="run_all.py",

@@ -146,9 +146,6 @@ def has_results(work: WorkDir, grid: str) -> bool:
     return work.plan(grid).is_file() or (work.grid(grid) / ARCHIVE).is_file()
 
 
-# --- rendered ------------------------------------------------------------------------------------
-
-
 def render(work: WorkDir, results: Results) -> list[Path]:
     """Writes tables, figures and the report, then prints the results; returns what to mirror."""
     from bench.report.card import result_lines, result_tables

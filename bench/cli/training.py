@@ -93,7 +93,10 @@ def exit_code(counts: dict[str, int]) -> int:
 
 @dataclass(frozen=True)
 class TrainingCommand:
-    """A checked grid and its data, ready to be expanded, and what workers need to know."""
+    """A checked grid and its data, ready to be expanded, and what workers need to know.
+
+    `idle_bytes` are the memory of this process when it began, about that of a worker without a job.
+    """
 
     options: argparse.Namespace
     grid: Grid
@@ -104,15 +107,14 @@ class TrainingCommand:
     cluster: RayCluster | None
     config: WorkerConfig
     idle_bytes: int
-    """Memory of this process when it began, about that of a worker without a job."""
 
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, the command's or one made from it, as far as finalists are chosen.
 
         UserError if one to be trained does not fit its data or network, or there is no second look.
         """
-        extend = self.options.extend
-        expansion = expand_chosen(grid, self.library.fingerprint, self.work, extend)
+        fingerprint, extend = self.library.fingerprint, self.options.extend
+        expansion = expand_chosen(grid, fingerprint, self.work, extend)
         if waiting := self.unfinished(expansion):
             import_weights(waiting, grid.weights_files(), self.library.read, self.work.store)
             check_cells(waiting, self.library.read)

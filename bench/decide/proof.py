@@ -141,10 +141,15 @@ def within_margin(
     both = list(zip(differences, margins, strict=True))
     raw = [_p(values, margin) for rows, margin in both for values in rows.values()]
     adjusted = iter(holm(raw))
-    return [
-        tuple(_within(row, d, margin, next(adjusted), alpha, len(raw)) for row, d in rows.items())
-        for rows, margin in both
-    ]
+    found = []
+    for rows, margin in both:
+        shown = []
+        for row, values in rows.items():
+            p, deviation = next(adjusted), mean_and_deviation(values)[1]
+            needed = seeds_needed(margin / deviation, alpha / len(raw)) if deviation else None
+            shown.append(Within(row, p, p <= alpha, len(values), needed))
+        found.append(tuple(shown))
+    return found
 
 
 def all_within_margin(
@@ -168,14 +173,6 @@ def _p(differences: Sequence[float], margin: float) -> float:
         return 1.0
     t = (mean - margin) * math.sqrt(len(differences)) / deviation
     return float(special.stdtr(len(differences) - 1, t))
-
-
-def _within(
-    row: str, differences: Sequence[float], margin: float, p: float, alpha: float, tests: int
-) -> Within:
-    deviation = mean_and_deviation(differences)[1]
-    needed = seeds_needed(margin / deviation, alpha / tests) if deviation else None
-    return Within(row, p, p <= alpha, len(differences), needed)
 
 
 @dataclass(frozen=True)

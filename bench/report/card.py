@@ -24,8 +24,7 @@ from bench.report.wording import (
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""
 
-STUDENTS = 2
-"""Students with a sentence each, at most."""
+STUDENTS = 2  # with a sentence each, at most
 
 
 class Part(NamedTuple):
@@ -214,9 +213,7 @@ def _longer(found: Findings) -> Line | None:
 
 # --- the same for a terminal -------------------------------------------------------------------
 
-WIDE = 110
-"""Columns of a terminal from which on tables show accuracies and seeds too."""
-
+WIDE = 110  # columns of a terminal from which on tables show accuracies and seeds too
 NARROW = ("label", "gain", "cost", "verdict")
 
 

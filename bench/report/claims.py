@@ -33,9 +33,9 @@ SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
 RESPONSE, CONNECTED, SHARED = "response", "multi-connection", "shared-representation"
 
+# Fewer are no evidence, whatever their p: two seeds agree by chance too often, and on a single pair
+# some row is always the best.
 LEAST_SEEDS, LEAST_PAIRS = 3, 2
-"""Fewer are no evidence, whatever their p: two seeds agree by chance too often, and on a single
-pair some row is always the best."""
 
 EXAMINED = "Not measured: that takes diagnostics: true in the grid, and rows of both categories."
 PROFILED = "Not measured: that takes run_all.py profile, and rows of both categories."
@@ -230,8 +230,8 @@ def _one_sided(values: Sequence[float], sign: int) -> float:
 def gradient_cosine(record: Record) -> float | None:
     """Mean cosine between the gradients of task and transfer loss, in the method's own stage.
 
-    That stage is the first one that reads the teacher. Only epochs that train on labels count:
-    where the head is untrained, its task gradient is close to a random one.
+    That is the first one that reads the teacher. Only epochs that train on labels count: the task
+    gradient of an untrained head is close to a random one.
     """
     first = 0
     for stage in record.stages:
@@ -262,8 +262,7 @@ def log_directions(record: Record) -> float | None:
 def _category_means(groups: Iterable[Group], category: str, measure: Measure) -> dict[int, float]:
     """Seed -> mean over the category's methods, each the mean over its rows.
 
-    Only over seeds at which every row has the number that any of its seeds has: a failed
-    cell must not change what a mean is made of.
+    Only over seeds that every row has: a failed cell must not change what a mean is made of.
     """
     methods = defaultdict[str, list[dict[int, float]]](list)
     for group in groups:

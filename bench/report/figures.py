@@ -20,8 +20,8 @@ from bench.statistics import Interval
 
 # --- where marks and labels lie --------------------------------------------------------------
 
-WIDE = 0.62
-"""Width of a letter over the size of the text, at least that of every common sans-serif font."""
+SIZE, LETTER = 12.0, 0.62 * 12.0
+"""Of the text, and the width of a letter, at least that of every common sans-serif font."""
 
 DISTANCES = (9, 16, 26, 38, 52)
 DIRECTIONS = tuple(
@@ -109,15 +109,12 @@ class Label(NamedTuple):
 
 
 def place_labels(
-    points: Sequence[tuple[float, float, str]],
-    plot: Box,
-    taken: Iterable[Box] = (),
-    size: float = 12,
+    points: Sequence[tuple[float, float, str]], plot: Box, taken: Iterable[Box] = ()
 ) -> list[Label | None]:
     """Texts next to their points: none overlaps another, a leader or a point, none leaves.
 
-    Each takes the nearest free place in the plot, clear of taken lines if there is one. Points are
-    x, y and text, the most important ones first. One label a point; None where no place is free.
+    Each takes the nearest free place in the plot, clear of taken lines if there is one, and none
+    where no place is free. Points are x, y and text, the most important ones first.
     """
     lines, texts = list(taken), list[Box]()
     marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]  # and leaders
@@ -125,7 +122,7 @@ def place_labels(
     for x, y, text in points:
         free = [
             label
-            for label in _candidates(x, y, text, size)
+            for label in _candidates(x, y, text)
             if label.box.inside(plot)
             and not any(label.box.meets(box) for box in (*marks, *texts))
             and not any(part.meets(box) for part in label.covered for box in texts)
@@ -139,8 +136,8 @@ def place_labels(
     return placed
 
 
-def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
-    width, height = WIDE * size * len(text), 1.15 * size
+def _candidates(x: float, y: float, text: str) -> Iterable[Label]:
+    width, height = LETTER * len(text), 1.15 * SIZE
     for distance in DISTANCES:
         for right, down in DIRECTIONS:
             end_x, end_y = x + distance * right, y + distance * down
@@ -149,7 +146,7 @@ def _candidates(x: float, y: float, text: str, size: float) -> Iterable[Label]:
             box = Box(*(round(v, 1) for v in (left, top, left + width, top + height)))
             leader = (x, y, round(end_x, 1), round(end_y, 1)) if distance > 16 else None
             covered = segment_boxes(*leader) if leader else ()
-            yield Label(text, box.left, round(top + 0.85 * size, 1), box, leader, covered)
+            yield Label(text, box.left, round(top + 0.85 * SIZE, 1), box, leader, covered)
 
 
 def segment_boxes(x1: float, y1: float, x2: float, y2: float, half: float = 2) -> list[Box]:
@@ -161,14 +158,9 @@ def segment_boxes(x1: float, y1: float, x2: float, y2: float, half: float = 2) -
 
 # --- how rows look ---------------------------------------------------------------------------
 
-COLOURS = ("baseline", "response", "multi-connection", "shared-representation")
-"""Categories with a colour of their own; methods of others are "other"."""
-
-SHAPES = ("circle", "square", "diamond", "triangle")
-"""A method's first row, then its variants; a fifth begins again."""
-
-HIGHLIGHTED = 3
-"""Rows of a figure that are highlighted, at most."""
+COLOURS = ("baseline", "response", "multi-connection", "shared-representation")  # else "other"
+SHAPES = ("circle", "square", "diamond", "triangle")  # of a method's first row and its variants
+HIGHLIGHTED = 3  # rows of a figure, at most
 
 
 class Mark(NamedTuple):
@@ -209,9 +201,6 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.=+-]+", "-", text.replace("→", "to")).strip("-")
 
 
-# --- gains, one row each ---------------------------------------------------------------------
-
-
 class Forest(NamedTuple):
     """Gains of all rows that have one; places of the scale are per cent of the width."""
 
@@ -235,8 +224,6 @@ def _gains_scale(gains: Sequence[Interval], wider: float, start: float, end: flo
     ends = (x for gain in gains for x in (gain.low, gain.high) if x is not None)
     return linear([*means, *(min(max(x, least), most) for x in ends)], start, end)
 
-
-# --- gain against cost -----------------------------------------------------------------------
 
 PLOT = Box(44, 12, 470, 318)
 
@@ -297,11 +284,8 @@ def _labelled(spots: Sequence[Spot], y: Scale, longer: Sequence[tuple[float, flo
     return [spot._replace(label=labels[spot.line.label]) for spot in spots]
 
 
-# --- learning curves -------------------------------------------------------------------------
-
 CURVES = Box(44, 12, 430, 300)
-BETWEEN = 15
-"""From one name to the next, in the figure's unit."""
+BETWEEN = 15  # one name and the next, in the figure's unit
 
 
 class Curve(NamedTuple):
@@ -356,16 +340,14 @@ def curves(groups: Sequence[Group], lines: Sequence[Line]) -> Curves | None:
         )
         for (line, curve, last), name_y in zip(found, names, strict=True)
     ]  # fmt: skip
-    width = 470 + max(WIDE * 12 * len(f"{row.last} {row.title}") for row in rows)
+    width = 470 + max(LETTER * len(f"{row.last} {row.title}") for row in rows)
     return Curves(rows, x, y, round(width), bottom + 54)
 
 
 def _over_epochs(records: Sequence[Record]) -> dict[int, float]:
     """Epoch, from 1, -> mean accuracy over cells, where all of them measured it."""
-    measured = [
-        {e: x for e, x in enumerate(r.curves.get("test_accuracy", []), start=1) if x is not None}
-        for r in records
-    ]
+    series = [enumerate(r.curves.get("test_accuracy", []), start=1) for r in records]
+    measured = [{epoch: x for epoch, x in each if x is not None} for each in series]
     common = sorted(set.intersection(*map(set, measured))) if measured else []
     return {epoch: fmean(cell[epoch] for cell in measured) for epoch in common}
 
@@ -384,9 +366,6 @@ def spread(wanted: Sequence[float], least: float, top: float, bottom: float) -> 
         limit = places[i + 1] - least if i + 1 < len(places) else bottom
         places[i] = round(min(places[i], limit), 2)
     return places
-
-
-# --- costs -----------------------------------------------------------------------------------
 
 
 class Dumbbell(NamedTuple):
@@ -412,9 +391,6 @@ def dumbbells(records: Sequence[CostRecord]) -> list[Dumbbell]:
         Dumbbell(line.title, mark_of(line, ()), loss, step, logarithmic(values, 14, 86))
         for line, loss, step in sorted(found, key=lambda item: -item[2])
     ]
-
-
-# --- what a figure says, for those who cannot see it -----------------------------------------
 
 
 def finding(lines: Sequence[Line]) -> str:

@@ -128,8 +128,6 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
     return to_csv(Table(plan.name, CELL_COLUMNS, rows))
 
 
-# --- conditions and faults ----------------------------------------------------------------------
-
 PASSING = {"started", "cohort"}  # differ from cell to cell by their nature
 CONDITION_COLUMNS = (*text_columns("what", "value"), Column(key="cells", name="cells"))
 FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")

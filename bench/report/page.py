@@ -29,21 +29,15 @@ from bench.statistics import Interval
 
 FOLDER = Path(__file__).parent / "template"
 
-MOST_BYTES, MOST_WORDS = 600_000, 8_000
-"""Of a page; the longest sections beyond are left out, and their CSV files linked."""
-
-MOST_ROWS = 200
-"""Rows of all panels; further pairs have their figures in files alone."""
+MOST_BYTES, MOST_WORDS = 600_000, 8_000  # the longest sections beyond have links to CSV files alone
+MOST_ROWS = 200  # of all panels; further pairs have their figures in files alone
 
 Link = tuple[str, str]
 LINKS = (("summary.csv", "summary.csv"), ("cells.csv", "cells.csv"), ("LaTeX", "summary.tex"))
 
 
 class Panel(NamedTuple):
-    """The figures of one pair, or of the mean over pairs, and what they show in words.
-
-    `sample` is over how many seeds, after a comma; `gain_cost` is None where no cost is known.
-    """
+    """The figures of one pair, or of the mean over pairs; `sample` is over how many seeds."""
 
     title: str
     sample: str

@@ -13,14 +13,9 @@ from bench.report.tables import Column, show
 from bench.report.wording import range_text, row_title
 
 TEMPLATE = Path(__file__).parent / "template" / "paper.tex"
-TEXT_WIDTH, TEXT_LINES = 345.0, 56
-r"""Points of \textwidth in LaTeX's article at its default size, and lines of \scriptsize a page."""
-
-LETTER, GAP = 4.2, 7.0
-r"""Points of a letter of \scriptsize, at least the mean one's, and between two columns."""
-
-LONGEST = 34
-"""Letters of a row's name; a longer one is broken."""
+# Of LaTeX's article at its default size: points of \textwidth, lines of \scriptsize a page, points
+# of its letters, at least the mean one's, and between two columns; letters of a name unbroken.
+TEXT_WIDTH, TEXT_LINES, LETTER, GAP, LONGEST = 345.0, 56, 4.2, 7.0, 34
 
 GAIN = Column(key="", name="", digits=1, unit="points", signed=True, interval=True)
 
@@ -70,18 +65,13 @@ def paper_table(found: Findings) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": escape, "title": row_title}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        pages=pages, labels=labels, width=name, mark=mark, caption=_caption(found)
-    )
-
-
-def _caption(found: Findings) -> str:
     seeds = {len(row.every_seed) for pair in found.pairs.values() for row in pair.finalists} or {0}
-    return (
+    caption = (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
         "interval that holds for all claims of a pair at once; n = "
         f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, 5 %)."
     )
+    return template.render(pages=pages, labels=labels, width=name, mark=mark, caption=caption)
 
 
 def _column(first: str, second: str, lines: Iterable[Line]) -> _Column:

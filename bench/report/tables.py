@@ -23,14 +23,9 @@ from bench.statistics import Interval
 if TYPE_CHECKING:
     from bench.report.figures import Curves, Dumbbell
 
-PERCENT_UNITS = ("%", "points")
-"""Units whose values are stored as fractions and shown times 100."""
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
-
-INTERVAL_ENDS = ("", "_low", "_high", "_n")
-"""What follows a column's key in the four columns of a CSV that hold an interval."""
+PERCENT_UNITS = ("%", "points")  # values are stored as fractions and shown times 100
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
+INTERVAL_ENDS = ("", "_low", "_high", "_n")  # of the keys of an interval's four columns of a CSV
 
 Value = str | int | float | Interval | None
 
@@ -68,8 +63,8 @@ class Column:
 
 def text_columns(*keys: str) -> tuple[Column, ...]:
     """Columns of text whose headings are their keys, but for a row's label: it is a method."""
-    names = {"label": "method"}
-    return tuple(Column(key=key, name=names.get(key, key), align="left") for key in keys)
+    names = {key: key for key in keys} | {"label": "method"}
+    return tuple(Column(key=key, name=names[key], align="left") for key in keys)
 
 
 @dataclass(frozen=True)
@@ -235,9 +230,6 @@ def _escape_markdown(text: str) -> str:
     # "_" within a word, "~" next to a space and "&" before no entity are plain: they stay readable.
     text = re.sub(r"[\\`*<|\[$]|&(?=#?\w+;)", r"\\\g<0>", text)
     return re.sub(r"(?<!\w)_|_(?!\w)|(?<=\S)~|~(?=\S)", r"\\\g<0>", text)
-
-
-# --- files -----------------------------------------------------------------------------------
 
 
 def write_csv(section: Section, folder: Path) -> Path:

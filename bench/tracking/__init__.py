@@ -1,9 +1,4 @@
-"""Records to MLflow, and back. The only package that imports mlflow.
-
-MLflow mirrors the records and is not their source. One process, the coordinator, copies each
-finished record once and finds it again by the tag `cell_id`. Losing the mirror loses nothing:
-`sync` fills it again.
-"""
+"""Records to MLflow, and back: a mirror that `sync` fills again. Nobody else imports mlflow."""
 
 from bench.tracking.experiment import TrackingError
 from bench.tracking.mirror import Mirror

@@ -85,10 +85,9 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
 
 def _networks(row: Row) -> dict[str, str]:
     """The run's teacher and student; "none" for the one that it trains without."""
-    if row.role == "teacher":
-        return {"teacher": row.teacher, "student": "none"}
-    alone = row.role != "method" or row.method == "student"
-    return {"teacher": "none" if alone else row.teacher, "student": row.student}
+    taught = row.role == "teacher" or (row.role == "method" and row.method != "student")
+    student = "none" if row.role == "teacher" else row.student
+    return {"teacher": row.teacher if taught else "none", "student": student}
 
 
 def params_of(record: Record, row: Row) -> list[Any]:

@@ -137,12 +137,11 @@ def find_artifacts(database: Connection, home: str) -> None:
 
     ours = "SELECT experiment_id, artifact_location FROM experiments WHERE name LIKE :ours"
     for number, was in database.execute(text(ours), {"ours": f"{PREFIX}%"}).all():
-        if was == home:
-            continue
-        for table, address in {"experiments": "artifact_location", "runs": "artifact_uri"}.items():
+        values = {"was": was, "home": home, "number": number}
+        for table, address in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
             moved = f"UPDATE {table} SET {address} = replace({address}, :was, :home)"
-            values = {"was": was, "home": home, "number": number}
-            database.execute(text(f"{moved} WHERE experiment_id = :number"), values)
+            if was != home:
+                database.execute(text(f"{moved} WHERE experiment_id = :number"), values)
 
 
 def open_store(work_dir: Path) -> MlflowClient:
@@ -172,8 +171,7 @@ def open_store(work_dir: Path) -> MlflowClient:
 def open_experiment(client: MlflowClient, work_dir: Path, grid: str) -> str:
     """The id of a grid's experiment; makes it if there is none, restores it if it was deleted."""
     name, location = f"{PREFIX}{grid}", artifacts_uri(work_dir, tracking_uri(work_dir))
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    if (found := client.get_experiment_by_name(name)) is None:
         from mlflow.exceptions import MlflowException
 
         try:

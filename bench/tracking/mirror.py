@@ -60,10 +60,9 @@ class Mirror:
         """Sends the plan and its records that MLflow lacks; returns how many were sent.
 
         Runs that a killed process left unfinished are sent anew, or closed if there is no record.
-        Of several runs of one result one is kept. `numbers` depend on other cells too, such as the
-        gain over the plain student, cell id -> name -> number; they are sent where they are new.
-        Without `records` those of the store are read. Once `stopped`, the next record waits for the
-        next call.
+        Of several runs of one result one is kept. `numbers` are those that depend on other cells
+        too, cell id -> name -> number; they are sent where they are new. Without `records` those of
+        the store are read. Once `stopped`, the next record waits for the next call.
         """
         # Of the rows that a cell answers for, the first names its run.
         rows = {row.cell_id: row for row in reversed(plan.rows)}
@@ -87,10 +86,8 @@ class Mirror:
                 if run.info.status not in STATUS.values():
                     self.client.set_terminated(run.info.run_id, status="KILLED")
             for cell_id in numbers.keys() & records.keys() & runs.keys():
-                run = runs[cell_id]
-                new = description.final_metrics(
-                    records[cell_id], numbers[cell_id], known=run.data.metrics
-                )
+                run, of_cell = runs[cell_id], numbers[cell_id]
+                new = description.final_metrics(records[cell_id], of_cell, run.data.metrics)
                 if new:
                     self.client.log_batch(run.info.run_id, metrics=new)
         return sent
@@ -131,13 +128,11 @@ class Mirror:
 
     def search(self, text: str) -> list[Run]:
         """All runs that MLflow's filter finds, on all pages."""
-        runs: list[Run] = []
-        token = None
-        while True:
+        runs, token = [], ""
+        while token is not None:
             page = self.client.search_runs([self.id], text, max_results=PAGE, page_token=token)
-            runs.extend(page)
-            if not (token := page.token):
-                return runs
+            runs, token = [*runs, *page], page.token or None
+        return runs
 
     def _read(self, path: str) -> str | None:
         """The text of a file of the run `summary`."""
@@ -160,14 +155,12 @@ class Mirror:
         """The run `summary`; makes it if there is none."""
         if (found := self._find_summary()) is not None:
             return found
-        tags = {KIND: "summary"}
-        made = self.client.create_run(self.id, run_name="summary", tags=tags)
+        made = self.client.create_run(self.id, run_name="summary", tags={KIND: "summary"})
         return self._find_summary() or made.info.run_id
 
     def _find_summary(self) -> str | None:
         """The run; of several that senders made at the same time the smallest id stays."""
-        found = self.search(f"tags.`{KIND}` = 'summary'")
-        ids = sorted(run.info.run_id for run in found)
+        ids = sorted(run.info.run_id for run in self.search(f"tags.`{KIND}` = 'summary'"))
         for spare in ids[1:]:
             self.client.delete_run(spare)
         return ids[0] if ids else None
@@ -182,35 +175,24 @@ class Mirror:
         return runs
 
     def _copy(self, record: Record, row: Row, folder: Path) -> None:
-        started = description.started_at(record)
-        made = self.client.create_run(
-            self.id, start_time=started, run_name=row.name, tags=description.tags_of(record, row)
-        )
-        run = made.info.run_id
-        state, ended = "KILLED", None
+        started, tags = description.started_at(record), description.tags_of(record, row)
+        made = self.client.create_run(self.id, start_time=started, run_name=row.name, tags=tags)
+        run, state, ended = made.info.run_id, "KILLED", None
         try:
-            self.client.log_batch(
-                run,
-                metrics=description.metrics_of(record),
-                params=description.params_of(record, row),
-            )
+            metrics, params = description.metrics_of(record), description.params_of(record, row)
+            self.client.log_batch(run, metrics=metrics, params=params)
             if folder.is_dir():
                 self.client.log_artifacts(run, str(folder))
             else:  # of an archive
                 self.client.log_text(run, record.to_json(), RECORD)
             took = sum(record.final.get(f"{part}_seconds", 0) for part in ("train", "evaluation"))
-            state, ended = (
-                STATUS.get(record.status, "FINISHED"),
-                started and int(started + 1000 * took),
-            )
+            state = STATUS.get(record.status, "FINISHED")
+            ended = started and int(started + 1000 * took)
         finally:  # a run that is cut off is not left running
             self.client.set_terminated(run, state, ended)
 
     def _is_whole(self, run: Run) -> bool:
-        """Whether everything of a run was sent, and is still there.
-
-        One that was cut off is RUNNING or KILLED.
-        """
+        """Whether everything was sent, and is still there; a run cut off is RUNNING or KILLED."""
         files = local_path(run.info.artifact_uri or "") if self._local else None
         there = files is None or (files / RECORD).is_file()
         return there and run.info.status in STATUS.values()

@@ -41,7 +41,10 @@ def serve(work_dir: Path, port: int) -> int:
         print(*links, "Ctrl-C stops the server", sep="\n", flush=True)
         return server.wait()
     finally:
-        _end(server)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, number)
+                server.wait(timeout=10)
 
 
 def server_command(artifacts: str, port: int) -> list[str]:
@@ -65,10 +68,3 @@ def _pages(work_dir: Path, port: int) -> dict[str, str]:
         if VIEW_TAG in experiment.tags  # the UI refuses the name of a view that is not there
     }
     return pages or {"no grid yet": page.format("")}
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(server.pid, number)
-            server.wait(timeout=10)
