@@ -50,8 +50,7 @@ def said(found: Grid, **limits) -> str:
     plan, records = found
     pairs = pairs_of(plan, records, Costs())
     answers = decide(list(pairs.values()), question_of(plan, **limits)).answers
-    both = zip(answers, pairs.values(), strict=True)
-    return "\n".join(line for a, p in both for line in answer_lines(a, p, Asked(grid="won")))
+    return "\n".join(line for a in answers for line in answer_lines(a, Asked(grid="won")))
 
 
 def verdict(found: Grid, **limits) -> tuple[str | None, str | None]:

@@ -35,27 +35,23 @@ def recommend(options: argparse.Namespace) -> int:
         pairs, asked = read_csv(options.csv, options.baseline), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
         found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
-        names = [pair.name for pair in pairs]
+        named, overall = [(a.pair.name, a) for a in found.answers], found.overall
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
-        known, found = decide_plan(plan, records, costs, max_cost=options.max_cost)
-        if not known:
+        answers, overall = decide_plan(plan, records, costs, max_cost=options.max_cost)
+        if not answers:
             raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
-        names = [f"{pair.teacher}:{pair.student}" for pair in known]
-        pairs, asked = list(known.values()), asked_of(plan)
-    if options.pair is not None and options.pair not in names:
-        known = ", ".join(dict.fromkeys(names))
+        named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]
+        asked = asked_of(plan)
+    shown = [answer for name, answer in named if options.pair in (None, name)]
+    if not shown:
+        known = ", ".join(dict.fromkeys(name for name, _ in named))
         raise UserError(f"--pair: no pair {options.pair!r}; it has: {known}")
-    shown = [
-        (pair, answer)
-        for pair, name, answer in zip(pairs, names, found.answers, strict=True)
-        if options.pair in (None, name)
-    ]
-    if not any(answer.named for _, answer in shown):
-        problems = dict.fromkeys(f"{pair.name}: {answer.problem}" for pair, answer in shown)
+    if not any(answer.named for answer in shown):
+        problems = dict.fromkeys(f"{answer.pair.name}: {answer.problem}" for answer in shown)
         raise UserError(f"no answer: {'; '.join(problems)}")
-    say(overall_lines(found.overall) if options.pair is None else [])
-    say(line for pair, answer in shown for line in answer_lines(answer, pair, asked))
+    say(overall_lines(overall) if options.pair is None else [])
+    say(line for answer in shown for line in answer_lines(answer, asked))
     return 0
 
 

@@ -80,9 +80,8 @@ class Answer:
     """The answer for one pair, on this test set.
 
     Attributes:
-        reference: the row that the others are held against.
         margin: accuracy that does not matter.
-        claims: of every finalist against the reference.
+        claims: of every finalist against the plain student.
         against_longer: of every method against the longer-trained student, the teacher's price.
         excluded: row -> why it may not be named.
         look: 2 where the extension's seeds are among the evidence.
@@ -93,7 +92,7 @@ class Answer:
             `SURE_ENOUGH`; None where no row is named.
         named: of the allowed finalists that are proven, the one of the highest mean gain; if there
             is none, the best bet: the one of the highest believed gain.
-        chances: of the reference and every allowed row, finalist or not, by falling gain.
+        chances: of the plain student and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
         no_help: whether it is shown that no finalist gains more than the margin.
@@ -101,8 +100,7 @@ class Answer:
         teachers: how the named row's gain depends on the teacher; None where that is unknown.
     """
 
-    pair: str
-    reference: str
+    pair: Pair
     margin: float
     claims: tuple[Claim, ...]
     against_longer: tuple[Claim, ...]
@@ -123,6 +121,10 @@ class Answer:
     def claim(self, row: str | None) -> Claim | None:
         """What is claimed of a row; None if it is no finalist."""
         return next((claim for claim in self.claims if claim.row == row), None)
+
+    def cost(self, row: str | None) -> float | None:
+        """A row's whole training over the plain student's; None where it was not measured."""
+        return next((each.cost for each in self.pair.rows if each.name == row), None)
 
     @property
     def proven_gain(self) -> Interval | None:
@@ -161,18 +163,17 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
         for pair, found, priced in zip(pairs, claims, longer, strict=True)
     ]
     alpha = alphas[max((pair.look for pair in pairs), default=1) - 1]
-    behind = [_behind(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
-    as_good = within_margin(behind, [answer.margin for answer in answers], alpha)
+    as_good = within_margin(map(_behind, answers), [answer.margin for answer in answers], alpha)
     count = sum(map(len, claims))
     finished = []
-    for pair, family, answer, cheaper in zip(pairs, families, answers, as_good, strict=True):
-        gains = {row: d for row, d in family.differences(pair.look).items() if len(d) > 1}
+    for family, answer, cheaper in zip(families, answers, as_good, strict=True):
+        gains = {row: d for row, d in family.differences(answer.look).items() if len(d) > 1}
         answer = replace(
             answer,
             as_good=cheaper,
             no_help=all_within_margin(gains.values(), answer.margin, alpha, len(pairs)),
             settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
-            teachers=_teachers(pair, answer.named),
+            teachers=_teachers(answer.pair, answer.named),
         )
         finished.append(answer)
     if not asked.equal_seeds:
@@ -190,14 +191,14 @@ def _longer_family(pair: Pair) -> Family:
     return Family(best, tuple(row for row in pair.finalists if row.kind == METHOD))
 
 
-def _behind(pair: Pair, answer: Answer) -> dict[str, list[float]]:
+def _behind(answer: Answer) -> dict[str, list[float]]:
     """Named row - finalist by seed, of each allowed finalist that costs less."""
-    rows = {row.name: row for row in pair.finalists if row.name not in answer.excluded}
+    rows = {row.name: row for row in answer.pair.finalists if row.name not in answer.excluded}
     named = rows.get(answer.named or "")
     if named is None or named.cost is None:
         return {}
     cheaper = [row for row in rows.values() if row.cost is not None and row.cost < named.cost]
-    found = Family(named, tuple(cheaper)).differences(pair.look)
+    found = Family(named, tuple(cheaper)).differences(answer.look)
     return {row: [-d for d in differences] for row, differences in found.items() if differences[1:]}
 
 
@@ -214,8 +215,7 @@ def _answer(
     limits = {row.name: row.too_dear(asked.max_cost) for row in nameable}
     excluded = {row: why for row, why in limits.items() if why}
     answer = Answer(
-        pair=pair.name,
-        reference=pair.student.name,
+        pair=pair,
         margin=margin_for(pair.test_images),
         claims=claims,
         against_longer=against_longer,

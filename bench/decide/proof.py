@@ -125,7 +125,7 @@ class Within:
 
 
 def within_margin(
-    differences: Sequence[Mapping[str, Sequence[float]]], margins: Sequence[float], alpha: float
+    differences: Iterable[Mapping[str, Sequence[float]]], margins: Sequence[float], alpha: float
 ) -> list[tuple[Within, ...]]:
     """One-sided tests of non-inferiority, with Holm's correction over all rows and pairs.
 

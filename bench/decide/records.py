@@ -5,8 +5,9 @@ from statistics import fmean
 from typing import Any
 
 from bench.cost.costs import Costs
-from bench.decide.decision import Decision, Question, decide
+from bench.decide.decision import Answer, Question, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
+from bench.decide.proof import Overall
 from bench.design import CONFIRMATION, EQUAL, EXTENSION, SCREENING, PairId, pair_id
 from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow
@@ -34,10 +35,11 @@ def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[Pa
 
 def decide_plan(
     plan: Plan, records: Mapping[str, Record], costs: Costs, **limits: Any
-) -> tuple[dict[PairId, Pair], Decision]:
-    """The evidence of a grid, and its answers in the order of the pairs; see `question_of`."""
+) -> tuple[dict[PairId, Answer], Sequence[Overall]]:
+    """The answers of a grid by pair, and its rows over all pairs; see `question_of`."""
     pairs = pairs_of(plan, records, costs)
-    return pairs, decide(list(pairs.values()), question_of(plan, **limits))
+    found = decide(list(pairs.values()), question_of(plan, **limits))
+    return dict(zip(pairs, found.answers, strict=True)), found.overall
 
 
 def question_of(plan: Plan, **limits: Any) -> Question:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from bench.cost.costs import Costs
 from bench.decide.decision import BEST_BET, PROVEN, Answer
-from bench.decide.evidence import Pair
 from bench.decide.proof import Overall
 from bench.decide.records import decide_plan, group_by_pair
 from bench.record import FINISHED, Plan, Record
@@ -39,24 +38,24 @@ def asked_of(plan: Plan) -> Asked:
     return Asked(whole or plan.name, narrowed)
 
 
-def answer_lines(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
+def answer_lines(answer: Answer, asked: Asked) -> list[str]:
     """One pair: its title, what to know first, and three lines of answer."""
-    lines = [pair.name, *(f"  note: {text}" for text in caveats(answer, pair, asked))]
+    lines = [answer.pair.name, *(f"  note: {text}" for text in caveats(answer, asked))]
     if answer.named is None:
         return [*lines, f"  no answer: {answer.problem}"]
-    lines.append(f"  proven: {proven_text(answer, pair)}")
+    lines.append(f"  proven: {proven_text(answer)}")
     bet = "best bet" if answer.verdict in (PROVEN, BEST_BET) else "undecided"
-    lines.append(f"  {bet}: {bet_text(answer, pair)}")
+    lines.append(f"  {bet}: {bet_text(answer)}")
     race = "; ".join(row_title(row) for row in answer.in_the_race)
     lines.append(f"  still in the race: {race}")
     if answer.no_help:
         lines.append(f"  shown: no row gains more than {100 * answer.margin:.1f} points")
-    return [*lines, *_worth(answer), *_cheaper(answer, pair), *_settled_by(answer, asked)]
+    return [*lines, *_worth(answer), *_cheaper(answer), *_settled_by(answer, asked)]
 
 
-def cautions(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
+def cautions(answer: Answer, asked: Asked) -> list[str]:
     """What puts an answer in doubt, each in one sentence."""
-    found = []
+    found, pair = [], answer.pair
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
     if pair.teacher_fault:
@@ -72,9 +71,9 @@ def cautions(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     return found
 
 
-def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
+def caveats(answer: Answer, asked: Asked) -> list[str]:
     """What a reader must know before the answer, each in one sentence."""
-    found = cautions(answer, pair, asked)
+    found = cautions(answer, asked)
     if answer.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
@@ -89,12 +88,12 @@ def caveats(answer: Answer, pair: Pair, asked: Asked) -> list[str]:
     return found
 
 
-def proven_text(answer: Answer, pair: Pair) -> str:
+def proven_text(answer: Answer) -> str:
     """The proven rows with the named one first, and those that limits rule out."""
     proven, why = [claim.row for claim in answer.claims if claim.proven], answer.excluded
     left_out = [f"{row_title(row)} ({why[row]})" for row in proven if row in why]
     beyond = f"; beyond the limits: {', '.join(left_out)}" if left_out else ""
-    reference, gain = reference_title(answer.reference), answer.proven_gain
+    reference, gain = reference_title(answer.pair.student.name), answer.proven_gain
     if gain is None:
         seeds = max((claim.gain.n for claim in answer.claims if claim.gain), default=0)
         return f"nothing ({len(answer.claims)} rows against {reference}, {seeds} seeds){beyond}"
@@ -102,19 +101,19 @@ def proven_text(answer: Answer, pair: Pair) -> str:
     also = f"; also {', '.join(others)}" if others else ""
     return (
         f"{row_title(answer.named or '')}, {gain_text(gain)} over {reference} on this test set, "
-        f"{gain.n} seeds, {cost_text(cost_of(pair, answer.named))}{also}{beyond}"
+        f"{gain.n} seeds, {cost_text(answer.cost(answer.named))}{also}{beyond}"
     )
 
 
-def bet_text(answer: Answer, pair: Pair) -> str:
+def bet_text(answer: Answer) -> str:
     """What is believed of the named row."""
     title, chance = row_title(answer.named or ""), answer.chance(answer.named)
     if chance is None:
         return title
     return (
         f"{title}, probably {points(chance.gain)} points; better than "
-        f"{reference_title(answer.reference)} with {chance_text(chance.better)}, the best row with "
-        f"{chance_text(chance.best)}; {cost_text(cost_of(pair, answer.named))}"
+        f"{reference_title(answer.pair.student.name)} with {chance_text(chance.better)}, the best "
+        f"row with {chance_text(chance.best)}; {cost_text(answer.cost(answer.named))}"
     )
 
 
@@ -127,13 +126,11 @@ def _worth(answer: Answer) -> list[str]:
     return [f"  against longer training without a teacher: {gain_text(claim.gain)}, {shown}"]
 
 
-def _cheaper(answer: Answer, pair: Pair) -> list[str]:
+def _cheaper(answer: Answer) -> list[str]:
     """Which cheaper finalists are as good, or why that could not be shown."""
     margin = f"{100 * answer.margin:.1f} points"
-    shown = [
-        f"{row_title(w.row)} ({cost_text(cost_of(pair, w.row))})" for w in answer.as_good if w.shown
-    ]
-    if shown:
+    good = [within.row for within in answer.as_good if within.shown]
+    if shown := [f"{row_title(row)} ({cost_text(answer.cost(row))})" for row in good]:
         return [f"  cheaper and as good, within {margin}: {'; '.join(shown)}"]
     few = [within for within in answer.as_good if within.too_few]
     if not few:
@@ -160,11 +157,6 @@ def _settled_by(answer: Answer, asked: Asked) -> list[str]:
     return [f"  to settle it, on fresh seeds: {run} {fresh}"]
 
 
-def cost_of(pair: Pair, name: str | None) -> float | None:
-    """A row's whole training over the plain student's; None where it was not measured."""
-    return next((row.cost for row in pair.rows if row.name == name), None)
-
-
 def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[PlanRow, str] | None:
     """The network to take home from a grid, and why; None where no row is believed to be better.
 
@@ -172,18 +164,17 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[Pla
     highest mean accuracy. If there is none, the best bet of the highest believed gain. Of the
     row's seeds the first finished one, never the best seed: that would be chosen on the test set.
     """
-    pairs, decision = decide_plan(plan, records, costs)
     rank, found = (False, 0.0), None
-    for (key, pair), answer in zip(pairs.items(), decision.answers, strict=True):
+    for key, answer in decide_plan(plan, records, costs)[0].items():
         if (chance := answer.chance(answer.named)) is not None:
             proven = answer.verdict == PROVEN
-            seeds = next(row.every_seed for row in pair.rows if row.name == answer.named)
+            seeds = next(row.every_seed for row in answer.pair.rows if row.name == answer.named)
             mine = proven, fmean(seeds.values()) if proven else chance.gain
             if mine > rank:  # the plan's first one of equals
-                rank, found = mine, (key, pair, answer)
+                rank, found = mine, (key, answer)
     if found is None:
         return None
-    key, pair, answer = found
+    key, answer = found
     finished = [
         row
         for row in group_by_pair(plan)[key]
@@ -193,7 +184,7 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[Pla
     ]
     row = min(finished, key=lambda row: row.seed)
     kind, text = ("proven", proven_text) if rank[0] else ("best bet, not proven", bet_text)
-    why = f"{kind}: for {key.title}, {text(answer, pair)}."
+    why = f"{kind}: for {key.title}, {text(answer)}."
     return row, f"{why} Seed {row.seed} is the first of {len(finished)}, not the best."
 
 

@@ -46,8 +46,8 @@ def sections(found: Findings) -> list[Section]:
     """The closed sections in the page's order, empty ones left out; each is a CSV file as well."""
     plan, records = found.plan, found.records
     answers = overall_lines(found.overall)
-    for key, answer in found.answers.items():
-        answers += answer_lines(answer, found.pairs[key], asked_of(plan))
+    for answer in found.answers.values():
+        answers += answer_lines(answer, asked_of(plan))
     drawn = []
     for key, title in found.titles.items():
         if (plot := curves(found.groups[key], found.lines[key])) is not None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
 from bench.decide.evidence import LONGER, METHOD
 from bench.design import PairId
-from bench.report.answers import asked_of, cautions, cost_of
+from bench.report.answers import asked_of, cautions
 from bench.report.results import Findings, Line, remarks, summary_section
 from bench.report.tables import to_text
 from bench.report.wording import LONGER as FACTOR
@@ -61,7 +61,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
         race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
         bet = f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
         said = gain_text(gain) if gain is not None else bet
-        cost = cost_text(cost_of(found.pairs[key], answer.named))
+        cost = cost_text(answer.cost(answer.named))
         name = row_title(answer.named)
         lines.append(PairLine(title, answer.verdict, name, said, cost, race or "no other row"))
     return lines
@@ -71,7 +71,7 @@ def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
     asked, held = asked_of(found.plan), defaultdict[str, list[str]](list)
     for key, answer in found.answers.items():
-        for text in cautions(answer, found.pairs[key], asked):
+        for text in cautions(answer, asked):
             held[text].append(found.titles[key])
     everywhere = len(found.answers)
     return [
@@ -106,7 +106,7 @@ def _overall(found: Findings) -> Sentence:
     best = next((line for line in lines if line.proven), lines[0])
     assert best.gain is not None  # a mean over pairs has one
     verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
-    costs = [cost_of(pair, best.label) for pair in found.pairs.values()]
+    costs = [answer.cost(best.label) for answer in found.answers.values()]
     return [
         Part(f"On average over {best.n} pairs: "),
         Part(best.title, verdict),
@@ -157,7 +157,7 @@ def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
         return [*parts, Part(".")]
     sure = "" if all(answer.verdict == PROVEN for answer in mine.values()) else "probably "
     gain = f"{sure}{range_text(gains, points)} points"
-    cost = _at(cost_of(found.pairs[key], answer.named) for key, answer in mine.items())
+    cost = _at(answer.cost(answer.named) for answer in mine.values())
     return [*parts, Part(f": {gain} over the student alone{cost}.")]
 
 

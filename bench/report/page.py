@@ -51,7 +51,7 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     panels = _panels(found)
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
-    images = {pair.test_images for pair in found.pairs.values()} - {0}
+    images = {answer.pair.test_images for answer in found.answers.values()} - {0}
     said = sentences(found)
     parts = {
         "name": found.plan.name,
@@ -80,7 +80,7 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
 
 def _panels(found: Findings) -> list[Panel]:
     """The mean over pairs where that is the answer, then every pair."""
-    panels, mean = [], f"mean over {len(found.pairs)} pairs"
+    panels, mean = [], f"mean over {len(found.answers)} pairs"
     shown = {mean: found.overall_lines} | {found.titles[k]: found.lines[k] for k in found.answers}
     for title, lines in shown.items():
         if (plot := forest(lines)) is not None:

@@ -45,10 +45,10 @@ class _Column(NamedTuple):
 
 def paper_table(found: Findings) -> str:
     r"""Rows by gain, a column a pair, in blocks of \textwidth; needs \usepackage{booktabs}."""
-    columns = [_column("mean over", f"{len(found.pairs)} pairs", found.overall_lines)]
+    columns = [_column("mean over", f"{len(found.answers)} pairs", found.overall_lines)]
     columns += [
         _column(key.teacher, found.titles[key].removeprefix(key.teacher).strip(), found.lines[key])
-        for key in found.pairs
+        for key in found.answers
     ]
     columns = [column for column in columns if column.gains]
     labels = dict.fromkeys(label for column in columns for label in column.gains)
@@ -65,7 +65,8 @@ def paper_table(found: Findings) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": escape, "title": row_title}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    seeds = {len(row.every_seed) for pair in found.pairs.values() for row in pair.finalists} or {0}
+    finalists = [row for answer in found.answers.values() for row in answer.pair.finalists]
+    seeds = {len(row.every_seed) for row in finalists} or {0}
     caption = (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
         "interval that holds for all claims of a pair at once; n = "

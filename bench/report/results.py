@@ -9,7 +9,7 @@ from statistics import fmean
 
 from bench.cost.costs import Costs
 from bench.decide.decision import PROVEN, Answer
-from bench.decide.evidence import ABLATION, LONGER, METHOD, Pair
+from bench.decide.evidence import ABLATION, LONGER, METHOD
 from bench.decide.evidence import Row as Evidence
 from bench.decide.proof import Overall
 from bench.decide.records import decide_plan
@@ -89,7 +89,7 @@ class Findings:
     Attributes:
         groups, titles, lines: of every pair with any record; lines are teacher, student, then the
             best first, screened ones after these.
-        pairs, answers: evidence and decision, of those with a plain student.
+        answers: of those with a plain student.
         overall, overall_lines: mean gains over pairs, the best first; of a grid of equal seeds.
         screened: whether the grid screens rows and confirms the finalists.
     """
@@ -100,7 +100,6 @@ class Findings:
     groups: Mapping[PairId, list[Group]]
     titles: Mapping[PairId, str]
     lines: Mapping[PairId, list[Line]]
-    pairs: Mapping[PairId, Pair]
     answers: Mapping[PairId, Answer]
     overall: Sequence[Overall]
     overall_lines: Sequence[Line]
@@ -110,13 +109,10 @@ class Findings:
 def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> Findings:
     """Decides a grid; UserError if two cells answer for one row and seed."""
     groups, costs = measured_groups(plan, records), costs or Costs()
-    pairs, decision = decide_plan(plan, records, costs)
-    answers = dict(zip(pairs, decision.answers, strict=True))
+    answers, overall = decide_plan(plan, records, costs)
     screened = isinstance(plan.config.get("seeds"), Mapping)
-    lines = {
-        key: _lines(own, pairs.get(key), answers.get(key), screened) for key, own in groups.items()
-    }
-    shown = [line for key in pairs for line in lines[key]]
+    lines = {key: _lines(own, answers.get(key), screened) for key, own in groups.items()}
+    shown = [line for key in answers for line in lines[key]]
     return Findings(
         plan=plan,
         records=records,
@@ -124,22 +120,19 @@ def findings(plan: Plan, records: Mapping[str, Record], costs: Costs | None) -> 
         groups=groups,
         titles=pair_titles(groups),
         lines=lines,
-        pairs=pairs,
         answers=answers,
-        overall=decision.overall,
-        overall_lines=[_mean_line(row, shown) for row in decision.overall],
+        overall=overall,
+        overall_lines=[_mean_line(row, shown) for row in overall],
         screened=screened,
     )
 
 
-def _lines(
-    groups: Iterable[Group], pair: Pair | None, answer: Answer | None, screened: bool
-) -> list[Line]:
-    rows = {row.name: row for row in pair.rows} if pair else {}
+def _lines(groups: Iterable[Group], answer: Answer | None, screened: bool) -> list[Line]:
+    rows = {row.name: row for row in answer.pair.rows} if answer else {}
     seen, lines = Counter[str](), []
     for group in groups:
         row = rows.get(group.label) if group.role != "teacher" else None
-        lines.append(_line(group, row, pair, answer, seen[group.method]))
+        lines.append(_line(group, row, answer, seen[group.method]))
         seen[group.method] += group.role == "method"
 
     def place(line: Line) -> tuple[int, bool, bool, float]:
@@ -163,9 +156,7 @@ def _mean_line(row: Overall, lines: Iterable[Line]) -> Line:
     )
 
 
-def _line(
-    group: Group, row: Evidence | None, pair: Pair | None, answer: Answer | None, variant: int
-) -> Line:
+def _line(group: Group, row: Evidence | None, answer: Answer | None, variant: int) -> Line:
     epochs, accuracies = group.by_cell("epochs"), group.by_cell("last_accuracy")
     claim = answer.claim(group.label) if answer else None
     return Line(
@@ -176,7 +167,7 @@ def _line(
         variant=variant,
         verdict=_verdict(group, row, answer),
         proven=claim is not None and claim.proven,
-        gain=_gain(row, pair, answer),
+        gain=_gain(row, answer),
         cost=row.cost if row else None,
         accuracy=_mean(accuracies),
         best_accuracy=_mean(group.by_cell("best_accuracy")),
@@ -203,14 +194,14 @@ def _verdict(group: Group, row: Evidence | None, answer: Answer | None) -> str:
     return NOT_PROVEN if row.finalist else SCREENED
 
 
-def _gain(row: Evidence | None, pair: Pair | None, answer: Answer | None) -> Interval | None:
+def _gain(row: Evidence | None, answer: Answer | None) -> Interval | None:
     """As claimed; of a row without a claim over all seeds, without an interval from two."""
-    if row is None or pair is None or answer is None or row.kind not in (LONGER, METHOD, ABLATION):
+    if row is None or answer is None or row.kind not in (LONGER, METHOD, ABLATION):
         return None
     claim = answer.claim(row.name)
     if claim is not None:
         return claim.gain
-    found = _mean(paired_differences(row.every_seed, pair.student.every_seed))
+    found = _mean(paired_differences(row.every_seed, answer.pair.student.every_seed))
     return found if found is None or found.n > 2 else found._replace(low=None, high=None)
 
 
@@ -220,7 +211,7 @@ def _mean(values: list[float]) -> Interval | None:
 
 def summary_section(found: Findings) -> Section:
     """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
-    tables, pairs, measured = [], len(found.pairs), measured_on(found.plan, "set")
+    tables, pairs, measured = [], len(found.answers), measured_on(found.plan, "set")
     if found.overall_lines:
         note = (
             f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
@@ -256,7 +247,7 @@ def remarks(found: Findings, key: PairId) -> list[str]:
     Every error, refusal and note of a stage, with its seeds; losses that did not reach all samples;
     and whether the rows were trained by different code.
     """
-    rows, groups = found.pairs[key].rows if key in found.pairs else (), found.groups[key]
+    groups, answer = found.groups[key], found.answers.get(key)
     met = defaultdict[tuple[str, str], list[int]](list)
     for group in groups:
         for seed, cell in group.cells.items():
@@ -270,7 +261,7 @@ def remarks(found: Findings, key: PairId) -> list[str]:
     ]
     lines += [
         f"{row_title(row.name)}: loss on {math.floor(100 * row.reached)} % of the samples."
-        for row in rows
+        for row in (answer.pair.rows if answer else ())
         if row.reached is not None and row.reached < 1
     ]
     finished = {r.cell_id: r for group in groups for r in group.finished()}
