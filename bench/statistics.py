@@ -1,8 +1,7 @@
 """Statistics over seeds: small pure functions of numbers.
 
-Pairing is the point: all methods of one data set, teacher and seed saw the same order of images
-and the same augmentation, so what differs between them is the method. Degenerate input (one
-seed, no spread, nothing in common) is answered by definition or refused, never by nan.
+Degenerate input (one seed, no spread, nothing in common) is answered by definition or refused,
+never by nan.
 """
 
 import bisect

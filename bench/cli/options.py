@@ -1,8 +1,4 @@
-"""The options of every command, and the types that read them.
-
-A type refuses other text in one line, before anything is read or started. An option that several
-commands have is defined once.
-"""
+"""The options of every command, and the types that refuse other text in one line."""
 
 import argparse
 import math
@@ -26,12 +22,7 @@ Number = TypeVar("Number", int, float)
 
 
 def names(text: str) -> list[str]:
-    """Names between commas, at least one: none at all would mean all of them.
-
-    Example:
-        >>> names("fsp, rkd,")
-        ['fsp', 'rkd']
-    """
+    """Names between commas, at least one: none at all would mean all of them."""
     if found := [part.strip() for part in text.split(",") if part.strip()]:
         return found
     cure = "leave the option out for all that the grid has"

@@ -32,10 +32,7 @@ YAML = (".yaml", ".yml")
 
 
 def asked_grid(options: argparse.Namespace, *, checked: bool = True) -> Grid:
-    """The grid that a command's words name: a grid, a file or a folder of results, narrowed.
-
-    A changed grid has a name of its own, which follows from the words.
-    """
+    """The grid that a command's words name, narrowed; a changed one has a name of its own."""
     from bench.grid import name_part, narrow
 
     whole = _load(options, (), checked)
@@ -89,8 +86,7 @@ def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
     """A grid's plan, records and costs, from the work directory or from MLflow alone.
 
     A work directory in which the grid was not trained may hold its archive; see `bench.record`.
-    UserError if there are none, or they cannot be read; `words` are those that make them. Costs
-    are empty if the profiler did not run.
+    UserError if there are none, or they cannot be read; `words` are those that make them.
     """
     if origin == "mlflow":
         mirror = Mirror(work.root, grid)

@@ -109,10 +109,7 @@ class TrainingCommand:
     idle_bytes: int
 
     def expand(self, grid: Grid) -> Expansion:
-        """The cells of a grid, the command's or one made from it, as far as finalists are chosen.
-
-        UserError if one to be trained does not fit its data or network, or there is no second look.
-        """
+        """The cells of a grid, as far as finalists are chosen; UserError if one cannot run."""
         fingerprint, extend = self.library.fingerprint, self.options.extend
         expansion = expand_chosen(grid, fingerprint, self.work, extend)
         if waiting := self.unfinished(expansion):

@@ -20,8 +20,7 @@ class Chance:
     """What is believed of one row after all its seeds.
 
     `gain` is the posterior mean of its true gain over the reference, in accuracy; `better` and
-    `best` are probabilities to be better than the reference, and the best of all, the reference
-    included.
+    `best` are probabilities to be better than the reference, and the best of all with it.
     """
 
     row: str
@@ -135,9 +134,8 @@ def chances(
 ) -> tuple[Chance, ...]:
     """What is believed of the reference and each competing row, by falling gain.
 
-    `rows` maps names to accuracy by seed, the reference first; a row without a seed in common with
-    it is left out. `methods` share the methods' prior. `competing` rows may be the best; all help
-    to fit.
+    `rows` maps names to accuracy by seed, the reference first; rows without a seed in common with
+    it are left out. `methods` share a prior. `competing` rows may be the best; all help to fit.
     """
     reference, *others = rows
     shared = [name for name in others if rows[name].keys() & rows[reference].keys()]

@@ -67,8 +67,7 @@ class Settle:
 class Teachers(NamedTuple):
     """How many teachers a gain was measured with, and the true gain's deviation between them.
 
-    The claim is about these teachers. The deviation, in accuracy, is None with one teacher, or with
-    one seed for each, where it cannot be separated from the seeds'.
+    It is None where it cannot be separated from the seeds': one teacher, or one seed for each.
     """
 
     count: int

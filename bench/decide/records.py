@@ -24,10 +24,7 @@ def group_by_pair(plan: Plan) -> dict[PairId, list[PlanRow]]:
 
 
 def pairs_of(plan: Plan, records: Mapping[str, Record], costs: Costs) -> dict[PairId, Pair]:
-    """The pairs of a plan that have a finished plain student, with what is recorded of them.
-
-    Records are by cell id. Pairs are in the plan's order, without rows that no cell finished.
-    """
+    """The pairs of a plan that have a finished plain student, with the rows that finished."""
     rows = group_by_pair(plan).items()
     found = {pair: _pair(pair, mine, records, costs) for pair, mine in rows}
     return {pair: made for pair, made in found.items() if made is not None}

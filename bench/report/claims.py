@@ -156,8 +156,9 @@ def _ordered(
     missing: str,
 ) -> Claim:
     """Whether a category has less (-1) or more (1) than the others, on every pair."""
-    both = ((pair, x) for pair in pairs for x in others if category in pair and x in pair)
-    holds = [_compared(pair[category], pair[other]) for pair, other in both]
+    both = [(p[category], p[x]) for p in pairs for x in others if category in p and x in p]
+    # -1 for less, 1 for more, 0 where the quartiles overlap.
+    holds = [(first[0] > second[2]) - (first[2] < second[0]) for first, second in both]
     if not holds:
         return claim._replace(verdict=UNDECIDED, evidence=missing)
     parts = []
@@ -170,11 +171,6 @@ def _ordered(
         verdict=verdict if len(set(holds)) == 1 else UNDECIDED,
         evidence=f"{', '.join(parts)}: {right}.",
     )
-
-
-def _compared(first: Range, second: Range) -> int:
-    """-1 for less, 1 for more, 0 where the quartiles overlap."""
-    return (first[0] > second[2]) - (first[2] < second[0])
 
 
 def _superiority(claim: Claim, pairs: Pairs) -> Claim:

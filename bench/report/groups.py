@@ -1,8 +1,4 @@
-"""A plan's rows with their records, by pair and label, and the raw evidence as tables.
-
-Every row of the plan is accounted for: finished, failed with its error, not applicable with the
-reason, or not run.
-"""
+"""A plan's rows with their records, by pair and label, and the raw evidence as tables."""
 
 import math
 from collections import Counter, defaultdict

@@ -1,7 +1,4 @@
-"""One HTML file a grid: opens offline, asks nothing of any server, reads on a phone and on paper.
-
-Styles, scripts and figures lie inside. Whatever comes from a grid or a record is escaped.
-"""
+"""One HTML file a grid, with styles, scripts and figures inside: it asks nothing of any server."""
 
 import functools
 import re

@@ -1,14 +1,13 @@
 r"""The paper's table of a grid, in LaTeX: gains of every method and pair that fit \textwidth."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 
 from bench.faults import one_line
-from bench.report.results import Findings, Line
+from bench.report.results import Findings
 from bench.report.tables import Column, show
 from bench.report.wording import range_text, row_title
 
@@ -45,12 +44,15 @@ class _Column(NamedTuple):
 
 def paper_table(found: Findings) -> str:
     r"""Rows by gain, a column a pair, in blocks of \textwidth; needs \usepackage{booktabs}."""
-    columns = [_column("mean over", f"{len(found.answers)} pairs", found.overall_lines)]
-    columns += [
-        _column(key.teacher, found.titles[key].removeprefix(key.teacher).strip(), found.lines[key])
-        for key in found.answers
-    ]
-    columns = [column for column in columns if column.gains]
+    shown = {("mean over", f"{len(found.answers)} pairs"): found.overall_lines}
+    for key in found.answers:
+        title = found.titles[key].removeprefix(key.teacher).strip()
+        shown[key.teacher, title] = found.lines[key]
+    columns = []
+    for head, lines in shown.items():
+        gains = {line.label: show(GAIN, line.gain) for line in lines if line.gain is not None}
+        proven = {line.label for line in lines if line.proven}
+        columns += [_Column(head, gains, proven)] if gains else []
     labels = dict.fromkeys(label for column in columns for label in column.gains)
     name = LETTER * min(LONGEST, max((len(row_title(label)) for label in labels), default=0))
     widest = max((len(x) for c in columns for x in (*c.head, *c.gains.values())), default=1)
@@ -73,9 +75,3 @@ def paper_table(found: Findings) -> str:
         f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, 5 %)."
     )
     return template.render(pages=pages, labels=labels, width=name, mark=mark, caption=caption)
-
-
-def _column(first: str, second: str, lines: Iterable[Line]) -> _Column:
-    measured = [line for line in lines if line.gain is not None]
-    gains = {line.label: show(GAIN, line.gain) for line in measured}
-    return _Column((first, second), gains, {line.label for line in measured if line.proven})

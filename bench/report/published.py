@@ -2,7 +2,7 @@
 
 The numbers and what they hold for are data: `published/<name>.yaml`. A cell is compared only if
 every field of its data, recipe, precision and hyper-parameters equals the published setting, and
-its teacher's as well. What is not known to be equal is not shown.
+its teacher's as well.
 """
 
 import functools

@@ -30,9 +30,8 @@ def write_selection_figures(
 ) -> list[Path]:
     """Draws one selection for each teacher and row: that of the first pair and seed that has one.
 
-    A cell without its files in the store has no figure. Returns the files
-    `selection_<pair>_<label>_seed<k>.svg`, in the plan's order; equal selections give equal bytes
-    under one version of matplotlib. DamagedError if a selection's file is damaged.
+    A cell without its files in the store has no figure. Returns the files; equal selections give
+    equal bytes under one version of matplotlib. DamagedError if a selection's file is damaged.
     """
     drawn: dict[tuple[str, ...], Path] = {}
     for key, rows in group_by_pair(plan).items():
@@ -98,9 +97,7 @@ def _svg(figure: Figure) -> str:
 def _read(store: Store, record: Record, name: str) -> dict[str, Any]:
     """A recorded selection; {} without the file."""
     path = store.folder(record.cell_id) / record.files[name]
-    if not path.is_file():
-        return {}
     try:
-        return json.loads(store.file(record, name).read_bytes())
+        return json.loads(store.file(record, name).read_bytes()) if path.is_file() else {}
     except (json.JSONDecodeError, RecursionError) as error:  # of an earlier version: no checksum
         raise DamagedError(f"damaged: {path} ({error})") from None

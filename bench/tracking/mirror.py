@@ -1,8 +1,7 @@
 """A grid's records in MLflow: one run for each, sent once and read back, and a run `summary`.
 
-Commands on one work directory take turns. Commands on several work directories may send to one
-server at the same time: each sends what it does not find, and then removes results that were
-sent twice.
+Commands on several work directories may send to one server at the same time: each sends what it
+does not find, and then removes results that were sent twice.
 """
 
 from __future__ import annotations
@@ -37,10 +36,7 @@ FILES = "summary"  # where the run of that name keeps tables and figures
 
 
 class Mirror:
-    """One grid in an MLflow store; `id` is its experiment's.
-
-    Every method raises TrackingError if the store fails.
-    """
+    """One grid in an MLflow store; every method raises TrackingError if the store fails."""
 
     def __init__(self, work_dir: Path, grid: str) -> None:
         """Opens the store; makes the database if there is none."""
@@ -93,10 +89,7 @@ class Mirror:
         return sent
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
-        """The plan that was sent last and all its records, from MLflow alone.
-
-        TrackingError if the experiment holds no plan.
-        """
+        """The plan that was sent last and its records; TrackingError if there is no plan."""
         text = self._read(PLAN)
         if text is None:
             raise TrackingError(
