@@ -46,7 +46,7 @@ NOTES = (
 
 @functools.cache
 def load_published() -> tuple[Mapping[str, Any], ...]:
-    """All published settings and numbers that come with the harness, one mapping a file.
+    """All published settings and numbers that come with the harness, by file name.
 
     One mapping a source: name, title, runs, remarks, data, recipe, recipe_for, precision, ignored,
     methods, and accuracy: measure -> "teacher:student" -> method -> percent. What a source leaves
