@@ -35,7 +35,11 @@ def catalogue(width: int) -> str:
         lines += [wrapped(", ".join(values), "      ")] if values else []
     lines += ["", "models:", wrapped(" ".join(zoo.MODELS.names()), "  ")]
     for library in zoo.LIBRARIES:
-        lines.append(wrapped(f"{library}/NAME: {zoo.library_text(library)}", "  "))
+        try:
+            text = f"{len(zoo.library_names(library))} classifiers by its names"
+        except ValueError as error:
+            text = str(error)
+        lines.append(wrapped(f"{library}/NAME: {text}", "  "))
     lines += ["", "data sources:", wrapped(" ".join(sources.names()), "  ")]
     lines += ["", "grids:"]
     for name in grid_names():

@@ -180,7 +180,7 @@ class Faulty(Network):
         ("shared", "head.weight and second.weight share memory"),
         ("classes", r"logits have shape \(5,\), wanted \(3,\)"),
         ("flat", r"tap 'stage1' has shape \(128,\), wanted \(C, H, W\)"),
-        ("wide", r"the embedding has shape \(4,\), the head reads 2"),
+        ("wide", r"has shape \(4,\), the head reads"),
         ("state", "does not survive saving and loading"),
     ],
 )

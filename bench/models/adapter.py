@@ -19,6 +19,7 @@ from bench.models.network import (
     STAGES,
     Network,
     evenly_spaced,
+    misfits,
     modes_restored,
     not_in_place,
     refused,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from torchvision.models import ResNet
 
 TAP_NAME = re.compile(r"stem|stage[1-9]\d*(\.entry|\.pre)?|embedding")
+POOLINGS = (nn.AdaptiveAvgPool2d, nn.functional.adaptive_avg_pool2d)
 
 
-def build_torchvision(
+def build(
     name: str,
     classes: int,
     image_shape: tuple[int, int, int],
@@ -45,19 +47,11 @@ def build_torchvision(
 
     `taps` maps a tap's name to the path of a (B, C, H, W) tensor; "embedding" defaults to the input
     of the head. `head` is the path of the last `nn.Linear`, which computes "logits". Without them
-    they are found: see `resnet_taps` and `find_taps`.
-
-    Raises:
-        ValueError: the model, a tap or a path is unknown, or the model cannot take such images.
-
-    Example:
-        >>> net = build_torchvision("resnet18", 10, (3, 32, 32))
-        >>> tap_shapes(net, (3, 32, 32))["stage2"]
-        (128, 4, 4)
+    they are found: see `resnet_taps` and `find_taps`. ValueError if a tap or a path is unknown, or
+    the model cannot take such images.
     """
     from torchvision import models
 
-    check_name(name)
     with refused(f"torchvision/{name}", image_shape):
         model = models.get_model(
             name, weights=None, num_classes=classes, **_sizes(name, image_shape)
@@ -69,7 +63,11 @@ def build_torchvision(
         elif taps is None:
             taps = find_taps(model, head, order, image_shape)
     network = TorchvisionNetwork(model, taps, head, order)
-    _check_fit(network, f"torchvision/{name}", image_shape)
+    with refused(f"torchvision/{name}", image_shape):
+        shapes = tap_shapes(network, image_shape)
+    for tap, fault in misfits(shapes, network.head.in_features):
+        path = network.paths[tap]
+        raise ValueError(f"torchvision/{name}: tap {tap!r} at {path!r} {fault}; name its path")
     return network
 
 
@@ -153,7 +151,11 @@ def _trunk(
     while node is not first:
         node = before[node]
         chain.append(node)
-    pooled = [n for n, node in enumerate(chain) if _is_pooling(node, cut)]
+    kinds = [
+        type(cut.get_submodule(node.target)) if node.op == "call_module" else node.target
+        for node in chain
+    ]
+    pooled = [n for n, kind in enumerate(kinds) if kind in POOLINGS]
     return [
         (paths[node], tuple(node.meta["tensor_meta"].shape))
         for node in reversed(chain[max(pooled, default=-1) + 1 :])
@@ -161,22 +163,11 @@ def _trunk(
     ]
 
 
-def _is_pooling(node: Any, graph: GraphModule) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(node.target), nn.AdaptiveAvgPool2d)
-    return node.target is nn.functional.adaptive_avg_pool2d
-
-
 def _is_swin(model: nn.Module) -> bool:
-    """Whether maps have their channels last."""
+    """Whether maps have their channels last, except in the embedding of patches."""
     from torchvision import models
 
     return isinstance(model, models.SwinTransformer)
-
-
-def _is_embedding(model: nn.Module, path: str) -> bool:
-    """Whether it is inside Swin's embedding of patches, whose channels come first."""
-    return _is_swin(model) and path.startswith("features.0.")
 
 
 def names() -> list[str]:
@@ -184,12 +175,6 @@ def names() -> list[str]:
     from torchvision import models
 
     return models.list_models(module=models)
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError, with near matches, if torchvision has no such classifier."""
-    if name not in (known := names()):
-        raise ValueError(unknown("classifier of torchvision", name, known))
 
 
 def resnet_taps(model: ResNet) -> dict[str, str]:
@@ -266,7 +251,7 @@ class TorchvisionNetwork(Network):
         """Tokens (B, N, D) and maps (B, H, W, C) as (B, C, H, W), without the class token."""
         if self.grid and x.dim() == 3:
             return x[:, -math.prod(self.grid) :].transpose(1, 2).unflatten(2, self.grid)
-        if self.channels_last and x.dim() == 4 and not _is_embedding(self.model, path):
+        if self.channels_last and x.dim() == 4 and not path.startswith("features.0."):
             return x.permute(0, 3, 1, 2)
         return x
 
@@ -320,19 +305,3 @@ def _check_paths(taps: Mapping[str, str], head: str, order: Sequence[str]) -> No
             parts = [node.split(".") for node in order]
             known = dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1))
             raise ValueError(f"tap {tap!r}: {unknown('module path', path, known)}")
-
-
-def _check_fit(network: TorchvisionNetwork, name: str, image_shape: tuple[int, int, int]) -> None:
-    with refused(name, image_shape):
-        shapes = tap_shapes(network, image_shape)
-    wanted = (network.head.in_features,)
-    if shapes["embedding"] != wanted:
-        raise ValueError(
-            f"{name}: the embedding at {network.paths['embedding']!r} has shape "
-            f"{shapes['embedding']}, the head reads {wanted}; name its path in taps"
-        )
-    for tap, shape in shapes.items():
-        if tap not in ("embedding", "logits") and len(shape) != 3:
-            raise ValueError(
-                f"{name}: tap {tap!r} at {network.paths[tap]!r} has shape {shape}, wanted (C, H, W)"
-            )

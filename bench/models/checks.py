@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bench.models.network import Network, modes_restored, tap_shapes
+from bench.models.network import Network, misfits, modes_restored, tap_shapes
 
 REQUIRED = ("embedding", "logits")
 
@@ -36,11 +36,8 @@ def _fault(network: Network, other: Network, classes: int, shape: tuple[int, int
         return f"view does not show tap {lacking[0]!r}, which tap_names has"
     if shapes["logits"] != (classes,):
         return f"logits have shape {shapes['logits']}, wanted ({classes},)"
-    if shapes["embedding"] != (head.in_features,):
-        return f"the embedding has shape {shapes['embedding']}, the head reads {head.in_features}"
-    for tap, found in shapes.items():
-        if tap not in REQUIRED and len(found) != 3:
-            return f"tap {tap!r} has shape {found}, wanted (C, H, W)"
+    for tap, fault in misfits(shapes, head.in_features):
+        return f"tap {tap!r} {fault}"
     return _not_restored(network, other, shape)
 
 

@@ -93,6 +93,15 @@ class Normalised(Network):
         return self.network.view(images * self.scale + self.shift, taps)
 
 
+def misfits(shapes: Shapes, inputs: int) -> Iterator[tuple[str, str]]:
+    """Taps whose shapes do not fit a network, with what was wanted; its head reads `inputs`."""
+    for tap, shape in shapes.items():
+        if tap == "embedding" and shape != (inputs,):
+            yield tap, f"has shape {shape}, the head reads ({inputs},)"
+        elif tap not in ("embedding", "logits") and len(shape) != 3:
+            yield tap, f"has shape {shape}, wanted (C, H, W)"
+
+
 def evenly_spaced(count: int) -> list[int]:
     """Positions of up to `STAGES` of so many blocks, the last one among them.
 

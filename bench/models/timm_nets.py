@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,6 @@ from bench.models.network import (
     not_in_place,
     refused,
 )
-from bench.registry import unknown
 
 
 def names() -> list[str]:
@@ -27,22 +25,11 @@ def names() -> list[str]:
     return timm.list_models()
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError, with near matches, if timm is missing or has no such classifier."""
-    if find_spec("timm") is None:
-        raise ValueError(f"timm/{name} needs timm; install it with: pip install 'kd-bench[timm]'")
-    if name not in (known := names()):
-        raise ValueError(unknown("classifier of timm", name, known))
-
-
-def build_timm(name: str, classes: int, image_shape: tuple[int, int, int]) -> Network:
+def build(name: str, classes: int, image_shape: tuple[int, int, int]) -> Network:
     """A randomly initialised classifier of timm for images (C, H, W).
 
-    Raises:
-        ValueError: timm is missing, the model is unknown or has no linear classifier, or it cannot
-            take such images.
+    ValueError if it has no linear classifier, or cannot take such images.
     """
-    check_name(name)
     import timm  # pyright: ignore[reportMissingImports]
 
     channels, *size = image_shape
@@ -91,22 +78,19 @@ class TimmNetwork(Network):
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
         self.check_taps(taps)
-        wanted = sorted(self.places[tap] for tap in taps if tap in self.places)
-        deep = "embedding" in taps or "logits" in taps
-        if not taps:
-            return {}
-        if not wanted:
-            last, maps = self.model.forward_features(images), []
-        elif deep:
-            last, maps = self.model.forward_intermediates(images, indices=wanted)
+        stages = [tap for tap in self.places if tap in taps]
+        wanted = [self.places[tap] for tap in stages]
+        shown: dict[str, Tensor] = {}
+        if not {"embedding", "logits"}.isdisjoint(taps):
+            if wanted:
+                last, maps = self.model.forward_intermediates(images, indices=wanted)
+            else:
+                last, maps = self.model.forward_features(images), []
+            shown["embedding"] = self.model.forward_head(last, pre_logits=True)
+            if "logits" in taps:
+                shown["logits"] = self.head(shown["embedding"])
         else:
             how = {"indices": wanted, "stop_early": True, "intermediates_only": True}
-            last, maps = None, self.model.forward_intermediates(images, **how)
-        found = dict(zip(wanted, maps, strict=True))
-        shown = {tap: found[self.places[tap]] for tap in taps if tap in self.places}
-        if deep:
-            embedding = self.model.forward_head(last, pre_logits=True)
-            shown["embedding"] = embedding
-            if "logits" in taps:
-                shown["logits"] = self.head(embedding)
+            maps = self.model.forward_intermediates(images, **how) if wanted else []
+        shown |= zip(stages, maps, strict=True)
         return {tap: shown[tap] for tap in taps}

@@ -2,10 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import chain
 from typing import Any
 
 from bench.models.network import Network, Normalised
@@ -19,17 +17,16 @@ SMALL = re.compile(r"cnn([1-9]\d*)")
 LIBRARIES = {"torchvision": "bench.models.adapter", "timm": "bench.models.timm_nets"}
 """Library -> the module that adapts its networks; they are named "library/name"."""
 
-DESCRIBED = ("model", *LIBRARIES, "taps", "head", "name", "weights", "normalise", "classes")
-
-
-def _build_own(name: str, classes: int, image_shape: ImageShape, **options: object) -> Network:
-    """A network of this package by "module.Class". The module is imported only to build it."""
-    module, kind = name.split(".")
-    return getattr(import_module(f"bench.models.{module}"), kind)(classes, image_shape, **options)
-
 
 def _own(name: str, **options: object) -> Builder:
-    return partial(_build_own, name, **options)
+    """A network of this package by "module.Class". The module is imported only to build it."""
+
+    def build(classes: int, image_shape: ImageShape) -> Network:
+        module, kind = name.split(".")
+        found = getattr(import_module(f"bench.models.{module}"), kind)
+        return found(classes, image_shape, **options)
+
+    return build
 
 
 def _resnet(depth: int, widths: tuple[int, ...]) -> Builder:
@@ -51,11 +48,11 @@ _ZOO: dict[str, Builder] = {
         for widen in (1, 2, 4)
         for depth in (16, 40)
     },
-    "vgg8": _own("vgg.Vgg", depths=(1, 1, 1, 1, 1)),
-    "vgg11": _own("vgg.Vgg", depths=(1, 1, 2, 2, 2)),
-    "vgg13": _own("vgg.Vgg", depths=(2, 2, 2, 2, 2)),
-    "vgg16": _own("vgg.Vgg", depths=(2, 2, 3, 3, 3)),
-    "vgg19": _own("vgg.Vgg", depths=(2, 2, 4, 4, 4)),
+    "vgg8": _own("small.Vgg", depths=(1, 1, 1, 1, 1)),
+    "vgg11": _own("small.Vgg", depths=(1, 1, 2, 2, 2)),
+    "vgg13": _own("small.Vgg", depths=(2, 2, 2, 2, 2)),
+    "vgg16": _own("small.Vgg", depths=(2, 2, 3, 3, 3)),
+    "vgg19": _own("small.Vgg", depths=(2, 2, 4, 4, 4)),
     "MobileNetV2": _own("mobile.MobileNetV2"),
     "ShuffleV1": _own("mobile.ShuffleNetV1"),
     "ShuffleV2": _own("mobile.ShuffleNetV2"),
@@ -78,18 +75,15 @@ def base(model: str | Mapping[str, Any]) -> str:
     """
     if isinstance(model, str):
         return model
-    given = [key for key in ("model", *LIBRARIES) if model.get(key) is not None]
-    if len(given) != 1 or not isinstance(model[given[0]], str):
-        raise ValueError(f"model {dict(model)}: wanted one of 'model', 'torchvision' and 'timm'")
-    name = model[given[0]]
-    return name if given == ["model"] else f"{given[0]}/{name}"
+    library = next((key for key in LIBRARIES if model.get(key) is not None), None)
+    return f"{library}/{model[library]}" if library else model["model"]
 
 
-def library_text(library: str) -> str:
-    """How many classifiers a library has, with an example; or how to install it."""
+def library_names(library: str) -> list[str]:
+    """The classifiers of a library; ValueError, with the cure, if it is not installed."""
     if find_spec(library) is None:
-        return f"not installed; pip install 'kd-bench[{library}]'"
-    return f"{len(import_module(LIBRARIES[library]).names())} classifiers by its names"
+        raise ValueError(f"{library} is not installed; pip install 'kd-bench[{library}]'")
+    return import_module(LIBRARIES[library]).names()
 
 
 def model_code(model: str | Mapping[str, Any]) -> str:
@@ -103,14 +97,12 @@ def build(
     """A network for images (C, H, W), initialised with draws from torch's global generator.
 
     `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<name>", "timm/<name>",
-    or a mapping: "model" is such a name, "torchvision" or "timm" one there, the former with "taps"
-    and "head" as `build_torchvision` takes them; "normalise" is a mean and a deviation for
-    `Normalised`. Its "name", "weights" and "classes" change nothing here.
+    or the fields of a `bench.grid_fields.ModelSpec`. Its "weights" and "classes" change nothing
+    here.
 
     Raises:
-        TypeError: `model` is neither a name nor a mapping, or a plugin's builder does not return a
-            `Network`.
-        ValueError: a name or key is unknown, or the network cannot take such images.
+        TypeError: a plugin's builder does not return a `Network`.
+        ValueError: a name is unknown, or the network cannot take such images.
 
     Example:
         >>> build("cnn4", classes=10, image_shape=(1, 8, 8)).head
@@ -118,14 +110,8 @@ def build(
     """
     if classes < 2:
         raise ValueError(f"classes is {classes}, wanted at least 2")
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape is {tuple(image_shape)}, wanted (C, H, W), each at least 1")
-    if not isinstance(model, str | Mapping):
-        raise TypeError(f"model is {model!r}, wanted a name or a mapping with 'torchvision'")
-    name, described = base(model), model if isinstance(model, Mapping) else {}
-    if odd := described.keys() - set(DESCRIBED):
-        raise ValueError(f"model: {unknown('key', min(odd), DESCRIBED)}")
-    network = _build_named(name, described, classes, image_shape)
+    described = {} if isinstance(model, str) else model
+    network = _build_bare(base(model), described, classes, image_shape)
     if (own := described.get("normalise")) is None:
         return network
     if len(own["mean"]) != image_shape[0]:
@@ -135,26 +121,17 @@ def build(
     return Normalised(network, own["mean"], own["std"])
 
 
-def _build_named(
+def _build_bare(
     name: str, described: Mapping[str, Any], classes: int, image_shape: ImageShape
 ) -> Network:
-    taps, head = described.get("taps"), described.get("head")
+    paths = {key: described[key] for key in ("taps", "head") if key in described}
     library, _, theirs = name.rpartition("/")
-    if library == "torchvision":
-        from bench.models.adapter import build_torchvision
-
-        fits = taps is None or (
-            isinstance(taps, Mapping) and all(isinstance(x, str) for x in chain(*taps.items()))
-        )
-        if not (fits and isinstance(head, str | None)):
-            raise TypeError(f"model {name}: wanted 'taps': names with their paths, 'head': a path")
-        return build_torchvision(theirs, classes, image_shape, taps=taps, head=head)
-    if taps or head:
+    if paths and library != "torchvision":
         raise ValueError(f"model {name} has taps and a head of its own; leave both out")
-    if library == "timm":
-        from bench.models.timm_nets import build_timm
-
-        return build_timm(theirs, classes, image_shape)
+    check(name)
+    if library in LIBRARIES:
+        build_theirs = import_module(LIBRARIES[library]).build
+        return build_theirs(theirs, classes, image_shape, **paths)
     network = _builder(name)(classes, image_shape)
     if not isinstance(network, Network):
         raise TypeError(
@@ -174,7 +151,7 @@ def check(model: str | Mapping[str, Any]) -> None:
     """Raises ValueError, with near matches, for a model that `build` does not know."""
     name = base(model)
     library, _, theirs = name.rpartition("/")
-    if library in LIBRARIES:
-        import_module(LIBRARIES[library]).check_name(theirs)
-    else:
+    if library not in LIBRARIES:
         _builder(name)
+    elif theirs not in (known := library_names(library)):
+        raise ValueError(unknown(f"classifier of {library}", theirs, known))
