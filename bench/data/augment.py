@@ -30,7 +30,7 @@ class Draws(NamedTuple):
         """The draws on a device."""
         return Draws(*(values.to(device) for values in self))
 
-    def at(self, index: Tensor) -> Draws:
+    def at(self, index: Tensor | slice) -> Draws:
         """The draws of some of the images, by their positions (B,)."""
         return Draws(*(values[index] for values in self))
 
@@ -85,9 +85,17 @@ class Augment:
         `seed` is the epoch's, `positions` (B,) are those of the images in the set, on the CPU: an
         image's draws follow from the two alone.
         """
-        steps = _distortions(self.crop, self.randaugment, tuple(images.shape[2:]))
-        if not steps:
+        if self.crop is None and self.randaugment is None:
             return images
+        from torchvision.transforms import v2  # takes seconds, and few trainings need it
+
+        steps: list[Callable[[Tensor], Tensor]] = []
+        if self.crop is not None:
+            size = tuple(images.shape[2:])
+            steps.append(v2.RandomResizedCrop(size, self.crop.scale, self.crop.ratio))
+        if self.randaugment is not None:
+            how = self.randaugment
+            steps.append(v2.RandAugment(how.operations, how.magnitude))
         done = []
         with torch.random.fork_rng(devices=[]):
             for image, position in zip(images, positions.tolist(), strict=True):
@@ -96,22 +104,6 @@ class Augment:
                     image = step(image)
                 done.append(image)
         return torch.stack(done)
-
-
-def _distortions(
-    crop: Crop | None, randaugment: RandAugment | None, size: tuple[int, ...]
-) -> list[Callable[[Tensor], Tensor]]:
-    """The steps that distort one image of this size (H, W), in order."""
-    if crop is None and randaugment is None:
-        return []
-    from torchvision.transforms import v2  # takes seconds, and few trainings need it
-
-    steps: list[Callable[[Tensor], Tensor]] = []
-    if crop is not None:
-        steps.append(v2.RandomResizedCrop(size, crop.scale, crop.ratio))
-    if randaugment is not None:
-        steps.append(v2.RandAugment(randaugment.operations, randaugment.magnitude))
-    return steps
 
 
 def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
@@ -156,7 +148,7 @@ def mix(
     By torchvision's MixUp or CutMix with these alphas, one of them drawn with equal chance if both
     are above 0. All draws follow from the seed.
     """
-    from torchvision.transforms import v2  # see `_distortions`
+    from torchvision.transforms import v2  # see `Augment.distort`
 
     kinds = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
     wanted = [kind(alpha=alpha) for kind, alpha in kinds if alpha > 0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from bench.data.cache import PARTS, map_images
 from bench.data.dataset import DataError, DataSet, Part
-from bench.data.decode import Chunk, Header, Target, decode, ignore_interrupts, read_headers
+from bench.data.decode import Chunk, Header, Target, decode, read_headers
 from bench.data.folders import Entry, Listing
 from bench.faults import one_line
 from bench.progress import ProgressDisplay
@@ -59,7 +60,8 @@ def _pool(images: int) -> Iterator[Executor]:
     if images < MANY:
         pool = ThreadPoolExecutor(WORKERS)
     else:
-        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=ignore_interrupts)
+        ignored = signal.SIGINT, signal.SIG_IGN
+        pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), signal.signal, ignored)
     try:
         yield pool
     finally:

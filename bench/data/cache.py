@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.checksum import DamagedError, pack, unpack
-from bench.data.dataset import BLOCK_BYTES, DataError, DataSet
+from bench.data.dataset import DataError, DataSet, blocks
 from bench.record import write_atomically
 
 VERSION = 2
@@ -45,18 +45,19 @@ def cached(folder: Path, key: Mapping[str, object], build: Callable[[Path], Data
     DataError if the cache cannot be written, or `build` fails.
     """
     wanted = {"version": VERSION, **key}
-    with _locked(folder):
-        stored = open_cached(folder, key=wanted) if folder.exists() else None
-        if stored is not None:
-            return stored
-        try:
-            work = _work_folder(folder, wanted)
-            _write(work, build(work), wanted)
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        found = open_cached(folder)
+    try:
+        with _locked(folder):
+            found = open_cached(folder, key=wanted) if folder.exists() else None
+            if found is None:
+                work = _work_folder(folder, wanted)
+                _write(work, build(work), wanted)
+                shutil.rmtree(folder, ignore_errors=True)
+                work.rename(folder)
+                found = open_cached(folder)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the data cache {folder} ({error.strerror}); choose another --work-dir"
+        ) from error
     if found is None:
         raise DataError(f"data cache {folder} was damaged while it was written; try again")
     return found
@@ -75,12 +76,8 @@ def _work_folder(folder: Path, key: Mapping[str, object]) -> Path:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Locks `folder` for this process. The lock file remains, or two processes could lock it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    with lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
@@ -134,13 +131,9 @@ def _verified(path: Path, shape: list[int], checksums: Tensor) -> Tensor:
 
 def _checksums(images: Tensor) -> Tensor:
     """The CRC-32 of every block of images."""
-    blocks = (block.numpy().data for block in images.split(_block(images)))
+    contents = (block.numpy().data for block in blocks(images))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return torch.tensor(list(pool.map(zlib.crc32, blocks)))
-
-
-def _block(images: Tensor) -> int:
-    return max(1, BLOCK_BYTES // images[0].numel())
+        return torch.tensor(list(pool.map(zlib.crc32, contents)))
 
 
 def _write(work: Path, data: DataSet, key: Mapping[str, object]) -> None:
@@ -150,15 +143,9 @@ def _write(work: Path, data: DataSet, key: Mapping[str, object]) -> None:
         images, path = getattr(data, f"{part}_images"), work / f"{part}.images"
         if not path.exists():
             with open(path, "wb") as out:
-                out.writelines(block.numpy().data for block in images.split(_block(images)))
+                out.writelines(block.numpy().data for block in blocks(images))
         tensors[f"{part}_checksums"] = _checksums(images)
         tensors[f"{part}_labels"] = getattr(data, f"{part}_labels")
     about = {name: getattr(data, name) for name in ("name", "classes", "mean", "std")}
     about |= {"shape": data.train_images.shape[1:], "fingerprint": data.fingerprint, "key": key}
     write_atomically(work / INDEX, pack(tensors, json.dumps(about)))
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot write the data cache {folder} ({error.strerror}); choose another --work-dir"
-    )

@@ -23,7 +23,6 @@ Part = tuple[Tensor, Tensor]
 """Images (N, C, H, W) uint8 and labels (N,) int64."""
 
 BLOCK_BYTES = 1 << 22
-"""Of a set that is gone through block by block."""
 
 
 class DataError(UserError):
@@ -120,6 +119,11 @@ class DataSet:
         return DataSet.of(self.name, train, test, self.classes)
 
 
+def blocks(images: Tensor) -> tuple[Tensor, ...]:
+    """The images, some megabytes at a time."""
+    return images.split(max(1, BLOCK_BYTES // images[0].numel()))
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation of each channel, of values scaled to [0, 1].
 
@@ -133,7 +137,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         ((0.5,), (0.5,))
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    for block in images.split(max(1, BLOCK_BYTES // images[0].numel())):
+    for block in blocks(images):
         for own, channel in zip(counts, block.unbind(1), strict=True):
             own += torch.bincount(channel.reshape(-1), minlength=256)
     share = counts.double() / counts.sum(1, keepdim=True)

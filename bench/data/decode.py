@@ -4,7 +4,6 @@ Nothing here needs torch, so that a process that only decodes starts at once.
 """
 
 import os
-import signal
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,11 +98,6 @@ class Target(NamedTuple):
     shape: tuple[int, int, int]
     size: int | None
     resize: str
-
-
-def ignore_interrupts() -> None:
-    """Leaves Ctrl-C to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:

@@ -6,11 +6,11 @@ Listing decodes nothing. What is passed over is counted, so that nothing vanishe
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import torch
@@ -60,17 +60,13 @@ class Listing:
 
     def chunks(self, entries: Iterable[Entry]) -> Iterator[Chunk]:
         """The images in groups that are decoded in one go, in order."""
-        for (path, group), rows in groupby(entries, key=_source):
-            if path:
-                yield Rows(path, self.column, group, tuple(entry.row for entry in rows))
-                continue
-            paths = [entry.path for entry in rows]
+        if not self.column:
+            paths = [entry.path for entry in entries]
             for first in range(0, len(paths), FILES_AT_ONCE):
                 yield Files(tuple(paths[first : first + FILES_AT_ONCE]))
-
-
-def _source(entry: Entry) -> tuple[str, int]:
-    return (entry.path, entry.group) if entry.group >= 0 else ("", -1)
+            return
+        for (path, group), rows in groupby(entries, key=lambda entry: (entry.path, entry.group)):
+            yield Rows(path, self.column, group, tuple(entry.row for entry in rows))
 
 
 def find_part(root: Path, names: Sequence[str]) -> Path | None:
@@ -98,41 +94,24 @@ def list_images(root: Path, classes: Classes | None = None, split: float | None 
     """
     files = _parquet_files(root)
     found = _list_parquet(files, classes) if files else _list_tree(root, classes, split)
-    train, test = found.train, found.test
-    if test and split is not None:
+    if found.test and split is not None:
         raise DataError(f"data.split: {split:g} is for a folder without a test set; {root} has one")
-    if not test:
-        if split is None:
-            raise DataError(
-                f"{root} has no test set: no {_alternatives(TEST)} was found; data.split=0.2 holds "
-                "out a fifth of each class"
-            )
-        train, test = _held_out(train, split)
-    return Listing(found.classes, train, test, found.column, found.notes)
-
-
-def _held_out(entries: list[Entry], split: float) -> tuple[list[Entry], list[Entry]]:
-    parts = hold_out(torch.tensor([entry.label for entry in entries]), split, 0)
-    train, test = ([entries[i] for i in part.tolist()] for part in parts)
-    return train, test
+    if found.test:
+        return found
+    if split is None:
+        raise DataError(
+            f"{root} has no test set: no {'/ or '.join(TEST)}/ was found; data.split=0.2 holds "
+            "out a fifth of each class"
+        )
+    parts = hold_out(torch.tensor([entry.label for entry in found.train]), split, 0)
+    train, test = ([found.train[i] for i in part.tolist()] for part in parts)
+    return replace(found, train=train, test=test)
 
 
 # --- a folder for each class -----------------------------------------------------------------
 
-
-@dataclass
-class _Passed:
-    """What a listing passes over, by its kind: how many, and one of them."""
-
-    counts: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def add(self, kind: str, path: str) -> None:
-        count, first = self.counts.get(kind, (0, path))
-        self.counts[kind] = count + 1, first
-
-    def notes(self) -> tuple[str, ...]:
-        parts = [f"{kind}: {n}, such as {first}" for kind, (n, first) in self.counts.items()]
-        return (f"passed over: {'; '.join(parts)}",) if parts else ()
+Passed = dict[str, list[str]]
+"""What a listing passes over: kind -> paths."""
 
 
 def _list_tree(root: Path, classes: Classes | None, split: float | None) -> Listing:
@@ -152,13 +131,15 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
     tested = {name: label for name, label in labels.items() if name in test}
     if test_root and not tested:
         raise DataError(f"{test_root} has no folder for any of the classes {', '.join(train)}")
-    passed = _Passed()
+    passed: Passed = defaultdict(list)
     for folder in _folders(root):
         if root not in (train_root, test_root) and folder not in (train_root, test_root):
-            passed.add("other folders", str(folder))
+            passed["other folders"].append(str(folder))
     trained = _list_part(root, train_root, labels, passed)
     held = _list_part(root, test_root, tested, passed) if test_root else []
-    return Listing(tuple(train), trained, held, notes=passed.notes())
+    told = "; ".join(f"{kind}: {len(p)}, such as {p[0]}" for kind, p in passed.items())
+    notes = (f"passed over: {told}",) if told else ()
+    return Listing(tuple(train), trained, held, notes=notes)
 
 
 def _no_train(root: Path) -> str:
@@ -174,10 +155,10 @@ def _no_train(root: Path) -> str:
     )
 
 
-def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: _Passed) -> list[Entry]:
+def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: Passed) -> list[Entry]:
     for entry in os.scandir(part):
         if not entry.is_dir() and not entry.name.startswith("."):
-            passed.add("files outside of class folders", entry.path)
+            passed["files outside of class folders"].append(entry.path)
     found = []
     for name, label in labels.items():
         files = sorted(_image_files(part / name, passed), key=lambda entry: entry.name)
@@ -191,26 +172,24 @@ def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: _Passe
                 status = file.stat()
             except OSError as error:
                 raise DataError(f"unreadable image {file.path}: {error.strerror}") from error
-            if not S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-                raise DataError(f"unreadable image {file.path}: no file")
             place = Path(file.path).relative_to(root)
             stamp = f"{place} {status.st_size} {status.st_mtime_ns}"
             found.append(Entry(label, stamp, file.path))
     return found
 
 
-def _image_files(folder: Path, passed: _Passed) -> list[os.DirEntry[str]]:
+def _image_files(folder: Path, passed: Passed) -> list[os.DirEntry[str]]:
     """The files of a class folder that are named like images; the others are counted."""
     found = []
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
-            passed.add("hidden files", entry.path)
+            passed["hidden files"].append(entry.path)
         elif entry.is_dir():
-            passed.add("folders within a class folder", entry.path)
+            passed["folders within a class folder"].append(entry.path)
         elif Path(entry.name).suffix.lower() in SUFFIXES:
             found.append(entry)
         else:
-            passed.add("files of other types", entry.path)
+            passed["files of other types"].append(entry.path)
     return found
 
 
@@ -220,10 +199,6 @@ def _folders(root: Path) -> list[Path]:
 
 def _names(part: Path | None) -> list[str]:
     return sorted(folder.name for folder in _folders(part)) if part else []
-
-
-def _alternatives(names: Sequence[str]) -> str:
-    return " or ".join(f"{name}/" for name in names)
 
 
 # --- Parquet files ---------------------------------------------------------------------------

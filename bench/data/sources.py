@@ -87,7 +87,9 @@ def load(
         >>> digits.test_images.shape, digits.classes
         (torch.Size([150, 1, 8, 8]), ('0', '1', '2'))
     """
-    _check(source, data_root, size, resize)
+    if resize == CROP and size is None:
+        raise DataError("data.resize: crop needs data.size, the side of the square to keep")
+    _check(source, data_root)
     root = _tree_root(source, data_root)
     asked: dict[str, object] = {"source": source, "size": size, "classes": _canonical(classes)}
     if root is not None:
@@ -98,7 +100,11 @@ def load(
         build = partial(build_images, listing, source, size, resize)
         return cached(_cache_path(cache, asked), key, build).with_notes(listing.notes)
     if source not in SOURCES:
-        raise _unknown(source, data_root)
+        place = data_root or "D"
+        raise DataError(
+            f"{unknown('data source', source, names())} (images of your own: --data-root {place} "
+            f"with {place}/{source}/{{train,test}}/<class>/<image>)"
+        )
     if split is not None:
         raise DataError(f"data.split: {split:g} is for a folder without a test set, not {source}")
     if resize == CROP:
@@ -113,11 +119,7 @@ def load(
     return cached(_cache_path(cache, asked), asked, read)
 
 
-def _check(source: str, data_root: Path | None, size: int | None, resize: str) -> None:
-    if size is not None and size < 1:
-        raise DataError(f"size {size} of data set {source!r} must be at least 1 pixel")
-    if resize == CROP and size is None:
-        raise DataError("data.resize: crop needs data.size, the side of the square to keep")
+def _check(source: str, data_root: Path | None) -> None:
     try:
         check_file_names("data source", [source])
     except ValueError as error:
@@ -141,31 +143,26 @@ class Library:
         self.data_root, self.cache, self.random_if_absent = data_root, cache, random_if_absent
         self.absent: dict[str, str] = {}
         self._sets: dict[str, DataSet] = {}
-        self._fingerprints: dict[str, str] = {}
 
     def read(self, spec: ImageSpec) -> DataSet:
         """The decoded data set; DataError if it is missing or unusable."""
         key, source = self._key(spec), spec.source
-        cut: dict[str, Any] = {"size": spec.size, "classes": spec.classes}
-        form: dict[str, Any] = {"resize": spec.resize, "split": spec.split}
         if key not in self._sets:
+            asked = spec.model_dump(include={"source", "size", "classes", "resize", "split"})
             try:
-                found = load(source, data_root=self.data_root, cache=self.cache, **cut, **form)
+                found = load(**asked, data_root=self.data_root, cache=self.cache)
             except MissingDataError as error:
                 if not self.random_if_absent or SOURCES.get(source).sizes is None:
                     raise
                 self.absent[key] = str(error)
-                found = random_data(source, **cut)
+                found = random_data(source, size=spec.size, classes=spec.classes)
             self._sets[key] = found
         return self._sets[key]
 
     def fingerprint(self, spec: ImageSpec) -> str:
         """The hash of a data set's content; "absent" where random images replace it."""
-        key = self._key(spec)
-        if key not in self._fingerprints:
-            data = self.read(spec)
-            self._fingerprints[key] = "absent" if key in self.absent else data.fingerprint
-        return self._fingerprints[key]
+        data = self.read(spec)
+        return "absent" if self._key(spec) in self.absent else data.fingerprint
 
     def mapped_bytes(self) -> int:
         """Bytes of the images of all sets that were read."""
@@ -223,14 +220,6 @@ def _cache_path(cache: Path, asked: dict[str, object]) -> Path:
 
 def _label(source: str) -> str:
     return re.sub(r"[^\w.-]", "_", source)
-
-
-def _unknown(source: str, data_root: Path | None) -> DataError:
-    root = data_root or "D"
-    return DataError(
-        f"{unknown('data source', source, names())} (images of your own: --data-root {root} with "
-        f"{root}/{source}/{{train,test}}/<class>/<image>)"
-    )
 
 
 def _read_known(source: str, downloads: Path, size: int | None, classes: Classes | None) -> DataSet:
