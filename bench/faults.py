@@ -29,21 +29,22 @@ LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
 
 LONGEST_MESSAGE = 300
 MEMORY_SIGNS = (
-    "Cannot allocate memory",
     "t allocate memory",
     "not enough memory",
     "std::bad_alloc",
     "failed to map segment",
+    "_ALLOC_FAILED",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
 )
 
 
-def is_memory_error(error: BaseException) -> bool:
-    """Whether the machine had no memory left; libraries say so in errors of their own, too."""
-    raised = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
-    said = isinstance(error, RuntimeError | ImportError) and any(
-        s in str(error) for s in MEMORY_SIGNS
-    )
-    return raised or said
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or a device had no memory left; libraries raise errors of their own."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
+        return True
+    told = isinstance(error, RuntimeError | ImportError)
+    return told and any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
 def one_line(text: object) -> str:
@@ -58,8 +59,12 @@ def reason(error: BaseException) -> str:
         >>> reason(ValueError("wanted\\n a number")), reason(EOFError())
         ('wanted a number', 'EOFError')
     """
-    text = one_line(error) or type(error).__name__
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+    return shortened(one_line(error) or type(error).__name__)
+
+
+def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Text of at most `longest` characters."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def name_and_reason(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from pydantic import (
 from bench import record
 from bench.cell import Crop, DataSpec, RandAugment, Recipe, Seed, Spec
 from bench.design import Design
-from bench.faults import UserError, one_line
+from bench.faults import UserError, one_line, shortened
 from bench.grid_fields import (
     BASELINE,
     EPOCHS_FACTOR,
@@ -272,8 +272,6 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = (), *, checked: bool
         raise GridError(f"{path.name}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
-    if odd := [key for key in values if not isinstance(key, str)]:
-        raise GridError(f"{path.name}: field {odd[0]!r} is not a name")
     if own := sorted(NOT_WRITTEN & values.keys()):
         raise GridError(f"{path.name}: {own[0]}: set by the harness; leave it out")
     values = {**values, "name": path.stem}
@@ -287,7 +285,7 @@ def grid_of(
     for text in overrides:
         _override(values, text)
     try:
-        grid = Grid(**values)
+        grid = Grid.model_validate(values)
     except ValidationError as error:
         raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
     grid._folder = folder
@@ -318,7 +316,9 @@ def _override(values: dict[str, Any], text: str) -> None:
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     fault, more = error.errors()[0], error.error_count() - 1
     path = ".".join(str(part) for part in fault["loc"])
-    came = f"got {_cut(repr(fault['input']), 100)}" if fault["type"] != "missing" else "missing"
+    came = (
+        "missing" if fault["type"] == "missing" else f"got {shortened(repr(fault['input']), 100)}"
+    )
     if fault["type"] == "extra_forbidden":
         *sections, field = map(str, fault["loc"])
         section = SECTIONS.get(".".join(sections)) or SECTIONS[sections[0]] if sections else model
@@ -327,12 +327,8 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         text = str(fault.get("ctx", {}).get("error"))
     else:
         text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
-    text = _cut(text, 300) + (f" (and {more} more)" if more else "")
+    text = shortened(text) + (f" (and {more} more)" if more else "")
     return one_line(f"{path}: {text}" if path else text)
-
-
-def _cut(text: str, length: int) -> str:
-    return f"{text[:length]}..." if len(text) > length else text
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
 
@@ -35,8 +35,32 @@ ARCHIVE = "records.jsonl.gz"
 """A grid's plan, then its records by cell id: one JSON object a line, committed with its tables."""
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """A dataclass that is kept as a JSON file with a checksum; `SCHEMA` is that of its fields."""
+
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    def to_json(self) -> str:
+        """JSON with sorted keys: equal values give equal text."""
+        return seal(asdict(self), self.SCHEMA)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` wrote; DamagedError for any other text."""
+        return unseal(cls, text, cls.SCHEMA)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The content of a file; DamagedError, which names it, for other text."""
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DamagedError(f"damaged: {path} ({error})") from None
+
+
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Sealed):
     """The result of one cell: trained, failed or not applicable.
 
     Attributes:
@@ -84,15 +108,6 @@ class Record:
     def failed_from_outside(self) -> bool:
         """Whether it failed by what was done to its process or its files: a next try may not."""
         return self.status == FAILED and self.error.partition(":")[0] in OUTSIDE_ERRORS
-
-    def to_json(self) -> str:
-        """JSON with sorted keys: equal records give equal text."""
-        return seal(asdict(self), SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str) -> Record:
-        """The record written by `to_json`; DamagedError if it is not one."""
-        return unseal(cls, text, SCHEMA)
 
 
 def weights_text(record: Record) -> str:
@@ -147,7 +162,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Sealed):
     """An expanded grid: its name, its resolved fields, rows, and the fields of its `Choice`s."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -161,15 +176,6 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuses names that lead out of the work directory."""
         check_file_names(f"plan {self.name!r}", [self.name, *self.cell_ids()])
-
-    def to_json(self) -> str:
-        """JSON with sorted keys: equal plans give equal text."""
-        return seal(asdict(self), SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan written by `to_json`; DamagedError if it is not one."""
-        return unseal(cls, text, SCHEMA)
 
     def cell_ids(self) -> list[str]:
         """The cells of the plan, in order of first mention."""
@@ -292,13 +298,11 @@ class Store:
         """The cell's record; None if there is none, DamagedError if it cannot be believed."""
         path = self.folder(cell_id) / "record.json"
         try:
-            record = Record.from_json(path.read_text(encoding="utf-8"))
-            if record.cell_id != cell_id:
-                raise ValueError(f"it is the record of cell {record.cell_id}")
+            record = Record.read(path)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise DamagedError(f"damaged: {path} ({error})") from None
+        if record.cell_id != cell_id:
+            raise DamagedError(f"damaged: {path} (it is the record of cell {record.cell_id})")
         return record
 
     def read(self, cell_id: str) -> Record | None:

@@ -15,7 +15,7 @@ from lessons import cell, plain_cell, run
 from processes import comparable
 
 from bench.cell import Cell
-from bench.faults import DamagedError, UserError
+from bench.faults import DamagedError, UserError, is_out_of_memory
 from bench.launch.job import Job, Report, WorkerConfig, run_job, unfinished
 from bench.launch.launcher import Done, Launcher, without_failed_needs
 from bench.launch.leases import LeaseLostError, Leases
@@ -23,7 +23,6 @@ from bench.launch.resources import usable_cpus
 from bench.launch.workers import WorkerProcesses
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
-from bench.train.device import is_out_of_memory
 from bench.train.engine import Student
 from bench.train.failure import KilledError, fail, record_without_result
 

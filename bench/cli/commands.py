@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from bench.cli import options
 from bench.cli.terminal import show_what_it_can
-from bench.faults import UserError, is_memory_error, one_line
+from bench.faults import UserError, is_out_of_memory, one_line
 from bench.plugin import plugged, read_plugins
 from bench.registry import unknown
 
@@ -93,7 +93,7 @@ def _mendable(error: BaseException) -> str | None:
     line = one_line(error)
     if len(line) > LONGEST_LINE:  # what came is in front, what was wanted at the end
         line = f"{line[: LONGEST_LINE - 300]} ... {line[-300:]}"
-    if is_memory_error(error):
+    if is_out_of_memory(error):
         said = f" ({line[:300]})" if line else ""
         return f"out of memory{said}; {KEPT}: give it more, or take fewer --workers"
     if isinstance(error, OSError) and error.errno in FULL:

@@ -51,7 +51,7 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], checked: bool) 
     name, work = options.grid, WorkDir(options.work_dir)
     if name.endswith(YAML) or name in grid_names() or not work.plan(grid_name(name)).is_file():
         return load_grid(name, overrides, checked=checked)
-    config = dict(_read_plan(work, name).config)
+    config = dict(Plan.read(work.plan(name)).config)
     return grid_of(config, overrides, name, folder=Path(), checked=checked)
 
 
@@ -95,7 +95,7 @@ def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
     command, costs = f"run_all.py {words}", read_costs(work.grid(grid) / FILE)
     try:
         with mended_by(command):
-            plan = _read_plan(work, grid)
+            plan = Plan.read(work.plan(grid))
             return plan, work.store.read_all(plan.cell_ids()), costs
     except (FileNotFoundError, NotADirectoryError):
         pass
@@ -118,13 +118,6 @@ def mended_by(command: str) -> Iterator[None]:
         yield
     except DamagedError as error:
         raise UserError(f"{error}; make it anew: {command}") from None
-
-
-def _read_plan(work: WorkDir, grid: str) -> Plan:
-    try:
-        return Plan.from_json(work.plan(grid).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedError(f"damaged: {work.plan(grid)} ({error})") from None
 
 
 def words_of(options: argparse.Namespace) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.faults import UserError
-from bench.record import FINISHED, seal, unseal
+from bench.faults import DamagedError, UserError
+from bench.record import FINISHED, Sealed
 
 FILE = "cost.json"
-SCHEMA = 5
 MIB = 2**20
 WHERE = ("device", "threads", "precision", "batch")
 """The conditions under which costs are compared. Tables state all others."""
@@ -159,9 +158,10 @@ class CostRecord:
 
 
 @dataclass(frozen=True)
-class Costs:
+class Costs(Sealed):
     """All that was profiled of a grid, one record for each pair, row and set of conditions."""
 
+    SCHEMA = 5
     records: list[CostRecord] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -184,21 +184,12 @@ class Costs:
         both = (*self.records, *newer.records)
         return Costs(list({(*record.place, record.label): record for record in both}.values()))
 
-    def to_json(self) -> str:
-        """The same text for equal costs."""
-        return seal(asdict(self), SCHEMA)
-
-    @classmethod
-    def from_json(cls, text: str) -> Costs:
-        """The costs that `to_json` wrote; DamagedError for any other text."""
-        return unseal(cls, text, SCHEMA)
-
 
 def read_costs(path: Path) -> Costs:
     """The costs in a file, none if there is no file; UserError if it is damaged."""
     try:
-        return Costs.from_json(path.read_text(encoding="utf-8"))
+        return Costs.read(path)
     except FileNotFoundError:
         return Costs()
-    except ValueError as error:
-        raise UserError(f"damaged: {path} ({error}); remove it and profile again") from None
+    except DamagedError as error:
+        raise UserError(f"{error}; remove it and profile again") from None

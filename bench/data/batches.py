@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.data.augment import Augment, Draws, crop_flip
+from bench.data.augment import Augment, crop_flip
 from bench.seeds import derive
 
 
@@ -32,6 +32,19 @@ def resident_bytes(size: int, device: torch.device) -> int:
         return 0
     free, _ = torch.cuda.mem_get_info(device)
     return size if size <= DEVICE_SHARE * free else 0
+
+
+def steps_of(count: int, batch_size: int, drop_last: bool) -> int:
+    """Number of batches in an epoch of `count` images; ValueError if there is none."""
+    if drop_last and batch_size > count:
+        raise ValueError(
+            f"batch {batch_size} is larger than the {count} training images; choose a smaller "
+            "recipe.batch_size, or recipe.drop_last=false"
+        )
+    if count < 2:
+        raise ValueError(f"{count} training images make no batch; BatchNorm needs at least 2")
+    full, rest = divmod(count, batch_size)
+    return full + (rest > 1 and not drop_last)
 
 
 class Batches:
@@ -91,16 +104,8 @@ class Batches:
         return self.steps(len(self.labels))
 
     def steps(self, count: int) -> int:
-        """Number of batches in an epoch of `count` images; ValueError if there is none."""
-        if self.drop_last and self.batch_size > count:
-            raise ValueError(
-                f"batch {self.batch_size} is larger than the {count} training images; "
-                "choose a smaller batch, or serve the last short batch (drop_last off)"
-            )
-        if count < 2:
-            raise ValueError(f"{count} training images make no batch; BatchNorm needs at least 2")
-        full, rest = divmod(count, self.batch_size)
-        return full + (rest > 1 and not self.drop_last)
+        """See `steps_of`."""
+        return steps_of(count, self.batch_size, self.drop_last)
 
     def epoch(self, epoch: int, subset: Tensor | None = None) -> Iterator[Batch]:
         """The augmented batches of one epoch, in random order.
@@ -113,35 +118,30 @@ class Batches:
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
         order = positions[torch.randperm(len(positions), generator=generator)]
         seed = derive(self.seed, "augment", epoch)
-        draws = self.augment.draw(len(self.labels), seed)
-        return self._serve(order, draws.at(order).to(self.device), seed, steps)
-
-    def _serve(self, order: Tensor, draws: Draws, seed: int, steps: int) -> Iterator[Batch]:
-        there = order.to(self.device)
-        for first in range(0, steps * self.batch_size, self.batch_size):
-            batch = slice(first, first + self.batch_size)
-            padded = self.augment.pad_images(self._take(order, there, batch))
-            images = crop_flip(padded, Draws(*(x[batch] for x in draws)), self.size)
+        draws = self.augment.draw(len(self.labels), seed).at(order).to(self.device)
+        for batch, images, index in self._take(order[: steps * self.batch_size], self.batch_size):
+            padded = self.augment.pad_images(images)
+            images = crop_flip(padded, draws.at(batch), self.size)
             images = self.augment.distort(images, order[batch], seed)
-            yield Batch(self._normalised(images), self.labels[there[batch]], there[batch])
+            yield Batch(self._normalised(images), self.labels[index], index)
 
     def clean(self, batch_size: int) -> Iterator[Batch]:
         """All images in order and without augmentation, a short last batch included."""
-        order = torch.arange(len(self.labels))
+        for _, images, index in self._take(torch.arange(len(self.labels)), batch_size):
+            yield Batch(self._normalised(images), self.labels[index], index)
+
+    def _take(self, order: Tensor, batch_size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Each batch: its place in the order, and on the device its images and positions."""
         there = order.to(self.device)
         for first in range(0, len(order), batch_size):
             batch = slice(first, first + batch_size)
-            images = self._take(order, there, batch)
-            yield Batch(self._normalised(images), self.labels[there[batch]], there[batch])
-
-    def _take(self, order: Tensor, there: Tensor, batch: slice) -> Tensor:
-        """The images of a batch on the device; the order is on the CPU and there."""
-        if self._is_there:
-            return self._images[there[batch]]
-        images = self._images[self._part[order[batch]]]
-        if self.device.type == "cpu":
-            return images
-        return images.pin_memory().to(self.device, non_blocking=True)
+            if self._is_there:
+                images = self._images[there[batch]]
+            else:
+                images = self._images[self._part[order[batch]]]
+                if self.device.type != "cpu":
+                    images = images.pin_memory().to(self.device, non_blocking=True)
+            yield batch, images, there[batch]
 
     def _normalised(self, images: Tensor) -> Tensor:
         # One pass converts the type and the layout; the rest is in place. Channels last makes

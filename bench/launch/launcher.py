@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bench.cell import Cell
-from bench.faults import UserError
+from bench.faults import UserError, is_out_of_memory
 from bench.launch.job import NEED_FAILED, Held, Job, Report, WorkerConfig
 from bench.launch.leases import Leases, check_held
 from bench.progress import duration
 from bench.record import FAILED, FINISHED, Store
-from bench.train.device import is_out_of_memory
 from bench.train.failure import fail, record_without_result
 
 POLL_SECONDS = 0.2

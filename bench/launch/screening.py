@@ -57,7 +57,7 @@ def _choices_path(grid: Grid, expansion: Expansion, work: WorkDir) -> Path:
 
 def _was_extended(path: Path) -> bool:
     try:
-        rows = Plan.from_json(path.read_text(encoding="utf-8")).rows
+        rows = Plan.read(path).rows
     except (OSError, ValueError):
         return False
     return any(row.phase == EXTENSION for row in rows)

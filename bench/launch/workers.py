@@ -19,11 +19,11 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from bench.faults import CODE_FAULTS
+from bench.faults import CODE_FAULTS, is_out_of_memory
 from bench.launch.job import Held, Job, Report, WorkerConfig, run_job
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
-from bench.train.device import is_device_lost, is_out_of_memory
+from bench.train.device import is_device_lost
 from bench.train.failure import KilledError
 
 DIED = "its process died twice (exit code {}): killed, or out of memory"

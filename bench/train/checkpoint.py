@@ -83,11 +83,10 @@ class Checkpoints:
         `key` is what the state depends on other than the cell. If the disk refuses the file, a
         warning names it and training goes on.
         """
-        path = self._path(cell_id, epoch)
+        path = self.root / cell_id / f"{epoch:06d}.safetensors"
         if path.exists():  # the cell is waiting for others to catch up
             return
-        about = {"version": VERSION, "cell_id": cell_id, "key": dict(key)}
-        about |= {"history": asdict(history), "state": state.values}
+        about = {**_identity(cell_id, key), "history": asdict(history), "state": state.values}
         try:
             write_atomically(path, pack(state.tensors, json.dumps(about)))
         except OSError as error:
@@ -105,8 +104,7 @@ class Checkpoints:
             try:
                 tensors, text = unpack(path)
                 about = json.loads(text)
-                wanted = {"version": VERSION, "cell_id": cell_id, "key": dict(key)}
-                if any(about.get(name) != value for name, value in wanted.items()):
+                if not _identity(cell_id, key).items() <= about.items():
                     raise DamagedError("it belongs to another training")
             except FileNotFoundError:
                 continue
@@ -121,13 +119,10 @@ class Checkpoints:
         """Removes a cell's checkpoints."""
         shutil.rmtree(self.root / cell_id, ignore_errors=True)
 
-    def cell_ids(self) -> list[str]:
-        """The cells with checkpoints."""
-        return sorted(folder.name for folder in self.root.glob("*"))
-
-    def _path(self, cell_id: str, epoch: int) -> Path:
-        return self.root / cell_id / f"{epoch:06d}.safetensors"
-
     def _epochs(self, cell_id: str) -> list[Path]:
         """The cell's files, latest first."""
         return sorted((self.root / cell_id).glob("*.safetensors"), reverse=True)
+
+
+def _identity(cell_id: str, key: Mapping[str, object]) -> dict[str, object]:
+    return {"version": VERSION, "cell_id": cell_id, "key": dict(key)}

@@ -78,15 +78,6 @@ def note_nondeterministic(found: set[str]) -> Iterator[None]:
         yield
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine ran out of memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # The CPU's allocator, the libraries and CUDA itself raise plain RuntimeErrors.
-    signs = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
 def is_device_lost(error: BaseException) -> bool:
     """Whether the process has lost its CUDA device: everything it runs there will fail."""
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")

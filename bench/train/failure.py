@@ -4,11 +4,11 @@ import traceback
 from collections.abc import Mapping
 
 from bench.cell import Cell
-from bench.faults import name_and_reason, reason
+from bench.faults import is_out_of_memory, name_and_reason, reason
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable
 from bench.record import FAILED, NOT_APPLICABLE, Record
-from bench.train.device import is_device_lost, is_out_of_memory
+from bench.train.device import is_device_lost
 
 
 class KilledError(RuntimeError):

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from torch import Tensor
 
 from bench.cell import Cell, DataSpec
 from bench.data.augment import Augment, degrade
+from bench.data.batches import steps_of
 from bench.data.dataset import DataSet
 from bench.faults import CODE_FAULTS, UserError, reason
 from bench.hyperparameters import build_method
@@ -23,25 +25,8 @@ Read = Callable[[DataSpec], DataSet]
 def check_cells(cells: Iterable[Cell], read: Read) -> None:
     """Refuses the first cell that cannot be trained, with a UserError that names it."""
     cells = list(cells)
-    _check_batches(cells, read)
     _check_sources(cells, read)
-    _check_networks(cells, read)
-
-
-def _check_batches(cells: Iterable[Cell], read: Read) -> None:
-    counts: dict[DataSpec, int] = {}
-    for cell in cells:
-        if cell.data not in counts:
-            labels = read(cell.data).train_labels
-            counts[cell.data] = len(training_positions(cell.data, labels)[0])
-        batch, count = cell.recipe.batch_size, counts[cell.data]
-        if count < 2:
-            raise UserError(f"cell {cell}: {count} training images; BatchNorm needs at least 2")
-        if cell.recipe.drop_last and batch > count:
-            raise UserError(
-                f"cell {cell}: recipe.batch_size {batch} is larger than its {count} training "
-                "images; choose a smaller batch, or recipe.drop_last=false"
-            )
+    _check_each(cells, read)
 
 
 def _check_sources(cells: Iterable[Cell], read: Read) -> None:
@@ -59,11 +44,16 @@ def _hashes(images: Tensor) -> set[bytes]:
     return {hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images}
 
 
-def _check_networks(cells: Iterable[Cell], read: Read) -> None:
+def _check_each(cells: Iterable[Cell], read: Read) -> None:
     built: set[tuple[str, DataSpec]] = set()
+    counts: dict[DataSpec, int] = {}
     for cell in cells:
         key = (json.dumps(cell.model), cell.data)
+        if cell.data not in counts:
+            labels = read(cell.data).train_labels
+            counts[cell.data] = len(training_positions(cell.data, labels)[0])
         try:
+            steps_of(counts[cell.data], cell.recipe.batch_size, cell.recipe.drop_last)
             method = build_method(cell.method, **cell.hyperparameters)
             epochs = split_epochs(method.plan, cell.recipe.epochs, cell.recipe.budget)
             if cell.trains and cell.recipe.warmup >= min(epochs):
@@ -81,11 +71,10 @@ def _check_networks(cells: Iterable[Cell], read: Read) -> None:
 def _try_network(cell: Cell, data: DataSet) -> None:
     channels, height, width = data.train_images.shape[1:]
     shape, images = (channels, height, width), data.train_images[:1]
+    build = partial(build_network, cell, len(data.classes), shape)
     if cell.network_code:
-        check_network(
-            lambda: build_network(cell, len(data.classes), shape), len(data.classes), shape
-        )
+        check_network(build, len(data.classes), shape)
     else:
-        tap_shapes(build_network(cell, len(data.classes), shape), shape)
+        tap_shapes(build(), shape)
     degrade(images.float(), cell.data.resolution)
     Augment(pad=cell.data.pad, padding=cell.data.padding).pad_images(images)
