@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -29,7 +29,7 @@ from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
 from bench.train.evaluate import accuracy, evaluation_batch
-from bench.train.weights import read_weights, untrained_deployment
+from bench.train.weights import read_weights, untrained_deployment, weights_content
 from bench.workdir import WorkDir
 
 CARD = "student.json"  # the key under which every format holds the card
@@ -52,20 +52,16 @@ class Card(Spec):
     """What a user of an exported network must know. It is in the exported file, as JSON.
 
     Attributes:
-        name: teacher>student/method/seed.
-        model: the argument from which `bench.models.zoo.build` builds it.
-        method: the row's name in tables.
+        name: teacher>student/method/seed; `method` is the row's name in tables.
+        model: what `bench.models.zoo.build` builds it from.
         classes: names, in the order of the logits.
         image_shape: (C, H, W) of the input; C is 1 for grey, 3 for RGB.
-        resize: how an image becomes H x W: "squash" scales both sides, "crop" the shorter one, and
-            keeps the middle.
-        mean: per channel, of pixels scaled to [0, 1]; so is `std`.
+        resize: how an image becomes H x W, see `bench.cell.ImageSpec`.
+        mean, std: per channel, of pixels scaled to [0, 1].
         resolution: the factor by which images are reduced and scaled back; 1 leaves them alone.
         preprocessing: the steps in words, in order.
-        last_accuracy: on the test set, in [0, 1], as recorded.
-        int8_accuracy: on the test set, of a quantised file; None for the others.
-        choice: why this network is the winner of its grid: "proven: ..." or "best bet, not proven:
-            ..."; empty if it was named by the user.
+        last_accuracy: on the test set, in [0, 1], as recorded; `int8_accuracy` if quantised.
+        choice: why this network is the winner of its grid; empty if it was named by the user.
         teacher: its name, the file it came from if it has one, and its accuracy.
         added: what the method adds to the student's own network; empty for nothing.
     """
@@ -107,8 +103,7 @@ class Student(nn.Module):
         return self.network(degrade(values, self.resolution))
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """The suffix of a file format for students, and what writes its content and reads it.
 
     `quantise` replaces the compared content by a smaller, less exact one, and says how exact.
@@ -126,8 +121,7 @@ def _pack_weights(student: Student, card: Card) -> bytes:
             f"{card.name}: a safetensors file holds a student's own network, and this one has "
             f"{card.added}; --format torch.export or onnx holds both"
         )
-    state = {name: x.contiguous() for name, x in student.network.state_dict().items()}
-    return safetensors.torch.save(state, {CARD: card.model_dump_json()})
+    return weights_content(student.network, {CARD: card.model_dump_json()})
 
 
 def _unpack_weights(content: bytes) -> Logits:
@@ -168,7 +162,12 @@ def _unpack_program(content: bytes) -> Logits:
 
 
 def _pack_onnx(student: Student, card: Card) -> bytes:
-    _need_onnx()
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise ExportError(
+                f"an ONNX file needs {package}, which is not installed; "
+                "install it with: pip install 'kd-bench[onnx]'"
+            )
     from onnx import StringStringEntryProto  # pyright: ignore[reportMissingImports]
 
     # The exporter warns of optional packages that are missing.
@@ -192,15 +191,6 @@ def _unpack_onnx(content: bytes) -> Logits:
         return torch.from_numpy(found)
 
     return logits
-
-
-def _need_onnx() -> None:
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        if find_spec(package) is None:
-            raise ExportError(
-                f"an ONNX file needs {package}, which is not installed; "
-                "install it with: pip install 'kd-bench[onnx]'"
-            )
 
 
 def _quantise_onnx(content: bytes, trained: "Trained") -> tuple[bytes, str]:

@@ -14,11 +14,11 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from bench import record
 from bench.cell import Crop, DataSpec, RandAugment, Recipe, Seed, Spec
 from bench.design import Design
 from bench.faults import UserError, one_line, shortened
@@ -38,7 +38,7 @@ from bench.grid_fields import (
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.files import find_weights
-from bench.record import file_digest
+from bench.record import check_file_names, file_digest
 from bench.registry import unknown
 from bench.seeds import MOST_SEEDS
 from bench.strict_yaml import read_yaml
@@ -104,15 +104,11 @@ class Grid(Spec):
     narrowed: bool = False
     _folder: Path = PrivateAttr(Path())
 
-    @field_validator("pairs", mode="before")
+    @field_validator("pairs", "methods", mode="before")
     @classmethod
-    def _read_pairs(cls, value: Any) -> Any:
-        return tuple(_pair(v) if isinstance(v, str) else v for v in _listed(value))
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _read_methods(cls, value: Any) -> Any:
-        return tuple(_method(v) for v in _listed(value))
+    def _read_short_forms(cls, value: Any, info: ValidationInfo) -> Any:
+        read = _pair if info.field_name == "pairs" else _method
+        return tuple(map(read, value if isinstance(value, (list, tuple)) else [value]))
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -218,14 +214,12 @@ class Grid(Spec):
         return Recipe(**self.recipe.model_dump() | changed)
 
 
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _pair(text: str) -> dict[str, str]:
-    teacher, colon, student = text.partition(":")
+def _pair(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    teacher, colon, student = value.partition(":")
     if not (teacher and colon and student):
-        raise ValueError(f"got {text!r}, wanted teacher:student")
+        raise ValueError(f"got {value!r}, wanted teacher:student")
     return {"teacher": teacher, "student": student}
 
 
@@ -272,6 +266,8 @@ def load_grid(name_or_path: str, overrides: Sequence[str] = (), *, checked: bool
         raise GridError(f"{path.name}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise GridError(f"{path.name}: got {type(values).__name__}, wanted a mapping of fields")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise GridError(f"{path.name}: field {odd[0]!r} is not a name")
     if own := sorted(NOT_WRITTEN & values.keys()):
         raise GridError(f"{path.name}: {own[0]}: set by the harness; leave it out")
     values = {**values, "name": path.stem}
@@ -285,7 +281,7 @@ def grid_of(
     for text in overrides:
         _override(values, text)
     try:
-        grid = Grid.model_validate(values)
+        grid = Grid(**values)
     except ValidationError as error:
         raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
     grid._folder = folder
@@ -316,9 +312,8 @@ def _override(values: dict[str, Any], text: str) -> None:
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     fault, more = error.errors()[0], error.error_count() - 1
     path = ".".join(str(part) for part in fault["loc"])
-    came = (
-        "missing" if fault["type"] == "missing" else f"got {shortened(repr(fault['input']), 100)}"
-    )
+    given = shortened(repr(fault["input"]), 100)
+    came = "missing" if fault["type"] == "missing" else f"got {given}"
     if fault["type"] == "extra_forbidden":
         *sections, field = map(str, fault["loc"])
         section = SECTIONS.get(".".join(sections)) or SECTIONS[sections[0]] if sections else model
@@ -346,8 +341,8 @@ def check_names(grid: Grid) -> None:
     """Refuses unknown models, methods and hyper-parameters, and recipes that do not validate."""
     if grid.name in RESERVED:
         raise GridError(f"name: {grid.name!r} is reserved in the work directory; rename the file")
-    record.check_file_names("name", [grid.name, *filter(None, [grid.part_of])])
-    record.check_file_names("data.source", [grid.data.source])
+    check_file_names("name", [grid.name, *filter(None, [grid.part_of])])
+    check_file_names("data.source", [grid.data.source])
     for position, pair in enumerate(grid.all_pairs):
         for role in ("teacher", "student"):
             with _at(f"pairs.{position}.{role}", PairSpec):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bench.cell import MOST_PIXELS, DataSpec, Fraction, ImageSpec, Seed, Spec
 from bench.design import TeacherPools
@@ -65,7 +65,7 @@ class FileSpec(Spec):
 
     weights: str | None = None
     normalise: Normalise | None = None
-    classes: Literal["imagenet"] | tuple[StrictInt, ...] | tuple[StrictStr, ...] | None = None
+    classes: Literal["imagenet"] | tuple[int, ...] | tuple[str, ...] | None = None
 
     @field_validator("normalise", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from bench.cost.costs import (
     read_costs,
     training_cost_ratio,
 )
-from bench.cost.counting import AllocationMode, count, peak_bytes
+from bench.cost.counting import CountingMode, count, peak_bytes
 from bench.cost.profiler import MethodRow, Profile, profile
 from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.hyperparameters import build_method
@@ -71,7 +71,7 @@ def test_products_and_convolutions_count_as_torch_counts_them():
 
 
 def test_memory_follows_tensors_until_they_are_freed():
-    with AllocationMode() as memory:
+    with CountingMode() as memory:
         first = torch.zeros(100)
         view = first.view(10, 10)
         first += 1

@@ -152,7 +152,7 @@ def make_bomb(path):
     ("spoil", "said"),
     [
         (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n"), "none"),
-        (lambda path: (path.unlink(), os.mkfifo(path)), "no file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "no regular file"),
         (make_bomb, "too many|decompression bomb"),
         (lambda path: path.write_bytes(b""), "none of AVIF"),
     ],

@@ -9,7 +9,7 @@ import torch
 from textbook_losses import TEXTBOOK
 from torch import Tensor
 
-from bench.cost.counting import AllocationMode
+from bench.cost.counting import CountingMode
 from methods.activation_boundary import activation_boundary_loss
 from methods.attention_transfer import attention_transfer_loss
 from methods.fitnet import hint_loss
@@ -51,7 +51,7 @@ def assert_equals_textbook(loss, student: list[Tensor], *rest, reference=None, *
 def peak_bytes(loss, student: Tensor, teacher: Tensor) -> int:
     """Of all tensors that forward and backward make, the student's gradient among them."""
     leaf = student.clone().requires_grad_()
-    with AllocationMode() as memory:
+    with CountingMode() as memory:
         torch.autograd.grad(loss(leaf, teacher).sum(), leaf)
     return memory.peak_bytes
 

@@ -28,12 +28,7 @@ class Quartiles(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
-        """Quartiles of at least one value, interpolated between neighbours.
-
-        Example:
-            >>> Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0])
-            Quartiles(median=3.0, q1=2.0, q3=4.0, n=5)
-        """
+        """Quartiles of at least one value, interpolated between neighbours."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
@@ -78,11 +73,10 @@ class StageCost:
         kept: share of the training images that it trains on.
         step_ms: one training step, the teacher's forward pass included, as `step_flops`.
         loss_ms: the transfer losses alone, with their connectors, forward and backward; or None.
-        once_ms: the teacher's pass over one batch of clean images, made once in a training, as
-            `once_flops`; None for stages without.
-        peak_bytes: peak memory of the tensors that a step makes.
-        held_bytes: held from step to step on top of plain training: the connector's parameters,
-            buffers and momentum, and the teacher's view of all training images if it is cached.
+        once_ms: the teacher's pass over one batch of clean images, made once, as `once_flops`.
+        peak_bytes: of the tensors that a step makes.
+        held_bytes: held on top of plain training: the connector with its momentum, and the
+            teacher's view of all training images if it is cached.
     """
 
     name: str
@@ -147,8 +141,8 @@ class CostRecord:
     @property
     def costliest(self) -> StageCost | None:
         """The stage with the slowest transfer losses; None if no stage has any."""
-        found = [(s.loss_ms.median, s) for s in self.stages if s.loss_ms is not None]
-        return max(found, key=lambda pair: pair[0])[1] if found else None
+        found = {s.loss_ms.median: s for s in self.stages if s.loss_ms is not None}
+        return found[max(found)] if found else None
 
     @property
     def place(self) -> tuple[str, ...]:

@@ -21,19 +21,29 @@ DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
 
 
 class CountingMode(TorchDispatchMode):
-    """Counts FLOP of products, convolutions (1 multiply-add = 2) and decompositions, in `flops`.
+    """Counts what operators do inside it: the same in every run and on every machine.
 
-    Elementwise operations and copies count 0. Torch's own `FlopCounterMode` has the same formulas,
-    but its hooks on modules forbid `torch.autograd.grad`.
+    `flops` are those of products, convolutions (1 multiply-add = 2) and decompositions; elementwise
+    operations and copies count 0. Torch's own `FlopCounterMode` has the same formulas, but its
+    hooks on modules forbid `torch.autograd.grad`. `live_bytes` and `peak_bytes` are of the tensors
+    that operators make, until they are freed, without an operator's workspace.
+
+    Example:
+        >>> with CountingMode() as counter:
+        ...     for _ in range(3):
+        ...         kept = torch.ones(1000)               # the old one lives until the new is there
+        >>> counter.peak_bytes, counter.live_bytes
+        (8000, 4000)
     """
 
     def __init__(self) -> None:
         """Nothing counted yet."""
         super().__init__()
-        self.flops = 0
+        self.flops = self.live_bytes = self.peak_bytes = 0
+        self._followed: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operator and counts it."""
+        """Runs one operator, counts it and follows what it made."""
         out = func(*args, **(kwargs or {}))
         operator = func.overloadpacket
         if operator in flop_registry:
@@ -42,44 +52,6 @@ class CountingMode(TorchDispatchMode):
             *batch, rows, columns = args[0].shape
             each = DECOMPOSITIONS[operator.__name__](max(rows, columns), min(rows, columns))
             self.flops += round(each) * math.prod(batch)
-        return out
-
-
-def count(action: Callable[[], object]) -> int:
-    """FLOP of a function, see `CountingMode`.
-
-    Example:
-        >>> count(lambda: torch.ones(2, 3) @ torch.ones(3, 4))        # 2 * 2 * 3 * 4
-        48
-    """
-    with CountingMode() as counter:
-        action()
-    return counter.flops
-
-
-class AllocationMode(TorchDispatchMode):
-    """Follows the tensors that operators make inside it, until they are freed.
-
-    The result is the same in every run and on every machine. An operator's workspace is left out.
-
-    Example:
-        >>> with AllocationMode() as memory:
-        ...     for _ in range(3):
-        ...         kept = torch.ones(1000)               # the old one lives until the new is there
-        >>> memory.peak_bytes, memory.live_bytes
-        (8000, 4000)
-    """
-
-    def __init__(self) -> None:
-        """Nothing allocated yet."""
-        super().__init__()
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self._followed: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operator and follows what it made."""
-        out = func(*args, **(kwargs or {}))
         given = {storage.data_ptr() for storage in _storages((args, kwargs))}
         for storage in _storages(out):
             place, size = storage.data_ptr(), storage.nbytes()
@@ -99,6 +71,18 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
+def count(action: Callable[[], object]) -> int:
+    """FLOP of a function, see `CountingMode`.
+
+    Example:
+        >>> count(lambda: torch.ones(2, 3) @ torch.ones(3, 4))        # 2 * 2 * 3 * 4
+        48
+    """
+    with CountingMode() as counter:
+        action()
+    return counter.flops
+
+
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the elements of all tensors."""
     return sum(x.nbytes for x in tensors)
@@ -112,6 +96,6 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
-    with AllocationMode() as memory:
+    with CountingMode() as counter:
         action()
-    return memory.peak_bytes
+    return counter.peak_bytes

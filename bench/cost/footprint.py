@@ -39,11 +39,7 @@ def total_epochs(cell: Cell) -> int:
 
 
 class NetworkCount(NamedTuple):
-    """One network, counted.
-
-    `held_bytes` are parameters, buffers, gradients and the optimiser's state, `image_bytes` the
-    activations of one image in a training step, `image_flops` its operations in a forward pass.
-    """
+    """Bytes of weights, gradients and optimiser; of an image's step; FLOP of its forward pass."""
 
     held_bytes: int
     image_bytes: float
@@ -57,7 +53,6 @@ class Footprint:
         """Nothing is counted yet; `read` returns a decoded data set."""
         self._read, self._device = read, torch.device(device)
         self._counted: dict[str, NetworkCount] = {}
-        self._epochs: dict[str, int] = {}
 
     def bytes(self, cells: Sequence[Cell]) -> int:
         """Peak memory of a job, on top of what an idle worker process holds."""
@@ -74,12 +69,10 @@ class Footprint:
 
     def _passes(self, network: Cell, student: Cell, each: int) -> float:
         """FLOP of a network in the student's training, with `each` forward passes a step."""
-        if student.id not in self._epochs:
-            self._epochs[student.id] = total_epochs(student)
         images = len(self._read(student.data).train_images) * student.data.fraction
         batch = student.recipe.batch_size
         flops = each * self._count(network, student).image_flops * batch + LAUNCH_FLOPS
-        return self._epochs[student.id] * images / batch * flops
+        return total_epochs(student) * images / batch * flops
 
     def _count(self, network: Cell, student: Cell) -> NetworkCount:
         """The network of one cell on the images of another, its student or itself."""

@@ -109,10 +109,9 @@ def open_cached(folder: Path, **wanted: object) -> DataSet | None:
     except (OSError, DamagedError) as error:
         logger.warning("data cache %s is damaged (%s)", folder, error)
         return None
-    lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-    labels = {f"{part}_labels": tensors[f"{part}_labels"] for part in PARTS}
-    fields: dict[str, Any] = {**images, **labels, **lists}
-    data = DataSet(name=values["name"], **fields)
+    fields: dict[str, Any] = {f"{part}_labels": tensors[f"{part}_labels"] for part in PARTS}
+    fields |= {name: tuple(values[name]) for name in ("classes", "mean", "std")}
+    data = DataSet(name=values["name"], **images, **fields)
     vars(data)["fingerprint"] = values["fingerprint"]  # of what the checksums have just verified
     return data
 

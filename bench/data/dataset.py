@@ -67,6 +67,16 @@ class DataSet:
             std=std,
         )
 
+    @property
+    def train(self) -> Part:
+        """The images to train on, with their labels."""
+        return self.train_images, self.train_labels
+
+    @property
+    def test(self) -> Part:
+        """The images to test on, with their labels."""
+        return self.test_images, self.test_labels
+
     def with_notes(self, notes: Sequence[str]) -> DataSet:
         """The same images with notes."""
         noted = replace(self, notes=tuple(notes))
@@ -77,7 +87,7 @@ class DataSet:
     def fingerprint(self) -> str:
         """Hash of the decoded images, labels and class names: 16 hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+        for part in (*self.train, *self.test):
             digest.update(json.dumps([str(part.dtype), *part.shape]).encode())
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -108,15 +118,18 @@ class DataSet:
             labels = relabel[labels]
             return images[labels >= 0], labels[labels >= 0]
 
-        train = part(self.train_images, self.train_labels)
-        test = part(self.test_images, self.test_labels)
-        return DataSet.of(self.name, train, test, [self.classes[position] for position in kept])
+        names = [self.classes[position] for position in kept]
+        return DataSet.of(self.name, part(*self.train), part(*self.test), names)
 
     def resized(self, size: int) -> DataSet:
         """The same images at size x size; see `bench.data.decode.scaled`."""
-        train = _resized(self.train_images, size), self.train_labels
-        test = _resized(self.test_images, size), self.test_labels
-        return DataSet.of(self.name, train, test, self.classes)
+
+        def part(images: Tensor, labels: Tensor) -> Part:
+            planes = images.flatten(0, 1).numpy()
+            out = np.stack([scaled(Image.fromarray(plane), size, size) for plane in planes])
+            return torch.from_numpy(out).view(*images.shape[:2], size, size), labels
+
+        return DataSet.of(self.name, part(*self.train), part(*self.test), self.classes)
 
 
 def blocks(images: Tensor) -> tuple[Tensor, ...]:
@@ -182,9 +195,3 @@ def _position(names: Sequence[str], chosen: str | int) -> int:
         return names.index(chosen)
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     raise DataError(f"classes: no class {chosen!r} among the {len(names)} classes ({shown})")
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    planes = images.flatten(0, 1).numpy()
-    out = np.stack([scaled(Image.fromarray(plane), size, size) for plane in planes])
-    return torch.from_numpy(out).view(*images.shape[:2], size, size)

@@ -164,10 +164,6 @@ def scaled(plane: Image.Image, width: int, height: int) -> np.ndarray:
     """One grey plane at another size, uint8: areas averaged where it shrinks, else bilinear.
 
     Bilinear interpolation alone would alias when an image shrinks.
-
-    Example:
-        >>> scaled(Image.fromarray(np.array([[0, 4], [8, 5]], dtype=np.uint8)), 1, 1)
-        array([[4]], dtype=uint8)
     """
     # In float, so that values are rounded only once.
     sides = min(plane.width, width), min(plane.height, height)

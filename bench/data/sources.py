@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.cell import ImageSpec
 from bench.data.build import build_images
@@ -79,13 +78,6 @@ def load(
     some by name or position; labels follow the source's own order. `split` holds out a test set
     where a folder has none. DataError if the name is unknown, or the data cannot be downloaded or
     is faulty; see `bench.data.folders.list_images`.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     digits = load("digits", data_root=None, cache=Path(folder), classes=3)
-        >>> digits.test_images.shape, digits.classes
-        (torch.Size([150, 1, 8, 8]), ('0', '1', '2'))
     """
     if resize == CROP and size is None:
         raise DataError("data.resize: crop needs data.size, the side of the square to keep")
@@ -239,24 +231,20 @@ def _read_added(source: str, downloads: Path) -> DataSet:
         raise DataError(f"data source {source!r}: {name_and_reason(error)}") from error
     if not isinstance(data, DataSet):
         raise DataError(f"data source {source!r} gave a {type(data).__name__}, wanted a DataSet")
-    train = _own_part(source, "train", data.train_images, data.train_labels, len(data.classes))
-    test = _own_part(source, "test", data.test_images, data.test_labels, len(data.classes))
-    return DataSet.of(source, train, test, data.classes)
-
-
-def _own_part(source: str, part: str, images: Tensor, labels: Tensor, count: int) -> Part:
-    """One part of an added source, checked, and copied because the cache takes no views."""
-    images_fit = images.ndim == 4 and images.dtype == torch.uint8
-    if not images_fit or not 0 < len(images) == len(labels):
-        raise DataError(
-            f"data source {source!r}: its {part} images are {tuple(images.shape)} {images.dtype} "
-            f"with {len(labels)} labels; wanted (N, C, H, W) uint8 with N, at least 1"
-        )
-    if labels.dtype != torch.int64 or not ((labels >= 0) & (labels < count)).all():
-        raise DataError(
-            f"data source {source!r}: its {part} labels must be int64 from 0 to {count - 1}"
-        )
-    return images.clone(memory_format=torch.contiguous_format), labels.clone()
+    parts = []
+    for part, (images, labels) in {"train": data.train, "test": data.test}.items():
+        if images.ndim != 4 or images.dtype != torch.uint8 or not 0 < len(images) == len(labels):
+            raise DataError(
+                f"data source {source!r}: its {part} images are {tuple(images.shape)} "
+                f"{images.dtype} with {len(labels)} labels; wanted (N, C, H, W) uint8 with N, at "
+                "least 1"
+            )
+        last = len(data.classes) - 1
+        if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() > last:
+            raise DataError(f"data source {source!r}: its {part} labels must be int64, 0 to {last}")
+        # Copied because the cache takes no views.
+        parts.append((images.clone(memory_format=torch.contiguous_format), labels.clone()))
+    return DataSet.of(source, *parts, data.classes)
 
 
 def _read_digits(name: str, downloads: Path) -> DataSet:
@@ -308,13 +296,7 @@ def _part(dataset: Any) -> Part:
 
 
 def random_data(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
-    """Random images in the number and shape of a source's, to estimate costs without it.
-
-    Example:
-        >>> images = random_data("mnist", size=16, classes=2).train_images
-        >>> images.shape
-        torch.Size([12000, 1, 16, 16])
-    """
+    """Random images in the number and shape of a source's, to estimate costs without it."""
     known = SOURCES.get(source)
     assert known.sizes is not None
     (channels, *sides), *counts = known.sizes

@@ -16,10 +16,6 @@ def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
 
     Each class has its own random stream, so that its order does not depend on the other classes. A
     class without images has an empty tensor.
-
-    Example:
-        >>> [sorted(order.tolist()) for order in stratified_order(torch.tensor([1, 0, 1]), 0)]
-        [[1], [0, 2]]
     """
     labels = labels.cpu()
     orders = []
@@ -35,10 +31,6 @@ def take_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
     Fractions are nested: with the same seed, 10 % of the images are part of the 25 %. Positions
     ascend.
-
-    Example:
-        >>> take_fraction(torch.tensor([0, 1, 0, 1]), 0.5, seed=0).shape
-        torch.Size([2])
     """
     return _draw(labels, fraction, derive(seed, "fraction")).nonzero().flatten()
 
@@ -64,10 +56,6 @@ def labelled_mask(labels: Tensor, share: float, seed: int) -> Tensor:
 
     A share is in (0, 1] and gives each class at least one. Shares are nested, and independent of
     `take_fraction`.
-
-    Example:
-        >>> labelled_mask(torch.tensor([0, 1]), 0.1, seed=0)
-        tensor([True, True])
     """
     return _draw(labels, share, derive(seed, "labelled"))
 

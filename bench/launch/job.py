@@ -32,18 +32,12 @@ class WorkerConfig:
     """Where a worker reads and writes, and with what it trains. No cell's id depends on it.
 
     Attributes:
-        store: folder of the records.
-        cache: folder of decoded data sets.
         data_root: where the user keeps data sets; None for the work directory's own.
-        device: "cpu", "cuda", "cuda:1".
-        threads: of torch on the CPU. Sums are split by thread, so that the last bits of a result
-            depend on it.
+        threads: of torch on the CPU; the last bits of sums depend on it.
         provenance: commit and code, for the records.
-        checkpoints: folder of the checkpoints; None for none.
-        checkpoint_seconds: least time between two of them; see `bench.train.checkpoint`.
-        plugins: the user's own files, as they were when the command began; see `bench.plugin`.
-        cohort: the most cells that train side by side in one job; None for as many as a worker's
-            memory holds.
+        checkpoints: their folder; None for none.
+        checkpoint_seconds: least time between two of them.
+        cohort: the most cells of one job; None for as many as a worker's memory holds.
     """
 
     store: Path
@@ -86,9 +80,8 @@ def run_job(
 
     What the job needs is finished. `report` is called after every epoch. Nothing is written of
     cells whose leases, `held`, were taken over: LeaseLostError. Once `stopping` is true, the epoch
-    that runs is the last one: KilledError. Raises what concerns all cells, too: the data or the
-    teacher cannot be read, memory runs out, a file of the user's fails. Cells without a record may
-    be tried again.
+    that runs is the last one: KilledError. Raises what concerns all cells, too, such as unreadable
+    data; cells without a record may be tried again.
     """
     # A command that has nothing to train does not wait for these.
     from bench.train.cohort import Cohort

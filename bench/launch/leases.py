@@ -42,17 +42,7 @@ class LeaseLostError(UserError):
 
 
 class Leases:
-    """The leases of this process. A context manager: they are released at its end.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Leases(Path(folder)) as mine, Leases(Path(folder)) as theirs:
-        ...         print(mine.acquire("a"), theirs.acquire("a"), theirs.holder("a") is not None)
-        ...         mine.release("a")
-        ...         print(theirs.acquire("a"), mine.holder("b"))
-        True False True
-        True None
-    """
+    """The leases of this process. A context manager: they are released at its end."""
 
     def __init__(
         self, root: Path, *, beat: float = 5.0, expiry: float = 60.0, machine: str | None = None

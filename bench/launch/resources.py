@@ -45,9 +45,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     limits = []
     with contextlib.suppress(FileNotFoundError):
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        found = dict(line.split(":", 1) for line in lines)
-        limits.append(int(found["MemAvailable"].split()[0]) * 1024)
+        limits.append(_kilobytes(root / "proc/meminfo", "MemAvailable") * 1024)
     for group in _memory_groups(root):
         for most, used, cache in CONTROLS:
             # "max" is no number: no limit.
@@ -83,7 +81,11 @@ def process_bytes() -> int:
     What is mapped from files, such as libraries and images, is shared and can be given up.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        return _kilobytes(Path("/proc/self/status"), "RssAnon") * 1024
     except FileNotFoundError:
         return 0
-    return 1024 * int(dict(line.split(":", 1) for line in lines)["RssAnon"].split()[0])
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    lines = file.read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[name].split()[0])

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from bench.cost.costs import Costs
 from bench.data.sources import Library
@@ -77,7 +78,7 @@ def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> Non
     assert isinstance(grid.seeds, Design)
     plan, choices = expansion.plan, []
     for pair, found in pairs_of(plan, work.store.read_all(plan.cell_ids()), costs).items():
-        screened: dict[str, dict[str, float | None]] = {
+        screened = {
             row.name: {
                 "accuracy": fmean(row.screening.values()),
                 "n": len(row.screening),
@@ -90,17 +91,9 @@ def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> Non
     write_choices_once(_choices_path(grid, expansion, work), choices)
 
 
-def _choice(
-    pair: PairId, finalists: Sequence[str], screened: Mapping[str, dict[str, float | None]]
-) -> Choice:
-    return Choice(
-        data=pair.data,
-        axes=json.loads(pair.axes),
-        teacher=pair.teacher,
-        student=pair.student,
-        finalists=tuple(finalists),
-        screened=dict(screened),
-    )
+def _choice(pair: PairId, finalists: Sequence[str], screened: Mapping[str, Any]) -> Choice:
+    fields = {**pair._asdict(), "axes": json.loads(pair.axes)}
+    return Choice(**fields, finalists=tuple(finalists), screened=dict(screened))
 
 
 def assume_finalists(grid: Grid, expansion: Expansion, library: Library) -> Expansion:

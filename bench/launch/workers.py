@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -188,28 +188,21 @@ def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def report(*event: object) -> None:
+        connection.send((EPOCH, *event))
+
     with contextlib.suppress(EOFError, ConnectionError):
         while not stopping.is_set():
             job, held = connection.recv()
-            error = _run(job, held, config, connection, stopping.is_set)
+            ended = None
+            try:
+                run_job(job, config, report, held, stopping.is_set)
+            except BaseException as error:  # a plugin may raise what it likes, SystemExit too
+                ended = _portable(error)
             # Workers may share a device: memory that this one keeps may be needed by another.
             torch.cuda.empty_cache()
-            connection.send((ENDED, error))
-
-
-def _run(
-    job: Job,
-    held: Held,
-    config: WorkerConfig,
-    connection: Connection,
-    stopping: Callable[[], bool],
-) -> BaseException | None:
-    """Runs a job; returns what ended it, if anything did."""
-    try:
-        run_job(job, config, lambda *event: connection.send((EPOCH, *event)), held, stopping)
-    except BaseException as error:  # a plugin may raise what it likes, SystemExit too
-        return _portable(error)
-    return None
+            connection.send((ENDED, ended))
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -109,8 +109,8 @@ def fitted(
             found[key] = wanted[key]
     missing, more = [k for k in wanted if k not in found], [k for k in found if k not in wanted]
     if missing or more:
-        parts = [f"{kind} {_some(keys)}" for kind, keys in (("it lacks", missing),
-                 ("it has besides", more)) if keys]  # fmt: skip
+        differ = {"it lacks": missing, "it has besides": more}
+        parts = [f"{kind} {_some(keys)}" for kind, keys in differ.items() if keys]
         raise WeightsError(f"{what} is of another network: {'; '.join(parts)}")
     chosen = _rows(len(found[f"{head}.weight"]), names, rows, what)
     for key in (f"{head}.weight", f"{head}.bias"):

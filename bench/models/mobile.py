@@ -81,12 +81,7 @@ class MobileNetV2(StagedNetwork):
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Interleaves the channels of `groups` consecutive groups of x (B, C, H, W), C a multiple.
-
-    Example:
-        >>> shuffle_channels(torch.arange(6).view(1, 6, 1, 1), 2).flatten()
-        tensor([0, 3, 1, 4, 2, 5])
-    """
+    """Interleaves the channels of `groups` consecutive groups of x (B, C, H, W), C a multiple."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 

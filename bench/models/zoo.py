@@ -103,10 +103,6 @@ def build(
     Raises:
         TypeError: a plugin's builder does not return a `Network`.
         ValueError: a name is unknown, or the network cannot take such images.
-
-    Example:
-        >>> build("cnn4", classes=10, image_shape=(1, 8, 8)).head
-        Linear(in_features=16, out_features=10, bias=True)
     """
     if classes < 2:
         raise ValueError(f"classes is {classes}, wanted at least 2")

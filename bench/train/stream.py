@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from bench.cell import Cell, DataSpec
 from bench.data.augment import Augment, degrade, mix
-from bench.data.batches import Batch, Batches
+from bench.data.batches import Batch, Batches, steps_of
 from bench.data.dataset import DataSet
 from bench.data.splits import hold_out, labelled_mask, take_fraction
 from bench.method import View
@@ -101,28 +101,25 @@ def open_stream(
     """
     spec = cell.data
     part, held = training_positions(spec, data.train_labels)
-    train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    steps_of(len(part), cell.recipe.batch_size, cell.recipe.drop_last)
     labels = data.train_labels[part]
     mask = labelled_mask(labels, spec.labels, spec.split_seed) if spec.labels < 1 else None
-    plain = Augment(pad=0, flip=False)
     mean, std = (statistics or data).mean, (statistics or data).std
     shared = {"mean": mean, "std": std, "seed": cell.seed, "device": device}
     channels, height, width = data.train_images.shape[1:]
-    train_batches = Batches(
-        *train,
-        part=part,
-        augment=Augment(spec.pad, spec.padding, spec.flip, spec.crop, spec.randaugment),
-        batch_size=cell.recipe.batch_size,
-        drop_last=cell.recipe.drop_last,
-        **shared,
-    )
-    train_batches.steps(len(part))
     return Stream(
-        train=train_batches,
+        train=Batches(
+            *data.train,
+            part=part,
+            augment=Augment(spec.pad, spec.padding, spec.flip, spec.crop, spec.randaugment),
+            batch_size=cell.recipe.batch_size,
+            drop_last=cell.recipe.drop_last,
+            **shared,
+        ),
         test=Batches(
-            *(test if held is None else train),
+            *(data.test if held is None else data.train),
             part=held,
-            augment=plain,
+            augment=Augment(pad=0, flip=False),
             batch_size=evaluation_batch((height, width)),
             drop_last=False,
             **shared,

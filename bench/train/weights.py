@@ -89,10 +89,11 @@ def _start(cell: Cell, store: Store) -> Path | None:
     return store.root.parent / "weights" / f"{name}.safetensors"
 
 
-def weights_content(network: Network) -> bytes:
-    """The content of a file of the network's parameters and buffers."""
+def weights_content(network: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
+    """The content of a file of the network's parameters and buffers, and of texts by name."""
     state = network.state_dict().items()
-    return safetensors.torch.save({name: x.detach().cpu().contiguous() for name, x in state})
+    plain = {name: x.detach().cpu().contiguous() for name, x in state}
+    return safetensors.torch.save(plain, dict(about or {}) or None)
 
 
 def read_weights(cell_id: str, store: Store) -> dict[str, Tensor]:
