@@ -392,11 +392,8 @@ def _network(card: Card, record: Record, store: Store) -> Network:
 def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
     """The content of a student's file in one of `FORMATS`, and how close its logits are once read.
 
-    What quantises is compared before that; see `Parity.quantised` for what it costs.
-
-    Raises:
-        ExportError: a package for the format is missing, or torch cannot trace the network.
-        ParityError: a logit differs by more than `TOLERANCE`.
+    What quantises is compared before that. ExportError if a package for the format is missing, or
+    torch cannot trace the network; ParityError if a logit differs by more than `TOLERANCE`.
     """
     form = FORMATS[format_name]
     with torch.no_grad():

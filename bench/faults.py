@@ -53,12 +53,7 @@ def one_line(text: object) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """An error's message in one line, cut to a table's width.
-
-    Example:
-        >>> reason(ValueError("wanted\\n a number")), reason(EOFError())
-        ('wanted a number', 'EOFError')
-    """
+    """An error's message in one line, cut to a table's width; its class where it has none."""
     return shortened(one_line(error) or type(error).__name__)
 
 

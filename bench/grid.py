@@ -179,10 +179,8 @@ class Grid(Spec):
     def model(self, name: str, *, teaches: bool = False) -> str | dict[str, Any]:
         """The model that this grid calls `name`; a file of weights as its SHA-256.
 
-        `teaches`: as a teacher, which may have weights in `teacher`.
-
-        Raises:
-            UserError: there is no such file.
+        `teaches`: as a teacher, which may have weights in `teacher`. UserError if there is no such
+        file.
         """
         described = self._described(name, teaches)
         if isinstance(described, dict) and "weights" in described:

@@ -73,9 +73,8 @@ class Record(Sealed):
             A stage that selects images has "kept_images" and a "note" for tables.
         curves: name -> one value per epoch, None where not measured. Accuracies are in [0, 1].
         final: "last_accuracy", "best_accuracy", "best_epoch" (1-based), "agreement" (share of the
-            test set where student and teacher predict the same class), numbers of images, classes,
-            epochs and parameters, and seconds: wall clock on a shared machine, not the cost of a
-            method. See `bench.train.diagnostics` for more.
+            test set where student and teacher predict the same class), counts, and seconds: wall
+            clock on a shared machine. See `bench.train.diagnostics` for more.
         conditions: device, precision, threads, versions, commit, start; "resumed", how often
             training resumed from a checkpoint; "earlier", the conditions of the processes before;
             "weights_file" and "weights_sha256", the name and hash of the file it started from.

@@ -306,7 +306,7 @@ class Shifted(nn.Module):
 
 
 def test_moving_a_torchvision_net_moves_what_its_views_read():
-    network = TorchvisionNetwork(Shifted(), {"stem": "add"}, "fc")
+    network = TorchvisionNetwork(Shifted(), {"stem": "add"}, "fc", ["add", "mean", "fc"])
     zeros = torch.zeros(1, 3, 4, 4)
     network.view(zeros, ("stem",))
     network.double().model.shift.fill_(5.0)

@@ -58,7 +58,7 @@ def test_tokens_become_maps_without_the_class_token():
     model = models.VisionTransformer(16, 4, 8, 2, 8, 16, num_classes=3).eval()
     order = _node_names(model)
     taps = find_taps(model, "heads.head", order, (3, 16, 16))
-    network = TorchvisionNetwork(model, taps, "heads.head").eval()
+    network = TorchvisionNetwork(model, taps, "heads.head", order).eval()
     seen = []
     model.encoder.layers[3].register_forward_hook(lambda *args: seen.append(args[2]))
     images = torch.randn(2, 3, 16, 16)

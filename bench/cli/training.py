@@ -113,8 +113,8 @@ class TrainingCommand:
         fingerprint, extend = self.library.fingerprint, self.options.extend
         expansion = expand_chosen(grid, fingerprint, self.work, extend)
         if waiting := self.unfinished(expansion):
-            import_weights(waiting, grid.weights_files(), self.library.read, self.work.store)
             check_cells(waiting, self.library.read)
+            import_weights(waiting, grid.weights_files(), self.library.read, self.work.store)
         return expansion
 
     def unfinished(self, expansion: Expansion) -> list[Cell]:

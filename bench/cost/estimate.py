@@ -43,8 +43,7 @@ class StudentEstimate(NamedTuple):
 
     Attributes:
         seconds: of the whole training, without batches and the teacher's passes.
-        batches: of the whole training.
-        taught: number of those for which a stage reads the teacher's view.
+        batches: of the whole training, `taught` those for which a stage reads the teacher's view.
         clean: batches of the teacher's pass over the clean images, 0 for none.
         held_bytes: parameters, buffers and momentum of network and connector.
         step_bytes: peak of a step or of an evaluation on top of that.

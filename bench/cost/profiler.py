@@ -60,8 +60,8 @@ class MethodRow(NamedTuple):
 class Profile:
     """How methods are measured, and on which data: its name alone, the images are random.
 
-    `train_images` is N, the number of views that a stage caches if it reads clean images; every
-    step is measured in each of the rounds; `provenance` is commit and the like, for the conditions.
+    `train_images` is N, the number of views that a stage caches if it reads clean images;
+    `provenance` is commit and the like, for the conditions.
     """
 
     data: str
@@ -80,9 +80,8 @@ def profile(
 ) -> Costs:
     """Measures every method on one pair, the plain student always among them.
 
-    `progress` is called before each method's preparation and each round. Records are in that order;
-    that of a method which cannot serve the pair, or fails on it, says why. UserError if the plain
-    student cannot be trained.
+    The record of a method that cannot serve the pair, or fails on it, says why. UserError if the
+    plain student cannot be trained.
     """
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
     set_numerics(workload.cell(PLAIN))

@@ -1,8 +1,6 @@
 """Training steps outside of a training: one stage of one student on random images, by the engine.
 
-Everything that measures or counts a step uses this: the profiler, the estimate, the benchmarks.
-The engine is the real one. The learning rate is next to nothing, so that each step is the same
-work.
+The learning rate is next to nothing, so that each step is the same work.
 """
 
 from __future__ import annotations
@@ -129,8 +127,8 @@ class StudentStage:
     ) -> None:
         """Builds a student and lets it enter one stage of the method called `name`.
 
-        `labelled`: (N,) bool, whose labels the task loss may see; None for all. NotApplicable is
-        raised if the method cannot serve this pair.
+        `labelled`: (N,) bool, whose labels the task loss may see; None for all. NotApplicable if
+        the method cannot serve this pair.
         """
         self.lesson, self.stage = lesson, stage
         self._watching, self._pair = False, None

@@ -1,8 +1,7 @@
 """Random crop and flip, drawn for each image and applied to a whole batch; lower resolution.
 
-All draws of an epoch are made on the CPU from one seed. They are the same on every device, and an
-image's crop depends on the seed, the epoch and its position alone, not on the batch. Resized crops
-and RandAugment are torchvision's, applied image by image, with a seed for each.
+All draws of an epoch are made on the CPU from one seed, the same for every device. Those of an
+image depend on the seed, the epoch and its position alone, not on the batch.
 """
 
 from __future__ import annotations
@@ -80,10 +79,9 @@ class Augment:
         return out
 
     def distort(self, images: Tensor, positions: Tensor, seed: int) -> Tensor:
-        """Crops, scales and distorts images (B, C, H, W) uint8, each by draws of its own.
+        """Crops, scales and distorts images (B, C, H, W) uint8 by torchvision, each by its draws.
 
-        `seed` is the epoch's, `positions` (B,) are those of the images in the set, on the CPU: an
-        image's draws follow from the two alone.
+        `seed` is the epoch's, `positions` (B,) are those of the images in the set, on the CPU.
         """
         if self.crop is None and self.randaugment is None:
             return images
@@ -107,18 +105,11 @@ class Augment:
 
 
 def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
-    """The augmented images of one batch, each with its own crop and flip.
+    """The images (B, C, H, W) uint8 of one batch, each with its own crop and flip.
 
-    Whole rows are copied, then cut by a gather that runs backwards for mirrored images: half the
-    time of indexing unfolded windows, of one gather over pixels, or of a loop over images.
-
-    Args:
-        padded: (B, C, H', W') uint8, contiguous; see `Augment.pad_images`.
-        draws: those of the B images, on the same device.
-        size: (H, W) of the crop.
-
-    Returns:
-        (B, C, H, W) uint8.
+    `padded` (B, C, H', W') are contiguous, see `Augment.pad_images`; `draws` are on the same
+    device. Whole rows are copied, then cut by a gather that runs backwards for mirrored images:
+    half the time of indexing windows, of one gather over pixels, or of a loop over images.
 
     Example:
         >>> image = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)

@@ -50,10 +50,9 @@ def steps_of(count: int, batch_size: int, drop_last: bool) -> int:
 class Batches:
     """A set of images that is served as normalised batches in the channels-last memory format.
 
-    Order and augmentation follow from the seed and the epoch, so that any epoch can be served by
-    itself. Nothing within an epoch waits for the device. On the CPU images stay where they are, in
-    a mapped file as a rule, and a batch copies its own; a GPU holds them all if `DEVICE_SHARE` of
-    its free memory suffices, else it is sent one batch after another.
+    Order and augmentation follow from the seed and the epoch. Nothing within an epoch waits for the
+    device. On the CPU images stay where they are, in a mapped file as a rule; a GPU holds them all
+    if `DEVICE_SHARE` of its free memory suffices, else it is sent one batch after another.
 
     A short last batch is served unless `drop_last` is set. A last batch of one image is never
     served, because BatchNorm needs two; which image is left out changes every epoch.
@@ -76,9 +75,8 @@ class Batches:
         """Serves the images at the positions `part`, (N,), or all of them.
 
         `images` are (M, C, H, W) uint8, `labels` (M,) int64, `mean` and `std` C numbers each, of
-        images scaled to [0, 1]. `augment` is for `epoch`; `clean` has none. `batch_size` is at
-        least 2, and `seed` the master seed of order and augmentation. ValueError if the images are
-        too small for `augment`.
+        images scaled to [0, 1]. `augment` is for `epoch`; `clean` has none. `seed` is the master
+        seed of order and augmentation. ValueError if the images are too small for `augment`.
         """
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.device = augment, torch.device(device)

@@ -38,11 +38,10 @@ logger = logging.getLogger(__name__)
 def cached(folder: Path, key: Mapping[str, object], build: Callable[[Path], DataSet]) -> DataSet:
     """The data set stored in `folder`; built and stored first if it is not there.
 
-    `build` is given a folder to write `<part>.images` into; images that it returns in memory are
-    written for it. What it has written there remains if it is interrupted, for the next one that
-    builds the same. If several processes ask at once, one builds (and downloads) and the others
-    wait. The JSON-able key is all that the content depends on; a set with another key is replaced.
-    DataError if the cache cannot be written, or `build` fails.
+    `build` is given a folder to write `<part>.images` into, which remains for the next try if it is
+    interrupted; images that it returns in memory are written for it. Of several processes that ask
+    at once one builds, and the others wait. The JSON-able key is all that the content depends on; a
+    set with another key is replaced. DataError if the cache cannot be written.
     """
     wanted = {"version": VERSION, **key}
     try:

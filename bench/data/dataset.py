@@ -141,13 +141,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and population standard deviation of each channel, of values scaled to [0, 1].
 
     Counting the 256 levels of (N, C, H, W) uint8 images makes both exact to float64 and needs no
-    float copy, and a few images at a time no copy of the set. A constant channel gets the
-    deviation 1.0, so that normalisation maps it to 0.
-
-    Example:
-        >>> half = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
-        >>> channel_statistics(half)
-        ((0.5,), (0.5,))
+    float copy. A constant channel gets the deviation 1.0, so that normalisation maps it to 0.
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
     for block in blocks(images):
@@ -163,13 +157,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 def choose_classes(names: Sequence[str], classes: Classes) -> list[int]:
     """Positions in `names` of the classes to keep, in ascending order.
 
-    Raises:
-        DataError: a name is unknown, a position or count is out of range, a class is repeated, or
-            there are fewer than two.
-
-    Example:
-        >>> choose_classes(("ant", "bee", "cat"), ["cat", 0]), choose_classes(("ant", "bee"), 2)
-        ([0, 2], [0, 1])
+    DataError if one is unknown, out of range or repeated, or there are fewer than two.
     """
     if isinstance(classes, int):
         if not 2 <= classes <= len(names):

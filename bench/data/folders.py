@@ -88,9 +88,8 @@ def class_names(root: Path) -> list[str]:
 def list_images(root: Path, classes: Classes | None = None, split: float | None = None) -> Listing:
     """Finds the images of a folder. Links are followed; files of other types are counted.
 
-    `split` holds out a part of every class as the test set of a folder that has none. DataError if
-    there is no training or test set, there are fewer than two classes, the test set has a class
-    that the training set lacks, a class folder is empty, or there is no test image.
+    `split` holds out a part of every class as the test set of a folder that has none. DataError,
+    with the cure, for a folder that is no data set.
     """
     files = _parquet_files(root)
     found = _list_parquet(files, classes) if files else _list_tree(root, classes, split)

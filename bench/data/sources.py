@@ -231,7 +231,7 @@ def _read_added(source: str, downloads: Path) -> DataSet:
         raise DataError(f"data source {source!r}: {name_and_reason(error)}") from error
     if not isinstance(data, DataSet):
         raise DataError(f"data source {source!r} gave a {type(data).__name__}, wanted a DataSet")
-    parts = []
+    parts: list[Part] = []
     for part, (images, labels) in {"train": data.train, "test": data.test}.items():
         if images.ndim != 4 or images.dtype != torch.uint8 or not 0 < len(images) == len(labels):
             raise DataError(
@@ -244,7 +244,7 @@ def _read_added(source: str, downloads: Path) -> DataSet:
             raise DataError(f"data source {source!r}: its {part} labels must be int64, 0 to {last}")
         # Copied because the cache takes no views.
         parts.append((images.clone(memory_format=torch.contiguous_format), labels.clone()))
-    return DataSet.of(source, *parts, data.classes)
+    return DataSet.of(source, parts[0], parts[1], data.classes)
 
 
 def _read_digits(name: str, downloads: Path) -> DataSet:

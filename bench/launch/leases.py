@@ -49,8 +49,8 @@ class Leases:
     ) -> None:
         """Writes nothing before it is entered.
 
-        All commands share `root`. Heartbeats are `beat` seconds apart, and a holder without one for
-        `expiry` seconds counts as dead. `machine` identifies the running kernel; None to ask it.
+        Heartbeats are `beat` seconds apart, and a holder without one for `expiry` seconds counts as
+        dead. `machine` identifies the running kernel; None to ask it.
         """
         self._hearts, self._names = root / "hearts", root / "held"
         self.beat_seconds, self.expiry = beat, expiry

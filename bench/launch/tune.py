@@ -1,8 +1,7 @@
 """Tuning: hyper-parameters are chosen on held-out training images, with equal trials for all rows.
 
-Teachers and students train on the same part of the training images, and accuracy is measured on the
-rest, never on the test set. Every trial trains on one seed, and the best third of each row's trials
-on more. No grid uses these seeds.
+Every trial trains on one seed, and the best third of each row's trials on more. No grid uses these
+seeds.
 """
 
 import csv

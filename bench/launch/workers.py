@@ -1,8 +1,7 @@
 """Jobs in worker processes of this machine, one for each entry of a list of devices.
 
 Importing torch costs seconds: workers are forked from a process that has done so, and each takes
-one job after another. A worker that dies costs the job it held and no other: a new one takes its
-place, and the other workers go on.
+one job after another. A worker that dies costs the job it held and no other.
 """
 
 import contextlib

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from bench.models.network import (
     STAGES,
+    Adapted,
     Network,
     evenly_spaced,
     misfits,
     modes_restored,
-    not_in_place,
     refused,
     tap_shapes,
 )
@@ -100,9 +100,8 @@ def find_taps(
 ) -> dict[str, str]:
     """The deepest map of each of the last four resolutions, from shallow to deep.
 
-    Only tensors count that every path from the images to the logits passes, so that nothing inside
-    a block is one, and none from the final pooling on. Of a transformer of one resolution, four
-    blocks are taken, evenly spaced.
+    Only tensors count that every path from the images to the logits passes, before the final
+    pooling. Of a transformer of one resolution, four blocks are taken, evenly spaced.
     """
     from torchvision import models
 
@@ -194,31 +193,19 @@ def resnet_taps(model: ResNet) -> dict[str, str]:
     return taps
 
 
-class TorchvisionNetwork(Network):
+class TorchvisionNetwork(Adapted):
     """A torchvision classifier with taps at given paths.
 
     `view` runs the traced graph up to the deepest tap that is read. These graphs share the model's
-    modules but are not submodules: `state_dict` and `parameters` do not see them, and copies and
-    pickles do not contain them.
+    modules but are not submodules; `state_dict`, copies and pickles do not contain them.
     """
 
-    bare = "model"
-
     def __init__(
-        self,
-        model: nn.Module,
-        taps: Mapping[str, str],
-        head: str,
-        order: Sequence[str] = (),
+        self, model: nn.Module, taps: Mapping[str, str], head: str, order: Sequence[str]
     ) -> None:
-        """Checks every path and sorts the taps from shallow to deep.
-
-        `order`: all paths, in that order; traced if it is empty.
-        """
-        super().__init__()
-        self.model, self.channels_last = model, _is_swin(model)
-        not_in_place(model)
-        order = order or _node_names(model)
+        """Checks every path and sorts the taps from shallow to deep, as `order` has all paths."""
+        super().__init__(model)
+        self.channels_last = _is_swin(model)
         patches = getattr(model, "image_size", 0) // getattr(model, "patch_size", 1)
         self.grid = (patches, patches) if patches else ()  # of a vision transformer
         _check_paths(taps, head, order)

@@ -96,9 +96,8 @@ def fitted(
 ) -> dict[str, Tensor]:
     """The state as `network` takes it: without prefixes, its head's rows those of the data.
 
-    `names` are the data's classes, `rows` the file's, and `what` is the file, for messages. Returns
-    the network's own keys -> tensors of its shapes and types. WeightsError if keys, classes or
-    shapes differ.
+    `names` are the data's classes, `rows` the file's, and `what` is the file, for messages.
+    WeightsError if keys, classes or shapes differ.
     """
     wanted, prefix = network.own_state()
     head = next(n for n, module in network.named_modules() if module is network.head)

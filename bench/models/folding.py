@@ -1,7 +1,6 @@
 """Folds the BatchNorms of a trained network into the convolutions before them.
 
-In evaluation mode BatchNorm is an affine map of each channel with fixed coefficients, which a
-convolution can apply as well. Results are equal up to rounding, with one pass less over each map.
+Results are equal up to rounding, with one pass less over each map.
 """
 
 import copy

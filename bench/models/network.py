@@ -62,17 +62,17 @@ class Normalised(Network):
         """`mean` and `std` are per channel, of pixels scaled to [0, 1], as the network's own."""
         super().__init__()
         self.network, self.tap_names = network, network.tap_names
-        self.own = tuple(torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
-        self.scale, self.shift = (
-            nn.Buffer(torch.ones(len(mean), 1, 1)),
-            nn.Buffer(torch.zeros(len(mean), 1, 1)),
-        )
+        self.own = mean, std
+        self.scale = nn.Buffer(torch.ones(len(mean), 1, 1))
+        self.shift = nn.Buffer(torch.zeros(len(mean), 1, 1))
 
     def see(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Takes images that are normalised by the data's mean and deviation."""
-        theirs = [torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std)]
-        self.scale.copy_(theirs[1] / self.own[1])
-        self.shift.copy_((theirs[0] - self.own[0]) / self.own[1])
+        m, s, own_m, own_s = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std, *self.own)
+        )
+        self.scale.copy_(s / own_s)
+        self.shift.copy_((m - own_m) / own_s)
 
     @property
     def head(self) -> nn.Module:
@@ -93,6 +93,20 @@ class Normalised(Network):
         return self.network.view(images * self.scale + self.shift, taps)
 
 
+class Adapted(Network):
+    """A network of another library, as it is there."""
+
+    bare = "model"
+
+    def __init__(self, model: nn.Module) -> None:
+        """Makes every activation return a new tensor: one that changes its input spoils a tap."""
+        super().__init__()
+        self.model = model
+        for module in model.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # pyright: ignore[reportArgumentType]
+
+
 def misfits(shapes: Shapes, inputs: int) -> Iterator[tuple[str, str]]:
     """Taps whose shapes do not fit a network, with what was wanted; its head reads `inputs`."""
     for tap, shape in shapes.items():
@@ -111,13 +125,6 @@ def evenly_spaced(count: int) -> list[int]:
     """
     places = {round((k + 1) * count / STAGES) - 1 for k in range(STAGES)}
     return sorted(place for place in places if place >= 0)
-
-
-def not_in_place(network: nn.Module) -> None:
-    """Makes every activation return a new tensor: one that changes its input spoils a tap."""
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager

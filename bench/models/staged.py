@@ -1,8 +1,4 @@
-"""The base class of most networks: a stem, stages of blocks, a pooled embedding, a linear head.
-
-`walk` yields the taps from shallow to deep, each as soon as it is computed, and `view` stops after
-the deepest tap that is read. Deeper layers do not run.
-"""
+"""The base class of most networks: a stem, stages of blocks, a pooled embedding, a linear head."""
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from itertools import chain

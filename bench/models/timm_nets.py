@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bench.models.network import (
     STAGES,
+    Adapted,
     Network,
     evenly_spaced,
     modes_restored,
-    not_in_place,
     refused,
 )
 
@@ -42,20 +42,18 @@ def build(name: str, classes: int, image_shape: tuple[int, int, int]) -> Network
         return TimmNetwork(model, image_shape)
 
 
-class TimmNetwork(Network):
+class TimmNetwork(Adapted):
     """A classifier of timm with a tap at the deepest map of each of its last four resolutions.
 
     Of a network of one resolution, such as a plain vision transformer, four maps are taken, evenly
     spaced. Tokens come as maps, without those of classes and registers.
     """
 
-    bare = "model"
+    model: Any
 
     def __init__(self, model: Any, image_shape: tuple[int, int, int]) -> None:
         """Runs the model once to find its maps; ValueError if its classifier is not linear."""
-        super().__init__()
-        self.model = model
-        not_in_place(model)
+        super().__init__(model)
         if not isinstance(model.get_classifier(), nn.Linear):
             kind = type(model.get_classifier()).__name__
             raise ValueError(f"its classifier is a {kind}, wanted one nn.Linear")

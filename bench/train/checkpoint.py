@@ -80,8 +80,8 @@ class Checkpoints:
     ) -> None:
         """Saves one cell after `epoch` epochs, and removes all but its `KEPT` latest checkpoints.
 
-        `key` is what the state depends on other than the cell. If the disk refuses the file, a
-        warning names it and training goes on.
+        `key` is what the state depends on other than the cell. A disk that refuses the file is a
+        warning.
         """
         path = self.root / cell_id / f"{epoch:06d}.safetensors"
         if path.exists():  # the cell is waiting for others to catch up

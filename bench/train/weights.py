@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.cell import Cell, DataSpec
 from bench.checksum import pack, unpack
 from bench.data.dataset import DataSet
-from bench.faults import CODE_FAULTS, DamagedError, UserError, reason
+from bench.faults import DamagedError
 from bench.method import Facts, Method, NotApplicable
 from bench.models import zoo
 from bench.models.files import fitted, read_state
@@ -48,7 +48,7 @@ def import_weights(
     read: Callable[[DataSpec], DataSet],
     store: Store,
 ) -> None:
-    """Writes the weights that cells start from where workers find them, fitted to their data.
+    """Writes the weights that checked cells start from where workers find them, fitted to the data.
 
     `files` maps SHA-256 to the path of the user's file. UserError if one cannot be read, or is of
     another network or other classes.
@@ -61,13 +61,9 @@ def import_weights(
         assert path is not None and isinstance(cell.model, dict)  # noqa: PT018
         file, data = files[cell.model["weights"]], read(cell.data)
         channels, height, width = data.train_images.shape[1:]
-        what = f"{file} for {cell.model_name}"
-        try:
-            network = build_network(cell, len(data.classes), (channels, height, width))
-        except CODE_FAULTS as error:
-            raise UserError(f"cell {cell}: {reason(error)}") from None
-        state = read_state(file, cell.model["weights"])
-        state = fitted(state, network, data.classes, cell.model.get("classes"), what)
+        network = build_network(cell, len(data.classes), (channels, height, width))
+        state, rows = read_state(file, cell.model["weights"]), cell.model.get("classes")
+        state = fitted(state, network, data.classes, rows, f"{file} for {cell.model_name}")
         write_atomically(path, pack(state, file.name))
 
 
@@ -141,11 +137,6 @@ def start_from_source(cell: Cell, network: Network, store: Store) -> None:
         )
     head = head_keys(network)
     weights = {k: v for k, v in read_weights(cell.source.id, store).items() if k not in head}
-    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    if weights.keys() != shapes.keys() - head or any(
-        shapes[key] != tensor.shape for key, tensor in weights.items()
-    ):
-        raise ValueError(f"{cell.source}: its weights belong to another network than {cell}'s")
     network.load_state_dict(weights, strict=False)
 
 
