@@ -25,14 +25,7 @@ NUMERICAL = (
 
 
 def method_digest(name: str, text: str) -> str:
-    """The digest of a module of this name and source, and of all of `methods` that it imports.
-
-    Example:
-        >>> method_digest("mine", "rate = 2") == method_digest("mine", "# faster\\nrate  =  2")
-        True
-        >>> method_digest("mine", "rate = 2") == method_digest("mine", "rate = 3")
-        False
-    """
+    """The digest of a module of this name and source, and of all of `methods` that it imports."""
     trees: dict[str, ast.Module] = {}
     waiting = [(name, text)]
     while waiting:

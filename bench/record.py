@@ -52,7 +52,7 @@ class Sealed:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The content of a file; DamagedError, which names it, for other text."""
+        """The content of a file; DamagedError, with its path, for other text."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -34,46 +34,34 @@ TURNED = range(5, 9)
 
 
 @dataclass(frozen=True)
-class Files:
-    """Image files that are decoded in one go."""
+class Chunk:
+    """Images that are decoded in one go: files, or rows of one row group of a Parquet file."""
 
     paths: tuple[str, ...]
+    column: str = ""
+    group: int = 0
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.paths)
+        return len(self.rows or self.paths)
 
     def open(self) -> Iterator[tuple[str, str | IO[bytes]]]:
         """Every image's name in messages, and what to read it from."""
-        yield from zip(self.paths, self.paths, strict=True)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Images of one row group of a Parquet file, by their rows in it."""
-
-    path: str
-    column: str
-    group: int
-    rows: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.rows)
-
-    def open(self) -> Iterator[tuple[str, str | IO[bytes]]]:
-        """Every image's name in messages, and what to read it from."""
+        if not self.rows:
+            yield from zip(self.paths, self.paths, strict=True)
+            return
         from pyarrow.parquet import ParquetFile
 
-        with ParquetFile(self.path) as file:
+        (path,) = self.paths
+        with ParquetFile(path) as file:
             column = file.read_row_group(self.group, columns=[self.column]).column(self.column)
         for row in self.rows:
             value = column[row].as_py()
             content = value.get("bytes") if isinstance(value, dict) else value
-            yield f"{self.path}, row group {self.group}, row {row}", BytesIO(content or b"")
+            yield f"{path}, row group {self.group}, row {row}", BytesIO(content or b"")
 
 
-Chunk = Files | Rows
 Result = TypeVar("Result")
 
 # For broken files, Pillow's decoders raise SyntaxError and ValueError as well as OSError.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.data.dataset import Classes, DataError, choose_classes
-from bench.data.decode import SUFFIXES, Chunk, Files, Rows
+from bench.data.decode import SUFFIXES, Chunk
 from bench.data.splits import hold_out
 from bench.record import digest
 
@@ -63,10 +63,10 @@ class Listing:
         if not self.column:
             paths = [entry.path for entry in entries]
             for first in range(0, len(paths), FILES_AT_ONCE):
-                yield Files(tuple(paths[first : first + FILES_AT_ONCE]))
+                yield Chunk(tuple(paths[first : first + FILES_AT_ONCE]))
             return
         for (path, group), rows in groupby(entries, key=lambda entry: (entry.path, entry.group)):
-            yield Rows(path, self.column, group, tuple(entry.row for entry in rows))
+            yield Chunk((path,), self.column, group, tuple(entry.row for entry in rows))
 
 
 def find_part(root: Path, names: Sequence[str]) -> Path | None:

@@ -40,10 +40,6 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
 
     Holds out a fraction in (0, 1): the nearest whole number of each class, at least one. Each class
     keeps at least one training image, so that a single image is never held out.
-
-    Example:
-        >>> [len(part) for part in hold_out(torch.tensor([0] * 10 + [1] * 20), 0.1, seed=0)]
-        [27, 3]
     """
     held = torch.zeros(len(labels), dtype=torch.bool)
     for order in stratified_order(labels, derive(seed, "hold_out")):

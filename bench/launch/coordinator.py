@@ -28,11 +28,7 @@ Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of a grid did, and its wall clock in seconds.
-
-    `trained` are this run's cells, `elsewhere` those that other commands trained meanwhile,
-    `counts` the status of all cells of the plan, "not run" among them.
-    """
+    """Cells that a run trained, those that others did meanwhile, and the status of all; seconds."""
 
     trained: int
     elsewhere: int

@@ -85,8 +85,7 @@ class Launcher(ABC, Generic[Handle]):
     def run(self, jobs: Sequence[Job]) -> Generator[Done]:
         """Runs the jobs, and yields cells as they are done. Workers end with it, whatever ends it.
 
-        OSError if the disk is full or broken, which is no cell's fault; LeaseLostError if this
-        process was suspended, and another command took its cells.
+        OSError if the disk is full or broken; LeaseLostError if another command took its cells.
         """
         self.waiting = list(jobs)
         try:

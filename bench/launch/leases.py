@@ -1,11 +1,9 @@
 """Leases: which command trains which cell, where several commands share one work directory.
 
 A command holds a lease on every cell that it trains, and writes a heartbeat to a file of its own
-every few seconds. Once that stops, exactly one other command gets the lease.
-
-Clocks of hosts differ, so that only times written by the file system are compared: one's own latest
-heartbeat and the other's. On one machine nobody waits for that: a command locks its heartbeat file,
-and the kernel opens the lock when the process ends, however it ends.
+every few seconds. Once that stops, exactly one other command gets the lease. Clocks of hosts
+differ, so that only times written by the file system are compared. On one machine nobody waits: a
+command locks its heartbeat file, and the kernel opens the lock when the process ends.
 
     <root>/hearts/<owner>              heartbeat, machine, process; locked while the owner lives
     <root>/held/<name>/<generation>    its owner, or "released"; the highest generation counts

@@ -68,10 +68,7 @@ def how_to_send(work: WorkDir, grid: str) -> str:
 def mirroring(
     work: WorkDir, plan: Plan, leases: Leases, console: Console, every: float = SEND_SECONDS
 ) -> Iterator[None]:
-    """Sends the records of a grid before, while and after it trains; after an error no more.
-
-    What is new is looked for at most once in `every` seconds. The console shows warnings.
-    """
+    """Sends the records of a grid before, while and after it trains, at most once in `every` s."""
     ended, warned = threading.Event(), False
 
     def send(patience: float, stopped: Callable[[], bool] = lambda: False) -> None:

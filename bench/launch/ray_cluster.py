@@ -273,9 +273,7 @@ def _task_body() -> Callable[[bytes, Any], str | None]:
 def missing_here(job: Job, config: WorkerConfig, code: str, heartbeat: Path) -> str | None:
     """What this node lacks to run a job, in words; None if it lacks nothing.
 
-    Teachers and sources of the job are finished, paths in `config` are absolute, `code` is the
-    digest of the coordinator's code, and `heartbeat` a file that exists while the coordinator
-    lives.
+    `code` is the digest of the coordinator's code, `heartbeat` a file that exists while it lives.
     """
     if numerics_digest("methods/*.py") != code:
         return (
