@@ -28,6 +28,7 @@ from bench.grid_fields import (
     FINALIST,
     ROW_RECIPE,
     Axes,
+    FileSpec,
     GridData,
     MethodSpec,
     ModelSpec,
@@ -188,9 +189,12 @@ class Grid(Spec):
         return described
 
     def _described(self, name: str, teaches: bool) -> str | dict[str, Any]:
-        own = self.teacher.described() if teaches else {}
+        own, of_file = {}, set(FileSpec.model_fields)
+        if teaches:
+            own = self.teacher.model_dump(mode="json", exclude_none=True, include=of_file)
         if name in self.models:
-            return {**self.models[name].described(), **own, "name": name}
+            described = self.models[name].model_dump(mode="json", exclude_none=True)
+            return {**described, **own, "name": name}
         return {"model": name, **own, "name": name} if own else name
 
     def _weights(self, described: dict[str, Any]) -> Path:

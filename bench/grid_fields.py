@@ -80,10 +80,6 @@ class FileSpec(Spec):
             raise ValueError("classes are those of a file: give its weights")
         return self
 
-    def described(self) -> dict[str, Any]:
-        """What is given, as part of a model."""
-        return self.model_dump(mode="json", exclude_none=True, include=set(FileSpec.model_fields))
-
 
 class ModelSpec(FileSpec):
     """A model under a name of its own: which network it is, its taps, and where it starts."""
@@ -99,10 +95,6 @@ class ModelSpec(FileSpec):
         if [self.model, self.torchvision, self.timm].count(None) != 2:
             raise ValueError("give one of model, torchvision and timm")
         return self
-
-    def described(self) -> dict[str, Any]:
-        """All that is given."""
-        return self.model_dump(mode="json", exclude_none=True)
 
 
 class TeacherSpec(FileSpec):

@@ -641,7 +641,7 @@ def read(spec: DataSpec) -> DataSet:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (plain_cell("cnn2", recipe=recipe(batch_size=64)), "batch_size 64 .* its 40 training"),
+        (plain_cell("cnn2", recipe=recipe(batch_size=64)), "batch 64 .* the 40 training"),
         (plain_cell("cnn2", data=DataSpec(source="synthetic", resolution=3)), "factor 3"),
         (
             plain_cell("cnn2", data=HALF.model_copy(update={"pad": 8, "padding": "reflect"})),

@@ -241,7 +241,9 @@ def _read_added(source: str, downloads: Path) -> DataSet:
             )
         last = len(data.classes) - 1
         if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() > last:
-            raise DataError(f"data source {source!r}: its {part} labels must be int64, 0 to {last}")
+            raise DataError(
+                f"data source {source!r}: its {part} labels must be int64 from 0 to {last}"
+            )
         # Copied because the cache takes no views.
         parts.append((images.clone(memory_format=torch.contiguous_format), labels.clone()))
     return DataSet.of(source, parts[0], parts[1], data.classes)
@@ -319,7 +321,6 @@ def random_data(source: str, *, size: int | None = None, classes: Classes | None
 
 
 def _check_added(name: str, source: Source) -> None:
-    check_file_names("data source", [name])
     if name == FOLDER:
         raise ValueError(f"a data source {name} exists already; choose another name")
     if not isinstance(source, Source):

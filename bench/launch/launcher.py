@@ -149,23 +149,22 @@ class Launcher(ABC, Generic[Handle]):
         self._recorded |= {cell_id for cell_id in missing if self.store.read(cell_id)}
         return missing <= self._recorded
 
-    def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
-        """Releases the cells of an ended job that have a record, and tries the others again."""
+    def after_end(
+        self, job: Job, error: BaseException | None, *, lost: bool = False
+    ) -> Iterator[Done]:
+        """Releases the cells of an ended job that have a record, and tries the others again.
+
+        A `lost` job ended through no fault of its cells, and is first in line again.
+        """
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
         left = self.without_record(job)
-        if left:
+        if left and lost:
+            self.waiting.insert(0, Job(tuple(left)))
+        elif left:
             error = error or RuntimeError(f"it ended without a record in {self.config.store}")
             left = self._try_again(left, error, alone)
-        yield from self._release_all_but(left, job)
-
-    def after_loss(self, job: Job) -> Iterator[Done]:
-        """Puts a job first in line again that ended through no fault of its cells."""
-        self._alone = None
-        left = self.without_record(job)
-        if left:
-            self.waiting.insert(0, Job(tuple(left)))
         yield from self._release_all_but(left, job)
 
     def held(self, job: Job) -> Held:

@@ -214,7 +214,7 @@ class RayTasks(Launcher[Any]):
             self._wait_for_records(job)
             yield from self.after_end(job, None)
             return
-        yield from self.after_loss(job) if failure is None else self.after_end(job, failure)
+        yield from self.after_end(job, failure, lost=failure is None)
 
     def _count_loss(self, job: Job, error: BaseException) -> BaseException | None:
         """Counts a lost node against the cells of its job; an error if one lost too many."""
