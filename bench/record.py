@@ -39,6 +39,7 @@ ARCHIVE = "records.jsonl.gz"
 class Sealed:
     """A dataclass that is kept as a JSON file with a checksum; `SCHEMA` is that of its fields."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     SCHEMA: ClassVar[int] = SCHEMA
 
     def to_json(self) -> str:
@@ -82,7 +83,6 @@ class Record(Sealed):
         digests: that path -> SHA-256 of the file; empty in records of earlier versions.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
     cell_id: str
     cell: dict[str, Any]
     category: str
@@ -163,8 +163,6 @@ class Row:
 @dataclass(frozen=True, kw_only=True)
 class Plan(Sealed):
     """An expanded grid: its name, its resolved fields, rows, and the fields of its `Choice`s."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     description: str

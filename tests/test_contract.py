@@ -21,8 +21,7 @@ from bench.hyperparameters import (
 )
 from bench.method import Facts, MaskedLoss, Method, Pair, Stage, View
 from bench.models import zoo
-from bench.models.checks import check_network
-from bench.models.network import Network, tap_shapes
+from bench.models.network import Network, check_network, tap_shapes
 from bench.train.weights import untrained_deployment
 
 NAMES = METHODS.names()

@@ -15,8 +15,7 @@ from torchvision import models
 from bench.cli import main
 from bench.models import zoo
 from bench.models.adapter import TorchvisionNetwork, _node_names, find_taps
-from bench.models.checks import check_network
-from bench.models.network import Network, tap_shapes
+from bench.models.network import Network, check_network, tap_shapes
 from bench.record import NOT_APPLICABLE, Plan
 from bench.workdir import WorkDir
 

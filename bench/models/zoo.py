@@ -44,7 +44,7 @@ _ZOO: dict[str, Builder] = {
     **{f"resnet{depth}": _resnet(depth, THIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _resnet(depth, WIDE) for depth in (8, 32)},
     **{
-        f"wrn_{depth}_{widen}": _own("wrn.WideResNet", depth=depth, widen=widen)
+        f"wrn_{depth}_{widen}": _own("resnet.WideResNet", depth=depth, widen=widen)
         for widen in (1, 2, 4)
         for depth in (16, 40)
     },

@@ -14,8 +14,7 @@ from bench.data.dataset import DataSet
 from bench.faults import CODE_FAULTS, UserError, reason
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
-from bench.models.checks import check_network
-from bench.models.network import tap_shapes
+from bench.models.network import check_network, tap_shapes
 from bench.train.stream import training_positions
 from bench.train.weights import build_network
 
