@@ -200,11 +200,12 @@ def _quantise_onnx(content: bytes, trained: "Trained") -> tuple[bytes, str]:
     data, batch = trained.data, evaluation_batch(trained.card.image_shape[1:])
     chosen = data.train_images[_spread(len(data.train_images), CALIBRATION_IMAGES)]
     small = _to_int8(content, chosen.split(batch))
-    exact, rounded = (
-        accuracy(torch.cat([logits(x).argmax(1) for x in data.test_images.split(batch)]),
-                 data.test_labels)
-        for logits in map(_unpack_onnx, (content, small))
-    )  # fmt: skip
+
+    def accuracy_of(logits: Logits) -> float:
+        found = torch.cat([logits(images).argmax(1) for images in data.test_images.split(batch)])
+        return accuracy(found, data.test_labels)
+
+    exact, rounded = map(accuracy_of, map(_unpack_onnx, (content, small)))
     model = onnx.load_model_from_string(small)
     card = trained.card.model_copy(update={"int8_accuracy": rounded})
     next(x for x in model.metadata_props if x.key == CARD).value = card.model_dump_json()

@@ -81,7 +81,12 @@ def load(
     """
     if resize == CROP and size is None:
         raise DataError("data.resize: crop needs data.size, the side of the square to keep")
-    _check(source, data_root)
+    try:
+        check_file_names("data source", [source])
+    except ValueError as error:
+        raise DataError(f"{error}; --data-root names the folder of your data sets") from None
+    if data_root is not None and not data_root.is_dir():
+        raise DataError(f"--data-root {data_root} is not a folder")
     root = _tree_root(source, data_root)
     asked: dict[str, object] = {"source": source, "size": size, "classes": _canonical(classes)}
     if root is not None:
@@ -109,15 +114,6 @@ def load(
         return _read_known(source, downloads, size, classes)
 
     return cached(_cache_path(cache, asked), asked, read)
-
-
-def _check(source: str, data_root: Path | None) -> None:
-    try:
-        check_file_names("data source", [source])
-    except ValueError as error:
-        raise DataError(f"{error}; --data-root names the folder of your data sets") from None
-    if data_root is not None and not data_root.is_dir():
-        raise DataError(f"--data-root {data_root} is not a folder")
 
 
 class Library:
