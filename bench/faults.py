@@ -44,7 +44,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
         return True
     told = isinstance(error, RuntimeError | ImportError)
-    return told and any(sign in str(error) for sign in MEMORY_SIGNS)
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, which this module does not import
+    return told and (named or any(sign in str(error) for sign in MEMORY_SIGNS))
 
 
 def one_line(text: object) -> str:

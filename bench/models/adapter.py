@@ -66,8 +66,8 @@ def build(
     with refused(f"torchvision/{name}", image_shape):
         shapes = tap_shapes(network, image_shape)
     for tap, fault in misfits(shapes, network.head.in_features):
-        path = network.paths[tap]
-        raise ValueError(f"torchvision/{name}: tap {tap!r} at {path!r} {fault}; name its path")
+        where = f"torchvision/{name}: tap {tap!r} at {network.paths[tap]!r}"
+        raise ValueError(f"{where} {fault}; name another path in taps")
     return network
 
 
