@@ -58,11 +58,11 @@ def read_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
 
 
 def _read(path: Path) -> Plugin:
-    if path.suffix != ".py":
-        raise PluginError(f"--plugin {path}: wanted a Python file, such as my_method.py")
-    if not path.stem.isidentifier() or path.stem.startswith("_"):
-        wanted = "wanted letters, digits and '_', beginning with a letter, such as my_method.py"
-        raise PluginError(f"--plugin {path}: the method is named like its file; {wanted}")
+    if path.suffix != ".py" or not path.stem.isidentifier() or path.stem.startswith("_"):
+        raise PluginError(
+            f"--plugin {path}: wanted a Python file named like a method, in letters, digits and "
+            "'_', such as my_method.py"
+        )
     try:
         return Plugin(str(path.absolute()), path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -168,7 +168,7 @@ def test_a_source_whose_code_changed_is_read_again(tmp_path):
         ("gone.py", None, "cannot be read: No such file"),
         ("folder.py", ..., "cannot be read: Is a directory"),
         ("matching.txt", METHOD, "wanted a Python file"),
-        ("my-method.py", METHOD, "wanted letters, digits and '_'"),
+        ("my-method.py", METHOD, "letters, digits and '_'"),
         ("broken.py", "def method(:\n", "line 1: SyntaxError"),
         ("broken.py", "x = 1\n\0", "SyntaxError"),
         ("broken.py", "x = 1\nx.y\n", "line 2: AttributeError"),

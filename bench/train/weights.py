@@ -135,9 +135,8 @@ def start_from_source(cell: Cell, network: Network, store: Store) -> None:
             f"transfer copies parameters, so source and target need the same architecture; "
             f"got {cell.source.model_name} for {cell.model_name}"
         )
-    head = head_keys(network)
-    weights = {k: v for k, v in read_weights(cell.source.id, store).items() if k not in head}
-    network.load_state_dict(weights, strict=False)
+    weights, head = read_weights(cell.source.id, store), head_keys(network)
+    network.load_state_dict({k: v for k, v in weights.items() if k not in head}, strict=False)
 
 
 def head_keys(network: Network) -> set[str]:
