@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -103,7 +103,8 @@ class Student(nn.Module):
         return self.network(degrade(values, self.resolution))
 
 
-class Format(NamedTuple):
+@dataclass(frozen=True)
+class Format:
     """The suffix of a file format for students, and what writes its content and reads it.
 
     `quantise` replaces the compared content by a smaller, less exact one, and says how exact.
