@@ -13,6 +13,9 @@ from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, SCREENING
 from bench.record import FAILED, Plan, Record, Row, write_atomically
 from bench.report.answers import Asked, answer_lines
+from bench.report.card import pair_lines
+from bench.report.paper import paper_table
+from bench.report.results import findings
 from bench.workdir import WorkDir
 
 DECISION = Path(__file__).parent / "benchmarks" / "decision"
@@ -97,6 +100,22 @@ def test_a_loss_that_reached_few_samples_is_said_before_the_answer():
     assert "reached" not in said((plan, records))
 
 
+def test_what_a_row_deploys_on_top_of_the_student_is_said_wherever_its_gain_is():
+    plan, records = grid({"fsp": 0.06, LONGER: 0.0})
+    sizes = {"parameters": 1170, "student_parameters": 1000}
+    larger = {
+        i: replace(r, final={**r.final, **sizes}) if i.startswith("fsp") else r
+        for i, r in records.items()
+    }
+    assert "note: fsp deploys more than the student: +17 % parameters." in said((plan, larger))
+    found = findings(plan, larger, None)
+    titles = [line.title for lines in found.lines.values() for line in lines]
+    assert "fsp (+17 % parameters)" in titles
+    assert "fsp (+17 % parameters)" in [line.row for line in pair_lines(found)]
+    assert r"fsp (+17 \% parameters)" in paper_table(found)
+    assert "deploys" not in said((plan, records))
+
+
 def test_the_price_of_a_teacher_is_held_against_training_longer():
     assert "against longer training without a teacher: +5." in said(
         grid({"fsp": 0.06, LONGER: 0.01})
@@ -145,6 +164,7 @@ def test_the_command_answers_within_a_limit(work, capsys):
         (["--max-cost", "1.2"], "the nearest is fsp: cost ×1.50"),
         (["--max-cost", "0.5"], "of at least 1"),
         (["--pair", "wide:broad"], "wide:narrow"),
+        (["--against", "rkd"], "fsp"),
         (["--grid", "lost"], "no results of grid 'lost'"),
     ],
 )

@@ -22,6 +22,7 @@ from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Question, decide
 from bench.decide.evidence import Pair, Row
 from bench.decide.finalists import choose_finalists
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Family, prove, within_margin
+from bench.faults import UserError
 from bench.statistics import ALPHA, between_groups, holm, power, random_effects, seeds_needed
 
 # Hours of sleep gained with two drugs, ten patients (Student 1908). R's t.test(extra ~ group,
@@ -350,6 +351,15 @@ def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
     assert [claim.row for claim in answer.against_longer] == ["a"]
     assert answer.against_longer[0].proven
     assert answer.teachers.count == 2
+
+
+def test_another_reference_has_a_family_of_its_own() -> None:
+    found = pair(student(BASE), row("a", above(0.02)), row("b", above(0.04, 2)))
+    answer = decide([found], Question(against="a")).answers[0]
+    assert (answer.pair.reference.name, answer.named) == ("a", "b")
+    assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
+    with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
+        decide([found], Question(against="c"))
 
 
 def test_equal_seeds_are_decided_over_pairs() -> None:

@@ -208,6 +208,8 @@ def recommend(parser: Parser) -> None:
     add("--csv", type=path, metavar="FILE", help=text)
     text = "row of the CSV file that gains are over (default: student)"
     add("--baseline", default="student", metavar="ROW", help=text)
+    text = "row that the others are held against (default: the plain student)"
+    add("--against", metavar="ROW", help=text)
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")
     text = "whole training at most X times the plain student's, such as 1.3"
     add("--max-cost", type=number(float, at_least=1), metavar="X", help=text)

@@ -31,14 +31,15 @@ def tables(options: argparse.Namespace) -> int:
 
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet: of a grid, or of a CSV file."""
+    limits = {"against": options.against or "", "max_cost": options.max_cost}
     if options.csv is not None:
         pairs, asked = read_csv(options.csv, options.baseline), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, max_cost=options.max_cost))
+        found = decide(pairs, Question(equal_seeds=equal, **limits))
         named, overall = [(a.pair.name, a) for a in found.answers], found.overall
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
-        answers, overall = decide_plan(plan, records, costs, max_cost=options.max_cost)
+        answers, overall = decide_plan(plan, records, costs, **limits)
         if not answers:
             raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
         named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]

@@ -40,12 +40,14 @@ class Question:
     """What is asked of the evidence.
 
     Attributes:
+        against: the row that the others are held against; empty for the plain student.
         max_cost: whole training over the plain student's; dearer rows are not named.
         extend: confirmation seeds that the design may add once; 0 for a design of one look.
         equal_seeds: whether every row has the same seeds, without screening.
         draws: Monte-Carlo draws behind P(best).
     """
 
+    against: str = ""
     max_cost: float | None = None
     extend: int = 0
     equal_seeds: bool = False
@@ -80,7 +82,7 @@ class Answer:
 
     Attributes:
         margin: accuracy that does not matter.
-        claims: of every finalist against the plain student.
+        claims: of every finalist against the reference.
         against_longer: of every method against the longer-trained student, the teacher's price.
         excluded: row -> why it may not be named.
         look: 2 where the extension's seeds are among the evidence.
@@ -91,7 +93,7 @@ class Answer:
             `SURE_ENOUGH`; None where no row is named.
         named: of the allowed finalists that are proven, the one of the highest mean gain; if there
             is none, the best bet: the one of the highest believed gain.
-        chances: of the plain student and every allowed row, finalist or not, by falling gain.
+        chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
         no_help: whether it is shown that no finalist gains more than the margin.
@@ -149,12 +151,13 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
-    row is named, never what is proven.
+    row is named, never what is proven. UserError if `against` names no finalist of a pair.
     """
     asked = question or Question()
+    pairs = [replace(pair, against=asked.against) for pair in pairs]
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
-    families = [Family(pair.student, pair.finalists) for pair in pairs]
+    families = [Family(pair.reference, pair.finalists) for pair in pairs]
     claims = prove(families, alphas)
     longer = prove([_longer_family(pair) for pair in pairs], alphas)
     answers = [
@@ -221,19 +224,20 @@ def _answer(
         excluded=excluded,
         look=pair.look,
         exploratory=asked.equal_seeds and pairs > 1,
-        recipe_too_short=any(row.kind == LONGER and row.name in proven for row in pair.finalists),
+        recipe_too_short=pair.reference is pair.student
+        and any(row.kind == LONGER and row.name in proven for row in pair.finalists),
     )
     if problem := _problem(pair, excluded):
         return replace(answer, problem=problem)
-    others = [row for row in pair.rows if row is not pair.student]
-    alone = pair.student.every_seed
+    others = [row for row in pair.rows if row is not pair.reference]
+    alone = pair.reference.every_seed
     believed = chances(
-        {row.name: row.every_seed for row in (pair.student, *others)},
+        {row.name: row.every_seed for row in (pair.reference, *others)},
         methods=[row.name for row in others if row.kind == METHOD],
-        competing=[row.name for row in nameable if row.name not in excluded],
+        competing=[r.name for r in nameable if r.name not in excluded and r in others],
         draws=asked.draws,
     )
-    allowed = [row for row in pair.finalists if row.name not in excluded]
+    allowed = [row for row in pair.finalists if row.nameable and row.name not in excluded]
     bet = next(chance for chance in believed if chance.row in {row.name for row in allowed})
     gains = {
         row.name: fmean(paired_differences(row.every_seed, alone))
@@ -254,16 +258,16 @@ def _problem(pair: Pair, excluded: Mapping[str, str]) -> str:
     """Why no row can be named, in one line; empty if one can."""
     if not pair.finalists:
         return "no row was chosen for confirmation"
-    allowed = [row for row in pair.finalists if row.name not in excluded]
-    costs = {row.name: row.cost for row in pair.finalists if row.cost is not None}
+    allowed = [row for row in pair.finalists if row.nameable and row.name not in excluded]
+    costs = {r.name: r.cost for r in pair.finalists if r.nameable and r.cost is not None}
     if not allowed and not costs:
         return "costs are limited, and no finalist's cost is measured: run_all.py profile does that"
     if not allowed:
         nearest = min(costs, key=lambda row: costs[row])
         return f"no finalist is within the limit; the nearest is {nearest}: {excluded[nearest]}"
-    alone = pair.student.every_seed
+    alone = pair.reference.every_seed
     shared = max(len(row.every_seed.keys() & alone.keys()) for row in allowed)
-    few = f"seeds in common with {pair.student.name}: {shared}; two are the least"
+    few = f"seeds in common with {pair.reference.name}: {shared}; two are the least"
     return few if shared < 2 else ""
 
 
@@ -286,7 +290,7 @@ def _teachers(pair: Pair, named: str | None) -> Teachers | None:
     row = next((row for row in pair.finalists if row.name == named), None)
     if row is None or pair.teachers is None:
         return None
-    accuracies, alone = row.at_look(2), pair.student.at_look(2)
+    accuracies, alone = row.at_look(2), pair.reference.at_look(2)
     gains = defaultdict[str, list[float]](list)
     for seed in sorted(accuracies.keys() & alone.keys() & pair.teachers.keys()):
         gains[pair.teachers[seed]].append(accuracies[seed] - alone[seed])

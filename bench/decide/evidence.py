@@ -26,6 +26,7 @@ class Row:
         finalist: whether the row was chosen for confirmation.
         reached: share of the samples that its transfer losses reached in whole; None where that is
             not recorded.
+        added: what is deployed on top of the student's own network, in words; empty for nothing.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     cost: float | None = None
     finalist: bool = False
     reached: float | None = None
+    added: str = ""
 
     def __post_init__(self) -> None:
         """Refuses what is no row."""
@@ -78,6 +80,7 @@ class Pair:
 
     Attributes:
         test_images: how many images an accuracy is a share of.
+        against: the row that gains are over; empty for the plain student.
         teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
         classes: how many there are; None where unknown.
         teachers: seed -> the teacher it was trained with; None where there is one for all.
@@ -86,6 +89,7 @@ class Pair:
     name: str
     rows: tuple[Row, ...]
     test_images: int
+    against: str = ""
     teacher_accuracy: float | None = None
     classes: int | None = None
     teachers: Mapping[int, str] | None = None
@@ -107,9 +111,22 @@ class Pair:
         return next(row for row in self.rows if row.kind == REFERENCE)
 
     @property
+    def reference(self) -> Row:
+        """The row that gains are over; UserError if it has no confirmation seeds."""
+        known = {row.name: row for row in self.rows if row.finalist and row.nameable}
+        known = {self.student.name: self.student, **known}
+        if (name := self.against or self.student.name) not in known:
+            raise UserError(
+                f"{self.name}: got {name!r} to hold the others against, wanted a row with "
+                f"confirmation seeds: {', '.join(known)}"
+            )
+        return known[name]
+
+    @property
     def finalists(self) -> tuple[Row, ...]:
-        """The rows that claims are made about."""
-        return tuple(row for row in self.rows if row.finalist and row.nameable)
+        """The rows that claims are made about, the plain student too if it is not the reference."""
+        known = tuple(row for row in self.rows if row.finalist and row.nameable)
+        return tuple(row for row in (self.student, *known) if row.name != self.reference.name)
 
     @property
     def teacher_fault(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from bench.cost.costs import Costs
+from bench.cost.costs import CostRecord, Costs
 from bench.decide.decision import Answer, Question, decide
 from bench.decide.evidence import ABLATION, LONGER, METHOD, REFERENCE, Pair, Row
 from bench.decide.proof import Overall
@@ -80,13 +80,14 @@ def _pair(
     if not students:
         return None
     measured = costs.of_pair(pair.data, pair.teacher, pair.student)
-    ratios = {cost.label: cost.training_cost_ratio for cost in measured}
+    costs_of = {cost.label: cost for cost in measured}
     labels = dict.fromkeys(row.label for row, _ in finished if row.role in (STUDENT, "method"))
     confirmed = {row.label for row in rows if row.phase in (CONFIRMATION, EXTENSION, EQUAL)}
     made = []
     for label in labels:
         mine = [(row, record) for row, record in finished if row.label == label]
-        ratio = ratios.get(label)
+        found = costs_of.get(label)
+        ratio = found.training_cost_ratio if found else None
         kind, cost = _kind(mine[0][0]), None if ratio is None else ratio.median
         if kind in (REFERENCE, LONGER):  # its step is the plain student's
             cost = _epochs(record for _, record in mine) / _epochs(students)
@@ -100,6 +101,7 @@ def _pair(
                 cost=cost,
                 finalist=kind in (LONGER, METHOD) and label in confirmed,
                 reached=_reached(record for _, record in mine),
+                added=_added(mine[0][1], found),
             )
         )
     teachers = {row.cell_id: record for row, record in finished if row.role == "teacher"}
@@ -128,6 +130,16 @@ def _series(rows: Iterable[tuple[PlanRow, Record]], phase: str) -> dict[int, flo
 
 def _epochs(records: Iterable[Record]) -> float:
     return fmean(record.final["epochs"] for record in records)
+
+
+def _added(record: Record, cost: CostRecord | None) -> str:
+    """What a method deploys on top of the student's own network; FLOP where they are measured."""
+    if not (own := record.final.get("student_parameters")):
+        return ""
+    more = [f"{100 * (record.final['parameters'] / own - 1):+.0f} % parameters"]
+    if cost is not None:
+        more.append(f"{100 * (cost.deployed_flops - 1):+.0f} % FLOP")
+    return ", ".join(more)
 
 
 def _reached(records: Iterable[Record]) -> float | None:

@@ -68,6 +68,8 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
                 f"the loss of {row_title(row.name)} reached {row.reached:.0%} of the samples; the "
                 "others had no defined value."
             )
+        if row.added:
+            found.append(f"{row_title(row.name)} deploys more than the student: {row.added}.")
     return found
 
 
@@ -93,7 +95,7 @@ def proven_text(answer: Answer) -> str:
     proven, why = [claim.row for claim in answer.claims if claim.proven], answer.excluded
     left_out = [f"{row_title(row)} ({why[row]})" for row in proven if row in why]
     beyond = f"; beyond the limits: {', '.join(left_out)}" if left_out else ""
-    reference, gain = reference_title(answer.pair.student.name), answer.proven_gain
+    reference, gain = reference_title(answer.pair.reference.name), answer.proven_gain
     if gain is None:
         seeds = max((claim.gain.n for claim in answer.claims if claim.gain), default=0)
         return f"nothing ({len(answer.claims)} rows against {reference}, {seeds} seeds){beyond}"
@@ -110,10 +112,11 @@ def bet_text(answer: Answer) -> str:
     title, chance = row_title(answer.named or ""), answer.chance(answer.named)
     if chance is None:
         return title
+    reference = reference_title(answer.pair.reference.name)
     return (
-        f"{title}, probably {points(chance.gain)} points; better than "
-        f"{reference_title(answer.pair.student.name)} with {chance_text(chance.better)}, the best "
-        f"row with {chance_text(chance.best)}; {cost_text(answer.cost(answer.named))}"
+        f"{title}, probably {points(chance.gain)} points; better than {reference} with "
+        f"{chance_text(chance.better)}, the best row with {chance_text(chance.best)}; "
+        f"{cost_text(answer.cost(answer.named))}"
     )
 
 

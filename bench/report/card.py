@@ -62,7 +62,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
         bet = f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
         said = gain_text(gain) if gain is not None else bet
         cost = cost_text(answer.cost(answer.named))
-        name = row_title(answer.named)
+        name = next(line.title for line in found.lines[key] if line.label == answer.named)
         lines.append(PairLine(title, answer.verdict, name, said, cost, race or "no other row"))
     return lines
 

@@ -74,4 +74,7 @@ def paper_table(found: Findings) -> str:
         "interval that holds for all claims of a pair at once; n = "
         f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, 5 %)."
     )
+    more = dict.fromkeys(line.title for lines in shown.values() for line in lines if line.added)
+    if more:
+        caption += f" Deployed is more than the student: {', '.join(more)}."
     return template.render(pages=pages, labels=labels, width=name, mark=mark, caption=caption)

@@ -59,6 +59,7 @@ class Line:
         kind: see `bench.decide.evidence.Row`; empty for the teacher, and without a result.
         variant: 0 for the first row of its method, 1 for the next one.
         gain: over the student; of a finalist, with an interval that holds for all of them.
+        added: see `bench.decide.evidence.Row`.
     """
 
     label: str
@@ -75,11 +76,13 @@ class Line:
     agreement: Interval | None = None
     epochs: float | None = None
     n: int = 0
+    added: str = ""
 
     @property
     def title(self) -> str:
-        """The row as people say it."""
-        return "teacher" if self.role == "teacher" else row_title(self.label)
+        """The row as people say it, with what it deploys on top of the student."""
+        title = "teacher" if self.role == "teacher" else row_title(self.label)
+        return f"{title} ({self.added})" if self.added else title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ def _line(group: Group, row: Evidence | None, answer: Answer | None, variant: in
         proven=claim is not None and claim.proven,
         gain=_gain(row, answer),
         cost=row.cost if row else None,
+        added=row.added if row else "",
         accuracy=_mean(accuracies),
         best_accuracy=_mean(group.by_cell("best_accuracy")),
         agreement=_mean(group.by_cell("agreement")),
