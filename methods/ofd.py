@@ -42,7 +42,7 @@ def margin(mean: Tensor, deviation: Tensor) -> Tensor:
         (C,), at most 0, in the responses' units.
 
     Raises:
-        ValueError: the shapes differ, or a deviation is negative.
+        ValueError: the shapes differ.
 
     Source:
         Heo et al.: A Comprehensive Overhaul of Feature Distillation, ICCV 2019, section 3.2.
@@ -51,10 +51,10 @@ def margin(mean: Tensor, deviation: Tensor) -> Tensor:
         >>> margin(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0]))
         tensor([-0.7979, -3.0000])
     """
-    if mean.shape != deviation.shape or (deviation < 0).any():
+    if mean.shape != deviation.shape:
         raise ValueError(
             f"margin: mean {tuple(mean.shape)} and deviation {tuple(deviation.shape)} must have "
-            "one shape, and no deviation may be negative"
+            "one shape"
         )
     mean, deviation = full_precision(mean), full_precision(deviation)
     ratio = mean / deviation.where(deviation > 0, 1.0)

@@ -16,7 +16,7 @@ from bench.cli import main
 from bench.models import zoo
 from bench.models.adapter import TorchvisionNetwork, _node_names, find_taps
 from bench.models.network import Network, check_network, tap_shapes
-from bench.record import NOT_APPLICABLE, Plan
+from bench.record import FINISHED, NOT_APPLICABLE, Plan
 from bench.workdir import WorkDir
 
 WIDE = (3, 64, 96)
@@ -132,17 +132,17 @@ def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, c
     (path,) = work.root.glob("both-*/plan.json")
     plan = Plan.from_json(path.read_text())
     records = work.store.read_all(plan.cell_ids())
+    assert {record.status for record in records.values()} == {FINISHED, NOT_APPLICABLE}
     refused = {
         (row.teacher, row.label)
         for row in plan.rows
         if records[row.cell_id].status == NOT_APPLICABLE
     }
-    never = {"activation_boundary", "fsp", "transfer"}  # the last one needs a source
-    assert refused == {
-        *(("timm/test_vit", label) for label in never),
-        *(("cnn2", label) for label in {*never, "fitnet"}),
-    }
-    assert len(records) == 20  # each network alone is a teacher and a student
+    maps = {"activation_boundary", "fsp"}  # of a stem, or before a ReLU
+    assert {(teacher, label) for teacher in ("timm/test_vit", "cnn2") for label in maps} < refused
+    methods = {row.label: row.category for row in plan.rows if row.role == "method"}
+    assert not {label for _, label in refused if methods[label] == "response"}
+    assert records.keys() == set(plan.cell_ids())
 
 
 class Faulty(Network):
