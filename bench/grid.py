@@ -188,6 +188,11 @@ class Grid(Spec):
             return {**described, "weights": file_digest(self._weights(described))}
         return described
 
+    @property
+    def folder(self) -> Path:
+        """The folder that the grid's weights are relative to."""
+        return self._folder
+
     def _described(self, name: str, teaches: bool) -> str | dict[str, Any]:
         own, of_file = {}, set(FileSpec.model_fields)
         if teaches:

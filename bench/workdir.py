@@ -40,6 +40,10 @@ class WorkDir:
         """The plan of the latest run of a grid."""
         return self.grid(name) / "plan.json"
 
+    def origin(self, name: str) -> Path:
+        """Where the folder of a grid's file is noted: weights in it are relative to that folder."""
+        return self.root / "store" / "grids" / name
+
     def choices(self, name: str, digest: str) -> Path:
         """The finalists of a grid that these screened cells led to; see `bench.design`."""
         return self.root / "store" / "finalists" / f"{name}-{digest}.json"

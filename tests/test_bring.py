@@ -86,7 +86,7 @@ def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
 
 
 def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
-    folder, capsys, no_figures, refused
+    folder, capsys, no_figures, refused, monkeypatch
 ):
     state = save(folder)
     found = run(folder)
@@ -109,6 +109,10 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
 
     run(folder, "recipe.momentum=0.8")
     assert "4 cells trained" in capsys.readouterr().out  # the students of two seeds
+    (name,) = (path.parent.name for path in (folder / "work").glob("own-*/plan.json"))
+    monkeypatch.chdir(folder / "work")  # weights are relative to the grid's file all the same
+    assert main(["run", "--grid", name, *words(folder)[2:]]) == 0
+    assert "nothing to train" in capsys.readouterr().out
     (folder / "moved").mkdir()
     (folder / "mine.pth").rename(folder / "moved" / "mine.pth")
     assert "mine.pth" in refused(*words(folder))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,8 +52,9 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], checked: bool) 
     name, work = options.grid, WorkDir(options.work_dir)
     if name.endswith(YAML) or name in grid_names() or not work.plan(grid_name(name)).is_file():
         return load_grid(name, overrides, checked=checked)
-    config = dict(Plan.read(work.plan(name)).config)
-    return grid_of(config, overrides, name, folder=Path(), checked=checked)
+    config, origin = dict(Plan.read(work.plan(name)).config), work.origin(name)
+    folder = Path(os.fsdecode(origin.read_bytes())) if origin.is_file() else Path()
+    return grid_of(config, overrides, name, folder=folder, checked=checked)
 
 
 def results_name(options: argparse.Namespace) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -138,6 +139,7 @@ def prepare(options: argparse.Namespace) -> TrainingCommand:
     library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
     data = library.read(grid.data)
     if not options.dry_run:  # which says so itself
+        write_atomically(work.origin(grid.name), os.fsencode(grid.folder.resolve()))
         console.print("\n".join([data.describe(), *data.notes]), highlight=False, markup=False)
     config = WorkerConfig(
         store=work.store.root,
