@@ -1,10 +1,11 @@
 """What a grid can name: methods with their hyper-parameters, models, data sources and grids."""
 
 import textwrap
+from collections.abc import Mapping
 
 from bench.data import sources
 from bench.grid import find_grid, grid_names
-from bench.hyperparameters import METHODS, build_method, default_hyperparameters
+from bench.hyperparameters import METHODS, SWITCHES, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.network import tap_shapes
 from bench.strict_yaml import read_yaml
@@ -20,6 +21,11 @@ def describe_model(name: str, image_shape: tuple[int, int, int]) -> str:
     return "\n".join(lines)
 
 
+def _shown(values: Mapping[str, object]) -> str:
+    shorter = {k: f"{v:.6g}" if isinstance(v, float) else repr(v) for k, v in values.items()}
+    return ", ".join(f"{key}={value}" for key, value in shorter.items())
+
+
 def catalogue(width: int) -> str:
     """The list as plain text, in lines of at most `width` characters."""
 
@@ -31,8 +37,11 @@ def catalogue(width: int) -> str:
     lines = ["methods (hyper-parameters with their defaults):"]
     for name in METHODS.names():
         lines.append(f"  {name:<20} {build_method(name).category}")
-        values = [f"{key}={value!r}" for key, value in default_hyperparameters(name).items()]
-        lines += [wrapped(", ".join(values), "      ")] if values else []
+        values = _shown(default_hyperparameters(name))
+        lines += [wrapped(values, "      ")] if values else []
+    lines += [
+        wrapped("switches: " + _shown({key: off for key, (off, _) in SWITCHES.items()}), "  ")
+    ]
     lines += ["", "models:", wrapped(" ".join(zoo.MODELS.names()), "  ")]
     for library in zoo.LIBRARIES:
         try:
