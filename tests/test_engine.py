@@ -545,7 +545,7 @@ def test_soft_logits_joined_to_a_method_are_the_sum_written_out():
     twin = Lesson(cell("rkd")).student
     shown = View(twin.network.train().view(batch.images, ("embedding", "logits")))
     pair = Pair(shown, view, batch.labels, batch.index)
-    soft = build_method("soft_logits").plan[0].transfer(pair, twin.connector).mean()
+    soft = build_method("soft_logits").plan[0].transfer(pair, twin.connector).loss.mean()
     relation = build_method("rkd").plan[0].transfer(pair, twin.connector).loss
     task = torch.nn.functional.cross_entropy(shown.logits, batch.labels)
     (0.1 * task + 0.9 * soft + relation).backward()

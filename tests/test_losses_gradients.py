@@ -64,19 +64,19 @@ DEGENERATE = [
 
 @each_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("of_student", "of_teacher"), DEGENERATE)
-def test_value_and_gradient_stay_finite(
-    loss: Loss, dtype: torch.dtype, of_student: str, of_teacher: str
-):
+def test_value_and_gradient_stay_finite(loss: Loss, dtype: torch.dtype):
     student, teacher = loss.inputs(4, seed=2, dtype=dtype)
-    value, gradients = loss.value_and_gradients(
-        [CHANGES[of_student](x) for x in student], [CHANGES[of_teacher](x) for x in teacher]
-    )
-    assert value.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in gradients)
-    if "huge" not in (of_student, of_teacher) and of_student != "tiny":
+    wrong = []
+    for of_student, of_teacher in DEGENERATE:
+        value, gradients = loss.value_and_gradients(
+            [CHANGES[of_student](x) for x in student], [CHANGES[of_teacher](x) for x in teacher]
+        )
+        finite = all(x.isfinite().all() for x in (value, *gradients))
         # A finite but giant gradient, 1 / eps of some normalisation, ruins a step as surely.
-        assert max(gradient.abs().max() for gradient in gradients) < 1e3
+        any_size = "huge" in (of_student, of_teacher) or of_student == "tiny"
+        if not finite or not (any_size or max(x.abs().max() for x in gradients) < 1e3):
+            wrong.append((of_student, of_teacher))
+    assert wrong == []
 
 
 @each_loss_per_sample

@@ -146,7 +146,8 @@ def test_growth(benchmark, name: str, axis: str, size: int) -> None:
     vectors = {"embedding": (channels,), "logits": (CLASSES,)}
     stage = first_loss(method)
     assert stage is not None
-    shapes = {tap: vectors.get(tap, (channels, side, side)) for tap in stage.all_taps}
+    taps = (*stage.all_taps, *vectors)  # connectors may read the vectors' sizes
+    shapes = {tap: vectors.get(tap, (channels, side, side)) for tap in taps}
     loss = random_loss(method, shapes, shapes, sizes["batch"])
     benchmark.group = f"{name}, {axis}"
     measure(benchmark, loss, method=name, category=method.category, axis=axis, size=size)
