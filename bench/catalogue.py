@@ -22,8 +22,8 @@ def describe_model(name: str, image_shape: tuple[int, int, int]) -> str:
 
 
 def _shown(values: Mapping[str, object]) -> str:
-    shorter = {k: f"{v:.6g}" if isinstance(v, float) else repr(v) for k, v in values.items()}
-    return ", ".join(f"{key}={value}" for key, value in shorter.items())
+    shorter = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+    return ", ".join(f"{key}={value!r}" for key, value in shorter.items())
 
 
 def catalogue(width: int) -> str:

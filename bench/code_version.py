@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "methods"
@@ -26,14 +27,14 @@ NUMERICAL = (
 
 def method_digest(name: str, text: str) -> str:
     """The digest of a module of this name and source, and of all of `methods` that it imports."""
-    trees: dict[str, ast.Module] = {}
+    texts: dict[str, str] = {}
     waiting = [(name, text)]
     while waiting:
         module, text = waiting.pop()
-        trees[module] = ast.parse(text)
-        imported = (piece for piece in _imported_methods(trees[module]) if piece not in trees)
+        texts[module] = text
+        imported = (piece for piece in _parsed(text).imports if piece not in texts)
         waiting += [(piece, (METHODS / f"{piece}.py").read_text("utf-8")) for piece in imported]
-    return _digest(trees)
+    return _digest(texts)
 
 
 @cache
@@ -43,8 +44,7 @@ def numerics_digest(*more: str, root: Path = ROOT) -> str:
     Records name it, so that tables can say which rows were trained by different code.
     """
     files = {path for pattern in (*NUMERICAL, *more) for path in root.glob(pattern)}
-    texts = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files}
-    return _digest({name: ast.parse(text) for name, text in texts.items()})
+    return _digest({path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files})
 
 
 def provenance() -> dict[str, object]:
@@ -70,8 +70,22 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _digest(trees: Mapping[str, ast.Module]) -> str:
-    parts = "\n".join(f"{name}: {_code_only(trees[name])}" for name in sorted(trees))
+class _Parsed(NamedTuple):
+    """A module's code without comments, docstrings and layout, and what it imports of `methods`."""
+
+    code: str
+    imports: tuple[str, ...]
+
+
+@cache
+def _parsed(text: str) -> _Parsed:
+    tree = ast.parse(text)
+    imports = tuple(_imported_methods(tree))
+    return _Parsed(_code_only(tree), imports)
+
+
+def _digest(texts: Mapping[str, str]) -> str:
+    parts = "\n".join(f"{name}: {_parsed(texts[name]).code}" for name in sorted(texts))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 

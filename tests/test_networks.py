@@ -122,7 +122,7 @@ def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, c
         "pairs": ["timm/test_vit:cnn2", "cnn2:timm/test_vit"],
         "methods": ["soft_logits"],
         "seeds": 1,
-        "recipe": {"epochs": 3, "batch_size": 24, "learning_rate": 0.01, "evaluate_every": 3},
+        "recipe": {"epochs": 2, "batch_size": 24, "learning_rate": 0.01, "evaluate_every": 2},
     }
     (tmp_path / "both.yaml").write_text(yaml.safe_dump(grid))
     words = ["--grid", str(tmp_path / "both.yaml"), "--plugin", str(tmp_path / "colours.py")]
