@@ -17,7 +17,7 @@ def with_soft_logits(method: Method) -> Method:
     count as part of the task: the method's own loss is clipped against both.
 
     Raises:
-        ValueError: the method is a baseline, or has no loss but soft targets.
+        ValueError: the method is a baseline, or no stage with labels reads more than logits.
 
     Source:
         Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020, where it is
@@ -28,7 +28,7 @@ def with_soft_logits(method: Method) -> Method:
     plan = tuple(_with_soft_targets(stage) for stage in method.plan)
     if plan == method.plan:
         raise ValueError(
-            "with_soft_logits: every stage with labels reads soft logits already; "
+            "with_soft_logits: wanted a stage with labels that reads more than logits; "
             "set stage2=ce where a method has that hyper-parameter"
         )
     note = (

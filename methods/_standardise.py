@@ -14,8 +14,8 @@ def standardise(logits: Tensor) -> Tensor:
     """Each sample's logits with mean 0 and standard deviation 1.
 
     Z_k = (z_k - mean z) / (std z + 1e-7), with the standard deviation of K - 1 degrees of freedom.
-    A logit of -inf stays, outside mean and deviation. A row with std z <= 1e-6 max |z|, or of fewer
-    than two finite logits, is 0 without gradient. Half precision is raised to float32.
+    A logit of -inf stays, outside mean and deviation. All finite logits become 0, without gradient,
+    where std z <= 1e-6 max |z| or fewer than two are finite. Half precision is raised to float32.
 
     Args:
         logits: (B, K).

@@ -1,7 +1,6 @@
 """Correlation congruence: how the samples of a batch correlate is what the student keeps.
 
-Two losses carry this name in public code; `form` says which. All compute in float64, as the other
-relations do.
+Two losses carry this name in public code; `form` says which. All compute in float64.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Contrastive representation distillation: an image's two embeddings find each other.
 
-A memory holds an embedding of every training image from either network. Each network's embedding of
-an image is told from the other network's embeddings of images of other classes.
+A memory holds each network's embedding of every training image. One network's embedding of an image
+is compared with the other network's embeddings of that image and of images of other classes.
 """
 
 import math
@@ -37,7 +37,7 @@ def crd_loss(
     normalisers: Sequence[Tensor | float] | None = None,
     temperature: float = 0.07,
 ) -> Tensor:
-    """How badly either network's embedding tells its image among the other network's memory.
+    """How badly each network's embedding picks its image out of the other network's memory.
 
     log((x_0 + c + eps) / x_0) + sum_{j >= 1} log((x_j + c + eps) / c), for the student with
     x_j = exp(<teacher_bank[drawn_j], v> / T) / Z_s, c = K / N, eps = 1e-7; plus the same of the

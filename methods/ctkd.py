@@ -58,7 +58,7 @@ def _divided(logits: Tensor, temperature: Tensor) -> Tensor:
 
 
 class Temperature(nn.Module):
-    """T = 1 + 20 sigmoid(a), a trained; its gradient is turned round over the first epochs."""
+    """T = 1 + 20 sigmoid(a), a trained; its gradient is reversed over the first epochs."""
 
     def __init__(self, images: int, ramp_epochs: int) -> None:
         """`images` is N, and the ramp is as in `method`."""

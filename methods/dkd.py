@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the target class and the other classes have own weights."""
+"""Decoupled knowledge distillation: the target class and the others are weighted apart."""
 
 import torch
 from torch import Tensor, nn

@@ -157,7 +157,7 @@ def method(*, factor: int = 2) -> Method:
     student up to that map, the projector, the mean over positions and the teacher's classifier. The
     larger map is average-pooled first, a student's before the projector. A teacher must classify
     by the mean over positions of relu(f_t), as ResNets, wide ResNets, VGGs and ShuffleNetV1 do;
-    shapes rule MobileNetV2 and ShuffleNetV2 out, but they cannot show every other pooling.
+    MobileNetV2 and ShuffleNetV2 are refused by their shapes, which cannot show every other pooling.
 
     Args:
         factor: of the teacher's channels to those inside the projector, at least 1.

@@ -63,7 +63,8 @@ def method(
 
     Args:
         temperature: T, above 0; CE is at T = 1.
-        rho: weight on the soft targets, in [0, 1]. At 0 no teacher runs; at 1 no label is read.
+        rho: weight on the soft targets, in [0, 1]. At 1 no label is read; at 0 no teacher runs,
+            unless `weight` is given.
         scale_by_temperature_squared: False leaves T^2 out, as some published results did.
         weight: weight on the soft targets, above 0, if it is not to be rho; CE keeps 1 - rho.
         standardise: True compares both networks' `standardise`d logits.

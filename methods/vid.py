@@ -102,7 +102,7 @@ def method(*, weight: float = 1.0) -> Method:
 
     L_l is `vid_loss` of r_l(f_s) and f_t at the output of stage l; the larger map is average-pooled
     first, a student's before r_l. Regressors r_l and variances v_l are trained with the student.
-    The curves "log_variance.<tap>" show the mean of log v_l: at -11 it has reached its bound, and
+    The curves "log_variance.<tap>" show the mean of log v_l: at -11.5 it has reached its bound, and
     gradients have grown by 10^5.
 
     Args:

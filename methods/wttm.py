@@ -21,7 +21,7 @@ def wttm_loss(
     U KL(q || softmax(student)), with U = sum_k softmax(teacher)_k^gamma and q = softmax(teacher)
     ^gamma / U. The power is a temperature of 1 / gamma for the teacher alone: the student learns
     the softened probabilities themselves. U is 1 where the teacher is sure of one class, and
-    K^(1 - gamma) where it has no idea.
+    K^(1 - gamma) where all classes are alike to it.
 
     Args:
         student_logits: (B, K).

@@ -225,8 +225,11 @@ def test_any_feature_method_can_be_trained_with_soft_logits(tmp_path):
     labels = [m.label for m in grid.methods]
     assert labels == ["fitnet + soft_logits (stage2=ce)", "fitnet (stage2=ce)"]
     assert len(method_ids(grid)) == 4
-    for refused in ("soft_logits", "student"):
-        with pytest.raises(GridError, match="with_soft_logits"):
+    without = "with_soft_logits: wanted a stage with labels that reads more than logits"
+    baseline = "with_soft_logits: a baseline has no transfer loss"
+    reasons = {"soft_logits": without, "dist": without, "simkd": without, "student": baseline}
+    for refused, why in reasons.items():
+        with pytest.raises(GridError, match=why):
             load(tmp_path, methods=[{refused: {"with_soft_logits": True}}])
 
 

@@ -282,6 +282,26 @@ def test_crd_writes_its_memory_in_training_alone_and_only_where_the_batch_is():
     assert torch.equal(kept.normalisers, first)
 
 
+def test_crd_holds_each_network_against_the_others_memory_with_the_mean_of_the_first_batch():
+    kept, index = memory(LABELS, negatives=5), torch.tensor([3, 8])
+    banks = kept.student_bank.clone(), kept.teacher_bank.clone()
+    inputs = torch.randn(2, 3), torch.randn(2, 4), index, 0.5
+    points = [torch.nn.functional.normalize(x, dim=1) for x in kept.projections(*inputs[:2])]
+    expected = crd_loss(*points, *banks, kept.eval().draw(index), None, 0.5)
+    torch.testing.assert_close(kept(*inputs), expected)
+    kept.train()
+    torch.manual_seed(1)
+    drawn = kept.draw(index)
+    products = [
+        torch.stack([v @ bank[j] for v, row in zip(side, drawn, strict=True) for j in row])
+        for side, bank in zip(points, reversed(banks), strict=True)
+    ]
+    normalisers = [10 * x.div(0.5).exp().mean() for x in products]
+    torch.manual_seed(1)
+    torch.testing.assert_close(kept(*inputs), crd_loss(*points, *banks, drawn, normalisers, 0.5))
+    torch.testing.assert_close(kept.normalisers, torch.stack(normalisers))
+
+
 def test_crd_starts_at_chance_whatever_the_networks():
     # x is about 1 / N, so a side pays log(1 + K) for its image and K log(1 + 1 / K) for the others.
     kept = memory(list(range(3)) * 1000, negatives=1000)
