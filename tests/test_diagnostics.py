@@ -12,6 +12,8 @@ from bench.grid import load_grid
 from bench.hyperparameters import METHODS, build_method
 from bench.launch.tune import trials_of, tuning_grid
 from bench.method import Facts, Method, NoConnector, Pair, Stage, View
+from bench.models import zoo
+from bench.models.network import tap_shapes
 from bench.record import FINISHED, Store
 from bench.train.diagnostics import (
     attention_variation,
@@ -227,6 +229,24 @@ def test_the_length_of_a_sample_does_not_count_where_a_loss_ignores_it():
 def test_a_loss_without_curvature_binds_nothing():
     assert directions(lambda s, t: (s * t).sum(1), rand(4, 3), rand(4, 3)) is None
     assert directions(lambda s, t: (s - t).sum(1) / 0.0, rand(4, 3), rand(4, 3)) is None
+
+
+@pytest.mark.parametrize("name", ["ft", "ofd", "reviewkd", "srrl", "vid"])
+def test_a_fourth_stage_of_the_teacher_alone_is_not_examined(name):
+    # Its channels differ from those of the third, so that a connector of it would not fit.
+    shapes = dict(tap_shapes(zoo.build("cnn4", 4, (1, 8, 8)), (1, 8, 8)))
+    shapes |= {"stage4": (9, 2, 2), "stage4.pre": (9, 2, 2)}
+    labels = torch.arange(20) % 4
+    norms = {tap: (rand(*x[:1]), rand(*x[:1])) for tap, x in shapes.items()}
+    facts = Facts(20, labels, 4, (rand(4, *shapes["embedding"]), rand(4)), norms)
+    view = lambda wanted: View({tap: rand(20, *shapes[tap]) for tap in wanted})  # noqa: E731
+    found = knowledge_facts(view, facts, build_method(name), (), shapes, 5)
+    assert found["knowledge_directions"] > 0
+
+
+def test_images_of_one_class_leave_a_method_that_contrasts_classes_without_directions():
+    facts = facts_of({"embedding": rand(20, 8)}, build_method("crd"), 5)
+    assert facts == {"knowledge_scalars": 8}
 
 
 def facts_of(taps: dict[str, torch.Tensor], method: Method, batch: int) -> dict[str, float]:

@@ -13,7 +13,17 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from bench.method import Facts, MaskedLoss, Method, Pair, Shapes, Stage, Transfer, View
+from bench.method import (
+    Facts,
+    MaskedLoss,
+    Method,
+    NotApplicable,
+    Pair,
+    Shapes,
+    Stage,
+    Transfer,
+    View,
+)
 
 EXAMINED = 256  # test images, the first ones, on which a teacher's tensors are examined
 DRAWS = 8  # random directions along which the curvature of a transfer loss is probed
@@ -187,18 +197,31 @@ def knowledge_facts(
     if (stage := own_stage(method)) is not None and stage.transfer is not None:
         taps = (*stage.taps, *optional)
         found["knowledge_scalars"] = sum(math.prod(shapes[tap]) for tap in taps)
-        shown = view(taps)
-        torch.manual_seed(0)
-        labels = facts.labels
-        connector = method.connector(shapes, shapes, facts).to(labels.device)
-        if stage.prepare is not None:
-            stage.prepare(connector, shown)
-        first = View({tap: shown[tap][:batch] for tap in taps})
-        index = torch.arange(min(batch, len(labels)), device=labels.device)
-        pair = Pair(first, first, labels[index], index)
-        directions = constrained_directions(stage.transfer, pair, connector)
-        found["knowledge_directions"] = math.nan if directions is None else directions
+        # Taps that the student lacks are hidden from the connector too, as in training.
+        hidden = {*stage.optional_taps} - {*optional}
+        shapes = {tap: shape for tap, shape in shapes.items() if tap not in hidden}
+        found["knowledge_directions"] = _directions(view(taps), facts, method, stage, shapes, batch)
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _directions(
+    shown: View, facts: Facts, method: Method, stage: Stage, shapes: Shapes, batch: int
+) -> float:
+    """The directions of `knowledge_facts`; NaN if unknown, or no method for these images."""
+    assert stage.transfer is not None
+    torch.manual_seed(0)
+    labels = facts.labels
+    try:
+        connector = method.connector(shapes, shapes, facts).to(labels.device)
+    except NotApplicable:  # images of one class alone, say
+        return math.nan
+    if stage.prepare is not None:
+        stage.prepare(connector, shown)
+    first = View({tap: x[:batch] for tap, x in shown.taps.items()})
+    index = torch.arange(min(batch, len(labels)), device=labels.device)
+    pair = Pair(first, first, labels[index], index)
+    directions = constrained_directions(stage.transfer, pair, connector)
+    return math.nan if directions is None else directions
 
 
 def attention_variation(feature: Tensor) -> float:
