@@ -35,7 +35,7 @@ class Facts:
         classes: K.
         head: the teacher's classifier, weight (K, D) and bias (K,); None unless it is linear.
         norms: "stageK.pre" -> weight and bias, (C,) each, of the teacher's BatchNorm that gives
-            this tap, or the branch of the sum that it is; only where there is one.
+            this tap or, if the tap is a sum, its main branch; without taps that have none.
     """
 
     images: int

@@ -21,7 +21,7 @@ FIRST = 1.0
 
 
 def ctkd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor) -> Tensor:
-    """Soft logits' loss, also as a function of the temperature.
+    """The loss of `soft_logits`, with a gradient for the temperature.
 
     T^2 sum_k q_k (log q_k - log p_k), with q = softmax(teacher / T) and p = softmax(student / T).
 

@@ -336,6 +336,17 @@ def test_srrl_by_hand_and_as_the_distance_of_logits():
         srrl_loss(student, teacher, head.T)
 
 
+def test_srrl_compares_the_embedding_and_the_logits_that_the_teachers_head_gives_for_it():
+    student, teacher = network("wrn_16_1"), network("resnet8")
+    stage, connector = connected("srrl", student, teacher, logit_weight=5.0)
+    pair = pair_of(stage, student, teacher)
+    ours = connector.eval().layers(pair.student["stage3"]).mean(dim=(2, 3))
+    theirs = pair.teacher["embedding"]
+    logits = teacher.head(ours) - teacher.head(theirs)
+    expected = (ours - theirs).square().mean(1) + 5 * logits.square().mean(1)
+    torch.testing.assert_close(stage.transfer(pair, connector), expected)
+
+
 # --- curriculum temperature -----------------------------------------------------------------------
 
 

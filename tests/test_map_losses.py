@@ -206,6 +206,28 @@ def test_nearest_neighbours_along_both_axes(given, size: int, expected):
     assert row.grad.tolist() == [expected.count(i) for i in given]
 
 
+def test_a_review_goes_from_the_embedding_up_to_the_first_stage():
+    ours = {"stage1": (3, 8, 6), "stage2": (5, 4, 3), "stage3": (7, 4, 3), "embedding": (7,)}
+    theirs = {"stage1": (4, 8, 12), "stage2": (6, 8, 6), "stage3": (9, 2, 3), "embedding": (8,)}
+    shapes = [x | {f"{tap}.pre": x[tap] for tap in [*x][:3]} for x in (ours, theirs)]
+    method = build_method("reviewkd")
+    connector = method.connect(*shapes).double().eval()
+    drawn = [{tap: torch.randn(2, *x[tap]).double() for tap in x} for x in shapes]
+    expected, deeper = torch.zeros(2).double(), None
+    for level, tap in zip([*connector.levels][::-1], [*ours][::-1], strict=True):
+        target = drawn[1][tap if tap == "embedding" else f"{tap}.pre"]
+        student, target = (x.view(*x.shape, *[1] * (4 - x.dim())) for x in (drawn[0][tap], target))
+        joined = level.enter(student)
+        if deeper is not None:
+            deeper = torch.nn.functional.interpolate(deeper, joined.shape[2:])
+            gates = level.gates(torch.cat([joined, deeper], dim=1))
+            joined = joined * gates[:, :1] + deeper * gates[:, 1:]
+        deeper = torch.nn.functional.interpolate(joined, target.shape[2:])
+        expected += hcl_loss(level.leave(deeper), target)
+    pair = Pair(*map(View, drawn), INDEX, INDEX)
+    torch.testing.assert_close(method.plan[0].transfer(pair, connector), expected)
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "parameters"),
     [
