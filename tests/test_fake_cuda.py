@@ -26,7 +26,8 @@ CUDA = torch.device("cuda", 0)
 OTHER_FORMS = [
     ("fitnet", {"stage2": "ce"}), ("attention_transfer", {"mode": "joint", "kind": "sumsq"}),
     ("activation_boundary", {"stage2": "ce"}), ("rkd", {"normalise": True}),
-    ("selective", {"ce_on_all": True}),
+    ("selective", {"ce_on_all": True}), ("soft_logits", {"momentum_split": 0.075}),
+    ("dkd", {"standardise": True}), ("cc", {"form": "pairs"}), ("ofd", {"margin": "data"}),
 ]  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_every_step_stays_on_the_device(name, changes, lesson):
     step(lesson, name, build_method(name, **changes))
 
 
-@pytest.mark.parametrize("name", ["student", "soft_logits", "transfer"])
+@pytest.mark.parametrize("name", ["student", "soft_logits", "transfer", "dkd", "nkd", "crd"])
 def test_a_step_with_hidden_labels_stays_on_the_device(name, lesson):
     step(lesson, name, build_method(name), labelled=True)
 
