@@ -15,6 +15,12 @@ from bench.train.checkpoint import Checkpoints, History, State
 
 EPOCHS = 4
 
+HURT = {
+    "cut": lambda content: content[: len(content) // 2],
+    "flip": lambda content: content[:-5] + bytes([content[-5] ^ 16]) + content[-4:],
+    "empty": lambda content: b"",
+}
+
 
 class Killed(BaseException):
     """Stands for a signal: nothing in the training catches it."""
@@ -106,11 +112,7 @@ def test_a_record_is_written_when_its_cell_is_finished_not_when_its_cohort_is(tm
     assert Store(tmp_path).read(long.id) is None
 
 
-@pytest.mark.parametrize(
-    "hurt",
-    [lambda x: x[: len(x) // 2], lambda x: x[:-5] + bytes([x[-5] ^ 16]) + x[-4:], lambda x: b""],
-    ids=["cut", "flip", "empty"],
-)
+@pytest.mark.parametrize("hurt", HURT.values(), ids=HURT.keys())
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     tmp_path, undisturbed, caplog, hurt
 ):

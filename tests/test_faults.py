@@ -197,7 +197,7 @@ def test_damaged_checkpoints_and_data_cache(tmp_path, undisturbed, tally, damage
     assert latest
     assert caches
     for path in (*latest, *caches):
-        test_checkpoint.hurt(path, damage)
+        path.write_bytes(test_checkpoint.HURT[damage](path.read_bytes()))
     done = faults.finish(tmp_path / "work")
     for path in latest:
         assert f"{path} cannot be used" in done.stderr
