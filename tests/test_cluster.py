@@ -214,6 +214,17 @@ def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, 
     assert f"error: --address {address}: nobody answers" in error
 
 
+def test_a_connection_to_ray_leaves_sigterm_to_the_command(fake_ray):
+    fake_ray.init = lambda *where, **how: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    handler = lambda number, frame: None  # noqa: E731
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with RayCluster(device="cpu"):
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("error", [Exception("timed out during\nstartup"), RayError("busy")])
 def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_behind(
     tmp_path, fake_ray, refused, error

@@ -99,8 +99,8 @@ class RayCluster:
                 f"--address {self.address}: {reason(error).rstrip('.')}; a cluster needs the same "
                 "Ray, Python and RAY_AUTH_TOKEN on every node (see: ray status)"
             ) from error
-        # As Ctrl-C. Ray's own handler ends the process at once.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # The command's handler again. Ray's own ends the process at once.
+        signal.signal(signal.SIGTERM, self._before)
         return self
 
     def __exit__(self, *error: object) -> None:
