@@ -97,7 +97,16 @@ def test_kill_9_at_twenty_random_moments(tmp_path, undisturbed, tally):
     tally.add(fault, kills, undisturbed.results, work)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A shell ignores Ctrl-C for what it runs in the background: this suite, and what it starts."""
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, outside)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_twice(tmp_path, undisturbed, tally, number):
     """Its whole group is, as a scheduler does it; it goes on from its checkpoints."""
