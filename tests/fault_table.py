@@ -28,7 +28,7 @@ ends by itself. A result is lost if its cell has no record, or no run in MLflow.
 MLflow has two runs of it. It is changed if a weight, a curve or a number differs by one bit from
 the undisturbed run, or MLflow's copy from the record. Random moments come from a seed. Made by:
 
-    python -m pytest -m slow tests/test_faults.py tests/test_ray.py \\
+    python -m pytest -m slow tests/test_faults.py tests/test_ray.py tests/test_slurm.py \\
         --faults-table results/faults.md
 
 | fault | times | results | lost | doubled | changed | when, torch, CPU cores |
