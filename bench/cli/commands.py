@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     show_what_it_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with _stopped_by_signals():
+    with _stopped_by_signals() as received:
         try:
             command, chosen = parse(words)
             chosen.plugins = read_plugins(getattr(chosen, "plugin", ()))
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             print(f"stopped; {KEPT}, and the same command continues", file=sys.stderr)
-            return 128 + (stop.args or (signal.SIGINT,))[0]
+            return 128 + (received or [signal.SIGINT])[0]
         except (UserError, OSError, MemoryError, ImportError, RuntimeError) as error:
             if (line := _mendable(error)) is None:
                 raise
@@ -102,22 +102,27 @@ def _mendable(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Makes signals that end a process raise KeyboardInterrupt, unless nohup or the like did."""
+def _stopped_by_signals() -> Iterator[list[int]]:
+    """Makes signals that end a process raise KeyboardInterrupt, unless they are ignored.
+
+    Yields those received: Ray raises a KeyboardInterrupt of its own, which has no number.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one would end the first one's cleaning up
+        received.append(number)
+        raise KeyboardInterrupt
+
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     ours = [number for number, action in before.items() if action == signal.SIG_DFL]
     try:
         for number in ours:
-            signal.signal(number, _stop)
-        yield
+            signal.signal(number, stop)
+        yield received
     finally:
         for number in ours:
             signal.signal(number, before[number])
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second one would end the first one's cleaning up
-    raise KeyboardInterrupt(number)
 
 
 def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:

@@ -107,7 +107,7 @@ class WorkerProcesses(Launcher[_Worker]):
             with _without_interrupts() as interrupted:
                 self._alive.add(worker := _Worker(config))
             if interrupted:
-                raise KeyboardInterrupt(*interrupted)
+                signal.raise_signal(interrupted[0])
         worker.send(job, self.held(job))
         return worker
 
