@@ -1,6 +1,6 @@
 """A real Slurm: the job array of bench/launch/README.md on two nodes, both on this machine.
 
-Needs root, and what `apt-get install slurm-wlm munge` installs; no service of these need run.
+Needs root, and what `apt-get install slurm-wlm munge` installs. The services need not run.
 
     .venv/bin/python -m pytest tests/test_slurm.py -m slow --faults-table results/faults.md
 """
