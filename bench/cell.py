@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NUMERICS = 3
 """Raised when the numbers of an unchanged cell change, or a default does.
@@ -17,9 +17,7 @@ NUMERICS = 3
 It is part of every cell's id. Results of equal `NUMERICS` are comparable; others never mix.
 """
 
-MOST_PIXELS = 1024
-"""The longest side of an image."""
-
+MOST_PIXELS = 1024  # the longest side of an image
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -97,9 +95,7 @@ class ImageSpec(Spec):
     size: Annotated[int, Field(ge=4, le=MOST_PIXELS)] | None = None
     resize: Literal["squash", "crop"] = "squash"
     split: Annotated[float, Field(gt=0, lt=1)] | None = None
-    classes: Annotated[int, Field(ge=2, strict=True)] | tuple[StrictStr | StrictInt, ...] | None = (
-        None
-    )
+    classes: Annotated[int, Field(ge=2)] | tuple[str | int, ...] | None = None
     pad: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 4
     padding: Literal["zeros", "reflect"] = "zeros"
     crop: Crop | None = None

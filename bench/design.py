@@ -9,14 +9,12 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from bench.cell import Seed, Spec
-from bench.faults import UserError
-from bench.record import SCHEMA, digest, seal, unseal, write_atomically
+from bench.faults import DamagedError, UserError
+from bench.record import Sealed, digest, seal, write_atomically
 from bench.seeds import MOST_SEEDS
 
 SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
-EQUAL = ""
-"""The phase of a grid that trains every row on the same seeds."""
-
+EQUAL = ""  # the phase of a grid that trains every row on the same seeds
 AtLeastOne = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 
 
@@ -54,10 +52,6 @@ class TeacherPools(Spec):
 
     screen: AtLeastOne
     confirm: AtLeastOne
-
-    def seed(self, phase: str, seed: int) -> int:
-        """The seed of the teacher that teaches in a phase under a seed of the grid."""
-        return seed % self.screen if phase == SCREENING else self.screen + seed % self.confirm
 
 
 class PairId(NamedTuple):
@@ -109,26 +103,23 @@ def screening_digest(cell_ids: Sequence[str], design: Design, max_cost: float | 
 
 
 @dataclass(frozen=True)
-class _Choices:
+class _Choices(Sealed):
     choices: tuple[Choice, ...]
 
 
 def read_choices(path: Path) -> tuple[Choice, ...] | None:
     """The choices that a command wrote; None if none did yet."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if text.startswith("["):  # of an earlier version
-            text = f'{{"schema": {SCHEMA}, "choices": {text}}}'
-        return unseal(_Choices, text, SCHEMA).choices
+        return _Choices.read(path).choices
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"damaged: {path} ({error}); delete it and run the grid again") from None
+    except DamagedError as error:
+        raise UserError(f"{error}; delete it and run the grid again") from None
 
 
 def write_choices_once(path: Path, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Writes the choices unless another command did; returns those that the file holds."""
-    text = seal({"choices": [choice.model_dump() for choice in choices]}, SCHEMA)
+    text = seal({"choices": [choice.model_dump() for choice in choices]}, _Choices.SCHEMA)
     write_atomically(path, text, replace=False)
     found = read_choices(path)
     assert found is not None  # written above, or by the other command

@@ -36,8 +36,7 @@ CARD = "student.json"  # the key under which every format holds the card
 INSIDE = "inside the file, unless it is safetensors: "
 TOLERANCE = 1e-4  # of a logit, relative to the largest one: rounding alone
 PARITY_IMAGES, CALIBRATION_IMAGES = 1000, 256
-Logits = Callable[[Tensor], Tensor]
-"""(B, C, H, W) uint8 images -> (B, K) logits."""
+Logits = Callable[[Tensor], Tensor]  # (B, C, H, W) uint8 images -> (B, K) logits
 
 
 class ExportError(UserError):

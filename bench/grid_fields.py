@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bench.cell import MOST_PIXELS, DataSpec, Fraction, ImageSpec, Seed, Spec
-from bench.design import TeacherPools
+from bench.design import SCREENING, TeacherPools
 from bench.hyperparameters import JOINT
 from bench.models.files import IMAGENET
 
@@ -126,8 +126,9 @@ class TeacherSpec(FileSpec):
 
     def seed_for(self, phase: str, seed: int) -> int:
         """The seed of the teacher that teaches in a phase under a seed of the grid."""
-        if self.seeds is not None:
-            return self.seeds.seed(phase, seed)
+        if (pools := self.seeds) is not None:
+            screens = phase == SCREENING
+            return seed % pools.screen if screens else pools.screen + seed % pools.confirm
         return seed if self.seed == "per_seed" else int(self.seed)
 
 

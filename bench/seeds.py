@@ -6,8 +6,7 @@ draws can be made again without replaying those before it.
 
 import hashlib
 
-MOST_SEEDS = 10_000
-"""The most seeds of one phase of a grid."""
+MOST_SEEDS = 10_000  # the most seeds of one phase of a grid
 
 
 def derive(seed: int, *names: str | int) -> int:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-ALPHA = 0.05
-"""Level of every test: the chance of a false verdict within one family of tests."""
+ALPHA = 0.05  # level of every test: the chance of a false verdict within one family of tests
 
 
 class Interval(NamedTuple):

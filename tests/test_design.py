@@ -1,6 +1,7 @@
 """Screen, then confirm: the seeds of each phase, the teachers, the images, and the one choice."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -287,9 +288,8 @@ def test_every_row_is_tuned_by_as_many_trials_and_the_student_too():
 
 
 def test_the_best_third_of_a_rows_trials_goes_on():
-    from bench.launch.tune import TrialResult
 
     trials = trials_of(grid(methods=["rkd"], seeds=1), 6)
-    results = [TrialResult(trial, n / 10, 1) for n, trial in enumerate(trials)]
+    results = [replace(trial, accuracy=n / 10, n=1) for n, trial in enumerate(trials)]
     kept = promising(results)
-    assert [trials.index(trial) for trial in kept] == [5, 4, 11, 10]
+    assert [results.index(trial) for trial in kept] == [5, 4, 11, 10]

@@ -16,7 +16,7 @@ from bench.grid import (
     name_part,
     narrow,
 )
-from bench.launch.tune import Trial, TrialResult, best, to_csv, to_yaml, trials_of, tuning_grid
+from bench.launch.tune import Trial, best, to_csv, to_yaml, trials_of, tuning_grid
 
 SMALL = {
     "description": "two nets, two seeds",
@@ -260,12 +260,12 @@ def test_tuning_holds_out_images_and_keeps_the_number_of_a_students(tmp_path):
 
 def test_the_best_trial_is_chosen_per_row_and_the_defaults_win_a_tie():
     def result(row, chosen, accuracy):
-        return TrialResult(Trial(row, chosen, MethodSpec(name="rkd")), accuracy, 1)
+        return Trial(row, chosen, MethodSpec(name="rkd"), accuracy, 1)
 
     results = [result("a", {}, 0.5), result("a", {"k": 1}, 0.5), result("b", {}, None),
                result("b", {"k": 2}, 0.4)]  # fmt: skip
     chosen = best(results)
-    assert (chosen["a"].trial.chosen, chosen["b"].trial.chosen) == ({}, {"k": 2})
+    assert (chosen["a"].chosen, chosen["b"].chosen) == ({}, {"k": 2})
     assert yaml.safe_load(to_yaml(chosen)) == {"tuned": {"b": {"k": 2}}}
     assert to_csv(results).splitlines()[1] == "a,defaults,0.5,1"
 

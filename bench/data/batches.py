@@ -22,8 +22,7 @@ DEVICE_SHARE = 0.3
 """Part of a GPU's free memory that images may take; what trains on them needs the rest."""
 
 
-BLOCK = 1024
-"""Images that are sent to a GPU at once, where all of them are to stay."""
+BLOCK = 1024  # images that are sent to a GPU at once, where all of them are to stay
 
 
 def resident_bytes(size: int, device: torch.device) -> int:

@@ -25,12 +25,8 @@ from bench.faults import one_line
 from bench.progress import ProgressDisplay
 
 WORKERS = min(16, os.cpu_count() or 1)
-MANY = 2_000
-"""Images from which on processes are worth their start: threads share one interpreter."""
-
-SHOWN = 10
-"""Broken images that a message names."""
-
+MANY = 2_000  # images from which on processes are worth their start: threads share one interpreter
+SHOWN = 10  # broken images that a message names
 Result = TypeVar("Result")
 
 

@@ -26,9 +26,7 @@ from bench.checksum import DamagedError, pack, unpack
 from bench.data.dataset import DataError, DataSet, blocks
 from bench.record import write_atomically
 
-VERSION = 2
-"""Version of the decoding. Sets of other versions are decoded again."""
-
+VERSION = 2  # of the decoding; sets of other versions are decoded again
 INDEX, KEY = "index.safetensors", "key.json"
 PARTS = ("train", "test")
 

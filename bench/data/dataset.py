@@ -19,9 +19,7 @@ from bench.faults import UserError
 Classes = int | Sequence[str | int]
 """Which classes to keep: the first n, or some by name or position."""
 
-Part = tuple[Tensor, Tensor]
-"""Images (N, C, H, W) uint8 and labels (N,) int64."""
-
+Part = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 and labels (N,) int64
 BLOCK_BYTES = 1 << 22
 
 

@@ -29,8 +29,7 @@ SQUASH, CROP = "squash", "crop"
 """How an image becomes a square: without its aspect ratio, or cut to its middle."""
 
 ORIENTATION = 0x0112
-TURNED = range(5, 9)
-"""Orientation tags that exchange width and height."""
+TURNED = range(5, 9)  # orientation tags that exchange width and height
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,7 @@ def list_images(root: Path, classes: Classes | None = None, split: float | None 
 
 # --- a folder for each class -----------------------------------------------------------------
 
-Passed = dict[str, list[str]]
-"""What a listing passes over: kind -> paths."""
+Passed = dict[str, list[str]]  # what a listing passes over: kind -> paths
 
 
 def _list_tree(root: Path, classes: Classes | None, split: float | None) -> Listing:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from bench.cell import Cell
 from bench.cost.footprint import total_epochs
 from bench.data.sources import Library
 from bench.expansion import Expansion
@@ -20,7 +19,7 @@ from bench.launch.leases import Leases
 from bench.launch.mirroring import mirroring
 from bench.launch.schedule import plan_training
 from bench.progress import ProgressDisplay, TrainingProgress
-from bench.record import Store, write_atomically
+from bench.record import write_atomically
 from bench.workdir import WorkDir
 
 Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
@@ -65,7 +64,10 @@ def run_grid(
     library = Library(config.data_root, config.cache)
     jobs = plan_training(waiting, config, devices, library, room_bytes) if waiting else []
     with Leases(work.leases) as leases:
-        discard_records(waiting, work.store, leases)
+        for cell in waiting:  # its record is forgotten, unless another command runs it
+            if work.store.read(cell.id) is not None and leases.acquire(cell.id):
+                work.store.discard(cell.id)
+                leases.release(cell.id)
         with mirroring(work, plan, leases, console), ProgressDisplay(console, "epochs") as display:
             names = {cell.id: str(cell) for cell in waiting}
             epochs = sum(map(total_epochs, waiting))
@@ -80,11 +82,3 @@ def run_grid(
     counts = Counter("not run" if record is None else record.status for record in records)
     seconds = time.monotonic() - began
     return Outcome(trained, len(waiting) - trained, dict(counts), seconds)
-
-
-def discard_records(cells: Sequence[Cell], store: Store, leases: Leases) -> None:
-    """Forgets the records of cells that are to run again, unless another command runs them."""
-    for cell in cells:
-        if store.read(cell.id) is not None and leases.acquire(cell.id):
-            store.discard(cell.id)
-            leases.release(cell.id)

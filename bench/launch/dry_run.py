@@ -16,7 +16,7 @@ from bench.expansion import Expansion
 from bench.launch.job import WorkerConfig
 from bench.launch.schedule import makespan, plan_training
 from bench.progress import ProgressDisplay, duration
-from bench.record import Plan, Row
+from bench.record import Row
 
 
 def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:
@@ -60,8 +60,14 @@ def estimate_rows(
         f"memory: at most {peak / MIB:.0f} MiB for a worker; images, shared: "
         f"{mapped / MIB:.0f} MiB",
         _counts(expansion, waiting),
-        *_refused(expansion.plan, cells, estimate),
     ]
+    refused = Counter(
+        (f"{row.teacher} > {row.student}, {row.label}", reason)
+        for row in expansion.plan.rows
+        if row.cell_id in cells and (reason := estimate.student(cells[row.cell_id]).refused)
+    )
+    for (name, reason), count in refused.items():
+        lines.append(f"cannot run: {name} ({count} cells): {reason}")
     for pair, rows in group_by_pair(expansion.plan).items():
         lines += [_title(pair, rows), *_table(rows, cells, estimate)]
     lines.append(f"shared by the rows (data, teachers' forward passes): {duration(shared)}")
@@ -78,17 +84,6 @@ def _counts(expansion: Expansion, waiting: Sequence[Cell]) -> str:
 
 def _title(pair: PairId, rows: Sequence[Row]) -> str:
     return f"{pair.title}; seeds {', '.join(map(str, sorted({row.seed for row in rows})))}"
-
-
-def _refused(plan: Plan, waiting: Mapping[str, Cell], estimate: Estimate) -> Iterator[str]:
-    """One line for each row that cannot run, with the reason."""
-    reasons = Counter(
-        (f"{row.teacher} > {row.student}, {row.label}", reason)
-        for row in plan.rows
-        if row.cell_id in waiting and (reason := estimate.student(waiting[row.cell_id]).refused)
-    )
-    for (name, reason), cells in reasons.items():
-        yield f"cannot run: {name} ({cells} cells): {reason}"
 
 
 def _table(rows: Sequence[Row], waiting: Mapping[str, Cell], estimate: Estimate) -> Iterator[str]:

@@ -21,12 +21,8 @@ from bench.record import FAILED, FINISHED, Store
 from bench.train.failure import fail, record_without_result
 
 POLL_SECONDS = 0.2
-FOLLOW_SECONDS = 1.0
-"""Time between two looks at the cells that other commands train."""
-
-NAME_SECONDS = 60.0
-"""Time between two lines that say for whom it waits."""
-
+FOLLOW_SECONDS = 1.0  # time between two looks at the cells that other commands train
+NAME_SECONDS = 60.0  # time between two lines that say for whom it waits
 logger = logging.getLogger(__name__)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 Handle = TypeVar("Handle")

@@ -35,9 +35,7 @@ from bench.train.failure import KilledError
 LOSSES = 3
 """A cell that loses this many nodes, with no epoch completed in between, counts as the cause."""
 
-RECORD_SECONDS = 90.0
-"""How long a shared disk may take to show a record that another node wrote."""
-
+RECORD_SECONDS = 90.0  # how long a shared disk may take to show a record that another node wrote
 CANCEL_SECONDS = 10.0
 CONNECT_SECONDS = 10.0
 DIED = "its process died twice: killed, or out of memory"

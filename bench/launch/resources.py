@@ -11,8 +11,7 @@ CONTROLS = (
 )
 """Files of a control group, version 2 and 1: limit, use, and the part of it that is given up."""
 
-SAFE = 0.8
-"""Part of the free memory that plans may fill: estimates are rough, and others need some."""
+SAFE = 0.8  # part of the free memory that plans may fill: estimates are rough, and others need some
 
 
 def usable_cpus() -> int:

@@ -24,29 +24,23 @@ FIRST_SEED = 1000
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Learning rates that every row tries, the plain student too, as multiples of the recipe's."""
 
-SMOOTHINGS = (0.0, 0.05, 0.1)
-"""Values of `label_smoothing` that every row tries."""
-
-KEPT = 3
-"""One trial of this many goes on to further seeds."""
+SMOOTHINGS = (0.0, 0.05, 0.1)  # values of `label_smoothing` that every row tries
+KEPT = 3  # one trial of this many goes on to further seeds
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial adds to the hyper-parameters and recipe of a row, and the row as it trains."""
+    """What a trial adds to the hyper-parameters and recipe of a row, and the row as it trains.
+
+    `accuracy` is the mean on the held-out images, over the n of its cells that finished; None if
+    one has not.
+    """
 
     row: str
     chosen: dict[str, Any]
     spec: MethodSpec
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """Mean accuracy of a trial on the held-out images, over the n of its cells that finished."""
-
-    trial: Trial
-    accuracy: float | None
-    n: int
+    accuracy: float | None = None
+    n: int = 0
 
 
 def trials_of(grid: Grid, count: int) -> list[Trial]:
@@ -124,55 +118,53 @@ def joined(first: Plan, second: Plan) -> Plan:
     return replace(second, rows=[*second.rows, *(r for r in first.rows if r not in second.rows)])
 
 
-def collect(
-    trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]
-) -> list[TrialResult]:
-    """The mean accuracy of each trial over pairs and seeds; None if one of its cells failed."""
+def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) -> list[Trial]:
+    """The trials with their mean accuracy over pairs and seeds."""
     results = []
     for trial in trials:
         cells = [row.cell_id for row in plan.rows if row.label == trial.spec.label]
         done = [records[i] for i in cells if i in records and records[i].status == FINISHED]
         whole = bool(cells) and len(done) == len(cells)
         mean = sum(r.final["last_accuracy"] for r in done) / len(done) if whole else None
-        results.append(TrialResult(trial, mean, len(done)))
+        results.append(replace(trial, accuracy=mean, n=len(done)))
     return results
 
 
-def ranked(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
+def ranked(results: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Row -> its finished trials, those of most cells first, then the best; defaults win ties."""
-    rows: dict[str, list[TrialResult]] = {}
+    rows: dict[str, list[Trial]] = {}
     for result in results:
         if result.accuracy is not None:
-            rows.setdefault(result.trial.row, []).append(result)
+            rows.setdefault(result.row, []).append(result)
     for held in rows.values():
         held.sort(key=lambda result: (-result.n, -(result.accuracy or 0.0)))
     return rows
 
 
-def promising(results: Sequence[TrialResult]) -> list[Trial]:
+def promising(results: Sequence[Trial]) -> list[Trial]:
     """The best third of each row's trials, rounded up, which train on further seeds."""
     rows = ranked(results).values()
-    return [result.trial for held in rows for result in held[: math.ceil(len(held) / KEPT)]]
+    return [trial for held in rows for trial in held[: math.ceil(len(held) / KEPT)]]
 
 
-def best(results: Sequence[TrialResult]) -> dict[str, TrialResult]:
+def best(results: Sequence[Trial]) -> dict[str, Trial]:
     """Row -> its best trial among those of most seeds."""
     return {row: held[0] for row, held in ranked(results).items()}
 
 
-def to_yaml(chosen: Mapping[str, TrialResult]) -> str:
+def to_yaml(chosen: Mapping[str, Trial]) -> str:
     """The grid's field `tuned`: row -> the values that differ from the defaults."""
-    values = {row: result.trial.chosen for row, result in chosen.items() if result.trial.chosen}
+    values = {row: trial.chosen for row, trial in chosen.items() if trial.chosen}
     return yaml.safe_dump({"tuned": values}, sort_keys=False, allow_unicode=True)
 
 
-def to_csv(results: Sequence[TrialResult]) -> str:
+def to_csv(results: Sequence[Trial]) -> str:
     """Every trial, the best of a row first: what it chose, accuracy in [0, 1] over n cells."""
     finished = [result for held in ranked(results).values() for result in held]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "chosen", "validation_accuracy", "n"])
     for result in [*finished, *(result for result in results if result.accuracy is None)]:
-        chosen = "; ".join(f"{k}={v}" for k, v in result.trial.chosen.items()) or "defaults"
-        writer.writerow([result.trial.row, chosen, result.accuracy, result.n])
+        chosen = "; ".join(f"{k}={v}" for k, v in result.chosen.items()) or "defaults"
+        writer.writerow([result.row, chosen, result.accuracy, result.n])
     return text.getvalue()

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from bench.faults import CODE_FAULTS, is_out_of_memory
-from bench.launch.job import Held, Job, Report, WorkerConfig, run_job
+from bench.launch.job import Job, Report, WorkerConfig, run_job
 from bench.launch.launcher import POLL_SECONDS, Done, Launcher
 from bench.launch.leases import Leases
 from bench.train.device import is_device_lost
@@ -56,10 +56,6 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         its_end.close()
-
-    def send(self, job: Job, held: Held) -> None:
-        with contextlib.suppress(ConnectionError):  # it died: `receive` says so
-            self.connection.send((job, held))
 
     def receive(self) -> tuple[Any, ...] | None:
         """(EPOCH, cell id, done, total, accuracy), (ENDED, error or None), or None: not yet."""
@@ -108,7 +104,8 @@ class WorkerProcesses(Launcher[_Worker]):
                 self._alive.add(worker := _Worker(config))
             if interrupted:
                 signal.raise_signal(interrupted[0])
-        worker.send(job, self.held(job))
+        with contextlib.suppress(ConnectionError):  # it died: `receive` says so
+            worker.connection.send((job, self.held(job)))
         return worker
 
     def collect(self) -> Iterator[Done]:

@@ -14,9 +14,7 @@ from bench.report.tables import Column, Table, Value, text_columns, to_csv
 from bench.report.wording import row_title, seeds_text
 
 ROLES = ("teacher", "student", "method")
-NOT_RUN = "not_run"
-"""The status, in tables only, of a row of the plan whose cell has no record."""
-
+NOT_RUN = "not_run"  # the status, in tables only, of a row of the plan whose cell has no record
 ROW_KEYS = ("data", "axes", "teacher", "student", "label", "method", "category", "seed")
 FINAL_KEYS = (
     "last_accuracy", "best_accuracy", "best_epoch", "agreement", "epochs", "train_images",

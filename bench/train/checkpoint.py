@@ -20,9 +20,7 @@ from torch import Tensor
 from bench.checksum import DamagedError, pack, unpack
 from bench.record import write_atomically
 
-VERSION = 3
-"""Version of the content. Checkpoints of other versions are not read."""
-
+VERSION = 3  # of the content; checkpoints of other versions are not read
 KEPT = 2
 SECONDS = 60.0
 logger = logging.getLogger(__name__)
@@ -71,10 +69,6 @@ class Checkpoints:
         """Whether it is time to save."""
         return time.monotonic() - self._last >= self.every
 
-    def saved(self) -> None:
-        """Starts the wait for the next save."""
-        self._last = time.monotonic()
-
     def write(
         self, cell_id: str, epoch: int, key: Mapping[str, object], history: History, state: State
     ) -> None:
@@ -83,7 +77,7 @@ class Checkpoints:
         `key` is what the state depends on other than the cell. A disk that refuses the file is a
         warning.
         """
-        path = self.root / cell_id / f"{epoch:06d}.safetensors"
+        path, self._last = self.root / cell_id / f"{epoch:06d}.safetensors", time.monotonic()
         if path.exists():  # the cell is waiting for others to catch up
             return
         about = {**_identity(cell_id, key), "history": asdict(history), "state": state.values}

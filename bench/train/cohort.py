@@ -13,15 +13,15 @@ from functools import partial
 import torch
 
 from bench.cell import Cell
-from bench.faults import CODE_FAULTS
+from bench.faults import CODE_FAULTS, is_out_of_memory
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, View
 from bench.record import Store
 from bench.train.checkpoint import Checkpoints, History
-from bench.train.device import conditions, note_nondeterministic, set_numerics
+from bench.train.device import conditions, is_device_lost, note_nondeterministic, set_numerics
 from bench.train.engine import Student, make_student
 from bench.train.evaluate import accuracy, evaluation_batch, predictions
-from bench.train.failure import KilledError, fail, raise_if_shared
+from bench.train.failure import KilledError, fail
 from bench.train.result import Results
 from bench.train.stream import Stream, StudentBatch
 from bench.train.teacher import Teacher
@@ -66,9 +66,12 @@ class Cohort:
         set_numerics(cells[0])
         self._size = len(cells)
         with note_nondeterministic(self._nondeterministic):
-            students = [s for s in map(self._admit, cells) if s is not None]
+            students = list[Student]()
+            for cell in cells:
+                self._attempt(cell, partial(self._admit, cell, students))
             for student in students:
-                if not student.cell.trains and self._attempt(student, partial(self._show, student)):
+                cell = student.cell
+                if not cell.trains and self._attempt(cell, partial(self._show, student)):
                     self._finish(student)
             students = [s for s in students if s.cell.trains]
             while students:
@@ -86,34 +89,31 @@ class Cohort:
                 if stopping and students:
                     raise KilledError("stopped between two epochs")
 
-    def _attempt(self, student: Student, action: Callable[[], None]) -> bool:
-        """Runs what can fail through the student's own fault; whether it succeeded."""
+    def _attempt(self, cell: Cell, action: Callable[[], None]) -> bool:
+        """Runs what can fail through the cell's own fault; whether it succeeded."""
         try:
             action()
         except (NotApplicable, *CODE_FAULTS) as error:
-            self._fail(student.cell, error)
+            self._fail(cell, error)
             return False
         return True
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
-        raise_if_shared(error)
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise error  # it concerns every cell of the process: the launcher deals with it
         self.store.write(fail(cell, error, self.provenance))
 
-    def _admit(self, cell: Cell) -> Student | None:
-        """The cell's student at its latest checkpoint; None if it cannot be trained."""
+    def _admit(self, cell: Cell, students: list[Student]) -> None:
+        """Adds the cell's student, at its latest checkpoint, to the students."""
         shape, labels = self.stream.image_shape, self.stream.known_labels
-        try:
-            method = build_method(cell.method, **cell.hyperparameters)
-            network = open_network(cell, self.stream, self.store)
-            if method.starts_from == "source":
-                start_from_source(cell, network, self.store)
-            teacher = self.teacher if method.needs_teacher else None
-            student = make_student(cell, method, network, shape, teacher, self.device, labels)
-            self._resume(student)
-        except (NotApplicable, *CODE_FAULTS) as error:
-            self._fail(cell, error)
-            return None
-        return student
+        method = build_method(cell.method, **cell.hyperparameters)
+        network = open_network(cell, self.stream, self.store)
+        if method.starts_from == "source":
+            start_from_source(cell, network, self.store)
+        teacher = self.teacher if method.needs_teacher else None
+        student = make_student(cell, method, network, shape, teacher, self.device, labels)
+        self._resume(student)
+        students.append(student)
 
     def _resume(self, student: Student) -> None:
         """Brings a student to its latest checkpoint, if it has one."""
@@ -152,7 +152,6 @@ class Cohort:
             checkpoints.write(cell_id, student.epochs_done, key, history, state)
             seconds = time.perf_counter() - began
             self._histories[cell_id] = self._histories[cell_id].plus(checkpoint_seconds=seconds)
-        checkpoints.saved()
 
     def _history(self, student: Student) -> History:
         """The student's history, with the nondeterministic operations of this process."""
@@ -168,13 +167,13 @@ class Cohort:
         """Trains the students for one epoch; returns those that did not fail."""
         began, labels = time.perf_counter(), self.stream.train.labels
         begun = ((s, partial(s.begin_epoch, self._clean_view, labels)) for s in students)
-        active = [student for student, begin in begun if self._attempt(student, begin)]
+        active = [student for student, begin in begun if self._attempt(student.cell, begin)]
         together = [s for s in active if s.subset is None]
         apart = [[s] for s in active if s.subset is not None]
         trained = [s for group in (together, *apart) if group for s in self._train_group(group)]
         self._divide(students, train_seconds=time.perf_counter() - began)
         began = time.perf_counter()
-        trained = [s for s in trained if self._attempt(s, partial(self._end_epoch, s))]
+        trained = [s for s in trained if self._attempt(s.cell, partial(self._end_epoch, s))]
         self._divide(students, evaluation_seconds=time.perf_counter() - began)
         return trained
 
@@ -182,7 +181,7 @@ class Cohort:
         """One pass over the images that all students of the group train on in this epoch."""
         try:
             for batch in self._batches(group):
-                group = [s for s in group if self._attempt(s, partial(s.step, batch))]
+                group = [s for s in group if self._attempt(s.cell, partial(s.step, batch))]
         except CODE_FAULTS as error:
             for student in group:
                 self._fail(student.cell, error)

@@ -133,7 +133,9 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
     generator = torch.Generator().manual_seed(0)
     once, twice = 0.0, 0.0
     for _ in range(DRAWS):
-        signs = {tap: _signs(x, generator) for tap, x in student.items()}
+        # Drawn on the CPU, so that the directions are the same on every device.
+        drawn = {t: torch.randint(0, 2, x.shape, generator=generator) for t, x in student.items()}
+        signs = {tap: (2 * x - 1).to(student[tap]) for tap, x in drawn.items()}
         bent = curve(signs)
         energy = _energy(bent)
         if not (energy > 0 and energy < float("inf")):
@@ -150,12 +152,6 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
 def _size(x: Tensor) -> Tensor:
     size = x.square().mean(dim=tuple(range(1, x.dim())), keepdim=True).sqrt()
     return torch.where(size > 0, size, 1.0)
-
-
-def _signs(x: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn on the CPU, so that the directions are the same on every device.
-    drawn = torch.randint(0, 2, x.shape, generator=generator)
-    return (2 * drawn - 1).to(device=x.device, dtype=x.dtype)
 
 
 def _energy(parts: Mapping[str, Tensor]) -> float:

@@ -116,9 +116,7 @@ class Student:
             self._stage_epoch = 0
             # The random numbers of a stage's preparation do not depend on earlier draws.
             torch.manual_seed(derive(self.cell.seed, "stage", self._position))
-            self._read_clean(clean_view)
-            self._prepare(labels)
-            self._enter(len(labels))
+            self._enter(clean_view, labels)
         rate = learning_rate(self.cell.recipe, self._stage_epoch, self.stage_epochs[self._position])
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
@@ -142,24 +140,23 @@ class Student:
         for curve in self.curves.values():
             curve.extend([None] * (self.epochs_done - len(curve)))
 
-    def _read_clean(self, clean_view: Callable[[Sequence[str]], View]) -> None:
+    def _enter(
+        self,
+        clean_view: Callable[[Sequence[str]], View],
+        labels: Tensor,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Sets the stage up; `again`, without what it does once, before its first epoch."""
+        stage = self.stage
         self._clean = None  # frees the last stage's view before the next one is computed
-        if self.stage.clean:
+        if stage.clean:
             self._clean = clean_view(self.taps)
-
-    def _prepare(self, labels: Tensor) -> None:
-        """What a stage does once, before its first epoch."""
-        stage = self.stage
-        if stage.prepare is not None and self._clean is not None:
-            stage.prepare(self.connector, self._clean)
-        if stage.keep is not None and self._clean is not None:
-            self.selections[stage.name] = stage.keep(self._clean, labels)
-
-    def _enter(self, train_images: int) -> None:
-        stage = self.stage
-        chosen = self.selections.get(stage.name)
-        kept = None if chosen is None else chosen.kept.to(self.device)
-        self.subset, taught = images_of(stage, kept, self.labelled, train_images)
+            if stage.prepare is not None and not again:
+                stage.prepare(self.connector, self._clean)
+            if stage.keep is not None and not again:
+                self.selections[stage.name] = stage.keep(self._clean, labels)
+        self.subset, taught = self._images(len(labels))
         cell, smoothing = self.cell, self.cell.recipe.label_smoothing
         self._objective = Objective(
             stage, cell.method, self.connector, self.labelled, taught, smoothing, cell.recipe.mixes
@@ -169,6 +166,26 @@ class Student:
         self._trunk = parts["trunk"]
         self._trained = [p for part, ps in parts.items() if part in stage.trains for p in ps]
         self.optimiser = make_optimiser(stage, parts, cell.recipe)
+
+    def _images(self, train_images: int) -> tuple[Tensor | None, Tensor | None]:
+        """Positions of the images that an epoch goes through, and those whose transfer loss counts.
+
+        The second is (N,) bool; None for all. ValueError if no image was kept.
+        """
+        stage, subset, taught = self.stage, None, None
+        if (chosen := self.selections.get(stage.name)) is not None:
+            kept = chosen.kept.to(self.device)
+            if not kept.any():
+                raise ValueError(f"stage {stage.name!r}: no training image was kept")
+            if stage.task_on_all:
+                taught = kept
+            else:
+                subset = kept.nonzero().flatten()
+        if not stage.needs_teacher and self.labelled is not None:
+            # As many steps as with all images, on labelled images that are repeated.
+            known = self.labelled.nonzero().flatten()
+            subset = known.repeat(-(-train_images // len(known)))[:train_images]
+        return subset, taught
 
     def _note(self, name: str, value: float | None) -> None:
         """Adds this epoch's point to a curve; earlier epochs without a point get None."""
@@ -182,8 +199,7 @@ class Student:
         # The first batch of an epoch is never a short one.
         if self.cell.diagnostics and stage.transfer is not None and self.sums.steps == 0:
             self._diagnose(batch, stage.transfer)
-        self._seed_step()
-        pair = self._pair(self._show(batch.images, self._reads()), batch)
+        pair = self._forward(batch, self._reads())
         losses = self._objective.losses(pair, batch.targets)
         self._backward(losses)
         if stage.clip_norm is not None:
@@ -200,16 +216,13 @@ class Student:
         labels = ("logits",) if self.stage.task_weight > 0 else ()
         return tuple(dict.fromkeys((*self.taps, *labels))) if self.stage.student else ()
 
-    def _seed_step(self) -> None:
+    def _forward(self, batch: StudentBatch, taps: tuple[str, ...]) -> Pair:
+        """The student's view of a batch at these taps, and the teacher's at those of the stage."""
         # Dropout draws from torch's global generator. A stream of its own for every step keeps a
         # student's numbers independent of the other students of the cohort.
         seed_device(derive(self.cell.seed, "step", self.epochs_done, self.sums.steps), self.device)
-
-    def _show(self, images: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
         with autocast(self.cell, self.device):
-            return self.network.view(images, taps)
-
-    def _pair(self, shown: Mapping[str, Tensor], batch: StudentBatch) -> Pair:
+            shown = self.network.view(batch.images, taps)
         teacher = batch.teacher
         if self._clean is not None:
             teacher = View({tap: self._clean[tap][batch.index] for tap in self.taps})
@@ -224,9 +237,7 @@ class Student:
         Its forward pass has the weights and random numbers of the next step, and changes no state.
         """
         with unchanged(self.network, self.connector):
-            self._seed_step()
-            taps = tuple(dict.fromkeys((*self._reads(), "logits")))
-            pair = self._pair(self._show(batch.images, taps), batch)
+            pair = self._forward(batch, tuple(dict.fromkeys((*self._reads(), "logits"))))
             objective = self._objective
             loss, _ = objective.reduce(transfer, objective.hide_labels(pair))
             cosine = gradient_cosine(objective.task(pair, batch.targets), loss, self._trunk)
@@ -296,8 +307,7 @@ class Student:
             name: Selection(tensors[f"kept.{name}"].to(self.device), *rest)
             for name, rest in values["selections"].items()
         }
-        self._read_clean(clean_view)
-        self._enter(len(labels))
+        self._enter(clean_view, labels, again=True)
         strides = values["strides"]
         momenta = {position: tensors[f"momentum.{position}"] for position in strides}
         set_momenta(self.optimiser, momenta, strides)
@@ -373,29 +383,6 @@ def _check_momentum(cell: Cell, method: Method) -> None:
         raise NotApplicable(
             f"momentum_split {split:g} is not below the recipe's momentum {recipe.momentum:g}"
         )
-
-
-def images_of(
-    stage: Stage, kept: Tensor | None, labelled: Tensor | None, train_images: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Positions of the images that an epoch goes through, and those whose transfer loss counts.
-
-    The second is (N,) bool; None for all. `kept`: (N,) bool, what the stage's `keep` chose, or
-    None. ValueError if no image was kept.
-    """
-    subset = taught = None
-    if kept is not None:
-        if not kept.any():
-            raise ValueError(f"stage {stage.name!r}: no training image was kept")
-        if stage.task_on_all:
-            taught = kept
-        else:
-            subset = kept.nonzero().flatten()
-    if not stage.needs_teacher and labelled is not None:
-        # As many steps as with all images, on labelled images that are repeated.
-        known = labelled.nonzero().flatten()
-        subset = known.repeat(-(-train_images // len(known)))[:train_images]
-    return subset, taught
 
 
 def parts_of(network: Network, connector: nn.Module) -> dict[str, list[nn.Parameter]]:

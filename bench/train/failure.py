@@ -1,24 +1,17 @@
-"""Cells that give no result: their records, and errors that are not one cell's fault."""
+"""Records of cells that give no result."""
 
 import traceback
 from collections.abc import Mapping
 
 from bench.cell import Cell
-from bench.faults import is_out_of_memory, name_and_reason, reason
+from bench.faults import name_and_reason, reason
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable
 from bench.record import FAILED, NOT_APPLICABLE, Record
-from bench.train.device import is_device_lost
 
 
 class KilledError(RuntimeError):
     """A training was ended from outside: by a signal, or with its node. No fault of the cell."""
-
-
-def raise_if_shared(error: BaseException) -> None:
-    """Raises an error that concerns every cell of the process; the launcher deals with it."""
-    if is_out_of_memory(error) or is_device_lost(error):
-        raise error
 
 
 def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -21,14 +21,8 @@ from bench.train.weights import build_network
 Read = Callable[[DataSpec], DataSet]
 
 
-def check_cells(cells: Iterable[Cell], read: Read) -> None:
+def check_cells(cells: Sequence[Cell], read: Read) -> None:
     """Refuses the first cell that cannot be trained, with a UserError that names it."""
-    cells = list(cells)
-    _check_sources(cells, read)
-    _check_each(cells, read)
-
-
-def _check_sources(cells: Iterable[Cell], read: Read) -> None:
     pairs = {(cell.source.data, cell.data): cell for cell in cells if cell.source is not None}
     for (source, target), cell in pairs.items():
         shared = len(_hashes(read(source).train_images) & _hashes(read(target).test_images))
@@ -37,13 +31,6 @@ def _check_sources(cells: Iterable[Cell], read: Read) -> None:
                 f"cell {cell}: {shared} test images are among the training images of its source; "
                 "choose other classes or another set for source.data"
             )
-
-
-def _hashes(images: Tensor) -> set[bytes]:
-    return {hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images}
-
-
-def _check_each(cells: Iterable[Cell], read: Read) -> None:
     built: set[tuple[str, DataSpec]] = set()
     counts: dict[DataSpec, int] = {}
     for cell in cells:
@@ -65,6 +52,10 @@ def _check_each(cells: Iterable[Cell], read: Read) -> None:
                 _try_network(cell, read(cell.data))
         except CODE_FAULTS as error:
             raise UserError(f"cell {cell}: {reason(error)}") from None
+
+
+def _hashes(images: Tensor) -> set[bytes]:
+    return {hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images}
 
 
 def _try_network(cell: Cell, data: DataSet) -> None:

@@ -85,19 +85,15 @@ class Results:
         if self._theirs is not None and student.method.needs_teacher:
             predicted = predictions(student.deployed, self.stream.test, self.stream.student_images)
             final["agreement"] = accuracy(predicted, self._theirs)
-            if student.cell.diagnostics:
-                final |= self._diagnose(student)
+        if student.cell.diagnostics and self.teacher is not None and student.method.needs_teacher:
+            # Of the teacher and the method alone, the same for students of any architecture.
+            teacher, method, stage = self.teacher, student.method, own_stage(student.method)
+            optional = () if stage is None else student.optional[stage.name]
+            images, labels, _ = next(self.stream.test.clean(EXAMINED))
+            view, size = partial(teacher.view, images), student.cell.recipe.batch_size
+            facts = teacher.facts(labels)
+            final |= knowledge_facts(view, facts, method, optional, teacher.shapes, size)
         return final
-
-    def _diagnose(self, student: Student) -> dict[str, float]:
-        """Facts of the teacher and the method alone, the same for students of any architecture."""
-        teacher, method, stage = self.teacher, student.method, own_stage(student.method)
-        assert teacher is not None
-        optional = () if stage is None else student.optional[stage.name]
-        images, labels, _ = next(self.stream.test.clean(EXAMINED))
-        view, size = partial(teacher.view, images), student.cell.recipe.batch_size
-        facts = teacher.facts(labels)
-        return knowledge_facts(view, facts, method, optional, teacher.shapes, size)
 
 
 def _parameters(network: nn.Module) -> int:
