@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bench.cell import Seed, Spec
 from bench.faults import DamagedError, UserError
-from bench.record import Sealed, digest, seal, write_atomically
+from bench.record import Sealed, seal, write_atomically
 from bench.seeds import MOST_SEEDS
 
 SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
@@ -93,13 +93,6 @@ def pair_id(data: str, axes: Mapping[str, float], teacher: str, student: str) ->
     """The pair of these names and values of the axes."""
     values = {name: float(value) for name, value in axes.items()}
     return PairId(data, json.dumps(values, sort_keys=True), teacher, student)
-
-
-def screening_digest(cell_ids: Sequence[str], design: Design, max_cost: float | None) -> str:
-    """Names the choice that follows from these screened cells under this design."""
-    rules = [design.screen, design.finalists, max_cost]
-    text = json.dumps([sorted(cell_ids), rules])
-    return digest(text)[:8]
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,16 @@ def _rows(
     for spec in methods:
         cell, category = student(spec), "baseline"
         if spec.name != BASELINE:
-            cell, category = _taught(grid, spec, cell, teacher, source)
+            hyperparameters = resolve_hyperparameters(spec.name, grid.hyperparameters(spec))
+            method = build_method(spec.name, **hyperparameters)
+            changes = {
+                "method": spec.name,
+                "code": method_code(spec.name),
+                "hyperparameters": hyperparameters,
+                "teacher": teacher if method.needs_teacher else None,
+                "source": source if method.starts_from == "source" else None,
+            }
+            cell, category = cell.model_copy(update=changes), method.category
         yield row("method", spec.label, cell, category=category, finalist=spec.finalist)
 
 
@@ -167,22 +176,6 @@ def _plain(
         precision=grid.precision,
         deterministic=grid.deterministic,
     )
-
-
-def _taught(
-    grid: Grid, spec: MethodSpec, student: Cell, teacher: Cell, source: Cell | None
-) -> tuple[Cell, str]:
-    """The student's training by a method, and the method's category."""
-    hyperparameters = resolve_hyperparameters(spec.name, grid.hyperparameters(spec))
-    method = build_method(spec.name, **hyperparameters)
-    changes = {
-        "method": spec.name,
-        "code": method_code(spec.name),
-        "hyperparameters": hyperparameters,
-        "teacher": teacher if method.needs_teacher else None,
-        "source": source if method.starts_from == "source" else None,
-    }
-    return student.model_copy(update=changes), method.category
 
 
 def data_name(data: ImageSpec) -> str:

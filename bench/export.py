@@ -28,7 +28,7 @@ from bench.models.network import Network
 from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
-from bench.train.evaluate import accuracy, evaluation_batch
+from bench.train.stream import accuracy, evaluation_batch
 from bench.train.weights import read_weights, untrained_deployment, weights_content
 from bench.workdir import WorkDir
 

@@ -1,13 +1,11 @@
 """Grid files: what to train, as data, checked before anything starts; see `grids/README.md`."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -126,7 +124,7 @@ class Grid(Spec):
         return value
 
     @model_validator(mode="after")
-    def _whole(self) -> Grid:
+    def _whole(self) -> Self:
         if bool(self.pairs) == bool(self.teachers or self.students):
             raise ValueError("give either pairs, or teachers and students")
         if not self.pairs and not (self.teachers and self.students):

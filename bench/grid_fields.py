@@ -1,8 +1,6 @@
 """The sections of a grid file: data, axes, pairs, rows, teachers and sources."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,7 +43,7 @@ class Normalise(Spec):
     std: tuple[Annotated[float, Field(gt=0)], ...]
 
     @model_validator(mode="after")
-    def _alike(self) -> Normalise:
+    def _alike(self) -> Self:
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations")
         return self
@@ -75,7 +73,7 @@ class FileSpec(Spec):
         return IMAGENET_IMAGES if value == IMAGENET else value
 
     @model_validator(mode="after")
-    def _classes_of_weights(self) -> FileSpec:
+    def _classes_of_weights(self) -> Self:
         if self.classes is not None and self.weights is None:
             raise ValueError("classes are those of a file: give its weights")
         return self
@@ -91,7 +89,7 @@ class ModelSpec(FileSpec):
     head: str | None = None
 
     @model_validator(mode="after")
-    def _one_network(self) -> ModelSpec:
+    def _one_network(self) -> Self:
         if [self.model, self.torchvision, self.timm].count(None) != 2:
             raise ValueError("give one of model, torchvision and timm")
         return self
@@ -114,7 +112,7 @@ class TeacherSpec(FileSpec):
     fine_tune: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _one_rule(self) -> TeacherSpec:
+    def _one_rule(self) -> Self:
         if self.seeds is not None and self.seed != "per_seed":
             raise ValueError("give either seed or seeds")
         return self

@@ -4,8 +4,6 @@ Every table and MLflow run is made from records. Such a file holds a checksum of
 record those of its cell's other files; files of earlier versions have none. Without torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib

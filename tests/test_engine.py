@@ -30,12 +30,11 @@ from bench.record import Store
 from bench.train.device import note_nondeterministic, set_numerics
 from bench.train.engine import make_student
 from bench.train.epoch import NonFiniteError, Sums, check_finite
-from bench.train.evaluate import accuracy, predictions
 from bench.train.objective import Objective
 from bench.train.optim import learning_rate
 from bench.train.preflight import check_cells
 from bench.train.result import stage_entries
-from bench.train.stream import StudentBatch, open_stream
+from bench.train.stream import StudentBatch, accuracy, open_stream, predictions
 from bench.train.teacher import Teacher, load_teacher
 from bench.train.weights import build_network, head_keys, start_from_source, weights_content
 

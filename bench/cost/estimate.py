@@ -29,8 +29,7 @@ from bench.faults import CODE_FAULTS, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, split_epochs
 from bench.train.device import set_numerics
-from bench.train.evaluate import evaluation_batch
-from bench.train.stream import open_stream
+from bench.train.stream import evaluation_batch, open_stream
 
 STEPS = 3  # timed steps of each stage, after a first one that gives the memory
 LONG_SECONDS = 0.5  # a first step that takes longer is the only one

@@ -4,8 +4,6 @@ It takes milliseconds for each network, which is enough to order jobs and to kee
 memory. `bench.cost.estimate` times real steps instead.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -4,11 +4,9 @@ All draws of an epoch are made on the CPU from one seed, the same for every devi
 image depend on the seed, the epoch and its position alone, not on the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,13 +23,13 @@ class Draws(NamedTuple):
     dx: Tensor
     flip: Tensor
 
-    def to(self, device: torch.device | str) -> Draws:
+    def to(self, device: torch.device | str) -> Self:
         """The draws on a device."""
-        return Draws(*(values.to(device) for values in self))
+        return type(self)(*(values.to(device) for values in self))
 
-    def at(self, index: Tensor | slice) -> Draws:
+    def at(self, index: Tensor | slice) -> Self:
         """The draws of some of the images, by their positions (B,)."""
-        return Draws(*(values[index] for values in self))
+        return type(self)(*(values[index] for values in self))
 
 
 @dataclass(frozen=True)

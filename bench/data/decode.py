@@ -141,10 +141,16 @@ def to_array(image: Image.Image, size: int | None = None, resize: str = SQUASH) 
     scales it to size x size: by `SQUASH` as a whole, by `CROP` its shorter side, of which the
     middle is kept. ValueError if it has more than 8 bits a channel.
     """
-    planes = _flat(ImageOps.exif_transpose(image)).split()
+    flat = _flat(ImageOps.exif_transpose(image))
     if size is None:
-        return np.stack([np.asarray(plane) for plane in planes])
-    return np.stack([_square(plane, size, resize) for plane in planes])
+        return np.stack([np.asarray(plane) for plane in flat.split()])
+    width = height = size
+    if resize == CROP:
+        shorter = min(flat.size)
+        width, height = (max(size, round(side * size / shorter)) for side in flat.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    middle = slice(top, top + size), slice(left, left + size)
+    return np.stack([scaled(plane, width, height)[middle] for plane in flat.split()])
 
 
 def scaled(plane: Image.Image, width: int, height: int) -> np.ndarray:
@@ -157,15 +163,6 @@ def scaled(plane: Image.Image, width: int, height: int) -> np.ndarray:
     smaller = plane.convert("F").resize(sides, Image.Resampling.BOX)
     exact = np.asarray(smaller.resize((width, height), Image.Resampling.BILINEAR))
     return np.rint(exact).astype(np.uint8)
-
-
-def _square(plane: Image.Image, size: int, resize: str) -> np.ndarray:
-    if resize == SQUASH:
-        return scaled(plane, size, size)
-    shorter = min(plane.size)
-    width, height = (max(size, round(side * size / shorter)) for side in plane.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return scaled(plane, width, height)[top : top + size, left : left + size]
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -108,10 +108,12 @@ def load(
         raise DataError(f"data.resize: crop is for images in a folder, not {source}")
     if code := SOURCES.code(source):
         asked["code"] = code
-    downloads = data_root or cache / "downloads"
 
     def read(_: Path) -> DataSet:
-        return _read_known(source, downloads, size, classes)
+        read_whole = _read_added if code else SOURCES.get(source).read
+        data = read_whole(source, data_root or cache / "downloads")
+        data = data if classes is None else data.only(classes)
+        return data if size is None else data.resized(size)
 
     return cached(_cache_path(cache, asked), asked, read)
 
@@ -208,14 +210,6 @@ def _cache_path(cache: Path, asked: dict[str, object]) -> Path:
 
 def _label(source: str) -> str:
     return re.sub(r"[^\w.-]", "_", source)
-
-
-def _read_known(source: str, downloads: Path, size: int | None, classes: Classes | None) -> DataSet:
-    read = _read_added if SOURCES.code(source) else SOURCES.get(source).read
-    data = read(source, downloads)
-    if classes is not None:
-        data = data.only(classes)
-    return data if size is None else data.resized(size)
 
 
 def _read_added(source: str, downloads: Path) -> DataSet:

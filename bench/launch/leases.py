@@ -12,8 +12,6 @@ To take a lease is to create the next generation: only one process can create a 
 file systems too. Nobody takes a lease over twice on old evidence.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -24,7 +22,7 @@ import tempfile
 import threading
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench.faults import UserError
 
@@ -59,7 +57,7 @@ class Leases:
         self._guard = threading.Lock()
         self._ended = threading.Event()
 
-    def __enter__(self) -> Leases:
+    def __enter__(self) -> Self:
         """Starts the heartbeat."""
         self._hearts.mkdir(parents=True, exist_ok=True)
         # Locked before it has its name: nobody may find it open and take its owner for dead.

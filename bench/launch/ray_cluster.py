@@ -5,8 +5,6 @@ driver on one of the nodes, decides what runs again: a task that raises or loses
 one machine, a job that lost its node elsewhere, from its checkpoints.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os
@@ -19,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import bench
 from bench.code_version import numerics_digest
@@ -77,7 +75,7 @@ class RayCluster:
             wanted = "wanted a part such as 0.5, or a whole number"
             raise ClusterError(f"--gpus-per-job: got {part:g}, {wanted}")
 
-    def __enter__(self) -> RayCluster:
+    def __enter__(self) -> Self:
         """Connects; ClusterError if there is no such cluster, or it has another version."""
         ray = import_module("ray")
         # No reports home, no notes about the next version's defaults.

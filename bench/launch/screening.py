@@ -17,13 +17,12 @@ from bench.design import (
     Design,
     PairId,
     read_choices,
-    screening_digest,
     write_choices_once,
 )
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid
-from bench.record import Plan
+from bench.record import Plan, digest
 from bench.workdir import WorkDir
 
 
@@ -51,9 +50,11 @@ def expand_chosen(grid: Grid, fingerprint: Fingerprint, work: WorkDir, extend: b
 
 
 def _choices_path(grid: Grid, expansion: Expansion, work: WorkDir) -> Path:
+    """The file of the choice that follows from these screened cells under this design."""
     assert isinstance(grid.seeds, Design)
-    cells = [row.cell_id for row in expansion.plan.rows if row.phase == SCREENING]
-    return work.choices(grid.name, screening_digest(cells, grid.seeds, grid.max_cost))
+    cells = sorted(row.cell_id for row in expansion.plan.rows if row.phase == SCREENING)
+    rules = [grid.seeds.screen, grid.seeds.finalists, grid.max_cost]
+    return work.choices(grid.name, digest(json.dumps([cells, rules]))[:8])
 
 
 def _was_extended(path: Path) -> bool:

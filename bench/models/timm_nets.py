@@ -1,7 +1,5 @@
 """Makes a `Network` of any classifier of timm, whose own means find the taps; an optional extra."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any, cast
 

@@ -4,8 +4,6 @@ Each cell has files of its own, so that it may resume next to other cells than b
 the two latest epochs are kept: if one is damaged, the cell resumes from the other.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -13,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -52,7 +50,7 @@ class History:
     conditions: list[dict[str, Any]] = field(default_factory=list)
     nondeterministic: list[str] = field(default_factory=list)
 
-    def plus(self, **seconds: float) -> History:
+    def plus(self, **seconds: float) -> Self:
         """The history with more seconds of the given kinds."""
         return replace(self, **{name: getattr(self, name) + s for name, s in seconds.items()})
 

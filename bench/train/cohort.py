@@ -20,10 +20,9 @@ from bench.record import Store
 from bench.train.checkpoint import Checkpoints, History
 from bench.train.device import conditions, is_device_lost, note_nondeterministic, set_numerics
 from bench.train.engine import Student, make_student
-from bench.train.evaluate import accuracy, evaluation_batch, predictions
 from bench.train.failure import KilledError, fail
 from bench.train.result import Results
-from bench.train.stream import Stream, StudentBatch
+from bench.train.stream import Stream, StudentBatch, accuracy, evaluation_batch, predictions
 from bench.train.teacher import Teacher
 from bench.train.weights import open_network, start_from_source, weights_facts
 
@@ -55,8 +54,7 @@ class Cohort:
         self._results = Results(self.stream, self.teacher, self.store)
         self._histories: dict[str, History] = {}
         self._nondeterministic: set[str] = set()
-        kept = self.teacher is not None and self.checkpoints is not None
-        self._teacher_digest = self.teacher.digest() if self.teacher and kept else ""
+        self._teacher_digest = self.teacher.digest() if self.teacher and self.checkpoints else ""
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Trains the cells, and writes each one's record as soon as it has finished or failed.

@@ -209,7 +209,11 @@ class Student:
         self.optimiser.zero_grad(set_to_none=True)
         self.sums.add_step(losses, batch.targets)
         if batch.last and stage.watch is not None:
-            self._watch(losses.taught)
+            seen = {tap: x.detach() for tap, x in losses.taught.student.taps.items()}
+            with torch.no_grad():
+                found = stage.watch(losses.taught._replace(student=View(seen)), self.connector)
+            for name, value in found.items():
+                self._note(name, float(value))
 
     def _reads(self) -> tuple[str, ...]:
         """Every tap of the student that a step needs."""
@@ -263,13 +267,6 @@ class Student:
             merged = merged.gradients
         for parameter, gradient in zip(self._trained, merged, strict=True):
             parameter.grad = gradient
-
-    @torch.no_grad()
-    def _watch(self, pair: Pair) -> None:
-        assert self.stage.watch is not None
-        student = View({tap: x.detach() for tap, x in pair.student.taps.items()})
-        for name, value in self.stage.watch(pair._replace(student=student), self.connector).items():
-            self._note(name, float(value))
 
     def state(self) -> State:
         """What `restore` needs, between two epochs; all draws follow from seed, epoch and step."""

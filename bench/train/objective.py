@@ -116,7 +116,17 @@ class Objective:
         """
         pair, pass_gradient = _with_cut_gradient(pair)
         batch, places = len(pair[2]), pair[3]  # by position: a mixed pair hides their names
-        loss, masked = self._checked(transfer(pair, self.connector), batch)
+        loss, masked = MaskedLoss.of(transfer(pair, self.connector))
+        where = f"{self.method}, stage {self.stage.name!r}: the transfer loss"
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"{where} is a {type(loss).__name__}, wanted a tensor")
+        if loss.shape not in ((), (batch,)):
+            raise ValueError(f"{where} has shape {tuple(loss.shape)}, wanted ({batch},) or ()")
+        if masked is not None and (masked.shape != (batch,) or masked.dtype != torch.bool):
+            raise ValueError(
+                f"{where} has a mask {tuple(masked.shape)} of {masked.dtype}, wanted ({batch},) "
+                "of torch.bool"
+            )
         finite = loss.detach().isfinite()
         pass_gradient(finite)
         loss = torch.where(finite, loss, 0.0)
@@ -133,21 +143,6 @@ class Objective:
         kept = taught.to(loss.dtype)
         total = (loss * kept).sum()
         return total if reduction == "sum" else total / kept.sum().clamp(min=1), counts
-
-    def _checked(self, found: Tensor | MaskedLoss, batch: int) -> MaskedLoss:
-        """What a transfer loss returned; refuses other types and shapes."""
-        loss, masked = MaskedLoss.of(found)
-        where = f"{self.method}, stage {self.stage.name!r}: the transfer loss"
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"{where} is a {type(loss).__name__}, wanted a tensor")
-        if loss.shape not in ((), (batch,)):
-            raise ValueError(f"{where} has shape {tuple(loss.shape)}, wanted ({batch},) or ()")
-        if masked is not None and (masked.shape != (batch,) or masked.dtype != torch.bool):
-            raise ValueError(
-                f"{where} has a mask {tuple(masked.shape)} of {masked.dtype}, wanted ({batch},) "
-                "of torch.bool"
-            )
-        return MaskedLoss(loss, masked)
 
 
 def weigh(

@@ -9,8 +9,7 @@ from bench.record import FINISHED, Record, Store, dump_json
 from bench.train.checkpoint import History
 from bench.train.diagnostics import EXAMINED, knowledge_facts, own_stage
 from bench.train.engine import Student
-from bench.train.evaluate import accuracy, predictions
-from bench.train.stream import Stream
+from bench.train.stream import Stream, accuracy, predictions
 from bench.train.teacher import Teacher
 from bench.train.weights import FILE, WEIGHTS, weights_content
 
