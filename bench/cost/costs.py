@@ -1,13 +1,11 @@
 """What the profiler measured, as one JSON file for each grid. Without torch, for the tables."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from bench.faults import DamagedError, UserError
 from bench.record import FINISHED, Sealed
@@ -27,7 +25,7 @@ class Quartiles(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Quartiles:
+    def of(cls, values: Sequence[float]) -> Self:
         """Quartiles of at least one value, interpolated between neighbours."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
@@ -173,10 +171,10 @@ class Costs(Sealed):
         measured.update(r.place for r in of_pair if r.status == FINISHED)
         return [r for r in of_pair if r.place == measured.most_common(1)[0][0]]
 
-    def with_newer(self, newer: Costs) -> Costs:
+    def with_newer(self, newer: Self) -> Self:
         """These costs and newer ones, which replace those of the same place and row."""
         both = (*self.records, *newer.records)
-        return Costs(list({(*record.place, record.label): record for record in both}.values()))
+        return type(self)(list({(*record.place, record.label): record for record in both}.values()))
 
 
 def read_costs(path: Path) -> Costs:

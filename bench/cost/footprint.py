@@ -20,9 +20,7 @@ from bench.hyperparameters import build_method
 from bench.method import split_epochs
 from bench.train.weights import build_network
 
-IMAGES = 2
-"""Batch of the counted step. BatchNorm needs more than one image."""
-
+IMAGES = 2  # batch of the counted step: BatchNorm needs more than one image
 ALLOWANCE = 2.0
 """Factor on a step's activations for what is not counted: connectors, losses, teacher's taps."""
 

@@ -3,13 +3,11 @@
 The learning rate is next to nothing, so that each step is the same work.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +72,7 @@ class Images(NamedTuple):
     labels: Tensor
 
     @classmethod
-    def draw(cls, workload: Workload) -> Images:
+    def draw(cls, workload: Workload) -> Self:
         """Normal images, channels last as in training: a few batches, and 4 for each class."""
         count = 4 * max(workload.recipe.batch_size, workload.classes)
         draws = torch.Generator().manual_seed(0)
@@ -111,6 +109,26 @@ class TeacherBatch:
     def view(self, taps: Sequence[str] = ("logits",)) -> View:
         """The teacher's view of the batch."""
         return self.teacher.view(self.batch.images, taps)
+
+
+class LossAlone:
+    """Transfer losses with their connector, on fixed taps of both networks."""
+
+    def __init__(self, losses: Sequence[Transfer], pair: Pair, connector: nn.Module) -> None:
+        """Detaches the student's taps, which the losses of one stage read, from the network."""
+        taps = {
+            tap: x.detach().requires_grad_(x.requires_grad) for tap, x in pair.student.taps.items()
+        }
+        self._losses, self._connector = tuple(losses), connector
+        self.pair = pair._replace(student=View(taps))
+        weights = [p for p in connector.parameters() if p.requires_grad]
+        self.leaves = [x for x in (*taps.values(), *weights) if x.requires_grad]
+
+    def __call__(self) -> None:
+        """Forward and backward."""
+        found = (MaskedLoss.of(loss(self.pair, self._connector)) for loss in self._losses)
+        losses = [loss.mean() for loss, _ in found]
+        torch.autograd.grad(torch.stack(losses).sum(), self.leaves, allow_unused=True)
 
 
 class StudentStage:
@@ -236,23 +254,3 @@ class StudentStage:
         pair, self._watching, self._pair = self._pair, False, None
         assert pair is not None
         return LossAlone(losses, pair, self.student.connector)
-
-
-class LossAlone:
-    """Transfer losses with their connector, on fixed taps of both networks."""
-
-    def __init__(self, losses: Sequence[Transfer], pair: Pair, connector: nn.Module) -> None:
-        """Detaches the student's taps, which the losses of one stage read, from the network."""
-        taps = {
-            tap: x.detach().requires_grad_(x.requires_grad) for tap, x in pair.student.taps.items()
-        }
-        self._losses, self._connector = tuple(losses), connector
-        self.pair = pair._replace(student=View(taps))
-        weights = [p for p in connector.parameters() if p.requires_grad]
-        self.leaves = [x for x in (*taps.values(), *weights) if x.requires_grad]
-
-    def __call__(self) -> None:
-        """Forward and backward."""
-        found = (MaskedLoss.of(loss(self.pair, self._connector)) for loss in self._losses)
-        losses = [loss.mean() for loss, _ in found]
-        torch.autograd.grad(torch.stack(losses).sum(), self.leaves, allow_unused=True)

@@ -1,12 +1,11 @@
 """A data set: training and test images as uint8 tensors, in memory or mapped, with labels."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> DataSet:
+    def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> Self:
         """The data set of these images, with the statistics of its training part."""
         mean, std = channel_statistics(train[0])
         return cls(
@@ -75,7 +74,7 @@ class DataSet:
         """The images to test on, with their labels."""
         return self.test_images, self.test_labels
 
-    def with_notes(self, notes: Sequence[str]) -> DataSet:
+    def with_notes(self, notes: Sequence[str]) -> Self:
         """The same images with notes."""
         noted = replace(self, notes=tuple(notes))
         vars(noted)["fingerprint"] = self.fingerprint
@@ -106,7 +105,7 @@ class DataSet:
             parts.append(f"{len(labels):,} {name} images ({each} a class)")
         return ", ".join(parts)
 
-    def only(self, classes: Classes) -> DataSet:
+    def only(self, classes: Classes) -> Self:
         """The images of some classes, relabelled from 0 in order; see `choose_classes`."""
         kept = choose_classes(self.classes, classes)
         relabel = torch.full((len(self.classes),), -1)
@@ -117,9 +116,9 @@ class DataSet:
             return images[labels >= 0], labels[labels >= 0]
 
         names = [self.classes[position] for position in kept]
-        return DataSet.of(self.name, part(*self.train), part(*self.test), names)
+        return self.of(self.name, part(*self.train), part(*self.test), names)
 
-    def resized(self, size: int) -> DataSet:
+    def resized(self, size: int) -> Self:
         """The same images at size x size; see `bench.data.decode.scaled`."""
 
         def part(images: Tensor, labels: Tensor) -> Part:
@@ -127,7 +126,7 @@ class DataSet:
             out = np.stack([scaled(Image.fromarray(plane), size, size) for plane in planes])
             return torch.from_numpy(out).view(*images.shape[:2], size, size), labels
 
-        return DataSet.of(self.name, part(*self.train), part(*self.test), self.classes)
+        return self.of(self.name, part(*self.train), part(*self.test), self.classes)
 
 
 def blocks(images: Tensor) -> tuple[Tensor, ...]:

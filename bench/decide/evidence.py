@@ -9,8 +9,7 @@ from bench.faults import UserError
 
 REFERENCE, LONGER, METHOD, ABLATION = "reference", "longer", "method", "ablation"
 
-Series = Mapping[int, float]
-"""Seed -> accuracy of the last epoch, in [0, 1]."""
+Series = Mapping[int, float]  # seed -> accuracy of the last epoch, in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)

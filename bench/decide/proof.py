@@ -20,9 +20,7 @@ from bench.statistics import (
     seeds_needed,
 )
 
-FIRST_LOOK, SECOND_LOOK = 0.04, 0.01
-"""How alpha is split where the design allows one extension."""
-
+FIRST_LOOK, SECOND_LOOK = 0.04, 0.01  # how alpha is split where the design allows one extension
 MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
 """Accuracy that does not matter; the coarse one on a test set of few images."""
 

@@ -12,8 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from bench.models.network import Network
 
-TOLERANCE = 1e-3
-"""Largest deviation of a tap, relative to its largest value."""
+TOLERANCE = 1e-3  # largest deviation of a tap, relative to its largest value
 
 
 def folded(network: Network, image_shape: tuple[int, int, int]) -> Network:

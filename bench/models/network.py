@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from bench.method import Shapes
 
-STAGES = 4
-"""The most stages that are found in another library's network."""
-
+STAGES = 4  # the most stages that are found in another library's network
 REQUIRED = ("embedding", "logits")
 
 

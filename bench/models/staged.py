@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from bench.models.network import Network
 
-Steps = Iterator[tuple[str, Tensor]]
-"""Taps in the order of their computation: (name, tensor)."""
+Steps = Iterator[tuple[str, Tensor]]  # taps in the order of their computation: (name, tensor)
 
 
 class StagedNetwork(Network):

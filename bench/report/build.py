@@ -15,8 +15,7 @@ from bench.report.results import Findings, summary_section
 from bench.report.selection import write_selection_figures
 from bench.report.tables import Section, write_csv, write_markdown
 
-MARKDOWN = ("summary", "cost")
-"""Sections that are a Markdown file too."""
+MARKDOWN = ("summary", "cost")  # sections that are a Markdown file too
 
 
 def build(found: Findings, store: Path, folder: Path) -> list[Path]:

@@ -46,8 +46,7 @@ CLAIM_NOTES = (
     f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
 )
 
-Range = tuple[float, float, float]
-"""First quartile, median and third quartile."""
+Range = tuple[float, float, float]  # first quartile, median and third quartile
 
 
 class Claim(NamedTuple):

@@ -1,13 +1,11 @@
 """The figures of a grid: what each shows, and where its marks lie. The templates draw them."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean, mode
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from bench.cost.costs import CostRecord
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED
@@ -86,12 +84,12 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
-    def meets(self, other: Box) -> bool:
+    def meets(self, other: Self) -> bool:
         """Whether two boxes have an area in common."""
         across = self.left < other.right and other.left < self.right
         return across and self.top < other.bottom and other.top < self.bottom
 
-    def inside(self, other: Box) -> bool:
+    def inside(self, other: Self) -> bool:
         """Whether the other box holds all of it."""
         across = self.left >= other.left and self.right <= other.right
         return across and self.top >= other.top and self.bottom <= other.bottom

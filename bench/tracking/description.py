@@ -9,12 +9,8 @@ from typing import Any
 from bench.record import Plan, Record, Row
 from bench.tracking.experiment import KIND, NOTE
 
-FINAL = "final/"
-"""Prefix of the metrics that are one number a run."""
-
-LONGEST = 5000
-"""Characters of a tag that every database takes."""
-
+FINAL = "final/"  # prefix of the metrics that are one number a run
+LONGEST = 5000  # characters of a tag that every database takes
 VIEW = "kd-bench"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 """Tag of an experiment, from which the UI reads the view of this name."""
