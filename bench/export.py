@@ -25,12 +25,11 @@ from bench.faults import UserError, reason
 from bench.hyperparameters import build_method
 from bench.models import zoo
 from bench.models.network import Network
-from bench.record import FINISHED, Plan, Record, Row, Store, weights_text
+from bench.record import FINISHED, Plan, Record, Row, Store, WorkDir, weights_text
 from bench.registry import unknown
 from bench.train.device import to_device
 from bench.train.stream import accuracy, evaluation_batch
 from bench.train.weights import read_weights, untrained_deployment, weights_content
-from bench.workdir import WorkDir
 
 CARD = "student.json"  # the key under which every format holds the card
 INSIDE = "inside the file, unless it is safetensors: "

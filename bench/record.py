@@ -1,4 +1,4 @@
-"""The plan of a grid (`Plan`) and the result of one cell (`Record`), as JSON files.
+"""The plan of a grid (`Plan`), the result of a cell (`Record`), as JSON files, and their paths.
 
 Every table and MLflow run is made from records. Such a file holds a checksum of its content, and a
 record those of its cell's other files; files of earlier versions have none. Without torch.
@@ -342,6 +342,49 @@ class Store:
         """Cell id -> record, in the given order, without cells that have none; see `load`."""
         found = ((cell_id, self.load(cell_id)) for cell_id in cell_ids)
         return {cell_id: record for cell_id, record in found if record is not None}
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """Paths under one root. `store/` is shared by all grids; each grid has a folder of its own."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        """The records of all cells of all grids."""
+        return Store(self.root / "store" / "cells")
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints of unfinished cells."""
+        return self.root / "store" / "checkpoints"
+
+    @property
+    def cache(self) -> Path:
+        """Decoded data sets and downloads."""
+        return self.root / "store" / "data"
+
+    @property
+    def leases(self) -> Path:
+        """The leases that commands sharing this work directory hold on cells."""
+        return self.root / "store" / "leases"
+
+    def grid(self, name: str) -> Path:
+        """The folder of a grid's plan, tables and figures."""
+        return self.root / name
+
+    def plan(self, name: str) -> Path:
+        """The plan of the latest run of a grid."""
+        return self.grid(name) / "plan.json"
+
+    def origin(self, name: str) -> Path:
+        """Where the folder of a grid's file is noted: weights in it are relative to that folder."""
+        return self.root / "store" / "grids" / name
+
+    def choices(self, name: str, digest: str) -> Path:
+        """The finalists of a grid that these screened cells led to; see `bench.design`."""
+        return self.root / "store" / "finalists" / f"{name}-{digest}.json"
 
 
 # --- committed with a grid's tables ---------------------------------------------------------------

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from processes import kd_bench, results
 
-from bench.record import write_atomically
+from bench.record import WorkDir, write_atomically
 from bench.tracking import Mirror
-from bench.workdir import WorkDir
 
 SEED = 20261123
 TIMEOUT = 1800

@@ -23,7 +23,7 @@ from malformed_trees import TREES, write_tree
 from summary_grid import cost, plan, records
 
 from bench.cost.costs import FILE, Costs
-from bench.workdir import WorkDir
+from bench.record import WorkDir
 
 SECONDS, MEMORY, BATCH = 60, 8 * 2**30, 50
 HOLE = "@hole@"

@@ -10,8 +10,7 @@ from typing import IO
 
 import psutil
 
-from bench.record import Plan, Store
-from bench.workdir import WorkDir
+from bench.record import Plan, Store, WorkDir
 
 ROOT = Path(__file__).resolve().parents[1]
 

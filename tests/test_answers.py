@@ -11,12 +11,11 @@ from bench.cost.costs import FILE, CostRecord, Costs, Quartiles
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, decide
 from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, SCREENING
-from bench.record import FAILED, Plan, Record, Row, write_atomically
+from bench.record import FAILED, Plan, Record, Row, WorkDir, write_atomically
 from bench.report.answers import Asked, answer_lines
 from bench.report.card import pair_lines
 from bench.report.paper import paper_table
 from bench.report.results import findings
-from bench.workdir import WorkDir
 
 DECISION = Path(__file__).parent / "benchmarks" / "decision"
 SPREAD = (0.0, 0.005, -0.005, 0.002, -0.002, 0.004)

@@ -15,8 +15,7 @@ from bench.models import zoo
 from bench.models.files import WeightsError, find_weights, fitted, read_state
 from bench.models.folding import folded
 from bench.models.network import Normalised, tap_shapes
-from bench.record import Plan, Record, file_digest
-from bench.workdir import WorkDir
+from bench.record import Plan, Record, WorkDir, file_digest
 
 # Colour images, so that torchvision's networks can read them.
 DATA = """

@@ -12,8 +12,7 @@ from summary_grid import cost, plan, records
 from bench.cli import main
 from bench.cost.costs import Costs
 from bench.faults import DamagedError, one_line
-from bench.record import FINISHED, Plan, Record, Store
-from bench.workdir import WorkDir
+from bench.record import FINISHED, Plan, Record, Store, WorkDir
 
 GRID = plan()
 RECORD = replace(

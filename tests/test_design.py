@@ -21,9 +21,8 @@ from bench.faults import UserError
 from bench.grid import Grid, GridError
 from bench.launch.screening import check_costs, choose, expand_chosen
 from bench.launch.tune import promising, trials_of, tuning_grid
-from bench.record import FINISHED, Record
+from bench.record import FINISHED, Record, WorkDir
 from bench.train.stream import training_positions
-from bench.workdir import WorkDir
 
 RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1}
 LONGER = [{"student": {"epochs_factor": factor}} for factor in (1.5, 2.0)]

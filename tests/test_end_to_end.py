@@ -13,8 +13,8 @@ from processes import ROOT, kd_bench, plan_of, results, start, workers_of
 
 from bench.cli import COMMANDS, main, parse
 from bench.faults import UserError
+from bench.record import WorkDir
 from bench.tracking import Mirror
-from bench.workdir import WorkDir
 
 SMOKE = ["--grid", "smoke"]
 

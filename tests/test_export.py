@@ -22,9 +22,8 @@ from bench.data.dataset import DataSet
 from bench.export import CARD, FORMATS, Card, ExportError, find_row, load_trained, pack
 from bench.models import zoo
 from bench.models.files import WeightsError, read_state
-from bench.record import Plan, Row, file_digest, write_atomically
+from bench.record import Plan, Row, WorkDir, file_digest, write_atomically
 from bench.train.weights import read_weights
-from bench.workdir import WorkDir
 
 FINE, COARSE = (
     DataSpec(source="synthetic", pad=1),

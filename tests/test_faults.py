@@ -27,10 +27,9 @@ from mlflow_server import MlflowServer
 from processes import ROOT, environment, kd_bench, plan_of, start, workers_of
 
 from bench.launch.leases import Leases
-from bench.record import write_atomically
+from bench.record import WorkDir, write_atomically
 from bench.tracking import Mirror
 from bench.train.checkpoint import Checkpoints
-from bench.workdir import WorkDir
 
 __all__ = ["tally", "undisturbed"]
 

@@ -3,8 +3,7 @@
 import pytest
 
 from bench.cli import main
-from bench.record import Plan
-from bench.workdir import WorkDir
+from bench.record import Plan, WorkDir
 
 
 @pytest.fixture

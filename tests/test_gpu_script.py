@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.hyperparameters import build_method
-from bench.record import FINISHED, Record
-from bench.workdir import WorkDir
+from bench.record import FINISHED, Record, WorkDir
 from tests.gpu import training
 from tests.gpu.plain_script import PlainScript, PlainTeacher
 from tests.gpu.speed import TINY, forms_of

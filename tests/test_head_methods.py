@@ -16,9 +16,8 @@ from bench.hyperparameters import build_method
 from bench.method import Facts, NotApplicable, Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
-from bench.record import Row
+from bench.record import Row, WorkDir
 from bench.train.teacher import Teacher
-from bench.workdir import WorkDir
 from methods.ctkd import Temperature, ctkd_loss
 from methods.ofd import margin, ofd_loss
 from methods.simkd import Projector

@@ -12,9 +12,8 @@ from summary_grid import plan, records
 
 from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import mirroring, sole_mirror
-from bench.record import write_atomically
+from bench.record import WorkDir, write_atomically
 from bench.tracking import Mirror, TrackingError
-from bench.workdir import WorkDir
 
 
 class Said(io.StringIO):

@@ -16,8 +16,7 @@ from bench.cli import main
 from bench.models import zoo
 from bench.models.adapter import TorchvisionNetwork, _node_names, find_taps
 from bench.models.network import Network, check_network, tap_shapes
-from bench.record import FINISHED, NOT_APPLICABLE, Plan
-from bench.workdir import WorkDir
+from bench.record import FINISHED, NOT_APPLICABLE, Plan, WorkDir
 
 WIDE = (3, 64, 96)
 FOUND = {

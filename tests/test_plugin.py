@@ -19,8 +19,7 @@ from bench.grid import load_grid
 from bench.hyperparameters import METHODS, build_method, method_code, resolve_hyperparameters
 from bench.models import zoo
 from bench.plugin import Plugin, plugged, read_plugins
-from bench.record import Record
-from bench.workdir import WorkDir
+from bench.record import Record, WorkDir
 
 # The smallest of each kind. The method's loss has a factor, so that two versions of it differ.
 METHOD = '''

@@ -20,7 +20,7 @@ from processes import kd_bench, plan_of, start
 from ray_nodes import ALONE, Nodes
 
 from bench.launch.leases import Leases
-from bench.workdir import WorkDir
+from bench.record import WorkDir
 
 __all__ = ["tally", "undisturbed"]
 pytestmark = [

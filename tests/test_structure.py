@@ -110,7 +110,7 @@ def test_one_package_alone_speaks_to_each_of_these_libraries():
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import bench.report.build, bench.workdir, bench.tracking, bench.cli", ["torch"]),
+        ("import bench.report.build, bench.record, bench.tracking, bench.cli", ["torch"]),
         ("import bench.train.cohort, bench.launch.job, bench.launch.workers", ["mlflow"]),
         ("import bench.grid", ["torchvision", "bench.models.resnet", "bench.report"]),
     ],

@@ -21,8 +21,7 @@ from bench.data.batches import Batches
 from bench.data.decode import to_array
 from bench.data.sources import load
 from bench.export import Trained, find_row, load_trained, pack
-from bench.record import Plan, Row, write_atomically
-from bench.workdir import WorkDir
+from bench.record import Plan, Row, WorkDir, write_atomically
 
 PIXELS, WITH_TORCH, WITH_ONNX = blocks(MODELS, "python")[-3:]
 

@@ -15,12 +15,11 @@ from bench.cost.steps import Workload
 from bench.data.sources import Library
 from bench.expansion import data_name
 from bench.progress import ProgressDisplay
-from bench.record import write_atomically
+from bench.record import WorkDir, write_atomically
 from bench.report.cost import cost_section, write_costs
 from bench.report.results import findings
 from bench.report.tables import to_text
 from bench.train.device import pick_device
-from bench.workdir import WorkDir
 
 
 def profile(options: argparse.Namespace) -> int:

@@ -19,9 +19,16 @@ from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import DamagedError, UserError
 from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import how_to_send, sole_mirror
-from bench.record import ARCHIVE, Plan, Record, check_file_names, read_archive, write_archive
+from bench.record import (
+    ARCHIVE,
+    Plan,
+    Record,
+    WorkDir,
+    check_file_names,
+    read_archive,
+    write_archive,
+)
 from bench.tracking import Mirror, TrackingError
-from bench.workdir import WorkDir
 
 if TYPE_CHECKING:
     from bench.grid import Grid

@@ -29,11 +29,10 @@ from bench.launch.resources import process_bytes, usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
 from bench.launch.workers import WorkerProcesses
 from bench.progress import ProgressDisplay
-from bench.record import FAILED, Record, write_archive, write_atomically
+from bench.record import FAILED, Record, WorkDir, write_archive, write_atomically
 from bench.train.device import pick_device
 from bench.train.preflight import check_cells
 from bench.train.weights import import_weights
-from bench.workdir import WorkDir
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,8 +19,7 @@ from bench.launch.leases import Leases
 from bench.launch.mirroring import mirroring
 from bench.launch.schedule import plan_training
 from bench.progress import ProgressDisplay, TrainingProgress
-from bench.record import write_atomically
-from bench.workdir import WorkDir
+from bench.record import WorkDir, write_atomically
 
 Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
 

@@ -17,9 +17,8 @@ from bench.cost.costs import read_costs
 from bench.decide.records import numbers_of_cells
 from bench.faults import UserError
 from bench.launch.leases import BusyError, Leases
-from bench.record import Plan, Record
+from bench.record import Plan, Record, WorkDir
 from bench.tracking import Mirror
-from bench.workdir import WorkDir
 
 SEND_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0

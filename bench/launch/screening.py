@@ -22,8 +22,7 @@ from bench.design import (
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid
-from bench.record import Plan, digest
-from bench.workdir import WorkDir
+from bench.record import Plan, WorkDir, digest
 
 
 def expand_chosen(grid: Grid, fingerprint: Fingerprint, work: WorkDir, extend: bool) -> Expansion:

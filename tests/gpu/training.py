@@ -31,9 +31,8 @@ from bench.launch.job import WorkerConfig
 from bench.launch.leases import Leases
 from bench.launch.schedule import plan_training
 from bench.launch.workers import WorkerProcesses
-from bench.record import Record
+from bench.record import Record, WorkDir
 from bench.train.preflight import check_cells
-from bench.workdir import WorkDir
 
 PACK_SECONDS = 20.0
 PART_BYTES, PARTS = 15 * 2**20, 3
