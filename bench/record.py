@@ -29,6 +29,7 @@ SCHEMA = 1
 Kind = TypeVar("Kind")
 Number = Annotated[float, GetPydanticSchema(lambda kind, schema: schema(int | float | None))]
 """A number of a file: whole ones stay whole, null stands for one that is not finite."""
+ARCHIVED_CURVES = ("test_accuracy", "task_loss", "gradient_cosine")
 ARCHIVE = "records.jsonl.gz"
 """A grid's plan, then its records by cell id: one JSON object a line, committed with its tables."""
 
@@ -391,8 +392,15 @@ class WorkDir:
 
 
 def write_archive(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
-    """Writes the plan and its records without tracebacks, unless the file holds them already."""
-    kept = [replace(records[i], traceback="") for i in sorted(plan.cell_ids()) if i in records]
+    """Writes the plan and its records, unless the file holds them already.
+
+    Tracebacks are left out, and the curves that no table and no figure reads.
+    """
+    kept = []
+    for cell_id in sorted(records.keys() & set(plan.cell_ids())):
+        curves = records[cell_id].curves
+        curves = {name: curves[name] for name in ARCHIVED_CURVES if name in curves}
+        kept.append(replace(records[cell_id], traceback="", curves=curves))
     # Without the checksum of a file: gzip has one of its own.
     values = [_finite({"schema": SCHEMA, **asdict(one)}) for one in (plan, *kept)]
     lines = [json.dumps(one, sort_keys=True, separators=(",", ":")) for one in values]
