@@ -35,7 +35,7 @@ def test_a_pipe_that_nobody_reads_ends_it_in_silence(module):
     os.close(reader)
     start = [str(ROOT / module)] if module.endswith(".py") else ["-m", module]
     done = subprocess.run(
-        [sys.executable, *start, "list"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
+        [sys.executable, *start, "recommend"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
         env=environment(), timeout=120,
     )  # fmt: skip
     os.close(writer)
@@ -46,7 +46,7 @@ def test_a_pipe_that_nobody_reads_ends_it_in_silence(module):
 def test_a_full_disk_under_standard_output_is_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, str(ROOT / "run_all.py"), "list"], cwd=ROOT, stdout=full,
+            [sys.executable, str(ROOT / "run_all.py"), "recommend"], cwd=ROOT, stdout=full,
             stderr=subprocess.PIPE, text=True, env=environment(), timeout=120,
         )  # fmt: skip
     assert done.returncode == 2

@@ -117,11 +117,11 @@ def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, c
     (tmp_path / "colours.py").write_text(DATA.replace("32", "64"))
     grid = {
         "description": "Both ways.",
-        "data": {"source": "colours", "pad": 1},
+        "data": {"source": "colours", "pad": 1, "fraction": 0.5},
         "pairs": ["timm/test_vit:cnn2", "cnn2:timm/test_vit"],
         "methods": ["soft_logits"],
         "seeds": 1,
-        "recipe": {"epochs": 2, "batch_size": 24, "learning_rate": 0.01, "evaluate_every": 2},
+        "recipe": {"epochs": 2, "batch_size": 12, "learning_rate": 0.01, "evaluate_every": 2},
     }
     (tmp_path / "both.yaml").write_text(yaml.safe_dump(grid))
     words = ["--grid", str(tmp_path / "both.yaml"), "--plugin", str(tmp_path / "colours.py")]
