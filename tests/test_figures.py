@@ -177,7 +177,7 @@ def test_a_figure_of_its_own_is_an_image_with_its_finding_as_text():
 CSS = (Path(page.FOLDER) / "figure.css").read_text()
 THEMES = [
     dict(re.findall(r"--(\w+): (#\w{6})", part))
-    for part in CSS.split("@media (prefers", maxsplit=1)
+    for part in CSS.split("@media screen and (prefers", maxsplit=1)
 ]
 HUES = ("baseline", "response", "multi", "shared", "other")
 # Machado, Oliveira, Fernandes: A Physiologically-based Model for Simulation of Color Vision
