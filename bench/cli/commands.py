@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             print(f"stopped; {KEPT}, and the same command continues", file=sys.stderr)
@@ -82,10 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (UserError, OSError, MemoryError, ImportError, RuntimeError) as error:
             if (line := _mendable(error)) is None:
                 raise
+            _drop_output()
             if DEBUG in words:
                 traceback.print_exc()
             print(f"error: {line}", file=sys.stderr)
             return 2
+
+
+def _drop_output() -> None:
+    """Drops what standard output does not take: the interpreter would fail on it as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _mendable(error: BaseException) -> str | None:
