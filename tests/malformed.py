@@ -169,7 +169,7 @@ FIELDS = {
     "axes.fraction": "null halves", "axes.labels": "null halves", "axes.resolution": "null",
     "recipe.epochs": "count", "recipe.batch_size": "two", "recipe.learning_rate": "above 0",
     "recipe.optimiser": "none", "recipe.betas": "none", "recipe.warmup": "zero one",
-    "recipe.mixup": "zero half exponent more one eight whole", "recipe.cutmix": "none zero half",
+    **dict.fromkeys(("recipe.mixup", "recipe.cutmix"), "zero half exponent more one eight whole"),
     "recipe.momentum": "below 1", "recipe.nesterov": "flag", "recipe.weight_decay": "from 0",
     "recipe.schedule": "none", "recipe.milestones": "list halves", "recipe.decay": "part",
     "recipe.drop_last": "flag", "recipe.label_smoothing": "below 1",

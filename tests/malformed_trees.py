@@ -69,7 +69,7 @@ TREES: dict[str, tuple[bool, Callable[[Path], object]]] = {
     "cut": (False, lambda path: path.write_bytes(path.read_bytes()[:60])),
     "half": (False, lambda path: path.write_bytes(path.read_bytes()[:-30])),
     "bomb": (False, _bomb),
-    "directory": (False, _instead(lambda path: path.mkdir())),
+    "directory": (True, _instead(lambda path: path.mkdir())),  # a nested folder without an image
     "fifo": (False, _instead(os.mkfifo)),
     "socket": (False, _instead(_socket)),
     "device": (False, _instead(lambda path: path.symlink_to("/dev/zero"))),
