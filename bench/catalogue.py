@@ -39,9 +39,8 @@ def catalogue(width: int) -> str:
         lines.append(f"  {name:<20} {build_method(name).category}")
         values = _shown(default_hyperparameters(name))
         lines += [wrapped(values, "      ")] if values else []
-    lines += [
-        wrapped("switches: " + _shown({key: off for key, (off, _) in SWITCHES.items()}), "  ")
-    ]
+    switches = _shown({key: off for key, (off, _) in SWITCHES.items()})
+    lines.append(wrapped(f"switches: {switches}", "  "))
     lines += ["", "models:", wrapped(" ".join(zoo.MODELS.names()), "  ")]
     for library in zoo.LIBRARIES:
         try:

@@ -19,10 +19,10 @@ from bench.registry import Registry, unknown
 from methods._joint import with_soft_logits
 from methods._momentum import with_momentum_split
 
-JOINT, SPLIT = "with_soft_logits", "momentum_split"
+JOINT = "with_soft_logits"
 SWITCHES: dict[str, tuple[Any, Callable[[Method, Any], Method]]] = {
     JOINT: (False, lambda method, _: with_soft_logits(method)),
-    SPLIT: (0.0, with_momentum_split),
+    "momentum_split": (0.0, with_momentum_split),
 }
 """What every method takes in addition to its hyper-parameters: the value for off, the change."""
 

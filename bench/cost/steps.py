@@ -158,8 +158,8 @@ class StudentStage:
         if labelled is not None:
             labels = labels.where(labelled, -1)
         # A connector may hold an entry for each training image, more than are drawn.
-        copies = math.ceil(workload.images / len(labels))
-        labels = labels.repeat(max(1, copies))[: max(len(labels), workload.images)]
+        images = max(len(labels), workload.images)
+        labels = labels.repeat(math.ceil(images / len(labels)))[:images]
         network = workload.build(model)
         self.student = make_student(
             workload.cell(model, name),

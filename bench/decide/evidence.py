@@ -112,8 +112,7 @@ class Pair:
     @property
     def reference(self) -> Row:
         """The row that gains are over; UserError if it has no confirmation seeds."""
-        known = {row.name: row for row in self.rows if row.finalist and row.nameable}
-        known = {self.student.name: self.student, **known}
+        known = {row.name: row for row in self._confirmed}
         if (name := self.against or self.student.name) not in known:
             raise UserError(
                 f"{self.name}: got {name!r} to hold the others against, wanted a row with "
@@ -124,8 +123,12 @@ class Pair:
     @property
     def finalists(self) -> tuple[Row, ...]:
         """The rows that claims are made about, the plain student too if it is not the reference."""
-        known = tuple(row for row in self.rows if row.finalist and row.nameable)
-        return tuple(row for row in (self.student, *known) if row.name != self.reference.name)
+        reference = self.reference
+        return tuple(row for row in self._confirmed if row is not reference)
+
+    @property
+    def _confirmed(self) -> tuple[Row, ...]:
+        return (self.student, *(row for row in self.rows if row.finalist and row.nameable))
 
     @property
     def teacher_fault(self) -> str:

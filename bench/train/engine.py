@@ -332,8 +332,10 @@ def make_student(
     """
     if method.needs_teacher and teacher is None:
         raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
-    labelled = labels >= 0
-    if not labelled.all() and any(stage.keep is not None for stage in method.plan):
+    labelled: Tensor | None = labels >= 0
+    if labelled.all():
+        labelled = None
+    if labelled is not None and any(stage.keep is not None for stage in method.plan):
         raise NotApplicable("the selection reads every label, but this grid hides some labels")
     _check_momentum(cell, method)
     if cell.recipe.mixes and any(stage.clean for stage in method.plan):
@@ -363,8 +365,7 @@ def make_student(
     torch.manual_seed(derive(cell.seed, "connector", cell.method))
     connector = to_device(method.connector(shapes, theirs, facts), device)
     network = to_device(network, device)
-    seen = None if labelled.all() else labelled
-    return Student(cell, method, network, connector, device, optional, seen)
+    return Student(cell, method, network, connector, device, optional, labelled)
 
 
 def _check_momentum(cell: Cell, method: Method) -> None:

@@ -10,7 +10,6 @@ from bench.cell import Recipe
 from bench.method import Gradients, Stage
 
 MOMENTUM = "momentum_buffer"  # torch's name
-Groups = Sequence[dict[str, object]]
 
 
 class SplitMomentum(torch.optim.Optimizer):
@@ -25,7 +24,12 @@ class SplitMomentum(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, groups: Groups, rate: float, momentum: float, split: float, decay: float
+        self,
+        groups: Sequence[dict[str, object]],
+        rate: float,
+        momentum: float,
+        split: float,
+        decay: float,
     ) -> None:
         """`momentum` is m, `split` is D."""
         super().__init__(groups, {"lr": rate})
@@ -47,27 +51,22 @@ class SplitMomentum(torch.optim.Optimizer):
             for parameter in group["params"]:
                 task, transfer = self.task[parameter], self.transfer[parameter]
                 apart = 0.0 if task is None or transfer is None else self.apart
-                if transfer is not None and task is None:
-                    transfer = transfer.add(parameter, alpha=self.decay)
-                elif task is not None:
+                if task is not None:
                     task = task.add(parameter, alpha=self.decay)
-                moves = (
-                    self._moved(parameter, "task", task, self.momentum - apart),
-                    self._moved(parameter, "transfer", transfer, self.momentum + apart),
-                )
-                for move in moves:
-                    if move is not None:
-                        parameter.sub_(move, alpha=group["lr"])
-
-    def _moved(
-        self, parameter: Tensor, name: str, gradient: Tensor | None, momentum: float
-    ) -> Tensor | None:
-        """A parameter's buffer of one loss after its gradient; None without one."""
-        state = self.state[parameter]
-        if gradient is None:
-            return None
-        state[name] = gradient.add(state[name], alpha=momentum) if name in state else gradient
-        return state[name]
+                elif transfer is not None:
+                    transfer = transfer.add(parameter, alpha=self.decay)
+                state = self.state[parameter]
+                for name, gradient, momentum in (
+                    ("task", task, self.momentum - apart),
+                    ("transfer", transfer, self.momentum + apart),
+                ):
+                    if gradient is not None:
+                        kept = state.get(name)
+                        state[name] = (
+                            gradient if kept is None else gradient.add(kept, alpha=momentum)
+                        )
+                        parameter.sub_(state[name], alpha=group["lr"])
+        self.task, self.transfer = {}, {}
 
 
 def make_optimiser(
