@@ -289,7 +289,7 @@ def grid_of(
         grid = Grid(**values)
     except ValidationError as error:
         raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
-    grid._folder = folder
+    grid._folder = folder.absolute()
     try:
         if checked:
             check_names(grid)

@@ -1,7 +1,6 @@
-"""A stand-in for the parts of Ray that the coordinator uses, in one process.
+"""A stand-in for the parts of Ray that a cluster uses, in one process.
 
-A task runs inside `wait`, on the first node that is alive. A test makes faults happen through
-`on_event`, which sees every event that a task sends before it arrives.
+A task runs inside `wait`, on the first node that is alive.
 """
 
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 PATIENCE = 200
-"""How many times in a row the coordinator may find nothing to wait for."""
+"""How many times in a row the cluster may find nothing to wait for."""
 
 
 class NodeDies(BaseException):
@@ -25,15 +24,7 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause, self.traceback_str = cause, "in a task of another process"
-
-
-OutOfMemoryError, WorkerCrashedError, NodeDiedError = (
-    type(name, (RayError,), {})
-    for name in ("OutOfMemoryError", "WorkerCrashedError", "NodeDiedError")
-)
+    pass
 
 
 class Ref:
@@ -49,17 +40,9 @@ class Ref:
         try:
             self.value = self.call()
         except NodeDies:
-            self.error = NodeDiedError("the node is dead")
-        except RayError as error:
-            self.error = error
+            self.error = RayError("The node is dead. It had an id.")
         except Exception as error:  # as Ray does with whatever a task raises
-            self.error = RayTaskError(error)
-
-
-def as_task(target: Callable[..., Any]) -> SimpleNamespace:
-    """What `ray.remote` makes of a function."""
-    made = SimpleNamespace(remote=lambda *values: Ref(lambda: target(*values)))
-    return SimpleNamespace(options=lambda **options: made)
+            self.error = RayTaskError(f"in a task of another process: {error}")
 
 
 class FakeRay(ModuleType):
@@ -70,22 +53,30 @@ class FakeRay(ModuleType):
         self.__spec__ = ModuleSpec("ray", None)
         self.exceptions = sys.modules[__name__]
         self.nodes_there: list[dict[str, Any]] = []
-        self.ran_on: list[str] = []
+        self.options: dict[str, Any] = {}
+        self.submitted: list[Ref] = []
         self.cancelled: list[Ref] = []
-        self.on_event: Callable[..., None] = lambda *event: None
         self.before_wait: Callable[[], None] = lambda: None
         self.waited_in_vain = self.shut_down = 0
 
-    def add_node(self, name: str, **resources: float) -> dict[str, Any]:
-        node = {"NodeID": name, "Alive": True, "Resources": resources}
-        self.nodes_there.append(node)
-        return node
+    def init(self, *where: object, **how: object) -> None:
+        pass
+
+    def add_node(self, **resources: float) -> dict[str, Any]:
+        self.nodes_there.append({"Alive": True, "Resources": resources})
+        return self.nodes_there[-1]
 
     def nodes(self) -> list[dict[str, Any]]:
         return self.nodes_there
 
     def remote(self, **options: Any) -> Callable[[Callable[..., Any]], SimpleNamespace]:
-        return as_task
+        self.options = options
+
+        def submit(target: Callable[..., Any], *values: Any) -> Ref:
+            self.submitted.append(Ref(lambda: target(*values)))
+            return self.submitted[-1]
+
+        return lambda target: SimpleNamespace(remote=lambda *values: submit(target, *values))
 
     def get(self, ref: Ref) -> Any:
         if ref.error is not None:
@@ -95,54 +86,26 @@ class FakeRay(ModuleType):
     def wait(self, refs: list[Ref], **how: Any) -> tuple[list[Ref], list[Ref]]:
         self.before_wait()
         for ref in refs:
-            alive = [node["NodeID"] for node in self.nodes_there if node["Alive"]]
-            if alive and not ref.done:
-                self.ran_on.append(alive[0])
+            if any(node["Alive"] for node in self.nodes_there) and not ref.done:
                 ref.run()
             if ref.done:
                 return [ref], [other for other in refs if other is not ref]
         self.waited_in_vain += 1
-        assert self.waited_in_vain < PATIENCE, "the coordinator would wait for ever"
+        assert self.waited_in_vain < PATIENCE, "the cluster would wait for ever"
         return [], refs
 
-    def cancel(self, ref: Ref, force: bool) -> None:
+    def cancel(self, ref: Ref) -> None:
         self.cancelled.append(ref)
         ref.done = True
 
     def shutdown(self) -> None:
         self.shut_down += 1
 
-    def get_runtime_context(self) -> SimpleNamespace:
-        return SimpleNamespace(get_node_id=lambda: "head")
-
 
 @pytest.fixture
 def fake_ray(monkeypatch) -> FakeRay:
     """Replaces the package, installed or not."""
     fake = FakeRay()
-
-    class Queue:
-        def __init__(self, **options: Any) -> None:
-            self.events: list[Any] = []
-
-        def put(self, event: tuple[Any, ...]) -> None:
-            fake.on_event(*event)
-            self.events.append(event)
-
-        def qsize(self) -> int:
-            return len(self.events)
-
-        def get_nowait_batch(self, count: int) -> list[Any]:
-            batch, self.events = self.events[:count], self.events[count:]
-            return batch
-
-        def shutdown(self, force: bool) -> None:
-            pass
-
-    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: None)
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.exceptions", fake.exceptions)
-    monkeypatch.setitem(sys.modules, "ray.util", ModuleType("ray.util"))
-    monkeypatch.setitem(sys.modules, "ray.util.queue", SimpleNamespace(Queue=Queue))
-    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
     return fake

@@ -295,7 +295,7 @@ COUNT = {"1", "2", " 1"}
 RIGHT_WORDS = {
     "--work-dir": PATHS, "--methods": NAMES, "--pairs": NAMES, "--data-root": PATHS,
     "--seeds": {"0", "1", "2", "0-4", " 1"}, "--device": TEXT_WORDS, "--threads": COUNT,
-    "--workers": COUNT, "--cohort": COUNT, "--launcher": {"local"}, "--address": TEXT_WORDS,
+    "--workers": COUNT, "--cohort": COUNT, "--launcher": {"local"},
     "--checkpoint-seconds": {*COUNT, "0", "1.5", "0.5"}, "--trials": COUNT,
     "--gpus-per-job": {*COUNT, "0", "1.5", "0.5"}, "--tuning-seeds": COUNT,
     "--validation": {"0.5"}, "--batch": {"2"}, "--rounds": COUNT, "--from": {"records"},

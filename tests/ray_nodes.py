@@ -38,6 +38,7 @@ class Nodes:
             head = ["--head", "--port=0", "--num-cpus=0", "--include-dashboard=false"]
             self._start(*head, f"--temp-dir={self.folder}")
             self.address = (self.folder / "ray_current_cluster").read_text()
+            self.driver = {**ALONE, "RAY_ADDRESS": self.address}  # of a command on this cluster
         except BaseException:
             self.__exit__()
             raise
@@ -72,7 +73,7 @@ class Nodes:
     def at_work(node: subprocess.Popen[bytes]) -> bool:
         """Whether a job runs on it."""
         with contextlib.suppress(psutil.Error):
-            return any("ray::run_on_node" in " ".join(p.cmdline()) for p in children(node))
+            return any("ray::train_on_node" in " ".join(p.cmdline()) for p in children(node))
         return False
 
     @staticmethod

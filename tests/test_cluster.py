@@ -1,169 +1,185 @@
-"""A grid on a cluster: what the coordinator does as nodes die, lack something, or join.
+"""A grid on a cluster: what happens as nodes die, lack something, or join.
 
 In one process, with a stand-in for Ray; tests/test_ray.py does the same to a real one.
 """
 
 import shlex
 import signal
-import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from digits_cells import EPOCHS, digits_cell, worker_config
-from fake_ray import NodeDies, RayError, WorkerCrashedError, fake_ray
-from processes import ROOT, comparable
+from digits_cells import digits_cell, worker_config
+from fake_ray import NodeDies, RayError, RayTaskError, fake_ray
+from malformed_trees import write_tree
+from PIL import Image
+from processes import ROOT
 
 from bench.cell import Cell
-from bench.cli import parse
-from bench.code_version import numerics_digest
-from bench.launch.job import Job, WorkerConfig, run_job
+from bench.cli import main, parse
+from bench.launch.job import Job, WorkerConfig
 from bench.launch.leases import Leases
-from bench.launch.ray_cluster import ClusterError, RayCluster, RayTasks, missing_here
-from bench.launch.schedule import plan_jobs
-from bench.record import FAILED, FINISHED, Store
+from bench.launch.ray_cluster import ClusterError, NodeCommands, RayCluster
+from bench.record import FAILED, Store
+from bench.train.failure import record_without_result
 
 __all__ = ["fake_ray"]
 RAY = ["--grid", "smoke", "--launcher", "ray"]
+FIRST = ["--grid", "smoke", "--methods", "soft_logits", "--seeds", "0", "recipe.epochs=1"]
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("data")
+@pytest.fixture
+def cells(tmp_path) -> list[Cell]:
+    return [digits_cell("cnn2", tmp_path / "data", seed=seed) for seed in range(4)]
 
 
-@pytest.fixture(scope="module")
-def cells(data_root) -> list[Cell]:
-    """A teacher, a student of its own and two that it teaches."""
-    teacher = digits_cell("cnn3", data_root)
-    taught = [digits_cell("cnn2", data_root, name, teacher) for name in ("soft_logits", "fitnet")]
-    return [teacher, digits_cell("cnn2", data_root), *taught]
+class Node:
+    """What a command on a node does, one entry of `deeds` for each: record a cell, or raise.
+
+    It is pickled by reference, so that all copies share the class.
+    """
+
+    deeds: list[Cell | BaseException]
+    store: Store
+
+    def __call__(self) -> None:
+        if not self.deeds:
+            return
+        deed = self.deeds.pop(0)
+        if isinstance(deed, BaseException):
+            raise deed
+        self.store.write(record_without_result(deed, FAILED, "done", {}))
 
 
-def results(work: Path) -> dict[str, object]:
-    return comparable(Store(work / "cells"), [path.name for path in (work / "cells").iterdir()])
+def commands(
+    where: Path,
+    deeds: list[Cell | BaseException],
+    cells: list[Cell],
+    report: Callable[..., None] = lambda *event: None,
+    change: Callable[[NodeCommands, Leases], None] = lambda made, leases: None,
+    **cluster: int | str,
+) -> Iterator[str]:
+    """Runs cells on the cluster that there is; yields their ids as they come back."""
+    config: WorkerConfig = worker_config(where, where / "data")
+    Node.deeds, Node.store = list(deeds), Store(config.store)
+    found = RayCluster(**{"device": "cpu", **cluster})
+    with Leases(where / "store" / "leases") as leases:
+        made = NodeCommands(found, Node(), config, report, leases)
+        change(made, leases)
+        for done in made.run([Job((cell,)) for cell in cells]):
+            yield from (cell.id for cell in done.cells)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cells, data_root) -> dict[str, object]:
-    work = tmp_path_factory.mktemp("undisturbed")
-    for job in plan_jobs(cells, 1):
-        run_job(job, worker_config(work, data_root), lambda *event: None)
-    found = results(work)
-    assert {found[cell.id][0] for cell in cells} == {FINISHED}
-    return found
+def test_cells_come_back_as_commands_record_them(tmp_path, fake_ray, cells):
+    fake_ray.add_node(CPU=1)
+    events: list[tuple[object, ...]] = []
+    found = commands(tmp_path, [*cells], cells, lambda *event: events.append(event))
+    assert list(found) == [cell.id for cell in cells]
+    assert [event[:3] for event in events[-2:]] == [(cells[3].id, 1, 3), (cells[3].id, 3, 3)]
 
 
-def launch(cells: list[Cell], where: WorkerConfig, report=lambda *event: None) -> list[str]:
-    """Runs cells on the cluster that there is; their ids in the order in which they came back."""
-    cluster = RayCluster(device="cpu")
-    with Leases(where.store.parent / "leases") as leases:
-        jobs = plan_jobs(cells, len(cluster.devices))
-        done = RayTasks(cluster, where, report, leases).run(jobs)
-        return [cell.id for part in done for cell in part.cells]
+def test_a_lost_node_is_replaced_until_too_many_are_lost_in_a_row(tmp_path, fake_ray, cells):
+    fake_ray.add_node(CPU=1)
+    a_few, too_many = [NodeDies()] * 5, [NodeDies()] * 6
+    found = commands(tmp_path, [*a_few, cells[0], *a_few, *cells[1:]], cells)
+    assert sorted(found) == sorted(cell.id for cell in cells)
+    again = commands(tmp_path / "again", [cells[0], *too_many], cells)
+    assert next(again) == cells[0].id
+    with pytest.raises(ClusterError, match=r"^6 nodes were lost, .*: The node is dead$"):
+        next(again)
 
 
-def test_a_node_that_dies_costs_no_result(tmp_path, fake_ray, cells, data_root, undisturbed):
-    """In the middle of the students' training, which goes on from their checkpoints."""
-    fake_ray.add_node("a", CPU=1)
-    epochs: list[tuple[object, ...]] = []
-
-    def die_once(*event: object) -> None:
-        epochs.append(event)
-        if len(epochs) == EPOCHS + 4:
-            epochs.append(event)
-            raise NodeDies
-
-    fake_ray.on_event = die_once
-    where = worker_config(tmp_path, data_root)
-    assert sorted(launch(cells, where)) == sorted(cell.id for cell in cells)
-    assert results(tmp_path) == undisturbed
-    assert fake_ray.ran_on == ["a"] * 3  # the teacher; its students; these again
-    resumed = [Store(where.store).read(cell.id).conditions["resumed"] for cell in cells[1:]]
-    assert resumed == [1, 1, 1]
-    assert not list((tmp_path / "checkpoints").glob("*"))
-
-
-def test_a_cell_that_loses_every_node_fails_alone(tmp_path, fake_ray, cells, data_root):
-    fake_ray.add_node("a", CPU=1)
-
-    def doom(cell_id: str, *event: object) -> None:
-        if cell_id == cells[3].id:
-            raise NodeDies
-
-    fake_ray.on_event = doom
-    where = worker_config(tmp_path, data_root)
-    assert sorted(launch(cells, where)) == sorted(cell.id for cell in cells)
-    store = Store(where.store)
-    assert [store.read(cell.id).status for cell in cells] == [FINISHED] * 3 + [FAILED]
-    assert "lost 3 nodes" in store.read(cells[3].id).error
-
-
-def test_a_process_that_dies_is_its_cells_fault_and_an_error_keeps_its_traceback(
-    tmp_path, fake_ray, cells, data_root
+@pytest.mark.parametrize("error", [OSError(28, "no space left"), ClusterError("no space left")])
+def test_what_the_user_can_mend_on_a_node_ends_the_run_in_one_line(
+    tmp_path, fake_ray, cells, error
 ):
-    fake_ray.add_node("a", CPU=1)
-    errors = {cells[2].id: WorkerCrashedError(), cells[3].id: OSError("no such file")}
-
-    def interrupt(cell_id: str, *event: object) -> None:
-        if cell_id in errors:
-            raise errors[cell_id]
-
-    fake_ray.on_event = interrupt
-    where = worker_config(tmp_path, data_root)
-    launch(cells, where)
-    records = [Store(where.store).read(cell.id) for cell in cells]
-    assert [record.status for record in records] == [FINISHED] * 2 + [FAILED] * 2
-    assert "its process died" in records[2].error
-    assert records[3].error == "OSError: no such file"
-    assert "in a task of another process" in records[3].traceback
+    fake_ray.add_node(CPU=1)
+    with pytest.raises(ClusterError, match=r"^node \S+: .*no space left$"):
+        list(commands(tmp_path, [error], cells))
 
 
-def test_a_node_that_lacks_the_data_ends_the_run_and_no_cell_is_to_blame(
-    tmp_path, fake_ray, cells, data_root
-):
-    fake_ray.add_node("a", CPU=1)
-    other = [cell.model_copy(update={"fingerprint": "another"}) for cell in cells[:1]]
-    where = worker_config(tmp_path, data_root)
-    with pytest.raises(ClusterError, match=r"node \S+: its data set 'digits' differs"):
-        launch(other, where)
-    assert Store(where.store).read(other[0].id) is None
+def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, fake_ray, cells):
+    fake_ray.add_node(CPU=1)
+    with pytest.raises(RayTaskError, match="in a task of another process: broken"):
+        list(commands(tmp_path, [RuntimeError("broken")], cells))
 
 
-def test_a_node_that_does_not_see_the_work_directory_says_so(tmp_path, cells, data_root):
-    where = worker_config(tmp_path, data_root)
-    code = numerics_digest("methods/*.py")
-    said = missing_here(Job((cells[0],)), where, code, tmp_path / "hearts" / "of-a-coordinator")
-    assert said is not None
-    assert "--work-dir on a disk that all share" in said
+def test_a_node_that_lacks_the_directory_the_code_or_the_package_says_so(tmp_path, fake_ray, cells):
+    fake_ray.add_node(CPU=1)
+
+    def hide(made: NodeCommands, leases: Leases) -> None:
+        leases.heart.unlink()
+
+    def other(made: NodeCommands, leases: Leases) -> None:
+        made.order = (made.order[0], "of another version", made.order[2])
+
+    def absent(made: NodeCommands, leases: Leases) -> None:
+        made.order = (b"cbench.nowhere\ntrain\n.", *made.order[1:])
+
+    for change, said in (
+        (hide, "--work-dir on a disk that all share"),
+        (other, "install the same version on every node"),
+        (absent, "this kd-bench is not installed"),
+    ):
+        with pytest.raises(ClusterError, match=rf"^node \S+: .*{said}"):
+            list(commands(tmp_path, [], cells, change=change))
 
 
-def test_a_cluster_without_a_node_waits_for_one(tmp_path, fake_ray, cells, data_root, undisturbed):
+def test_a_cluster_without_a_node_waits_for_one(tmp_path, fake_ray, cells):
     def join_late() -> None:
         if fake_ray.waited_in_vain == 4:
-            fake_ray.add_node("a", CPU=1)
+            fake_ray.add_node(CPU=1)
 
     fake_ray.before_wait = join_late
-    assert launch(cells[:1], worker_config(tmp_path, data_root)) == [cells[0].id]
-    assert results(tmp_path)[cells[0].id] == undisturbed[cells[0].id]
+    assert list(commands(tmp_path, [*cells], cells)) == [cell.id for cell in cells]
 
 
-def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray, cells, data_root):
-    fake_ray.add_node("a", CPU=4)
-    where, cluster = worker_config(tmp_path, data_root), RayCluster(device="cpu")
-    plain = [cells[0], cells[1].model_copy(update={"seed": 1})]
+def test_an_interrupt_ends_the_commands_before_the_leases_end(tmp_path, fake_ray, cells):
+    def interrupt() -> None:
+        if not fake_ray.cancelled:
+            raise KeyboardInterrupt
 
-    def interrupt(*event: object) -> None:
-        raise KeyboardInterrupt
+    fake_ray.before_wait = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        list(commands(tmp_path, [], cells, workers=3))
+    assert fake_ray.cancelled == fake_ray.submitted
+    assert len(fake_ray.submitted) == 3
 
-    with Leases(tmp_path / "leases") as leases:
-        jobs = [Job((cell,)) for cell in plain]
-        with pytest.raises(KeyboardInterrupt):
-            list(RayTasks(cluster, where, interrupt, leases).run(jobs))
-        assert len(fake_ray.cancelled) == 2
-    with Leases(tmp_path / "leases") as leases:
-        assert all(leases.acquire(cell.id) for cell in plain)
+
+def test_as_many_commands_wait_as_run_for_an_autoscaler_to_see(tmp_path, fake_ray, cells):
+    fake_ray.add_node(CPU=2, GPU=1)
+    found = commands(tmp_path, [*cells], cells, device="cuda", gpus_per_job=1)
+    assert next(found) == cells[0].id
+    assert len(fake_ray.submitted) == 2
+    assert fake_ray.options["num_gpus"] == 1
+    found.close()
+
+
+def test_a_grid_that_was_trained_on_a_cluster_is_done_on_one_machine(
+    tmp_path, fake_ray, no_figures, capsys
+):
+    fake_ray.add_node(CPU=1)
+    grid = [*FIRST, "--device", "cpu", "--work-dir", str(tmp_path)]
+    assert main([*grid, "--launcher", "ray"]) == 0
+    assert "3 cells trained" in capsys.readouterr().out
+    assert main(grid) == 0
+    assert "nothing to train; in all: 3 finished" in capsys.readouterr().out
+
+
+def test_a_node_with_other_images_ends_the_run_and_no_cell_is_to_blame(tmp_path, fake_ray, refused):
+    fake_ray.add_node(CPU=1)
+    first = write_tree(tmp_path)
+
+    def exchange() -> None:
+        Image.new("L", (8, 8), 99).save(first)
+
+    fake_ray.before_wait = exchange
+    grid = [*FIRST, "data.source=d", "data.fraction=1", "--data-root", str(tmp_path)]
+    work = ["--work-dir", str(tmp_path / "work"), "--device", "cpu", "--launcher", "ray"]
+    assert "its data set 'd' differs" in refused(*grid, *work)
+    assert not list((tmp_path / "work" / "store").glob("cells/*"))
 
 
 @pytest.mark.parametrize(
@@ -181,37 +197,25 @@ def test_an_interrupt_cancels_what_runs_before_its_leases_end(tmp_path, fake_ray
 def test_a_cluster_has_room_for_as_many_jobs_as_its_nodes_hold(
     fake_ray, device, gpus_per_job, nodes, slots
 ):
-    for name, resources in enumerate(nodes):
-        fake_ray.add_node(str(name), **resources)
+    for resources in nodes:
+        fake_ray.add_node(**resources)
     cluster = RayCluster(gpus_per_job=gpus_per_job, device=device, threads=2)
     assert cluster.slots() == slots
-    assert cluster.devices == [device] * max(1, slots)
     assert RayCluster(workers=1, device="cpu").slots() <= 1
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--address", "auto"], "add --launcher ray"),
         (["--launcher", "slurm"], "invalid choice: 'slurm'"),
         (["--launcher", "ray", "--gpus-per-job", "1.5"], "--gpus-per-job: got 1.5"),
         (["--launcher", "ray", "--gpus-per-job", "0"], "--gpus-per-job: got 0"),
         (["--launcher", "ray", "--gpus-per-job", "nan"], "--gpus-per-job: got "),
-        (["--launcher", "ray", "--address", "ray://head:10001"], "wanted auto or HOST:PORT"),
-        (["--launcher", "ray", "--address", "head"], "wanted auto or HOST:PORT"),
         (["--launcher", "ray", "--device", "cuda:1"], "--device: got 'cuda:1'"),
     ],
 )
 def test_a_wrong_cluster_is_refused_with_one_line(tmp_path, fake_ray, refused, words, said):
     assert said in refused("--grid", "smoke", "--work-dir", str(tmp_path), *words)
-
-
-def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path, fake_ray, refused):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        error = refused(*RAY, "--work-dir", str(tmp_path), "--address", address)
-    assert f"error: --address {address}: nobody answers" in error
 
 
 def test_a_connection_to_ray_leaves_sigterm_to_the_command(fake_ray):
@@ -240,7 +244,7 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing_behind(
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert said.startswith("error: --address auto: ")
+    assert said.startswith("error: --launcher ray: ")
     assert " ".join(str(error).split()) in said
     assert fake_ray.shut_down == 1
 
@@ -266,7 +270,7 @@ def test_the_kubernetes_manifest_is_a_ray_job_that_runs_this_command_line():
     assert program == "kd-bench"
     command, options = parse(words)
     assert command.__name__ == "run"
-    assert (options.launcher, options.address, options.device) == ("ray", "auto", "cuda")
+    assert (options.launcher, options.device) == ("ray", "cuda")
     cluster = job["spec"]["rayClusterSpec"]
     images = set()
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

@@ -17,7 +17,7 @@ import fault_table as faults
 import pytest
 from fault_table import tally, undisturbed
 from processes import kd_bench, plan_of, start
-from ray_nodes import ALONE, Nodes
+from ray_nodes import Nodes
 
 from bench.launch.leases import Leases
 from bench.record import WorkDir
@@ -46,10 +46,6 @@ def two(nodes) -> Iterator[list[subprocess.Popen[bytes]]]:
         nodes.kill(node)
 
 
-def on(nodes: Nodes, *more: str) -> list[str]:
-    return [*RAY, "--address", nodes.address, *more]
-
-
 def check_whole(work: Path, undisturbed: faults.Undisturbed) -> None:
     """Every result is there once, is the undisturbed one, and nothing else is left."""
     assert faults.found(work) == undisturbed.results
@@ -62,7 +58,7 @@ def test_a_node_killed_in_mid_grid_costs_no_result(tmp_path, nodes, two, undistu
     """Twice in the midst of a job; another node joins each time."""
     work, output = tmp_path / "work", tmp_path / "output"
     with output.open("w") as file:
-        launcher = start(file, *faults.words(work, *on(nodes)), **ALONE)
+        launcher = start(file, *faults.words(work, *RAY), **nodes.driver)
         for _ in range(2):
             ready = lambda: nodes.at_work(two[1]) and faults.checkpoints(work)  # noqa: E731
             faults.until(ready, launcher, output)
@@ -85,7 +81,7 @@ def test_nodes_that_do_not_share_the_work_directory_are_named_in_one_line(tmp_pa
     cover = f'mount -t tmpfs none {work.parent} && exec "$@"'
     node = nodes.add("unshare", "--mount", "bash", "-c", cover, "node")
     try:
-        refused = kd_bench(*faults.words(work, *on(nodes)), timeout=faults.TIMEOUT, **ALONE)
+        refused = kd_bench(*faults.words(work, *RAY), timeout=faults.TIMEOUT, **nodes.driver)
     finally:
         nodes.kill(node)
     assert refused.returncode == 2, refused.stdout
@@ -93,11 +89,11 @@ def test_nodes_that_do_not_share_the_work_directory_are_named_in_one_line(tmp_pa
     assert "Traceback" not in refused.stderr
 
 
-def interrupt(work: Path, number: signal.Signals, *more: str) -> int:
+def interrupt(work: Path, number: signal.Signals, nodes: Nodes) -> int:
     """Sends a signal to a coordinator in mid-grid; returns its exit code."""
     output = work / "output"
     with output.open("w") as file:
-        launcher = start(file, *faults.words(work, *more), **ALONE)
+        launcher = start(file, *faults.words(work, *RAY), **nodes.driver)
         faults.until(lambda: len(faults.checkpoints(work)) >= 4, launcher, output)
         launcher.send_signal(number)
         code = launcher.wait(faults.TIMEOUT)
@@ -105,9 +101,9 @@ def interrupt(work: Path, number: signal.Signals, *more: str) -> int:
     return code
 
 
-def resume(work: Path, undisturbed: faults.Undisturbed, *more: str) -> None:
+def resume(work: Path, undisturbed: faults.Undisturbed, nodes: Nodes) -> None:
     """The same command goes on, and ends with the undisturbed results."""
-    done = kd_bench(*faults.words(work, *more), timeout=faults.TIMEOUT, **ALONE)
+    done = kd_bench(*faults.words(work, *RAY), timeout=faults.TIMEOUT, **nodes.driver)
     assert done.returncode == 0, done.stdout + done.stderr
     records = WorkDir(work).store.read_all(plan_of(work, faults.grid_of(work)).cell_ids())
     assert any(record.conditions["resumed"] for record in records.values())
@@ -120,7 +116,7 @@ def resume(work: Path, undisturbed: faults.Undisturbed, *more: str) -> None:
 def test_a_coordinator_that_ends_leaves_the_cluster_to_the_next(
     tmp_path, nodes, two, undisturbed, tally, number, fault
 ):
-    code = interrupt(tmp_path, number, *on(nodes))
+    code = interrupt(tmp_path, number, nodes)
     assert code == (128 + number if number == signal.SIGTERM else -number)
-    resume(tmp_path, undisturbed, *on(nodes))
+    resume(tmp_path, undisturbed, nodes)
     tally.add(f"{fault} the Ray coordinator", 1, undisturbed.results, tmp_path)

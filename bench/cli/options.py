@@ -157,14 +157,12 @@ def run(parser: Parser) -> None:
     add("--retry-failed", action="store_true", help="train failed cells again")
     text = "processes (default: one per core on the CPU, one per GPU on CUDA)"
     add("--workers", type=number(int, 1, 1024), metavar="N", help=text)
-    text = "most cells in one job; changes no number (default: as many as memory holds)"
+    text = "most cells in one job, if memory holds them; changes no number (default: no limit)"
     add("--cohort", type=number(int, 1), metavar="N", help=text)
     text = "least seconds between two checkpoints; 0 for one after every epoch (default: 60)"
     add("--checkpoint-seconds", type=number(float, 0), default=60.0, metavar="S", help=text)
-    text = "processes of this machine, or a Ray cluster (default: local)"
+    text = "processes of this machine, or the Ray cluster of this node (default: local)"
     add("--launcher", choices=("local", "ray"), default="local", help=text)
-    text = "of the Ray cluster, from one of its nodes (default: auto)"
-    add("--address", metavar="auto|HOST:PORT", help=text)
     text = "GPUs of a job on the Ray cluster, such as 0.5 (default: 1)"
     add("--gpus-per-job", type=number(float, 0), default=1.0, metavar="X", help=text)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,10 +25,11 @@ from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
 from bench.launch.job import WorkerConfig, unfinished
-from bench.launch.ray_cluster import RayCluster, RayTasks
+from bench.launch.ray_cluster import NodeCommands, RayCluster
 from bench.launch.resources import process_bytes, usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
 from bench.launch.workers import WorkerProcesses
+from bench.plugin import plugged
 from bench.progress import ProgressDisplay
 from bench.record import FAILED, Record, WorkDir, write_archive, write_atomically
 from bench.train.device import pick_device
@@ -123,14 +125,19 @@ class TrainingCommand:
         return unfinished(cells, self.work.store, self.options.retry_failed)
 
 
-def prepare(options: argparse.Namespace) -> TrainingCommand:
-    """Reads and checks all that a training command needs; UserError before anything starts."""
+def prepare(options: argparse.Namespace, grid: Grid | None = None) -> TrainingCommand:
+    """Reads and checks all that a training command needs; UserError before anything starts.
+
+    The grid is the one that is asked for, unless it is given.
+    """
     idle_bytes = process_bytes()
     # What a dry run prints begins with the total: its progress is no part of it.
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
-    grid = asked_grid(options)
-    cluster, device = _cluster(options), options.device
-    if cluster is None:  # a cluster's nodes have devices of their own
+    grid = grid or asked_grid(options)
+    cluster, device = None, options.device
+    if options.launcher == "ray":  # whose nodes have devices of their own
+        cluster = RayCluster(options.workers, options.gpus_per_job, device, options.threads)
+    else:
         device = pick_device(device).type if device == "auto" else device
         pick_device(device)
     source = one_line(grid.data.source)[:80]
@@ -154,17 +161,6 @@ def prepare(options: argparse.Namespace) -> TrainingCommand:
     return TrainingCommand(
         options, grid, library, work, device, console, cluster, config, idle_bytes
     )
-
-
-def _cluster(options: argparse.Namespace) -> RayCluster | None:
-    """The Ray cluster that is asked for; nothing is connected yet."""
-    if options.launcher == "ray":
-        address = options.address or "auto"
-        how = options.workers, options.gpus_per_job, options.device, options.threads
-        return RayCluster(address, *how)
-    if options.address is not None:
-        raise UserError("--address is of a Ray cluster: add --launcher ray")
-    return None
 
 
 def _dry_run(command: TrainingCommand, grid: Grid) -> int:
@@ -199,16 +195,22 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     return 0
 
 
-def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
+def _train(
+    command: TrainingCommand, grid: Grid, *, mirrored: bool = True
+) -> tuple[Outcome, Expansion]:
     """Trains a grid: all of it, or what is screened, then the finalists."""
     costs = read_costs(command.work.grid(grid.name) / FILE)
     check_costs(grid, costs)
+    expansion = command.expand(grid)
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
             devices = list_devices(command.device, command.options.workers)
             launch, room_bytes = partial(WorkerProcesses, devices), worker_room(devices)
         else:  # what is free here says nothing of its nodes
-            devices, launch, room_bytes = cluster.devices, partial(RayTasks, cluster), None
+            devices, room_bytes = [cluster.device], None
+            images = frozenset(cell.fingerprint for cell in expansion.cells.values())
+            options = _node_options(command, cluster, len(expansion.cells))
+            launch = partial(NodeCommands, cluster, partial(_train_as_node, options, grid, images))
         train = partial(
             run_grid,
             work=command.work,
@@ -218,8 +220,8 @@ def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
             console=command.console,
             launch=launch,
             room_bytes=room_bytes,
+            mirrored=mirrored,
         )
-        expansion = command.expand(grid)
         if not grid.screens:
             return train(expansion), expansion
         if expansion.plan.choices:
@@ -228,6 +230,34 @@ def _train(command: TrainingCommand, grid: Grid) -> tuple[Outcome, Expansion]:
         choose(grid, expansion, command.work, costs)
         expansion = command.expand(grid)
         return screened.then(train(expansion, phase="confirming")), expansion
+
+
+def _node_options(command: TrainingCommand, cluster: RayCluster, cells: int) -> argparse.Namespace:
+    """The options of this command on a node of the cluster, where it trains one job at a time."""
+    work_dir, data_root = command.options.work_dir, command.options.data_root
+    changed = {
+        "launcher": "local",
+        "workers": 1,
+        "device": cluster.device,
+        "retry_failed": False,  # the records are discarded here, once
+        "cohort": command.options.cohort or math.ceil(cells / max(1, cluster.slots())),
+        # A task's current folder is another one.
+        "work_dir": work_dir.absolute(),
+        "data_root": data_root and data_root.absolute(),
+    }
+    return argparse.Namespace(**{**vars(command.options), **changed})
+
+
+def _train_as_node(options: argparse.Namespace, grid: Grid, images: frozenset[str]) -> None:
+    """Trains what no other node does; `images` are the fingerprints of the grid's data sets."""
+    with plugged(options.plugins):
+        command = prepare(options, grid)
+        if {cell.fingerprint for cell in command.expand(grid).cells.values()} != images:
+            raise UserError(
+                f"its data set {grid.data.source!r} differs from the one where the grid was "
+                f"started (data root: {options.data_root}); copy the same files to every node"
+            )
+        _train(command, grid, mirrored=False)
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:

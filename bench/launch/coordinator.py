@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,11 +17,12 @@ from bench.launch.job import Report, WorkerConfig, unfinished
 from bench.launch.launcher import Launcher
 from bench.launch.leases import Leases
 from bench.launch.mirroring import mirroring
+from bench.launch.ray_cluster import NodeCommands
 from bench.launch.schedule import plan_training
 from bench.progress import ProgressDisplay, TrainingProgress
 from bench.record import WorkDir, write_atomically
 
-Launch = Callable[[WorkerConfig, Report, Leases], Launcher]
+Launch = Callable[[WorkerConfig, Report, Leases], Launcher | NodeCommands]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def run_grid(
     launch: Launch,
     room_bytes: int | None = None,
     phase: str = "",
+    mirrored: bool = True,
 ) -> Outcome:
-    """Trains the cells of a grid that are unfinished, and mirrors all records.
+    """Trains the cells of a grid that are unfinished, and mirrors all records unless told not to.
 
     There is one device for each job that can run at once; a worker may fill `room_bytes` of memory,
     None if no limit is known. With `retry_failed` failed cells run again. `launch` makes what runs
@@ -67,7 +69,8 @@ def run_grid(
             if work.store.read(cell.id) is not None and leases.acquire(cell.id):
                 work.store.discard(cell.id)
                 leases.release(cell.id)
-        with mirroring(work, plan, leases, console), ProgressDisplay(console, "epochs") as display:
+        mirror = mirroring(work, plan, leases, console) if mirrored else nullcontext()
+        with mirror, ProgressDisplay(console, "epochs") as display:
             names = {cell.id: str(cell) for cell in waiting}
             epochs = sum(map(total_epochs, waiting))
             progress = TrainingProgress(names, epochs, display, phase)

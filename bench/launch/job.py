@@ -37,7 +37,7 @@ class WorkerConfig:
         provenance: commit and code, for the records.
         checkpoints: their folder; None for none.
         checkpoint_seconds: least time between two of them.
-        cohort: the most cells of one job; None for as many as a worker's memory holds.
+        cohort: the most cells of one job; None for no limit but a worker's memory.
     """
 
     store: Path

@@ -1,6 +1,6 @@
-"""What every launcher does: start jobs, try the cells of a failed job again, share with others.
+"""The launcher: it starts jobs, tries the cells of a failed job again, and shares with others.
 
-A launcher adds where jobs run: in worker processes of this machine, or as tasks of a Ray cluster.
+Where jobs run is added by `bench.launch.workers`.
 """
 
 import errno
@@ -145,20 +145,12 @@ class Launcher(ABC, Generic[Handle]):
         self._recorded |= {cell_id for cell_id in missing if self.store.read(cell_id)}
         return missing <= self._recorded
 
-    def after_end(
-        self, job: Job, error: BaseException | None, *, lost: bool = False
-    ) -> Iterator[Done]:
-        """Releases the cells of an ended job that have a record, and tries the others again.
-
-        A `lost` job ended through no fault of its cells, and is first in line again.
-        """
+    def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
+        """Releases the cells of an ended job that have a record, and tries the others again."""
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
-        left = self.without_record(job)
-        if left and lost:
-            self.waiting.insert(0, Job(tuple(left)))
-        elif left:
+        if left := self.without_record(job):
             error = error or RuntimeError(f"it ended without a record in {self.config.store}")
             left = self._try_again(left, error, alone)
         yield from self._release_all_but(left, job)

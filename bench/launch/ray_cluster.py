@@ -1,8 +1,7 @@
-"""A Ray cluster: jobs as tasks on nodes that may join, leave and die while a grid trains.
+"""A Ray cluster: nodes that train a grid together, and may join, leave and die meanwhile.
 
-All nodes share the work directory, so that Ray carries only jobs and events. The coordinator, a
-driver on one of the nodes, decides what runs again: a task that raises or loses its process as on
-one machine, a job that lost its node elsewhere, from its checkpoints.
+Ray only starts a command on each node. All nodes share the work directory, in which leases decide
+who trains which cell, as in a job array; cells of a lost node go on elsewhere from checkpoints.
 """
 
 import importlib.util
@@ -10,33 +9,26 @@ import logging
 import os
 import pickle
 import signal
-import socket
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
-import bench
+from bench.cell import Cell
 from bench.code_version import numerics_digest
-from bench.data.sources import Library
+from bench.cost.footprint import total_epochs
 from bench.faults import UserError, reason
 from bench.launch.job import Job, Report, WorkerConfig
-from bench.launch.launcher import POLL_SECONDS, Done, Launcher
+from bench.launch.launcher import Done
 from bench.launch.leases import Leases
-from bench.plugin import plugged
-from bench.train.device import pick_device
-from bench.train.failure import KilledError
+from bench.record import Store
 
-LOSSES = 3
-"""A cell that loses this many nodes, with no epoch completed in between, counts as the cause."""
+LOSSES = 5
+"""Nodes that may be lost before a cell is finished; one more is taken for the fault of a cell."""
 
-RECORD_SECONDS = 90.0  # how long a shared disk may take to show a record that another node wrote
-CANCEL_SECONDS = 10.0
-CONNECT_SECONDS = 10.0
-DIED = "its process died twice: killed, or out of memory"
+POLL_SECONDS = 1.0
+CANCEL_SECONDS = 30.0  # more than workers may take for a last checkpoint
 logger = logging.getLogger(__name__)
 
 
@@ -46,17 +38,15 @@ class ClusterError(UserError):
 
 @dataclass
 class RayCluster:
-    """A connection to Ray. A context manager.
+    """A connection to the Ray cluster of this node, or of RAY_ADDRESS. A context manager.
 
     Attributes:
-        address: "auto" (the cluster of this node) or HOST:PORT of its head.
         workers: the most jobs at once; None for as many as the nodes hold.
         gpus_per_job: a part of a GPU or whole ones; ignored where jobs run on CPUs.
         device: "cpu", "cuda", or "auto": CUDA if the cluster has a GPU, known once entered.
         threads: of a job, and so the CPUs that it takes.
     """
 
-    address: str = "auto"
     workers: int | None = None
     gpus_per_job: float = 1.0
     device: str = "auto"
@@ -82,9 +72,8 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._before = signal.getsignal(signal.SIGTERM)
-        _check_address(self.address)
         try:
-            ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
             if self.device == "auto":
                 self.device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
         except BaseException as error:  # Ray raises bare `Exception` here, too
@@ -92,8 +81,8 @@ class RayCluster:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise ClusterError(
-                f"--address {self.address}: {reason(error).rstrip('.')}; a cluster needs the same "
-                "Ray, Python and RAY_AUTH_TOKEN on every node (see: ray status)"
+                f"--launcher ray: {reason(error).rstrip('.')}; start it on a node of the cluster; "
+                "all nodes need the same Ray, Python and RAY_AUTH_TOKEN (see: ray status)"
             ) from error
         # The command's handler again. Ray's own ends the process at once.
         signal.signal(signal.SIGTERM, self._before)
@@ -103,11 +92,6 @@ class RayCluster:
         """Disconnects."""
         import_module("ray").shutdown()
         signal.signal(signal.SIGTERM, self._before)
-
-    @property
-    def devices(self) -> list[str]:
-        """One entry for every job that the nodes have room for now, at least one."""
-        return [self.device] * max(1, self.slots())
 
     def slots(self) -> int:
         """How many jobs the nodes can run at once now."""
@@ -122,173 +106,121 @@ class RayCluster:
         return min(fitting, self.workers or fitting)
 
 
-def _check_address(address: str) -> None:
-    """Refuses an address where nobody listens. Ray itself would try again for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        if address != "auto":
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"--address {address}: nobody answers ({error}); wanted auto or HOST:PORT of the "
-            "cluster's head, from one of its nodes"
-        ) from None
-
-
-class RayTasks(Launcher[Any]):
-    """Jobs as Ray tasks; ClusterError if a node lacks the code, the data or the directory."""
+class NodeCommands:
+    """One command on every node, and the cells that they finish."""
 
     def __init__(
-        self, cluster: RayCluster, config: WorkerConfig, report: Report, leases: Leases
+        self,
+        cluster: RayCluster,
+        train: Callable[[], None],
+        config: WorkerConfig,
+        report: Report,
+        leases: Leases,
     ) -> None:
-        """The cluster is entered."""
-        super().__init__(config, report, leases)
+        """`train` trains what no other command does. It is pickled; the cluster is entered."""
         ray = self.ray = import_module("ray")
-        self.cluster, self.code = cluster, numerics_digest("methods/*.py")
-        # A task's current folder is another one.
-        paths = {name: v.absolute() for name, v in vars(config).items() if isinstance(v, Path)}
-        self.node_config = replace(config, device=cluster.device, **paths)
-        self.losses: Counter[str] = Counter()
-        # On this node, so that no other node takes it along when it dies.
-        here = ray.get_runtime_context().get_node_id()
-        strategies = import_module("ray.util.scheduling_strategies")
-        strategy = strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-        self.events = import_module("ray.util.queue").Queue(
-            actor_options={"num_cpus": 0, "scheduling_strategy": strategy}
-        )
-        # A process that had a GPU is not used again: it may have lost it, or hold its memory.
-        calls = {"max_calls": 1} if cluster.device == "cuda" else {}
-        self.task = ray.remote(max_retries=0, **calls)(_task_body())
+        self.cluster, self.report, self.store = cluster, report, Store(config.store)
+        code, heart = numerics_digest("methods/*.py"), leases.heart.absolute()
+        self.order = pickle.dumps(train), code, heart
+        # A process is not used again: it may hold a GPU's memory, or half of an import.
+        options: dict[str, Any] = {"max_calls": 1, "max_retries": 0, "num_cpus": cluster.threads}
+        if cluster.device == "cuda":
+            options["num_gpus"] = cluster.gpus_per_job
+        self.task = ray.remote(**options)(_task_body())
+        self.running: list[Any] = []
+        self.losses = 0
 
-    def has_room(self) -> bool:
-        """See `Launcher.has_room`."""
-        if self.cluster.workers:
-            return len(self.running) < self.cluster.workers
-        # As many jobs again wait in Ray's queue, for an autoscaler to see.
-        return len(self.running) < 2 * max(1, self.cluster.slots())
+    def run(self, jobs: Sequence[Job]) -> Generator[Done]:
+        """Yields cells as they are done. The commands end with it, whatever ends it.
 
-    def submit(self, job: Job, alone: bool) -> Any:
-        """See `Launcher.submit`."""
-        order = job, self.node_config, self.held(job), self.code, self.leases.heart.absolute()
-        options: dict[str, Any] = {"num_cpus": self.cluster.threads}
-        if self.cluster.device == "cuda":
-            each = self.cluster.gpus_per_job
-            options["num_gpus"] = max(1, each) if alone else each
-        task = self.task.options(**options)
-        return task.remote(pickle.dumps(order), self.events)
-
-    def collect(self) -> Iterator[Done]:
-        """See `Launcher.collect`."""
-        ended: list[Any] = []
-        if self.running:
-            ended, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS, fetch_local=False)
-        else:
-            time.sleep(POLL_SECONDS)
-        for cell_id, *values in self.events.get_nowait_batch(self.events.qsize()):
-            self.losses.pop(cell_id, None)
-            self.report(cell_id, *values)
-        for handle in ended:
-            yield from self._after_task(handle)
-
-    def _after_task(self, handle: Any) -> Iterator[Done]:
-        exceptions = import_module("ray.exceptions")
-        job = self.running.pop(handle)
+        ClusterError if a node lacks the code, the data or the directory, or nodes are lost again
+        and again.
+        """
+        waiting = [cell for job in jobs for cell in job.cells]
         try:
-            lack = self.ray.get(handle)
-        except exceptions.RayTaskError as error:
-            error.cause.add_note(error.traceback_str)
-            failure: BaseException | None = error.cause
-        except exceptions.OutOfMemoryError as error:
-            failure = MemoryError(str(error))
-        except exceptions.WorkerCrashedError:
-            failure = KilledError(DIED)
-        except exceptions.RayError as error:  # the node died, or cannot be reached
-            failure = self._count_loss(job, error)
-        else:
-            if lack is not None:
-                raise ClusterError(lack)
-            self._wait_for_records(job)
-            yield from self.after_end(job, None)
-            return
-        yield from self.after_end(job, failure, lost=failure is None)
+            while waiting:
+                self._start(len(waiting))
+                ended, _ = self.ray.wait(self.running, timeout=POLL_SECONDS, fetch_local=False)
+                for handle in ended:
+                    self.running.remove(handle)
+                    self._check(handle)
+                if done := [cell for cell in waiting if self._is_done(cell)]:
+                    self.losses = 0
+                    waiting = [cell for cell in waiting if cell not in done]
+                    yield Done(tuple(done))
+        finally:
+            self._stop()
 
-    def _count_loss(self, job: Job, error: BaseException) -> BaseException | None:
-        """Counts a lost node against the cells of its job; an error if one lost too many."""
-        self.losses.update(cell.id for cell in job.cells)
-        logger.warning("a node was lost; its %d cells go on elsewhere", len(job.cells))
-        if max(self.losses[cell.id] for cell in job.cells) < LOSSES:
-            return None
-        for cell in job.cells:
-            del self.losses[cell.id]
-        why = str(error).partition("\n")[0] or type(error).__name__
-        return KilledError(f"it lost {LOSSES} nodes: {why}")
+    def _start(self, cells: int) -> None:
+        """Starts a command for each job that fits, and as many that an autoscaler sees waiting."""
+        most = self.cluster.workers or 2 * max(1, self.cluster.slots())
+        while len(self.running) < min(most, cells):
+            self.running.append(self.task.remote(*self.order))
 
-    def _wait_for_records(self, job: Job) -> None:
-        """Waits until the records of a job that ended can be seen here."""
-        until = time.monotonic() + RECORD_SECONDS
-        while self.without_record(job) and time.monotonic() < until:
-            for cell in self.without_record(job):
-                if (folder := self.store.folder(cell.id)).is_dir():
-                    os.listdir(folder)  # makes a network disk forget that a file was missing
-            time.sleep(POLL_SECONDS)
+    def _is_done(self, cell: Cell) -> bool:
+        """Whether a cell has a record; if so, its epochs are reported."""
+        if (record := self.store.read(cell.id)) is None:
+            return False
+        last = record.final.get("last_accuracy")
+        for epoch in (1, total_epochs(cell)):  # from the first: none was done by an earlier command
+            self.report(cell.id, epoch, total_epochs(cell), last)
+        return True
 
-    def stop(self) -> None:
-        """Cancels what runs and waits for its end, so that nothing is written afterwards."""
-        handles = list(self.running)
-        for handle in handles:
-            self.ray.cancel(handle, force=True)
-        if handles:
-            self.ray.wait(handles, num_returns=len(handles), timeout=CANCEL_SECONDS)
-        self.events.shutdown(force=True)
+    def _check(self, handle: Any) -> None:
+        """Looks how a command ended; ClusterError if no other would do better."""
+        exceptions = import_module("ray.exceptions")
+        try:
+            fault = self.ray.get(handle)
+        except exceptions.RayTaskError:  # a fault of the program, with the node's traceback
+            raise
+        except exceptions.RayError as error:  # the node or the process died
+            self.losses += 1
+            logger.warning("a node was lost; its cells go on elsewhere")
+            why = reason(error).partition(". ")[0]
+            fault = f"{self.losses} nodes were lost, and no cell finished meanwhile: {why}"
+            fault = fault if self.losses > LOSSES else None
+        if fault is not None:
+            raise ClusterError(fault)
+
+    def _stop(self) -> None:
+        """Interrupts what runs and waits for last checkpoints: nothing is written afterwards."""
+        for handle in self.running:
+            self.ray.cancel(handle)
+        if self.running:
+            self.ray.wait(self.running, num_returns=len(self.running), timeout=CANCEL_SECONDS)
 
 
-def _task_body() -> Callable[[bytes, Any], str | None]:
+def _task_body() -> Callable[[bytes, str, Path], str | None]:
     """What a task runs; sent by value, so that a node without this package can say so."""
 
-    def run_on_node(order: bytes, events: Any) -> str | None:
-        """Runs a job; returns what this node lacks, if it lacks something."""
+    def train_on_node(train: bytes, code: str, heartbeat: Path) -> str | None:
+        """Runs a pickled function; returns what the user has to mend on this node, if anything.
+
+        `code` is the digest of the code of who started it, `heartbeat` a file that it writes.
+        """
         import pickle
         import socket
 
         node = f"node {socket.gethostname()}"
         try:
-            from bench.launch.job import run_job
+            from bench.code_version import ROOT, numerics_digest
+            from bench.faults import UserError, reason
 
-            missing_here = import_module("bench.launch.ray_cluster").missing_here
-            job, config, held, code, heartbeat = pickle.loads(order)
+            if numerics_digest("methods/*.py") != code:
+                return (
+                    f"{node}: the code in {ROOT} differs from that of the command that started it; "
+                    "install the same version on every node, and start again"
+                )
+            run = pickle.loads(train)
         except (ImportError, AttributeError) as error:
             return f"{node}: this kd-bench is not installed ({error})"
-        if missing := missing_here(job, config, code, heartbeat):
-            return f"{node}: {missing}"
-        run_job(job, config, lambda *event: events.put(event), held)
+        if not heartbeat.is_file():
+            folder = heartbeat.parents[2]
+            return f"{node}: it does not see {folder}; put --work-dir on a disk that all share"
+        try:
+            run()
+        except (UserError, OSError) as error:
+            return f"{node}: {reason(error)}"
         return None
 
-    return run_on_node
-
-
-def missing_here(job: Job, config: WorkerConfig, code: str, heartbeat: Path) -> str | None:
-    """What this node lacks to run a job, in words; None if it lacks nothing.
-
-    `code` is the digest of the coordinator's code, `heartbeat` a file that exists while it lives.
-    """
-    if numerics_digest("methods/*.py") != code:
-        return (
-            f"the code in {Path(bench.__file__).parent} differs from the coordinator's; install "
-            "the same version on every node, and start again"
-        )
-    if not heartbeat.is_file():
-        return f"it does not see {config.store.parent}; put --work-dir on a disk that all share"
-    cells = [cell for one in job.cells for cell in (one, one.source) if cell is not None]
-    try:
-        with plugged(config.plugins):
-            pick_device(config.device)
-            library = Library(config.data_root, config.cache)
-            for spec, wanted in {(cell.data, cell.fingerprint) for cell in cells}:
-                if library.fingerprint(spec) != wanted:
-                    return (
-                        f"its data set {spec.source!r} differs from the coordinator's "
-                        f"(data root: {config.data_root}); copy the same files to every node"
-                    )
-    except (ValueError, OSError) as error:  # no device, no data, or a plugin that fails only here
-        return reason(error)
-    return None
+    return train_on_node

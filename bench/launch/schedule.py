@@ -56,16 +56,15 @@ def plan_training(
     """The jobs of a run, planned by counted work and memory; nothing is timed.
 
     There is one device for each job that can run at once. The cells of a job fill at most
-    `room_bytes`, unless a cohort's size is configured; None if no limit is known.
+    `room_bytes`; None if no limit is known.
     """
     from bench.cost.footprint import Footprint
 
     footprint, most = Footprint(library.read, devices[0]), config.cohort
 
     def fits(cells: Sequence[Cell]) -> bool:
-        if most is not None:
-            return len(cells) <= most
-        return room_bytes is None or footprint.bytes(cells) <= room_bytes
+        few = most is None or len(cells) <= most
+        return few and (room_bytes is None or footprint.bytes(cells) <= room_bytes)
 
     return plan_jobs(cells, len(devices), footprint.work, fits)
 
