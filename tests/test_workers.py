@@ -16,11 +16,11 @@ from processes import comparable
 
 from bench.cell import Cell
 from bench.faults import DamagedError, UserError, is_out_of_memory
-from bench.launch.job import Job, Report, WorkerConfig, run_job, unfinished
+from bench.launch.job import Held, Job, Report, WorkerConfig, run_job, unfinished
 from bench.launch.launcher import Done, Launcher, without_failed_needs
 from bench.launch.leases import LeaseLostError, Leases
 from bench.launch.resources import usable_cpus
-from bench.launch.workers import WorkerProcesses
+from bench.launch.workers import Workers
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
 from bench.train.engine import Student
@@ -76,7 +76,7 @@ def config(tmp_path) -> WorkerConfig:
 
 def launch(jobs: list[Job], config: WorkerConfig, workers: int, report: Report) -> Iterator[Done]:
     with Leases(config.store.parent / "leases") as leases:
-        yield from WorkerProcesses(["cpu"] * workers, config, report, leases).run(jobs)
+        yield from Launcher(["cpu"] * workers, config, report, leases).run(jobs)
 
 
 def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
@@ -205,14 +205,14 @@ def test_who_holds_the_cells_that_are_waited_for_is_named(tmp_path, caplog, monk
     one, store = plain_cell("cnn2"), Store(tmp_path / "cells")
 
     class Waiting(InProcess):
-        def collect(self) -> Iterator[Done]:
+        def collect(self, report: Report) -> Iterator[tuple[Job, BaseException | None]]:
             if "waiting for" in caplog.text:
                 finish(store, one)
-            return super().collect()
+            return super().collect(report)
 
     with Leases(tmp_path / "leases") as mine, Leases(tmp_path / "leases") as theirs:
         assert theirs.acquire(one.id)
-        (done,) = Waiting(tmp_path, mine, lambda job: None).run([Job((one,))])
+        (done,) = run_with(Waiting(lambda job: None), tmp_path, mine, Job((one,)))
     assert not done.here
     assert f"waiting for process {os.getpid()} on " in caplog.text
     assert caplog.text.count("waiting for") == 1
@@ -223,22 +223,20 @@ def test_a_system_that_does_not_say_which_cpus_are_usable_counts_all(monkeypatch
     assert usable_cpus() == os.cpu_count()
 
 
-class InProcess(Launcher[int]):
+class InProcess(Workers):
     """One job at a time, run by a function of the test."""
 
-    def __init__(self, work: Path, leases: Leases, train: Callable[[Job], None]) -> None:
-        config = WorkerConfig(store=work / "cells", cache=work, data_root=None)
-        super().__init__(config, lambda *event: None, leases)
-        self.train = train
+    def __init__(self, train: Callable[[Job], None]) -> None:
+        self.train, self.running = train, {}
         self.ran: list[list[str]] = []
 
     def has_room(self) -> bool:
         return not self.running
 
-    def submit(self, job: Job, alone: bool) -> int:
-        return len(self.ran)
+    def submit(self, job: Job, held: Held) -> None:
+        self.running[len(self.ran)] = job
 
-    def collect(self) -> Iterator[Done]:
+    def collect(self, report: Report) -> Iterator[tuple[Job, BaseException | None]]:
         for handle, job in list(self.running.items()):
             self.ran.append([str(one.model) for one in job.cells])
             error = None
@@ -247,10 +245,17 @@ class InProcess(Launcher[int]):
             except (OSError, RuntimeError) as caught:
                 error = caught
             del self.running[handle]
-            yield from self.after_end(job, error)
+            yield job, error
 
     def stop(self) -> None:
         self.running.clear()
+
+
+def run_with(workers: InProcess, work: Path, leases: Leases, *jobs: Job) -> list[Done]:
+    config = WorkerConfig(store=work / "cells", cache=work, data_root=None)
+    launcher = Launcher([], config, lambda *event: None, leases)
+    launcher.workers = workers
+    return list(launcher.run(jobs))
 
 
 def finish(store: Store, one: Cell) -> None:
@@ -275,15 +280,15 @@ def test_a_job_that_ran_out_of_memory_is_halved_and_a_full_disk_ends_the_run(tmp
         finish(store, job.cells[0])
 
     with Leases(tmp_path / "leases") as leases:
-        launcher = InProcess(tmp_path, leases, train)
-        list(launcher.run([Job(tuple(cells))]))
+        workers = InProcess(train)
+        run_with(workers, tmp_path, leases, Job(tuple(cells)))
         with pytest.raises(OSError, match="No space left"):
-            list(launcher.run([Job((last,))]))
+            run_with(workers, tmp_path, leases, Job((last,)))
     assert [store.read(one.id).status for one in cells] == [FINISHED] * 3 + [FAILED]
     assert store.read(cells[3].id).error.startswith("OutOfMemoryError: CUDA out of memory")
     assert store.read(last.id) is None  # no cell is to blame
-    assert launcher.ran[:3] == [["cnn2", "cnn3", "cnn4", "cnn6"], ["cnn2", "cnn4"], ["cnn2"]]
-    assert launcher.ran[-2:] == [["cnn6"], ["cnn7"]]
+    assert workers.ran[:3] == [["cnn2", "cnn3", "cnn4", "cnn6"], ["cnn2", "cnn4"], ["cnn2"]]
+    assert workers.ran[-2:] == [["cnn6"], ["cnn7"]]
 
 
 def test_a_cell_that_ran_out_of_memory_is_tried_again_when_nothing_else_runs(tmp_path):
@@ -302,9 +307,9 @@ def test_a_cell_that_ran_out_of_memory_is_tried_again_when_nothing_else_runs(tmp
             raise RuntimeError("CUDA error: out of memory") from None
 
     with Leases(tmp_path / "leases") as leases:
-        launcher = InProcess(tmp_path, leases, caught)
-        list(launcher.run([Job((large,)), Job((small,))]))
-    assert launcher.ran == [["cnn8"], ["cnn2"], ["cnn8"]]
+        workers = InProcess(caught)
+        run_with(workers, tmp_path, leases, Job((large,)), Job((small,)))
+    assert workers.ran == [["cnn8"], ["cnn2"], ["cnn8"]]
     assert store.read(large.id).status == FINISHED
 
 
@@ -332,11 +337,14 @@ def test_cells_whose_teacher_failed_say_so_and_the_others_go_on(tmp_path):
 
 def test_what_waits_for_a_teacher_that_is_gone_ends_with_a_line(tmp_path):
     """As where the work directory is removed after the teacher was trained."""
-    with Leases(tmp_path / "leases") as leases:
-        launcher = InProcess(tmp_path, leases, lambda job: finish(launcher.store, job.cells[0]))
-        with pytest.raises(UserError, match="records of finished cells are gone"):
-            list(launcher.run([Job((cell("soft_logits"),)), Job((plain_cell("cnn2"),))]))
-    assert launcher.ran == [["cnn2"]]
+    store, waiting = Store(tmp_path / "cells"), Job((cell("soft_logits"),))
+    workers = InProcess(lambda job: finish(store, job.cells[0]))
+    with (
+        Leases(tmp_path / "leases") as leases,
+        pytest.raises(UserError, match="records of finished cells are gone"),
+    ):
+        run_with(workers, tmp_path, leases, waiting, Job((plain_cell("cnn2"),)))
+    assert workers.ran == [["cnn2"]]
 
 
 def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tmp_path):
@@ -355,10 +363,10 @@ def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tm
             for one in job.cells:
                 finish(store, one)
 
-        launcher = InProcess(tmp_path, mine, train)
-        done = list(launcher.run([Job((first, second, third))]))
+        workers = InProcess(train)
+        done = run_with(workers, tmp_path, mine, Job((first, second, third)))
     assert [(part.cells, part.here) for part in done] == [
         ((third,), True), ((first,), False), ((second,), True)
     ]  # fmt: skip
-    assert launcher.ran == [["cnn4"], ["cnn3"]]
+    assert workers.ran == [["cnn4"], ["cnn3"]]
     assert store.read(first.id).error == "as an example"

@@ -25,10 +25,10 @@ from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
 from bench.launch.dry_run import estimate_rows, list_rows
 from bench.launch.job import WorkerConfig, unfinished
+from bench.launch.launcher import Launcher
 from bench.launch.ray_cluster import NodeCommands, RayCluster
 from bench.launch.resources import process_bytes, usable_cpus, worker_room
 from bench.launch.screening import assume_finalists, check_costs, choose, expand_chosen
-from bench.launch.workers import WorkerProcesses
 from bench.plugin import plugged
 from bench.progress import ProgressDisplay
 from bench.record import FAILED, Record, WorkDir, write_archive, write_atomically
@@ -205,7 +205,7 @@ def _train(
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
             devices = list_devices(command.device, command.options.workers)
-            launch, room_bytes = partial(WorkerProcesses, devices), worker_room(devices)
+            launch, room_bytes = partial(Launcher, devices), worker_room(devices)
         else:  # what is free here says nothing of its nodes
             devices, room_bytes = [cluster.device], None
             images = frozenset(cell.fingerprint for cell in expansion.cells.values())

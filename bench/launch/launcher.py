@@ -1,31 +1,25 @@
-"""The launcher: it starts jobs, tries the cells of a failed job again, and shares with others.
-
-Where jobs run is added by `bench.launch.workers`.
-"""
+"""The launcher: it gives jobs to workers, tries cells again, and shares them with other commands."""
 
 import errno
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from bench.cell import Cell
 from bench.faults import UserError, is_out_of_memory
-from bench.launch.job import NEED_FAILED, Held, Job, Report, WorkerConfig
+from bench.launch.job import NEED_FAILED, Job, Report, WorkerConfig
 from bench.launch.leases import Leases, check_held
+from bench.launch.workers import Workers
 from bench.progress import duration
 from bench.record import FAILED, FINISHED, Store
 from bench.train.failure import fail, record_without_result
 
-POLL_SECONDS = 0.2
 FOLLOW_SECONDS = 1.0  # time between two looks at the cells that other commands train
 NAME_SECONDS = 60.0  # time between two lines that say for whom it waits
 logger = logging.getLogger(__name__)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-Handle = TypeVar("Handle")
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class Done:
     here: bool = True
 
 
-class Launcher(ABC, Generic[Handle]):
+class Launcher:
     """Jobs that wait, jobs that run, and cells that other commands train.
 
     A job that raises, or loses its process, costs itself and nothing else: its cells without a
@@ -45,15 +39,17 @@ class Launcher(ABC, Generic[Handle]):
     is tried again when nothing else runs.
 
     Jobs in `waiting` start in order, as soon as a worker is free and what they need is finished.
-    `running` maps what runs to its job; `elsewhere` are jobs of cells that other commands hold.
+    `elsewhere` are jobs of cells that other commands hold.
     """
 
-    def __init__(self, config: WorkerConfig, report: Report, leases: Leases) -> None:
+    def __init__(
+        self, devices: Sequence[str], config: WorkerConfig, report: Report, leases: Leases
+    ) -> None:
         """Starts nothing. `report` is called after every epoch, in this process."""
+        self.workers = Workers(devices, config)
         self.config, self.report, self.leases = config, report, leases
         self.store = Store(config.store, lambda cell_id: check_held(leases.generation(cell_id)))
         self.waiting: list[Job] = []
-        self.running: dict[Handle, Job] = {}
         self.elsewhere: list[Job] = []
         self._starved: list[Job] = []
         self._alone: Job | None = None
@@ -62,22 +58,6 @@ class Launcher(ABC, Generic[Handle]):
         self._followed = self._waits = 0.0
         self._named = -math.inf
 
-    @abstractmethod
-    def has_room(self) -> bool:
-        """Whether one more job can start."""
-
-    @abstractmethod
-    def submit(self, job: Job, alone: bool) -> Handle:
-        """Starts a job, on a whole device if it is `alone`: a cell that ran out of memory."""
-
-    @abstractmethod
-    def collect(self) -> Iterator[Done]:
-        """Waits at most `POLL_SECONDS` for what runs, and takes what ended out of `running`."""
-
-    @abstractmethod
-    def stop(self) -> None:
-        """Ends the workers, at once if jobs still run."""
-
     def run(self, jobs: Sequence[Job]) -> Generator[Done]:
         """Runs the jobs, and yields cells as they are done. Workers end with it, whatever ends it.
 
@@ -85,33 +65,34 @@ class Launcher(ABC, Generic[Handle]):
         """
         self.waiting = list(jobs)
         try:
-            while self.waiting or self.running or self._starved or self.elsewhere:
+            while self.waiting or self.workers.running or self._starved or self.elsewhere:
                 self.leases.check()
                 yield from self._follow()
                 yield from self._start()
                 self._check_needs()
-                yield from self.collect()
+                for job, error in self.workers.collect(self.report):
+                    yield from self._after_end(job, error)
         finally:
-            self.stop()
+            self.workers.stop()
 
     def _start(self) -> Iterator[Done]:
         """Starts what can start now."""
         if self._alone is not None:
             return
         for job in list(self.waiting):
-            if not self.has_room():
+            if not self.workers.has_room():
                 return
             if self._is_ready(job):
                 self.waiting = [other for other in self.waiting if other is not job]
                 yield from self._start_job(job)
-        if self._starved and not self.running:
+        if self._starved and not self.workers.running:
             self._alone = self._starved.pop(0)
-            self.running[self.submit(self._alone, alone=True)] = self._alone
+            self._submit(self._alone)
 
     def _check_needs(self) -> None:
         """UserError if nothing runs that could train what the waiting jobs need: it is gone."""
-        active = self.running or self._starved or self.elsewhere
-        if active or not self.waiting or not self.has_room():
+        active = self.workers.running or self._starved or self.elsewhere
+        if active or not self.waiting or not self.workers.has_room():
             return
         if not any(self._is_ready(job) for job in self.waiting):
             raise UserError(
@@ -137,7 +118,7 @@ class Launcher(ABC, Generic[Handle]):
             yield Done(tuple(recorded), here=False)
         left = without_failed_needs(Job(tuple(mine)), self.store, self.config)
         if left.cells:
-            self.running[self.submit(left, alone=False)] = left
+            self._submit(left)
         yield from self._release_all_but(left.cells, Job(tuple(mine)))
 
     def _is_ready(self, job: Job) -> bool:
@@ -145,21 +126,21 @@ class Launcher(ABC, Generic[Handle]):
         self._recorded |= {cell_id for cell_id in missing if self.store.read(cell_id)}
         return missing <= self._recorded
 
-    def after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
+    def _after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
         """Releases the cells of an ended job that have a record, and tries the others again."""
         alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
-        if left := self.without_record(job):
+        if left := self._without_record(job):
             error = error or RuntimeError(f"it ended without a record in {self.config.store}")
             left = self._try_again(left, error, alone)
         yield from self._release_all_but(left, job)
 
-    def held(self, job: Job) -> Held:
-        """The leases of a job's cells, for who runs it; see `bench.launch.job.run_job`."""
-        return {cell.id: self.leases.generation(cell.id) for cell in job.cells}
+    def _submit(self, job: Job) -> None:
+        held = {cell.id: self.leases.generation(cell.id) for cell in job.cells}
+        self.workers.submit(job, held)
 
-    def without_record(self, job: Job) -> list[Cell]:
+    def _without_record(self, job: Job) -> list[Cell]:
         """The cells of a job that have no record."""
         return [cell for cell in job.cells if self.store.read(cell.id) is None]
 
@@ -193,7 +174,7 @@ class Launcher(ABC, Generic[Handle]):
         self._followed = now
         followed, self.elsewhere = self.elsewhere, []
         for job in followed:
-            left = self.without_record(job)
+            left = self._without_record(job)
             if recorded := [cell for cell in job.cells if cell not in left]:
                 yield Done(tuple(recorded), here=False)
             free = [cell for cell in left if self.leases.holder(cell.id) is None]
@@ -205,7 +186,7 @@ class Launcher(ABC, Generic[Handle]):
 
     def _name_holders(self, now: float) -> None:
         """Says from time to time for whom it waits, while nothing of its own runs."""
-        if self.running or not self.elsewhere:
+        if self.workers.running or not self.elsewhere:
             self._waits, self._named = now, -math.inf
         elif now - self._named >= NAME_SECONDS:
             self._named = now

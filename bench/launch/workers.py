@@ -19,14 +19,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from bench.faults import CODE_FAULTS, is_out_of_memory
-from bench.launch.job import Job, Report, WorkerConfig, run_job
-from bench.launch.launcher import POLL_SECONDS, Done, Launcher
-from bench.launch.leases import Leases
+from bench.launch.job import Held, Job, Report, WorkerConfig, run_job
 from bench.train.device import is_device_lost
 from bench.train.failure import KilledError
 
 DIED = "its process died twice (exit code {}): killed, or out of memory"
 EPOCH, ENDED = "epoch", "ended"
+POLL_SECONDS = 0.2
 OUTSIDE_CODES = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, 255}
 """Exit codes of a process that something else ended: the system, a scheduler, a user.
 
@@ -78,38 +77,37 @@ class _Worker:
         self.process.join()
 
 
-class WorkerProcesses(Launcher[_Worker]):
-    """Worker processes that start when there is a job for them."""
+class Workers:
+    """Worker processes that start when there is a job for them; `running` have one."""
 
-    def __init__(
-        self, devices: Sequence[str], config: WorkerConfig, report: Report, leases: Leases
-    ) -> None:
+    def __init__(self, devices: Sequence[str], config: WorkerConfig) -> None:
         """One process for each of the devices, such as ["cpu", "cpu"] or ["cuda:0", "cuda:1"]."""
-        super().__init__(config, report, leases)
+        self.running: dict[_Worker, Job] = {}
+        self._config = config
         self._free_devices = list(devices)
         self._idle: list[_Worker] = []
         self._alive: set[_Worker] = set()
 
     def has_room(self) -> bool:
-        """See `Launcher.has_room`."""
+        """Whether one more job can start."""
         return bool(self._idle or self._free_devices)
 
-    def submit(self, job: Job, alone: bool) -> _Worker:
-        """See `Launcher.submit`."""
+    def submit(self, job: Job, held: Held) -> None:
+        """Starts a job, whose cells' leases are `held`."""
         if self._idle:
             worker = self._idle.pop(0)
         else:
-            config = replace(self.config, device=self._free_devices.pop(0))
+            config = replace(self._config, device=self._free_devices.pop(0))
             with _without_interrupts() as interrupted:
                 self._alive.add(worker := _Worker(config))
             if interrupted:
                 signal.raise_signal(interrupted[0])
         with contextlib.suppress(ConnectionError):  # it died: `receive` says so
-            worker.connection.send((job, self.held(job)))
-        return worker
+            worker.connection.send((job, held))
+        self.running[worker] = job
 
-    def collect(self) -> Iterator[Done]:
-        """See `Launcher.collect`."""
+    def collect(self, report: Report) -> Iterator[tuple[Job, BaseException | None]]:
+        """Waits at most `POLL_SECONDS`; reports epochs, and yields jobs that ended, with errors."""
         if self.running:
             connections = [worker.connection for worker in self.running]
             wait([*connections, *(w.process.sentinel for w in self.running)], POLL_SECONDS)
@@ -119,7 +117,7 @@ class WorkerProcesses(Launcher[_Worker]):
             while (message := worker.receive()) is not None:
                 kind, *values = message
                 if kind == EPOCH:
-                    self.report(*values)
+                    report(*values)
                     continue
                 (error,) = values
                 job = self.running.pop(worker)
@@ -129,11 +127,11 @@ class WorkerProcesses(Launcher[_Worker]):
                     self._free_devices.append(worker.config.device)
                 else:
                     self._idle.append(worker)
-                yield from self.after_end(job, error)
+                yield job, error
                 break
 
     def stop(self) -> None:
-        """See `Launcher.stop`. What runs gets the time for a last checkpoint, if an epoch ends.
+        """Ends the workers. What runs gets the time for a last checkpoint, if an epoch ends.
 
         Another Ctrl-C meanwhile ends it at once.
         """

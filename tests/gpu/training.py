@@ -28,9 +28,9 @@ from bench.data.sources import Library
 from bench.expansion import expand
 from bench.grid import Grid, load_grid, narrow
 from bench.launch.job import WorkerConfig
+from bench.launch.launcher import Launcher
 from bench.launch.leases import Leases
 from bench.launch.schedule import plan_training
-from bench.launch.workers import WorkerProcesses
 from bench.record import Record, WorkDir
 from bench.train.preflight import check_cells
 
@@ -156,7 +156,8 @@ def train(out: Path, work: WorkDir, root: Path | None, tiny: bool, until: float)
     try:
         with Leases(work.leases) as leases:
             jobs = plan_training(waiting, config, devices, library) if waiting else []
-            with closing(WorkerProcesses(devices, config, report, leases).run(jobs)) as all_done:
+            launcher = Launcher(devices, config, report, leases)
+            with closing(launcher.run(jobs)) as all_done:
                 for done in all_done:
                     print(f"done: {', '.join(map(str, done.cells))}")
                     pack(work, out, teachers)
