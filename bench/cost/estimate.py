@@ -1,12 +1,9 @@
 """How long a grid trains and what memory it takes, from a few real steps on this machine.
 
 Each row is stepped under its teacher, stage by stage, on random images of the data's shape. The
-rest is arithmetic:
-
-    job = data opened + batches + teacher's forward passes                        (once for all)
-        + sum over students of (steps + evaluations + CELL_SECONDS)
-
-With one thread on the CPU the clock is the processor's, so that other programs do not count.
+rest is arithmetic: a job opens its data, makes batches and runs the teacher once for all of its
+students; each of these has its steps, its evaluations and `CELL_SECONDS`. With one thread on the
+CPU the clock is the processor's, so that other programs do not count.
 """
 
 import json
@@ -34,7 +31,7 @@ from bench.train.stream import evaluation_batch, open_stream
 STEPS = 3  # timed steps of each stage, after a first one that gives the memory
 LONG_SECONDS = 0.5  # a first step that takes longer is the only one
 CELL_SECONDS = 0.1  # a student's admission, weights and record
-WORKER_SECONDS = 3.0  # start of a worker process, most of it the import of torch
+WORKER_SECONDS = 3.0  # a worker's start: the import of torch
 
 
 class StudentEstimate(NamedTuple):
@@ -42,8 +39,7 @@ class StudentEstimate(NamedTuple):
 
     Attributes:
         seconds: of the whole training, without batches and the teacher's passes.
-        batches: of the whole training, `taught` those for which a stage reads the teacher's view.
-        clean: batches of the teacher's pass over the clean images, 0 for none.
+        batches: of the whole training, `taught` those that the teacher runs on, clean ones too.
         held_bytes: parameters, buffers and momentum of network and connector.
         step_bytes: peak of a step or of an evaluation on top of that.
         refused: why the method cannot serve the pair; empty if it can.
@@ -52,7 +48,6 @@ class StudentEstimate(NamedTuple):
     seconds: float = 0.0
     batches: float = 0.0
     taught: float = 0.0
-    clean: float = 0.0
     held_bytes: int = 0
     step_bytes: int = 0
     refused: str = ""
@@ -93,9 +88,8 @@ class Estimate:
     def shared_seconds(self, cells: Sequence[Cell]) -> float:
         """The part of `seconds` that is no single cell's: data, batches, the teacher's passes."""
         lesson, students = self._lesson(_taught(cells)), list(map(self.student, cells))
-        views = max(s.taught for s in students) + max(s.clean for s in students)
-        batches = max(student.batches for student in students)
-        return lesson.opening + batches * lesson.making + views * lesson.viewing
+        making = lesson.making * max(student.batches for student in students)
+        return lesson.opening + making + lesson.viewing * max(s.taught for s in students)
 
     def bytes(self, cells: Sequence[Cell]) -> int:
         """Peak memory of a job, on top of what an idle worker holds. Students step in turns."""
@@ -106,38 +100,39 @@ class Estimate:
     def student(self, cell: Cell) -> StudentEstimate:
         """One cell's own part of any job."""
         if (kind := _kind(cell)) not in self._students:
-            self._students[kind] = self._measure_student(cell)
+            try:
+                self._students[kind] = self._measure_student(cell)
+            except NotApplicable as error:
+                self._students[kind] = StudentEstimate(refused=one_line(error))
+            except CODE_FAULTS as error:
+                self._students[kind] = StudentEstimate(refused=name_and_reason(error))
         return self._students[kind]
 
     def _measure_student(self, cell: Cell) -> StudentEstimate:
         method, recipe = build_method(cell.method, **cell.hyperparameters), cell.recipe
         if method.starts_from == "source" and cell.source is None:
-            return StudentEstimate(refused="the grid names no source to start from")
+            raise NotApplicable("the grid names no source to start from")
         lesson = self._lesson(cell)
         labels, share = lesson.batch.train.labels.cpu(), cell.data.labels
         labelled = labelled_mask(labels, share, 0).to(self._device) if share < 1 else None
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
         testing, peak = self._test_cost(cell, lesson.batch, sum(epochs))
         seconds, peaks = CELL_SECONDS + testing, [peak]
-        batches, taught, held = 0.0, 0.0, 0
-        build = partial(StudentStage, lesson.batch, cell.model, cell.method, method)
-        try:
-            for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
-                stage = build(plan_stage, labelled)
-                step, peak = self._time_step(stage)
-                steps = stage_epochs * stage.kept * lesson.epoch_batches
-                diagnosed = stage_epochs if cell.diagnostics and plan_stage.transfer else 0
-                seconds += (steps + diagnosed) * step
-                batches += steps
-                taught += steps if stage.student.reads_teacher else 0.0
-                held = max(held, stage.trained_bytes)
-                peaks.append(peak)
-        except NotApplicable as error:
-            return StudentEstimate(refused=one_line(error))
-        except CODE_FAULTS as error:
-            return StudentEstimate(refused=name_and_reason(error))
-        clean = lesson.epoch_batches if any(stage.clean for stage in method.plan) else 0.0
-        return StudentEstimate(seconds, batches, taught, clean, held, max(peaks))
+        clean = any(stage.clean for stage in method.plan)
+        batches, taught, held = 0.0, lesson.epoch_batches if clean else 0.0, 0
+        for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
+            stage = StudentStage(
+                lesson.batch, cell.model, cell.method, method, plan_stage, labelled
+            )
+            step, peak = self._time_step(stage)
+            steps = stage_epochs * stage.kept * lesson.epoch_batches
+            diagnosed = stage_epochs if cell.diagnostics and plan_stage.transfer else 0
+            seconds += (steps + diagnosed) * step
+            batches += steps
+            taught += steps if stage.student.reads_teacher else 0.0
+            held = max(held, stage.trained_bytes)
+            peaks.append(peak)
+        return StudentEstimate(seconds, batches, taught, held, max(peaks))
 
     def _time_step(self, stage: StudentStage) -> tuple[float, int]:
         """Seconds of a step without the teacher's pass, and its peak memory."""
@@ -151,9 +146,8 @@ class Estimate:
         network = batch.workload.build(cell.model).to(self._device).eval()
         images, data = batch.batch.images, self._read(cell.data)
         with torch.no_grad():
-            network(images)
-            each = self._time(lambda: network(images)) / len(images)
             peak = peak_bytes(lambda: network(images), self._device)
+            each = self._time(lambda: network(images)) / len(images)
         passes = epochs // cell.recipe.evaluate_every + (1 if cell.teacher is None else 2)
         diagnosed = cell.data.fraction * len(data.train_images) if cell.diagnostics else 0
         larger = evaluation_batch((images.shape[2], images.shape[3])) / len(images)
@@ -167,8 +161,8 @@ class Estimate:
             return self._lessons[key]
         set_numerics(cell)
         data = self._read(cell.data)
-        opening = self._time(partial(open_stream, cell, data, self._device))
-        stream = open_stream(cell, data, self._device)
+        open_it = partial(open_stream, cell, data, self._device)
+        opening, stream = self._time(open_it), open_it()
         batches = stream.train.epoch(0)
         making = min(self._time(lambda: list(islice(batches, 1))) for _ in range(STEPS))
         workload = Workload(
@@ -181,8 +175,8 @@ class Estimate:
             deterministic=cell.deterministic,
         )
         batch = TeacherBatch(model, workload)
-        size, viewing = data.train_images.numel() + data.test_images.numel(), 0.0
-        held = resident_bytes(size, self._device)
+        images = data.train_images.numel() + data.test_images.numel()
+        held, viewing = resident_bytes(images, self._device), 0.0
         if cell.teacher is not None:
             held += bytes_of(batch.teacher.network.state_dict().values())
             held += peak_bytes(batch.view, self._device)

@@ -1,4 +1,4 @@
-"""The launcher: it gives jobs to workers, tries cells again, and shares them with other commands."""
+"""The launcher: gives jobs to workers, tries cells again, and shares them with other commands."""
 
 import errno
 import logging
