@@ -22,12 +22,15 @@ from bench.cli import main, parse
 from bench.launch.job import Job, WorkerConfig
 from bench.launch.leases import Leases
 from bench.launch.ray_cluster import ClusterError, NodeCommands, RayCluster
-from bench.record import FAILED, Store
+from bench.record import FAILED, Plan, Store, WorkDir
 from bench.train.failure import record_without_result
 
 __all__ = ["fake_ray"]
 RAY = ["--grid", "smoke", "--launcher", "ray"]
-FIRST = ["--grid", "smoke", "--methods", "soft_logits", "--seeds", "0", "recipe.epochs=1"]
+FIRST = [
+    "--grid", "smoke", "--methods", "soft_logits", "--seeds", "0", "recipe.epochs=1",
+    "teacher.fraction=0.1",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -164,6 +167,10 @@ def test_a_grid_that_was_trained_on_a_cluster_is_done_on_one_machine(
     grid = [*FIRST, "--device", "cpu", "--work-dir", str(tmp_path)]
     assert main([*grid, "--launcher", "ray"]) == 0
     assert "3 cells trained" in capsys.readouterr().out
+    (plan,) = tmp_path.glob("smoke-*/plan.json")
+    records = WorkDir(tmp_path).store.read_all(Plan.read(plan).cell_ids()).values()
+    # Two commands share the work, so that the cohort of two students is cut.
+    assert {record.conditions["cohort"] for record in records} == {1}
     assert main(grid) == 0
     assert "nothing to train; in all: 3 finished" in capsys.readouterr().out
 
@@ -176,7 +183,14 @@ def test_a_node_with_other_images_ends_the_run_and_no_cell_is_to_blame(tmp_path,
         Image.new("L", (8, 8), 99).save(first)
 
     fake_ray.before_wait = exchange
-    grid = [*FIRST, "data.source=d", "data.fraction=1", "--data-root", str(tmp_path)]
+    grid = [
+        *FIRST,
+        "data.source=d",
+        "data.fraction=1",
+        "teacher.fraction=1",
+        "--data-root",
+        str(tmp_path),
+    ]
     work = ["--work-dir", str(tmp_path / "work"), "--device", "cpu", "--launcher", "ray"]
     assert "its data set 'd' differs" in refused(*grid, *work)
     assert not list((tmp_path / "work" / "store").glob("cells/*"))

@@ -39,9 +39,11 @@ def test_a_killed_holder_on_this_machine_is_dead_at_once_and_a_living_one_is_not
     with Leases(tmp_path) as mine:
         assert not mine.acquire("cell")
         assert mine.holder("cell").startswith(f"process {holder.pid} on ")
+        assert mine.commands() == 2
         holder.kill()
         holder.wait()
         assert mine.holder("cell") is None
+        assert mine.commands() == 1
         assert mine.acquire("cell")
         with Leases(tmp_path) as later:  # removes the heartbeat of the dead
             hearts = {path.name for path in (tmp_path / "hearts").iterdir()}

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -209,7 +208,7 @@ def _train(
         else:  # what is free here says nothing of its nodes
             devices, room_bytes = [cluster.device], None
             images = frozenset(cell.fingerprint for cell in expansion.cells.values())
-            options = _node_options(command, cluster, len(expansion.cells))
+            options = _node_options(command, cluster)
             launch = partial(NodeCommands, cluster, partial(_train_as_node, options, grid, images))
         train = partial(
             run_grid,
@@ -232,7 +231,7 @@ def _train(
         return screened.then(train(expansion, phase="confirming")), expansion
 
 
-def _node_options(command: TrainingCommand, cluster: RayCluster, cells: int) -> argparse.Namespace:
+def _node_options(command: TrainingCommand, cluster: RayCluster) -> argparse.Namespace:
     """The options of this command on a node of the cluster, where it trains one job at a time."""
     work_dir, data_root = command.options.work_dir, command.options.data_root
     changed = {
@@ -240,7 +239,6 @@ def _node_options(command: TrainingCommand, cluster: RayCluster, cells: int) -> 
         "workers": 1,
         "device": cluster.device,
         "retry_failed": False,  # the records are discarded here, once
-        "cohort": command.options.cohort or math.ceil(cells / max(1, cluster.slots())),
         # A task's current folder is another one.
         "work_dir": work_dir.absolute(),
         "data_root": data_root and data_root.absolute(),

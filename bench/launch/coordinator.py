@@ -63,8 +63,10 @@ def run_grid(
     write_atomically(work.plan(plan.name), plan.to_json())
     waiting = unfinished(expansion.cells.values(), work.store, retry_failed)
     library = Library(config.data_root, config.cache)
-    jobs = plan_training(waiting, config, devices, library, room_bytes) if waiting else []
     with Leases(work.leases) as leases:
+        # Jobs for the workers of all commands that share the cells.
+        of_all = [*devices] * leases.commands()
+        jobs = plan_training(waiting, config, of_all, library, room_bytes) if waiting else []
         for cell in waiting:  # its record is forgotten, unless another command runs it
             if work.store.read(cell.id) is not None and leases.acquire(cell.id):
                 work.store.discard(cell.id)
