@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from lessons import cell, dataset, plain_cell, recipe
 
 from bench.cost.footprint import Footprint
@@ -177,9 +178,13 @@ def test_a_slurm_task_has_no_more_workers_than_it_asked_for(monkeypatch, asked, 
     assert usable_cpus() == (cpus or before)
 
 
-def test_workers_share_the_memory():
+def test_workers_share_the_memory(monkeypatch):
     alone, shared = worker_room(["cpu"]), worker_room(["cpu"] * 2)
     assert alone is None or (shared is not None and shared < 0.6 * alone)
+    free = {0: 1000, 1: 600}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 2000))
+    assert worker_room(["cuda:0", "cuda:0", "cuda:1"]) == 400
+    assert worker_room(["cuda:0"], part=0.25) == 200
 
 
 def test_counted_work_grows_with_epochs_networks_and_students():

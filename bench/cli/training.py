@@ -204,7 +204,8 @@ def _train(
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
             devices = list_devices(command.device, command.options.workers)
-            launch, room_bytes = partial(Launcher, devices), worker_room(devices)
+            part = min(1.0, command.options.gpus_per_job)  # on a node of a cluster
+            launch, room_bytes = partial(Launcher, devices), worker_room(devices, part)
         else:  # what is free here says nothing of its nodes
             devices, room_bytes = [cluster.device], None
             images = frozenset(cell.fingerprint for cell in expansion.cells.values())

@@ -27,7 +27,7 @@ from bench.record import Store
 LOSSES = 5
 """Nodes that may be lost before a cell is finished; one more is taken for the fault of a cell."""
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
 CANCEL_SECONDS = 30.0  # more than workers may take for a last checkpoint
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,11 @@ def usable_cpus() -> int:
     return max(1, min(found or 1, int(asked) if asked.isdecimal() else found or 1))
 
 
-def worker_room(devices: Sequence[str]) -> int | None:
-    """Bytes that the cells of one worker may fill, with one device each; None if unknown."""
+def worker_room(devices: Sequence[str], part: float = 1.0) -> int | None:
+    """Bytes that the cells of one worker may fill, with one device each; None if unknown.
+
+    `part` is that of each GPU which these workers may use.
+    """
     if devices[0] == "cpu":
         free = free_memory()
         # A worker is a process of about the size of this one.
@@ -34,7 +37,8 @@ def worker_room(devices: Sequence[str]) -> int | None:
     import torch
 
     free_on = {device: torch.cuda.mem_get_info(torch.device(device))[0] for device in devices}
-    return min(round(SAFE * free / devices.count(device)) for device, free in free_on.items())
+    rooms = (SAFE * part * free / devices.count(device) for device, free in free_on.items())
+    return round(min(rooms))
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
