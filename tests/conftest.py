@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands draw nothing: figures take longer than short trainings."""
     monkeypatch.setattr("bench.cli.recorded.write", lambda *results: [])
+
+
+@pytest.fixture
+def database(tmp_path_factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands send records to a copy of an empty database, which takes MLflow seconds to make."""
+    from bench.tracking.experiment import make_database
+
+    make_database(empty := tmp_path_factory.getbasetemp() / "mlflow.db")  # unless there is one
+    copy = shutil.copy(empty, tmp_path / "tracking.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

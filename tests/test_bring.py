@@ -35,10 +35,11 @@ def read(name, downloads):
 DATA_SOURCES = {"colours": Source(read, classes=3, as_tree=False)}
 """
 NORMALISE = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+TORCHVISION = {"torchvision": "resnet18", "weights": "mine.pth", "normalise": NORMALISE}
 GRID = {
     "description": "A teacher of my own.",
     "data": {"source": "colours", "pad": 1, "fraction": 0.5},
-    "models": {"mine": {"torchvision": "resnet18", "weights": "mine.pth", "normalise": NORMALISE}},
+    "models": {"mine": {"model": "resnet8", "weights": "mine.pth", "normalise": NORMALISE}},
     "pairs": ["mine:cnn2"],
     "methods": ["soft_logits"],
     "seeds": 2,
@@ -53,10 +54,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def save(folder: Path, seed: int = 0, classes: int = 3, name: str = "mine.pth") -> dict:
-    """A torchvision resnet18 with statistics of its own, wrapped as training code does."""
+def save(folder: Path, seed=1, classes=3, name="mine.pth", model="resnet8") -> dict:
+    """A network with statistics of its own, wrapped as training code does."""
     torch.manual_seed(seed)
-    state = resnet18(num_classes=classes).state_dict()
+    state = zoo.build(model, classes, (3, 32, 32)).state_dict()
+    state = {k.removeprefix("model."): v for k, v in state.items()}
     state = {k: torch.rand_like(v) if "running" in k else v for k, v in state.items()}
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / name)
     return state
@@ -85,7 +87,7 @@ def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
 
 
 def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
-    folder, capsys, no_figures, refused, monkeypatch
+    folder, capsys, no_figures, refused, monkeypatch, database
 ):
     state = save(folder)
     found = run(folder)
@@ -95,7 +97,7 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
     assert teacher.stages == []
     kept = saved(folder, teacher)
     for key, tensor in state.items():  # statistics of BatchNorm are among them
-        assert torch.equal(kept[f"network.model.{key}"], tensor), key
+        assert torch.equal(kept[f"network.{key}"], tensor), key
     sha256 = hashlib.sha256((folder / "mine.pth").read_bytes()).hexdigest()
     assert teacher.conditions["weights_sha256"] == sha256
     assert teacher.cell["model"]["weights"] == sha256
@@ -118,19 +120,19 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
     moved = {"mine": {**GRID["models"]["mine"], "weights": "moved/mine.pth"}}
     assert run(folder, models=moved) == found
 
-    save(folder, seed=1)
+    save(folder, seed=2)
     again = run(folder)
     changed = {key for key in found if found[key].cell_id != again[key].cell_id}
     assert changed == {(label, seed) for label in ("teacher", "soft_logits") for seed in (0, 1)}
 
 
 def test_accuracy_and_exports_are_of_the_file_under_its_own_preprocessing(
-    folder, no_figures, capsys
+    folder, no_figures, capsys, database
 ):
     """Computed again from the pixels, without the harness's normalisation."""
-    record = run(folder, seeds=1, methods=["student"])["teacher", 0]
     model = resnet18(num_classes=3).eval()
-    model.load_state_dict(save(folder))
+    model.load_state_dict(save(folder, model="torchvision/resnet18"))
+    record = run(folder, models={"mine": TORCHVISION}, seeds=1, methods=["student"])["teacher", 0]
     space: dict = {}
     exec(DATA, space)
     data = space["read"]("colours", None)
@@ -145,50 +147,49 @@ def test_accuracy_and_exports_are_of_the_file_under_its_own_preprocessing(
         assert "compared with the trained network on 12 test images" in capsys.readouterr().out
 
 
-def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures):
+def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures, database):
     teacher = {"weights": "mine.pth", "fine_tune": {"epochs": 2, "learning_rate": 1e-12}}
-    pairs = ["torchvision/resnet18:cnn2"]
-    record = run(folder, teacher=teacher, models={}, pairs=pairs, seeds=1)
-    (tuned,) = (record[key] for key in [("teacher", 0)])
+    record = run(folder, teacher=teacher, models={}, pairs=["resnet8:cnn2"], seeds=1)
+    tuned = record["teacher", 0]
     assert tuned.final["epochs"] == 2
     assert tuned.cell["recipe"]["epochs"] == 2
     start, kept = save(folder), saved(folder, tuned)
-    torch.testing.assert_close(kept["model.fc.weight"], start["fc.weight"])
-    assert not torch.equal(kept["model.bn1.running_mean"], start["bn1.running_mean"])
+    torch.testing.assert_close(kept["head.weight"], start["head.weight"])
+    assert not torch.equal(kept["stem.1.running_mean"], start["stem.1.running_mean"])
 
     recipe = {**GRID["recipe"], "learning_rate": 1e-12}
     both = run(folder, pairs=["mine:mine"], recipe=recipe, seeds=1, methods=["student"])
     assert both["teacher", 0].final["epochs"] == 0
     assert both["student", 0].final["epochs"] == 1
     kept = saved(folder, both["student", 0])
-    torch.testing.assert_close(kept["network.model.fc.weight"], start["fc.weight"])
+    torch.testing.assert_close(kept["network.head.weight"], start["head.weight"])
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"weights": "mine.pt"}, r"no file .*mine\.pt"),
-        ({"weights": "no_such_name"}, "unknown weights of torchvision 'no_such_name'"),
+        ({**TORCHVISION, "weights": "no_such"}, "unknown weights of torchvision 'no_such'"),
         ({"weights": "big.pth"}, "has 5 classes, the data 3; name the file's by classes"),
         ({"weights": "big.pth", "classes": [0, 7, 1]}, "3 positions up to 7, wanted 3 below the 5"),
         ({"weights": "big.pth", "classes": ["red", "blue"]}, "2 names, but .* has 5 classes"),
         ({"classes": ["red", "green", "violet"]}, "unknown class of the data 'blue'"),
-        ({"torchvision": "resnet34"}, r"lacks layer1\.2\.conv1\.weight, .* and \d+ more"),
+        ({"model": "resnet14"}, r"lacks stages\.0\.1\.first\.0\.weight, .* and \d+ more"),
         ({"normalise": {"mean": [0.5], "std": [0.2]}}, "1 channels, the images have 3"),
         ({"normalise": {"mean": [0.5], "std": [0.2, 0.3]}}, "1 means and 2 deviations"),
         ({"weight": "x"}, "unknown field 'weight'; did you mean weights"),
-        ({"model": "cnn4"}, "give one of model, torchvision and timm"),
+        ({"timm": "test_vit"}, "give one of model, torchvision and timm"),
         ({"weights": "odd.pth"}, "is no state dict .*; write one with"),
         ({"weights": "list.pth"}, "holds a list, wanted a state dict"),
-        ({"weights": "wide.pth"}, r"conv1\.weight is 64x4x7x7 in the file, 64x3x7x7 in the"),
+        ({"weights": "wide.pth"}, r"stem\.0\.weight is 16x4x3x3 in the file, 16x3x3x3 in the"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, changes, said):
     save(folder, classes=5, name="big.pth")
     torch.save(torch.nn.Linear(2, 2), folder / "odd.pth")
     torch.save([1], folder / "list.pth")
-    torch.save({**save(folder), "conv1.weight": torch.ones(64, 4, 7, 7)}, folder / "wide.pth")
-    mine = {**GRID["models"]["mine"], **changes}
+    torch.save({**save(folder), "stem.0.weight": torch.ones(16, 4, 3, 3)}, folder / "wide.pth")
+    mine = changes if "torchvision" in changes else {**GRID["models"]["mine"], **changes}
     line = refused(*words(folder, "--dry-run", models={"mine": mine}))
     assert re.search(said, line), line
 
@@ -196,7 +197,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, change
 @pytest.mark.parametrize("classes", [(4, 0, 2), ("red", "x", "y", "z", "blue")])
 def test_the_heads_rows_are_those_of_the_datas_classes(tmp_path, classes):
     names = ("blue", "red", "y")
-    state = save(tmp_path, classes=5)
+    state = save(tmp_path, classes=5, model="torchvision/resnet18")
     network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
     found = fitted(state, network, names, classes, "mine.pth")
     rows = [4, 0, 2]
@@ -206,7 +207,7 @@ def test_the_heads_rows_are_those_of_the_datas_classes(tmp_path, classes):
 
 
 def test_wrappings_prefixes_and_formats_hold_the_same_state(tmp_path):
-    state = save(tmp_path)
+    state = save(tmp_path, model="torchvision/resnet18")
     shapes = {key: tensor.shape for key, tensor in state.items()}
     network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
     names = ("a", "b", "c")
@@ -248,7 +249,7 @@ def test_torchvisions_own_weights_are_read_from_its_cache_by_the_names_of_classe
         find_weights("IMAGENET1K_V1", tmp_path, "resnet18")
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    state = save(cache, classes=1000, name="resnet18-f37072fd.pth")
+    state = save(cache, classes=1000, name="resnet18-f37072fd.pth", model="torchvision/resnet18")
     path = find_weights("IMAGENET1K_V1", tmp_path, "resnet18")
     network = zoo.build("torchvision/resnet18", 2, (3, 32, 32))
     read = read_state(path, file_digest(path))

@@ -1,11 +1,13 @@
 """Checkpoints: a training that resumes from one ends with the bits of one without interruption."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import lessons
 import pytest
 import torch
-from lessons import cell, plain_cell, recipe, run
+from lessons import cell, dataset, plain_cell, recipe
 from processes import comparable
 
 from bench.checksum import DamagedError, pack, unpack
@@ -14,6 +16,7 @@ from bench.record import Record, Store
 from bench.train.checkpoint import Checkpoints, History, State
 
 EPOCHS = 4
+run = partial(lessons.run, data=dataset(train=20))
 
 HURT = {
     "cut": lambda content: content[: len(content) // 2],

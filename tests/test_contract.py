@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import safetensors.torch
 import torch
-from lessons import Lesson, cell, run
+from lessons import Lesson, cell, dataset, run
 from torch import Tensor
 
 from bench.cell import Cell
@@ -37,6 +37,7 @@ each_transfer = pytest.mark.parametrize(
     ],
 )
 B, K = 6, 4
+FEW = dataset(train=20)
 RULED_OUT = {
     "a class ruled out by the teacher": (("teacher",), [0]),
     "all classes but one": (("teacher",), [0, 1, 3]),
@@ -187,7 +188,7 @@ def test_the_transfer_loss_falls_on_one_batch(method: Method, stage: Stage):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_named_parts_move_and_the_teacher_stays_bit_equal(name):
-    lesson = Lesson(cell(name))
+    lesson = Lesson(cell(name), FEW)
     student, teacher = lesson.student, lesson.teacher
     digest = teacher.digest() if teacher else ""
     for stage, epochs in zip(student.method.plan, student.stage_epochs, strict=True):
@@ -211,7 +212,7 @@ def test_only_named_parts_move_and_the_teacher_stays_bit_equal(name):
 
 @pytest.mark.parametrize("name", TAUGHT)
 def test_layers_above_the_deepest_tap_stay_bit_equal_without_labels(name):
-    lesson = Lesson(cell(name))
+    lesson = Lesson(cell(name), FEW)
     first = lesson.student.method.plan[0]
     if first.task_weight > 0 or "logits" in first.taps:
         return  # nothing of the student lies above the logits
@@ -238,7 +239,7 @@ def _parameters_beyond(lesson: Lesson, tap: str) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_bits_other_seed_other_bits(name, tmp_path):
     first, again, other = cell(name), cell(name), cell(name, seed=1)
-    results = [run([c], tmp_path / f"{i}")[c.id] for i, c in enumerate((first, again, other))]
+    results = [run([c], tmp_path / f"{i}", FEW)[c.id] for i, c in enumerate((first, again, other))]
     weights = [load(tmp_path / f"{i}", c) for i, c in enumerate((first, again, other))]
     assert results[0].curves == results[1].curves
     assert weights[0] == weights[1]
@@ -248,9 +249,9 @@ def test_same_seed_same_bits_other_seed_other_bits(name, tmp_path):
 def test_trained_side_by_side_equals_trained_alone_bit_for_bit(tmp_path):
     cells = [cell(name) for name in NAMES]
     cells.append(cell("soft_logits", student="cnn3"))
-    together = run(cells, tmp_path / "together")
+    together = run(cells, tmp_path / "together", FEW)
     for one in cells:
-        alone = run([one], tmp_path / one.id)[one.id]
+        alone = run([one], tmp_path / one.id, FEW)[one.id]
         assert together[one.id].status == alone.status == "finished", together[one.id].error
         assert together[one.id].curves == alone.curves, one
         assert load(tmp_path / "together", one) == load(tmp_path / one.id, one), one
@@ -308,7 +309,8 @@ def alternatives(name: str, key: str) -> list[object]:
 @cache
 def trained(name: str, network: str, changes: str) -> bytes:
     """The student's weights after its whole plan, for hyper-parameters given as JSON."""
-    lesson = Lesson(cell(name, network, network, hyperparameters=json.loads(changes)))
+    one = cell(name, network, network, hyperparameters=json.loads(changes))
+    lesson = Lesson(one, FEW if name != "selective" else None)  # it needs images to choose from
     while not lesson.student.finished:
         lesson.epoch()
     state = lesson.student.network.state_dict()

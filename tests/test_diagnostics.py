@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from lessons import Lesson, cell, plain_cell, recipe, run
+from lessons import Lesson, cell, dataset, plain_cell, recipe, run
 from torch import nn
 
 from bench.expansion import expand
@@ -34,7 +34,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def trained(folder, cells):
     """Record and weights of every cell, from one cohort."""
-    records = run(cells, folder)
+    records = run(cells, folder, dataset(train=20))
     store = Store(folder)
     weights = [(store.folder(c.id) / "weights.safetensors").read_bytes() for c in cells]
     return [records[c.id] for c in cells], weights

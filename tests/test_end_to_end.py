@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from fault_table import checkpoints, until
 from processes import ROOT, kd_bench, plan_of, results, start, workers_of
 
 from bench.cli import COMMANDS, main, parse
@@ -46,7 +47,6 @@ def test_the_grid_ends_in_a_table_and_its_files(finished):
 
 
 def test_a_second_start_imports_neither_networks_nor_reports_before_the_tables(finished):
-    work = finished[0]
     absent = ["torchvision", "bench.report", "bench.train.cohort", "bench.models.small",
               "bench.models.resnet", "bench.models.adapter"]  # fmt: skip
     code = (
@@ -56,13 +56,13 @@ def test_a_second_start_imports_neither_networks_nor_reports_before_the_tables(f
         "    sys.exit(3)\n"
         "training.render = rendering; main(sys.argv[1:])"
     )
-    words = [*SMOKE, "--work-dir", str(work)]
+    words = [*SMOKE, "--work-dir", str(finished[0])]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True)
     assert done.returncode == 3, done.stderr
 
 
 def test_the_same_grid_again_gives_the_same_bits_however_many_processes(
-    finished, tmp_path, no_figures
+    finished, tmp_path, no_figures, database
 ):
     assert main([*SMOKE, "--work-dir", str(tmp_path), "--workers", "1"]) == 0
     assert results(tmp_path) == results(finished[0])
@@ -104,10 +104,8 @@ def test_tables_come_out_byte_equal_from_records_and_from_mlflow_without_torch(w
         if origin == "mlflow":  # from MLflow alone
             shutil.rmtree(work / "store")
         words = ["tables", *SMOKE, "--work-dir", str(work), "--from", origin]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert {name: (folder / name).read_bytes() for name in files} == files, origin
 
@@ -134,17 +132,17 @@ def test_mlflow_holds_every_cell_once_and_whole(finished):
     assert files == {"record.json", "weights.safetensors"}
 
 
-def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path):
-    done = kd_bench(*SMOKE, "--work-dir", str(tmp_path), "--workers", "1", "--seeds", "0",
-                    "--methods", "soft_logits", "recipe.epochs=1",
-                    MLFLOW_TRACKING_URI="http://127.0.0.1:9")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "run_all.py sync" in " ".join(done.stdout.split())
-    assert "3 cells trained" in done.stdout
+def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path, capsys, monkeypatch, no_figures):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    words = ["--methods", "soft_logits", "--seeds", "0", "--workers", "1", "recipe.epochs=1"]
+    assert main([*SMOKE, "--work-dir", str(tmp_path), *words]) == 0
+    said = capsys.readouterr().out
+    assert "run_all.py sync" in " ".join(said.split())
+    assert "3 cells trained" in said
 
 
 def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(
-    tmp_path, capsys, no_figures
+    tmp_path, capsys, no_figures, database
 ):
     grid = yaml.safe_load((ROOT / "bench/grids/smoke.yaml").read_text())
     grid |= {"seeds": 1, "pairs": ["cnn8:cnn4", "cnn8:cnn3"], "methods": ["soft_logits"]}
@@ -272,13 +270,10 @@ def test_list_names_what_a_grid_can_name_and_help_the_commands(capsys):
 
 def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
     words = [*SMOKE, "--work-dir", str(tmp_path), "--workers", "2", "recipe.epochs=100000"]
-    # Teachers end at once, and what ends is said at once.
-    with start(subprocess.PIPE, *words, "teacher.recipe={epochs: 1}") as coordinator:
-        assert coordinator.stdout is not None
-        while "epochs" not in (line := coordinator.stdout.readline()):
-            assert line, "it ended before its workers reported an epoch"
-        workers = workers_of(coordinator.pid)
-        assert len(workers) == 2
-        coordinator.kill()
+    output = tmp_path / "output"
+    with output.open("w") as file, start(file, *words, "--checkpoint-seconds=0") as command:
+        until(lambda: checkpoints(tmp_path) and len(workers_of(command.pid)) == 2, command, output)
+        workers = workers_of(command.pid)
+        command.kill()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive

@@ -22,9 +22,9 @@ import psutil
 import pytest
 import test_checkpoint
 from fault_table import tally, undisturbed
-from lessons import run
 from mlflow_server import MlflowServer
 from processes import ROOT, environment, kd_bench, plan_of, start, workers_of
+from test_checkpoint import run
 
 from bench.launch.leases import Leases
 from bench.record import WorkDir, write_atomically

@@ -111,7 +111,7 @@ def test_a_model_is_listed_with_its_taps(capsys, refused):
     assert "wanted a size such as 64x64" in refused("list", "--model", "cnn4", "--size", "8")
 
 
-def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, capsys):
+def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, database):
     """All methods at 64 pixels. What cannot be used says why, and nothing fails."""
     pytest.importorskip("timm")
     (tmp_path / "colours.py").write_text(DATA.replace("32", "64"))
@@ -132,11 +132,8 @@ def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, c
     plan = Plan.from_json(path.read_text())
     records = work.store.read_all(plan.cell_ids())
     assert {record.status for record in records.values()} == {FINISHED, NOT_APPLICABLE}
-    refused = {
-        (row.teacher, row.label)
-        for row in plan.rows
-        if records[row.cell_id].status == NOT_APPLICABLE
-    }
+    states = {(row.teacher, row.label): records[row.cell_id].status for row in plan.rows}
+    refused = {key for key, status in states.items() if status == NOT_APPLICABLE}
     maps = {"activation_boundary", "fsp"}  # of a stem, or before a ReLU
     assert {(teacher, label) for teacher in ("timm/test_vit", "cnn2") for label in maps} < refused
     methods = {row.label: row.category for row in plan.rows if row.role == "method"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ class WithoutTypes(ast.NodeTransformer):
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
 
+@functools.cache
 def imports(module: str, with_types: bool = True) -> set[str]:
     """What a module imports anywhere in it: modules of this project by name, others by package."""
     found = set()
@@ -76,11 +78,8 @@ def imports(module: str, with_types: bool = True) -> set[str]:
     return {name if name in MODULES else name.split(".")[0] for name in found}
 
 
-IMPORTS = {module: imports(module) for module in MODULES}
-
-
 def test_imports_follow_the_table_of_packages():
-    for module, names in IMPORTS.items():
+    for module, names in ((module, imports(module)) for module in MODULES):
         package = package_of(module)
         for name in names & MODULES.keys():
             assert package_of(name) in {package, *ALLOWED[package]}, f"{module} imports {name}"
@@ -96,13 +95,13 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_a_method_imports_no_other_method():
-    for module, names in IMPORTS.items():
+    for module, names in ((module, imports(module)) for module in MODULES):
         if package_of(module) == "methods":
             assert all(name.startswith("methods._") for name in names if "methods." in name), module
 
 
 def test_one_package_alone_speaks_to_each_of_these_libraries():
-    for module, names in IMPORTS.items():
+    for module, names in ((module, imports(module)) for module in MODULES):
         for library in names & ONLY_HERE.keys():
             assert package_of(module) == ONLY_HERE[library], f"{module} imports {library}"
 
