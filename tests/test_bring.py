@@ -89,39 +89,40 @@ def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
 def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
     folder, capsys, no_figures, refused, monkeypatch, database
 ):
-    state = save(folder)
-    found = run(folder)
+    state = save(folder, model="torchvision/resnet18")
+    mine = {"mine": TORCHVISION}
+    found = run(folder, models=mine)
     teacher = found["teacher", 0]
     assert found["teacher", 1] == teacher  # one for all seeds
     assert teacher.final["epochs"] == 0
     assert teacher.stages == []
     kept = saved(folder, teacher)
     for key, tensor in state.items():  # statistics of BatchNorm are among them
-        assert torch.equal(kept[f"network.{key}"], tensor), key
+        assert torch.equal(kept[f"network.model.{key}"], tensor), key
     sha256 = hashlib.sha256((folder / "mine.pth").read_bytes()).hexdigest()
     assert teacher.conditions["weights_sha256"] == sha256
     assert teacher.cell["model"]["weights"] == sha256
     assert str(folder) not in teacher.to_json()
     said = " ".join(capsys.readouterr().out.split())
     assert f"weights of mine.pth (SHA-256 {sha256[:12]}), " in said
-    for command in (["recommend", *words(folder)[:4]], words(folder, "--dry-run")):
+    for command in (["recommend", *words(folder)[:4]], words(folder, "--dry-run", models=mine)):
         assert main(command) == 0
         assert "the teacher guesses: 33.3% right, 3 classes" in capsys.readouterr().out
 
-    run(folder, "recipe.momentum=0.8")
+    run(folder, "recipe.momentum=0.8", models=mine)
     assert "4 cells trained" in capsys.readouterr().out  # the students of two seeds
     (name,) = (path.parent.name for path in (folder / "work").glob("own-*/plan.json"))
     monkeypatch.chdir(folder / "work")  # weights are relative to the grid's file all the same
-    assert main(["run", "--grid", name, *words(folder)[2:]]) == 0
+    assert main(["run", "--grid", name, *words(folder, models=mine)[2:]]) == 0
     assert "nothing to train" in capsys.readouterr().out
     (folder / "moved").mkdir()
     (folder / "mine.pth").rename(folder / "moved" / "mine.pth")
-    assert "mine.pth" in refused(*words(folder))
-    moved = {"mine": {**GRID["models"]["mine"], "weights": "moved/mine.pth"}}
+    assert "mine.pth" in refused(*words(folder, models=mine))
+    moved = {"mine": {**TORCHVISION, "weights": "moved/mine.pth"}}
     assert run(folder, models=moved) == found
 
-    save(folder, seed=2)
-    again = run(folder)
+    save(folder, seed=2, model="torchvision/resnet18")
+    again = run(folder, models=mine)
     changed = {key for key in found if found[key].cell_id != again[key].cell_id}
     assert changed == {(label, seed) for label in ("teacher", "soft_logits") for seed in (0, 1)}
 

@@ -32,6 +32,9 @@ OUTSIDE_CODES = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGIN
 255 is that of a worker that cannot be watched any more: what it was forked from was killed.
 """
 
+PRELOADED = ["bench.train.cohort", "bench.train.teacher", "torch._dynamo"]
+"""What workers are forked with. Torch's own is for optimisers, which import it as they are made."""
+
 GRACE_SECONDS = 20.0
 """How long workers that are stopped may take for a last checkpoint. Slurm kills after 30."""
 
@@ -41,7 +44,7 @@ class _Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["bench.train.cohort", "bench.train.teacher"])
+        context.set_forkserver_preload(PRELOADED)
         self.config = config
         self.connection, its_end = context.Pipe()
         self.process = context.Process(target=serve_jobs, args=(its_end, config))
