@@ -91,9 +91,10 @@ class TrainingProgress:
         self.latest = f"{self.names.get(cell_id, cell_id)}{shown}"
         self._show()
 
-    def finished(self, cells: int) -> None:
-        """Counts more cells that have a record."""
-        self.cells += cells
+    def finished(self, epochs: Mapping[str, int]) -> None:
+        """Counts cells that have a record, with all of their epochs, whoever trained them."""
+        self.cells += len(epochs)
+        self._done |= epochs
         self._show(at_once=True)
 
     def _show(self, at_once: bool = False) -> None:

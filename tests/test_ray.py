@@ -65,6 +65,7 @@ def test_a_node_killed_in_mid_grid_costs_no_result(tmp_path, nodes, two, undistu
             nodes.kill(two[1])
             two[1] = nodes.add()
         assert launcher.wait(faults.TIMEOUT) == 0, output.read_text()
+    assert f"{len(undisturbed.results)} cells trained" in output.read_text()
     check_whole(work, undisturbed)
     tally.add("Ray node killed in mid-grid", 2, undisturbed.results, work)
 
@@ -118,5 +119,8 @@ def test_a_coordinator_that_ends_leaves_the_cluster_to_the_next(
 ):
     code = interrupt(tmp_path, number, nodes)
     assert code == (128 + number if number == signal.SIGTERM else -number)
+    hearts = (tmp_path / "store" / "leases" / "hearts").iterdir()
+    if number == signal.SIGTERM:  # the nodes' commands have ended by themselves
+        assert not list(hearts)
     resume(tmp_path, undisturbed, nodes)
     tally.add(f"{fault} the Ray coordinator", 1, undisturbed.results, tmp_path)

@@ -195,9 +195,9 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
 
 
 def _train(
-    command: TrainingCommand, grid: Grid, *, mirrored: bool = True
+    command: TrainingCommand, grid: Grid, *, as_node: bool = False
 ) -> tuple[Outcome, Expansion]:
-    """Trains a grid: all of it, or what is screened, then the finalists."""
+    """Trains a grid: all of it, or what is screened, then the finalists; `as_node`, one of both."""
     costs = read_costs(command.work.grid(grid.name) / FILE)
     check_costs(grid, costs)
     expansion = command.expand(grid)
@@ -220,13 +220,15 @@ def _train(
             console=command.console,
             launch=launch,
             room_bytes=room_bytes,
-            mirrored=mirrored,
+            mirrored=not as_node,
         )
         if not grid.screens:
             return train(expansion), expansion
         if expansion.plan.choices:
             return train(expansion, phase="confirming"), expansion
         screened = train(expansion, phase="screening")
+        if as_node:  # who started it chooses, and starts it again
+            return screened, expansion
         choose(grid, expansion, command.work, costs)
         expansion = command.expand(grid)
         return screened.then(train(expansion, phase="confirming")), expansion
@@ -256,7 +258,7 @@ def _train_as_node(options: argparse.Namespace, grid: Grid, images: frozenset[st
                 f"its data set {grid.data.source!r} differs from the one where the grid was "
                 f"started (data root: {options.data_root}); copy the same files to every node"
             )
-        _train(command, grid, mirrored=False)
+        _train(command, grid, as_node=True)
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:

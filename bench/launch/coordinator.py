@@ -74,13 +74,15 @@ def run_grid(
         mirror = mirroring(work, plan, leases, console) if mirrored else nullcontext()
         with mirror, ProgressDisplay(console, "epochs") as display:
             names = {cell.id: str(cell) for cell in waiting}
-            epochs = sum(map(total_epochs, waiting))
-            progress = TrainingProgress(names, epochs, display, phase)
+            epochs = {cell.id: total_epochs(cell) for cell in waiting}
+            progress = TrainingProgress(names, sum(epochs.values()), display, phase)
+            if waiting:
+                progress.finished({})  # shown from the start
             trained = 0
             # Closed here, whatever happens: workers end before their leases do.
             with closing(launch(config, progress.epoch, leases).run(jobs)) as all_done:
                 for done in all_done:
-                    progress.finished(len(done.cells))
+                    progress.finished({cell.id: epochs[cell.id] for cell in done.cells})
                     trained += len(done.cells) if done.here else 0
     records = (work.store.read(cell_id) for cell_id in expansion.cells)
     counts = Counter("not run" if record is None else record.status for record in records)

@@ -15,9 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
-from bench.cell import Cell
 from bench.code_version import numerics_digest
-from bench.cost.footprint import total_epochs
 from bench.faults import UserError, reason
 from bench.launch.job import Job, Report, WorkerConfig
 from bench.launch.launcher import Done
@@ -67,10 +65,12 @@ class RayCluster:
 
     def __enter__(self) -> Self:
         """Connects; ClusterError if there is no such cluster, or it has another version."""
-        ray = import_module("ray")
         # No reports home, no notes about the next version's defaults.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Otherwise Ray tries for a quarter of an hour to reach a head that is not there.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
+        ray = import_module("ray")
         self._before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
@@ -117,9 +117,12 @@ class NodeCommands:
         report: Report,
         leases: Leases,
     ) -> None:
-        """`train` trains what no other command does. It is pickled; the cluster is entered."""
+        """`train` trains what no other command does. It is pickled; the cluster is entered.
+
+        Epochs are not reported, only cells that are done.
+        """
         ray = self.ray = import_module("ray")
-        self.cluster, self.report, self.store = cluster, report, Store(config.store)
+        self.cluster, self.store = cluster, Store(config.store)
         code, heart = numerics_digest("methods/*.py"), leases.heart.absolute()
         self.order = pickle.dumps(train), code, heart
         # A process is not used again: it may hold a GPU's memory, or half of an import.
@@ -137,6 +140,8 @@ class NodeCommands:
         and again.
         """
         waiting = [cell for job in jobs for cell in job.cells]
+        if waiting and not self.cluster.slots():
+            logger.warning("no node has room for a job now; waiting for one (see: ray status)")
         try:
             while waiting:
                 self._start(len(waiting))
@@ -144,7 +149,7 @@ class NodeCommands:
                 for handle in ended:
                     self.running.remove(handle)
                     self._check(handle)
-                if done := [cell for cell in waiting if self._is_done(cell)]:
+                if done := [cell for cell in waiting if self.store.read(cell.id) is not None]:
                     self.losses = 0
                     waiting = [cell for cell in waiting if cell not in done]
                     yield Done(tuple(done))
@@ -157,15 +162,6 @@ class NodeCommands:
         while len(self.running) < min(most, cells):
             self.running.append(self.task.remote(*self.order))
 
-    def _is_done(self, cell: Cell) -> bool:
-        """Whether a cell has a record; if so, its epochs are reported."""
-        if (record := self.store.read(cell.id)) is None:
-            return False
-        last = record.final.get("last_accuracy")
-        for epoch in (1, total_epochs(cell)):  # from the first: none was done by an earlier command
-            self.report(cell.id, epoch, total_epochs(cell), last)
-        return True
-
     def _check(self, handle: Any) -> None:
         """Looks how a command ended; ClusterError if no other would do better."""
         exceptions = import_module("ray.exceptions")
@@ -175,7 +171,7 @@ class NodeCommands:
             raise
         except exceptions.RayError as error:  # the node or the process died
             self.losses += 1
-            logger.warning("a node was lost; its cells go on elsewhere")
+            logger.warning("a node or its process was lost; its cells go on elsewhere")
             why = reason(error).partition(". ")[0]
             fault = f"{self.losses} nodes were lost, and no cell finished meanwhile: {why}"
             fault = fault if self.losses > LOSSES else None
@@ -199,8 +195,11 @@ def _task_body() -> Callable[[bytes, str, Path], str | None]:
         `code` is the digest of the code of who started it, `heartbeat` a file that it writes.
         """
         import pickle
+        import signal
         import socket
 
+        # A node that a script starts in the background ignores the signal by which Ray cancels.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         node = f"node {socket.gethostname()}"
         try:
             from bench.code_version import ROOT, numerics_digest
