@@ -98,6 +98,6 @@ class TrainingProgress:
         self._show(at_once=True)
 
     def _show(self, at_once: bool = False) -> None:
-        what = f"{self.phase}cells {self.cells}/{len(self.names)}  {self.latest}"
+        what = f"{self.phase}cells {self.cells}/{len(self.names)}  {self.latest}".rstrip()
         done = sum(self._done.values())
         self.display.show(what, done, self.epochs, at_once=at_once, skipped=self._resumed)
