@@ -87,7 +87,7 @@ class Estimate:
 
     def shared_seconds(self, cells: Sequence[Cell]) -> float:
         """The part of `seconds` that is no single cell's: data, batches, the teacher's passes."""
-        lesson, students = self._lesson(_taught(cells)), list(map(self.student, cells))
+        lesson, students = self._lesson_of(cells), list(map(self.student, cells))
         making = lesson.making * max(student.batches for student in students)
         return lesson.opening + making + lesson.viewing * max(s.taught for s in students)
 
@@ -95,7 +95,7 @@ class Estimate:
         """Peak memory of a job, on top of what an idle worker holds. Students step in turns."""
         students = list(map(self.student, cells))
         held = sum(s.held_bytes for s in students) + max(s.step_bytes for s in students)
-        return self._lesson(_taught(cells)).held_bytes + held
+        return self._lesson_of(cells).held_bytes + held
 
     def student(self, cell: Cell) -> StudentEstimate:
         """One cell's own part of any job."""
@@ -118,12 +118,11 @@ class Estimate:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
         testing, peak = self._test_cost(cell, lesson.batch, sum(epochs))
         seconds, peaks = CELL_SECONDS + testing, [peak]
+        build = partial(StudentStage, lesson.batch, cell.model, cell.method, method)
         clean = any(stage.clean for stage in method.plan)
         batches, taught, held = 0.0, lesson.epoch_batches if clean else 0.0, 0
         for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
-            stage = StudentStage(
-                lesson.batch, cell.model, cell.method, method, plan_stage, labelled
-            )
+            stage = build(plan_stage, labelled)
             step, peak = self._time_step(stage)
             steps = stage_epochs * stage.kept * lesson.epoch_batches
             diagnosed = stage_epochs if cell.diagnostics and plan_stage.transfer else 0
@@ -152,6 +151,10 @@ class Estimate:
         diagnosed = cell.data.fraction * len(data.train_images) if cell.diagnostics else 0
         larger = evaluation_batch((images.shape[2], images.shape[3])) / len(images)
         return each * (passes * len(data.test_images) + diagnosed), round(larger * peak)
+
+    def _lesson_of(self, cells: Sequence[Cell]) -> _Lesson:
+        """That of a cell with the job's teacher, if it has one."""
+        return self._lesson(next((c for c in cells if c.teacher is not None), cells[0]))
 
     def _lesson(self, cell: Cell) -> _Lesson:
         model = cell.teacher.model if cell.teacher else cell.model
@@ -186,11 +189,6 @@ class Estimate:
 
     def _time(self, action: Callable[[], object]) -> float:
         return milliseconds(action, self._device, processor=True) / 1e3
-
-
-def _taught(cells: Sequence[Cell]) -> Cell:
-    """A cell with the job's teacher, if it has one."""
-    return next((cell for cell in cells if cell.teacher is not None), cells[0])
 
 
 def _data(cell: Cell) -> dict[str, object]:
