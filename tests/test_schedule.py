@@ -176,6 +176,8 @@ def test_a_slurm_task_has_no_more_workers_than_it_asked_for(monkeypatch, asked, 
     before = usable_cpus()
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
     assert usable_cpus() == (cpus or before)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # as a container's quota
+    assert usable_cpus() == 1
 
 
 def test_workers_share_the_memory(monkeypatch):

@@ -26,6 +26,7 @@ OWN_OBJECTS = {
     ROOT / "bench/launch/workers.py": {"pickle"},
     ROOT / "bench/launch/ray_cluster.py": {"pickle"},
 }
+HARMLESS = {"from joblib import cpu_count"}
 # A plugin is the user's own program, named on the command line.
 OWN_PROGRAM = {ROOT / "bench/plugin.py": {"exec"}}
 CALLS = {
@@ -47,7 +48,7 @@ def test_nothing_is_unpickled_or_run_from_data(path: Path):
         if isinstance(node, ast.Import):
             named = {alias.name for alias in node.names} - OWN_OBJECTS.get(path, set())
             assert not named & RUNS_WHAT_IT_READS
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and ast.unparse(node) not in HARMLESS:
             assert str(node.module).split(".")[0] not in RUNS_WHAT_IT_READS
         elif isinstance(node, ast.Call):
             words = {word.arg: word.value for word in node.keywords}

@@ -1,7 +1,6 @@
 """Decodes the images of a folder into files of raw bytes, by several processes, with progress."""
 
 import json
-import os
 import signal
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
+from joblib import cpu_count
 from rich.console import Console
 
 from bench.data.cache import PARTS, map_images
@@ -24,7 +24,7 @@ from bench.data.folders import Entry, Listing
 from bench.faults import one_line
 from bench.progress import ProgressDisplay
 
-WORKERS = min(16, os.cpu_count() or 1)
+WORKERS = min(16, cpu_count())
 MANY = 2_000  # images from which on processes are worth their start: threads share one interpreter
 SHOWN = 10  # broken images that a message names
 Result = TypeVar("Result")

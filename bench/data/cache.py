@@ -9,7 +9,6 @@ training. Mapped images take no memory of a process; processes share what the sy
 import fcntl
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from torch import Tensor
 
 from bench.checksum import DamagedError, pack, unpack
@@ -128,7 +128,7 @@ def _verified(path: Path, shape: list[int], checksums: Tensor) -> Tensor:
 def _checksums(images: Tensor) -> Tensor:
     """The CRC-32 of every block of images."""
     contents = (block.numpy().data for block in blocks(images))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, cpu_count())) as pool:
         return torch.tensor(list(pool.map(zlib.crc32, contents)))
 
 

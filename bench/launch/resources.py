@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from joblib import cpu_count
+
 CONTROLS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -15,14 +17,12 @@ SAFE = 0.8  # part of the free memory that plans may fill: estimates are rough, 
 
 
 def usable_cpus() -> int:
-    """The CPUs that this process may run on; all of the machine where the system does not say.
+    """The CPUs that this process may use, by its affinity and a container's quota.
 
     No more than a task of Slurm asked for, which not every cluster enforces.
     """
-    # macOS knows no affinity.
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, min(found or 1, int(asked) if asked.isdecimal() else found or 1))
+    return max(1, min(cpu_count(), int(asked) if asked.isdecimal() else cpu_count()))
 
 
 def worker_room(devices: Sequence[str], part: float = 1.0) -> int | None:
