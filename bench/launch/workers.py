@@ -145,10 +145,14 @@ class Workers:
                     worker.process.terminate()
                 else:
                     worker.connection.close()
-            while (left := [w.process.sentinel for w in self._alive if w.process.is_alive()]) and (
+            while (left := [w for w in self._alive if w.process.is_alive()]) and (
                 time.monotonic() < until and signal.SIGINT not in interrupted
             ):
-                wait(left, POLL_SECONDS)
+                wait([worker.process.sentinel for worker in left], POLL_SECONDS)
+                for worker in left:  # what it says fills the pipe, and then it would wait
+                    with contextlib.suppress(EOFError, OSError):
+                        while worker.connection.poll():
+                            worker.connection.recv()
             for worker in self._alive:
                 worker.end()
 
