@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,13 +65,10 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def database(tmp_path_factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands send records to a copy of an empty database, which takes MLflow seconds to make."""
-    from bench.tracking.experiment import make_database
-
-    make_database(empty := tmp_path_factory.getbasetemp() / "mlflow.db")  # unless there is one
-    copy = shutil.copy(empty, tmp_path / "tracking.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find no tracking store: sending records takes longer than short trainings."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

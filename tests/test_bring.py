@@ -87,7 +87,7 @@ def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
 
 
 def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
-    folder, capsys, no_figures, refused, monkeypatch, database
+    folder, capsys, no_figures, refused, monkeypatch, no_store
 ):
     state = save(folder, model="torchvision/resnet18")
     mine = {"mine": TORCHVISION}
@@ -128,7 +128,7 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
 
 
 def test_accuracy_and_exports_are_of_the_file_under_its_own_preprocessing(
-    folder, no_figures, capsys, database
+    folder, no_figures, capsys, no_store
 ):
     """Computed again from the pixels, without the harness's normalisation."""
     model = resnet18(num_classes=3).eval()
@@ -148,7 +148,7 @@ def test_accuracy_and_exports_are_of_the_file_under_its_own_preprocessing(
         assert "compared with the trained network on 12 test images" in capsys.readouterr().out
 
 
-def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures, database):
+def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_figures, no_store):
     teacher = {"weights": "mine.pth", "fine_tune": {"epochs": 2, "learning_rate": 1e-12}}
     record = run(folder, teacher=teacher, models={}, pairs=["resnet8:cnn2"], seeds=1)
     tuned = record["teacher", 0]

@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from fault_table import checkpoints, until
-from processes import ROOT, kd_bench, plan_of, results, start, workers_of
+from processes import ROOT, kd_bench, plan_of, results
 
 from bench.cli import COMMANDS, main, parse
 from bench.faults import UserError
@@ -62,7 +60,7 @@ def test_a_second_start_imports_neither_networks_nor_reports_before_the_tables(f
 
 
 def test_the_same_grid_again_gives_the_same_bits_however_many_processes(
-    finished, tmp_path, no_figures, database
+    finished, tmp_path, no_figures, no_store
 ):
     assert main([*SMOKE, "--work-dir", str(tmp_path), "--workers", "1"]) == 0
     assert results(tmp_path) == results(finished[0])
@@ -142,7 +140,7 @@ def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path, capsys, monkeypat
 
 
 def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(
-    tmp_path, capsys, no_figures, database
+    tmp_path, capsys, no_figures, no_store
 ):
     grid = yaml.safe_load((ROOT / "bench/grids/smoke.yaml").read_text())
     grid |= {"seeds": 1, "pairs": ["cnn8:cnn4", "cnn8:cnn3"], "methods": ["soft_logits"]}
@@ -266,14 +264,3 @@ def test_list_names_what_a_grid_can_name_and_help_the_commands(capsys):
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command} " in said for command in COMMANDS)
-
-
-def test_workers_end_with_a_coordinator_that_is_killed(tmp_path):
-    words = [*SMOKE, "--work-dir", str(tmp_path), "--workers", "2", "recipe.epochs=100000"]
-    output = tmp_path / "output"
-    with output.open("w") as file, start(file, *words, "--checkpoint-seconds=0") as command:
-        until(lambda: checkpoints(tmp_path) and len(workers_of(command.pid)) == 2, command, output)
-        workers = workers_of(command.pid)
-        command.kill()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert not alive

@@ -13,7 +13,7 @@ def words(tmp_path) -> list[str]:
 
 
 def test_the_same_words_or_the_folders_name_find_the_results(
-    words, tmp_path, capsys, no_figures, database, refused
+    words, tmp_path, capsys, no_figures, refused
 ):
     line = refused("recommend", *words)
     assert "run: run_all.py --grid smoke --methods soft_logits --pairs cnn8:cnn4" in line

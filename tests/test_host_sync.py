@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.hyperparameters import METHODS
-from tests.lessons import Lesson, cell
+from tests.lessons import Lesson, cell, dataset
 
 aten = torch.ops.aten
 
@@ -55,7 +55,7 @@ def waits(lesson: Lesson) -> set[str]:
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_no_step_waits_for_the_device(name):
-    found = waits(Lesson(cell(name)))
+    found = waits(Lesson(cell(name), dataset(train=20)))
     if name in DECOMPOSED:
         assert found <= {str(func) for func in WAITING}
     else:

@@ -111,7 +111,7 @@ def test_a_model_is_listed_with_its_taps(capsys, refused):
     assert "wanted a size such as 64x64" in refused("list", "--model", "cnn4", "--size", "8")
 
 
-def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, database):
+def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, no_store):
     """All methods at 64 pixels. What cannot be used says why, and nothing fails."""
     pytest.importorskip("timm")
     (tmp_path / "colours.py").write_text(DATA.replace("32", "64"))

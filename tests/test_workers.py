@@ -3,6 +3,8 @@
 import errno
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from digits_cells import digits_cell, worker_config
 from lessons import cell, plain_cell, run
-from processes import comparable
+from processes import ROOT, comparable, environment, workers_of
 
 from bench.cell import Cell
 from bench.faults import DamagedError, UserError, is_out_of_memory
@@ -109,6 +111,32 @@ def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
         run_job(Job((one,)), alone, lambda *event: None)
     ids = [one.id for one in cells[1:]]
     assert comparable(store, ids) == comparable(Store(alone.store), ids)
+
+
+def train_for_ever(folder: Path) -> None:
+    """Two jobs, with a line for each epoch, in a process of its own."""
+    cells = [digits_cell("cnn2", folder, seed=seed, epochs=100_000) for seed in (0, 1)]
+    jobs = [Job((one,)) for one in cells]
+    list(launch(jobs, worker_config(folder, folder), 2, lambda *event: print(event[0], flush=True)))
+
+
+def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
+    code = f"import pathlib, test_workers as t; t.train_for_ever(pathlib.Path({str(tmp_path)!r}))"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment(PYTHONPATH=paths)
+    )
+    trained: set[bytes] = set()
+    with launcher:
+        assert launcher.stdout is not None
+        while len(trained) < 2:
+            trained.add(launcher.stdout.readline())
+            assert b"" not in trained, "it ended before both of its workers reported an epoch"
+        workers = workers_of(launcher.pid)
+        assert len(workers) == 2
+        launcher.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path, config):
