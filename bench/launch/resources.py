@@ -17,10 +17,7 @@ SAFE = 0.8  # part of the free memory that plans may fill: estimates are rough, 
 
 
 def usable_cpus() -> int:
-    """The CPUs that this process may use, by its affinity and a container's quota.
-
-    No more than a task of Slurm asked for, which not every cluster enforces.
-    """
+    """The CPUs that this process may use: by affinity, a container's quota and its Slurm task."""
     asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return max(1, min(cpu_count(), int(asked) if asked.isdecimal() else cpu_count()))
 
