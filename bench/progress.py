@@ -92,7 +92,7 @@ class TrainingProgress:
         self._show()
 
     def finished(self, epochs: Mapping[str, int]) -> None:
-        """Counts cells that have a record, with all of their epochs, whoever trained them."""
+        """Counts cells with a record, and their epochs; other commands may have trained them."""
         self.cells += len(epochs)
         self._done |= epochs
         self._show(at_once=True)

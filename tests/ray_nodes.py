@@ -56,7 +56,7 @@ class Nodes:
             node = subprocess.Popen(
                 [*prefix, *ray, "--object-store-memory=100000000", *words],
                 stdout=log, stderr=log, start_new_session=True, env=environment(**ALONE),
-                # As of a script that starts it in the background.
+                # As when a script starts it in the background.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
             )  # fmt: skip
         self.started.append(node)

@@ -195,20 +195,29 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
 
 
 def _train(
-    command: TrainingCommand, grid: Grid, *, as_node: bool = False
+    command: TrainingCommand, grid: Grid, wanted: frozenset[str] | None = None
 ) -> tuple[Outcome, Expansion]:
-    """Trains a grid: all of it, or what is screened, then the finalists; `as_node`, one of both."""
+    """Trains a grid: all of it, or what is screened, then the finalists.
+
+    A node of a cluster trains the phase that is due, on data sets with the `wanted` fingerprints.
+    """
+    as_node = wanted is not None
     costs = read_costs(command.work.grid(grid.name) / FILE)
     check_costs(grid, costs)
     expansion = command.expand(grid)
+    images = frozenset(cell.fingerprint for cell in expansion.cells.values())
+    if as_node and images != wanted:
+        raise UserError(
+            f"its data set {grid.data.source!r} differs from the one where the grid was "
+            f"started (data root: {command.options.data_root}); copy the same files to every node"
+        )
     with command.cluster or contextlib.nullcontext() as cluster:
         if cluster is None:
             devices = list_devices(command.device, command.options.workers)
-            part = min(1.0, command.options.gpus_per_job)  # on a node of a cluster
+            part = min(1.0, command.options.gpus_per_job) if as_node else 1.0
             launch, room_bytes = partial(Launcher, devices), worker_room(devices, part)
         else:  # what is free here says nothing of its nodes
             devices, room_bytes = [cluster.device], None
-            images = frozenset(cell.fingerprint for cell in expansion.cells.values())
             options = _node_options(command, cluster)
             launch = partial(NodeCommands, cluster, partial(_train_as_node, options, grid, images))
         train = partial(
@@ -227,7 +236,7 @@ def _train(
         if expansion.plan.choices:
             return train(expansion, phase="confirming"), expansion
         screened = train(expansion, phase="screening")
-        if as_node:  # who started it chooses, and starts it again
+        if as_node:  # the driver chooses the finalists, and starts the nodes again
             return screened, expansion
         choose(grid, expansion, command.work, costs)
         expansion = command.expand(grid)
@@ -252,13 +261,7 @@ def _node_options(command: TrainingCommand, cluster: RayCluster) -> argparse.Nam
 def _train_as_node(options: argparse.Namespace, grid: Grid, images: frozenset[str]) -> None:
     """Trains what no other node does; `images` are the fingerprints of the grid's data sets."""
     with plugged(options.plugins):
-        command = prepare(options, grid)
-        if {cell.fingerprint for cell in command.expand(grid).cells.values()} != images:
-            raise UserError(
-                f"its data set {grid.data.source!r} differs from the one where the grid was "
-                f"started (data root: {options.data_root}); copy the same files to every node"
-            )
-        _train(command, grid, as_node=True)
+        _train(prepare(options, grid), grid, images)
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:

@@ -100,18 +100,13 @@ class Estimate:
     def student(self, cell: Cell) -> StudentEstimate:
         """One cell's own part of any job."""
         if (kind := _kind(cell)) not in self._students:
-            try:
-                self._students[kind] = self._measure_student(cell)
-            except NotApplicable as error:
-                self._students[kind] = StudentEstimate(refused=one_line(error))
-            except CODE_FAULTS as error:
-                self._students[kind] = StudentEstimate(refused=name_and_reason(error))
+            self._students[kind] = self._measure_student(cell)
         return self._students[kind]
 
     def _measure_student(self, cell: Cell) -> StudentEstimate:
         method, recipe = build_method(cell.method, **cell.hyperparameters), cell.recipe
         if method.starts_from == "source" and cell.source is None:
-            raise NotApplicable("the grid names no source to start from")
+            return StudentEstimate(refused="the grid names no source to start from")
         lesson = self._lesson(cell)
         labels, share = lesson.batch.train.labels.cpu(), cell.data.labels
         labelled = labelled_mask(labels, share, 0).to(self._device) if share < 1 else None
@@ -121,16 +116,21 @@ class Estimate:
         build = partial(StudentStage, lesson.batch, cell.model, cell.method, method)
         clean = any(stage.clean for stage in method.plan)
         batches, taught, held = 0.0, lesson.epoch_batches if clean else 0.0, 0
-        for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
-            stage = build(plan_stage, labelled)
-            step, peak = self._time_step(stage)
-            steps = stage_epochs * stage.kept * lesson.epoch_batches
-            diagnosed = stage_epochs if cell.diagnostics and plan_stage.transfer else 0
-            seconds += (steps + diagnosed) * step
-            batches += steps
-            taught += steps if stage.student.reads_teacher else 0.0
-            held = max(held, stage.trained_bytes)
-            peaks.append(peak)
+        try:
+            for plan_stage, stage_epochs in zip(method.plan, epochs, strict=True):
+                stage = build(plan_stage, labelled)
+                step, peak = self._time_step(stage)
+                steps = stage_epochs * stage.kept * lesson.epoch_batches
+                diagnosed = stage_epochs if cell.diagnostics and plan_stage.transfer else 0
+                seconds += (steps + diagnosed) * step
+                batches += steps
+                taught += steps if stage.student.reads_teacher else 0.0
+                held = max(held, stage.trained_bytes)
+                peaks.append(peak)
+        except NotApplicable as error:
+            return StudentEstimate(refused=one_line(error))
+        except CODE_FAULTS as error:
+            return StudentEstimate(refused=name_and_reason(error))
         return StudentEstimate(seconds, batches, taught, held, max(peaks))
 
     def _time_step(self, stage: StudentStage) -> tuple[float, int]:

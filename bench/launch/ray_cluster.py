@@ -192,7 +192,7 @@ def _task_body() -> Callable[[bytes, str, Path], str | None]:
     def train_on_node(train: bytes, code: str, heartbeat: Path) -> str | None:
         """Runs a pickled function; returns what the user has to mend on this node, if anything.
 
-        `code` is the digest of the code of who started it, `heartbeat` a file that it writes.
+        `code` is the digest of the driver's code, `heartbeat` a file that the driver writes.
         """
         import pickle
         import signal
@@ -207,7 +207,7 @@ def _task_body() -> Callable[[bytes, str, Path], str | None]:
 
             if numerics_digest("methods/*.py") != code:
                 return (
-                    f"{node}: the code in {ROOT} differs from that of the command that started it; "
+                    f"{node}: the code in {ROOT} differs from that of the command's own node; "
                     "install the same version on every node, and start again"
                 )
             run = pickle.loads(train)

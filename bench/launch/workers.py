@@ -149,7 +149,7 @@ class Workers:
                 time.monotonic() < until and signal.SIGINT not in interrupted
             ):
                 wait([worker.process.sentinel for worker in left], POLL_SECONDS)
-                for worker in left:  # what it says fills the pipe, and then it would wait
+                for worker in left:  # a full pipe would keep it from its last checkpoint
                     with contextlib.suppress(EOFError, OSError):
                         while worker.connection.poll():
                             worker.connection.recv()
