@@ -125,10 +125,7 @@ class TrainingCommand:
 
 
 def prepare(options: argparse.Namespace, grid: Grid | None = None) -> TrainingCommand:
-    """Reads and checks all that a training command needs; UserError before anything starts.
-
-    The grid is the one that is asked for, unless it is given.
-    """
+    """Reads and checks what the training of the asked grid, or of this one, needs, or UserError."""
     idle_bytes = process_bytes()
     # What a dry run prints begins with the total: its progress is no part of it.
     work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)

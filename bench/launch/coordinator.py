@@ -69,7 +69,8 @@ def run_grid(
         jobs = plan_training(waiting, config, of_all, library, room_bytes) if waiting else []
         for cell in waiting:  # its record is forgotten, unless another command runs it
             if work.store.read(cell.id) is not None and leases.acquire(cell.id):
-                work.store.discard(cell.id)
+                if unfinished([cell], work.store, retry_failed):  # not recorded meanwhile
+                    work.store.discard(cell.id)
                 leases.release(cell.id)
         mirror = mirroring(work, plan, leases, console) if mirrored else nullcontext()
         with mirror, ProgressDisplay(console, "epochs") as display:
