@@ -311,7 +311,7 @@ def test_the_test_set_is_the_held_out_part_where_asked():
 
 
 def test_a_nondeterministic_operation_leaves_its_name_and_no_warning_for_each_step(recwarn):
-    set_numerics(plain_cell("cnn2"))
+    set_numerics(plain_cell("cnn2"), CPU)
     found: set[str] = set()
     with note_nondeterministic(found):
         for _ in range(100):

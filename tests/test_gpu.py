@@ -20,7 +20,7 @@ from bench.cost.steps import Workload
 from bench.hyperparameters import METHODS
 from bench.record import Record
 from bench.train.checkpoint import Checkpoints
-from bench.train.device import set_numerics
+from bench.train.device import seed_device, set_numerics
 from tests.lessons import Lesson, cell, recipe, run
 
 pytestmark = pytest.mark.gpu
@@ -54,6 +54,17 @@ def test_the_same_bits_again_unless_the_record_names_what_prevents_it(name, tmp_
     assert records[0].curves == records[1].curves
     first, second = (weights(tmp_path / part, one) for part in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second CUDA device")
+def test_draws_on_the_second_device_follow_from_the_seed():
+    second, draws = torch.device("cuda", 1), []
+    set_numerics(cell("student"), second)
+    for _ in range(2):
+        seed_device(3, second)
+        draws.append(torch.rand(8, device=second))
+    torch.cuda.set_device(0)
+    assert torch.equal(*draws)
 
 
 def test_side_by_side_is_alone_up_to_rounding(tmp_path, cuda):
@@ -100,7 +111,7 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path, cuda):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WAITING])
 def test_no_step_waits_for_the_device(name, cuda):
     lesson = Lesson(cell(name), device=cuda)
-    set_numerics(lesson.student.cell)
+    set_numerics(lesson.student.cell, cuda)
     student, train = lesson.student, lesson.stream.train
     while not student.finished:
         student.begin_epoch(lesson.clean_view, train.labels)

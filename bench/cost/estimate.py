@@ -162,7 +162,7 @@ class Estimate:
         key = json.dumps([_data(cell), model, step, cell.precision])
         if key in self._lessons:
             return self._lessons[key]
-        set_numerics(cell)
+        set_numerics(cell, self._device)
         data = self._read(cell.data)
         open_it = partial(open_stream, cell, data, self._device)
         opening, stream = self._time(open_it), open_it()

@@ -84,7 +84,7 @@ def profile(
     plain student cannot be trained.
     """
     rows = [MethodRow(PLAIN, PLAIN), *(row for row in methods if row.name != PLAIN)]
-    set_numerics(workload.cell(PLAIN))
+    set_numerics(workload.cell(PLAIN), workload.device)
     with steady():
         lesson = TeacherBatch(teacher, workload)
         title = " > ".join(workload.cell(model).model_name for model in (teacher, student))

@@ -91,7 +91,7 @@ def run_job(
         torch.set_num_threads(config.threads)
         device, cell = pick_device(config.device), job.cells[0]
         store = Store(config.store, lambda cell_id: cell_id in held and check_held(held[cell_id]))
-        set_numerics(cell)
+        set_numerics(cell, device)
         library = Library(config.data_root, config.cache)
         statistics = library.read(cell.source.data) if cell.source else None
         data = library.read(cell.data)

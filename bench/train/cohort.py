@@ -61,7 +61,7 @@ class Cohort:
 
         Students that resume from checkpoints of different epochs are brought level first.
         """
-        set_numerics(cells[0])
+        set_numerics(cells[0], self.device)
         self._size = len(cells)
         with note_nondeterministic(self._nondeterministic):
             students = list[Student]()

@@ -49,13 +49,20 @@ def seed_device(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def set_numerics(cell: Cell) -> None:
-    """Sets torch's determinism and precision: TF32 for convolutions only, never in losses."""
+def set_numerics(cell: Cell, device: torch.device) -> None:
+    """Sets torch's determinism and precision: TF32 for convolutions only, never in losses.
+
+    The device becomes torch's current one: seeds and pinned memory are for that one alone.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if cell.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # An operation without a deterministic form causes a warning, not an error. The other way to
     # ask for this, use_deterministic_algorithms, imports torch's compiler, which takes seconds.
     torch.set_deterministic_debug_mode("warn" if cell.deterministic else "default")
+    # Torch would fill all new memory, for code that reads what it never wrote: a tenth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not cell.deterministic
     torch.backends.cudnn.allow_tf32 = cell.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = False

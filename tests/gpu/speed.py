@@ -115,7 +115,7 @@ def forms_of(
     teacher, student = setting.pair.split(":")
     workload, forms, phases = setting.workload(), [], {"first": {}, "last": {}}
     lesson, script = TeacherBatch(teacher, workload), PlainTeacher(teacher, workload)
-    numerics = partial(set_numerics, workload.cell(student))
+    numerics = partial(set_numerics, workload.cell(student), workload.device)
     for row in rows:
         method = build_method(row)
         written_out = TEXTBOOK.keys() & vars(importlib.import_module(f"methods.{row}")).keys()
