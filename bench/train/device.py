@@ -62,7 +62,7 @@ def set_numerics(cell: Cell, device: torch.device) -> None:
     # ask for this, use_deterministic_algorithms, imports torch's compiler, which takes seconds.
     torch.set_deterministic_debug_mode("warn" if cell.deterministic else "default")
     # Torch would fill all new memory, for code that reads what it never wrote: a tenth of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = not cell.deterministic
     torch.backends.cudnn.allow_tf32 = cell.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = False
