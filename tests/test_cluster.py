@@ -16,13 +16,16 @@ from fake_ray import NodeDies, RayError, RayTaskError, fake_ray
 from malformed_trees import write_tree
 from PIL import Image
 from processes import ROOT
+from rich.console import Console
 
 from bench.cell import Cell
 from bench.cli import main, parse
+from bench.expansion import Expansion
+from bench.launch.coordinator import run_grid
 from bench.launch.job import Job, WorkerConfig
 from bench.launch.leases import Leases
 from bench.launch.ray_cluster import ClusterError, NodeCommands, RayCluster
-from bench.record import FAILED, Plan, Store, WorkDir
+from bench.record import FAILED, FINISHED, Plan, Store, WorkDir
 from bench.train.failure import record_without_result
 
 __all__ = ["fake_ray"]
@@ -170,6 +173,36 @@ def test_a_grid_that_was_trained_on_a_cluster_is_done_on_one_machine(
     assert {record.conditions["cohort"] for record in records} == {1}
     assert main(grid) == 0
     assert "nothing to train; in all: 3 finished" in capsys.readouterr().out
+
+
+def test_a_record_that_another_command_writes_as_one_starts_is_kept(tmp_path, cells):
+    cell, config = cells[0], worker_config(tmp_path / "store", tmp_path / "data")
+    work = WorkDir(tmp_path)
+    work.store.write(record_without_result(cell, FAILED, "KilledError: with its node", {}))
+
+    class Devices(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            """Once jobs are planned, and so after a look at what is unfinished."""
+            work.store.write(record_without_result(cell, FINISHED, "", {}))
+            return super().__iter__()
+
+    class Nothing:
+        def run(self, jobs: list[Job]) -> Iterator[None]:
+            yield from ()
+
+    run_grid(
+        Expansion(Plan(name="g", description="", config={}, rows=[]), {cell.id: cell}),
+        work,
+        config,
+        Devices(["cpu"]),
+        retry_failed=False,
+        console=Console(stderr=True),
+        launch=lambda *given: Nothing(),
+        mirrored=False,
+    )
+    record = work.store.read(cell.id)
+    assert record is not None
+    assert record.status == FINISHED
 
 
 def test_a_node_with_other_images_ends_the_run_and_no_cell_is_to_blame(tmp_path, fake_ray, refused):
