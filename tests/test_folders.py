@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import struct
+import zlib
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from PIL import Image
 from test_data import assert_same, cache_folder, load_tree, make_tree, save_image
 
-from bench.data import build
+from bench.data import build, folders
 from bench.data.dataset import DataError
 from bench.data.sources import load
 
@@ -56,6 +59,31 @@ def test_a_folder_that_is_not_split_holds_out_a_part_of_each_class(tree):
     assert_same(load_tree(tree, split=0.34), held)
 
 
+def test_of_classes_of_one_image_nothing_is_held_out(tree):
+    shutil.rmtree(tree / "test")
+    for name in ("ant", "bee", "cat"):
+        for number in (1, 2):
+            (tree / f"train/{name}/{number}.png").unlink()
+    with pytest.raises(DataError, match=r"data\.split: no class of .* has two images"):
+        load_tree(tree, split=0.2)
+
+
+@pytest.mark.parametrize("name", ["train", "Test"])
+def test_a_class_may_be_called_as_a_part_is(tmp_path, name):
+    for folder in ("bus", "car", name):
+        for number in range(2):
+            save_image(tmp_path / f"tree/{folder}/{number}.png", seed=number)
+    found = load_tree(tmp_path / "tree", split=0.5)
+    assert found.classes == tuple(sorted(("bus", "car", name)))
+    assert len(found.test_labels) == 3
+
+
+def test_a_class_that_is_not_named_in_utf8_is_refused(tree):
+    os.rename(tree / "train/ant", os.fsencode(tree / "train") + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"'caf\\udce9' .* is not named in UTF-8"):
+        load_tree(tree)
+
+
 def test_a_split_is_for_folders_without_a_test_set_alone(tree):
     with pytest.raises(DataError, match=r"data\.split: 0\.2 .* has one"):
         load_tree(tree, split=0.2)
@@ -79,12 +107,14 @@ def test_what_is_passed_over_is_counted(tree):
     save_image(tree / "train/bee/old/7.png", seed=7)
     save_image(tree / "train/loose.png", seed=8)
     save_image(tree / "extra/0.png", seed=9)
+    (tree / "train/.hidden").touch()
+    (tree / "metadata.parquet").write_bytes(b"of a tree that is read as one")
     found = load_tree(tree)
     assert_same(found, wanted)
     (note,) = found.notes
     for count in (
-        "files of other types: 2,", "hidden files: 1,", "folders within a class folder: 1,",
-        "files outside of class folders: 1,", "other folders: 1,",
+        "files of other types: 2,", "hidden files: 2,", "folders within a class folder: 1,",
+        "files outside of class folders: 2,", "other folders: 1,",
     ):  # fmt: skip
         assert count in note
     assert load_tree(tree).notes == found.notes  # of the cache
@@ -124,6 +154,18 @@ def test_photographs_are_turned_and_clear_parts_are_white(tree):
     assert torch.equal(flat, wanted)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_turned_image_fits_those_that_are_not(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            save_image(tmp_path / f"tree/{part}/{name}/0.png", seed=0, size=(8, 12))
+    turned = Image.new("RGB", (12, 8), "red")
+    turned.save(tmp_path / "tree/train/ant/1.png", format=kind, exif=exif)
+    assert load_tree(tmp_path / "tree").train_images.shape == (3, 3, 12, 8)
+
+
 def test_a_square_is_squashed_or_cut_to_the_middle(tmp_path):
     for part in ("train", "test"):
         for name in ("ant", "bee"):
@@ -144,6 +186,16 @@ def test_a_square_is_squashed_or_cut_to_the_middle(tmp_path):
         load_tree(tmp_path / "tree", resize="crop")
 
 
+def png_of_16_bits():
+    """A PNG of 6 x 6 colours with 16 bits a channel, which Pillow does not write."""
+    size = struct.pack(">IIBBBBB", 6, 6, 16, 2, 0, 0, 0)
+    parts = {b"IHDR": size, b"IDAT": zlib.compress(bytes(6 * 37)), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    )
+
+
 def make_bomb(path):
     Image.new("1", (20_000, 10_000)).save(path)
 
@@ -155,6 +207,8 @@ def make_bomb(path):
         (lambda path: (path.unlink(), os.mkfifo(path)), "no regular file"),
         (make_bomb, "too many|decompression bomb"),
         (lambda path: path.write_bytes(b""), "none of AVIF"),
+        (lambda path: path.write_bytes(b"P6 6 6 65535\n" + bytes(216)), "more than 8 bits"),
+        (lambda path: path.write_bytes(png_of_16_bits()), "more than 8 bits"),
     ],
 )
 def test_what_only_looks_like_an_image_is_refused(tree, spoil, said):
@@ -167,16 +221,16 @@ def test_what_only_looks_like_an_image_is_refused(tree, spoil, said):
 # --- Parquet ---------------------------------------------------------------------------------
 
 
-def write_parquet(path, rows, names=None, label="label"):
+def write_parquet(path, rows, names=None, label="label", group=2, image="image"):
     """As the library `datasets` does, if there are names: rows are (image file, label)."""
     images = [{"bytes": file.read_bytes(), "path": None} for file, _ in rows]
-    table = pyarrow.table({"image": images, label: [value for _, value in rows]})
+    table = pyarrow.table({image: images, label: [value for _, value in rows]})
     if names is not None:
         features = {label: {"names": names, "_type": "ClassLabel"}}
         about = {"huggingface": json.dumps({"info": {"features": features}})}
         table = table.replace_schema_metadata(about)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(table, path, row_group_size=2)
+    pyarrow.parquet.write_table(table, path, row_group_size=group)
 
 
 @pytest.mark.parametrize("kind", ["names", "texts", "numbers"])
@@ -199,6 +253,58 @@ def test_parquet_files_hold_what_the_tree_holds(tree, tmp_path, kind):
     assert torch.equal(chosen.train_images, wanted.only([0, 2]).train_images)
 
 
+def test_classes_of_parquet_files_are_known_by_name(tree, tmp_path):
+    ants, bees = ([(tree / f"train/{n}/{i}.png", n) for i in range(2)] for n in ("ant", "bee"))
+    folder = tmp_path / "other"
+    write_parquet(folder / "mine-train.parquet", [(f, 0) for f, _ in ants], ["ant", "bee"])
+    write_parquet(folder / "train-1.parquet", [(f, 0) for f, _ in bees], ["bee"])
+    write_parquet(folder / "test.parquet", [(bees[0][0], 1), (ants[0][0], 0)], ["ant", "bee"])
+    write_parquet(folder / "validation.parquet", bees)
+    found = load_tree(folder)
+    assert (found.classes, found.train_labels.tolist()) == (("ant", "bee"), [0, 0, 1, 1])
+    assert found.test_labels.tolist() == [1, 0]
+    assert torch.equal(found.test_images[0], found.train_images[2])
+    assert "other Parquet files: 1," in found.notes[0]
+    for cifar10 in (tmp_path / "cifar10", tmp_path / "cifar10/data"):
+        write_parquet(cifar10 / "train.parquet", [*ants, *bees])
+        with pytest.raises(DataError, match="2 classes, cifar10 has 10"):
+            load("cifar10", data_root=tmp_path, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("group", [3, 100])
+def test_rows_of_large_groups_are_read_some_at_a_time(tree, tmp_path, monkeypatch, group):
+    wanted = load_tree(tree)
+    monkeypatch.setattr(folders, "ROWS_AT_ONCE", 2)
+    for part, count in (("train", 3), ("test", 2)):
+        names = [(name, i) for name in ("ant", "bee", "cat") for i in range(count)]
+        rows = [(tree / f"{part}/{name}/{i}.png", name) for name, i in names]
+        write_parquet(tmp_path / f"other/{part}.parquet", rows, group=group)
+    assert_same(load_tree(tmp_path / "other"), wanted)
+    chosen = load_tree(tmp_path / "other", classes=["ant", "cat"])
+    assert_same(chosen, load_tree(tree, classes=["ant", "cat"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"train": [None, 1]}, r"train\.parquet, row group 0, row 0: label None"),
+        ({"train": ["ant", None]}, "row 1: label None"),
+        ({"train": [[0], [1]]}, r"label \[0\]; wanted the name of a class or its number"),
+        ({"train": [0.5, 1.5]}, r"label 0\.5"),
+        ({"train": [0, -1]}, "label -1; wanted"),
+        ({"test": [0, 2]}, r"test\.parquet: no training image is of its class '2'"),
+        ({"test": ["ant", "bee"]}, "no training image is of its class 'ant'"),
+    ],
+)
+def test_labels_that_name_no_class_are_one_line(tree, tmp_path, labels, said):
+    files = tree / "train/ant/0.png", tree / "train/bee/0.png"
+    for part in ("train", "test"):
+        rows = list(zip(files, labels.get(part, [0, 1]), strict=True))
+        write_parquet(tmp_path / f"other/{part}.parquet", rows)
+    with pytest.raises(DataError, match=said):
+        load_tree(tmp_path / "other")
+
+
 def test_parquet_files_without_parts_are_split(tree, tmp_path):
     rows = [(tree / "train" / n / f"{i}.png", n) for n in ("ant", "bee") for i in range(3)]
     write_parquet(tmp_path / "other/0000.parquet", rows)
@@ -218,6 +324,11 @@ def test_a_parquet_file_that_cannot_be_used_is_one_line(tree, tmp_path):
         with pytest.raises(DataError, match=said) as caught:
             load_tree(folder)
         assert "\n" not in str(caught.value)
+    write_parquet(folder / "train.parquet", rows)
+    for how, said in (({"image": "photo"}, "wanted one name"), ({"label": "kind"}, "called label")):
+        write_parquet(folder / "test.parquet", rows, **how)
+        with pytest.raises(DataError, match=rf"test\.parquet .*{said}"):
+            load_tree(folder)
     (tmp_path / "none.png").write_bytes(b"")
     for part in ("train", "test"):
         write_parquet(folder / f"{part}.parquet", [*rows, (tmp_path / "none.png", 1)])
@@ -239,15 +350,18 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
     make_tree(tmp_path / "tree", classes=("ant", "bee"), train=100, test=1)
     root, shown = tmp_path / "tree", []
 
-    def interrupt(self, what, done, total):
+    def stop(self, what, done, total, moment):
         shown.append(done)
-        if what.startswith("decoding") and done > 64:
+        if (what.split()[:2], done > 64) in moment:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(build.ProgressDisplay, "show", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            load_tree(root, size=6)
+    training, testing = (["decoding", "train"], True), (["decoding", "test"], False)
+    for moment in ([training], [testing]):
+        with monkeypatch.context() as patched:
+            stopped = partialmethod(stop, moment=moment)
+            patched.setattr(build.ProgressDisplay, "show", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                load_tree(root, size=6)
     first, second = root / "train/ant/0.png", root / "train/bee/99.png"
     before = {path: torch.from_numpy(np.array(Image.open(path))) for path in (first, second)}
     status = first.stat()

@@ -47,6 +47,8 @@ def build_images(
             builder.part(entries, folder / f"{part}.images", shape)
             for part, entries in zip(PARTS, (listing.train, listing.test), strict=True)
         )
+        for part in PARTS:
+            (folder / f"{part}.done").unlink()
         return DataSet.of(name, train, test, listing.classes)
 
 
@@ -109,7 +111,6 @@ class _Builder(NamedTuple):
             checksums = self._run(results, waiting, f"decoding {path.stem} images")
             for i, checksum in zip(left, checksums, strict=True):
                 print(json.dumps([i, checksum]), file=log, flush=True)
-        done.unlink()
         labels = torch.tensor([entry.label for entry in entries])
         return map_images(path, (len(entries), *shape)), labels
 

@@ -53,12 +53,17 @@ class Chunk:
         from pyarrow.parquet import ParquetFile
 
         (path,) = self.paths
+        wanted, first = set(self.rows), 0
         with ParquetFile(path) as file:
-            column = file.read_row_group(self.group, columns=[self.column]).column(self.column)
-        for row in self.rows:
-            value = column[row].as_py()
-            content = value.get("bytes") if isinstance(value, dict) else value
-            yield f"{path}, row group {self.group}, row {row}", BytesIO(content or b"")
+            for batch in file.iter_batches(64, row_groups=[self.group], columns=[self.column]):
+                for row, value in enumerate(batch.column(0), start=first):
+                    if row in wanted:
+                        found = value.as_py()
+                        content = found.get("bytes") if isinstance(found, dict) else found
+                        yield f"{path}, row group {self.group}, row {row}", BytesIO(content or b"")
+                first += len(batch)
+                if first > self.rows[-1]:
+                    return
 
 
 Result = TypeVar("Result")
@@ -95,7 +100,8 @@ def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:
     """
 
     def header(image: Image.Image) -> Header:
-        turned = turn and image.getexif().get(ORIENTATION) in TURNED
+        # Pillow exchanges the sides of a TIFF itself.
+        turned = turn and image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
         return Header(_is_grey(image), *(image.size[::-1] if turned else image.size))
 
     return _of_each(chunk, header)
@@ -171,9 +177,6 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _flat(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB."""
-    if image.mode.startswith(("I", "F")):
-        # Pillow would silently clip 16-bit and float values at 255.
-        raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
     mode = "L" if _is_grey(image) else "RGB"
     if not image.has_transparency_data:
         return image.convert(mode)
@@ -191,7 +194,17 @@ def _opened(source: str | IO[bytes]) -> Image.Image:
     if image.width * image.height > MOST_FILE_PIXELS:
         image.close()
         raise ValueError(f"it has {image.width} x {image.height} pixels, too many to be one image")
+    if _is_deep(image):
+        image.close()
+        raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
     return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow would clip values at 255 or drop lower bits, both in silence."""
+    how = [tile[3] for tile in getattr(image, "tile", ())]  # of its decoders
+    most = [each[1] for each in how if image.format == "PPM" and isinstance(each, tuple)]
+    return image.mode.startswith(("I", "F")) or ";16" in str(how) or max(most, default=0) > 255
 
 
 def _said(error: BaseException) -> str:

@@ -18,13 +18,14 @@ import torch
 from bench.data.dataset import Classes, DataError, choose_classes
 from bench.data.decode import SUFFIXES, Chunk
 from bench.data.splits import hold_out
+from bench.faults import one_line
 from bench.record import digest
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val")
 """Names of the two parts, in any case; the first one that is there is used."""
 
-FILES_AT_ONCE = 64
+FILES_AT_ONCE, ROWS_AT_ONCE = 64, 1000
 
 
 class Entry(NamedTuple):
@@ -65,8 +66,11 @@ class Listing:
             for first in range(0, len(paths), FILES_AT_ONCE):
                 yield Chunk(tuple(paths[first : first + FILES_AT_ONCE]))
             return
-        for (path, group), rows in groupby(entries, key=lambda entry: (entry.path, entry.group)):
-            yield Chunk((path,), self.column, group, tuple(entry.row for entry in rows))
+        for (path, group), found in groupby(entries, key=lambda entry: (entry.path, entry.group)):
+            rows = tuple(entry.row for entry in found)
+            for first in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[first : first + ROWS_AT_ONCE]
+                yield Chunk((path,), self.column, group, part)
 
 
 def find_part(root: Path, names: Sequence[str]) -> Path | None:
@@ -80,9 +84,10 @@ def holds_images(root: Path) -> bool:
     return root.is_dir() and (find_part(root, TRAIN) is not None or bool(_parquet_files(root)))
 
 
-def class_names(root: Path) -> list[str]:
-    """Names of the class folders of the training part, sorted."""
-    return _names(find_part(root, TRAIN))
+def class_names(root: Path) -> Sequence[str]:
+    """Names of the classes of the training part."""
+    files = _parquet_files(root)
+    return _list_parquet(files, None).classes if files else _names(find_part(root, TRAIN))
 
 
 def list_images(root: Path, classes: Classes | None = None, split: float | None = None) -> Listing:
@@ -104,6 +109,8 @@ def list_images(root: Path, classes: Classes | None = None, split: float | None 
         )
     parts = hold_out(torch.tensor([entry.label for entry in found.train]), split, 0)
     train, test = ([found.train[i] for i in part.tolist()] for part in parts)
+    if not test:
+        raise DataError(f"data.split: no class of {root} has two images, so none can be held out")
     return replace(found, train=train, test=test)
 
 
@@ -114,6 +121,8 @@ Passed = dict[str, list[str]]  # what a listing passes over: kind -> paths
 
 def _list_tree(root: Path, classes: Classes | None, split: float | None) -> Listing:
     train_root, test_root = find_part(root, TRAIN), find_part(root, TEST)
+    if split is not None and not _names(train_root) and not _names(test_root):
+        train_root, test_root = root, None  # where a folder "train" or "test" is a class
     if train_root is None:
         if test_root is not None or split is None:
             raise DataError(_no_train(root))
@@ -130,9 +139,10 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
     if test_root and not tested:
         raise DataError(f"{test_root} has no folder for any of the classes {', '.join(train)}")
     passed: Passed = defaultdict(list)
-    for folder in _folders(root):
-        if root not in (train_root, test_root) and folder not in (train_root, test_root):
-            passed["other folders"].append(str(folder))
+    if train_root != root:
+        others = [folder for folder in _folders(root) if folder not in (train_root, test_root)]
+        passed |= {"other folders": list(map(str, others))} if others else {}
+        _pass_files(root, passed)
     trained = _list_part(root, train_root, labels, passed)
     held = _list_part(root, test_root, tested, passed) if test_root else []
     told = "; ".join(f"{kind}: {len(p)}, such as {p[0]}" for kind, p in passed.items())
@@ -154,9 +164,7 @@ def _no_train(root: Path) -> str:
 
 
 def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: Passed) -> list[Entry]:
-    for entry in os.scandir(part):
-        if not entry.is_dir() and not entry.name.startswith("."):
-            passed["files outside of class folders"].append(entry.path)
+    _pass_files(part, passed)
     found = []
     for name, label in labels.items():
         files = sorted(_image_files(part / name, passed), key=lambda entry: entry.name)
@@ -174,6 +182,15 @@ def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: Passed
             stamp = f"{place} {status.st_size} {status.st_mtime_ns}"
             found.append(Entry(label, stamp, file.path))
     return found
+
+
+def _pass_files(folder: Path, passed: Passed) -> None:
+    for entry in os.scandir(folder):
+        if not entry.is_dir():
+            hidden = entry.name.startswith(".")
+            passed["hidden files" if hidden else "files outside of class folders"].append(
+                entry.path
+            )
 
 
 def _image_files(folder: Path, passed: Passed) -> list[os.DirEntry[str]]:
@@ -196,61 +213,86 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _names(part: Path | None) -> list[str]:
-    return sorted(folder.name for folder in _folders(part)) if part else []
+    names = sorted(folder.name for folder in _folders(part)) if part else []
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise DataError(f"class folder {name!r} of {part} is not named in UTF-8; rename it")
+    return names
 
 
 # --- Parquet files ---------------------------------------------------------------------------
 
 
 def _parquet_files(root: Path) -> dict[str, list[Path]]:
-    """The Parquet files of a folder or its data/, by part: "train", "test"; "" of neither name."""
-    found = sorted(path for place in (root, root / "data") for path in place.glob("*.parquet"))
+    """The Parquet files of a folder or its data/: for "train", "test", and "other" ones.
+
+    A folder train/ of classes comes first. Files of no part are for training if there are no
+    others.
+    """
+    places = () if _names(find_part(root, TRAIN)) else (root, root / "data")
+    found = sorted(path for place in places for path in place.glob("[!.]*.parquet"))
     files: dict[str, list[Path]] = {}
     for path in found:
-        files.setdefault(re.split(r"[^a-z]", path.name.lower())[0], []).append(path)
+        words = re.split("[^a-z]+", path.name.lower())
+        files.setdefault(next((w for w in words if w in (*TRAIN, *TEST)), ""), []).append(path)
     train, test = (next((n for n in names if n in files), None) for names in (TRAIN, TEST))
     if train is None:
-        return {"train": found} if found and test is None else {}
-    return {"train": files[train], "test": files[test] if test else []}
+        return {"train": found, "test": [], "other": []} if found and test is None else {}
+    used = {"train": files.pop(train), "test": files.pop(test) if test else []}
+    return {**used, "other": [path for paths in files.values() for path in paths]}
+
+
+class _Labels(NamedTuple):
+    """A Parquet file: its column of images, the class names it gives, and each row's, by group."""
+
+    path: Path
+    column: str
+    names: list[str]
+    groups: list[list[str]]
+
+    @property
+    def used(self) -> set[str]:
+        return {name for group in self.groups for name in group}
+
+    def entries(self, labels: Mapping[str, int]) -> Iterator[Entry]:
+        """The rows of these classes."""
+        status = self.path.stat()
+        for group, names in enumerate(self.groups):
+            for row, name in enumerate(names):
+                stamp = f"{self.path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
+                if name in labels:
+                    yield Entry(labels[name], stamp, str(self.path), group, row)
 
 
 def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) -> Listing:
-    from pyarrow.parquet import ParquetFile
-
-    column, label, names = _columns(files["train"][0])
+    """Classes are those of the training files, in the order that these give or else sorted."""
+    train, test = (list(map(_read_labels, files[part])) for part in ("train", "test"))
+    known = set[str]().union(*(file.used for file in train))
+    names = list(dict.fromkeys(name for file in train for name in file.names))
+    names += sorted(known - set(names))
+    for file in (*train, *test):
+        if file.column != train[0].column:
+            both = f"{file.column!r}, {train[0].path} in {train[0].column!r}"
+            raise DataError(f"{file.path} has its images in the column {both}; wanted one name")
+    for file in test:
+        if lost := sorted(file.used - known):
+            raise DataError(f"{file.path}: no training image is of its class {lost[0]!r}")
     kept = choose_classes(names, classes) if classes is not None else range(len(names))
-    new = {old: position for position, old in enumerate(kept)}
-
-    def part(paths: Iterable[Path]) -> Iterator[Entry]:
-        for path in paths:
-            status = path.stat()
-            with ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    values = file.read_row_group(group, columns=[label]).column(label).to_pylist()
-                    for row, value in enumerate(values):
-                        old = names.index(value) if isinstance(value, str) else value
-                        if not isinstance(old, int) or not 0 <= old < len(names):
-                            raise DataError(
-                                f"{path}, row group {group}, row {row}: label {value!r}; wanted 0 "
-                                f"to {len(names) - 1}"
-                            )
-                        stamp = f"{path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
-                        if old in new:
-                            yield Entry(new[old], stamp, str(path), group, row)
-
-    train, test = list(part(files["train"])), list(part(files.get("test", ())))
-    return Listing(tuple(names[old] for old in kept), train, test, column)
+    labels = {names[old]: new for new, old in enumerate(kept)}
+    trained, tested = ([e for file in part for e in file.entries(labels)] for part in (train, test))
+    passed = [f"{len(found)}, such as {found[0]}" for found in [files["other"]] if found]
+    notes = tuple(f"passed over: other Parquet files: {told}" for told in passed)
+    return Listing(tuple(labels), trained, tested, train[0].column, notes)
 
 
-def _columns(path: Path) -> tuple[str, str, list[str]]:
-    """The names of the image and label columns of a Parquet file, and those of its classes."""
+def _read_labels(path: Path) -> _Labels:
+    """What a Parquet file says of its images; DataError if it has none, or a row has no class."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
             schema = file.schema_arrow
-            features = _features(schema.metadata)
             images = [f.name for f in schema if _holds_image(f.type)]
             label = next((n for n in ("label", "labels", "fine_label") if n in schema.names), None)
             if not images or label is None:
@@ -258,15 +300,24 @@ def _columns(path: Path) -> tuple[str, str, list[str]]:
                     f"{path} has the columns {', '.join(schema.names)}; wanted one of images "
                     "(bytes) and one called label"
                 )
-            names = features.get(label, {}).get("names")
-            if names is None:
-                values = {v for v in file.read(columns=[label]).column(label).to_pylist()}
-                texts = all(isinstance(value, str) for value in values)
-                top = max(values, default=0)
-                names = sorted(values) if texts else [str(i) for i in range(int(top) + 1)]
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"unreadable Parquet file {path}: {error}") from error
-    return ("image" if "image" in images else images[0]), label, list(names)
+            names = _features(schema.metadata).get(label, {}).get("names")
+            groups = [
+                file.read_row_group(group, columns=[label]).column(label).to_pylist()
+                for group in range(file.num_row_groups)
+            ]
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"unreadable Parquet file {path}: {one_line(error)}") from error
+    numbers = [value for group in groups for value in group if type(value) is int]
+    names = list(names or map(str, range(max(numbers, default=-1) + 1)))
+    for number, group in enumerate(groups):
+        for row, value in enumerate(group):
+            if not isinstance(value, str) and not (type(value) is int and 0 <= value < len(names)):
+                raise DataError(
+                    f"{path}, row group {number}, row {row}: label {value!r}; wanted the name of "
+                    f"a class or its number{f', 0 to {len(names) - 1}' if names else ''}"
+                )
+    texts = [[names[value] if type(value) is int else value for value in group] for group in groups]
+    return _Labels(path, "image" if "image" in images else images[0], names, texts)
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:

@@ -92,10 +92,11 @@ def load(
     if root is not None:
         listing = list_images(root, classes, split)
         logger.info("data set %s: %d classes from %s", source, len(listing.classes), root)
+        # What was trained on a tree before it changed is still tested and exported with its images.
         asked |= {"tree": str(root.resolve()), "resize": resize, "split": split}
-        key = {**asked, "fingerprint": listing.fingerprint()}
+        asked["fingerprint"] = listing.fingerprint()
         build = partial(build_images, listing, source, size, resize)
-        return cached(_cache_path(cache, asked), key, build).with_notes(listing.notes)
+        return cached(_cache_path(cache, asked), asked, build).with_notes(listing.notes)
     if source not in SOURCES:
         place = data_root or "D"
         raise DataError(
@@ -190,7 +191,7 @@ def _tree_root(source: str, data_root: Path | None) -> Path | None:
     names = class_names(root) if root and known else []
     if known and names and len(names) != known.classes:
         raise DataError(
-            f"{root} has {len(names)} class folders, {source} has {known.classes}; "
+            f"{root} has {len(names)} classes, {source} has {known.classes}; "
             "rename the folder to use it as a data set of its own"
         )
     return root
