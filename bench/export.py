@@ -58,7 +58,8 @@ class Card(Spec):
         mean, std: per channel, of pixels scaled to [0, 1].
         resolution: the factor by which images are reduced and scaled back; 1 leaves them alone.
         preprocessing: the steps in words, in order.
-        last_accuracy: on the test set, in [0, 1], as recorded; `int8_accuracy` if quantised.
+        last_accuracy: in [0, 1], as recorded, on the images that `measured_on` names.
+        int8_accuracy: on the test set, if quantised.
         choice: why this network is the winner of its grid; empty if it was named by the user.
         teacher: its name, the file it came from if it has one, and its accuracy.
         added: what the method adds to the student's own network; empty for nothing.
@@ -76,6 +77,7 @@ class Card(Spec):
     resolution: int
     preprocessing: tuple[str, ...]
     last_accuracy: float
+    measured_on: str
     choice: str
     teacher: str = ""
     added: str = ""
@@ -330,7 +332,7 @@ def _data_of(record: Record, work: WorkDir) -> DataSet:
     if found is None:
         raise ExportError(
             f"the images of {source!r} that cell {record.cell_id} was trained on are not in "
-            f"{work.cache}; start the grid again there: it trains nothing and decodes them"
+            f"{work.cache}; start the grid again there, on the same images: it decodes them"
         )
     return found
 
@@ -355,6 +357,7 @@ def _card(row: Row, record: Record, data: DataSet, statistics: DataSet, choice: 
         resolution=spec["resolution"],
         preprocessing=_steps(statistics, (height, width), resize, spec["resolution"]),
         last_accuracy=record.final["last_accuracy"],
+        measured_on="held-out training images" if spec.get("validation") else "test images",
         choice=choice,
     )
 
@@ -431,6 +434,20 @@ def _spread(total: int, most: int) -> Tensor:
     """Positions of at most so many images, evenly over all of them."""
     count = min(total, most)
     return torch.arange(count) * total // count
+
+
+def check_output(path: Path, format_name: str) -> Path:
+    """The file to write, by links; ExportError for what is no file, or another format's name."""
+    if path.exists() and not path.is_file():
+        raise ExportError(f"--output {path}: got what is no file, wanted a file's name")
+    endings = {name: f".{form.suffix.rpartition('.')[2]}" for name, form in FORMATS.items()}
+    wanted = endings[format_name]
+    if path.suffix != wanted and path.suffix in endings.values():
+        raise ExportError(
+            f"--output {path}: --format {format_name} writes {wanted}; give --format or --output "
+            "another one"
+        )
+    return path.resolve()
 
 
 def file_name(card: Card, format_name: str) -> str:

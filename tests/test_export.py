@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -17,8 +18,10 @@ from students import random_student
 from bench import export
 from bench.cell import Cell, DataSpec
 from bench.cli import main
+from bench.cost.costs import Costs
 from bench.data.cache import cached
 from bench.data.dataset import DataSet
+from bench.decide.records import pairs_of
 from bench.export import CARD, FORMATS, Card, ExportError, find_row, load_trained, pack
 from bench.models import zoo
 from bench.models.files import WeightsError, read_state
@@ -127,6 +130,20 @@ def test_an_exported_file_that_was_damaged_is_no_start_for_another_training(work
         read_state(file, file_digest(file))
 
 
+def test_an_output_is_a_file_of_its_format_wherever_a_link_leads(work, tmp_path, refused, capsys):
+    made, link = cells()["soft_logits"], tmp_path / "link"
+    words = ["export", made.id, "--grid", "taught", "--work-dir", str(work.root), "--output"]
+    os.mkfifo(tmp_path / "pipe")
+    for name in (".", "pipe"):
+        assert "got what is no file" in refused(*words, str(tmp_path / name))
+    assert "--format safetensors writes .safetensors" in refused(*words, str(tmp_path / "a.onnx"))
+    link.symlink_to(tmp_path / "student")
+    assert main([*words, str(link)]) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "student").is_file()
+    assert "recorded on test images" in capsys.readouterr().out
+
+
 def test_damaged_weights_are_not_exported_and_the_cure_is_named(work, tmp_path, refused):
     copy = WorkDir(tmp_path / "copy")
     shutil.copytree(work.root, copy.root)
@@ -189,6 +206,21 @@ def test_an_export_that_computes_something_else_is_not_written(
 def test_a_cell_that_is_none_or_several_is_refused_with_the_near_ones(work, asked, said):
     with pytest.raises(ExportError, match=said):
         find_row(plan_of(work), asked)
+
+
+def test_an_accuracy_on_held_out_images_is_named_as_one(work, tmp_path):
+    shown, copy = find_row(plan_of(work), cells()["soft_logits"].id), WorkDir(tmp_path / "copy")
+    shutil.copytree(work.root, copy.root)
+    record = copy.store.load(shown.cell_id)
+    assert record is not None
+    record.cell["data"]["validation"] = 0.5
+    copy.store.write(record)
+    assert load_trained(shown, work).card.measured_on == "test images"
+    assert load_trained(shown, copy).card.measured_on == "held-out training images"
+    held = copy.store.read_all([shown.cell_id])
+    plan = replace(plan_of(work), rows=[replace(shown, role="student")])
+    (pair,) = pairs_of(plan, held, Costs()).values()
+    assert pair.measured_on == "a held-out set"
 
 
 def test_images_that_are_not_here_any_more_are_asked_for(work):

@@ -10,7 +10,7 @@ from bench.cli.terminal import say, width
 from bench.decide.csv_file import read_csv
 from bench.decide.decision import Question, decide
 from bench.decide.records import decide_plan
-from bench.faults import UserError
+from bench.faults import UserError, one_line
 from bench.launch.leases import Leases
 from bench.launch.mirroring import send_records, sole_mirror
 from bench.models.files import checksum_file
@@ -69,12 +69,13 @@ def sync(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes one trained network with its preprocessing, after comparing it with the original."""
-    from bench.export import ParityError, file_name, find_row, load_trained, pack
+    from bench.export import ParityError, check_output, file_name, find_row, load_trained, pack
 
     cells = [word for word in options.overrides if not OVERRIDE.match(word)]
     if len(cells) + options.winner != 1:
         raise UserError("wanted either a CELL or --winner (see: run_all.py export --help)")
     options.overrides = [word for word in options.overrides if word not in cells]
+    asked = options.output and check_output(options.output, options.format)
     work, (plan, records, costs) = asked_results(options)
     won = winner(plan, records, costs) if options.winner else (find_row(plan, cells[0]), "")
     if won is None:
@@ -97,17 +98,18 @@ def export(options: argparse.Namespace) -> int:
         print(f"error: nothing is written: {error}", file=sys.stderr)
         return 1
     card = trained.card
-    path = options.output or work.grid(plan.name) / "students" / file_name(card, options.format)
+    path = asked or work.grid(plan.name) / "students" / file_name(card, options.format)
     write_atomically(path, content)
     # Of the formats none has a checksum. In the form of sha256sum, which checks it, too.
     write_atomically(checksum_file(path), f"{digest(content)}  {path.name}\n")
     say([why] if why else [])
     print(f"{card.name} ({card.cell_id}): {path}")
-    print(f"compared with the trained network on {parity} (recorded: {card.last_accuracy:.2%})")
+    recorded = f"recorded on {card.measured_on}: {card.last_accuracy:.2%}"
+    print(f"compared with the trained network on {parity} ({recorded})")
     if parity.quantised:
         print(parity.quantised)
     print("preprocessing:", *(f"  {step}" for step in card.preprocessing), sep="\n")
-    print(f"classes, in the order of the logits: {', '.join(card.classes)}")
+    print(f"classes, in the order of the logits: {', '.join(map(one_line, card.classes))}")
     return 0
 
 

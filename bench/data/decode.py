@@ -4,6 +4,7 @@ Nothing here needs torch, so that a process that only decodes starts at once.
 """
 
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,9 +70,7 @@ class Chunk:
 Result = TypeVar("Result")
 
 # For broken files, Pillow's decoders raise SyntaxError and ValueError as well as OSError.
-_BROKEN = (
-    OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Header(NamedTuple):
@@ -190,7 +189,9 @@ def _opened(source: str | IO[bytes]) -> Image.Image:
     """An image whose pixels are not decoded yet, of a format and size that is read."""
     if isinstance(source, str) and not S_ISREG(os.stat(source).st_mode):
         raise ValueError("it is no regular file")
-    image = Image.open(source, formats=FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+        image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MOST_FILE_PIXELS:
         image.close()
         raise ValueError(f"it has {image.width} x {image.height} pixels, too many to be one image")

@@ -78,7 +78,7 @@ class Pair:
     """The rows of one teacher and student on one data set, in the grid's order.
 
     Attributes:
-        test_images: how many images an accuracy is a share of.
+        test_images: how many images an accuracy is a share of, and `measured_on`, which.
         against: the row that gains are over; empty for the plain student.
         teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
         classes: how many there are; None where unknown.
@@ -88,6 +88,7 @@ class Pair:
     name: str
     rows: tuple[Row, ...]
     test_images: int
+    measured_on: str = "this test set"
     against: str = ""
     teacher_accuracy: float | None = None
     classes: int | None = None

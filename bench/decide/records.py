@@ -106,10 +106,12 @@ def _pair(
         )
     teachers = {row.cell_id: record for row, record in finished if row.role == "teacher"}
     accuracies = [record.final["last_accuracy"] for record in teachers.values()]
+    held_out = (students[0].cell.get("data") or {}).get("validation")
     return Pair(
         name=pair.title,
         rows=tuple(made),
         test_images=round(students[0].final.get("test_images", 0)),
+        measured_on="a held-out set" if held_out else "this test set",
         teacher_accuracy=fmean(accuracies) if accuracies else None,
         classes=round(classes) if (classes := students[0].final.get("classes")) else None,
         teachers={row.seed: row.teacher_id for row, _ in finished if row.role == STUDENT},

@@ -102,8 +102,9 @@ def proven_text(answer: Answer) -> str:
     others = [row_title(row) for row in proven if row not in why and row != answer.named]
     also = f"; also {', '.join(others)}" if others else ""
     return (
-        f"{row_title(answer.named or '')}, {gain_text(gain)} over {reference} on this test set, "
-        f"{gain.n} seeds, {cost_text(answer.cost(answer.named))}{also}{beyond}"
+        f"{row_title(answer.named or '')}, {gain_text(gain)} over {reference} on "
+        f"{answer.pair.measured_on}, {gain.n} seeds, {cost_text(answer.cost(answer.named))}{also}"
+        f"{beyond}"
     )
 
 

@@ -49,12 +49,13 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
     images = {answer.pair.test_images for answer in found.answers.values()} - {0}
+    measured = " and ".join({a.pair.measured_on: a for a in found.answers.values()})
     said = sentences(found)
     parts = {
         "name": found.plan.name,
         "facts": facts(found.plan, found.groups) or [found.plan.description],
         "test_set": measured_on(found.plan, "set"),
-        "sample": f" of {min(images):,} images" if len(images) == 1 else "",
+        "measured_on": f"{measured} of {min(images):,} images" if len(images) == 1 else measured,
         "device": found.costs.records[0].conditions.get("device") if found.costs else "",
         "sentences": said,
         "decided": next((part.verdict for s in said for part in s if part.verdict), ""),
