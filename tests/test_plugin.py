@@ -275,6 +275,22 @@ def test_a_worker_process_trains_them_and_the_results_can_be_used(
     assert "to train: 2 " in says(0, *training, "--dry-run")
 
 
+def test_a_method_that_writes_to_the_teachers_tensors_fails_and_no_other_row_changes(
+    tmp_path, files, monkeypatch, no_figures
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    reads, writes = "(pair.student.logits - pair.teacher.logits)", "pair.teacher.logits.mul_(0.5)"
+    files[0].write_text(METHOD.replace(reads, f"(pair.student.logits - {writes})"))
+    found = []
+    for names in (["soft_logits"], ["matching", "soft_logits"]):
+        grid, work = grid_file(tmp_path, methods=names, seeds=1), tmp_path / "-".join(names)
+        words = ["--grid", grid, "--work-dir", str(work), *options(files), "--workers", "1"]
+        assert main(words) == len(names) - 1
+        found.append(find_record(work, "soft_logits"))
+    assert found[0].curves == found[1].curves
+    assert "method matching writes to tensors of the teacher" in find_record(work, "matching").error
+
+
 @pytest.mark.slow
 def test_a_killed_grid_with_plugins_goes_on_to_the_same_bits(tmp_path, files):
     grid = grid_file(tmp_path, recipe={**GRID["recipe"], "epochs": 60})

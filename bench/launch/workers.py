@@ -5,6 +5,7 @@ one job after another. A worker that dies costs the job it held and no other.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -201,8 +202,11 @@ def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
                 run_job(job, config, report, held, stopping.is_set)
             except BaseException as error:  # a plugin may raise what it likes, SystemExit too
                 ended = _portable(error)
-            # Workers may share a device: memory that this one keeps may be needed by another.
-            torch.cuda.empty_cache()
+            # Workers may share a device: memory that this one keeps may be needed by another. What
+            # an error's traceback refers to is memory, too; a lost device gives none back.
+            gc.collect()
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
             connection.send((ENDED, ended))
 
 

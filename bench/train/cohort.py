@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from bench.cell import Cell
 from bench.faults import CODE_FAULTS, is_out_of_memory
@@ -27,6 +28,10 @@ from bench.train.teacher import Teacher
 from bench.train.weights import open_network, start_from_source, weights_facts
 
 logger = logging.getLogger(__name__)
+
+
+class SharedTensorError(Exception):
+    """A method wrote to tensors of the teacher, which all students of a cohort read."""
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Cohort:
         self._results = Results(self.stream, self.teacher, self.store)
         self._histories: dict[str, History] = {}
         self._nondeterministic: set[str] = set()
+        self._shared: list[tuple[Tensor, int]] = []  # what students read now, and its version
         self._teacher_digest = self.teacher.digest() if self.teacher and self.checkpoints else ""
 
     def run(self, cells: Sequence[Cell]) -> None:
@@ -88,13 +94,20 @@ class Cohort:
                     raise KilledError("stopped between two epochs")
 
     def _attempt(self, cell: Cell, action: Callable[[], None]) -> bool:
-        """Runs what can fail through the cell's own fault; whether it succeeded."""
+        """Runs what can fail through the cell's own fault; whether it succeeded.
+
+        SharedTensorError if it spoiled what others read: then each cell is tried again alone.
+        """
+        failed = False
         try:
             action()
         except (NotApplicable, *CODE_FAULTS) as error:
             self._fail(cell, error)
-            return False
-        return True
+            failed = True
+        if any(x._version != version for x, version in self._shared):
+            what = "tensors of the teacher, which others read, too; let it write to copies"
+            raise SharedTensorError(f"method {cell.method} writes to {what}")
+        return not failed
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         if is_out_of_memory(error) or is_device_lost(error):
@@ -194,6 +207,8 @@ class Cohort:
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
             images, targets = self.stream.mixed(batch, epoch, step)
             view = self.teacher.view(images, taps) if self.teacher and taps else None
+            self._shared = []
+            view = view and self._share(view)
             images, last = self.stream.student_images(images), step == steps
             yield StudentBatch(images, batch.labels, batch.index, view, last, targets)
 
@@ -201,7 +216,11 @@ class Cohort:
         assert self.teacher is not None
         train = self.stream.train
         images = (batch.images for batch in train.clean(evaluation_batch(train.size)))
-        return self.teacher.clean_view(images, taps)
+        return self._share(self.teacher.clean_view(images, taps))
+
+    def _share(self, view: View) -> View:
+        self._shared += ((x, x._version) for x in view.taps.values())
+        return view
 
     def _end_epoch(self, student: Student) -> None:
         test, prepare = self.stream.test, self.stream.student_images
