@@ -380,7 +380,7 @@ class WorkDir:
         return self.grid(name) / "plan.json"
 
     def origin(self, name: str) -> Path:
-        """Where the folder of a grid's file is noted: weights in it are relative to that folder."""
+        """Where a grid's file is noted: weights in it are relative to its folder."""
         return self.root / "store" / "grids" / name
 
     def choices(self, name: str, digest: str) -> Path:

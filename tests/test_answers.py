@@ -12,7 +12,7 @@ from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, decide
 from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, SCREENING
 from bench.record import FAILED, Plan, Record, Row, WorkDir, write_atomically
-from bench.report.answers import Asked, answer_lines
+from bench.report.answers import answer_lines, asked_of
 from bench.report.card import pair_lines
 from bench.report.paper import paper_table
 from bench.report.results import findings
@@ -52,7 +52,7 @@ def said(found: Grid, **limits) -> str:
     plan, records = found
     pairs = pairs_of(plan, records, Costs())
     answers = decide(list(pairs.values()), question_of(plan, **limits)).answers
-    return "\n".join(line for a in answers for line in answer_lines(a, Asked(grid="won")))
+    return "\n".join(line for a in answers for line in answer_lines(a, asked_of(plan)))
 
 
 def verdict(found: Grid, **limits) -> tuple[str | None, str | None]:
@@ -82,6 +82,10 @@ def test_what_could_settle_it_is_one_command():
     open_grid = {"fsp": 0.004, LONGER: 0.0}
     assert "run_all.py run --grid won seeds.first=100 seeds.confirm=" in said(grid(open_grid))
     assert "run_all.py run --grid won --extend" in said(grid(open_grid, extend=6))
+    plan, records = grid(open_grid)
+    rows = [replace(row, phase="") for row in plan.rows]
+    equal = replace(plan, config={"seeds": [*range(8)]}, rows=rows), records
+    assert "run_all.py run --grid won --seeds 100-" in said(equal)
 
 
 def test_a_student_that_gains_by_training_longer_is_said_before_the_answer():
@@ -231,6 +235,9 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
             "different costs",
         ),
         ([",0,0.9"], "row,seed,accuracy", "line 2: row"),
+        ([], "row,seed,accuracy", "no line of results"),
+        (["student,0,0.9,100", "a,0,0.9,150"], "row,seed,accuracy,cost", "student costs 100"),
+        (["student,0,0.9,", "a,0,0.9,-1"], "row,seed,accuracy,cost", "line 3: cost is '-1'"),
     ],
 )
 def test_a_wrong_csv_file_is_one_line(tmp_path, capsys, lines, header, said):
@@ -238,6 +245,11 @@ def test_a_wrong_csv_file_is_one_line(tmp_path, capsys, lines, header, said):
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_what_narrows_a_grid_does_not_narrow_a_csv_file(tmp_path, capsys):
+    assert from_csv(csv_of(tmp_path / "mine.csv", ["student,0,0.9"]), "--methods", "kd") == 2
+    assert "are for grids" in capsys.readouterr().err
 
 
 def test_a_missing_csv_file_is_one_line(tmp_path, capsys):

@@ -1,9 +1,12 @@
 """Results of a changed grid: every command finds them by the words that made them."""
 
 import pytest
+import yaml
 
 from bench.cli import main
+from bench.grid import find_grid
 from bench.record import Plan, WorkDir
+from bench.strict_yaml import read_yaml
 
 
 @pytest.fixture
@@ -40,6 +43,27 @@ def test_the_same_words_or_the_folders_name_find_the_results(
         assert main(["export", *how]) == 0
         assert f"{cell} (" in capsys.readouterr().out
     assert main(["sync", *words]) == 0
+
+
+def test_a_file_that_is_not_what_was_trained_is_named(tmp_path, capsys, no_figures, refused):
+    file, work = tmp_path / "mine.yaml", ["--work-dir", str(tmp_path / "work")]
+    changes = {"seeds": [0, 1], "methods": ["soft_logits"], "pairs": ["cnn8:cnn4"]}
+    grid = {**read_yaml(find_grid("smoke").read_text()), **changes}
+    grid["recipe"]["epochs"] = 1
+    file.write_text(yaml.safe_dump(grid))
+    assert main(["--grid", str(file), *work, "--workers", "1"]) == 0
+    tables = ["tables", *work, "--grid"]
+    assert main([*tables, str(file)]) == 0
+    assert "is not what was trained" not in capsys.readouterr().err
+    other = tmp_path / "other" / file.name
+    other.parent.mkdir()
+    other.write_text(file.read_text().replace("soft_logits", "rkd"))
+    assert main([*tables, str(other)]) == 0
+    assert f"note: {other} is not what was trained" in capsys.readouterr().err
+    file.rename(tmp_path / "elsewhere.yaml")
+    assert f"no file {file}" in refused(*tables, str(file))
+    folder = tmp_path / "work" / "mine"
+    assert f"write --grid mine --work-dir {tmp_path}/work" in refused(*tables, str(folder))
 
 
 def test_what_cannot_be_found_is_said_in_one_line(words, tmp_path, refused):

@@ -25,8 +25,10 @@ from bench.record import (
     Record,
     WorkDir,
     check_file_names,
+    digest,
     read_archive,
     write_archive,
+    write_atomically,
 )
 from bench.tracking import Mirror, TrackingError
 
@@ -59,9 +61,21 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], checked: bool) 
     name, work = options.grid, WorkDir(options.work_dir)
     if name.endswith(YAML) or name in grid_names() or not work.plan(grid_name(name)).is_file():
         return load_grid(name, overrides, checked=checked)
-    config, origin = dict(Plan.read(work.plan(name)).config), work.origin(name)
-    folder = Path(os.fsdecode(origin.read_bytes())) if origin.is_file() else Path()
+    config, (folder, _) = dict(Plan.read(work.plan(name)).config), read_origin(work.origin(name))
     return grid_of(config, overrides, name, folder=folder, checked=checked)
+
+
+def note_origin(work: WorkDir, grid: Grid, name_or_path: str) -> None:
+    """Writes down where a grid's file is, and what it held as the grid was trained."""
+    path, (_, held) = work.origin(grid.name), read_origin(work.origin(grid.name))
+    held = digest(Path(name_or_path).read_bytes()) if name_or_path.endswith(YAML) else held
+    write_atomically(path, os.fsencode(grid.folder.resolve()) + b"\0" + held.encode())
+
+
+def read_origin(path: Path) -> tuple[Path, str]:
+    """The folder of a grid's file, and the digest of what it held; "" if that is not known."""
+    folder, _, held = path.read_bytes().partition(b"\0") if path.is_file() else (b"", b"", b"")
+    return Path(os.fsdecode(folder)), held.decode()
 
 
 def results_name(options: argparse.Namespace) -> str:
@@ -69,7 +83,14 @@ def results_name(options: argparse.Namespace) -> str:
     if options.overrides or options.methods or options.pairs or options.seeds:
         return asked_grid(options, checked=False).name
     name, work = grid_name(options.grid), WorkDir(options.work_dir)
-    if options.grid.endswith(YAML) or has_results(work, name):
+    if options.grid.endswith(YAML):
+        if not (path := Path(options.grid)).is_file():
+            raise UserError(f"grid: no file {path}")
+        if read_origin(work.origin(name))[1] not in ("", digest(path.read_bytes())):
+            text = "what follows is of another file or an older one; run the grid to renew it"
+            print(f"note: {path} is not what was trained: {text}", file=sys.stderr)
+        return name
+    if has_results(work, name):
         return name
     from bench.grid import grid_names
 
@@ -87,7 +108,10 @@ def grid_name(name_or_path: str) -> str:
     try:
         check_file_names("--grid", [name])
     except ValueError as error:
-        raise UserError(f"{error}; wanted a grid's name or a .yaml file") from None
+        wanted = "wanted a grid's name or a .yaml file"
+        if (folder := Path(name)).is_dir():
+            wanted = f"write --grid {folder.name} --work-dir {folder.parent}"
+        raise UserError(f"{error}; {wanted}") from None
     return name
 
 
@@ -135,8 +159,13 @@ def words_of(options: argparse.Namespace) -> str:
     words = ["--grid", options.grid]
     for name, values in lists.items():
         words += [f"--{name}", ",".join(map(str, values))] if values else []
-    work = [] if options.work_dir == Path("results") else ["--work-dir", str(options.work_dir)]
-    return shlex.join([*words, *work, *options.overrides])
+    return shlex.join([*words, *work_words(options), *options.overrides])
+
+
+def work_words(options: argparse.Namespace) -> list[str]:
+    """The words for a work directory that is not the default one."""
+    default = options.work_dir == Path("results")
+    return [] if default else ["--work-dir", str(options.work_dir)]
 
 
 def has_results(work: WorkDir, grid: str) -> bool:

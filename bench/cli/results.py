@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 
-from bench.cli.recorded import asked_results, mended_by, render, words_of, write
+from bench.cli.recorded import asked_results, mended_by, render, words_of, work_words, write
 from bench.cli.terminal import say, width
 from bench.decide.csv_file import read_csv
 from bench.decide.decision import Question, decide
@@ -33,6 +33,8 @@ def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet: of a grid, or of a CSV file."""
     limits = {"against": options.against or "", "max_cost": options.max_cost}
     if options.csv is not None:
+        if options.methods or options.pairs or options.seeds or options.overrides:
+            raise UserError("--csv: --methods, --pairs, --seeds and fields are for grids")
         pairs, asked = read_csv(options.csv, options.baseline), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
         found = decide(pairs, Question(equal_seeds=equal, **limits))
@@ -43,7 +45,7 @@ def recommend(options: argparse.Namespace) -> int:
         if not answers:
             raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
         named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]
-        asked = asked_of(plan)
+        asked = asked_of(plan)._replace(work_dir=work_words(options))
     shown = [answer for name, answer in named if options.pair in (None, name)]
     if not shown:
         known = ", ".join(dict.fromkeys(name for name, _ in named))

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 from rich.console import Console
 
 from bench.cell import Cell
-from bench.cli.recorded import asked_grid, mirror_files, render
+from bench.cli.recorded import asked_grid, mirror_files, note_origin, render
 from bench.cli.terminal import say
 from bench.code_version import provenance
 from bench.cost.costs import FILE, Costs, read_costs
@@ -141,7 +140,7 @@ def prepare(options: argparse.Namespace, grid: Grid | None = None) -> TrainingCo
     library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
     data = library.read(grid.data)
     if not options.dry_run:  # which says so itself
-        write_atomically(work.origin(grid.name), os.fsencode(grid.folder.resolve()))
+        note_origin(work, grid, options.grid)
         console.print("\n".join([data.describe(), *data.notes]), highlight=False, markup=False)
     config = WorkerConfig(
         store=work.store.root,

@@ -25,7 +25,7 @@ class Line(Spec):
     row: str
     seed: int
     accuracy: Annotated[float, Field(ge=0, le=1)]
-    cost: float | None = None
+    cost: Annotated[float, Field(gt=0)] | None = None
     phase: Literal["", "screening", "confirmation", "extension"] = ""
 
 
@@ -79,6 +79,8 @@ def _read(path: Path) -> list[Line]:
             raise UserError(f"{path}, line {number}: {got}; {said}") from None
         if found.setdefault((line.pair, line.row, line.seed), line) is not line:
             raise UserError(f"{path}, line {number}: row {line.row} has seed {line.seed} already")
+    if not found:
+        raise UserError(f"{path}: no line of results below the columns' names")
     return list(found.values())
 
 
@@ -86,6 +88,10 @@ def _row(path: Path, name: str, lines: Sequence[Line], is_baseline: bool) -> Row
     costs = {line.cost for line in lines if line.cost is not None}
     if len(costs) > 1:
         raise UserError(f"{path}: row {name} has {len(costs)} different costs, wanted one")
+    if is_baseline and costs - {1.0}:
+        raise UserError(
+            f"{path}: row {name} costs {min(costs):g}; wanted 1, as costs are over its own"
+        )
 
     def series(*phases: str) -> dict[int, float]:
         return {line.seed: line.accuracy for line in lines if line.phase in phases}

@@ -1,5 +1,6 @@
 """The answer for each pair as lines of text: what is proven, the best bet, what is still open."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -24,10 +25,15 @@ FEW_REACHED = 0.9
 
 
 class Asked(NamedTuple):
-    """The grid that answers are of, if any, and `narrowed`: the rows left by the command line."""
+    """The grid that answers are of, if any, and `narrowed`: the rows left by the command line.
+
+    `equal_seeds`: whether no row is screened; `work_dir`: words that name one, or none.
+    """
 
     grid: str = ""
     narrowed: Sequence[str] = ()
+    equal_seeds: bool = False
+    work_dir: Sequence[str] = ()
 
 
 def asked_of(plan: Plan) -> Asked:
@@ -35,7 +41,8 @@ def asked_of(plan: Plan) -> Asked:
     rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
     narrowed = list(rows) if plan.config.get("narrowed") else ()
     whole = plan.config.get("part_of") if narrowed else ""
-    return Asked(whole or plan.name, narrowed)
+    equal_seeds = not isinstance(plan.config.get("seeds"), Mapping)
+    return Asked(whole or plan.name, narrowed, equal_seeds)
 
 
 def answer_lines(answer: Answer, asked: Asked) -> list[str]:
@@ -147,7 +154,8 @@ def _cheaper(answer: Answer) -> list[str]:
 
 def _settled_by(answer: Answer, asked: Asked) -> list[str]:
     """The one command that could settle what is open; none if nothing could."""
-    settle, run = answer.settle, f"run_all.py run --grid {asked.grid}"
+    settle = answer.settle
+    run = f"run_all.py {shlex.join(['run', '--grid', asked.grid, *asked.work_dir])}"
     if settle is None or not asked.grid:
         return []
     if settle.chance is not None:
@@ -156,7 +164,7 @@ def _settled_by(answer: Answer, asked: Asked) -> list[str]:
     if settle.seeds is None:
         return ["  to settle it: more than 1,000 seeds"]
     fresh = f"seeds.first=100 seeds.confirm={settle.seeds}"
-    if answer.exploratory:
+    if asked.equal_seeds:
         fresh = f"--seeds 100-{99 + settle.seeds}"
     return [f"  to settle it, on fresh seeds: {run} {fresh}"]
 
