@@ -91,6 +91,9 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
 ):
     state = save(folder, model="torchvision/resnet18")
     mine = {"mine": TORCHVISION}
+    assert main(words(folder, "--dry-run", models=mine)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mine, as its file has it: the teacher guesses: 33.3% right, 3 classes" in said
     found = run(folder, models=mine)
     teacher = found["teacher", 0]
     assert found["teacher", 1] == teacher  # one for all seeds
@@ -105,6 +108,7 @@ def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
     assert str(folder) not in teacher.to_json()
     said = " ".join(capsys.readouterr().out.split())
     assert f"weights of mine.pth (SHA-256 {sha256[:12]}), " in said
+    assert "The teacher guesses" in said
     for command in (["recommend", *words(folder)[:4]], words(folder, "--dry-run", models=mine)):
         assert main(command) == 0
         assert "the teacher guesses: 33.3% right, 3 classes" in capsys.readouterr().out

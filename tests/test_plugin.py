@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import ROOT, kd_bench, plan_of, results, start
+from test_readme import EXAMPLE
 
 from bench.cli import main
 from bench.data import sources
@@ -321,12 +322,12 @@ def test_a_killed_grid_with_plugins_goes_on_to_the_same_bits(tmp_path, files):
 @pytest.mark.slow
 def test_the_contract_suite_runs_on_a_plugin(tmp_path):
     def contract(text: str) -> str:
-        path = written(tmp_path, "matching.py", text)
-        words = ["-m", "pytest", "-q", "tests/test_contract.py", "-k", "matching",
+        path = written(tmp_path, "logit_matching.py", text)
+        words = ["-m", "pytest", "-q", "tests/test_contract.py", "-k", "logit_matching",
                  "--plugin", str(path), "-p", "no:cacheprovider"]  # fmt: skip
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
         return done.stdout
 
-    assert re.search(r"^\d+ passed, \d+ deselected", contract(METHOD), re.MULTILINE)
-    wrong = METHOD.replace(".mean(dim=1)", ".mean(dim=1).flip(0)")
-    assert "halves_of_a_batch_have_the_losses_of_the_whole[matching]" in contract(wrong)
+    assert re.search(r"^\d+ passed, \d+ deselected", contract(EXAMPLE), re.MULTILINE)
+    wrong = EXAMPLE.replace(".mean(dim=1)", ".mean(dim=1).flip(0)")
+    assert "halves_of_a_batch_have_the_losses_of_the_whole[logit_matching, distil]" in contract(wrong)

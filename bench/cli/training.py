@@ -21,7 +21,7 @@ from bench.faults import UserError, one_line
 from bench.grid import Grid
 from bench.launch import tune as tuning
 from bench.launch.coordinator import Outcome, run_grid
-from bench.launch.dry_run import estimate_rows, list_rows
+from bench.launch.dry_run import estimate_rows, list_rows, teacher_notes
 from bench.launch.job import WorkerConfig, unfinished
 from bench.launch.launcher import Launcher
 from bench.launch.ray_cluster import NodeCommands, RayCluster
@@ -176,6 +176,7 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     for pair in pairs_of(expansion.plan, records, Costs()).values():
         notes += [f"{pair.name}: {pair.teacher_fault}"] if pair.teacher_fault else []
     waiting = command.unfinished(expansion)
+    notes += [] if absent else teacher_notes(waiting, library, command.work.store)
     if command.cluster is not None:
         notes.append("time and memory: not estimated, a cluster's nodes differ from this machine")
         text = list_rows(expansion, waiting)

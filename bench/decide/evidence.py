@@ -12,6 +12,14 @@ REFERENCE, LONGER, METHOD, ABLATION = "reference", "longer", "method", "ablation
 Series = Mapping[int, float]  # seed -> accuracy of the last epoch, in [0, 1]
 
 
+def guess(accuracy: float, classes: int | None, images: int) -> str:
+    """A sentence if a teacher's accuracy is within two standard errors of chance; else empty."""
+    chance = 1 / classes if classes and images else 0.0
+    error = math.sqrt(chance * (1 - chance) / max(images, 1))
+    near = chance > 0 and accuracy <= chance + 2 * error
+    return f"the teacher guesses: {accuracy:.1%} right, {classes} classes." if near else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of a pair.
@@ -137,11 +145,8 @@ class Pair:
         accuracy, alone = self.teacher_accuracy, self.student.every_seed.values()
         if accuracy is None:
             return ""
-        if self.classes and self.test_images:
-            chance = 1 / self.classes
-            error = math.sqrt(chance * (1 - chance) / self.test_images)
-            if accuracy <= chance + 2 * error:
-                return f"the teacher guesses: {accuracy:.1%} right, {self.classes} classes."
+        if said := guess(accuracy, self.classes, self.test_images):
+            return said
         below = alone and accuracy <= fmean(alone)
         return "the teacher is no better than the student." if below else ""
 

@@ -1,7 +1,7 @@
 """What a run would do: its time, memory and cells, before anything trains."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -10,13 +10,16 @@ from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.cost.footprint import total_epochs
 from bench.data.sources import Library
+from bench.decide.evidence import guess
 from bench.decide.records import group_by_pair
 from bench.design import PairId
 from bench.expansion import Expansion
 from bench.launch.job import WorkerConfig
 from bench.launch.schedule import makespan, plan_training
 from bench.progress import ProgressDisplay, duration
-from bench.record import Row
+from bench.record import Row, Store
+from bench.train.stream import accuracy, open_stream, predictions
+from bench.train.weights import open_network
 
 
 def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:
@@ -72,6 +75,16 @@ def estimate_rows(
         lines += [_title(pair, rows), *_table(rows, cells, estimate)]
     lines.append(f"shared by the rows (data, teachers' forward passes): {duration(shared)}")
     return "\n".join(lines)
+
+
+def teacher_notes(cells: Iterable[Cell], library: Library, store: Store) -> Iterator[str]:
+    """What teachers that are used as their files have them reach, evaluated on the CPU."""
+    for cell in (cell for cell in cells if not cell.trains):
+        stream = open_stream(cell, library.read(cell.data), torch.device("cpu"))
+        found = predictions(open_network(cell, stream, store), stream.test)
+        share, images = accuracy(found, stream.test.labels), len(stream.test.labels)
+        text = guess(share, stream.classes, images) or f"{share:.1%} of {images:,} test images."
+        yield f"{cell.model_name}, as its file has it: {text}"
 
 
 def _counts(expansion: Expansion, waiting: Sequence[Cell]) -> str:

@@ -234,6 +234,7 @@ def result_lines(found: Findings) -> list[str]:
     """What has to be said of single rows, then the answer, and for each pair if there are more."""
     titles = found.titles.items()
     lines = [f"{title}: {text}" for key, title in titles for text in remarks(found, key)]
+    lines += caution(found)
     lines += ["".join(part.text for part in sentence) for sentence in sentences(found)]
     for pair in pair_lines(found) if len(found.answers) > 1 else ():
         said = f"{pair.verdict}: {pair.row}, {pair.gain}, {pair.cost}"
