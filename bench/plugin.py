@@ -94,7 +94,9 @@ def _plug(plugin: Plugin, stack: ExitStack) -> None:
         where = _line(plugin, error)
         if not where and not isinstance(error, LOAD_FAULTS):
             raise
-        raise PluginError(f"--plugin {plugin.path}: {where}{name_and_reason(error)}") from error
+        cure = "; keep a plugin in one file" if isinstance(error, ImportError) else ""
+        text = f"{where}{name_and_reason(error)}{cure}"
+        raise PluginError(f"--plugin {plugin.path}: {text}") from error
     _plugged.append(plugin)
     stack.callback(_plugged.remove, plugin)
 

@@ -66,7 +66,7 @@ def test_a_failed_first_seed_is_passed_over():
     assert "4 seeds" in why
 
 
-def test_without_proof_the_highest_mean_gain_is_the_best_bet():
+def test_without_proof_the_highest_believed_gain_is_taken():
     plan, records = grid(
         pair("wide", "narrow", student=0.70, fitnet=0.702, rkd=0.60)
         | pair("wide", "broad", student=0.80, fitnet=0.801)
@@ -75,7 +75,7 @@ def test_without_proof_the_highest_mean_gain_is_the_best_bet():
     assert found is not None
     row, why = found
     assert (row.student, row.label, row.seed) == ("narrow", "fitnet", 0)
-    assert why.startswith("best bet, not proven")
+    assert why.startswith("undecided, not proven")
     assert "+0.2" in why
 
 

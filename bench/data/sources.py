@@ -222,6 +222,8 @@ def _read_added(source: str, downloads: Path) -> DataSet:
         raise DataError(f"data source {source!r}: {name_and_reason(error)}") from error
     if not isinstance(data, DataSet):
         raise DataError(f"data source {source!r} gave a {type(data).__name__}, wanted a DataSet")
+    if len(data.classes) != (wanted := SOURCES.get(source).classes):
+        raise DataError(f"data source {source!r} gave {len(data.classes)} classes, said {wanted}")
     parts: list[Part] = []
     for part, (images, labels) in {"train": data.train, "test": data.test}.items():
         if images.ndim != 4 or images.dtype != torch.uint8 or not 0 < len(images) == len(labels):

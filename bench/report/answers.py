@@ -195,8 +195,8 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[Pla
         and records[row.cell_id].status == FINISHED
     ]
     row = min(finished, key=lambda row: row.seed)
-    kind, text = ("proven", proven_text) if rank[0] else ("best bet, not proven", bet_text)
-    why = f"{kind}: for {key.title}, {text(answer)}."
+    text, sure = (proven_text, "") if rank[0] else (bet_text, ", not proven")
+    why = f"{answer.verdict}{sure}: for {key.title}, {text(answer)}."
     return row, f"{why} Seed {row.seed} is the first of {len(finished)}, not the best."
 
 
