@@ -77,8 +77,8 @@ class Card(Spec):
     resolution: int
     preprocessing: tuple[str, ...]
     last_accuracy: float
-    measured_on: str
     choice: str
+    measured_on: str = "test images"
     teacher: str = ""
     added: str = ""
     int8_accuracy: float | None = None
