@@ -94,7 +94,7 @@ def test_it_runs_from_end_to_end(tmp_path):
     assert "skipped" in (out / "tests.txt").read_text()
     found = [json.loads(line) for line in (out / "speed.jsonl").read_text().splitlines()]
     assert [one["kind"] for one in found] == [
-        *("device", "setting", "trace", "1 workers", "2 workers")
+        *("device", "setting", "trace", "every row", "1 workers", "2 workers")
     ]
     assert not any(one.get("error") or one.get("left_out") for one in found)
     assert "17 of 17 cells have a record" in (out / "training.txt").read_text()
