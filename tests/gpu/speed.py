@@ -8,8 +8,8 @@ the device: nothing loads an image. A sample is the mean of `STEPS` steps betwee
 synchronisations; medians and quartiles are over the rounds. What is slower than `SLOW_MS` has one
 sample of one step. The settings of most interest come first. After the first one comes the
 profiler's trace of one step, summed by kernel. Last, if time is left, come the first setting with
-every row, and the nine rows divided among several workers on the device. The textbook form of
-kd_svd, which may take seconds, is among every row alone.
+every row and the textbook form of kd_svd, which may take seconds, and the nine rows divided among
+several workers on the device.
 
 Each finding is a line of OUT/speed.jsonl as it is made; standard output has the tables.
 """
