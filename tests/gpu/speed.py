@@ -6,8 +6,10 @@ by a plain script with the loss as shipped, and by one with its textbook form. S
 cohort, all rows in their first stages and all in their last. Images and weights are random and on
 the device: nothing loads an image. A sample is the mean of `STEPS` steps between two
 synchronisations; medians and quartiles are over the rounds. What is slower than `SLOW_MS` has one
-sample of one step. After the first setting come the profiler's trace of one step, summed by kernel,
-and the rows divided among several workers on the device.
+sample of one step. The settings of most interest come first. After the first one comes the
+profiler's trace of one step, summed by kernel. Last, if time is left, come the first setting with
+every row and the textbook form of kd_svd, which may take seconds, and the nine rows divided among
+several workers on the device.
 
 Each finding is a line of OUT/speed.jsonl as it is made; standard output has the tables.
 """
@@ -46,8 +48,12 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 STEPS, ROUNDS, LEAST_ROUNDS = (3, 30, 3) if CUDA else (1, 3, 3)
 SLOW_MS = 500.0
-BLOCKS, PATIENCE = 5, 90.0  # of several workers; seconds until they are ready
-ROWS = [name for name in METHODS.names() if build_method(name).starts_from == "fresh"]
+BLOCKS, PATIENCE = 5, 40.0  # of several workers; seconds until they are ready
+ROWS = (
+    *("student", "soft_logits", "selective", "fitnet", "attention_transfer"),
+    *("activation_boundary", "fsp", "kd_svd", "rkd"),
+)
+EVERY_ROW = [name for name in METHODS.names() if build_method(name).starts_from == "fresh"]
 
 
 class Setting(NamedTuple):
@@ -68,7 +74,9 @@ class Setting(NamedTuple):
 
 
 PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20")
-SETTINGS = [Setting(*each) for each in product(PAIRS, (64, 256), ("fp32", "bf16", "tf32"))]
+FIRST = ((64, "fp32"), (256, "bf16"))
+REST = ((64, "bf16"), (256, "fp32"), (64, "tf32"), (256, "tf32"))
+SETTINGS = [Setting(pair, *each) for part in (FIRST, REST) for pair in PAIRS for each in part]
 TINY = [Setting("cnn4:cnn2", 8, "fp32", side=8, classes=5)]
 
 
@@ -93,6 +101,8 @@ class Form:
 
     def warm_up(self) -> None:
         self.sample()
+        if self.ms[0] > 10 * SLOW_MS:
+            return  # more steps would take the time of all others
         self.ms.clear()
         self.sample()
         self.about["peak_mib"] = peak_bytes(self.action, DEVICE) / 2**20
@@ -119,10 +129,10 @@ def forms_of(
     for row in rows:
         method = build_method(row)
         written_out = TEXTBOOK.keys() & vars(importlib.import_module(f"methods.{row}")).keys()
-        # A step that decomposes every map whole takes seconds: once for each pair is enough.
-        once = row == "kd_svd" and (setting.batch > 64 or setting.precision != "fp32")
+        # A step that decomposes every map whole may take seconds: it comes with every row, late.
+        slow = row == "kd_svd" and rows is not EVERY_ROW
         plans = {"shipped": method.plan} if plain else {}
-        if plain and written_out and not once:
+        if plain and written_out and not slow:
             plans["textbook"] = in_textbook_form(method).plan
         for position, stage in enumerate(method.plan):
             harness = StudentStage(lesson, student, row, method, stage)
@@ -162,7 +172,10 @@ def cohort_alone(setting: Setting, rows: Sequence[str] = ROWS) -> Callable[[], o
 
 
 def ratio(forms: Sequence[Form], phase: str, name: str) -> float:
-    """All rows' plain scripts one after another over the cohort, by the latest samples."""
+    """All rows' plain scripts one after another over the cohort, by the latest samples.
+
+    A row without the form called `name` counts as shipped.
+    """
     found = [form for form in forms if phase in form.phases]
     plain = {form.row: form.ms[-1] for form in found if form.name == "shipped"}
     plain |= {form.row: form.ms[-1] for form in found if form.name == name}
@@ -182,15 +195,16 @@ def warm_up(forms: Sequence[Form], phases: Phases) -> dict[str, str]:
     return failed
 
 
-def measure(setting: Setting, until: float, peak: float) -> dict:
+def measure(setting: Setting, rows: Sequence[str], peak: float, until: float) -> dict:
     """All forms in one setting; a row that fails is left out of the cohort.
 
     Args:
         setting: what is stepped on.
-        until: `time.monotonic()` at which no further round starts after the first three.
+        rows: the methods.
         peak: FLOP a second that the device reaches in this precision.
+        until: `time.monotonic()` at which no further round starts after the first three.
     """
-    forms, phases = forms_of(setting)
+    forms, phases = forms_of(setting, rows)
     left_out = warm_up(forms, phases)
     forms = [form for form in forms if form.row not in left_out]
     ratios: dict[str, list[float]] = {}
@@ -204,15 +218,15 @@ def measure(setting: Setting, until: float, peak: float) -> dict:
         for phase, name in product(phases, ("shipped", "textbook")):
             ratios.setdefault(f"{phase} stages, {name}", []).append(ratio(forms, phase, name))
     flops = {(f.row, f.stage): count(f.action) for f in forms if f.name == "shipped"}
-    rows = []
+    found = []
     for form in forms:
         about = {"row": form.row, "stage": form.stage, "form": form.name, **form.about}
         about |= {"ms": Quartiles.of(form.ms)._asdict(), "flops": flops.get((form.row, form.stage))}
         if about["flops"]:
             about["share_of_peak"] = about["flops"] / (1e-3 * about["ms"]["median"]) / peak
-        rows.append(about)
-    found = {name: Quartiles.of(x)._asdict() for name, x in ratios.items()}
-    return {**setting._asdict(), "rows": rows, "left_out": left_out, "plain_over_cohort": found}
+        found.append(about)
+    over = {name: Quartiles.of(x)._asdict() for name, x in ratios.items()}
+    return {**setting._asdict(), "rows": found, "left_out": left_out, "plain_over_cohort": over}
 
 
 def table(found: dict) -> str:
@@ -224,7 +238,8 @@ def table(found: dict) -> str:
     for row in found["rows"]:
         share = f"{row['share_of_peak']:.3f}" if row["flops"] else ""
         cells = (row["row"], row["stage"], row["form"], text(**row["ms"]))
-        lines.append(f"| {' | '.join(cells)} | {row['peak_mib']:.1f} | {share} |")
+        peak = f"{row['peak_mib']:.1f}" if "peak_mib" in row else ""
+        lines.append(f"| {' | '.join(cells)} | {peak} | {share} |")
     ratios = found["plain_over_cohort"].items()
     lines += [f"plain scripts / cohort, {name}: {text(**x)}, n = {x['n']}" for name, x in ratios]
     lines += [f"{row} was left out: {why}" for row, why in found["left_out"].items()]
@@ -266,12 +281,16 @@ def trace(setting: Setting) -> dict:
 
 def serve(setting: Setting, rows: Sequence[str], barrier: Any) -> None:
     """One worker: steps its rows, under a teacher of its own, whenever all workers are ready."""
-    step = cohort_alone(setting, rows)
-    for _ in range(BLOCKS + 1):
-        milliseconds(step, DEVICE)
-        barrier.wait()
-        milliseconds(partial(repeat, step, 5 * STEPS), DEVICE)
-        barrier.wait()
+    try:
+        step = cohort_alone(setting, rows)
+        for _ in range(BLOCKS + 1):
+            milliseconds(step, DEVICE)
+            barrier.wait()
+            milliseconds(partial(repeat, step, 5 * STEPS), DEVICE)
+            barrier.wait()
+    except BaseException:
+        barrier.abort()  # nobody waits for a dead worker
+        raise
 
 
 def time_workers(setting: Setting, number: int) -> dict[str, float]:
@@ -327,17 +346,20 @@ def main() -> None:
     (out / "speed.jsonl").unlink(missing_ok=True)
     attempt(out, "device", lambda: {**conditions(DEVICE), "flop_per_s": peaks})
     print(f"products reach {', '.join(f'{p} {x:.3g}' for p, x in peaks.items())} FLOP/s")
+    jobs: list[tuple[str, Callable[[float], dict]]] = [
+        ("setting", partial(measure, setting, ROWS, peaks[setting.precision]))
+        for setting in settings
+    ]
+    first = settings[0]
+    jobs.insert(1, ("trace", lambda end: trace(first)))
+    jobs.append(("every row", partial(measure, first, EVERY_ROW, peaks[first.precision])))
+    jobs += [(f"{n} workers", lambda end, n=n: time_workers(first, n)) for n in workers]
     with steady():
-        for number, setting in enumerate(settings):
-            now, left = time.monotonic(), len(settings) - number
+        for number, (kind, job) in enumerate(jobs):
+            now, left = time.monotonic(), jobs[number:]
             if now > until:
-                return print(f"\nno time for {left} more settings")
-            end = now + (until - now) / (left + 2)
-            attempt(out, "setting", partial(measure, setting, end, peaks[setting.precision]))
-            if number == 0:
-                attempt(out, "trace", partial(trace, setting))
-                for n in workers:
-                    attempt(out, f"{n} workers", partial(time_workers, setting, n))
+                return print(f"\nno time for {', '.join(kind for kind, _ in left)}")
+            attempt(out, kind, partial(job, now + (until - now) / len(left)))
 
 
 if __name__ == "__main__":

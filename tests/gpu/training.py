@@ -13,6 +13,7 @@ with the most epochs first, as far as they fit. What does not fit starts anew.
 import argparse
 import io
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -58,7 +59,7 @@ def weights_of(work: WorkDir, cell: Cell) -> Path:
 
 
 def pack(work: WorkDir, out: Path, teachers: Sequence[Cell]) -> None:
-    """Writes OUT/state.0 and so on; names what does not fit."""
+    """Writes OUT/state.0 and so on, with no other file in OUT; names what does not fit."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path in worth_keeping(work, teachers):
@@ -69,10 +70,11 @@ def pack(work: WorkDir, out: Path, teachers: Sequence[Cell]) -> None:
                 continue
             tar.add(path, str(path.relative_to(work.root)))
     whole = buffer.getvalue()
-    for number in range(PARTS):
-        part = out / f".state.{number}"
+    parts = [work.root / f"state.{number}" for number in range(PARTS)]
+    for number, part in enumerate(parts):
         part.write_bytes(whole[number * PART_BYTES : (number + 1) * PART_BYTES])
-        part.replace(out / f"state.{number}")
+    for part in parts:
+        shutil.move(part, out / part.name)
 
 
 def _extract(tar: tarfile.TarFile, folder: Path) -> None:
@@ -175,7 +177,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     seconds = float(os.environ.get("SECONDS_LEFT", "1e6"))
-    until = time.monotonic() + seconds - max(4.0, 0.05 * seconds)
+    until = time.monotonic() + seconds - max(25.0, 0.05 * seconds)
     with tempfile.TemporaryDirectory() as folder:
         work = WorkDir(Path(folder) / "work")
         if state := os.environ.get("STATE"):
