@@ -330,4 +330,5 @@ def test_the_contract_suite_runs_on_a_plugin(tmp_path):
 
     assert re.search(r"^\d+ passed, \d+ deselected", contract(EXAMPLE), re.MULTILINE)
     wrong = EXAMPLE.replace(".mean(dim=1)", ".mean(dim=1).flip(0)")
-    assert "halves_of_a_batch_have_the_losses_of_the_whole[logit_matching, distil]" in contract(wrong)
+    failed = "halves_of_a_batch_have_the_losses_of_the_whole[logit_matching, distil]"
+    assert failed in contract(wrong)
