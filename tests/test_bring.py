@@ -189,6 +189,14 @@ def test_what_trains_from_a_file_of_other_classes_has_a_fresh_head_of_its_own(
     assert "name the file's by classes, or train from it with fine_tune" in line
 
 
+@pytest.mark.parametrize(("field", "pair"), [("fine_tune", "cnn2:mine"), ("recipe", "mine:cnn2")])
+def test_a_field_that_no_teacher_uses_is_refused_but_in_a_part(folder, refused, field, pair):
+    changes = {"teacher": {field: {"epochs": 2}}, "models": GRID["models"]}
+    assert f"teacher.{field}: " in refused(*words(folder, "--dry-run", **changes, pairs=[pair]))
+    pairs = ["mine:cnn2", "cnn2:mine"]  # of which one uses it
+    assert main(words(folder, "--dry-run", "--pairs", pair, **changes, pairs=pairs)) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
