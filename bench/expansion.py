@@ -147,8 +147,7 @@ def _teacher(grid: Grid, data: GridData, name: str, seed: int, plain: Callable[.
     model, spec = grid.model(name, teaches=True), grid.teacher
     from_file = isinstance(model, dict) and "weights" in model
     if from_file and spec.fine_tune is None:
-        whole = data.of(0, fraction=1.0, labels=1.0, resolution=1)
-        return plain(model, whole, UNTRAINED, 0)
+        return plain(model, data.of(0, fraction=1.0, labels=1.0, resolution=1), UNTRAINED, 0)
     recipe = grid.recipe_of(name, spec.tuned_recipe if from_file else spec.recipe)
     images = data.of(seed, fraction=spec.fraction, labels=1.0, resolution=1)
     return plain(model, images, recipe, seed)

@@ -207,9 +207,8 @@ class Grid(Spec):
 
     def weights_files(self) -> dict[str, Path]:
         """SHA-256 -> path, of all weights that this grid's models start from."""
-        pairs = self.all_pairs
-        used = [self._described(p.teacher, True) for p in pairs]
-        used += [self._described(p.student, False) for p in pairs]
+        roles = [r for p in self.all_pairs for r in ((p.teacher, True), (p.student, False))]
+        used = [self._described(*role) for role in roles]
         paths = [self._weights(m) for m in used if isinstance(m, dict) and "weights" in m]
         return {file_digest(path): path for path in paths}
 
@@ -253,9 +252,8 @@ def find_grid(name_or_path: str) -> Path:
             raise GridError(f"grid: no file {name_or_path}")
         return path
     if name_or_path not in grid_names():
-        raise GridError(
-            unknown("grid", name_or_path, grid_names()) + " (or a path to a .yaml file)"
-        )
+        near = unknown("grid", name_or_path, grid_names())
+        raise GridError(f"{near} (or a path to a .yaml file)")
     return GRIDS / f"{name_or_path}.yaml"
 
 
@@ -293,6 +291,7 @@ def grid_of(
     try:
         if checked:
             check_names(grid)
+            _check_teacher(grid)
     except ValueError as error:
         raise GridError(f"{title}: {error}") from None
     return grid
@@ -372,6 +371,16 @@ def check_names(grid: Grid) -> None:
             grid.recipe_of(model, more)
 
 
+def _check_teacher(grid: Grid) -> None:
+    """Refuses fields that no teacher uses; a part has those of the whole grid."""
+    models = [] if grid.part_of else [grid._described(p.teacher, True) for p in grid.all_pairs]
+    from_file = {isinstance(model, dict) and "weights" in model for model in models}
+    if grid.teacher.fine_tune is not None and from_file == {False}:
+        raise ValueError("teacher.fine_tune: no teacher has weights; give them, or name it recipe")
+    if grid.teacher.recipe and grid.teacher.fine_tune is None and from_file == {True}:
+        raise ValueError("teacher.recipe: teachers with weights do not train; name it fine_tune")
+
+
 def source_data(data: GridData, source: SourceSpec, seed: int = 0) -> DataSpec:
     """The data of a source: all images and labels of the target, then `source.data` over that."""
     return data.of(seed, **{"fraction": 1.0, "labels": 1.0, **source.data})
@@ -408,9 +417,8 @@ def narrow(
         names = [n for name in methods for n in (METHODS.names() if name == "all" else [name])]
         rows = {n: [m for m in grid.methods if m.name == n] or [MethodSpec(name=n)] for n in names}
         changed["methods"] = tuple(m for same in rows.values() for m in same)
-        changed["narrowed"] = bool(
-            {m.label for m in grid.rows} - {m.label for m in changed["methods"]}
-        )
+        labels = [m.label for m in changed["methods"]]
+        changed["narrowed"] = any(m.label not in labels for m in grid.rows)
     if pairs:
         with _at("--pairs", PairSpec):
             changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in dict.fromkeys(pairs))

@@ -1,5 +1,6 @@
 """A user's own teacher: weights from a file, fitted to the data, evaluated and never trained."""
 
+import argparse
 import hashlib
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from torchvision.models import resnet18
+from torchvision.models import get_model, resnet18
 
 from bench.cli import main
 from bench.models import zoo
@@ -16,6 +17,7 @@ from bench.models.files import WeightsError, find_weights, fitted, read_state
 from bench.models.folding import folded
 from bench.models.network import Normalised, tap_shapes
 from bench.record import Plan, Record, WorkDir, file_digest
+from bench.seeds import derive
 
 # Colour images, so that torchvision's networks can read them.
 DATA = """
@@ -170,13 +172,47 @@ def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_fig
     torch.testing.assert_close(kept["network.head.weight"], start["head.weight"])
 
 
+def test_what_trains_from_a_file_of_other_classes_has_a_fresh_head_of_its_own(
+    folder, no_figures, no_store, refused, capsys
+):
+    start = save(folder, classes=5)
+    own, recipe = {"weights": "mine.pth"}, {**GRID["recipe"], "learning_rate": 1e-12}
+    grid = {"models": {"mine": {"model": "resnet8", **own}}, "recipe": recipe}
+    ways = {"pairs": ["cnn2:mine"], "methods": ["student"]}, {"teacher": {"fine_tune": {}}}
+    for way, role in zip(ways, ("student", "teacher"), strict=True):
+        found = run(folder, **{**grid, **way})
+        kept = [saved(folder, found[role, seed]) for seed in (0, 1)]
+        assert "weights of mine.pth but its head" in " ".join(capsys.readouterr().out.split())
+        for seed, state in enumerate(kept):
+            torch.manual_seed(derive(seed, "init", "mine"))
+            fresh = zoo.build("resnet8", 3, (3, 32, 32)).state_dict()
+            torch.testing.assert_close(state["head.weight"], fresh["head.weight"])
+            torch.testing.assert_close(state["stem.0.weight"], start["stem.0.weight"])
+        assert not torch.equal(kept[0]["head.weight"], kept[1]["head.weight"])
+    line = refused(*words(folder, **grid))  # as it is, it needs the file's classes
+    assert "name the file's by classes, or train from it with fine_tune" in line
+
+
+@pytest.mark.parametrize(("field", "pair"), [("fine_tune", "cnn2:mine"), ("recipe", "mine:cnn2")])
+def test_a_field_that_no_teacher_uses_is_refused_but_in_a_part(folder, refused, field, pair):
+    changes = {"teacher": {field: {"epochs": 2}}, "models": GRID["models"]}
+    assert f"teacher.{field}: " in refused(*words(folder, "--dry-run", **changes, pairs=[pair]))
+    pairs = ["mine:cnn2", "cnn2:mine"]  # of which one uses it
+    assert main(words(folder, "--dry-run", "--pairs", pair, **changes, pairs=pairs)) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"weights": "mine.pt"}, r"no file .*mine\.pt"),
         ({**TORCHVISION, "weights": "no_such"}, "unknown weights of torchvision 'no_such'"),
         ({"weights": "big.pth"}, "has 5 classes, the data 3; name the file's by classes"),
-        ({"weights": "big.pth", "classes": [0, 7, 1]}, "3 positions up to 7, wanted 3 below the 5"),
+        (
+            {"weights": "big.pth", "classes": [0, 7, 1]},
+            r"got \[0, 7, 1\], wanted 3 different .* below the 5",
+        ),
+        ({"weights": "big.pth", "classes": [4, 4, 4]}, r"got \[4, 4, 4\], wanted 3 different"),
+        ({"weights": "big.pth", "classes": []}, r"got \[\], wanted 3 different positions"),
         ({"weights": "big.pth", "classes": ["red", "blue"]}, "2 names, but .* has 5 classes"),
         ({"classes": ["red", "green", "violet"]}, "unknown class of the data 'blue'"),
         ({"model": "resnet14"}, r"lacks stages\.0\.1\.first\.0\.weight, .* and \d+ more"),
@@ -184,7 +220,24 @@ def test_fine_tuning_and_a_students_own_start_train_from_the_file(folder, no_fig
         ({"normalise": {"mean": [0.5], "std": [0.2, 0.3]}}, "1 means and 2 deviations"),
         ({"weight": "x"}, "unknown field 'weight'; did you mean weights"),
         ({"timm": "test_vit"}, "give one of model, torchvision and timm"),
-        ({"weights": "odd.pth"}, "is no state dict .*; write one with"),
+        (
+            {"weights": "odd.pth"},
+            r"is no state dict .*such as \S+Linear, are not .*; write one with",
+        ),
+        (
+            {"weights": "args.pth"},
+            r"args\.pth is no state dict \(it .* such as argparse\.Namespace",
+        ),
+        ({"weights": "hello.pth"}, r"hello\.pth is no state dict \(torch\.save did not write it"),
+        ({"weights": "a,b.pth"}, r"b\.pth is no state dict \(torch\.save did not write it"),
+        ({"weights": "keys.pth"}, "is no state dict: 1 in it is no name of a tensor"),
+        ({"weights": "none.safetensors"}, "holds no tensor, wanted a state dict"),
+        (
+            {"weights": "nan.pth"},
+            r"nan\.pth for mine: stem\.1\.bias holds numbers that are not fin",
+        ),
+        ({**TORCHVISION, "weights": "x.ckpt"}, r"got 'x\.ckpt', wanted a file ending in .*\.pth"),
+        ({**TORCHVISION, "weights": "../"}, r"got '\.\./', wanted a file ending in .*\.pth"),
         ({"weights": "list.pth"}, "holds a list, wanted a state dict"),
         ({"weights": "wide.pth"}, r"stem\.0\.weight is 16x4x3x3 in the file, 16x3x3x3 in the"),
     ],
@@ -193,7 +246,13 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, change
     save(folder, classes=5, name="big.pth")
     torch.save(torch.nn.Linear(2, 2), folder / "odd.pth")
     torch.save([1], folder / "list.pth")
+    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, folder / "args.pth")
+    torch.save({1: torch.ones(1)}, folder / "keys.pth")
+    for text in ("hello", "a,b"):
+        (folder / f"{text}.pth").write_text(text)
+    safetensors.torch.save_file({}, folder / "none.safetensors")
     torch.save({**save(folder), "stem.0.weight": torch.ones(16, 4, 3, 3)}, folder / "wide.pth")
+    torch.save({**save(folder), "stem.1.bias": torch.full((16,), torch.nan)}, folder / "nan.pth")
     mine = changes if "torchvision" in changes else {**GRID["models"]["mine"], **changes}
     line = refused(*words(folder, "--dry-run", models={"mine": mine}))
     assert re.search(said, line), line
@@ -215,10 +274,13 @@ def test_wrappings_prefixes_and_formats_hold_the_same_state(tmp_path):
     state = save(tmp_path, model="torchvision/resnet18")
     shapes = {key: tensor.shape for key, tensor in state.items()}
     network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
-    names = ("a", "b", "c")
+    names, seen = ("a", "b", "c"), ("scale", "shift")  # of an exported student
     for wrapped in (
         state,
         {"model": state},
+        {"state_dict_ema": state, "epoch": 3},
+        {f"network.model.{k}": v for k, v in state.items()}
+        | dict.fromkeys(seen, torch.ones(3, 1, 1)),
         {f"_orig_mod.module.{k}": v for k, v in state.items()},
     ):
         torch.save(wrapped, path := tmp_path / "other.pt")
@@ -256,10 +318,18 @@ def test_torchvisions_own_weights_are_read_from_its_cache_by_the_names_of_classe
     cache.mkdir(parents=True)
     state = save(cache, classes=1000, name="resnet18-f37072fd.pth", model="torchvision/resnet18")
     path = find_weights("IMAGENET1K_V1", tmp_path, "resnet18")
+    assert find_weights("DEFAULT", tmp_path, "resnet18") == path
     network = zoo.build("torchvision/resnet18", 2, (3, 32, 32))
     read = read_state(path, file_digest(path))
     found = fitted(read, network, ("goldfish", "tench"), "imagenet", path.name)
     assert torch.equal(found["model.fc.bias"], state["fc.bias"][[1, 0]])
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_heads_that_only_help_to_train_are_left_out(name):
+    state = get_model(name, num_classes=3, init_weights=False).state_dict()
+    found = fitted(state, zoo.build(f"torchvision/{name}", 3, (3, 96, 96)), "abc", None, name)
+    assert {f"model.{key}" for key in state if "aux" not in key.lower()} == found.keys()
 
 
 def test_weights_of_timm_fit_its_network(tmp_path):

@@ -89,6 +89,8 @@ def test_timm_runs_no_deeper_than_the_tap_and_copies():
     [
         ("torchvision/squeezenet1_0", WIDE, "its classifier is no nn.Linear"),
         ("torchvision/vit_b_16", WIDE, "built for square images"),
+        ("torchvision/resnet18", (1, 64, 64), r"\(1, 64, 64\): it takes 3 channels"),
+        ("torchvision/inception_v3", (3, 64, 64), r"\(3, 64, 64\): calculated .*kernel size"),
         ("torchvision/maxvit_t", WIDE, r"not divisible by partition size"),
         ("timm/dla34", WIDE, "its classifier is a Conv2d, wanted one nn.Linear"),
         ("timm/deit_tiny_distilled_patch16_224", WIDE, "its classifier is a tuple"),
@@ -96,10 +98,11 @@ def test_timm_runs_no_deeper_than_the_tap_and_copies():
         ("timm/inception_v3", (3, 32, 32), r"on images of \(3, 32, 32\): .*kernel size"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(name, shape, said):
+def test_what_cannot_be_used_is_refused_in_one_line(name, shape, said, capsys):
     with pytest.raises(ValueError, match=f"(?i){said}") as caught:
         built(name, shape)
     assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_model_is_listed_with_its_taps(capsys, refused):
@@ -134,8 +137,10 @@ def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, n
     assert {record.status for record in records.values()} == {FINISHED, NOT_APPLICABLE}
     states = {(row.teacher, row.label): records[row.cell_id].status for row in plan.rows}
     refused = {key for key, status in states.items() if status == NOT_APPLICABLE}
-    maps = {"activation_boundary", "fsp"}  # of a stem, or before a ReLU
-    assert {(teacher, label) for teacher in ("timm/test_vit", "cnn2") for label in maps} < refused
+    maps = {"activation_boundary", "fsp", "ofd", "reviewkd", "simkd"}  # a stem, or before a ReLU
+    neither = {*maps, "transfer"}  # which has no source
+    assert {label for teacher, label in refused if teacher == "timm/test_vit"} == neither
+    assert {label for teacher, label in refused if teacher == "cnn2"} == {*neither, "fitnet"}
     methods = {row.label: row.category for row in plan.rows if row.role == "method"}
     assert not {label for _, label in refused if methods[label] == "response"}
     assert records.keys() == set(plan.cell_ids())
@@ -153,12 +158,15 @@ class Faulty(Network):
         self.head = head if fault != "function" else lambda x: x
         if fault == "taps":
             self.tap_names = ("stage1", "logits")
+        if fault == "twin":
+            self.twin = self.head
         if fault == "shared":
             self.second = nn.Linear(2, 3)
             self.second.weight = self.head.weight
 
     def view(self, images, taps):
         x = self.body(images) * self.scale
+        x = x * torch.rand(1) if self.fault == "draws" else x
         maps = x.flatten(1) if self.fault == "flat" else x
         embedding = x.mean((2, 3))
         if self.fault == "wide":
@@ -173,6 +181,8 @@ class Faulty(Network):
         ("taps", "tap_names lacks 'embedding'"),
         ("function", "head is function, wanted an nn.Linear that is part"),
         ("shared", "head.weight and second.weight share memory"),
+        ("twin", "head.weight and twin.weight share memory"),
+        ("draws", "in evaluation mode it gives other logits for the same images"),
         ("classes", r"logits have shape \(5,\), wanted \(3,\)"),
         ("flat", r"tap 'stage1' has shape \(128,\), wanted \(C, H, W\)"),
         ("wide", r"has shape \(4,\), the head reads"),
@@ -208,3 +218,7 @@ def test_the_network_of_the_page_is_a_plugin_that_is_checked(tmp_path, capsys, r
     (tmp_path / "my_net.py").write_text(code.replace("self.head = nn", "self.head = lambda x: x #"))
     line = refused(*words, *plugin)
     assert "cell my_net/student/0: head is function, wanted an nn.Linear" in line
+    drawn = "self.head.register_forward_hook(lambda *args, by=torch.rand(1): args[2] * by)"
+    again = code.replace("(16, classes)\n", f"(16, classes)\n        {drawn}\n")
+    (tmp_path / "my_net.py").write_text(f"import torch\n{again}")
+    assert "its state does not survive saving and loading" in refused(*words, *plugin)

@@ -6,6 +6,8 @@ torchvision's tracer names ("layer1.1.add", the residual sum before its ReLU).
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import math
 import re
@@ -53,9 +55,7 @@ def build(
     from torchvision import models
 
     with refused(f"torchvision/{name}", image_shape):
-        model = models.get_model(
-            name, weights=None, num_classes=classes, **_sizes(name, image_shape)
-        )
+        model = models.get_model(name, num_classes=classes, **_sizes(name, image_shape))
         order = _node_names(model)
         head = head or _find_head(model, order, classes)
         if taps is None and isinstance(model, models.ResNet):
@@ -73,7 +73,9 @@ def build(
 
 def _sizes(name: str, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The arguments of models that are built for a size, or with a second head for training."""
-    _, height, width = image_shape
+    channels, height, width = image_shape
+    if channels != 3:
+        raise ValueError("it takes 3 channels")
     if name.startswith("vit_"):
         if height != width:
             raise ValueError("it is built for square images")
@@ -139,7 +141,7 @@ def _trunk(
 
     with modes_restored(model):
         cut = create_feature_extractor(model.eval(), list(order), suppress_diff_warning=True).eval()
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # it prints tracebacks
         ShapeProp(cut).propagate(torch.zeros(2, *image_shape))
     *nodes, output = cut.graph.nodes
     paths = {node: path for path, node in output.args[0].items()}
@@ -246,9 +248,8 @@ class TorchvisionNetwork(Adapted):
         from torchvision.models.feature_extraction import create_feature_extractor
 
         with modes_restored(self.model):
-            cut = create_feature_extractor(
-                self.model, sorted(paths), suppress_diff_warning=True
-            ).train(self.training)
+            cut = create_feature_extractor(self.model, sorted(paths), suppress_diff_warning=True)
+            cut.train(self.training)
         for node in cut.graph.nodes:
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}

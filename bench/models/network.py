@@ -1,6 +1,5 @@
 """The base class of all networks: taps by name, and a forward pass that stops early."""
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -135,7 +134,8 @@ def refused(name: str, image_shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = error.__cause__ or error  # torch.fx says at which node
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
         raise ValueError(f"{name} on images of {image_shape}: {reason}") from error
 
 
@@ -161,12 +161,9 @@ def tap_shapes(network: Network, image_shape: tuple[int, int, int]) -> Shapes:
 # --- what a plugin's network must satisfy ---------------------------------------------------------
 
 
-def check_network(
-    build: Callable[[], Network], classes: int, image_shape: tuple[int, int, int]
-) -> None:
-    """Raises ValueError with the first fault of the networks that `build` makes, and its cure."""
-    network, other = build(), build()
-    if fault := _fault(network, other, classes, image_shape):
+def check_network(build: Callable[[], Network], classes: int, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError with the first fault, and its cure, of what `build` draws each time."""
+    if fault := _fault(build(), build(), classes, shape):
         raise ValueError(fault)
 
 
@@ -176,10 +173,10 @@ def _fault(network: Network, other: Network, classes: int, shape: tuple[int, int
         return f"tap_names lacks {missing[0]!r}; it has {', '.join(names) or 'nothing'}"
     if not isinstance(head, nn.Linear) or all(module is not head for module in network.modules()):
         return f"head is {type(head).__name__}, wanted an nn.Linear that is part of the network"
-    storages = Counter(tensor.data_ptr() for tensor in network.state_dict().values())
-    shared = [k for k, x in network.state_dict().items() if storages[x.data_ptr()] > 1]
-    if shared:
-        return f"{shared[0]} and {shared[1]} share memory; give each tensor its own"
+    owners: dict[int, str] = {}
+    for key, tensor in network.state_dict().items():
+        if (first := owners.setdefault(tensor.data_ptr(), key)) != key:
+            return f"{first} and {key} share memory; give each tensor its own"
     shapes = tap_shapes(network, shape)
     if lacking := [tap for tap in names if tap not in shapes]:
         return f"view does not show tap {lacking[0]!r}, which tap_names has"
@@ -192,12 +189,14 @@ def _fault(network: Network, other: Network, classes: int, shape: tuple[int, int
 
 @torch.no_grad()
 def _not_restored(network: Network, other: Network, shape: tuple[int, int, int]) -> str:
-    """Whether a network with the saved state of another differs from it."""
+    """Whether a network with the saved state of another differs from it, or one from itself."""
     images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     network.train()(images)  # moves the statistics of BatchNorm
     state = safetensors.torch.save({k: x.contiguous() for k, x in network.state_dict().items()})
     other.load_state_dict(safetensors.torch.load(state))
     with modes_restored(network), modes_restored(other):
-        if torch.equal(network.eval()(images), other.eval()(images)):
-            return ""
-    return "its state does not survive saving and loading; register all of it (nn.Buffer)"
+        shown, again, loaded = network.eval()(images), network(images), other.eval()(images)
+    if not torch.equal(shown, again):
+        return "in evaluation mode it gives other logits for the same images; draw nothing there"
+    lost = "its state does not survive saving and loading; register all of it (nn.Buffer)"
+    return "" if torch.equal(shown, loaded) else lost

@@ -6,14 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bench.models.network import (
-    STAGES,
-    Adapted,
-    Network,
-    evenly_spaced,
-    modes_restored,
-    refused,
-)
+from bench.models.network import STAGES, Adapted, Network, evenly_spaced, modes_restored, refused
 
 
 def names() -> list[str]:

@@ -110,10 +110,8 @@ def build(
     network = _build_bare(base(model), described, classes, image_shape)
     if (own := described.get("normalise")) is None:
         return network
-    if len(own["mean"]) != image_shape[0]:
-        raise ValueError(
-            f"normalise has {len(own['mean'])} channels, the images have {image_shape[0]}"
-        )
+    if (own_channels := len(own["mean"])) != (channels := image_shape[0]):
+        raise ValueError(f"normalise has {own_channels} channels, the images have {channels}")
     return Normalised(network, own["mean"], own["std"])
 
 

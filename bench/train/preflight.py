@@ -14,9 +14,9 @@ from bench.data.dataset import DataSet
 from bench.faults import CODE_FAULTS, UserError, reason
 from bench.hyperparameters import build_method
 from bench.method import split_epochs
+from bench.models import zoo
 from bench.models.network import check_network, tap_shapes
 from bench.train.stream import training_positions
-from bench.train.weights import build_network
 
 Read = Callable[[DataSpec], DataSet]
 
@@ -61,7 +61,7 @@ def _hashes(images: Tensor) -> set[bytes]:
 def _try_network(cell: Cell, data: DataSet) -> None:
     channels, height, width = data.train_images.shape[1:]
     shape, images = (channels, height, width), data.train_images[:1]
-    build = partial(build_network, cell, len(data.classes), shape)
+    build = partial(zoo.build, cell.model, len(data.classes), shape)  # each from other draws
     if cell.network_code:
         check_network(build, len(data.classes), shape)
     else:

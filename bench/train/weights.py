@@ -17,7 +17,7 @@ from bench.data.dataset import DataSet
 from bench.faults import DamagedError
 from bench.method import Facts, Method, NotApplicable
 from bench.models import zoo
-from bench.models.files import fitted, read_state
+from bench.models.files import FRESH, fitted, read_state
 from bench.models.network import Network, Normalised, tap_shapes
 from bench.record import Store, write_atomically
 from bench.seeds import derive
@@ -36,7 +36,7 @@ def open_network(cell: Cell, stream: Stream, store: Store) -> Network:
     """The cell's network for the images of a stream, with the weights of its file if it has one."""
     network = build_network(cell, stream.classes, stream.image_shape)
     if (path := _start(cell, store)) is not None:
-        network.load_state_dict(unpack(path)[0], strict=False)
+        network.load_state_dict(unpack(path)[0], strict=False)  # a head that it lacks stays fresh
     if isinstance(network, Normalised):
         network.see(stream.mean, stream.std)
     return network
@@ -62,9 +62,11 @@ def import_weights(
         file, data = files[cell.model["weights"]], read(cell.data)
         channels, height, width = data.train_images.shape[1:]
         network = build_network(cell, len(data.classes), (channels, height, width))
-        state, rows = read_state(file, cell.model["weights"]), cell.model.get("classes")
+        rows = cell.model.get("classes", FRESH if cell.trains else None)
+        state = read_state(file, cell.model["weights"])
         state = fitted(state, network, data.classes, rows, f"{file} for {cell.model_name}")
-        write_atomically(path, pack(state, file.name))
+        whole = head_keys(network) <= state.keys()
+        write_atomically(path, pack(state, file.name if whole else f"{file.name} but its head"))
 
 
 def weights_facts(cell: Cell, store: Store) -> dict[str, str]:
@@ -80,15 +82,14 @@ def _start(cell: Cell, store: Store) -> Path | None:
     if not isinstance(cell.model, dict) or "weights" not in cell.model:
         return None
     model = {key: value for key, value in cell.model.items() if key != "name"}
-    text = json.dumps([model, cell.fingerprint], sort_keys=True)
+    text = json.dumps([model, cell.fingerprint, cell.trains], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     return store.root.parent / "weights" / f"{name}.safetensors"
 
 
 def weights_content(network: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
     """The content of a file of the network's parameters and buffers, and of texts by name."""
-    state = network.state_dict().items()
-    plain = {name: x.detach().cpu().contiguous() for name, x in state}
+    plain = {name: x.detach().cpu().contiguous() for name, x in network.state_dict().items()}
     return safetensors.torch.save(plain, dict(about or {}) or None)
 
 
