@@ -176,7 +176,8 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     for pair in pairs_of(expansion.plan, records, Costs()).values():
         notes += [f"{pair.name}: {pair.teacher_fault}"] if pair.teacher_fault else []
     waiting = command.unfinished(expansion)
-    notes += [] if absent else teacher_notes(waiting, library, command.work.store)
+    device = torch.device("cpu" if command.cluster is not None else command.device)
+    notes += [] if absent else teacher_notes(waiting, library, command.work.store, device)
     if command.cluster is not None:
         notes.append("time and memory: not estimated, a cluster's nodes differ from this machine")
         text = list_rows(expansion, waiting)

@@ -9,6 +9,8 @@ from bench.cell import Cell
 from bench.cost.costs import MIB
 from bench.cost.estimate import WORKER_SECONDS, Estimate
 from bench.cost.footprint import total_epochs
+from bench.data.augment import Augment
+from bench.data.batches import Batches
 from bench.data.sources import Library
 from bench.decide.evidence import guess
 from bench.decide.records import group_by_pair
@@ -18,8 +20,11 @@ from bench.launch.job import WorkerConfig
 from bench.launch.schedule import makespan, plan_training
 from bench.progress import ProgressDisplay, duration
 from bench.record import Row, Store
+from bench.train.device import to_device
 from bench.train.stream import accuracy, open_stream, predictions
 from bench.train.weights import open_network
+
+SOME = 500  # test images on which a teacher from a file is tried, evenly over all of them
 
 
 def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:
@@ -77,13 +82,20 @@ def estimate_rows(
     return "\n".join(lines)
 
 
-def teacher_notes(cells: Iterable[Cell], library: Library, store: Store) -> Iterator[str]:
-    """What teachers that are used as their files have them reach, evaluated on the CPU."""
+def teacher_notes(
+    cells: Iterable[Cell], library: Library, store: Store, device: torch.device
+) -> Iterator[str]:
+    """What teachers that are used as their files have them reach, on some of the test images."""
     for cell in (cell for cell in cells if not cell.trains):
-        stream = open_stream(cell, library.read(cell.data), torch.device("cpu"))
-        found = predictions(open_network(cell, stream, store), stream.test)
-        share, images = accuracy(found, stream.test.labels), len(stream.test.labels)
-        text = guess(share, stream.classes, images) or f"{share:.1%} of {images:,} test images."
+        data = library.read(cell.data)
+        total, stream = len(data.test_labels), open_stream(cell, data, device)
+        count = min(total, SOME)
+        how = {"augment": Augment(pad=0, flip=False), "batch_size": 1, "drop_last": False}
+        part = torch.arange(count) * total // count
+        some = Batches(*data.test, stream.mean, stream.std, **how, seed=0, device=device, part=part)
+        network = to_device(open_network(cell, stream, store), device)
+        share = accuracy(predictions(network, some), some.labels)
+        text = guess(share, stream.classes, count) or f"{share:.1%} of {count:,} test images."
         yield f"{cell.model_name}, as its file has it: {text}"
 
 
