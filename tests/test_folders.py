@@ -292,6 +292,7 @@ def test_rows_of_large_groups_are_read_some_at_a_time(tree, tmp_path, monkeypatc
         ({"train": [[0], [1]]}, r"label \[0\]; wanted the name of a class or its number"),
         ({"train": [0.5, 1.5]}, r"label 0\.5"),
         ({"train": [0, -1]}, "label -1; wanted"),
+        ({"train": [0, 10**12]}, "label 1000000000000; wanted .*number, 0 to 99999"),
         ({"test": [0, 2]}, r"test\.parquet: no training image is of its class '2'"),
         ({"test": ["ant", "bee"]}, "no training image is of its class 'ant'"),
     ],

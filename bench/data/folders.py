@@ -26,6 +26,7 @@ TEST = ("test", "testing", "validation", "valid", "val")
 """Names of the two parts, in any case; the first one that is there is used."""
 
 FILES_AT_ONCE, ROWS_AT_ONCE = 64, 1000
+MOST_CLASSES = 100_000  # of labels that are numbers: larger ones are no classes
 
 
 class Entry(NamedTuple):
@@ -308,7 +309,7 @@ def _read_labels(path: Path) -> _Labels:
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"unreadable Parquet file {path}: {one_line(error)}") from error
     numbers = [value for group in groups for value in group if type(value) is int]
-    names = list(names or map(str, range(max(numbers, default=-1) + 1)))
+    names = list(names or map(str, range(min(max(numbers, default=-1) + 1, MOST_CLASSES))))
     for number, group in enumerate(groups):
         for row, value in enumerate(group):
             if not isinstance(value, str) and not (type(value) is int and 0 <= value < len(names)):
