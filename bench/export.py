@@ -439,13 +439,12 @@ def _spread(total: int, most: int) -> Tensor:
 def check_output(path: Path, format_name: str) -> Path:
     """The file to write, by links; ExportError for what is no file, or another format's name."""
     if path.exists() and not path.is_file():
-        raise ExportError(f"--output {path}: got what is no file, wanted a file's name")
+        raise ExportError(f"--output {path}: got a folder or a device, wanted a file")
     endings = {name: f".{form.suffix.rpartition('.')[2]}" for name, form in FORMATS.items()}
     wanted = endings[format_name]
     if path.suffix != wanted and path.suffix in endings.values():
         raise ExportError(
-            f"--output {path}: --format {format_name} writes {wanted}; give --format or --output "
-            "another one"
+            f"--output {path}: --format {format_name} writes {wanted} files; change one of the two"
         )
     return path.resolve()
 

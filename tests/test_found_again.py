@@ -54,12 +54,12 @@ def test_a_file_that_is_not_what_was_trained_is_named(tmp_path, capsys, no_figur
     assert main(["--grid", str(file), *work, "--workers", "1"]) == 0
     tables = ["tables", *work, "--grid"]
     assert main([*tables, str(file)]) == 0
-    assert "is not what was trained" not in capsys.readouterr().err
+    assert "these results are not of" not in capsys.readouterr().err
     other = tmp_path / "other" / file.name
     other.parent.mkdir()
     other.write_text(file.read_text().replace("soft_logits", "rkd"))
     assert main([*tables, str(other)]) == 0
-    assert f"note: {other} is not what was trained" in capsys.readouterr().err
+    assert f"note: these results are not of {other}" in capsys.readouterr().err
     file.rename(tmp_path / "elsewhere.yaml")
     assert f"no file {file}" in refused(*tables, str(file))
     folder = tmp_path / "work" / "mine"

@@ -87,8 +87,8 @@ def results_name(options: argparse.Namespace) -> str:
         if not (path := Path(options.grid)).is_file():
             raise UserError(f"grid: no file {path}")
         if read_origin(work.origin(name))[1] not in ("", digest(path.read_bytes())):
-            text = "what follows is of another file or an older one; run the grid to renew it"
-            print(f"note: {path} is not what was trained: {text}", file=sys.stderr)
+            text = "but of another file or an older version of it; run the grid to renew them"
+            print(f"note: these results are not of {path} as it is now, {text}", file=sys.stderr)
         return name
     if has_results(work, name):
         return name

@@ -95,8 +95,8 @@ def teacher_notes(
         some = Batches(*data.test, stream.mean, stream.std, **how, seed=0, device=device, part=part)
         network = to_device(open_network(cell, stream, store), device)
         share = accuracy(predictions(network, some), some.labels)
-        text = guess(share, stream.classes, count) or f"{share:.1%} of {count:,} test images."
-        yield f"{cell.model_name}, as its file has it: {text}"
+        text = guess(share, stream.classes, count) or f"{share:.1%} right on {count:,} test images."
+        yield f"teacher {cell.model_name}, as its file has it: {text}"
 
 
 def _counts(expansion: Expansion, waiting: Sequence[Cell]) -> str:
