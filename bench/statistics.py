@@ -146,9 +146,10 @@ def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Pool
     """Mean of effects that differ between pairs, from the effects y and their variances v.
 
     y_i ~ N(theta_i, v_i), theta_i ~ N(mu, tau^2); tau^2 by restricted maximum likelihood,
-    w_i = 1 / (v_i + tau^2), mu = sum w_i y_i / sum w_i, with the variance
-    sum w_i (y_i - mu)^2 / ((k - 1) sum w_i) and Student's t on k - 1 degrees of freedom. ValueError
-    for fewer than two effects, or a variance that is not above 0.
+    w_i = 1 / (v_i + tau^2), mu = sum w_i y_i / sum w_i, with the variance max(1, q) / sum w_i,
+    q = sum w_i (y_i - mu)^2 / (k - 1), and Student's t on k - 1 degrees of freedom: effects that
+    are equal by chance are not known better than their variances say. ValueError for fewer than
+    two effects, or a variance that is not above 0.
 
     Source:
         Viechtbauer: Bias and Efficiency of Meta-Analytic Variance Estimators, J. Educ. Behav.
@@ -163,9 +164,9 @@ def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Pool
     tau2, k = _tau2(y, v), len(y)
     w = 1 / (v + tau2)
     mean = float(w @ y / w.sum())
-    error = math.sqrt(w @ (y - mean) ** 2 / ((k - 1) * w.sum()))
+    error = math.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum())
     half = error * float(special.stdtrit(k - 1, 1 - ALPHA / 2))
-    p = 2 * special.stdtr(k - 1, -abs(mean) / error) if error else float(mean == 0)
+    p = 2 * special.stdtr(k - 1, -abs(mean) / error)
     return Pooled(Interval(mean, mean - half, mean + half, k), error, math.sqrt(tau2), float(p))
 
 

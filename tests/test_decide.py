@@ -94,6 +94,8 @@ def test_effects_that_differ_less_than_their_errors_have_no_deviation_between_pa
     found = random_effects([0.01, 0.012, 0.011], [1e-4] * 3)
     assert found.tau == 0
     assert found.interval.mean == pytest.approx(0.011)
+    equal = random_effects([0.01, 0.01], [1e-4, 1e-4])  # no proof by chance
+    assert (equal.error, equal.p) == pytest.approx((0.01 / math.sqrt(2), 0.392), abs=1e-3)
 
 
 def test_the_deviation_between_teachers_is_what_lme4_prints() -> None:
@@ -134,6 +136,8 @@ def test_no_row_helps_by_more_than_the_margin_when_the_worst_test_shows_it() -> 
 
     assert shown(-0.02, 0.0)
     assert not shown(-0.02, 0.02)
+    untested = pair(student(BASE), row("a", above(-0.02, 0.2)), row("b", [0.99]))
+    assert not decide([untested]).answers[0].no_help
 
 
 def test_too_few_seeds_for_a_margin_are_named() -> None:
@@ -179,13 +183,20 @@ def test_equal_differences_a_single_seed_and_a_loss_prove_nothing() -> None:
 
 
 def test_the_second_look_has_its_own_alpha_and_keeps_what_the_first_one_proved() -> None:
-    extension = dict(zip(range(10, 20), above(-0.03, 5), strict=True))
     first = student(BASE, extension=dict(zip(range(10, 20), BASE, strict=True)))
-    rows = (row("a", above(0.02), extension=extension), row("b", above(0.004, 4)))
-    early, late = prove([Family(first, rows)], [FIRST_LOOK, SECOND_LOOK])[0]
+    again, lost = (
+        dict(zip(range(10, 20), above(gain, 5), strict=True)) for gain in (-0.015, -0.03)
+    )
+    rows = (
+        row("a", above(0.02), extension=again),
+        row("b", above(0.004, 4)),
+        row("c", above(0.02), extension=lost),
+    )
+    early, late, turned = prove([Family(first, rows)], [FIRST_LOOK, SECOND_LOOK])[0]
     assert early.proven  # at the first look
     assert early.p > 0.01
     assert not late.proven
+    assert not turned.proven  # all its seeds together lose
     assert pytest.approx(ALPHA) == FIRST_LOOK + SECOND_LOOK
 
 
@@ -360,6 +371,12 @@ def test_another_reference_has_a_family_of_its_own() -> None:
     assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
     with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
         decide([found], Question(against="c"))
+
+
+def test_the_best_bet_may_be_another_row_than_the_proven_one() -> None:
+    found = pair(student(BASE), row("sure", above(0.02)), row("equal", [b + 0.05 for b in BASE]))
+    (answer,) = decide([found]).answers
+    assert (answer.verdict, answer.named, answer.best_bet) == (PROVEN, "sure", "equal")
 
 
 def test_equal_seeds_are_decided_over_pairs() -> None:

@@ -53,7 +53,7 @@ def recommend(options: argparse.Namespace) -> int:
     if not any(answer.named for answer in shown):
         problems = dict.fromkeys(f"{answer.pair.name}: {answer.problem}" for answer in shown)
         raise UserError(f"no answer: {'; '.join(problems)}")
-    say(overall_lines(overall) if options.pair is None else [])
+    say(overall_lines(overall, options.against or "student") if options.pair is None else [])
     say(line for answer in shown for line in answer_lines(answer, asked))
     return 0
 

@@ -91,8 +91,8 @@ class Answer:
         problem: why no row is named, in one line.
         verdict: `PROVEN`; else `BEST_BET`, or `UNDECIDED` if P(better) of that bet is below
             `SURE_ENOUGH`; None where no row is named.
-        named: of the allowed finalists that are proven, the one of the highest mean gain; if there
-            is none, the best bet: the one of the highest believed gain.
+        named: of the allowed finalists that are proven, the one of the highest mean gain over all
+            its seeds; if there is none, the best bet.
         chances: of the reference and every allowed row, finalist or not, by falling gain.
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
@@ -126,6 +126,12 @@ class Answer:
     def cost(self, row: str | None) -> float | None:
         """A row's whole training over the plain student's; None where it was not measured."""
         return next((each.cost for each in self.pair.rows if each.name == row), None)
+
+    @property
+    def best_bet(self) -> str | None:
+        """The allowed finalist of the highest believed gain, proven or not."""
+        allowed = {row.name for row in self.pair.finalists if row.name not in self.excluded}
+        return next((chance.row for chance in self.chances if chance.row in allowed), None)
 
     @property
     def proven_gain(self) -> Interval | None:
@@ -169,18 +175,20 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     count = sum(map(len, claims))
     finished = []
     for family, answer, cheaper in zip(families, answers, as_good, strict=True):
-        gains = {row: d for row, d in family.differences(answer.look).items() if len(d) > 1}
+        found = family.differences(answer.look)
+        gains = {row: d for row, d in found.items() if len(d) > 1}
+        all_within = all_within_margin(gains.values(), answer.margin, alpha, len(pairs))
         answer = replace(
             answer,
             as_good=cheaper,
-            no_help=all_within_margin(gains.values(), answer.margin, alpha, len(pairs)),
+            no_help=len(gains) == len(found) and all_within,
             settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
             teachers=_teachers(answer.pair, answer.named),
         )
         finished.append(answer)
     if not asked.equal_seeds:
         return Decision(tuple(finished))
-    rows = [Family(p.student, tuple(row for row in p.rows if row.nameable)) for p in pairs]
+    rows = [Family(p.reference, tuple(row for row in p.finalists if row.nameable)) for p in pairs]
     return Decision(tuple(finished), over_pairs([family.differences(look=1) for family in rows]))
 
 

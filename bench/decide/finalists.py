@@ -23,12 +23,14 @@ def choose_finalists(pair: Pair, count: int, max_cost: float | None = None) -> t
     """
     open_to = [row for row in pair.rows if row.nameable and not row.too_dear(max_cost)]
     if len(open_to) > count:
-        mean = {row.name: fmean(row.screening.values()) for row in open_to if row.screening}
+        # Rounded, so that equal means are equal whatever they are summed from.
+        screened = (row for row in open_to if row.screening)
+        mean = {row.name: round(fmean(row.screening.values()), 12) for row in screened}
         longer = [row for row in open_to if row.name in mean and row.kind == LONGER]
         if longer:
             best = max(longer, key=lambda row: mean[row.name])
-            screened = table([row.screening for row in pair.rows])
-            pooled = float(np.mean(row_variances(screened))) if screened.shape[1] > 1 else 0.0
+            seen = table([row.screening for row in pair.rows])
+            pooled = float(np.mean(row_variances(seen))) if seen.shape[1] > 1 else 0.0
             least = mean[best.name] - (2 * pooled / len(best.screening)) ** 0.5
             close = [row for row in longer if mean[row.name] >= least]
             longer = [max(close, key=lambda row: (row.cost or 0.0, mean[row.name]))]

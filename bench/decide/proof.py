@@ -63,7 +63,8 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
 
     A row is proven if its mean difference is above 0 and its two-sided p, corrected, is at most
     the alpha of a look. The looks' alphas sum to the whole level, so that false claims stay below
-    it although the second look contains the first one's seeds (Bonferroni over looks).
+    it although the second look contains the first one's seeds (Bonferroni over looks). What the
+    first look proved remains, unless all seeds together lose.
 
     Each interval is Student's at 1 - alpha / k over the k rows of its family: all k hold at once
     with probability 1 - alpha at least, however the rows correlate and however unequal their
@@ -91,6 +92,8 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
                 gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
                 if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
                     proven.add((place, name))
+                elif gain is not None and gain.mean <= 0:  # what the second look turns round
+                    proven.discard((place, name))
                 shown = None if p is None else adjusted
                 claims.append(Claim(name, gain, shown, (place, name) in proven))
             found.append(tuple(claims))

@@ -1,5 +1,6 @@
 """The answer for each pair as lines of text: what is proven, the best bet, what is still open."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -56,7 +57,7 @@ def answer_lines(answer: Answer, asked: Asked) -> list[str]:
     race = "; ".join(row_title(row) for row in answer.in_the_race)
     lines.append(f"  still in the race: {race}")
     if answer.no_help:
-        lines.append(f"  shown: no row gains more than {100 * answer.margin:.1f} points")
+        lines.append(f"  shown: no finalist gains more than {100 * answer.margin:.1f} points")
     return [*lines, *_worth(answer), *_cheaper(answer), *_settled_by(answer, asked)]
 
 
@@ -116,15 +117,15 @@ def proven_text(answer: Answer) -> str:
 
 
 def bet_text(answer: Answer) -> str:
-    """What is believed of the named row."""
-    title, chance = row_title(answer.named or ""), answer.chance(answer.named)
+    """What is believed of the row of the highest believed gain."""
+    title, chance = row_title(answer.best_bet or ""), answer.chance(answer.best_bet)
     if chance is None:
         return title
     reference = reference_title(answer.pair.reference.name)
     return (
         f"{title}, probably {points(chance.gain)} points; better than {reference} with "
         f"{chance_text(chance.better)}, the best row with {chance_text(chance.best)}; "
-        f"{cost_text(answer.cost(answer.named))}"
+        f"{cost_text(answer.cost(answer.best_bet))}"
     )
 
 
@@ -146,9 +147,9 @@ def _cheaper(answer: Answer) -> list[str]:
     few = [within for within in answer.as_good if within.too_few]
     if not few:
         return []
-    needed = [within.needed for within in few if within.needed is not None]
-    could = f"about {min(needed)} seeds" if needed else "more than 1,000 seeds"
-    why = f"{few[0].n} seeds cannot show it; {could} could"
+    nearest = min(few, key=lambda within: within.needed or math.inf)
+    could = f"about {nearest.needed} seeds" if nearest.needed else "more than 1,000 seeds"
+    why = f"{nearest.n} seeds cannot show it; {could} could"
     return [f"  cheaper and as good, within {margin}: {why}"]
 
 
@@ -200,12 +201,13 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[Pla
     return row, f"{why} Seed {row.seed} is the first of {len(finished)}, not the best."
 
 
-def overall_lines(overall: Sequence[Overall]) -> list[str]:
+def overall_lines(overall: Sequence[Overall], against: str = "student") -> list[str]:
     """The headline of a grid of equal seeds: each row's mean gain over the pairs, best first."""
-    if not overall:
-        return []
-    lines = [f"mean gain over {overall[0].gain.interval.n} pairs, all rows tested together:"]
-    for row in overall:
-        mark = "proven" if row.proven else "not proven"
+    pairs = [row.gain.interval.n for row in overall]
+    alike = len(set(pairs)) == 1
+    over = "" if against == "student" else f" over {row_title(against)}"
+    lines = [f"mean gain{over} over {max(pairs)} pairs, all rows tested together:"] if pairs else []
+    for row, n in zip(overall, pairs, strict=True):
+        mark = ("proven" if row.proven else "not proven") + ("" if alike else f", {n} pairs")
         lines.append(f"  {row_title(row.row)}: {gain_text(row.gain.interval)}, {mark}")
     return lines

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jinja2
 
 from bench.faults import one_line
-from bench.report.results import Findings
+from bench.report.results import Findings, level_text
 from bench.report.tables import Column, show
 from bench.report.wording import range_text, row_title
 
@@ -72,7 +72,8 @@ def paper_table(found: Findings) -> str:
     caption = (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
         "interval that holds for all claims of a pair at once; n = "
-        f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, 5 %)."
+        f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, "
+        f"{level_text(found.plan)})."
     )
     more = dict.fromkeys(line.title for lines in shown.values() for line in lines if line.added)
     if more:

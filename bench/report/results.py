@@ -11,14 +11,14 @@ from bench.cost.costs import Costs
 from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD
 from bench.decide.evidence import Row as Evidence
-from bench.decide.proof import Overall
+from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Overall
 from bench.decide.records import decide_plan
 from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table
 from bench.report.wording import range_text, row_title, seeds_text
-from bench.statistics import Interval, mean_interval, paired_differences
+from bench.statistics import ALPHA, Interval, mean_interval, paired_differences
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
 
@@ -216,6 +216,7 @@ def _mean(values: list[float]) -> Interval | None:
 def summary_section(found: Findings) -> Section:
     """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
     tables, pairs, measured = [], len(found.answers), measured_on(found.plan, "set")
+    level = level_text(found.plan)
     if found.overall_lines:
         note = (
             f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
@@ -232,7 +233,7 @@ def summary_section(found: Findings) -> Section:
             "seeds; best epoch: chosen on the same images, so too high; agreement: with the "
             "teacher.",
             f"Gain over the student, paired by seed; intervals hold for all {rows} rows that "
-            "claims are made about at once. Proven: Holm over all pairs, level 5 %.",
+            f"claims are made about at once, of others 95 %. Proven: Holm over all pairs, {level}.",
             SCREENED_NOTE if found.screened else "",
             COST_NOTE,
         ]
@@ -304,6 +305,14 @@ def facts(plan: Plan, pairs: Pairs) -> list[str]:
         f"{_range(students, 'test_images')} {measured_on(plan, 'images')}",
     ]
     return [part for part in parts if students and part and not part.startswith(" ")]
+
+
+def level_text(plan: Plan) -> str:
+    """The level of a grid's claims, which a design with a second look divides."""
+    seeds = plan.config.get("seeds")
+    if not (isinstance(seeds, Mapping) and seeds.get("extend")):
+        return f"level {100 * ALPHA:.0f} %"
+    return f"level {100 * FIRST_LOOK:.0f} %, at a second look {100 * SECOND_LOOK:.0f} %"
 
 
 def measured_on(plan: Plan, what: str) -> str:
