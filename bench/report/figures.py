@@ -69,10 +69,11 @@ def linear(values: Iterable[float], start: float, end: float, count: int = 8) ->
     return Scale(low, high, start, end, [round(i * step, 10) for i in ticks])
 
 
-def logarithmic(values: Iterable[float], start: float, end: float) -> Scale:
-    """A scale of ratios over all values."""
+def logarithmic(values: Iterable[float], start: float, end: float, room: float = 0) -> Scale:
+    """A scale of ratios over all values, with room for a label after the last one."""
     found = list(values)
     low, high = min(found) / 1.15, max(found) * 1.15
+    high *= (high / low) ** (room / (end - start - room))
     return Scale(low, high, start, end, [x for x in RATIOS if low <= x <= high], log=True)
 
 
@@ -257,7 +258,10 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
     ]
     if not any(line.kind == METHOD for line, _, _ in shown):
         return None
-    x = logarithmic([1.0, *(cost for _, cost, _ in shown)], PLOT.left + 12, PLOT.right - 12)
+    last = max(shown, key=lambda item: item[1])[0].title
+    room = min(LETTER * len(last), 0.35 * (PLOT.right - PLOT.left))
+    costs = [1.0, *(cost for _, cost, _ in shown)]
+    x = logarithmic(costs, PLOT.left + 12, PLOT.right - 12, room)
     y = _gains_scale([gain for *_, gain in shown], 0.5, PLOT.bottom, PLOT.top)
     student = Line(label="student", role="student", category="baseline", kind=REFERENCE)
     zero = Interval(0.0, None, None, 1)
