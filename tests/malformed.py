@@ -180,7 +180,7 @@ FIELDS = {
     "teacher.fraction": "part", "teacher.recipe": "map", "teacher.recipe.epochs": "count",
     "teacher.seed": "seed", "teacher.seeds": "optional", "teacher.weights": "optional",
     "teacher.normalise": "optional", "teacher.classes": "optional",
-    "teacher.fine_tune": "null map", "teacher.fine_tune.epochs": "count",
+    "teacher.fine_tune": "null", "teacher.fine_tune.epochs": "none",  # without weights
     "seeds.screen": "count", "seeds.finalists": "two", "seeds.confirm": "two",
     "seeds.extend": "natural", "seeds.first": "seed", "source.data": "map",
     "source.data.classes": "null eight", "source.data.fraction": "part", "source.recipe": "none",
