@@ -21,6 +21,7 @@ from bench.data.batches import Batches
 from bench.data.dataset import DataSet
 from bench.data.decode import CROP, SQUASH
 from bench.data.sources import find_decoded
+from bench.data.splits import spread
 from bench.faults import UserError, reason
 from bench.hyperparameters import build_method
 from bench.models import zoo
@@ -199,7 +200,7 @@ def _quantise_onnx(content: bytes, trained: "Trained") -> tuple[bytes, str]:
     import onnx  # pyright: ignore[reportMissingImports]
 
     data, batch = trained.data, evaluation_batch(trained.card.image_shape[1:])
-    chosen = data.train_images[_spread(len(data.train_images), CALIBRATION_IMAGES)]
+    chosen = data.train_images[spread(len(data.train_images), CALIBRATION_IMAGES)]
     small = _to_int8(content, chosen.split(batch))
 
     def accuracy_of(logits: Logits) -> float:
@@ -414,7 +415,7 @@ def pack(trained: Trained, format_name: str) -> tuple[bytes, Parity]:
 def compare(trained: Trained, exported: Logits) -> Parity:
     """Compares the logits of an exported network with those of the evaluation in training."""
     card, batch = trained.card, evaluation_batch(trained.card.image_shape[1:])
-    chosen = _spread(len(trained.data.test_images), PARITY_IMAGES)
+    chosen = spread(len(trained.data.test_images), PARITY_IMAGES)
     images, labels = trained.data.test_images[chosen], trained.data.test_labels[chosen]
     how = {"augment": Augment(pad=0, flip=False), "batch_size": batch, "drop_last": False}
     batches = Batches(images, labels, card.mean, card.std, seed=0, **how).clean(batch)
@@ -428,12 +429,6 @@ def compare(trained: Trained, exported: Logits) -> Parity:
         allowed=TOLERANCE * wanted.abs().max().item(),
         accuracy=accuracy(found.argmax(1), labels),
     )
-
-
-def _spread(total: int, most: int) -> Tensor:
-    """Positions of at most so many images, evenly over all of them."""
-    count = min(total, most)
-    return torch.arange(count) * total // count
 
 
 def check_output(path: Path, format_name: str) -> Path:

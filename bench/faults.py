@@ -48,6 +48,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return told and (named or any(sign in str(error) for sign in MEMORY_SIGNS))
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name from the system was UTF-8; Python keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def one_line(text: object) -> str:
     """Text without line breaks, runs of spaces or control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

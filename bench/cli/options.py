@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from bench.faults import is_utf8
 from bench.seeds import MOST_SEEDS
 
 DEFAULT_GRID = "digits"
@@ -81,7 +82,7 @@ def path(text: str) -> Path:
 
     Empty text, as of an unset variable, would mean the current folder.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path in UTF-8; rename it")
     if not text.strip():
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a path; . is the current folder")

@@ -18,7 +18,7 @@ import torch
 from bench.data.dataset import Classes, DataError, choose_classes
 from bench.data.decode import SUFFIXES, Chunk
 from bench.data.splits import hold_out
-from bench.faults import one_line
+from bench.faults import is_utf8, one_line
 from bench.record import digest
 
 TRAIN = ("train", "training")
@@ -141,12 +141,12 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
         raise DataError(f"{test_root} has no folder for any of the classes {', '.join(train)}")
     passed: Passed = defaultdict(list)
     if train_root != root:
-        others = [folder for folder in _folders(root) if folder not in (train_root, test_root)]
-        passed |= {"other folders": list(map(str, others))} if others else {}
-        _pass_files(root, passed)
+        _pass_over(root, passed)
+        others = {str(f) for f in _folders(root)} - {str(train_root), str(test_root)}
+        passed["other folders"] += sorted(others)
     trained = _list_part(root, train_root, labels, passed)
     held = _list_part(root, test_root, tested, passed) if test_root else []
-    told = "; ".join(f"{kind}: {len(p)}, such as {p[0]}" for kind, p in passed.items())
+    told = "; ".join(f"{kind}: {len(p)}, such as {p[0]}" for kind, p in passed.items() if p)
     notes = (f"passed over: {told}",) if told else ()
     return Listing(tuple(train), trained, held, notes=notes)
 
@@ -165,7 +165,7 @@ def _no_train(root: Path) -> str:
 
 
 def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: Passed) -> list[Entry]:
-    _pass_files(part, passed)
+    _pass_over(part, passed)
     found = []
     for name, label in labels.items():
         files = sorted(_image_files(part / name, passed), key=lambda entry: entry.name)
@@ -185,13 +185,12 @@ def _list_part(root: Path, part: Path, labels: Mapping[str, int], passed: Passed
     return found
 
 
-def _pass_files(folder: Path, passed: Passed) -> None:
+def _pass_over(folder: Path, passed: Passed) -> None:
+    """Counts the files of a folder that holds parts or classes."""
     for entry in os.scandir(folder):
         if not entry.is_dir():
-            hidden = entry.name.startswith(".")
-            passed["hidden files" if hidden else "files outside of class folders"].append(
-                entry.path
-            )
+            kind = "hidden files" if entry.name[0] == "." else "files outside of class folders"
+            passed[kind].append(entry.path)
 
 
 def _image_files(folder: Path, passed: Passed) -> list[os.DirEntry[str]]:
@@ -216,7 +215,7 @@ def _folders(root: Path) -> list[Path]:
 def _names(part: Path | None) -> list[str]:
     names = sorted(folder.name for folder in _folders(part)) if part else []
     for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):
+        if not is_utf8(name):
             raise DataError(f"class folder {name!r} of {part} is not named in UTF-8; rename it")
     return names
 
@@ -260,8 +259,8 @@ class _Labels(NamedTuple):
         status = self.path.stat()
         for group, names in enumerate(self.groups):
             for row, name in enumerate(names):
-                stamp = f"{self.path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
                 if name in labels:
+                    stamp = f"{self.path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
                     yield Entry(labels[name], stamp, str(self.path), group, row)
 
 
@@ -281,9 +280,9 @@ def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) 
     kept = choose_classes(names, classes) if classes is not None else range(len(names))
     labels = {names[old]: new for new, old in enumerate(kept)}
     trained, tested = ([e for file in part for e in file.entries(labels)] for part in (train, test))
-    passed = [f"{len(found)}, such as {found[0]}" for found in [files["other"]] if found]
-    notes = tuple(f"passed over: other Parquet files: {told}" for told in passed)
-    return Listing(tuple(labels), trained, tested, train[0].column, notes)
+    other = files["other"]
+    told = f"passed over: other Parquet files: {len(other)}, such as {other[0]}" if other else ""
+    return Listing(tuple(labels), trained, tested, train[0].column, (told,) if told else ())
 
 
 def _read_labels(path: Path) -> _Labels:

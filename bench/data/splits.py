@@ -11,6 +11,12 @@ from torch import Tensor
 from bench.seeds import derive
 
 
+def spread(total: int, most: int) -> Tensor:
+    """Positions of at most so many images, evenly over all of them."""
+    count = min(total, most)
+    return torch.arange(count) * total // count
+
+
 def stratified_order(labels: Tensor, seed: int) -> list[Tensor]:
     """The positions of each class's images in random order.
 

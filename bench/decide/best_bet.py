@@ -45,10 +45,8 @@ class Posterior:
     def best(self, competing: np.ndarray, draws: int = DRAWS) -> np.ndarray:
         """P(best) of the reference and each competing row, (1 + R,), by Monte Carlo."""
         generator = np.random.default_rng(DRAW_SEED)
-        counts, roots = (
-            generator.multinomial(draws, self.weights),
-            np.linalg.cholesky(self.covariances),
-        )
+        counts = generator.multinomial(draws, self.weights)
+        roots = np.linalg.cholesky(self.covariances)
         gains = np.concatenate([
             mean + generator.standard_normal((count, len(mean))) @ root.T
             for mean, root, count in zip(self.means, roots, counts, strict=True)

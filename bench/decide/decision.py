@@ -175,13 +175,11 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     count = sum(map(len, claims))
     finished = []
     for family, answer, cheaper in zip(families, answers, as_good, strict=True):
-        found = family.differences(answer.look)
-        gains = {row: d for row, d in found.items() if len(d) > 1}
-        all_within = all_within_margin(gains.values(), answer.margin, alpha, len(pairs))
+        gains = family.differences(answer.look)
         answer = replace(
             answer,
             as_good=cheaper,
-            no_help=len(gains) == len(found) and all_within,
+            no_help=all_within_margin(gains.values(), answer.margin, alpha, len(pairs)),
             settle=_settle(answer, gains.get(answer.named or "", ()), asked.extend, count),
             teachers=_teachers(answer.pair, answer.named),
         )

@@ -169,7 +169,7 @@ def all_within_margin(
 
 def _p(differences: Sequence[float], margin: float) -> float:
     """One-sided p that the mean difference is the margin or more; 1 without a spread."""
-    mean, deviation = mean_and_deviation(differences)
+    mean, deviation = mean_and_deviation(differences) if len(differences) > 1 else (0.0, 0.0)
     if deviation == 0:
         return 1.0
     t = (mean - margin) * math.sqrt(len(differences)) / deviation

@@ -12,6 +12,7 @@ from bench.cost.footprint import total_epochs
 from bench.data.augment import Augment
 from bench.data.batches import Batches
 from bench.data.sources import Library
+from bench.data.splits import spread
 from bench.decide.evidence import guess
 from bench.decide.records import group_by_pair
 from bench.design import PairId
@@ -88,13 +89,12 @@ def teacher_notes(
     """What teachers that are used as their files have them reach, on some of the test images."""
     for cell in (cell for cell in cells if not cell.trains):
         data = library.read(cell.data)
-        total, stream = len(data.test_labels), open_stream(cell, data, device)
-        count = min(total, SOME)
+        stream = open_stream(cell, data, torch.device("cpu"))
         how = {"augment": Augment(pad=0, flip=False), "batch_size": 1, "drop_last": False}
-        part = torch.arange(count) * total // count
-        some = Batches(*data.test, stream.mean, stream.std, **how, seed=0, device=device, part=part)
+        how |= {"device": device, "part": spread(len(data.test_labels), SOME)}
+        some = Batches(*data.test, stream.mean, stream.std, **how, seed=0)
         network = to_device(open_network(cell, stream, store), device)
-        share = accuracy(predictions(network, some), some.labels)
+        share, count = accuracy(predictions(network, some), some.labels), len(some.labels)
         text = guess(share, stream.classes, count) or f"{share:.1%} right on {count:,} test images."
         yield f"teacher {cell.model_name}, as its file has it: {text}"
 

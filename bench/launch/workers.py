@@ -202,9 +202,10 @@ def serve_jobs(connection: Connection, config: WorkerConfig) -> None:
                 run_job(job, config, report, held, stopping.is_set)
             except BaseException as error:  # a plugin may raise what it likes, SystemExit too
                 ended = _portable(error)
-            # Workers may share a device: memory that this one keeps may be needed by another. What
-            # an error's traceback refers to is memory, too; a lost device gives none back.
-            gc.collect()
+            if ended is not None:
+                gc.collect()  # what the traceback, which is gone now, referred to
+            # Workers may share a device: memory that this one keeps may be needed by another. A
+            # lost device gives none back.
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
             connection.send((ENDED, ended))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bench.cost.costs import Costs
 from bench.decide.decision import BEST_BET, PROVEN, Answer
 from bench.decide.proof import Overall
-from bench.decide.records import decide_plan, group_by_pair
+from bench.decide.records import decide_plan, group_by_pair, question_of
 from bench.record import FINISHED, Plan, Record
 from bench.record import Row as PlanRow
 from bench.report.wording import (
@@ -42,8 +42,7 @@ def asked_of(plan: Plan) -> Asked:
     rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
     narrowed = list(rows) if plan.config.get("narrowed") else ()
     whole = plan.config.get("part_of") if narrowed else ""
-    equal_seeds = not isinstance(plan.config.get("seeds"), Mapping)
-    return Asked(whole or plan.name, narrowed, equal_seeds)
+    return Asked(whole or plan.name, narrowed, question_of(plan).equal_seeds)
 
 
 def answer_lines(answer: Answer, asked: Asked) -> list[str]:

@@ -49,7 +49,7 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
     images = {answer.pair.test_images for answer in found.answers.values()} - {0}
-    measured = " and ".join({a.pair.measured_on: a for a in found.answers.values()})
+    measured = next((answer.pair.measured_on for answer in found.answers.values()), "")
     said = sentences(found)
     parts = {
         "name": found.plan.name,

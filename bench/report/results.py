@@ -12,7 +12,7 @@ from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD
 from bench.decide.evidence import Row as Evidence
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Overall
-from bench.decide.records import decide_plan
+from bench.decide.records import decide_plan, question_of
 from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
@@ -309,8 +309,7 @@ def facts(plan: Plan, pairs: Pairs) -> list[str]:
 
 def level_text(plan: Plan) -> str:
     """The level of a grid's claims, which a design with a second look divides."""
-    seeds = plan.config.get("seeds")
-    if not (isinstance(seeds, Mapping) and seeds.get("extend")):
+    if not question_of(plan).extend:
         return f"level {100 * ALPHA:.0f} %"
     return f"level {100 * FIRST_LOOK:.0f} %, at a second look {100 * SECOND_LOOK:.0f} %"
 
