@@ -9,9 +9,9 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class State(NamedTuple):
     values: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class History:
     """A cell's training so far, in all processes that took part in it; seconds are its share.
 
@@ -49,10 +49,6 @@ class History:
     resumed: int = 0
     conditions: list[dict[str, Any]] = field(default_factory=list)
     nondeterministic: list[str] = field(default_factory=list)
-
-    def plus(self, **seconds: float) -> Self:
-        """The history with more seconds of the given kinds."""
-        return replace(self, **{name: getattr(self, name) + s for name, s in seconds.items()})
 
 
 class Checkpoints:

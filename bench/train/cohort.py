@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,10 +71,9 @@ class Cohort:
         with note_nondeterministic(self._nondeterministic):
             students = list[Student]()
             for cell in cells:
-                self._attempt(cell, partial(self._admit, cell, students))
+                self._attempt(cell, self._admit, cell, students)
             for student in students:
-                cell = student.cell
-                if not cell.trains and self._attempt(cell, partial(self._show, student)):
+                if not student.cell.trains and self._attempt(student.cell, self._show, student):
                     self._finish(student)
             students = [s for s in students if s.cell.trains]
             while students:
@@ -93,14 +91,14 @@ class Cohort:
                 if stopping and students:
                     raise KilledError("stopped between two epochs")
 
-    def _attempt(self, cell: Cell, action: Callable[[], None]) -> bool:
+    def _attempt(self, cell: Cell, action: Callable[..., None], *given: object) -> bool:
         """Runs what can fail through the cell's own fault; whether it succeeded.
 
         SharedTensorError if it spoiled what others read: then each cell is tried again alone.
         """
         failed = False
         try:
-            action()
+            action(*given)
         except (NotApplicable, *CODE_FAULTS) as error:
             self._fail(cell, error)
             failed = True
@@ -143,8 +141,8 @@ class Cohort:
             logger.warning("checkpoint of cell %s cannot be used: %s", cell_id, error)
             self.checkpoints.discard(cell_id)
             return
-        seconds = time.perf_counter() - began
-        history = replace(history, resumed=history.resumed + 1).plus(checkpoint_seconds=seconds)
+        history.resumed += 1
+        history.checkpoint_seconds += time.perf_counter() - began
         self._histories[cell_id] = history
         self._report(student)
 
@@ -156,19 +154,18 @@ class Cohort:
         """Writes the checkpoints of all students."""
         for student in students:
             self.store.may_write(student.cell.id)
-            began, cell_id = time.perf_counter(), student.cell.id
-            history = self._history(student)
-            history = replace(history, conditions=[*history.conditions, self._conditions()])
+            began, history = time.perf_counter(), self._history(student)
+            saved = replace(history, conditions=[*history.conditions, self._conditions()])
             key, state = self._key(student), student.state()
-            checkpoints.write(cell_id, student.epochs_done, key, history, state)
-            seconds = time.perf_counter() - began
-            self._histories[cell_id] = self._histories[cell_id].plus(checkpoint_seconds=seconds)
+            checkpoints.write(student.cell.id, student.epochs_done, key, saved, state)
+            history.checkpoint_seconds += time.perf_counter() - began
 
     def _history(self, student: Student) -> History:
         """The student's history, with the nondeterministic operations of this process."""
         history = self._histories[student.cell.id]
         found = self._nondeterministic.union(history.nondeterministic)
-        return replace(history, nondeterministic=sorted(found))
+        history.nondeterministic = sorted(found)
+        return history
 
     def _conditions(self) -> dict[str, object]:
         """What this process trains with."""
@@ -176,23 +173,26 @@ class Cohort:
 
     def _train(self, students: Sequence[Student]) -> list[Student]:
         """Trains the students for one epoch; returns those that did not fail."""
-        began, labels = time.perf_counter(), self.stream.train.labels
-        begun = ((s, partial(s.begin_epoch, self._clean_view, labels)) for s in students)
-        active = [student for student, begin in begun if self._attempt(student.cell, begin)]
+        began = time.perf_counter()
+        shown = self._clean_view, self.stream.train.labels
+        active = [s for s in students if self._attempt(s.cell, s.begin_epoch, *shown)]
         together = [s for s in active if s.subset is None]
         apart = [[s] for s in active if s.subset is not None]
         trained = [s for group in (together, *apart) if group for s in self._train_group(group)]
-        self._divide(students, train_seconds=time.perf_counter() - began)
-        began = time.perf_counter()
-        trained = [s for s in trained if self._attempt(s.cell, partial(self._end_epoch, s))]
-        self._divide(students, evaluation_seconds=time.perf_counter() - began)
+        ended = time.perf_counter()
+        trained = [s for s in trained if self._attempt(s.cell, self._end_epoch, s)]
+        evaluated = time.perf_counter()
+        for student in students:  # wall-clock seconds, in equal parts
+            history = self._histories[student.cell.id]
+            history.train_seconds += (ended - began) / len(students)
+            history.evaluation_seconds += (evaluated - ended) / len(students)
         return trained
 
     def _train_group(self, group: list[Student]) -> list[Student]:
         """One pass over the images that all students of the group train on in this epoch."""
         try:
             for batch in self._batches(group):
-                group = [s for s in group if self._attempt(s.cell, partial(s.step, batch))]
+                group = [s for s in group if self._attempt(s.cell, s.step, batch)]
         except CODE_FAULTS as error:
             for student in group:
                 self._fail(student.cell, error)
@@ -222,28 +222,21 @@ class Cohort:
         self._shared += ((x, x._version) for x in view.taps.values())
         return view
 
+    def _accuracy(self, student: Student) -> float:
+        predicted = predictions(student.deployed, self.stream.test, self.stream.student_images)
+        return accuracy(predicted, self.stream.test.labels)
+
     def _end_epoch(self, student: Student) -> None:
-        test, prepare = self.stream.test, self.stream.student_images
-        student.end_epoch(
-            lambda: accuracy(predictions(student.deployed, test, prepare), test.labels)
-        )
+        student.end_epoch(lambda: self._accuracy(student))
         self._report(student)
 
     def _show(self, student: Student) -> None:
         """Measures a network that does not train."""
-        predicted = predictions(student.network, self.stream.test, self.stream.student_images)
-        student.curves["test_accuracy"] = [accuracy(predicted, self.stream.test.labels)]
+        student.curves["test_accuracy"] = [self._accuracy(student)]
 
     def _report(self, student: Student) -> None:
         last = student.curves["test_accuracy"][-1]
         self.report(student.cell.id, student.epochs_done, student.total_epochs, last)
-
-    def _divide(self, students: Sequence[Student], **seconds: float) -> None:
-        """Divides wall-clock seconds equally among the students that trained in them."""
-        each = {name: s / len(students) for name, s in seconds.items()}
-        for student in students:
-            history = self._histories[student.cell.id]
-            self._histories[student.cell.id] = history.plus(**each)
 
     def _finish(self, student: Student) -> None:
         """Writes the student's result and removes its checkpoints."""

@@ -99,12 +99,9 @@ def autocast(cell: Cell, device: torch.device) -> AbstractContextManager:
 
 def processor() -> str:
     """The CPU's model name, or else its architecture."""
-    if CPUINFO.is_file():
-        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.machine() or "cpu"
+    text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.is_file() else ""
+    found = re.search(r"^model name\s*: *(\S.*)", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine() or "cpu"
 
 
 def conditions(device: torch.device) -> dict[str, object]:

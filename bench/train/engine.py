@@ -37,6 +37,9 @@ from bench.train.optim import SplitMomentum, get_momenta, learning_rate, make_op
 from bench.train.stream import StudentBatch
 from bench.train.teacher import Teacher
 
+CleanView = Callable[[Sequence[str]], View]
+"""Taps -> the teacher's view of the whole training set without augmentation."""
+
 
 @dataclass(eq=False)
 class Student:
@@ -71,8 +74,6 @@ class Student:
         recipe = self.cell.recipe
         self.stage_epochs = split_epochs(self.method.plan, recipe.epochs, recipe.budget)
         self.total_epochs = sum(self.stage_epochs)
-        self.sums = Sums(self.device)
-        self.subset: Tensor | None = None
 
     @property
     def stage(self) -> Stage:
@@ -105,11 +106,10 @@ class Student:
         """Whether all epochs are finished."""
         return self.epochs_done == self.total_epochs
 
-    def begin_epoch(self, clean_view: Callable[[Sequence[str]], View], labels: Tensor) -> None:
+    def begin_epoch(self, clean_view: CleanView, labels: Tensor) -> None:
         """Enters the next stage if the last one has ended, and sets the learning rate.
 
-        `clean_view` maps taps to the teacher's view of the whole training set without augmentation;
-        `labels`, (N,), are those of the set.
+        `labels`, (N,), are those of the training set.
         """
         if self._position < 0 or self._stage_epoch == self.stage_epochs[self._position]:
             self._position += 1
@@ -121,6 +121,7 @@ class Student:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         self.sums = Sums(self.device)
+        self._noted: dict[str, float | None] = {}
 
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
         """Adds a point to every curve; NonFiniteError if a loss or a weight is not finite."""
@@ -128,25 +129,20 @@ class Student:
         check_finite(self.sums, self.stage, weights, self.epochs_done + 1)
         rate = self.optimiser.param_groups[0]["lr"]
         found = points(self.sums, self.method.plan, self.stage, self.progress, rate)
-        for name, value in found.items():
-            self._note(name, value)
         last = self.epochs_done + 1 == self.total_epochs
         # Without the logits in the loss, the classifier is untrained.
         due = (self.epochs_done + 1) % self.cell.recipe.evaluate_every == 0
         due = due and ("logits" in self._reads() or self.method.deploy is not None)
-        self._note("test_accuracy", test_accuracy() if last or due else None)
+        found["test_accuracy"] = test_accuracy() if last or due else None
+        found |= self._noted
+        for name in self.curves | found:
+            # Epochs without a point get None.
+            curve = self.curves.setdefault(name, [None] * self.epochs_done)
+            curve.append(found.get(name))
         self.epochs_done += 1
         self._stage_epoch += 1
-        for curve in self.curves.values():
-            curve.extend([None] * (self.epochs_done - len(curve)))
 
-    def _enter(
-        self,
-        clean_view: Callable[[Sequence[str]], View],
-        labels: Tensor,
-        *,
-        again: bool = False,
-    ) -> None:
+    def _enter(self, clean_view: CleanView, labels: Tensor, *, again: bool = False) -> None:
         """Sets the stage up; `again`, without what it does once, before its first epoch."""
         stage = self.stage
         self._clean = None  # frees the last stage's view before the next one is computed
@@ -187,12 +183,6 @@ class Student:
             subset = known.repeat(-(-train_images // len(known)))[:train_images]
         return subset, taught
 
-    def _note(self, name: str, value: float | None) -> None:
-        """Adds this epoch's point to a curve; earlier epochs without a point get None."""
-        curve = self.curves.setdefault(name, [])
-        curve.extend([None] * (self.epochs_done - len(curve)))
-        curve.append(value)
-
     def step(self, batch: StudentBatch) -> None:
         """One training step: losses, gradients, update."""
         stage = self.stage
@@ -212,8 +202,7 @@ class Student:
             seen = {tap: x.detach() for tap, x in losses.taught.student.taps.items()}
             with torch.no_grad():
                 found = stage.watch(losses.taught._replace(student=View(seen)), self.connector)
-            for name, value in found.items():
-                self._note(name, float(value))
+            self._noted |= {name: float(value) for name, value in found.items()}
 
     def _reads(self) -> tuple[str, ...]:
         """Every tap of the student that a step needs."""
@@ -245,10 +234,11 @@ class Student:
             objective = self._objective
             loss, _ = objective.reduce(transfer, objective.hide_labels(pair))
             cosine = gradient_cosine(objective.task(pair, batch.targets), loss, self._trunk)
-        self._note("gradient_cosine", cosine)
+        self._noted["gradient_cosine"] = cosine
 
     def _backward(self, losses: Losses) -> None:
-        terms = weigh(self.stage, self.progress, losses.task, losses.joint, losses.transfer)
+        found = map(losses.terms.get, ("task", "joint", "transfer"))
+        terms = weigh(self.stage, self.progress, *found)
         if self.stage.merge is None and not self.stage.momentum_split:
             sum(terms[1:], start=terms[0]).backward()
             return
@@ -287,9 +277,7 @@ class Student:
         )
 
     @torch.no_grad()
-    def restore(
-        self, state: State, clean_view: Callable[[Sequence[str]], View], labels: Tensor
-    ) -> None:
+    def restore(self, state: State, clean_view: CleanView, labels: Tensor) -> None:
         """Brings a new student to `state`; ValueError if that is of another network or method."""
         tensors, values = state
         here = self._tensors()
@@ -332,9 +320,8 @@ def make_student(
     """
     if method.needs_teacher and teacher is None:
         raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
-    labelled: Tensor | None = labels >= 0
-    if labelled.all():
-        labelled = None
+    known = labels >= 0
+    labelled = None if known.all() else known
     if labelled is not None and any(stage.keep is not None for stage in method.plan):
         raise NotApplicable("the selection reads every label, but this grid hides some labels")
     _check_momentum(cell, method)

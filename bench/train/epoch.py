@@ -35,13 +35,9 @@ class Sums:
         """
         self.steps += 1
         self.samples += len(losses.pair.labels)
-        for name in ("task", "joint", "transfer"):
-            value = getattr(losses, name)
-            if value is not None:
-                self.add(name, value)
-        for name, count in losses.counts.items():
-            self.add(name, count)
-        if losses.task is not None:
+        for name, value in {**losses.terms, **losses.counts}.items():
+            self.add(name, value)
+        if "task" in losses.terms:
             predicted = losses.pair.student.logits.argmax(1)
             right = predicted == losses.pair.labels
             if targets is not None:
@@ -86,28 +82,27 @@ def points(
     task = sums.mean("task") if stage.task_weight > 0 else None
     joint = sums.mean("joint") if stage.joint is not None else None
     transfer = sums.mean("transfer") if stage.transfer is not None else None
-    total = sum(weigh(stage, progress, task, joint, transfer))
-    found = {"task_loss": task, "transfer_loss": transfer, "train_loss": total}
+    correct = sums.total("correct") / max(sums.samples, 1)
+    found = {
+        "task_loss": task,
+        "transfer_loss": transfer,
+        "train_loss": sum(weigh(stage, progress, task, joint, transfer)),
+        "learning_rate": rate,
+        "train_accuracy": correct if task is not None else None,
+    }
     if any(one.joint is not None for one in plan):
         found["joint_loss"] = joint
-        lost = sums.total("joint_skipped") if stage.joint is not None else None
-        found["joint_skipped_samples"] = lost
+        found["joint_skipped_samples"] = None if joint is None else sums.total("joint_skipped")
     if any(one.clip_norm is not None for one in plan):
-        found["clipped_steps"] = sums.total("clipped") if stage.clip_norm is not None else None
+        found["clipped_steps"] = None if stage.clip_norm is None else sums.total("clipped")
     found |= {name: sums.mean(f"watched {name}") for name in sorted(sums.watched)}
-    correct = sums.total("correct") / max(sums.samples, 1)
     skipped, masked = sums.total("skipped"), sums.total("masked")
     reach = {
         "reached_samples": sums.taught - skipped - masked,
         "skipped_samples": skipped,
         "masked_samples": masked,
     }
-    return {
-        **found,
-        "learning_rate": rate,
-        "train_accuracy": correct if task is not None else None,
-        **(reach if stage.transfer is not None else dict.fromkeys(reach)),
-    }
+    return found | (reach if transfer is not None else dict.fromkeys(reach))
 
 
 def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int) -> None:

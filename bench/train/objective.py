@@ -28,12 +28,13 @@ class MixedPair(Pair):
 
 
 class Losses(NamedTuple):
-    """The losses of one batch, () each; None for a loss that the stage does not have.
+    """The losses of one batch.
 
     Attributes:
         pair: both networks' views of the batch.
         taught: the pair as methods see it, with labels hidden.
-        joint: the transfer loss that is added to the task loss.
+        terms: those that the stage has, () each: "task", "joint", a transfer loss that is added to
+            it, and "transfer".
         counts: numbers of samples, () each; those of the joint loss as "joint_skipped" and so on.
             "skipped": the loss is not finite. "masked": a term of it is undefined. "untaught": the
             stage selected other samples. The loss reached all others.
@@ -41,9 +42,7 @@ class Losses(NamedTuple):
 
     pair: Pair
     taught: Pair
-    task: Tensor | None
-    joint: Tensor | None
-    transfer: Tensor | None
+    terms: Mapping[str, Tensor]
     counts: Mapping[str, Tensor]
 
 
@@ -68,17 +67,16 @@ class Objective:
 
     def losses(self, pair: Pair, targets: Tensor | None = None) -> Losses:
         """Every loss of the stage, for one batch; `targets` are those of mixed images."""
-        stage = self.stage
-        task = self.task(pair, targets) if stage.task_weight > 0 else None
-        taught = self.hide_labels(pair)
-        joint, transfer, counts = None, None, {}
+        stage, taught = self.stage, self.hide_labels(pair)
+        terms = {"task": self.task(pair, targets)} if stage.task_weight > 0 else {}
+        counts = {}
         if stage.joint is not None:
-            joint, found = self.reduce(stage.joint, taught)
+            terms["joint"], found = self.reduce(stage.joint, taught)
             counts = {f"joint_{name}": count for name, count in found.items()}
         if stage.transfer is not None:
-            transfer, found = self.reduce(stage.transfer, taught, stage.reduction)
+            terms["transfer"], found = self.reduce(stage.transfer, taught, stage.reduction)
             counts |= found
-        return Losses(pair, taught, task, joint, transfer, counts)
+        return Losses(pair, taught, terms, counts)
 
     def task(self, pair: Pair, targets: Tensor | None = None) -> Tensor:
         """Mean cross-entropy with the labels that the task loss may see, ().

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,22 +35,20 @@ class SplitMomentum(torch.optim.Optimizer):
         """`momentum` is m, `split` is D."""
         super().__init__(groups, {"lr": rate})
         self.momentum, self.apart, self.decay = momentum, split, decay
-        self.task: dict[Tensor, Tensor | None] = {}
-        self.transfer: dict[Tensor, Tensor | None] = {}
+        self.gradients: dict[Tensor, tuple[Tensor | None, Tensor | None]] = {}
 
     def set_gradients(
         self, parameters: Sequence[Tensor], task: Gradients, transfer: Gradients
     ) -> None:
         """The gradients of the next step, one of each loss for each parameter."""
-        self.task = dict(zip(parameters, task, strict=True))
-        self.transfer = dict(zip(parameters, transfer, strict=True))
+        self.gradients = dict(zip(parameters, zip(task, transfer, strict=True), strict=True))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update; parameters that neither loss reaches stay."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                task, transfer = self.task[parameter], self.transfer[parameter]
+                task, transfer = self.gradients[parameter]
                 apart = 0.0 if task is None or transfer is None else self.apart
                 if task is not None:
                     task = task.add(parameter, alpha=self.decay)
@@ -60,13 +59,13 @@ class SplitMomentum(torch.optim.Optimizer):
                     ("task", task, self.momentum - apart),
                     ("transfer", transfer, self.momentum + apart),
                 ):
-                    if gradient is not None:
-                        kept = state.get(name)
-                        state[name] = (
-                            gradient if kept is None else gradient.add(kept, alpha=momentum)
-                        )
-                        parameter.sub_(state[name], alpha=group["lr"])
-        self.task, self.transfer = {}, {}
+                    if gradient is None:
+                        continue
+                    if name in state:
+                        gradient = gradient.add(state[name], alpha=momentum)
+                    state[name] = gradient
+                    parameter.sub_(gradient, alpha=group["lr"])
+        self.gradients = {}
 
 
 def make_optimiser(
@@ -86,18 +85,10 @@ def make_optimiser(
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if stage.momentum_split:
         return SplitMomentum(trained, rate, recipe.momentum, stage.momentum_split, decay)
+    shared: dict[str, Any] = {"lr": rate, "weight_decay": decay, "foreach": True}
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(
-            trained, lr=rate, betas=recipe.betas, weight_decay=decay, foreach=True
-        )
-    return torch.optim.SGD(
-        trained,
-        lr=rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=decay,
-        foreach=True,
-    )
+        return torch.optim.AdamW(trained, betas=recipe.betas, **shared)
+    return torch.optim.SGD(trained, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
 
 
 def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:

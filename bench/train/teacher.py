@@ -23,11 +23,10 @@ class Teacher:
         self, network: Network, cell: Cell, device: torch.device, image_shape: tuple[int, int, int]
     ) -> None:
         """Folds the network's BatchNorms, moves it to `device` and freezes it."""
-        norms = {tap: network.norm_of(tap) for tap in network.tap_names}
         self._norms = {
             tap: (norm.weight.detach().to(device), norm.bias.detach().to(device))
-            for tap, norm in norms.items()
-            if norm is not None
+            for tap in network.tap_names
+            if (norm := network.norm_of(tap)) is not None
         }
         lean = folded(network.eval(), image_shape)
         self.network = to_device(lean, device).eval().requires_grad_(False)
