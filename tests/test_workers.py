@@ -109,7 +109,7 @@ def test_a_killed_worker_costs_the_job_it_held_and_no_other(tmp_path, config):
         assert [epoch for cell_id, epoch in events if cell_id == one.id] == [1, 2, 3]
     alone = worker_config(tmp_path / "alone", config.cache, plugins=config.plugins)
     for one in cells[1:]:
-        run_job(Job((one,)), alone, lambda *event: None)
+        run_job(Job((one,)), alone, lambda *event: None, {})
     ids = [one.id for one in cells[1:]]
     assert comparable(store, ids) == comparable(Store(alone.store), ids)
 

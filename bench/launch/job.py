@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +24,6 @@ NEED_FAILED = "NeedFailed"
 Held = Mapping[str, Path]
 """Cell id -> the file that stands for its lease; see `bench.launch.leases`."""
 
-NOTHING_HELD: Held = {}
 Report = Callable[[str, int, int, float | None], None]
 
 
@@ -52,11 +52,15 @@ class WorkerConfig:
     cohort: int | None = None
 
 
-@dataclass(frozen=True)
-class Job:
-    """Cells that train side by side. Those that have a teacher share it."""
+class Job(NamedTuple):
+    """Cells that train side by side. Those that have a teacher share it.
+
+    `retried`: they have failed once. `alone`: memory ran out, so nothing else may run meanwhile.
+    """
 
     cells: tuple[Cell, ...]
+    retried: bool = False
+    alone: bool = False
 
     @property
     def teacher(self) -> Cell | None:
@@ -73,7 +77,7 @@ def run_job(
     job: Job,
     config: WorkerConfig,
     report: Report,
-    held: Held = NOTHING_HELD,
+    held: Held,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains the cells of a job in this process; each of them has a record afterwards.

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.cell import Cell
 from bench.faults import UserError, is_out_of_memory
@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """Cells that have a record now; `here` if this launcher trained them, not another command."""
 
     cells: tuple[Cell, ...]
@@ -51,9 +50,6 @@ class Launcher:
         self.store = Store(config.store, lambda cell_id: check_held(leases.generation(cell_id)))
         self.waiting: list[Job] = []
         self.elsewhere: list[Job] = []
-        self._starved: list[Job] = []
-        self._alone: Job | None = None
-        self._retried: set[str] = set()
         self._recorded: set[str] = set()
         self._followed = self._waits = 0.0
         self._named = -math.inf
@@ -65,7 +61,7 @@ class Launcher:
         """
         self.waiting = list(jobs)
         try:
-            while self.waiting or self.workers.running or self._starved or self.elsewhere:
+            while self.waiting or self.workers.running or self.elsewhere:
                 self.leases.check()
                 yield from self._follow()
                 yield from self._start()
@@ -76,25 +72,19 @@ class Launcher:
             self.workers.stop()
 
     def _start(self) -> Iterator[Done]:
-        """Starts what can start now."""
-        if self._alone is not None:
-            return
-        for job in list(self.waiting):
-            if not self.workers.has_room():
+        """Starts what can start now; what is to run alone comes last."""
+        running = self.workers.running
+        for job in sorted(self.waiting, key=lambda job: job.alone):
+            if not self.workers.has_room() or any(one.alone for one in running.values()):
                 return
-            if self._is_ready(job):
+            if self._is_ready(job) and not (job.alone and running):
                 self.waiting = [other for other in self.waiting if other is not job]
                 yield from self._start_job(job)
-        if self._starved and not self.workers.running:
-            self._alone = self._starved.pop(0)
-            self._submit(self._alone)
 
     def _check_needs(self) -> None:
         """UserError if nothing runs that could train what the waiting jobs need: it is gone."""
-        active = self.workers.running or self._starved or self.elsewhere
-        if active or not self.waiting or not self.workers.has_room():
-            return
-        if not any(self._is_ready(job) for job in self.waiting):
+        active = self.workers.running or self.elsewhere
+        if self.waiting and not active and not any(map(self._is_ready, self.waiting)):
             raise UserError(
                 f"records of finished cells are gone from {self.config.store}; was the work "
                 "directory removed? Start the same command again"
@@ -116,10 +106,11 @@ class Launcher:
             self.elsewhere.append(Job(tuple(held)))
         if recorded:
             yield Done(tuple(recorded), here=False)
-        left = without_failed_needs(Job(tuple(mine)), self.store, self.config)
+        left = without_failed_needs(job._replace(cells=tuple(mine)), self.store, self.config)
         if left.cells:
-            self._submit(left)
-        yield from self._release_all_but(left.cells, Job(tuple(mine)))
+            leases = {cell.id: self.leases.generation(cell.id) for cell in left.cells}
+            self.workers.submit(left, leases)
+        yield from self._release_all_but(left.cells, mine)
 
     def _is_ready(self, job: Job) -> bool:
         missing = {need.id for need in job.needs} - self._recorded  # each is parsed once
@@ -128,40 +119,34 @@ class Launcher:
 
     def _after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
         """Releases the cells of an ended job that have a record, and tries the others again."""
-        alone, self._alone = self._alone is job, None
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
         if left := self._without_record(job):
             error = error or RuntimeError(f"it ended without a record in {self.config.store}")
-            left = self._try_again(left, error, alone)
-        yield from self._release_all_but(left, job)
-
-    def _submit(self, job: Job) -> None:
-        held = {cell.id: self.leases.generation(cell.id) for cell in job.cells}
-        self.workers.submit(job, held)
+            left = self._try_again(job, left, error)
+        yield from self._release_all_but(left, job.cells)
 
     def _without_record(self, job: Job) -> list[Cell]:
         """The cells of a job that have no record."""
         return [cell for cell in job.cells if self.store.read(cell.id) is None]
 
-    def _try_again(self, cells: list[Cell], error: BaseException, alone: bool) -> list[Cell]:
-        """Queues the cells of a failed job, or records their failure; returns those queued."""
-        if is_out_of_memory(error) and not alone:
+    def _try_again(self, job: Job, cells: list[Cell], error: BaseException) -> list[Cell]:
+        """Queues these cells of a failed job, or records their failure; returns those queued."""
+        if is_out_of_memory(error) and not job.alone:
             if len(cells) == 1:
-                self._starved.append(Job(tuple(cells)))
+                self.waiting.append(Job(tuple(cells), alone=True))
             else:
                 self.waiting[:0] = [Job(tuple(cells[0::2])), Job(tuple(cells[1::2]))]
             return cells
-        again = [cell for cell in cells if cell.id not in self._retried and not alone]
+        if not (job.retried or job.alone):
+            self.waiting[:0] = [Job((cell,), retried=True) for cell in cells]
+            return cells
         for cell in cells:
-            if cell not in again:
-                self.store.write(fail(cell, error, self.config.provenance))
-        self._retried |= {cell.id for cell in again}
-        self.waiting[:0] = [Job((cell,)) for cell in again]
-        return again
+            self.store.write(fail(cell, error, self.config.provenance))
+        return []
 
-    def _release_all_but(self, left: Sequence[Cell], job: Job) -> Iterator[Done]:
-        if done := [cell for cell in job.cells if cell not in left]:
+    def _release_all_but(self, left: Sequence[Cell], cells: Sequence[Cell]) -> Iterator[Done]:
+        if done := [cell for cell in cells if cell not in left]:
             for cell in done:
                 self.leases.release(cell.id, forget=True)
             yield Done(tuple(done))
@@ -210,4 +195,4 @@ def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
         reason = record.error if record is not None else "it has no record"
         error = f"{NEED_FAILED}: {need}, which it learns from, did not finish: {reason}"
         store.write(record_without_result(cell, FAILED, error, config.provenance))
-    return Job(tuple(kept))
+    return job._replace(cells=tuple(kept))

@@ -58,7 +58,7 @@ def trials_of(grid: Grid, count: int) -> list[Trial]:
         total = math.prod(map(len, space.values()))
         draws = random.Random(derive(0, "trials", row.label))
         drawn = draws.sample(range(total), min(total, count))
-        points = [point for point in (_point(space, n) for n in drawn) if point != default]
+        points = [point for n in drawn if (point := _point(space, n)) != default]
         for chosen in [{}, *points[: count - 1]]:
             hyperparameters = {**row.hyperparameters, **chosen}
             spec = row.model_copy(update={"hyperparameters": hyperparameters})

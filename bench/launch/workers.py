@@ -89,21 +89,19 @@ class Workers:
         self.running: dict[_Worker, Job] = {}
         self._config = config
         self._free_devices = list(devices)
-        self._idle: list[_Worker] = []
-        self._alive: set[_Worker] = set()
+        self._alive: list[_Worker] = []
 
     def has_room(self) -> bool:
         """Whether one more job can start."""
-        return bool(self._idle or self._free_devices)
+        return len(self.running) < len(self._alive) + len(self._free_devices)
 
     def submit(self, job: Job, held: Held) -> None:
         """Starts a job, whose cells' leases are `held`."""
-        if self._idle:
-            worker = self._idle.pop(0)
-        else:
+        worker = next((one for one in self._alive if one not in self.running), None)
+        if worker is None:
             config = replace(self._config, device=self._free_devices.pop(0))
             with _without_interrupts() as interrupted:
-                self._alive.add(worker := _Worker(config))
+                self._alive.append(worker := _Worker(config))
             if interrupted:
                 signal.raise_signal(interrupted[0])
         with contextlib.suppress(ConnectionError):  # it died: `receive` says so
@@ -129,8 +127,6 @@ class Workers:
                     worker.end()  # the next job for its device starts another
                     self._alive.remove(worker)
                     self._free_devices.append(worker.config.device)
-                else:
-                    self._idle.append(worker)
                 yield job, error
                 break
 
