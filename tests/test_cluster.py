@@ -26,7 +26,7 @@ from bench.launch.job import Job, WorkerConfig
 from bench.launch.leases import Leases
 from bench.launch.ray_cluster import ClusterError, NodeCommands, RayCluster
 from bench.record import FAILED, FINISHED, Plan, Store, WorkDir
-from bench.train.failure import record_without_result
+from bench.train.failure import record_of
 
 __all__ = ["fake_ray"]
 RAY = ["--grid", "smoke", "--launcher", "ray"]
@@ -56,7 +56,7 @@ class Node:
         deed = self.deeds.pop(0)
         if isinstance(deed, BaseException):
             raise deed
-        self.store.write(record_without_result(deed, FAILED, "done", {}))
+        self.store.write(record_of(deed, FAILED, {}, error="done"))
 
 
 def commands(
@@ -178,12 +178,12 @@ def test_a_grid_that_was_trained_on_a_cluster_is_done_on_one_machine(
 def test_a_record_that_another_command_writes_as_one_starts_is_kept(tmp_path, cells):
     cell, config = cells[0], worker_config(tmp_path / "store", tmp_path / "data")
     work = WorkDir(tmp_path)
-    work.store.write(record_without_result(cell, FAILED, "KilledError: with its node", {}))
+    work.store.write(record_of(cell, FAILED, {}, error="KilledError: with its node"))
 
     class Devices(list[str]):
         def __iter__(self) -> Iterator[str]:
             """Once jobs are planned, and so after a look at what is unfinished."""
-            work.store.write(record_without_result(cell, FINISHED, "", {}))
+            work.store.write(record_of(cell, FINISHED, {}, error=""))
             return super().__iter__()
 
     class Nothing:

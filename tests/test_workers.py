@@ -27,7 +27,7 @@ from bench.launch.workers import Workers
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Record, Store
 from bench.train.engine import Student
-from bench.train.failure import KilledError, fail, record_without_result
+from bench.train.failure import KilledError, fail, record_of
 
 # cnn2 with something that happens in the midst of a training step. `wait_once` returns when the
 # test opens the pipe of that name for writing, and at once in later trainings.
@@ -388,7 +388,7 @@ def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tm
 
         def train(job: Job) -> None:
             if third in job.cells:
-                store.write(record_without_result(first, FAILED, "as an example", {}))
+                store.write(record_of(first, FAILED, {}, error="as an example"))
                 theirs.release(first.id, forget=True)
                 theirs.release(second.id)
             for one in job.cells:

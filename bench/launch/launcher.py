@@ -14,7 +14,7 @@ from bench.launch.leases import Leases, check_held
 from bench.launch.workers import Workers
 from bench.progress import duration
 from bench.record import FAILED, FINISHED, Store
-from bench.train.failure import fail, record_without_result
+from bench.train.failure import fail, record_of
 
 FOLLOW_SECONDS = 1.0  # time between two looks at the cells that other commands train
 NAME_SECONDS = 60.0  # time between two lines that say for whom it waits
@@ -194,5 +194,5 @@ def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
         record = found[need.id]
         reason = record.error if record is not None else "it has no record"
         error = f"{NEED_FAILED}: {need}, which it learns from, did not finish: {reason}"
-        store.write(record_without_result(cell, FAILED, error, config.provenance))
+        store.write(record_of(cell, FAILED, config.provenance, error=error))
     return job._replace(cells=tuple(kept))

@@ -54,7 +54,6 @@ class Leases:
         self._machine = machine or _machine()
         self._held: dict[str, Path] = {}
         self._lost: LeaseLostError | None = None
-        self._guard = threading.Lock()
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
@@ -115,8 +114,7 @@ class Leases:
         except OSError:  # a full disk: nobody holds it
             path.unlink(missing_ok=True)
             raise
-        with self._guard:
-            self._held[name] = path
+        self._held[name] = path
         for old in _generations(folder):
             if old < path:
                 old.unlink(missing_ok=True)
@@ -124,8 +122,7 @@ class Leases:
 
     def release(self, name: str, *, forget: bool = False) -> None:
         """Gives a lease back; `forget` if nobody needs it again, because the cell has a record."""
-        with self._guard:
-            path = self._held.pop(name, None)
+        path = self._held.pop(name, None)
         if path is None:
             return
         if forget:
@@ -167,9 +164,7 @@ class Leases:
         with contextlib.suppress(OSError):
             os.pwrite(self._file, self._about, 0)
             os.fsync(self._file)
-        with self._guard:
-            held = dict(self._held)
-        for name, path in held.items():
+        for name, path in self._held.copy().items():  # another thread changes it meanwhile
             try:
                 check_held(path)
             except LeaseLostError as error:
@@ -198,7 +193,7 @@ class Leases:
         if owner == "":  # created, and not yet written
             with contextlib.suppress(FileNotFoundError):
                 return "unknown" if self._is_recent(path.stat().st_mtime) else None
-        return owner if owner and owner != RELEASED and self._lives(owner) else None
+        return owner if owner and self._lives(owner) else None
 
 
 def check_held(generation: Path) -> None:

@@ -144,7 +144,10 @@ class NodeCommands:
             logger.warning("no node has room for a job now; waiting for one (see: ray status)")
         try:
             while waiting:
-                self._start(len(waiting))
+                # Twice as many as fit, so that an autoscaler sees some waiting.
+                most = self.cluster.workers or 2 * max(1, self.cluster.slots())
+                while len(self.running) < min(most, len(waiting)):
+                    self.running.append(self.task.remote(*self.order))
                 ended, _ = self.ray.wait(self.running, timeout=POLL_SECONDS, fetch_local=False)
                 for handle in ended:
                     self.running.remove(handle)
@@ -155,12 +158,6 @@ class NodeCommands:
                     yield Done(tuple(done))
         finally:
             self._stop()
-
-    def _start(self, cells: int) -> None:
-        """Starts a command for each job that fits, and as many that an autoscaler sees waiting."""
-        most = self.cluster.workers or 2 * max(1, self.cluster.slots())
-        while len(self.running) < min(most, cells):
-            self.running.append(self.task.remote(*self.order))
 
     def _check(self, handle: Any) -> None:
         """Looks how a command ended; ClusterError if no other would do better."""

@@ -20,7 +20,6 @@ from bench.record import write_atomically
 
 VERSION = 3  # of the content; checkpoints of other versions are not read
 KEPT = 2
-SECONDS = 60.0
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +53,7 @@ class History:
 class Checkpoints:
     """The checkpoints of all unfinished cells: `<root>/<cell id>/<epochs done>.safetensors`."""
 
-    def __init__(self, root: Path, every: float = SECONDS) -> None:
+    def __init__(self, root: Path, every: float = 60.0) -> None:
         """Creates nothing yet. `every`: least seconds between two saves; 0 saves each epoch."""
         self.root, self.every = root, every
         self._last = time.monotonic()

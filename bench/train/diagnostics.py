@@ -115,16 +115,11 @@ def constrained_directions(transfer: Transfer, pair: Pair, connector: nn.Module)
         with unchanged(connector):
             loss = MaskedLoss.of(transfer(pair._replace(student=View(taps)), connector)).loss.mean()
             # A loss of the teacher alone, which sets a connector up, is not of the student's graph.
+            if not loss.requires_grad:
+                return {tap: torch.zeros_like(x) for tap, x in student.items()}
             # Restoring the statistics of BatchNorm would spoil a graph that is still needed.
-            found = (
-                torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
-                if loss.requires_grad
-                else [None] * len(taps)
-            )
-        return {
-            tap: torch.zeros_like(student[tap]) if g is None else g * scales[tap]
-            for tap, g in zip(taps, found, strict=True)
-        }
+            found = torch.autograd.grad(loss, list(taps.values()), materialize_grads=True)
+        return {tap: g * scales[tap] for tap, g in zip(taps, found, strict=True)}
 
     def curve(move: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ahead, behind = gradient(move, STEP), gradient(move, -STEP)
@@ -184,12 +179,11 @@ def knowledge_facts(
     the stage's optional taps that both networks have, `shapes` those of the teacher's taps, and
     `batch` is the number of images for the directions.
     """
-    large = [
-        tap
+    found = {
+        f"attention_variation_{tap}": attention_variation(view((tap,))[tap])
         for tap, shape in shapes.items()
         if re.fullmatch(r"stage\d+", tap) and len(shape) == 3 and min(shape[1:]) >= LEAST_SIDE
-    ]
-    found = {f"attention_variation_{tap}": attention_variation(view((tap,))[tap]) for tap in large}
+    }
     if (stage := own_stage(method)) is not None and stage.transfer is not None:
         taps = (*stage.taps, *optional)
         found["knowledge_scalars"] = sum(math.prod(shapes[tap]) for tap in taps)

@@ -315,11 +315,8 @@ def make_student(
 
     Raises:
         NotApplicable: the method cannot be used for this pair.
-        ValueError: the method needs a teacher and there is none, or teacher and student have
-            different numbers of classes.
+        ValueError: teacher and student have different numbers of classes.
     """
-    if method.needs_teacher and teacher is None:
-        raise ValueError(f"method {cell.method!r} needs a teacher, and the cell names none")
     known = labels >= 0
     labelled = None if known.all() else known
     if labelled is not None and any(stage.keep is not None for stage in method.plan):

@@ -1,7 +1,8 @@
-"""Records of cells that give no result."""
+"""Records of cells: what all of them hold, and those of cells that give no result."""
 
 import traceback
 from collections.abc import Mapping
+from typing import Any
 
 from bench.cell import Cell
 from bench.faults import name_and_reason, reason
@@ -17,15 +18,13 @@ class KilledError(RuntimeError):
 def fail(cell: Cell, error: BaseException, provenance: Mapping[str, object]) -> Record:
     """The record of a cell that raised `error`: failed, or not applicable to its pair."""
     if isinstance(error, NotApplicable):
-        return record_without_result(cell, NOT_APPLICABLE, reason(error), provenance)
+        return record_of(cell, NOT_APPLICABLE, provenance, error=reason(error))
     text = "".join(traceback.format_exception(error))
-    return record_without_result(cell, FAILED, name_and_reason(error), provenance, text)
+    return record_of(cell, FAILED, provenance, error=name_and_reason(error), traceback=text)
 
 
-def record_without_result(
-    cell: Cell, status: str, error: str, provenance: Mapping[str, object], text: str = ""
-) -> Record:
-    """The record of a cell without a result; `error` is a line, `text` the traceback."""
+def record_of(cell: Cell, status: str, conditions: Mapping[str, object], **fields: Any) -> Record:
+    """The record of a cell; `fields` are those that follow neither from it nor from its method."""
     method = build_method(cell.method, **cell.hyperparameters)
     return Record(
         cell_id=cell.id,
@@ -33,7 +32,6 @@ def record_without_result(
         category=method.category,
         source=method.source,
         status=status,
-        error=error,
-        traceback=text,
-        conditions=dict(provenance),
+        conditions=dict(conditions),
+        **fields,
     )

@@ -5,10 +5,11 @@ from functools import partial
 
 from torch import nn
 
-from bench.record import FINISHED, Record, Store, dump_json
+from bench.record import FINISHED, Store, dump_json
 from bench.train.checkpoint import History
 from bench.train.diagnostics import EXAMINED, knowledge_facts, own_stage
 from bench.train.engine import Student
+from bench.train.failure import record_of
 from bench.train.stream import Stream, accuracy, predictions
 from bench.train.teacher import Teacher
 from bench.train.weights import FILE, WEIGHTS, weights_content
@@ -44,17 +45,14 @@ class Results:
 
     def write(self, student: Student, history: History, conditions: Mapping[str, object]) -> None:
         """Writes a finished student's weights, selections and record."""
-        cell, method = student.cell, student.method
+        cell = student.cell
         selections = {f"selection_{name}": chosen for name, chosen in student.selections.items()}
         contents = {name: dump_json(s.details).encode() for name, s in selections.items()}
         self.store.write(
-            Record(
-                cell_id=cell.id,
-                cell=cell.resolved(),
-                category=method.category,
-                source=method.source,
-                status=FINISHED,
-                conditions=dict(conditions),
+            record_of(
+                cell,
+                FINISHED,
+                conditions,
                 stages=stage_entries(student) if cell.trains else [],
                 curves=student.curves,
                 final=self._final(student, history),
