@@ -50,7 +50,6 @@ class Launcher:
         self.store = Store(config.store, lambda cell_id: check_held(leases.generation(cell_id)))
         self.waiting: list[Job] = []
         self.elsewhere: list[Job] = []
-        self._recorded: set[str] = set()
         self._followed = self._waits = 0.0
         self._named = -math.inf
 
@@ -113,9 +112,7 @@ class Launcher:
         yield from self._release_all_but(left.cells, mine)
 
     def _is_ready(self, job: Job) -> bool:
-        missing = {need.id for need in job.needs} - self._recorded  # each is parsed once
-        self._recorded |= {cell_id for cell_id in missing if self.store.read(cell_id)}
-        return missing <= self._recorded
+        return all(self.store.read(need.id) is not None for need in job.needs)
 
     def _after_end(self, job: Job, error: BaseException | None) -> Iterator[Done]:
         """Releases the cells of an ended job that have a record, and tries the others again."""
@@ -183,16 +180,16 @@ class Launcher:
 
 def without_failed_needs(job: Job, store: Store, config: WorkerConfig) -> Job:
     """The cells of a job with finished teacher and source; the others are recorded as failed."""
-    found = {need.id: store.read(need.id) for need in job.needs}
-    failed = {id for id, record in found.items() if record is None or record.status != FINISHED}
+    errors: dict[str, str] = {}
+    for need in job.needs:
+        record = store.read(need.id)
+        if record is None or record.status != FINISHED:
+            why = "it has no record" if record is None else record.error
+            errors[need.id] = f"{NEED_FAILED}: {need}, which it learns from, did not finish: {why}"
     kept = []
     for cell in job.cells:
-        need = next((need for need in cell.needs if need.id in failed), None)
-        if need is None:
+        if error := next((errors[need.id] for need in cell.needs if need.id in errors), ""):
+            store.write(record_of(cell, FAILED, config.provenance, error=error))
+        else:
             kept.append(cell)
-            continue
-        record = found[need.id]
-        reason = record.error if record is not None else "it has no record"
-        error = f"{NEED_FAILED}: {need}, which it learns from, did not finish: {reason}"
-        store.write(record_of(cell, FAILED, config.provenance, error=error))
     return job._replace(cells=tuple(kept))

@@ -27,6 +27,7 @@ from typing import Any, Self
 from bench.faults import UserError
 
 RELEASED = "released"
+NONE = f"{0:08d}"  # the generation of a lease that nobody ever held; there is no such file
 
 
 class BusyError(UserError):
@@ -101,9 +102,9 @@ class Leases:
         folder = self._names / name
         folder.mkdir(parents=True, exist_ok=True)
         latest = _latest(folder)
-        if latest is not None and self._owner_of(latest) is not None:
+        if self._owner_of(latest) is not None:
             return False
-        path = folder / f"{int(latest.name) + 1 if latest else 1:08d}"
+        path = folder / f"{int(latest.name) + 1:08d}"
         try:
             file = path.open("x")
         except (FileExistsError, FileNotFoundError):  # another was first, or removes the folder
@@ -139,8 +140,7 @@ class Leases:
 
     def holder(self, name: str) -> str | None:
         """The living process that holds the lease, in words; None if there is no other."""
-        latest = _latest(self._names / name)
-        owner = None if latest is None else self._owner_of(latest)
+        owner = self._owner_of(_latest(self._names / name))
         if owner is None or owner == self.owner:
             return None
         about: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def check_held(generation: Path) -> None:
     A network disk may still show older generations alone: that is none.
     """
     latest = _latest(generation.parent)
-    if latest is None or latest > generation:
+    if latest.name == NONE or latest > generation:
         raise LeaseLostError(
             f"another launcher took over {generation.parent.name}: this process was suspended; "
             "start it again, finished cells are kept"
@@ -220,8 +220,8 @@ def _generations(folder: Path) -> list[Path]:
     return [path for path in folder.glob("[0-9]*") if path.name.isdecimal()]
 
 
-def _latest(folder: Path) -> Path | None:
-    return max(_generations(folder), default=None)
+def _latest(folder: Path) -> Path:
+    return max(_generations(folder), default=folder / NONE)
 
 
 def _machine() -> str:

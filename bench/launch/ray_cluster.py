@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -96,8 +97,8 @@ class RayCluster:
     def slots(self) -> int:
         """How many jobs the nodes can run at once now."""
         fitting = 0
-        alive = [node for node in import_module("ray").nodes() if node["Alive"]]
-        for resources in (node["Resources"] for node in alive):
+        for node in import_module("ray").nodes():
+            resources = node["Resources"] if node["Alive"] else {}
             jobs = int(resources.get("CPU", 0.0) / self.threads)
             if self.device == "cuda":
                 gpus, each = resources.get("GPU", 0.0), self.gpus_per_job
@@ -191,10 +192,6 @@ def _task_body() -> Callable[[bytes, str, Path], str | None]:
 
         `code` is the digest of the driver's code, `heartbeat` a file that the driver writes.
         """
-        import pickle
-        import signal
-        import socket
-
         # A node that a script starts in the background ignores the signal by which Ray cancels.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         node = f"node {socket.gethostname()}"

@@ -80,10 +80,9 @@ def group_cells(cells: Iterable[Cell]) -> tuple[list[Cell], list[list[Cell]]]:
     students = [cell for cell in cells if cell.id not in teaching]
     cohorts: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(students, key=lambda cell: cell.teacher is None):
-        stream = cell.stream
-        key = (stream, cell.teacher.id if cell.teacher else "")
+        key = (cell.stream, cell.teacher.id if cell.teacher else "")
         if cell.teacher is None:
-            key = next((known for known in cohorts if known[0] == stream), key)
+            key = next((known for known in cohorts if known[0] == key[0]), key)
         cohorts.setdefault(key, []).append(cell)
     return teachers, list(cohorts.values())
 

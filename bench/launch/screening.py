@@ -35,17 +35,16 @@ def expand_chosen(grid: Grid, fingerprint: Fingerprint, work: WorkDir, extend: b
     design = grid.seeds
     if extend and not (isinstance(design, Design) and design.extend):
         raise UserError(f"--extend: grid {grid.name} plans no second look (seeds: extend is 0)")
-    expansion, choices = expand(grid, fingerprint), None
+    choices = ()
     if grid.screens:
-        choices = read_choices(_choices_path(grid, expansion, work))
+        screened = expand(grid, fingerprint)
+        choices = read_choices(_choices_path(grid, screened, work))
         if choices is None:
             if extend:
                 raise UserError("--extend: no finalists are chosen; run the grid without it first")
-            return expansion
+            return screened
     extended = extend or _was_extended(work.plan(grid.name))
-    if choices is None and not extended:
-        return expansion
-    return expand(grid, fingerprint, choices or (), extended=extended)
+    return expand(grid, fingerprint, choices, extended=extended)
 
 
 def _choices_path(grid: Grid, expansion: Expansion, work: WorkDir) -> Path:

@@ -6,7 +6,6 @@ import platform
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,11 +89,9 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
-def autocast(cell: Cell, device: torch.device) -> AbstractContextManager:
+def autocast(cell: Cell, device: torch.device) -> torch.autocast:
     """The context in which networks, never losses, run: bfloat16 if the cell asks for it."""
-    if cell.precision != "bf16":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=cell.precision == "bf16")
 
 
 def processor() -> str:
