@@ -60,14 +60,13 @@ def estimate_rows(
     total = WORKER_SECONDS + makespan(jobs, len(devices), estimate.seconds)
     peak = max(estimate.bytes(job.cells) for job in jobs)
     peak += idle_bytes if device.type == "cpu" else 0
-    mapped = library.mapped_bytes()
     shared = sum(estimate.shared_seconds(job.cells) for job in jobs)
     cells = {cell.id: cell for cell in waiting}
     lines = [
         f"time: about {duration(total)} on {len(devices)} workers ({devices[0]}) if nothing else "
         f"runs; {duration(work)} of work",
         f"memory: at most {peak / MIB:.0f} MiB for a worker; images, shared: "
-        f"{mapped / MIB:.0f} MiB",
+        f"{library.mapped_bytes() / MIB:.0f} MiB",
         _counts(expansion, waiting),
     ]
     refused = Counter(
@@ -75,8 +74,7 @@ def estimate_rows(
         for row in expansion.plan.rows
         if row.cell_id in cells and (reason := estimate.student(cells[row.cell_id]).refused)
     )
-    for (name, reason), count in refused.items():
-        lines.append(f"cannot run: {name} ({count} cells): {reason}")
+    lines += [f"cannot run: {name} ({n} cells): {why}" for (name, why), n in refused.items()]
     for pair, rows in group_by_pair(expansion.plan).items():
         lines += [_title(pair, rows), *_table(rows, cells, estimate)]
     lines.append(f"shared by the rows (data, teachers' forward passes): {duration(shared)}")

@@ -26,8 +26,7 @@ def pick_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UserError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise UserError(f"--device: got {name!r}, but torch sees {count} CUDA devices here")
     return device
 

@@ -25,8 +25,7 @@ def check_cells(cells: Sequence[Cell], read: Read) -> None:
     """Refuses the first cell that cannot be trained, with a UserError that names it."""
     pairs = {(cell.source.data, cell.data): cell for cell in cells if cell.source is not None}
     for (source, target), cell in pairs.items():
-        shared = len(_hashes(read(source).train_images) & _hashes(read(target).test_images))
-        if shared:
+        if shared := len(_hashes(read(source).train_images) & _hashes(read(target).test_images)):
             raise UserError(
                 f"cell {cell}: {shared} test images are among the training images of its source; "
                 "choose other classes or another set for source.data"
