@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -15,8 +15,7 @@ DRAWS, DRAW_SEED = 40_000, 20261  # Monte-Carlo draws behind P(best), and their 
 RACE = 0.95  # what P(best) of the rows still in the race sums to, at least
 
 
-@dataclass(frozen=True)
-class Chance:
+class Chance(NamedTuple):
     """What is believed of one row after all its seeds.
 
     `gain` is the posterior mean of its true gain over the reference, in accuracy; `better` and
@@ -29,8 +28,7 @@ class Chance:
     best: float
 
 
-@dataclass(frozen=True)
-class Posterior:
+class Posterior(NamedTuple):
     """Gains over the reference: probability of each tau (T,), and a normal distribution for it."""
 
     weights: np.ndarray
@@ -149,9 +147,9 @@ def chances(
     )
     gains, better = found.weights @ found.means, found.better()
     best = found.best(np.array([name in competing for name in shared]), draws)
-    numbers = zip([0.0, *gains], [0.0, *better], best, strict=True)
+    numbers = np.stack([[0.0, *gains], [0.0, *better], best], axis=1).tolist()
     believed = [
-        Chance(name, *map(float, three))
+        Chance(name, *three)
         for name, three in zip(names, numbers, strict=True)
         if name == reference or name in competing
     ]

@@ -83,7 +83,7 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
 def caveats(answer: Answer, asked: Asked) -> list[str]:
     """What a reader must know before the answer, each in one sentence."""
     found = cautions(answer, asked)
-    if answer.look == 2:
+    if answer.pair.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
         found.append("every row has the same seeds: claims about a single pair are exploratory.")

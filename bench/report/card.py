@@ -12,14 +12,7 @@ from bench.report.answers import asked_of, cautions
 from bench.report.results import Findings, Line, remarks, summary_section
 from bench.report.tables import to_text
 from bench.report.wording import LONGER as FACTOR
-from bench.report.wording import (
-    chance_text,
-    cost_text,
-    gain_text,
-    points,
-    range_text,
-    row_title,
-)
+from bench.report.wording import chance_text, cost_text, gain_text, points, range_text, row_title
 
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""

@@ -123,7 +123,7 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
 
 
 PASSING = {"started", "cohort"}  # differ from cell to cell by their nature
-CONDITION_COLUMNS = (*text_columns("what", "value"), Column(key="cells", name="cells"))
+CONDITION_COLUMNS = (*text_columns("what", "value"), Column("cells", "cells"))
 FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 

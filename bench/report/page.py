@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
-from bench.report.figures import (
-    Forest,
-    GainCost,
-    curves,
-    file_name,
-    finding,
-    forest,
-    gain_cost,
-)
+from bench.report.figures import Forest, GainCost, curves, file_name, finding, forest, gain_cost
 from bench.report.results import Findings, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
 from bench.statistics import Interval

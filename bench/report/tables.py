@@ -30,7 +30,7 @@ INTERVAL_ENDS = ("", "_low", "_high", "_n")  # of the keys of an interval's four
 Value = str | int | float | Interval | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """What one column holds.
 
@@ -64,7 +64,7 @@ class Column:
 def text_columns(*keys: str) -> tuple[Column, ...]:
     """Columns of text whose headings are their keys, but for a row's label: it is a method."""
     names = {key: key for key in keys} | {"label": "method"}
-    return tuple(Column(key=key, name=names[key], align="left") for key in keys)
+    return tuple(Column(key, names[key], align="left") for key in keys)
 
 
 @dataclass(frozen=True)
