@@ -3,8 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.decide.records import group_by_pair
 from bench.design import PairId
@@ -26,8 +25,7 @@ Measure = Callable[[Record], float | None]
 """A number of a finished record; None where it was not measured."""
 
 
-@dataclass
-class Group:
+class Group(NamedTuple):
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
 
     `role` is one of `ROLES`; `cells` maps seeds to cell ids, which `records` are by.

@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +105,7 @@ def figure_files(found: Findings) -> dict[str, str]:
 
 def _render(parts: Mapping[str, Any], sections: Iterable[Section], links: Sequence[Link]) -> str:
     page = _environment().get_template("page.html")
-    shown = [replace(section, tables=notes_once(section.tables)) for section in sections]
+    shown = [section._replace(tables=notes_once(section.tables)) for section in sections]
     return page.render(parts, sections=shown, links=links)
 
 

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.faults import one_line
 from bench.record import write_atomically
@@ -96,8 +96,7 @@ class Table:
         return [[show(column, row.get(column.key)) for column in self.columns] for row in self.rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
+class Section(NamedTuple):
     """What belongs together: one CSV file called `name`, and one closed section of the page.
 
     Tables have the columns of the widest one, or fewer. On the page lines of text, curves (a pair's
