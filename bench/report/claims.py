@@ -21,7 +21,7 @@ from collections import ChainMap, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bench.cost.costs import Costs
+from bench.cost.costs import Costs, Quartiles
 from bench.record import Record
 from bench.report.groups import Group, Measure, Pairs, final
 from bench.report.results import Findings
@@ -46,8 +46,6 @@ CLAIM_NOTES = (
     "Means over a category's methods, paired by seed and averaged over pairs; paired t test, Holm "
     f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
 )
-
-Range = tuple[float, float, float]  # first quartile, median and third quartile
 
 
 class Claim(NamedTuple):
@@ -145,18 +143,18 @@ def _p(values: Sequence[float]) -> float | None:
 
 
 def _ordered(
-    pairs: Sequence[Mapping[str, Range]], category: str, sign: int, missing: str
+    pairs: Sequence[Mapping[str, Quartiles]], category: str, sign: int, missing: str
 ) -> tuple[str, str]:
     """Whether a category has less (-1) or more (1) than the others, on every pair: see `Claim`."""
     others = [x for x in CATEGORIES if x != category]
     both = [(p[category], p[x]) for p in pairs for x in others if category in p and x in p]
     # -1 for less, 1 for more, 0 where the quartiles overlap.
-    holds = [(first[0] > second[2]) - (first[2] < second[0]) for first, second in both]
+    holds = [(first.q1 > second.q3) - (first.q3 < second.q1) for first, second in both]
     if not holds:
         return UNDECIDED, missing
     parts = []
     for each in (category, *others):
-        values = [pair[each][1] for pair in pairs if each in pair]
+        values = [pair[each].median for pair in pairs if each in pair]
         parts += [f"{each} {range_text(values, '{:.4g}'.format)}"] if values else []
     common = holds[0] if len(set(holds)) == 1 else 0
     verdict = {sign: SUPPORTED, -sign: NOT_SUPPORTED}.get(common, UNDECIDED)
@@ -286,28 +284,27 @@ def _over_pairs(series: Iterable[Mapping[int, float]]) -> list[float]:
     return [round(statistics.fmean(round(p[seed], 12) for p in pairs), 12) for seed in seeds]
 
 
-def _scalars(pairs: Pairs) -> list[dict[str, Range]]:
+def _scalars(pairs: Pairs) -> list[dict[str, Quartiles]]:
     """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
     found, measure = [], final("knowledge_scalars")
     for groups in pairs.values():
-        means = {x: _category_means(groups, x, measure) for x in CATEGORIES}
+        means = {x: _category_means(groups, x, measure).values() for x in CATEGORIES}
         # Seeds do not differ in it: the networks' shapes decide.
-        found.append({x: (statistics.fmean(s.values()),) * 3 for x, s in means.items() if s})
+        found.append({x: Quartiles.of([statistics.fmean(s)]) for x, s in means.items() if s})
     return found
 
 
-def _loss_ms(costs: Costs) -> list[dict[str, Range]]:
+def _loss_ms(costs: Costs) -> list[dict[str, Quartiles]]:
     """For every profiled pair: category -> ms of the costliest transfer loss, mean over methods."""
-    found: dict[tuple[str, ...], dict[str, dict[str, list[Range]]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[str, list[Quartiles]]]] = {}
     for record in costs.records:
-        stage = record.costliest
-        if stage is not None and (ms := stage.loss_ms) is not None:
+        if (stage := record.costliest) is not None and stage.loss_ms is not None:
             methods = found.setdefault(record.place, {}).setdefault(record.category, {})
-            methods.setdefault(record.method, []).append((ms.q1, ms.median, ms.q3))
+            methods.setdefault(record.method, []).append(stage.loss_ms)
     pairs = (pair.items() for pair in found.values())
     return [{c: _mean_of(map(_mean_of, methods.values())) for c, methods in p} for p in pairs]
 
 
-def _mean_of(several: Iterable[Range]) -> Range:
-    q1, median, q3 = map(statistics.fmean, zip(*several, strict=True))
-    return q1, median, q3
+def _mean_of(several: Iterable[Quartiles]) -> Quartiles:
+    median, q1, q3, _ = map(statistics.fmean, zip(*several, strict=True))
+    return Quartiles(median, q1, q3, 1)
