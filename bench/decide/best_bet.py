@@ -35,11 +35,6 @@ class Posterior(NamedTuple):
     means: np.ndarray  # (T, R)
     covariances: np.ndarray  # (T, R, R)
 
-    def better(self) -> np.ndarray:
-        """P(gain > 0) of each row, (R,)."""
-        deviations = np.sqrt(np.diagonal(self.covariances, axis1=1, axis2=2))
-        return self.weights @ special.ndtr(self.means / deviations)
-
     def best(self, competing: np.ndarray, draws: int = DRAWS) -> np.ndarray:
         """P(best) of the reference and each competing row, (1 + R,), by Monte Carlo."""
         generator = np.random.default_rng(DRAW_SEED)
@@ -145,8 +140,10 @@ def chances(
     found = posterior(
         table([rows[name] for name in names]), np.array([name in methods for name in shared])
     )
-    gains, better = found.weights @ found.means, found.better()
+    deviations = np.sqrt(np.diagonal(found.covariances, axis1=1, axis2=2))
+    better = found.weights @ special.ndtr(found.means / deviations)  # P(gain > 0)
     best = found.best(np.array([name in competing for name in shared]), draws)
+    gains = found.weights @ found.means
     numbers = np.stack([[0.0, *gains], [0.0, *better], best], axis=1).tolist()
     believed = [
         Chance(name, *three)
