@@ -4,8 +4,6 @@ Values are kept as measured: accuracies and shares in [0, 1]. Percent exists onl
 rendered for eyes; the CSV holds the raw numbers. Equal tables render to equal bytes.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -14,14 +12,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Self
 
 from bench.faults import one_line
 from bench.record import write_atomically
 from bench.statistics import Interval
-
-if TYPE_CHECKING:
-    from bench.report.figures import Curves, Dumbbell
 
 PERCENT_UNITS = ("%", "points")  # values are stored as fractions and shown times 100
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
@@ -81,13 +76,13 @@ class Table:
         if unknown := {key for row in self.rows for key in row} - {c.key for c in self.columns}:
             raise ValueError(f"table {self.title!r} has no column {', '.join(sorted(unknown))}")
 
-    def only(self, keys: Sequence[str]) -> Table:
+    def only(self, keys: Sequence[str]) -> Self:
         """The columns of these keys alone, in their order."""
         columns = {column.key: column for column in self.columns}
         rows = [{key: row.get(key) for key in keys} for row in self.rows]
         return replace(self, columns=[columns[key] for key in keys], rows=rows)
 
-    def without_details(self) -> Table:
+    def without_details(self) -> Self:
         """The columns but those of details."""
         return self.only([column.key for column in self.columns if not column.detail])
 
@@ -107,8 +102,8 @@ class Section(NamedTuple):
     title: str
     tables: Sequence[Table] = ()
     lines: Sequence[str] = ()
-    curves: Sequence[tuple[str, str, Curves]] = ()
-    dumbbells: Sequence[tuple[str, Sequence[Dumbbell]]] = ()
+    curves: Sequence[tuple[str, str, NamedTuple]] = ()
+    dumbbells: Sequence[tuple[str, Sequence[NamedTuple]]] = ()
 
 
 def show(column: Column, value: Value) -> str:
