@@ -78,9 +78,8 @@ def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -
     for row in rows:
         if row.role == "source":
             continue
-        group = groups.setdefault(
-            (row.role, row.label), Group(row.role, row.label, row.method, row.category, {}, {})
-        )
+        new = Group(row.role, row.label, row.method, row.category, {}, {})
+        group = groups.setdefault((row.role, row.label), new)
         if group.cells.setdefault(row.seed, row.cell_id) != row.cell_id:
             raise UserError(
                 f"{key.title}: cells {group.cells[row.seed]} and {row.cell_id} both answer for "
