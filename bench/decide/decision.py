@@ -36,8 +36,7 @@ MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
 """Accuracy that does not matter; the coarse one on a test set of few images."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(NamedTuple):
     """What is asked of the evidence.
 
     Attributes:

@@ -141,9 +141,8 @@ def _cheaper(answer: Answer) -> list[str]:
         nearest = min(few, key=lambda within: within.needed or math.inf)
         could = f"about {nearest.needed} seeds" if nearest.needed else "more than 1,000 seeds"
         said = f"{nearest.n} seeds cannot show it; {could} could"
-    return (
-        [f"  cheaper and as good, within {100 * answer.margin:.1f} points: {said}"] if said else []
-    )
+    lead = f"  cheaper and as good, within {100 * answer.margin:.1f} points"
+    return [f"{lead}: {said}"] if said else []
 
 
 def _settled_by(answer: Answer, asked: Asked) -> list[str]:
