@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -15,8 +15,7 @@ DRAWS, DRAW_SEED = 40_000, 20261  # Monte-Carlo draws behind P(best), and their 
 RACE = 0.95  # what P(best) of the rows still in the race sums to, at least
 
 
-@dataclass(frozen=True)
-class Chance:
+class Chance(NamedTuple):
     """What is believed of one row after all its seeds.
 
     `gain` is the posterior mean of its true gain over the reference, in accuracy; `better` and
@@ -29,18 +28,12 @@ class Chance:
     best: float
 
 
-@dataclass(frozen=True)
-class Posterior:
+class Posterior(NamedTuple):
     """Gains over the reference: probability of each tau (T,), and a normal distribution for it."""
 
     weights: np.ndarray
     means: np.ndarray  # (T, R)
     covariances: np.ndarray  # (T, R, R)
-
-    def better(self) -> np.ndarray:
-        """P(gain > 0) of each row, (R,)."""
-        deviations = np.sqrt(np.diagonal(self.covariances, axis1=1, axis2=2))
-        return self.weights @ special.ndtr(self.means / deviations)
 
     def best(self, competing: np.ndarray, draws: int = DRAWS) -> np.ndarray:
         """P(best) of the reference and each competing row, (1 + R,), by Monte Carlo."""
@@ -147,11 +140,13 @@ def chances(
     found = posterior(
         table([rows[name] for name in names]), np.array([name in methods for name in shared])
     )
-    gains, better = found.weights @ found.means, found.better()
+    deviations = np.sqrt(np.diagonal(found.covariances, axis1=1, axis2=2))
+    better = found.weights @ special.ndtr(found.means / deviations)  # P(gain > 0)
     best = found.best(np.array([name in competing for name in shared]), draws)
-    numbers = zip([0.0, *gains], [0.0, *better], best, strict=True)
+    gains = found.weights @ found.means
+    numbers = np.stack([[0.0, *gains], [0.0, *better], best], axis=1).tolist()
     believed = [
-        Chance(name, *map(float, three))
+        Chance(name, *three)
         for name, three in zip(names, numbers, strict=True)
         if name == reference or name in competing
     ]

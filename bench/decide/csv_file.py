@@ -46,14 +46,11 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
                 f"{path}: pair {name} has no row {baseline!r}, which gains are over; it has: "
                 f"{', '.join(rows)}; choose one with --baseline"
             )
-    return [
-        Pair(
-            name=name,
-            rows=tuple(_row(path, row, mine, row == baseline) for row, mine in rows.items()),
-            test_images=0,
-        )
+    made = {
+        name: tuple(_row(path, row, mine, row == baseline) for row, mine in rows.items())
         for name, rows in found.items()
-    ]
+    }
+    return [Pair(name=name, rows=rows, test_images=0) for name, rows in made.items()]
 
 
 def _read(path: Path) -> list[Line]:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
-from bench.decide.evidence import LONGER, METHOD, Pair
+from bench.decide.evidence import LONGER, METHOD, Pair, Row
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -16,7 +16,6 @@ from bench.decide.proof import (
     Overall,
     Within,
     all_within_margin,
-    margin_for,
     over_pairs,
     prove,
     within_margin,
@@ -33,10 +32,11 @@ from bench.statistics import (
 
 PROVEN, BEST_BET, UNDECIDED = "proven", "best bet", "undecided"
 SURE_ENOUGH = 0.90  # P(better) of a best bet, below which nothing is decided
+MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
+"""Accuracy that does not matter; the coarse one on a test set of few images."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(NamedTuple):
     """What is asked of the evidence.
 
     Attributes:
@@ -54,8 +54,7 @@ class Question:
     draws: int = DRAWS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settle:
+class Settle(NamedTuple):
     """What could turn a best bet into a proof, if its true gain is what is believed.
 
     `chance` is the probability that the design's extension proves it; None if none is left. With
@@ -85,7 +84,6 @@ class Answer:
         claims: of every finalist against the reference.
         against_longer: of every method against the longer-trained student, the teacher's price.
         excluded: row -> why it may not be named.
-        look: 2 where the extension's seeds are among the evidence.
         exploratory: whether these are claims of one pair among several of equal seeds.
         recipe_too_short: whether the student is proven to gain by longer training.
         problem: why no row is named, in one line.
@@ -106,7 +104,6 @@ class Answer:
     claims: tuple[Claim, ...]
     against_longer: tuple[Claim, ...]
     excluded: Mapping[str, str]
-    look: int
     exploratory: bool
     recipe_too_short: bool
     problem: str = ""
@@ -128,9 +125,15 @@ class Answer:
         return next((each.cost for each in self.pair.rows if each.name == row), None)
 
     @property
+    def allowed(self) -> dict[str, Row]:
+        """The finalists that may be named, by name."""
+        rows = (row for row in self.pair.finalists if row.nameable)
+        return {row.name: row for row in rows if row.name not in self.excluded}
+
+    @property
     def best_bet(self) -> str | None:
         """The allowed finalist of the highest believed gain, proven or not."""
-        allowed = {row.name for row in self.pair.finalists if row.name not in self.excluded}
+        allowed = self.allowed
         return next((chance.row for chance in self.chances if chance.row in allowed), None)
 
     @property
@@ -144,8 +147,7 @@ class Answer:
         return next((chance for chance in self.chances if chance.row == row), None)
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The answers, one a pair, and of a grid of equal seeds each row's mean gain over the pairs."""
 
     answers: tuple[Answer, ...]
@@ -175,7 +177,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
     count = sum(map(len, claims))
     finished = []
     for family, answer, cheaper in zip(families, answers, as_good, strict=True):
-        gains = family.differences(answer.look)
+        gains = family.differences(answer.pair.look)
         answer = replace(
             answer,
             as_good=cheaper,
@@ -206,7 +208,7 @@ def _behind(answer: Answer) -> dict[str, list[float]]:
     if named is None or named.cost is None:
         return {}
     cheaper = [row for row in rows.values() if row.cost is not None and row.cost < named.cost]
-    found = Family(named, tuple(cheaper)).differences(answer.look)
+    found = Family(named, tuple(cheaper)).differences(answer.pair.look)
     return {row: [-d for d in differences] for row, differences in found.items() if differences[1:]}
 
 
@@ -219,36 +221,30 @@ def _answer(
 ) -> Answer:
     """Names a row, from what is proven, from what is believed, and within the limits."""
     proven = {claim.row for claim in claims if claim.proven}
-    nameable = [row for row in pair.rows if row.nameable]
-    limits = {row.name: row.too_dear(asked.max_cost) for row in nameable}
-    excluded = {row: why for row, why in limits.items() if why}
+    limits = {row.name: row.too_dear(asked.max_cost) for row in pair.rows if row.nameable}
     answer = Answer(
         pair=pair,
-        margin=margin_for(pair.test_images),
+        margin=COARSE_MARGIN if pair.test_images < FEW_IMAGES else MARGIN,
         claims=claims,
         against_longer=against_longer,
-        excluded=excluded,
-        look=pair.look,
+        excluded={row: why for row, why in limits.items() if why},
         exploratory=asked.equal_seeds and pairs > 1,
         recipe_too_short=pair.reference is pair.student
         and any(row.kind == LONGER and row.name in proven for row in pair.finalists),
     )
-    if problem := _problem(pair, excluded):
+    if problem := _problem(answer):
         return replace(answer, problem=problem)
-    others = [row for row in pair.rows if row is not pair.reference]
-    alone = pair.reference.every_seed
     believed = chances(
-        {row.name: row.every_seed for row in (pair.reference, *others)},
-        methods=[row.name for row in others if row.kind == METHOD],
-        competing=[r.name for r in nameable if r.name not in excluded and r in others],
+        {row.name: row.every_seed for row in (pair.reference, *pair.rows)},
+        methods=[row.name for row in pair.rows if row.kind == METHOD],
+        competing=[row for row, why in limits.items() if not why],
         draws=asked.draws,
     )
-    allowed = [row for row in pair.finalists if row.nameable and row.name not in excluded]
-    bet = next(chance for chance in believed if chance.row in {row.name for row in allowed})
+    bet = next(chance for chance in believed if chance.row in answer.allowed)
     gains = {
-        row.name: fmean(paired_differences(row.every_seed, alone))
-        for row in allowed
-        if row.name in proven
+        name: fmean(paired_differences(row.every_seed, pair.reference.every_seed))
+        for name, row in answer.allowed.items()
+        if name in proven
     }
     verdict = BEST_BET if bet.better >= SURE_ENOUGH else UNDECIDED
     return replace(
@@ -260,20 +256,21 @@ def _answer(
     )
 
 
-def _problem(pair: Pair, excluded: Mapping[str, str]) -> str:
+def _problem(answer: Answer) -> str:
     """Why no row can be named, in one line; empty if one can."""
-    if not pair.finalists:
+    finalists, reference = answer.pair.finalists, answer.pair.reference
+    if not finalists:
         return "no row was chosen for confirmation"
-    allowed = [row for row in pair.finalists if row.nameable and row.name not in excluded]
-    costs = {r.name: r.cost for r in pair.finalists if r.nameable and r.cost is not None}
-    if not allowed and not costs:
+    costs = {r.name: r.cost for r in finalists if r.nameable and r.cost is not None}
+    if not answer.allowed and not costs:
         return "costs are limited, and no finalist's cost is measured: run_all.py profile does that"
-    if not allowed:
+    if not answer.allowed:
         nearest = min(costs, key=lambda row: costs[row])
-        return f"no finalist is within the limit; the nearest is {nearest}: {excluded[nearest]}"
-    alone = pair.reference.every_seed
-    shared = max(len(row.every_seed.keys() & alone.keys()) for row in allowed)
-    few = f"seeds in common with {pair.reference.name}: {shared}; two are the least"
+        why = f"{nearest}: {answer.excluded[nearest]}"
+        return f"no finalist is within the limit; the nearest is {why}"
+    alone = reference.every_seed.keys()
+    shared = max(len(row.every_seed.keys() & alone) for row in answer.allowed.values())
+    few = f"seeds in common with {reference.name}: {shared}; two are the least"
     return few if shared < 2 else ""
 
 
@@ -284,7 +281,7 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
         return None
     deviation = mean_and_deviation(gains)[1]
     effect = chance.gain / deviation if deviation else 0.0
-    left = extend if answer.look == 1 else 0
+    left = extend if answer.pair.look == 1 else 0
     return Settle(
         chance=power(effect, len(gains) + left, SECOND_LOOK / 2 / count) if left else None,
         seeds=seeds_needed(effect, ALPHA / 2 / count),

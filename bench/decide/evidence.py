@@ -145,10 +145,9 @@ class Pair:
         accuracy, alone = self.teacher_accuracy, self.student.every_seed.values()
         if accuracy is None:
             return ""
-        if said := guess(accuracy, self.classes, self.test_images):
-            return said
         below = alone and accuracy <= fmean(alone)
-        return "the teacher is no better than the student." if below else ""
+        worse = "the teacher is no better than the student." if below else ""
+        return guess(accuracy, self.classes, self.test_images) or worse
 
     @property
     def look(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy import special
 
@@ -21,14 +21,10 @@ from bench.statistics import (
 )
 
 FIRST_LOOK, SECOND_LOOK = 0.04, 0.01  # how alpha is split where the design allows one extension
-MARGIN, COARSE_MARGIN, FEW_IMAGES = 0.005, 0.01, 1000
-"""Accuracy that does not matter; the coarse one on a test set of few images."""
-
 LEAST_VARIANCE = 1e-12  # of a mean gain whose differences are all equal
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Rows of one pair that are held against one reference."""
 
     reference: Row
@@ -40,8 +36,7 @@ class Family:
         return {row.name: paired_differences(row.at_look(look), reference) for row in self.rows}
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """One row held against the reference.
 
     Attributes:
@@ -100,13 +95,7 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
     return found
 
 
-def margin_for(test_images: int) -> float:
-    """The margin in accuracy, by the size of the test set."""
-    return COARSE_MARGIN if test_images < FEW_IMAGES else MARGIN
-
-
-@dataclass(frozen=True)
-class Within:
+class Within(NamedTuple):
     """Whether a mean difference, in accuracy, is shown to be below a margin, by n seeds.
 
     `p` is after the correction; 1 where there is no spread to judge by. `needed` seeds show it with
@@ -176,8 +165,7 @@ def _p(differences: Sequence[float], margin: float) -> float:
     return float(special.stdtr(len(differences) - 1, t))
 
 
-@dataclass(frozen=True)
-class Overall:
+class Overall(NamedTuple):
     """One row's mean gain over the pairs that have it; `p` is after Holm's correction over rows."""
 
     row: str

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.cost.costs import Costs
-from bench.decide.decision import BEST_BET, PROVEN, Answer
+from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
 from bench.decide.proof import Overall
 from bench.decide.records import decide_plan, group_by_pair, question_of
 from bench.record import FINISHED, Plan, Record
@@ -50,11 +50,9 @@ def answer_lines(answer: Answer, asked: Asked) -> list[str]:
     lines = [answer.pair.name, *(f"  note: {text}" for text in caveats(answer, asked))]
     if answer.named is None:
         return [*lines, f"  no answer: {answer.problem}"]
-    lines.append(f"  proven: {proven_text(answer)}")
-    bet = "best bet" if answer.verdict in (PROVEN, BEST_BET) else "undecided"
-    lines.append(f"  {bet}: {bet_text(answer)}")
-    race = "; ".join(row_title(row) for row in answer.in_the_race)
-    lines.append(f"  still in the race: {race}")
+    bet = UNDECIDED if answer.verdict == UNDECIDED else BEST_BET
+    lines += [f"  proven: {proven_text(answer)}", f"  {bet}: {bet_text(answer)}"]
+    lines.append(f"  still in the race: {'; '.join(map(row_title, answer.in_the_race))}")
     if answer.no_help:
         lines.append(f"  shown: no finalist gains more than {100 * answer.margin:.1f} points")
     return [*lines, *_worth(answer), *_cheaper(answer), *_settled_by(answer, asked)]
@@ -70,20 +68,19 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
     if answer.recipe_too_short:
         found.append("the recipe is too short: the student still gains by longer training alone.")
     for row in pair.rows:
+        name = row_title(row.name)
         if row.reached is not None and row.reached < FEW_REACHED:
-            found.append(
-                f"the loss of {row_title(row.name)} reached {row.reached:.0%} of the samples; the "
-                "others had no defined value."
-            )
+            share = f"{row.reached:.0%} of the samples"
+            found.append(f"the loss of {name} reached {share}; the others had no defined value.")
         if row.added:
-            found.append(f"{row_title(row.name)} deploys more than the student: {row.added}.")
+            found.append(f"{name} deploys more than the student: {row.added}.")
     return found
 
 
 def caveats(answer: Answer, asked: Asked) -> list[str]:
     """What a reader must know before the answer, each in one sentence."""
     found = cautions(answer, asked)
-    if answer.look == 2:
+    if answer.pair.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
     if answer.exploratory:
         found.append("every row has the same seeds: claims about a single pair are exploratory.")
@@ -117,14 +114,12 @@ def proven_text(answer: Answer) -> str:
 
 def bet_text(answer: Answer) -> str:
     """What is believed of the row of the highest believed gain."""
-    title, chance = row_title(answer.best_bet or ""), answer.chance(answer.best_bet)
-    if chance is None:
-        return title
+    chance = next(chance for chance in answer.chances if chance.row == answer.best_bet)
     reference = reference_title(answer.pair.reference.name)
     return (
-        f"{title}, probably {points(chance.gain)} points; better than {reference} with "
-        f"{chance_text(chance.better)}, the best row with {chance_text(chance.best)}; "
-        f"{cost_text(answer.cost(answer.best_bet))}"
+        f"{row_title(chance.row)}, probably {points(chance.gain)} points; better than {reference} "
+        f"with {chance_text(chance.better)}, the best row with {chance_text(chance.best)}; "
+        f"{cost_text(answer.cost(chance.row))}"
     )
 
 
@@ -139,17 +134,15 @@ def _worth(answer: Answer) -> list[str]:
 
 def _cheaper(answer: Answer) -> list[str]:
     """Which cheaper finalists are as good, or why that could not be shown."""
-    margin = f"{100 * answer.margin:.1f} points"
     good = [within.row for within in answer.as_good if within.shown]
-    if shown := [f"{row_title(row)} ({cost_text(answer.cost(row))})" for row in good]:
-        return [f"  cheaper and as good, within {margin}: {'; '.join(shown)}"]
+    said = "; ".join(f"{row_title(row)} ({cost_text(answer.cost(row))})" for row in good)
     few = [within for within in answer.as_good if within.too_few]
-    if not few:
-        return []
-    nearest = min(few, key=lambda within: within.needed or math.inf)
-    could = f"about {nearest.needed} seeds" if nearest.needed else "more than 1,000 seeds"
-    why = f"{nearest.n} seeds cannot show it; {could} could"
-    return [f"  cheaper and as good, within {margin}: {why}"]
+    if few and not good:
+        nearest = min(few, key=lambda within: within.needed or math.inf)
+        could = f"about {nearest.needed} seeds" if nearest.needed else "more than 1,000 seeds"
+        said = f"{nearest.n} seeds cannot show it; {could} could"
+    lead = f"  cheaper and as good, within {100 * answer.margin:.1f} points"
+    return [f"{lead}: {said}"] if said else []
 
 
 def _settled_by(answer: Answer, asked: Asked) -> list[str]:
@@ -187,13 +180,9 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[Pla
     if found is None:
         return None
     key, answer = found
-    finished = [
-        row
-        for row in group_by_pair(plan)[key]
-        if row.label == answer.named
-        and row.cell_id in records
-        and records[row.cell_id].status == FINISHED
-    ]
+    rows = (row for row in group_by_pair(plan)[key] if row.label == answer.named)
+    done = {i for i, record in records.items() if record.status == FINISHED}
+    finished = [row for row in rows if row.cell_id in done]
     row = min(finished, key=lambda row: row.seed)
     text, sure = (proven_text, "") if rank[0] else (bet_text, ", not proven")
     why = f"{answer.verdict}{sure}: for {key.title}, {text(answer)}."

@@ -52,16 +52,14 @@ def sections(found: Findings) -> list[Section]:
         if (plot := curves(found.groups[key], found.lines[key])) is not None:
             best = f"{plot.rows[0].title}, {plot.rows[0].last} %"
             drawn.append((title, f"{title}: accuracy over epochs. Best at the end: {best}.", plot))
-    published, conditions = published_tables(plan, records), conditions_table(plan, records)
-    faults = faults_table(plan, records)
     made = [
-        Section(name="answers", title="Every answer in full", lines=answers),
+        Section("answers", "Every answer in full", lines=answers),
         summary_section(found),
-        Section(name="curves", title="Learning curves", curves=drawn),
+        Section("curves", "Learning curves", curves=drawn),
         cost_section(found.costs),
-        Section(name="published", title="Published and ours", tables=published),
-        Section(name="claims", title="The survey's claims, measured", tables=[claim_table(found)]),
-        Section(name="conditions", title="Conditions", tables=conditions),
-        Section(name="faults", title="Cells without a result", tables=faults),
+        Section("published", "Published and ours", published_tables(plan, records)),
+        Section("claims", "The survey's claims, measured", [claim_table(found)]),
+        Section("conditions", "Conditions", conditions_table(plan, records)),
+        Section("faults", "Cells without a result", faults_table(plan, records)),
     ]
     return [s for s in made if s.tables or s.lines or s.curves]

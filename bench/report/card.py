@@ -12,14 +12,7 @@ from bench.report.answers import asked_of, cautions
 from bench.report.results import Findings, Line, remarks, summary_section
 from bench.report.tables import to_text
 from bench.report.wording import LONGER as FACTOR
-from bench.report.wording import (
-    chance_text,
-    cost_text,
-    gain_text,
-    points,
-    range_text,
-    row_title,
-)
+from bench.report.wording import chance_text, cost_text, gain_text, points, range_text, row_title
 
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""
@@ -136,25 +129,24 @@ def _named(answers: Answers, found: Findings) -> Sentence:
     parts: Sentence = []
     for (row, verdict), keys in choices.items():
         where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
-        parts += [Part(" and ")] * bool(parts)
+        also = " and " if parts else ""
         if verdict == UNDECIDED:
-            parts += [Part("it is "), Part("undecided", verdict), Part(f", {row_title(row)} leads")]
+            said = f", {row_title(row)} leads{where}"
+            parts += [Part(f"{also}it is "), Part("undecided", verdict), Part(said)]
         else:
             said = " is proven" if verdict == PROVEN else " is the best bet, not proven"
-            parts += [Part(row_title(row), verdict), Part(said)]
-        parts += [Part(where)] * bool(where)
+            parts += [Part(also), Part(row_title(row), verdict), Part(said + where)]
     return parts
 
 
 def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
     """One student's answer with gain and cost, over its teachers and data."""
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
-    named = {answer.named for answer in mine.values()}
+    if len({answer.named for answer in mine.values()}) > 1:
+        return [*parts, Part(".")]
     # What was measured if it is proven, else what is believed.
     both = [(a.proven_gain, a.chance(a.named)) for a in mine.values()]
-    gains = [gain.mean if gain else chance.gain for gain, chance in both if chance is not None]
-    if len(named) > 1 or not gains:
-        return [*parts, Part(".")]
+    gains = [gain.mean if gain else chance.gain for gain, chance in both if chance]
     sure = "" if all(answer.verdict == PROVEN for answer in mine.values()) else "probably "
     gain = f"{sure}{range_text(gains, points)} points"
     cost = _at(answer.cost(answer.named) for answer in mine.values())
@@ -184,8 +176,8 @@ def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     times = {"": "longer", "2": "twice as long"}.get(factor_text, f"{factor_text} times as long")
     gains = [longer.gain.mean]
     if not found.overall:
-        claims = [c for a in answers.values() if (c := a.claim(longer.label)) is not None]
-        gains = [claim.gain.mean for claim in claims if claim.gain is not None]
+        claims = (answer.claim(longer.label) for answer in answers.values())
+        gains = [claim.gain.mean for claim in claims if claim and claim.gain]
     low, high = points(min(gains)), points(max(gains))
     bought = f"{low} points" if low == high else f"{low} to {high} points, depending on the pair"
     text = f"{lead}training the student alone for {times} gives {bought}"
@@ -194,12 +186,11 @@ def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
         # The finalist of the highest gain that needs a teacher.
         methods = [x.label for x in found.lines[key] if x.kind == METHOD and x.gain is not None]
         beaten += [c.proven for c in answer.against_longer if c.row in methods[:1]]
-    if not beaten:
-        return [Part(f"{text}.")]
-    if not any(beaten):
-        return [Part(f"{text}, and no method is proven to beat that.")]
-    where = f" for {sum(beaten)} of {len(beaten)} pairs" if len(beaten) > 1 else ""
-    return [Part(f"{text}; the best method is proven to beat that{where}.")]
+    said = ", and no method is proven to beat that" if beaten else ""
+    if any(beaten):
+        where = f" for {sum(beaten)} of {len(beaten)} pairs" if len(beaten) > 1 else ""
+        said = f"; the best method is proven to beat that{where}"
+    return [Part(f"{text}{said}.")]
 
 
 def _longer(found: Findings) -> Line | None:

@@ -17,11 +17,11 @@ methods into the categories of this harness.
 
 import math
 import statistics
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bench.cost.costs import Costs
+from bench.cost.costs import Costs, Quartiles
 from bench.record import Record
 from bench.report.groups import Group, Measure, Pairs, final
 from bench.report.results import Findings
@@ -32,6 +32,7 @@ from bench.statistics import ALPHA, holm, mean_interval, paired_differences, pai
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
 RESPONSE, CONNECTED, SHARED = "response", "multi-connection", "shared-representation"
+CATEGORIES = (RESPONSE, CONNECTED, SHARED)
 
 # Fewer are no evidence, whatever their p: two seeds agree by chance too often, and on a single pair
 # some row is always the best.
@@ -46,20 +47,18 @@ CLAIM_NOTES = (
     f"over the table, 95 % intervals. Fewer than {LEAST_SEEDS} seeds decide nothing.",
 )
 
-Range = tuple[float, float, float]  # first quartile, median and third quartile
-
 
 class Claim(NamedTuple):
     """One sentence, what it is measured by and what was found.
 
-    Without a verdict a test decides, of the differences `tested`, one a seed; `wanted` is -1 if the
-    claim says below 0, 1 if above.
+    A test decides where there are differences `tested`, one a seed; `wanted` is -1 if the claim
+    says below 0, 1 if above.
     """
 
     text: str
     measure: str
-    verdict: str = ""
-    evidence: str = ""
+    verdict: str = UNDECIDED
+    evidence: str = EXAMINED
     tested: Sequence[float] = ()
     wanted: int = 1
 
@@ -79,13 +78,13 @@ def _claims(found: Findings) -> list[Claim]:
     pairs, losses = found.groups, _loss_ms(found.costs)
     held = "directions held fast, "
     return [
-        _ordered(
-            Claim("Response-based knowledge is small", "scalars that the method reads per sample"),
-            _scalars(pairs), RESPONSE, (CONNECTED, SHARED), -1, EXAMINED,
+        Claim(
+            "Response-based knowledge is small", "scalars that the method reads per sample",
+            *_ordered(_scalars(pairs), RESPONSE, -1, EXAMINED),
         ),
-        _ordered(
-            Claim("Response-based knowledge is cheap", "transfer loss of a step, ms"),
-            losses, RESPONSE, (CONNECTED, SHARED), -1, PROFILED,
+        Claim(
+            "Response-based knowledge is cheap", "transfer loss of a step, ms",
+            *_ordered(losses, RESPONSE, -1, PROFILED),
         ),
         Claim(
             "Multi-connection knowledge is large", f"{held}multi-connection / response",
@@ -106,26 +105,23 @@ def _claims(found: Findings) -> list[Claim]:
             f"{held}shared-representation / multi-connection",
             tested=_differences(pairs, log_directions, SHARED, CONNECTED), wanted=-1,
         ),
-        _ordered(
-            Claim("Shared-representation knowledge costs more", "transfer loss of a step, ms"),
-            losses, SHARED, (RESPONSE, CONNECTED), 1, PROFILED,
+        Claim(
+            "Shared-representation knowledge costs more", "transfer loss of a step, ms",
+            *_ordered(losses, SHARED, 1, PROFILED),
         ),
-        _superiority(
-            Claim("Nothing is completely superior", "accuracy, every row against every other"),
-            pairs,
+        Claim(
+            "Nothing is completely superior", "accuracy, every row against every other",
+            *_superiority(pairs),
         ),
     ]  # fmt: skip
 
 
 def _row(claim: Claim, p: float | None) -> dict[str, Value]:
-    verdict, evidence = claim.verdict or UNDECIDED, claim.evidence or EXAMINED
-    if claim.tested:
-        evidence = _evidence(claim, p)
+    verdict, evidence = claim.verdict, _evidence(claim, p) if claim.tested else claim.evidence
     if p is not None and p <= ALPHA:
         right = statistics.fmean(claim.tested) * claim.wanted > 0
         verdict = SUPPORTED if right else NOT_SUPPORTED
-    said = {"verdict": verdict, "measure": claim.measure, "evidence": evidence}
-    return {"claim": claim.text, **said}
+    return {"claim": claim.text, "verdict": verdict, "measure": claim.measure, "evidence": evidence}
 
 
 def _evidence(claim: Claim, p: float | None) -> str:
@@ -147,32 +143,26 @@ def _p(values: Sequence[float]) -> float | None:
 
 
 def _ordered(
-    claim: Claim,
-    pairs: Sequence[Mapping[str, Range]],
-    category: str,
-    others: Sequence[str],
-    sign: int,
-    missing: str,
-) -> Claim:
-    """Whether a category has less (-1) or more (1) than the others, on every pair."""
+    pairs: Sequence[Mapping[str, Quartiles]], category: str, sign: int, missing: str
+) -> tuple[str, str]:
+    """Whether a category has less (-1) or more (1) than the others, on every pair: see `Claim`."""
+    others = [x for x in CATEGORIES if x != category]
     both = [(p[category], p[x]) for p in pairs for x in others if category in p and x in p]
     # -1 for less, 1 for more, 0 where the quartiles overlap.
-    holds = [(first[0] > second[2]) - (first[2] < second[0]) for first, second in both]
+    holds = [(first.q1 > second.q3) - (first.q3 < second.q1) for first, second in both]
     if not holds:
-        return claim._replace(verdict=UNDECIDED, evidence=missing)
+        return UNDECIDED, missing
     parts = []
     for each in (category, *others):
-        values = [pair[each][1] for pair in pairs if each in pair]
+        values = [pair[each].median for pair in pairs if each in pair]
         parts += [f"{each} {range_text(values, '{:.4g}'.format)}"] if values else []
-    verdict = {sign: SUPPORTED, -sign: NOT_SUPPORTED}.get(holds[0], UNDECIDED)
+    common = holds[0] if len(set(holds)) == 1 else 0
+    verdict = {sign: SUPPORTED, -sign: NOT_SUPPORTED}.get(common, UNDECIDED)
     right = f"so in {holds.count(sign)} of {len(holds)} comparisons"
-    return claim._replace(
-        verdict=verdict if len(set(holds)) == 1 else UNDECIDED,
-        evidence=f"{', '.join(parts)}: {right}.",
-    )
+    return verdict, f"{', '.join(parts)}: {right}."
 
 
-def _superiority(claim: Claim, pairs: Pairs) -> Claim:
+def _superiority(pairs: Pairs) -> tuple[str, str]:
     """Holds every method's row against every other row of its pair, by seed.
 
     A row is beaten if another one is significantly better on some pair: paired t tests, Holm over
@@ -197,7 +187,7 @@ def _superiority(claim: Claim, pairs: Pairs) -> Claim:
             rivals[label] += filter(None, others)
     found = [(label, values) for label, values in rivals.items() if values]
     if not found:
-        return claim._replace(verdict=UNDECIDED, evidence="No two rows have a seed in common.")
+        return UNDECIDED, "No two rows have a seed in common."
     best = [(label, min(holm([_one_sided(v, 1) for v in values]))) for label, values in found]
     unbeaten = [row_title(label) for label, p in best if p > ALPHA]
     worst = holm([max(_one_sided(v, -1) for v in vs) if len(vs) == total else 1 for _, vs in found])
@@ -210,7 +200,7 @@ def _superiority(claim: Claim, pairs: Pairs) -> Claim:
     seeds = min(len(values) for _, several in found for values in several)
     few = f", too few, wanted {LEAST_PAIRS}" if shown < LEAST_PAIRS else ""
     evidence = f"{said}; at least {seeds} seeds, {shown} pairs{few}."
-    return claim._replace(verdict=UNDECIDED if few else verdict, evidence=evidence)
+    return UNDECIDED if few else verdict, evidence
 
 
 def _one_sided(values: Sequence[float], sign: int) -> float:
@@ -279,10 +269,10 @@ def _differences(pairs: Pairs, measure: Measure, first: str, second: str) -> lis
 
 def _of_teachers(pairs: Pairs, measure: Measure) -> list[float]:
     """A number that is the teacher's alone, by seed: every method of a pair has the same."""
-    found: list[dict[int, float]] = []
-    for groups in pairs.values():
-        several = [group.by_seed(measure) for group in groups if group.role == "method"]
-        found.append({seed: x for series in reversed(several) for seed, x in series.items()})
+    found = (
+        ChainMap(*(group.by_seed(measure) for group in groups if group.role == "method"))
+        for groups in pairs.values()
+    )
     return _over_pairs(series for series in found if series)
 
 
@@ -294,28 +284,27 @@ def _over_pairs(series: Iterable[Mapping[int, float]]) -> list[float]:
     return [round(statistics.fmean(round(p[seed], 12) for p in pairs), 12) for seed in seeds]
 
 
-def _scalars(pairs: Pairs) -> list[dict[str, Range]]:
+def _scalars(pairs: Pairs) -> list[dict[str, Quartiles]]:
     """For every pair: category -> elements of the teacher's tensors that it reads per sample."""
     found, measure = [], final("knowledge_scalars")
     for groups in pairs.values():
-        means = {x: _category_means(groups, x, measure) for x in (RESPONSE, CONNECTED, SHARED)}
+        means = {x: _category_means(groups, x, measure).values() for x in CATEGORIES}
         # Seeds do not differ in it: the networks' shapes decide.
-        found.append({x: (statistics.fmean(s.values()),) * 3 for x, s in means.items() if s})
+        found.append({x: Quartiles.of([statistics.fmean(s)]) for x, s in means.items() if s})
     return found
 
 
-def _loss_ms(costs: Costs) -> list[dict[str, Range]]:
+def _loss_ms(costs: Costs) -> list[dict[str, Quartiles]]:
     """For every profiled pair: category -> ms of the costliest transfer loss, mean over methods."""
-    found: dict[tuple[str, ...], dict[str, dict[str, list[Range]]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[str, list[Quartiles]]]] = {}
     for record in costs.records:
-        stage = record.costliest
-        if stage is not None and (ms := stage.loss_ms) is not None:
+        if (stage := record.costliest) is not None and stage.loss_ms is not None:
             methods = found.setdefault(record.place, {}).setdefault(record.category, {})
-            methods.setdefault(record.method, []).append((ms.q1, ms.median, ms.q3))
+            methods.setdefault(record.method, []).append(stage.loss_ms)
     pairs = (pair.items() for pair in found.values())
     return [{c: _mean_of(map(_mean_of, methods.values())) for c, methods in p} for p in pairs]
 
 
-def _mean_of(several: Iterable[Range]) -> Range:
-    q1, median, q3 = map(statistics.fmean, zip(*several, strict=True))
-    return q1, median, q3
+def _mean_of(several: Iterable[Quartiles]) -> Quartiles:
+    median, q1, q3, _ = map(statistics.fmean, zip(*several, strict=True))
+    return Quartiles(median, q1, q3, 1)

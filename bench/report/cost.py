@@ -12,18 +12,17 @@ from bench.report.wording import row_title
 from bench.statistics import Interval
 
 METHOD_COLUMNS = (
-    Column(key="label", name="method", align="left"),
+    Column("label", "method", align="left"),
     Column(
-        key="training_cost_ratio", name="whole training", unit="× student", digits=1,
-        interval=True, best="low",
+        "training_cost_ratio", "whole training", "× student", digits=1, interval=True, best="low"
     ),
-    Column(key="training_flop_ratio", name="FLOP", unit="× student", digits=1, best="low"),
-    Column(key="loss_ms", name="transfer losses", unit="ms", align="right"),
-    Column(key="step_ms", name="steps", unit="ms", align="right"),
-    Column(key="extra_peak_mib", name="memory above plain", unit="MiB", digits=1, best="low"),
-    Column(key="extra_parameters", name="extra parameters", best="low"),
-    Column(key="status", name="status", align="left", detail=True),
-)  # fmt: skip
+    Column("training_flop_ratio", "FLOP", "× student", digits=1, best="low"),
+    Column("loss_ms", "transfer losses", "ms"),
+    Column("step_ms", "steps", "ms"),
+    Column("extra_peak_mib", "memory above plain", "MiB", digits=1, best="low"),
+    Column("extra_parameters", "extra parameters", best="low"),
+    Column("status", "status", align="left", detail=True),
+)
 
 NOTES = (
     "One method alone, on random images, warmed up, in turns with all others; medians with [first "

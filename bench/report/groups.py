@@ -3,8 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.decide.records import group_by_pair
 from bench.design import PairId
@@ -26,8 +25,7 @@ Measure = Callable[[Record], float | None]
 """A number of a finished record; None where it was not measured."""
 
 
-@dataclass
-class Group:
+class Group(NamedTuple):
     """The rows of one label of one pair: one cell a seed, or one for all seeds (a teacher).
 
     `role` is one of `ROLES`; `cells` maps seeds to cell ids, which `records` are by.
@@ -80,9 +78,8 @@ def _by_label(key: PairId, rows: Iterable[Row], records: Mapping[str, Record]) -
     for row in rows:
         if row.role == "source":
             continue
-        group = groups.setdefault(
-            (row.role, row.label), Group(row.role, row.label, row.method, row.category, {}, {})
-        )
+        new = Group(row.role, row.label, row.method, row.category, {}, {})
+        group = groups.setdefault((row.role, row.label), new)
         if group.cells.setdefault(row.seed, row.cell_id) != row.cell_id:
             raise UserError(
                 f"{key.title}: cells {group.cells[row.seed]} and {row.cell_id} both answer for "
@@ -123,7 +120,7 @@ def cells_csv(plan: Plan, records: Mapping[str, Record]) -> str:
 
 
 PASSING = {"started", "cohort"}  # differ from cell to cell by their nature
-CONDITION_COLUMNS = (*text_columns("what", "value"), Column(key="cells", name="cells"))
+CONDITION_COLUMNS = (*text_columns("what", "value"), Column("cells", "cells"))
 FAULT_COLUMNS = text_columns("pair", "label", "seeds", "status", "reason")
 
 

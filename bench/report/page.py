@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
-from bench.report.figures import (
-    Forest,
-    GainCost,
-    curves,
-    file_name,
-    finding,
-    forest,
-    gain_cost,
-)
+from bench.report.figures import Forest, GainCost, curves, file_name, finding, forest, gain_cost
 from bench.report.results import Findings, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
 from bench.statistics import Interval
@@ -114,7 +105,7 @@ def figure_files(found: Findings) -> dict[str, str]:
 
 def _render(parts: Mapping[str, Any], sections: Iterable[Section], links: Sequence[Link]) -> str:
     page = _environment().get_template("page.html")
-    shown = [replace(section, tables=notes_once(section.tables)) for section in sections]
+    shown = [section._replace(tables=notes_once(section.tables)) for section in sections]
     return page.render(parts, sections=shown, links=links)
 
 

@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).parent / "template" / "paper.tex"
 # of its letters, at least the mean one's, and between two columns; letters of a name unbroken.
 TEXT_WIDTH, TEXT_LINES, LETTER, GAP, LONGEST = 345.0, 56, 4.2, 7.0, 34
 
-GAIN = Column(key="", name="", digits=1, unit="points", signed=True, interval=True)
+GAIN = Column("gain", "gain", "points", digits=1, signed=True, interval=True)
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",

@@ -24,17 +24,14 @@ FOLDER = Path(__file__).parent / "published"
 MEASURES = {"last_accuracy": "last epoch", "best_accuracy": "best epoch, test-selected"}
 
 COLUMNS = (
-    Column(key="published_method", name="published as", align="left"),
-    Column(key="label", name="our row", align="left"),
-    Column(key="measure", name="measured at", align="left"),
-    Column(key="published", name="published", unit="%", digits=1),
-    Column(key="ours", name="ours", unit="%", digits=1, interval=True),
-    Column(key="n", name="our n"),
-    Column(
-        key="difference", name="ours - published", unit="points", digits=1, signed=True,
-        interval=True,
-    ),
-)  # fmt: skip
+    Column("published_method", "published as", align="left"),
+    Column("label", "our row", align="left"),
+    Column("measure", "measured at", align="left"),
+    Column("published", "published", "%", digits=1),
+    Column("ours", "ours", "%", digits=1, interval=True),
+    Column("n", "our n"),
+    Column("difference", "ours - published", "points", digits=1, signed=True, interval=True),
+)
 
 NOTES = (
     "Shown are the rows whose data, recipe, hyper-parameters and precision equal the published "

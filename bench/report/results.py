@@ -16,31 +16,22 @@ from bench.decide.records import decide_plan, question_of
 from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
-from bench.report.tables import Column, Section, Table
+from bench.report.tables import Column, Section, Table, text_columns
 from bench.report.wording import range_text, row_title, seeds_text
 from bench.statistics import ALPHA, Interval, mean_interval, paired_differences
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
 
 COLUMNS = (
-    Column(key="label", name="method", align="left"),
-    Column(key="verdict", name="verdict", align="left"),
-    Column(
-        key="gain", name="gain", unit="points", digits=1, signed=True, interval=True, best="high"
-    ),
-    Column(key="cost", name="cost", unit="× student", digits=1, best="low"),
-    Column(key="accuracy", name="accuracy", unit="%", digits=1, interval=True, best="high"),
-    Column(
-        key="best_accuracy", name="best epoch", unit="%", digits=1, interval=True,
-        best="high", detail=True,
-    ),
-    Column(
-        key="agreement", name="agreement", unit="%", digits=1, interval=True,
-        best="high", detail=True,
-    ),
-    Column(key="epochs", name="epochs", detail=True),
-    Column(key="n", name="n"),
-)  # fmt: skip
+    *text_columns("label", "verdict"),
+    Column("gain", "gain", "points", digits=1, signed=True, interval=True, best="high"),
+    Column("cost", "cost", "× student", digits=1, best="low"),
+    Column("accuracy", "accuracy", "%", digits=1, interval=True, best="high"),
+    Column("best_accuracy", "best epoch", "%", digits=1, interval=True, best="high", detail=True),
+    Column("agreement", "agreement", "%", digits=1, interval=True, best="high", detail=True),
+    Column("epochs", "epochs", detail=True),
+    Column("n", "n"),
+)
 
 KEYS = [column.key for column in COLUMNS if column.key != "label"]
 SCREENED_NOTE = "Screened only: not chosen for confirmation, a gain over few seeds, no claim."

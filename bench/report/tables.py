@@ -4,8 +4,6 @@ Values are kept as measured: accuracies and shares in [0, 1]. Percent exists onl
 rendered for eyes; the CSV holds the raw numbers. Equal tables render to equal bytes.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -14,14 +12,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple, Self
 
 from bench.faults import one_line
 from bench.record import write_atomically
 from bench.statistics import Interval
-
-if TYPE_CHECKING:
-    from bench.report.figures import Curves, Dumbbell
 
 PERCENT_UNITS = ("%", "points")  # values are stored as fractions and shown times 100
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
@@ -30,7 +25,7 @@ INTERVAL_ENDS = ("", "_low", "_high", "_n")  # of the keys of an interval's four
 Value = str | int | float | Interval | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """What one column holds.
 
@@ -64,7 +59,7 @@ class Column:
 def text_columns(*keys: str) -> tuple[Column, ...]:
     """Columns of text whose headings are their keys, but for a row's label: it is a method."""
     names = {key: key for key in keys} | {"label": "method"}
-    return tuple(Column(key=key, name=names[key], align="left") for key in keys)
+    return tuple(Column(key, names[key], align="left") for key in keys)
 
 
 @dataclass(frozen=True)
@@ -81,13 +76,13 @@ class Table:
         if unknown := {key for row in self.rows for key in row} - {c.key for c in self.columns}:
             raise ValueError(f"table {self.title!r} has no column {', '.join(sorted(unknown))}")
 
-    def only(self, keys: Sequence[str]) -> Table:
+    def only(self, keys: Sequence[str]) -> Self:
         """The columns of these keys alone, in their order."""
         columns = {column.key: column for column in self.columns}
         rows = [{key: row.get(key) for key in keys} for row in self.rows]
         return replace(self, columns=[columns[key] for key in keys], rows=rows)
 
-    def without_details(self) -> Table:
+    def without_details(self) -> Self:
         """The columns but those of details."""
         return self.only([column.key for column in self.columns if not column.detail])
 
@@ -96,8 +91,7 @@ class Table:
         return [[show(column, row.get(column.key)) for column in self.columns] for row in self.rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
+class Section(NamedTuple):
     """What belongs together: one CSV file called `name`, and one closed section of the page.
 
     Tables have the columns of the widest one, or fewer. On the page lines of text, curves (a pair's
@@ -108,8 +102,8 @@ class Section:
     title: str
     tables: Sequence[Table] = ()
     lines: Sequence[str] = ()
-    curves: Sequence[tuple[str, str, Curves]] = ()
-    dumbbells: Sequence[tuple[str, Sequence[Dumbbell]]] = ()
+    curves: Sequence[tuple[str, str, NamedTuple]] = ()
+    dumbbells: Sequence[tuple[str, Sequence[NamedTuple]]] = ()
 
 
 def show(column: Column, value: Value) -> str:

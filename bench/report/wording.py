@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import groupby
 
 from bench.statistics import Interval
 
@@ -84,10 +85,7 @@ def seeds_text(seeds: Iterable[int]) -> str:
         >>> seeds_text([0, 1, 2, 7, 1])
         '0-2, 7'
     """
-    runs: list[list[int]] = []
-    for seed in sorted(set(seeds)):
-        if runs and seed == runs[-1][1] + 1:
-            runs[-1][1] = seed
-        else:
-            runs.append([seed, seed])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    # Along a run a seed and its place rise alike.
+    runs = groupby(enumerate(sorted(set(seeds))), key=lambda item: item[1] - item[0])
+    found = [[seed for _, seed in run] for _, run in runs]
+    return ", ".join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in found)
