@@ -182,8 +182,8 @@ class Cell(Spec):
     """One training: a model on data under a recipe, by a method, with a seed.
 
     Attributes:
-        model: a name of `bench.models.zoo`, or a mapping that it builds from; its "weights" are the
-            SHA-256 of the file that the network starts from.
+        model: a name of `bench.models.zoo`, or a mapping that it builds from, with a "name"; its
+            "weights" are the SHA-256 of the file that the network starts from.
         fingerprint: hash of the decoded images and labels.
         code: digest of the method's code.
         network_code: digest of the code of a plugin's model; "" for models of the harness.
@@ -230,11 +230,8 @@ class Cell(Spec):
 
     @property
     def model_name(self) -> str:
-        """The model's name in tables: its own, or that of the architecture in its mapping."""
-        if isinstance(self.model, str):
-            return self.model
-        named = (self.model.get(key) for key in ("name", "model", "torchvision", "timm"))
-        return str(next(filter(None, named), None))
+        """The model's name in tables."""
+        return self.model if isinstance(self.model, str) else self.model["name"]
 
     @property
     def trains(self) -> bool:
