@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from bench.cell import Crop, DataSpec, RandAugment, Recipe, Seed, Spec
+from bench.cell import Crop, DataSpec, Model, RandAugment, Recipe, Seed, Spec
 from bench.design import Design
 from bench.faults import UserError, one_line, shortened
 from bench.grid_fields import (
@@ -175,7 +175,7 @@ class Grid(Spec):
         product = itertools.product(self.teachers, self.students)
         return self.pairs or tuple(PairSpec(teacher=t, student=s) for t, s in product)
 
-    def model(self, name: str, *, teaches: bool = False) -> str | dict[str, Any]:
+    def model(self, name: str, *, teaches: bool = False) -> Model:
         """The model that this grid calls `name`; a file of weights as its SHA-256.
 
         `teaches`: as a teacher, which may have weights in `teacher`. UserError if there is no such
@@ -191,7 +191,7 @@ class Grid(Spec):
         """The folder that the grid's weights are relative to."""
         return self._folder
 
-    def _described(self, name: str, teaches: bool) -> str | dict[str, Any]:
+    def _described(self, name: str, teaches: bool) -> Model:
         own, of_file = {}, set(FileSpec.model_fields)
         if teaches:
             own = self.teacher.model_dump(mode="json", exclude_none=True, include=of_file)
@@ -285,16 +285,15 @@ def grid_of(
         _override(values, text)
     try:
         grid = Grid(**values)
-    except ValidationError as error:
-        raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
-    grid._folder = folder.absolute()
-    try:
+        grid._folder = folder.absolute()
         if checked:
             check_names(grid)
             _check_teacher(grid)
+        return grid
+    except ValidationError as error:
+        raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
     except ValueError as error:
         raise GridError(f"{title}: {error}") from None
-    return grid
 
 
 def _override(values: dict[str, Any], text: str) -> None:

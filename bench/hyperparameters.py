@@ -65,9 +65,7 @@ def _maker(name: str) -> Callable[..., Method]:
     return METHODS.get(name)().method
 
 
-@cache
-def _validator(wanted: Any) -> TypeAdapter:
-    return TypeAdapter(wanted, config=ConfigDict(strict=True, allow_inf_nan=False))
+_validator = cache(partial(TypeAdapter, config=ConfigDict(strict=True, allow_inf_nan=False)))
 
 
 def _canonical(label: str, value: Any, wanted: Any) -> Any:

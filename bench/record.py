@@ -326,8 +326,7 @@ class Store:
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
         """Cell id -> record, in the given order, without cells that have none; see `load`."""
-        found = ((cell_id, self.load(cell_id)) for cell_id in cell_ids)
-        return {cell_id: record for cell_id, record in found if record is not None}
+        return {one: found for one in cell_ids if (found := self.load(one)) is not None}
 
 
 class WorkDir:
