@@ -83,11 +83,6 @@ class Choice(Spec):
     finalists: tuple[str, ...]
     screened: dict[str, dict[str, float | None]] = Field(default_factory=dict)
 
-    @property
-    def pair(self) -> PairId:
-        """What the choice is about."""
-        return pair_id(self.data, self.axes, self.teacher, self.student)
-
 
 def pair_id(data: str, axes: Mapping[str, float], teacher: str, student: str) -> PairId:
     """The pair of these names and values of the axes."""

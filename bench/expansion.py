@@ -33,7 +33,7 @@ def expand(
     the pairs that were screened; `extended`: they train on the seeds of the second look, too.
     """
     rows, cells = list[Row](), dict[str, Cell]()
-    chosen = {choice.pair: choice for choice in choices}
+    chosen = {pair_id(c.data, c.axes, c.teacher, c.student): c for c in choices}
     for data, pair in itertools.product(_data(grid), grid.all_pairs):
         choice = chosen.get(pair_id(data_name(data), _axes(data), pair.teacher, pair.student))
         for phase, seeds, methods in phases(grid, choice, extended):

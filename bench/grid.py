@@ -138,10 +138,9 @@ class Grid(Spec):
                 raise ValueError(f"{what} is empty, wanted at least one")
             if repeated := [v for v in dict.fromkeys(values) if list(values).count(v) > 1]:
                 raise ValueError(f"{what} names {repeated[0]} twice")
-        labels = [BASELINE, *(method.label for method in self.methods)]
-        for label in self.tuned:
-            if label not in labels:
-                raise ValueError(f"tuned: {unknown('row', label, labels)}")
+        labels = [BASELINE, *listed["methods"]]
+        if idle := [label for label in self.tuned if label not in labels]:
+            raise ValueError(f"tuned: {unknown('row', idle[0], labels)}")
         return self
 
     def _own(self, method: MethodSpec) -> dict[str, Any]:
@@ -166,8 +165,8 @@ class Grid(Spec):
 
     @property
     def rows(self) -> tuple[MethodSpec, ...]:
-        """The rows but the plain student, which every grid has."""
-        return tuple(method for method in self.methods if not method.is_baseline)
+        """The rows but the plain student under the grid's own recipe, which every grid has."""
+        return tuple(row for row in self.methods if row.name != BASELINE or row.hyperparameters)
 
     @property
     def all_pairs(self) -> tuple[PairSpec, ...]:

@@ -61,13 +61,12 @@ class View:
 
     def __getitem__(self, tap: str) -> Tensor:
         """The tensor at `tap`; KeyError with the known taps if the stage does not name it."""
-        try:
+        if tap in self.taps:
             return self.taps[tap]
-        except KeyError:
-            shown = ", ".join(self.taps) or "nothing"
-            raise KeyError(
-                f"tap {tap!r} is not shown in this stage (shown: {shown}); name it in Stage.taps"
-            ) from None
+        shown = ", ".join(self.taps) or "nothing"
+        raise KeyError(
+            f"tap {tap!r} is not shown in this stage (shown: {shown}); name it in Stage.taps"
+        )
 
     def __contains__(self, tap: str) -> bool:
         """Whether `tap` is shown."""
