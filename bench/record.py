@@ -43,7 +43,9 @@ class Sealed:
 
     def to_json(self) -> str:
         """JSON with sorted keys: equal values give equal text."""
-        return seal(asdict(self), self.SCHEMA)
+        values = _adapter(type(self)).dump_python(self, warnings=False)
+        checksum = digest(json.dumps(_finite(values), sort_keys=True))
+        return dump_json({"schema": self.SCHEMA, "sha256": checksum, **values})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -197,12 +199,6 @@ def check_file_names(what: str, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\\\0"):
             raise ValueError(f"{what}: {name!r} is no plain file name (no '/', not '.' in front)")
-
-
-def seal(values: Mapping[str, object], schema: int) -> str:
-    """JSON of the values, of the version of their fields, and of their checksum."""
-    checksum = digest(json.dumps(_finite(values), sort_keys=True))
-    return dump_json({"schema": schema, "sha256": checksum, **values})
 
 
 def digest(content: str | bytes) -> str:
