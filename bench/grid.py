@@ -1,6 +1,5 @@
 """Grid files: what to train, as data, checked before anything starts; see `grids/README.md`."""
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from bench.grid_fields import (
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.files import find_weights
-from bench.record import check_file_names, file_digest
+from bench.record import check_file_names, digest, file_digest
 from bench.registry import unknown
 from bench.seeds import MOST_SEEDS
 from bench.strict_yaml import read_yaml
@@ -313,9 +312,9 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     fault, more = error.errors()[0], error.error_count() - 1
-    path = ".".join(str(part) for part in fault["loc"])
-    given = shortened(repr(fault["input"]), 100)
-    came = "missing" if fault["type"] == "missing" else f"got {given}"
+    path = ".".join(map(str, fault["loc"]))
+    given = f"got {shortened(repr(fault['input']), 100)}"
+    came = "missing" if fault["type"] == "missing" else given
     if fault["type"] == "extra_forbidden":
         *sections, field = map(str, fault["loc"])
         section = SECTIONS.get(".".join(sections)) or SECTIONS[sections[0]] if sections else model
@@ -438,6 +437,5 @@ def name_part(grid: Grid, whole: Grid) -> Grid:
     if grid.model_dump() == whole.model_dump():
         return grid
     fields = grid.model_dump_json(exclude_defaults=True)  # so that a new field renames nothing
-    digest = hashlib.sha256(fields.encode()).hexdigest()[:6]
-    changes = {"name": f"{grid.name}-{digest}", "part_of": whole.name}
+    changes = {"name": f"{grid.name}-{digest(fields)[:6]}", "part_of": whole.name}
     return grid.model_copy(update=changes)
