@@ -4,11 +4,10 @@ import textwrap
 from collections.abc import Mapping
 
 from bench.data import sources
-from bench.grid import find_grid, grid_names
+from bench.grid import grid_names, load_grid
 from bench.hyperparameters import METHODS, SWITCHES, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.network import tap_shapes
-from bench.strict_yaml import read_yaml
 
 
 def describe_model(name: str, image_shape: tuple[int, int, int]) -> str:
@@ -51,6 +50,5 @@ def catalogue(width: int) -> str:
     lines += ["", "data sources:", wrapped(" ".join(sources.names()), "  ")]
     lines += ["", "grids:"]
     for name in grid_names():
-        values = read_yaml(find_grid(name).read_text(encoding="utf-8"))
-        lines += [f"  {name}", wrapped(values["description"], "      ")]
+        lines += [f"  {name}", wrapped(load_grid(name, checked=False).description, "      ")]
     return "\n".join(lines)

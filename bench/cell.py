@@ -18,9 +18,8 @@ It is part of every cell's id. Results of equal `NUMERICS` are comparable; other
 """
 
 MOST_PIXELS = 1024  # the longest side of an image
+Model = str | dict[str, Any]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]
@@ -183,8 +182,8 @@ class Cell(Spec):
     """One training: a model on data under a recipe, by a method, with a seed.
 
     Attributes:
-        model: a name of `bench.models.zoo`, or a mapping that it builds from; its "weights" are the
-            SHA-256 of the file that the network starts from.
+        model: a name of `bench.models.zoo`, or a mapping that it builds from, with a "name"; its
+            "weights" are the SHA-256 of the file that the network starts from.
         fingerprint: hash of the decoded images and labels.
         code: digest of the method's code.
         network_code: digest of the code of a plugin's model; "" for models of the harness.
@@ -194,7 +193,7 @@ class Cell(Spec):
         diagnostics: whether `bench.train.diagnostics` measures; it changes no other number.
     """
 
-    model: str | dict[str, Any]
+    model: Model
     data: DataSpec
     fingerprint: str
     method: str
@@ -215,14 +214,11 @@ class Cell(Spec):
         Without `defaults`, fields at their default are left out, at every level. Hyper-parameters
         are always complete: their defaults are covered by `code`.
         """
-        values = self.model_dump(
-            mode="json", exclude={"teacher", "source"}, exclude_defaults=not defaults
-        )
-        for name, other in (("teacher", self.teacher), ("source", self.source)):
-            if other is not None:
-                values[name] = {"cell_id": other.id, "model": other.model_name}
-            elif defaults:
-                values[name] = None
+        others = {"teacher": self.teacher, "source": self.source}
+        values = self.model_dump(mode="json", exclude={*others}, exclude_defaults=not defaults)
+        for name, other in others.items():
+            if other is not None or defaults:
+                values[name] = other and {"cell_id": other.id, "model": other.model_name}
         return values
 
     @property
@@ -235,7 +231,7 @@ class Cell(Spec):
     @property
     def model_name(self) -> str:
         """The model's name in tables."""
-        return model_name(self.model)
+        return self.model if isinstance(self.model, str) else self.model["name"]
 
     @property
     def trains(self) -> bool:
@@ -259,11 +255,3 @@ class Cell(Spec):
         """Teacher>student/method/seed, as in MLflow's list of runs."""
         head = f"{self.teacher.model_name}>" if self.teacher else ""
         return f"{head}{self.model_name}/{self.method}/{self.seed}"
-
-
-def model_name(model: str | dict[str, Any]) -> str:
-    """A model's name in tables: its own, or that of the architecture in its mapping."""
-    if isinstance(model, str):
-        return model
-    named = (model.get(key) for key in ("name", "model", "torchvision", "timm"))
-    return str(next(filter(None, named), None))

@@ -6,10 +6,9 @@ Comments, docstrings and layout are not part of a digest.
 import ast
 import hashlib
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "methods"
@@ -28,12 +27,12 @@ NUMERICAL = (
 def method_digest(name: str, text: str) -> str:
     """The digest of a module of this name and source, and of all of `methods` that it imports."""
     texts: dict[str, str] = {}
-    waiting = [(name, text)]
+    waiting = {name: text}
     while waiting:
-        module, text = waiting.pop()
+        module, text = waiting.popitem()
         texts[module] = text
-        imported = (piece for piece in _parsed(text).imports if piece not in texts)
-        waiting += [(piece, (METHODS / f"{piece}.py").read_text("utf-8")) for piece in imported]
+        imported = _imports(text) - texts.keys()
+        waiting |= {piece: (METHODS / f"{piece}.py").read_text("utf-8") for piece in imported}
     return _digest(texts)
 
 
@@ -70,42 +69,33 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-class _Parsed(NamedTuple):
-    """A module's code without comments, docstrings and layout, and what it imports of `methods`."""
-
-    code: str
-    imports: tuple[str, ...]
-
-
-@cache
-def _parsed(text: str) -> _Parsed:
-    tree = ast.parse(text)
-    imports = tuple(_imported_methods(tree))
-    return _Parsed(_code_only(tree), imports)
-
-
 def _digest(texts: Mapping[str, str]) -> str:
-    parts = "\n".join(f"{name}: {_parsed(texts[name]).code}" for name in sorted(texts))
+    parts = "\n".join(f"{name}: {_code(texts[name])}" for name in sorted(texts))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def _imported_methods(tree: ast.Module) -> Iterator[str]:
+@cache
+def _imports(text: str) -> set[str]:
     """The modules of `methods` that a module imports, in any form of import."""
-    for node in ast.walk(tree):
+    found = set()
+    for node in ast.walk(ast.parse(text)):
         # `from methods import a` names modules; `from methods.a import b` what is in one.
         inside = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
             package, *names = f"{inside}{alias.name}".split(".")
             if package == "methods" and names:
-                yield names[0]
+                found.add(names[0])
+    return found
 
 
-def _code_only(tree: ast.Module) -> str:
-    """The syntax tree as text, without docstrings."""
+@cache
+def _code(text: str) -> str:
+    """A module's syntax tree as text, without comments, docstrings and layout."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [  # pyright: ignore[reportAttributeAccessIssue]
+            body[:] = [
                 part
                 for part in body
                 if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bench.cell import Seed, Spec
 from bench.faults import DamagedError, UserError
-from bench.record import Sealed, seal, write_atomically
+from bench.record import Sealed, write_atomically
 from bench.seeds import MOST_SEEDS
 
 SCREENING, CONFIRMATION, EXTENSION = "screening", "confirmation", "extension"
@@ -83,11 +83,6 @@ class Choice(Spec):
     finalists: tuple[str, ...]
     screened: dict[str, dict[str, float | None]] = Field(default_factory=dict)
 
-    @property
-    def pair(self) -> PairId:
-        """What the choice is about."""
-        return pair_id(self.data, self.axes, self.teacher, self.student)
-
 
 def pair_id(data: str, axes: Mapping[str, float], teacher: str, student: str) -> PairId:
     """The pair of these names and values of the axes."""
@@ -110,10 +105,6 @@ def read_choices(path: Path) -> tuple[Choice, ...] | None:
         raise UserError(f"{error}; delete it and run the grid again") from None
 
 
-def write_choices_once(path: Path, choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Writes the choices unless another command did; returns those that the file holds."""
-    text = seal({"choices": [choice.model_dump() for choice in choices]}, _Choices.SCHEMA)
-    write_atomically(path, text, replace=False)
-    found = read_choices(path)
-    assert found is not None  # written above, or by the other command
-    return found
+def write_choices_once(path: Path, choices: Sequence[Choice]) -> None:
+    """Writes the choices unless another command did."""
+    write_atomically(path, _Choices(tuple(choices)).to_json(), replace=False)

@@ -27,7 +27,6 @@ CODE_FAULTS = (
 LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
 """Errors of such code while its file is loaded, or while it reads files of its own."""
 
-LONGEST_MESSAGE = 300
 MEMORY_SIGNS = (
     "t allocate memory",
     "not enough memory",
@@ -63,7 +62,7 @@ def reason(error: BaseException) -> str:
     return shortened(one_line(error) or type(error).__name__)
 
 
-def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
+def shortened(text: str, longest: int = 300) -> str:
     """Text of at most `longest` characters."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 

@@ -1,6 +1,5 @@
 """Grid files: what to train, as data, checked before anything starts; see `grids/README.md`."""
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from bench.cell import Crop, DataSpec, RandAugment, Recipe, Seed, Spec
+from bench.cell import Crop, DataSpec, Model, RandAugment, Recipe, Seed, Spec
 from bench.design import Design
 from bench.faults import UserError, one_line, shortened
 from bench.grid_fields import (
@@ -37,7 +36,7 @@ from bench.grid_fields import (
 from bench.hyperparameters import METHODS, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.files import find_weights
-from bench.record import check_file_names, file_digest
+from bench.record import check_file_names, digest, file_digest
 from bench.registry import unknown
 from bench.seeds import MOST_SEEDS
 from bench.strict_yaml import read_yaml
@@ -138,10 +137,9 @@ class Grid(Spec):
                 raise ValueError(f"{what} is empty, wanted at least one")
             if repeated := [v for v in dict.fromkeys(values) if list(values).count(v) > 1]:
                 raise ValueError(f"{what} names {repeated[0]} twice")
-        labels = [BASELINE, *(method.label for method in self.methods)]
-        for label in self.tuned:
-            if label not in labels:
-                raise ValueError(f"tuned: {unknown('row', label, labels)}")
+        labels = [BASELINE, *listed["methods"]]
+        if idle := [label for label in self.tuned if label not in labels]:
+            raise ValueError(f"tuned: {unknown('row', idle[0], labels)}")
         return self
 
     def _own(self, method: MethodSpec) -> dict[str, Any]:
@@ -166,8 +164,8 @@ class Grid(Spec):
 
     @property
     def rows(self) -> tuple[MethodSpec, ...]:
-        """The rows but the plain student, which every grid has."""
-        return tuple(method for method in self.methods if not method.is_baseline)
+        """The rows but the plain student under the grid's own recipe, which every grid has."""
+        return tuple(row for row in self.methods if row.name != BASELINE or row.hyperparameters)
 
     @property
     def all_pairs(self) -> tuple[PairSpec, ...]:
@@ -175,7 +173,7 @@ class Grid(Spec):
         product = itertools.product(self.teachers, self.students)
         return self.pairs or tuple(PairSpec(teacher=t, student=s) for t, s in product)
 
-    def model(self, name: str, *, teaches: bool = False) -> str | dict[str, Any]:
+    def model(self, name: str, *, teaches: bool = False) -> Model:
         """The model that this grid calls `name`; a file of weights as its SHA-256.
 
         `teaches`: as a teacher, which may have weights in `teacher`. UserError if there is no such
@@ -191,7 +189,7 @@ class Grid(Spec):
         """The folder that the grid's weights are relative to."""
         return self._folder
 
-    def _described(self, name: str, teaches: bool) -> str | dict[str, Any]:
+    def _described(self, name: str, teaches: bool) -> Model:
         own, of_file = {}, set(FileSpec.model_fields)
         if teaches:
             own = self.teacher.model_dump(mode="json", exclude_none=True, include=of_file)
@@ -285,16 +283,15 @@ def grid_of(
         _override(values, text)
     try:
         grid = Grid(**values)
-    except ValidationError as error:
-        raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
-    grid._folder = folder.absolute()
-    try:
+        grid._folder = folder.absolute()
         if checked:
             check_names(grid)
             _check_teacher(grid)
+        return grid
+    except ValidationError as error:
+        raise GridError(f"{title}: {_first_fault(error, Grid)}") from None
     except ValueError as error:
         raise GridError(f"{title}: {error}") from None
-    return grid
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -315,9 +312,9 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     fault, more = error.errors()[0], error.error_count() - 1
-    path = ".".join(str(part) for part in fault["loc"])
-    given = shortened(repr(fault["input"]), 100)
-    came = "missing" if fault["type"] == "missing" else f"got {given}"
+    path = ".".join(map(str, fault["loc"]))
+    given = f"got {shortened(repr(fault['input']), 100)}"
+    came = "missing" if fault["type"] == "missing" else given
     if fault["type"] == "extra_forbidden":
         *sections, field = map(str, fault["loc"])
         section = SECTIONS.get(".".join(sections)) or SECTIONS[sections[0]] if sections else model
@@ -440,6 +437,5 @@ def name_part(grid: Grid, whole: Grid) -> Grid:
     if grid.model_dump() == whole.model_dump():
         return grid
     fields = grid.model_dump_json(exclude_defaults=True)  # so that a new field renames nothing
-    digest = hashlib.sha256(fields.encode()).hexdigest()[:6]
-    changes = {"name": f"{grid.name}-{digest}", "part_of": whole.name}
+    changes = {"name": f"{grid.name}-{digest(fields)[:6]}", "part_of": whole.name}
     return grid.model_copy(update=changes)

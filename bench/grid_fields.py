@@ -180,11 +180,6 @@ class MethodSpec(Spec):
         return float(factor)
 
     @property
-    def is_baseline(self) -> bool:
-        """Whether it is the plain student under the grid's own recipe."""
-        return self.name == BASELINE and not self.hyperparameters
-
-    @property
     def label(self) -> str:
         """The row's name: the method and what differs from its defaults."""
         own = {k: v for k, v in self.hyperparameters.items() if k != JOINT}

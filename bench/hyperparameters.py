@@ -4,14 +4,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-import methods
+from bench.code_version import METHODS as FOLDER
 from bench.code_version import method_digest
 from bench.faults import LOAD_FAULTS, name_and_reason
 from bench.method import Method
@@ -25,8 +24,6 @@ SWITCHES: dict[str, tuple[Any, Callable[[Method, Any], Method]]] = {
     "momentum_split": (0.0, with_momentum_split),
 }
 """What every method takes in addition to its hyper-parameters: the value for off, the change."""
-
-_FOLDER = Path(methods.__file__).parent
 
 
 def _import(name: str) -> ModuleType:
@@ -43,7 +40,7 @@ def _check_added(name: str, module: Callable[[], ModuleType]) -> None:
         raise ValueError(f"a row {name} is in every table; choose another name for the method")
 
 
-_OWN = sorted(path.stem for path in _FOLDER.glob("[!_]*.py"))
+_OWN = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 METHODS: Registry[Callable[[], ModuleType]] = Registry(
     "method", {name: partial(_import, name) for name in _OWN}, _check_added
 )
@@ -58,16 +55,14 @@ def method_code(name: str) -> str:
 @cache
 def _own_code(name: str) -> str:
     METHODS.get(name)
-    return method_digest(name, (_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    return method_digest(name, (FOLDER / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def _maker(name: str) -> Callable[..., Method]:
     return METHODS.get(name)().method
 
 
-@cache
-def _validator(wanted: Any) -> TypeAdapter:
-    return TypeAdapter(wanted, config=ConfigDict(strict=True, allow_inf_nan=False))
+_validator = cache(partial(TypeAdapter, config=ConfigDict(strict=True, allow_inf_nan=False)))
 
 
 def _canonical(label: str, value: Any, wanted: Any) -> Any:

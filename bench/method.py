@@ -61,13 +61,12 @@ class View:
 
     def __getitem__(self, tap: str) -> Tensor:
         """The tensor at `tap`; KeyError with the known taps if the stage does not name it."""
-        try:
+        if tap in self.taps:
             return self.taps[tap]
-        except KeyError:
-            shown = ", ".join(self.taps) or "nothing"
-            raise KeyError(
-                f"tap {tap!r} is not shown in this stage (shown: {shown}); name it in Stage.taps"
-            ) from None
+        shown = ", ".join(self.taps) or "nothing"
+        raise KeyError(
+            f"tap {tap!r} is not shown in this stage (shown: {shown}); name it in Stage.taps"
+        )
 
     def __contains__(self, tap: str) -> bool:
         """Whether `tap` is shown."""
@@ -218,6 +217,7 @@ class Stage:
     def _faults(self) -> dict[str, bool]:
         """Message -> whether it applies."""
         teaches, labelled = self.transfer is not None, self.task_weight > 0
+        both, neither = teaches and labelled, not (teaches or labelled)
         reads = bool(self.taps or self.optional_taps)
         faults = {
             f"share {self.share} is not in (0, 1]": not 0 < self.share <= 1,
@@ -225,14 +225,10 @@ class Stage:
                 not self.trains or not self.trains <= PARTS
             ),
             f"task_weight {self.task_weight} is negative": self.task_weight < 0,
-            "has neither a transfer loss nor a task loss: nothing would train": (
-                not teaches and not labelled
-            ),
+            "has neither a transfer loss nor a task loss: nothing would train": neither,
             "names taps but has no transfer loss to read them": reads and not teaches,
             "has a transfer loss but names no taps for it to read": teaches and not self.taps,
-            "merge needs both a task loss and a transfer loss": (
-                self.merge is not None and not (teaches and labelled)
-            ),
+            "merge needs both a task loss and a transfer loss": self.merge is not None and not both,
             "joint is part of the task loss: it needs one": self.joint is not None and not labelled,
             "the student does not run: it can train the connector alone, without labels": (
                 not self.student and (labelled or self.trains != {"connector"})
@@ -240,7 +236,7 @@ class Stage:
             f"momentum_split {self.momentum_split} is negative": self.momentum_split < 0,
             "momentum_split needs a task loss and a transfer loss that nothing merges": (
                 self.momentum_split > 0
-                and not (teaches and labelled and self.merge is None and self.clip_norm is None)
+                and not (both and self.merge is None and self.clip_norm is None)
             ),
         }
         for name in ("keep", "prepare"):

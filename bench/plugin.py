@@ -22,8 +22,6 @@ from bench.code_version import method_digest
 from bench.faults import LOAD_FAULTS, UserError, name_and_reason
 from bench.registry import Registry
 
-PACKAGE = "kd_bench_plugin"
-
 
 class PluginError(UserError):
     """A plugin that cannot be used; one line with the file, the fault and the cure."""
@@ -102,7 +100,7 @@ def _plug(plugin: Plugin, stack: ExitStack) -> None:
 
 
 def _load(plugin: Plugin, stack: ExitStack) -> ModuleType:
-    module = ModuleType(f"{PACKAGE}.{plugin.name}")
+    module = ModuleType(f"kd_bench_plugin.{plugin.name}")
     module.__file__ = plugin.path
     sys.modules[module.__name__] = module  # dataclasses and pickle look there
     stack.callback(sys.modules.pop, module.__name__, None)

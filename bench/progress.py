@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 PLAIN_LINE_SECONDS = 15.0
@@ -30,11 +30,17 @@ class ProgressDisplay(AbstractContextManager):
         """Shows nothing before the first `show`; `unit` is of what is counted, such as "epochs"."""
         self.console, self.unit = console, f" {unit}" if unit else ""
         self._began = self._last_line = time.monotonic()
-        self._live: Progress | None = None
+        counted = TextColumn("{task.completed:.0f}/{task.total:.0f}" + self.unit)
+        wide = Column(no_wrap=True, ratio=1)  # all in one line, however narrow the terminal
+        what = TextColumn("{task.description}", markup=False, table_column=wide)
+        left = TimeRemainingColumn(), TextColumn("left")
+        columns = what, BarColumn(bar_width=15), counted, *left
+        self._live = Progress(*columns, console=console, transient=True, expand=True)
+        self._task = self._live.add_task("starting", total=1)
 
     def __exit__(self, *error: object) -> None:
         """Stops the live bar."""
-        if self._live is not None:
+        if self._live.live.is_started:
             self._live.stop()
 
     def show(
@@ -46,7 +52,8 @@ class ProgressDisplay(AbstractContextManager):
         `done` were done by an earlier command; they took no time.
         """
         if self.console.is_terminal:
-            self._bar().update(TaskID(0), description=what, completed=done, total=total)
+            self._live.start()
+            self._live.update(self._task, description=what, completed=done, total=total)
             return
         now = time.monotonic()
         if not at_once and now - self._last_line < PLAIN_LINE_SECONDS:
@@ -56,18 +63,6 @@ class ProgressDisplay(AbstractContextManager):
         left = f", about {duration(seconds / worked * (total - done))} left" if worked > 0 else ""
         text = f"{what}  {done}/{total}{self.unit}, {duration(seconds)}{left}"
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _bar(self) -> Progress:
-        if self._live is None:
-            counted = TextColumn("{task.completed:.0f}/{task.total:.0f}" + self.unit)
-            wide = Column(no_wrap=True, ratio=1)  # all in one line, however narrow the terminal
-            what = TextColumn("{task.description}", markup=False, table_column=wide)
-            left = TimeRemainingColumn(), TextColumn("left")
-            columns = what, BarColumn(bar_width=15), counted, *left
-            self._live = Progress(*columns, console=self.console, transient=True, expand=True)
-            self._live.start()
-            self._live.add_task("starting", total=1)
-        return self._live
 
 
 class TrainingProgress:

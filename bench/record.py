@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
 
@@ -26,7 +26,7 @@ FINISHED, FAILED, NOT_APPLICABLE = "finished", "failed", "not_applicable"
 STATUSES = (FINISHED, FAILED, NOT_APPLICABLE)
 OUTSIDE_ERRORS = ("KilledError", "DamagedError", "LeaseLostError")  # no fault of a cell's
 SCHEMA = 1
-Kind = TypeVar("Kind")
+_adapter = cache(TypeAdapter)
 Number = Annotated[float, GetPydanticSchema(lambda kind, schema: schema(int | float | None))]
 """A number of a file: whole ones stay whole, null stands for one that is not finite."""
 ARCHIVED_CURVES = ("test_accuracy", "task_loss", "gradient_cosine")
@@ -43,12 +43,31 @@ class Sealed:
 
     def to_json(self) -> str:
         """JSON with sorted keys: equal values give equal text."""
-        return seal(asdict(self), self.SCHEMA)
+        values = _adapter(type(self)).dump_python(self, warnings=False)
+        checksum = digest(json.dumps(_finite(values), sort_keys=True))
+        return dump_json({"schema": self.SCHEMA, "sha256": checksum, **values})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote; DamagedError for any other text."""
-        return unseal(cls, text, cls.SCHEMA)
+        """What `to_json` wrote; files of earlier versions have no checksum.
+
+        DamagedError for changed content, fields of other names or types, and any other text.
+        """
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict) or values.pop("schema", None) != cls.SCHEMA:
+                raise ValueError(f"not a {cls.__name__} of schema {cls.SCHEMA}")
+            is_sealed, checksum = "sha256" in values, values.pop("sha256", None)
+            plain = json.dumps(values, sort_keys=True)
+            if is_sealed and checksum != digest(plain):
+                raise ValueError("checksum differs")
+            return _adapter(cls).validate_json(plain, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole"
+            raise DamagedError(reason(ValueError(f"{where}: {first['msg']}"))) from None
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(reason(error)) from None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -150,13 +169,10 @@ class Row:
     @property
     def name(self) -> str:
         """Teacher>student/label/seed, as in MLflow; without the teacher where none is needed."""
-        if self.role == "teacher":
-            return f"{self.teacher}/teacher/{self.seed}"
-        if self.role in ("student", "source"):
-            return f"{self.student}/{self.role}/{self.seed}"
-        if self.method == "student":  # trained longer than the baseline
-            return f"{self.student}/{self.label}/{self.seed}"
-        return f"{self.teacher}>{self.student}/{self.label}/{self.seed}"
+        models = f"{self.teacher}>{self.student}"
+        if self.method == "student":
+            models = self.teacher if self.role == "teacher" else self.student
+        return f"{models}/{self.label}/{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,41 +199,6 @@ def check_file_names(what: str, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\\\0"):
             raise ValueError(f"{what}: {name!r} is no plain file name (no '/', not '.' in front)")
-
-
-def seal(values: Mapping[str, object], schema: int) -> str:
-    """JSON of the values, of the version of their fields, and of their checksum."""
-    plain = _finite(values)
-    assert isinstance(plain, dict)
-    checksum = digest(json.dumps(plain, sort_keys=True))
-    return dump_json({"schema": schema, "sha256": checksum, **plain})
-
-
-def unseal(kind: type[Kind], text: str, schema: int) -> Kind:
-    """What `seal` wrote, as a dataclass; files of earlier versions have no checksum.
-
-    DamagedError for changed content, fields of other names or types, and any other text.
-    """
-    try:
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.pop("schema", None) != schema:
-            raise ValueError(f"not a {kind.__name__} of schema {schema}")
-        is_sealed, checksum = "sha256" in values, values.pop("sha256", None)
-        plain = json.dumps(values, sort_keys=True)
-        if is_sealed and checksum != digest(plain):
-            raise ValueError("checksum differs")
-        return _adapter(kind).validate_json(plain, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise DamagedError(reason(ValueError(f"{where}: {first['msg']}"))) from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(reason(error)) from None
-
-
-@cache
-def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
-    return TypeAdapter(kind)
 
 
 def digest(content: str | bytes) -> str:
@@ -341,35 +322,25 @@ class Store:
 
     def read_all(self, cell_ids: Iterable[str]) -> dict[str, Record]:
         """Cell id -> record, in the given order, without cells that have none; see `load`."""
-        found = ((cell_id, self.load(cell_id)) for cell_id in cell_ids)
-        return {cell_id: record for cell_id, record in found if record is not None}
+        return {one: found for one in cell_ids if (found := self.load(one)) is not None}
 
 
-@dataclass(frozen=True)
 class WorkDir:
-    """Paths under one root. `store/` is shared by all grids; each grid has a folder of its own."""
+    """Paths under one root. `store/` is shared by all grids; each grid has a folder of its own.
 
-    root: Path
+    Attributes:
+        store: the records of all cells of all grids.
+        checkpoints: those of unfinished cells.
+        cache: decoded data sets and downloads.
+        leases: those that commands sharing this work directory hold on cells.
+    """
 
-    @property
-    def store(self) -> Store:
-        """The records of all cells of all grids."""
-        return Store(self.root / "store" / "cells")
-
-    @property
-    def checkpoints(self) -> Path:
-        """The checkpoints of unfinished cells."""
-        return self.root / "store" / "checkpoints"
-
-    @property
-    def cache(self) -> Path:
-        """Decoded data sets and downloads."""
-        return self.root / "store" / "data"
-
-    @property
-    def leases(self) -> Path:
-        """The leases that commands sharing this work directory hold on cells."""
-        return self.root / "store" / "leases"
+    def __init__(self, root: Path) -> None:
+        """Creates nothing."""
+        self.root, self.store = root, Store(root / "store" / "cells")
+        self.checkpoints = root / "store" / "checkpoints"
+        self.cache = root / "store" / "data"
+        self.leases = root / "store" / "leases"
 
     def grid(self, name: str) -> Path:
         """The folder of a grid's plan, tables and figures."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-NAME = re.compile(r"\w[\w.-]*")
 PLUGIN_HINT = " (a file of your own: --plugin FILE.py)"
 
 
@@ -56,7 +55,7 @@ class Registry(Generic[Item]):
 
     def add(self, name: str, item: Item, code: str) -> None:
         """Adds an item until `remove`. `code` is the digest of the code that defines it."""
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{self.kind} {name!r}: wanted letters, digits, '_', '-' and '.'")
         if name in self._items:
             raise ValueError(f"a {self.kind} {name} exists already; choose another name")
