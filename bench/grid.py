@@ -1,10 +1,11 @@
 """Grid files: what to train, as data, checked before anything starts; see `grids/README.md`."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from bench.cell import Crop, DataSpec, Model, RandAugment, Recipe, Seed, Spec
+from bench.cell import DataSpec, Model, Recipe, Seed, Spec
 from bench.design import Design
 from bench.faults import UserError, one_line, shortened
 from bench.grid_fields import (
@@ -48,21 +49,6 @@ NOT_WRITTEN = {"name", "part_of", "narrowed"}
 
 class GridError(UserError):
     """A grid that cannot be run; one line with the field, what it holds and what was wanted."""
-
-
-SECTIONS = {
-    "data": GridData,
-    "data.crop": Crop,
-    "data.randaugment": RandAugment,
-    "axes": Axes,
-    "models": ModelSpec,
-    "pairs": PairSpec,
-    "methods": MethodSpec,
-    "recipe": Recipe,
-    "teacher": TeacherSpec,
-    "source": SourceSpec,
-}
-"""The fields of a grid, or in one, that have fields of their own."""
 
 
 class Grid(Spec):
@@ -311,20 +297,35 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
-    fault, more = error.errors()[0], error.error_count() - 1
-    path = ".".join(map(str, fault["loc"]))
+    faults = error.errors()
+    # Of the forms that a field may have, the one that was not meant says no more than that.
+    faults = [fault for fault in faults if fault["type"] != "model_type"] or faults
+    fault, more = faults[0], len(faults) - 1
+    section, path = model, []
+    for piece in map(str, fault["loc"]):
+        if piece != section.__name__ and not re.search(r"\[|^constrained-", piece):  # a form's name
+            field = section.model_fields.get(piece)
+            section = (field and _fields_in(field.annotation)) or section
+            path.append(piece)
     given = f"got {shortened(repr(fault['input']), 100)}"
     came = "missing" if fault["type"] == "missing" else given
     if fault["type"] == "extra_forbidden":
-        *sections, field = map(str, fault["loc"])
-        section = SECTIONS.get(".".join(sections)) or SECTIONS[sections[0]] if sections else model
-        text = unknown("field", field, section.model_fields)
+        text = unknown("field", path[-1], section.model_fields)
+    elif fault["type"] == "model_type":
+        text = f"{given}, wanted a mapping with {', '.join(section.model_fields)}"
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))
     else:
         text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
     text = shortened(text) + (f" (and {more} more)" if more else "")
-    return one_line(f"{path}: {text}" if path else text)
+    return one_line(f"{'.'.join(path)}: {text}" if path else text)
+
+
+def _fields_in(annotation: Any) -> type[BaseModel] | None:
+    """The fields that a value of this type has, or each of its items; None if it has none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_fields_in, get_args(annotation))), None)
 
 
 @contextmanager
@@ -412,10 +413,12 @@ def narrow(
     changed: dict[str, Any] = {}
     if methods:
         names = [n for name in methods for n in (METHODS.names() if name == "all" else [name])]
-        rows = {n: [m for m in grid.methods if m.name == n] or [MethodSpec(name=n)] for n in names}
-        changed["methods"] = tuple(m for same in rows.values() for m in same)
+        rows = [[m for m in grid.methods if m.name == n] or [MethodSpec(name=n)] for n in names]
+        changed["methods"] = tuple(itertools.chain(*rows))
         labels = [m.label for m in changed["methods"]]
         changed["narrowed"] = any(m.label not in labels for m in grid.rows)
+        kept = {BASELINE, *labels}
+        changed["tuned"] = {row: own for row, own in grid.tuned.items() if row in kept}
     if pairs:
         with _at("--pairs", PairSpec):
             changed["pairs"] = tuple(PairSpec(**_pair(text)) for text in dict.fromkeys(pairs))

@@ -1,13 +1,14 @@
 """Methods by name, and the schema of their hyper-parameters: the signature of their `method`."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from bench.code_version import METHODS as FOLDER
@@ -69,10 +70,14 @@ def _canonical(label: str, value: Any, wanted: Any) -> Any:
     """`value` in the type `wanted`; ValueError naming `label` if it is not of that type."""
     try:
         # Strict JSON takes a list for a tuple and an int for a float, but no bool for a number.
-        return _validator(wanted).validate_json(to_json(value, inf_nan_mode="constants"))
+        found = _validator(wanted).validate_json(to_json(value, inf_nan_mode="constants"))
+        json.dumps(found)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise ValueError(f"{label}: got {value!r}; {message[0].lower()}{message[1:]}") from None
+    except (TypeError, ValueError, PydanticUserError):
+        raise ValueError(f"{label}: {value!r} is of a type that JSON cannot hold") from None
+    return found
 
 
 def default_hyperparameters(name: str) -> dict[str, Any]:
@@ -81,6 +86,8 @@ def default_hyperparameters(name: str) -> dict[str, Any]:
     for key, parameter in parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
             raise TypeError(f"method {name}: {key} must be keyword-only and have a default")
+        if key in SWITCHES:
+            raise TypeError(f"method {name}: {key} is a switch of every method; choose another name")
     return {key: parameter.default for key, parameter in parameters.items()}
 
 

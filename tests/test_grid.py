@@ -143,6 +143,9 @@ def test_other_data_under_the_same_name_is_another_cell(tmp_path):
         ({"recipe_for": {"cnn4": {"epochs": -1}}}, ["recipe_for.cnn4", "epochs"]),
         ({"teacher": {"recipe": {"lr": 1}}}, ["teacher.recipe", "lr"]),
         ({"tuned": {"soft_logit": {}}}, ["tuned", "soft_logits"]),
+        ({"seeds": [-1]}, ["seeds.0: got -1"]),
+        ({"teacher": {"seeds": {"screen": 1, "confirm": 1, "foo": 1}}}, ["teacher.seeds.foo", "known: screen, confirm"]),
+        ({"source": {"data": {"pad": 0, "crop": {"scal": 1}}}}, ["source.data.crop.scal", "scale"]),
         ({"tuned": {"soft_logits": {"t": 1}}}, ["methods.0", "'t'"]),
     ],
 )
@@ -195,6 +198,9 @@ def test_narrowing_keeps_the_rows_of_the_grid(tmp_path):
     assert narrow(grid, ["attention_transfer"]).methods[0].hyperparameters == {}
     assert narrow(grid, pairs=["cnn6:cnn4"]).all_pairs[0].teacher == "cnn6"
     assert narrow(grid, seeds=[3, 3]).seeds == (3,)
+    tuned = {label: {} for label in ("student", "soft_logits", "fitnet")}
+    tuned = load(tmp_path, methods=["soft_logits", "fitnet"], tuned=tuned)
+    assert set(narrow(tuned, ["fitnet"]).tuned) == {"student", "fitnet"}
     with pytest.raises(GridError, match="fitnet"):
         narrow(grid, ["fitnets"])
     with pytest.raises(GridError, match="teacher:student"):
