@@ -103,8 +103,7 @@ def results_name(options: argparse.Namespace) -> str:
 
 def grid_name(name_or_path: str) -> str:
     """The name of a grid, or of a grid's file; UserError if it can be no file's name."""
-    yaml = name_or_path.endswith(YAML)
-    name = Path(name_or_path).stem if yaml else name_or_path
+    name = Path(name_or_path).stem if name_or_path.endswith(YAML) else name_or_path
     try:
         check_file_names("--grid", [name])
     except ValueError as error:
@@ -126,12 +125,9 @@ def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
         text = mirror.read_file(FILE)
         return *mirror.fetch(), Costs() if text is None else Costs.from_json(text)
     command, costs = f"run_all.py {words}", read_costs(work.grid(grid) / FILE)
-    try:
-        with mended_by(command):
-            plan = Plan.read(work.plan(grid))
-            return plan, work.store.read_all(plan.cell_ids()), costs
-    except (FileNotFoundError, NotADirectoryError):
-        pass
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), mended_by(command):
+        plan = Plan.read(work.plan(grid))
+        return plan, work.store.read_all(plan.cell_ids()), costs
     try:
         return *read_archive(work.grid(grid) / ARCHIVE), costs
     except OSError:

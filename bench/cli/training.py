@@ -50,8 +50,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{done}; in all: {states}")
     costs = read_costs(work.grid(plan.name) / FILE)
     mirror_files(work, plan.name, render(work, (plan, records, costs)))
-    _say_what_failed(command, expansion, records)
-    return exit_code(outcome.counts)
+    return _end(command, outcome, expansion, records)
 
 
 def tune(options: argparse.Namespace) -> int:
@@ -82,13 +81,7 @@ def tune(options: argparse.Namespace) -> int:
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
         print(f"no trial of {row} finished")
-    _say_what_failed(command, expansion, records)
-    return exit_code(outcome.counts)
-
-
-def exit_code(counts: dict[str, int]) -> int:
-    """0 if no cell failed and none is missing, else 1."""
-    return 1 if counts.get("failed", 0) or counts.get("not run", 0) else 0
+    return _end(command, outcome, expansion, records)
 
 
 @dataclass(frozen=True)
@@ -270,10 +263,10 @@ def list_devices(device: str, workers: int | None) -> list[str]:
     return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
 
 
-def _say_what_failed(
-    command: TrainingCommand, expansion: Expansion, records: Mapping[str, Record]
-) -> None:
-    """Last: how cells that failed are trained again."""
+def _end(
+    command: TrainingCommand, outcome: Outcome, expansion: Expansion, records: Mapping[str, Record]
+) -> int:
+    """Says how cells that failed are trained again; returns 1 if any did or is missing, else 0."""
     cells = expansion.cells.values()
     failed = [cell for cell in cells if (r := records.get(cell.id)) and r.status == FAILED]
     again = len(unfinished(failed, command.work.store, retry_failed=False))
@@ -281,3 +274,4 @@ def _say_what_failed(
         print(f"ended from outside: {again}; the same command trains them again")
     if len(failed) > again:
         print(f"failed: {len(failed) - again}; with --retry-failed they are trained again")
+    return 1 if outcome.counts.keys() & {"failed", "not run"} else 0

@@ -3,7 +3,6 @@
 The learning rate is next to nothing, so that each step is the same work.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,9 +96,8 @@ class TeacherBatch:
         network = workload.build(teacher).to(workload.device)
         # A deep random network overflows with the statistics that it was built with.
         update_bn([self.batch.images], network.train())
-        self.teacher = Teacher(
-            network, workload.cell(teacher), workload.device, workload.image_shape
-        )
+        cell = workload.cell(teacher)
+        self.teacher = Teacher(network, cell, workload.device, workload.image_shape)
 
     def clean_view(self, taps: Sequence[str]) -> View:
         """The teacher's view of all images."""
@@ -148,47 +146,26 @@ class StudentStage:
         `labelled`: (N,) bool, whose labels the task loss may see; None for all. NotApplicable if
         the method cannot serve this pair.
         """
-        self.lesson, self.stage = lesson, stage
-        self._watching, self._pair = False, None
-        watched = replace(
-            stage, transfer=self._watched(stage.transfer), joint=self._watched(stage.joint)
-        )
-        alone = replace(method, plan=(replace(watched, share=1.0),))
+        self.lesson, self.stage, self._pair = lesson, stage, None
+        losses = {"joint": stage.joint, "transfer": stage.transfer}
+        self._losses = {name: loss for name, loss in losses.items() if loss is not None}
+        watched = {name: partial(self._watched, loss) for name, loss in self._losses.items()}
+        alone = replace(method, plan=(replace(stage, share=1.0, **watched),))
         workload, labels = lesson.workload, lesson.train.labels
+        shape, device = workload.image_shape, workload.device
         if labelled is not None:
             labels = labels.where(labelled, -1)
         # A connector may hold an entry for each training image, more than are drawn.
-        images = max(len(labels), workload.images)
-        labels = labels.repeat(math.ceil(images / len(labels)))[:images]
-        network = workload.build(model)
-        self.student = make_student(
-            workload.cell(model, name),
-            alone,
-            network,
-            workload.image_shape,
-            lesson.teacher,
-            workload.device,
-            labels,
-        )
-        self._cached_bytes = 0  # of one image
-        self.student.begin_epoch(self._clean_view, lesson.train.labels)
+        places = torch.arange(max(len(labels), workload.images), device=device)
+        labels = labels[places % len(labels)]
+        cell, network = workload.cell(model, name), workload.build(model)
+        self.student = make_student(cell, alone, network, shape, lesson.teacher, device, labels)
+        self.student.begin_epoch(lesson.clean_view, lesson.train.labels)
 
-    def _watched(self, transfer: Transfer | None) -> Transfer | None:
-        """The loss, keeping the pair that it is given while the stage is watching."""
-        if transfer is None:
-            return None
-
-        def watched(pair: Pair, connector: nn.Module) -> Tensor | MaskedLoss:
-            if self._watching:
-                self._pair = pair
-            return transfer(pair, connector)
-
-        return watched
-
-    def _clean_view(self, taps: Sequence[str]) -> View:
-        view = self.lesson.clean_view(taps)
-        self._cached_bytes = bytes_of(x[0] for x in view.taps.values())
-        return view
+    def _watched(self, loss: Transfer, pair: Pair, connector: nn.Module) -> Tensor | MaskedLoss:
+        """The loss, whose pair is kept until the step ends."""
+        self._pair = pair
+        return loss(pair, connector)
 
     @property
     def kept(self) -> float:
@@ -218,7 +195,9 @@ class StudentStage:
 
     def held_bytes(self, train_images: int) -> int:
         """See `bench.cost.costs.StageCost`; `train_images` is N."""
-        return self._bytes_of(self.student.connector) + self._cached_bytes * train_images
+        cached = self.lesson.clean_view(self.student.taps).taps if self.stage.clean else {}
+        of_image = bytes_of(x[0] for x in cached.values())
+        return self._bytes_of(self.student.connector) + of_image * train_images
 
     def _bytes_of(self, module: nn.Module) -> int:
         state = self.student.optimiser.state
@@ -230,14 +209,16 @@ class StudentStage:
         """The teacher's view of the batch that a step reads; None if it reads none."""
         return self.lesson.view(self.student.taps) if self.student.reads_teacher else None
 
-    def step(self) -> None:
-        """One training step, the teacher's forward pass included."""
-        self.step_on(self.teacher_view())
+    def step(self) -> Pair | None:
+        """One training step, the teacher's forward pass included; see `step_on`."""
+        return self.step_on(self.teacher_view())
 
-    def step_on(self, view: View | None) -> None:
-        """One training step on a view that the teacher has given."""
+    def step_on(self, view: View | None) -> Pair | None:
+        """One training step on a view of the teacher's; returns what its transfer losses read."""
         lesson = self.lesson
         self.student.step(StudentBatch(*lesson.batch, lesson.index, view, last=False))
+        pair, self._pair = self._pair, None
+        return pair
 
     def once(self) -> None:
         """The teacher's pass over one batch of clean images, if the stage reads them."""
@@ -246,11 +227,8 @@ class StudentStage:
 
     def loss_alone(self) -> LossAlone | None:
         """The stage's transfer losses on what both networks show in one step; None for none."""
-        losses = [loss for loss in (self.stage.joint, self.stage.transfer) if loss is not None]
-        if not losses:
+        if not self._losses:
             return None
-        self._watching = True
-        self.step()
-        pair, self._watching, self._pair = self._pair, False, None
+        pair = self.step()
         assert pair is not None
-        return LossAlone(losses, pair, self.student.connector)
+        return LossAlone([*self._losses.values()], pair, self.student.connector)
