@@ -18,7 +18,6 @@ from bench.plugin import plugged, read_plugins
 from bench.registry import unknown
 
 DEBUG = "--debug"
-Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, tuple[str, Callable[[options.Add], None], str]] = {
     "run": ("training.run", options.run, "train what is unfinished, then print the grid's tables"),
@@ -133,7 +132,7 @@ def _stopped_by_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
+def parse(words: list[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
     """The command and its options; without a command it is `run`."""
     if words[:1] in (["-h"], ["--help"]):
         _overview().parse_args(["--help"])

@@ -207,16 +207,14 @@ def _train(
             room_bytes=room_bytes,
             mirrored=not as_node,
         )
-        if not grid.screens:
-            return train(expansion), expansion
-        if expansion.plan.choices:
-            return train(expansion, phase="confirming"), expansion
-        screened = train(expansion, phase="screening")
-        if as_node:  # the driver chooses the finalists, and starts the nodes again
-            return screened, expansion
-        choose(grid, expansion, command.work, costs)
-        expansion = command.expand(grid)
-        return screened.then(train(expansion, phase="confirming")), expansion
+        phase = "confirming" if expansion.plan.choices else "screening" if grid.screens else ""
+        outcome = train(expansion, phase=phase)
+        # On a cluster the driver chooses the finalists, and starts the nodes again.
+        if phase == "screening" and not as_node:
+            choose(grid, expansion, command.work, costs)
+            expansion = command.expand(grid)
+            outcome = outcome.then(train(expansion, phase="confirming"))
+        return outcome, expansion
 
 
 def _node_options(command: TrainingCommand, cluster: RayCluster) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
 from bench.faults import UserError, reason
@@ -51,29 +51,22 @@ def sqlite_uri(path: Path) -> str:
     return uri
 
 
-class Place(NamedTuple):
-    """A store's address, its file if it is an sqlite file, and where a bare database has its files.
+def find_place(work_dir: Path) -> tuple[str, Path | None, str | None]:
+    """The address of the store, its file if it is an sqlite file, and the place of its artifacts.
 
-    A server has a place of its own for those: None.
+    It is that of MLFLOW_TRACKING_URI, or else the sqlite file of the work directory. A server has
+    a place of its own for artifacts: None.
     """
-
-    uri: str
-    database: Path | None
-    artifacts: str | None
-
-
-def find_place(work_dir: Path) -> Place:
-    """The store of MLFLOW_TRACKING_URI, or else the sqlite file of the work directory."""
     from sqlalchemy import make_url
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(work_dir.resolve() / "mlflow.db")
     if uri.startswith(("http:", "https:", "databricks")):
-        return Place(uri, None, None)
+        return uri, None, None
     url = make_url(uri) if uri.startswith("sqlite") else None
     path = Path(url.database).absolute() if url and url.database and not url.query else None
     folder = (path.parent if path else work_dir.resolve()) / "mlartifacts"
     str(folder).encode()  # of other bytes than UTF-8 MLflow would make another folder
-    return Place(uri, path, folder.as_uri())
+    return uri, path, folder.as_uri()
 
 
 def local_path(uri: str) -> Path | None:
@@ -93,17 +86,15 @@ def failures(cure: str = "") -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    faults = (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError, ValueError)
     try:
         yield
     except TrackingError:
         raise
     except UnicodeEncodeError as error:
-        raise TrackingError(
-            f"MLflow wants names in UTF-8, not {error.object!r}; rename it"
-        ) from None
-    except (
-        MlflowException, SQLAlchemyError, CommandError, OSError, ImportError, ValueError
-    ) as error:  # fmt: skip
+        wanted = f"MLflow wants names in UTF-8, not {error.object!r}; rename it"
+        raise TrackingError(wanted) from None
+    except faults as error:
         said = str(error)
         text = without_secrets(re.sub(r"\[SQL: .*|\(Background on .*", "", said, flags=re.DOTALL))
         # Its traceback, which --debug prints, has the secrets too.

@@ -31,7 +31,7 @@ class Mirror:
         """Opens the store; makes the database if there is none."""
         self.client, self.grid = experiment.open_store(work_dir), grid
         with experiment.failures():
-            home = experiment.find_place(work_dir).artifacts
+            _, _, home = experiment.find_place(work_dir)
             self.id, self._local = experiment.open_experiment(self.client, home, grid), bool(home)
 
     def send(
