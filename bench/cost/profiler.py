@@ -231,13 +231,14 @@ def _measured(
         for n, plain_step in enumerate(plain.ms["step"])
     ]
     operations = [StageShare(s.epochs, s.kept, s.step_flops, s.once_flops) for s in stages]
-    parameters, flops = turns[0].stage.deployed()
+    first = turns[0].stage
+    parameters, flops = first.deployed()
     return replace(
         record,
         stages=stages,
         deployed_parameters=parameters,
         deployed_flops=flops,
-        extra_parameters=turns[0].stage.extra_parameters,
+        extra_parameters=sum(p.numel() for p in first.student.connector.parameters()),
         training_cost_ratio=Quartiles.of(ratios),
         training_flop_ratio=training_cost_ratio(operations, record.epochs, record.plain_flops),
     )

@@ -114,9 +114,8 @@ class LossAlone:
 
     def __init__(self, losses: Sequence[Transfer], pair: Pair, connector: nn.Module) -> None:
         """Detaches the student's taps, which the losses of one stage read, from the network."""
-        taps = {
-            tap: x.detach().requires_grad_(x.requires_grad) for tap, x in pair.student.taps.items()
-        }
+        shown = pair.student.taps.items()
+        taps = {tap: x.detach().requires_grad_(x.requires_grad) for tap, x in shown}
         self._losses, self._connector = tuple(losses), connector
         self.pair = pair._replace(student=View(taps))
         weights = [p for p in connector.parameters() if p.requires_grad]
@@ -172,11 +171,6 @@ class StudentStage:
         """Share of the training images that the stage steps over."""
         subset = self.student.subset
         return 1.0 if subset is None else len(subset) / len(self.lesson.train.labels)
-
-    @property
-    def extra_parameters(self) -> int:
-        """Number of parameters that the whole method trains with the student."""
-        return sum(p.numel() for p in self.student.connector.parameters())
 
     def deployed(self) -> tuple[float, float]:
         """Parameters, and FLOP of one image, of what the method deploys over the student's own."""
