@@ -156,6 +156,10 @@ class Costs(Sealed):
     SCHEMA = 5
     records: list[CostRecord] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self.records)
+
     def of_pair(self, data: str, teacher: str, student: str) -> list[CostRecord]:
         """What was profiled of a pair under one set of conditions; [] if nothing was.
 

@@ -66,7 +66,7 @@ def _was_extended(path: Path) -> bool:
 
 def check_costs(grid: Grid, costs: Costs) -> None:
     """UserError if a grid limits the costs of its finalists, and nothing was profiled."""
-    if grid.screens and grid.max_cost is not None and not costs.records:
+    if grid.screens and grid.max_cost is not None and not costs:
         raise UserError(
             f"max_cost: {grid.max_cost:g}, but no costs of grid {grid.name} are measured; run "
             f"first: run_all.py profile --grid {grid.name}"
