@@ -6,7 +6,7 @@ The learning rate is next to nothing, so that each step is the same work.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.cost.counting import bytes_of, count
+from bench.data.batches import Batch
 from bench.method import MaskedLoss, Method, Pair, Stage, Transfer, View
 from bench.models import zoo
 from bench.models.network import Network, modes_restored
@@ -63,36 +64,26 @@ class Workload:
         torch.manual_seed(derive(0, "profile", str(model)))
         return zoo.build(model, self.classes, self.image_shape)
 
-
-class Images(NamedTuple):
-    """Random images, (N, C, H, W), and their labels, (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def draw(cls, workload: Workload) -> Self:
+    def draw(self) -> Batch:
         """Normal images, channels last as in training: a few batches, and 4 for each class."""
-        count = 4 * max(workload.recipe.batch_size, workload.classes)
+        count = 4 * max(self.recipe.batch_size, self.classes)
         draws = torch.Generator().manual_seed(0)
-        images = torch.randn(count, *workload.image_shape, generator=draws)
-        images = images.to(workload.device, memory_format=torch.channels_last)
-        return cls(images, (torch.arange(count) % workload.classes).to(workload.device))
+        images = torch.randn(count, *self.image_shape, generator=draws)
+        images = images.to(self.device, memory_format=torch.channels_last)
+        index = torch.arange(count, device=self.device)
+        return Batch(images, index % self.classes, index)
 
 
 class TeacherBatch:
     """A teacher with random weights and one batch of images: what the students under it share.
 
-    `train` are all images, a few batches; `batch` is the first one, and `index` (B,) its positions.
+    `train` are all images, a few batches; `batch` is the first one.
     """
 
     def __init__(self, teacher: Model, workload: Workload) -> None:
         """Builds the teacher. Its BatchNorm statistics are those of the images."""
-        self.workload = workload
-        self.train = Images.draw(workload)
-        size = workload.recipe.batch_size
-        self.batch = Images(self.train.images[:size], self.train.labels[:size])
-        self.index = torch.arange(size, device=workload.device)
+        self.workload, self.train = workload, workload.draw()
+        self.batch = Batch(*(x[: workload.recipe.batch_size] for x in self.train))
         network = workload.build(teacher).to(workload.device)
         # A deep random network overflows with the statistics that it was built with.
         update_bn([self.batch.images], network.train())
@@ -101,7 +92,7 @@ class TeacherBatch:
 
     def clean_view(self, taps: Sequence[str]) -> View:
         """The teacher's view of all images."""
-        batches = iter(self.train.images.split(len(self.index)))
+        batches = iter(self.train.images.split(len(self.batch.index)))
         return self.teacher.clean_view(batches, taps)
 
     def view(self, taps: Sequence[str] = ("logits",)) -> View:
@@ -209,8 +200,7 @@ class StudentStage:
 
     def step_on(self, view: View | None) -> Pair | None:
         """One training step on a view of the teacher's; returns what its transfer losses read."""
-        lesson = self.lesson
-        self.student.step(StudentBatch(*lesson.batch, lesson.index, view, last=False))
+        self.student.step(StudentBatch(*self.lesson.batch, view, last=False))
         pair, self._pair = self._pair, None
         return pair
 
