@@ -51,8 +51,7 @@ class Parser(argparse.ArgumentParser):
         """Raises `UserError`, as every other fault of the user's does."""
         words = message.split()
         if message.startswith("unrecognized arguments:"):
-            known = [o for action in self._actions for o in action.option_strings]
-            message = unknown("option", words[2].split("=")[0], known)
+            message = unknown("option", words[2].split("=")[0], self._option_string_actions)
         raise UserError(f"{message} (see: run_all.py {self.prog.split()[-1]} --help)")
 
 
