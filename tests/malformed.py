@@ -314,7 +314,7 @@ def option_cases() -> Iterator[Case]:
 
     for command, (_, add_options, _) in COMMANDS.items():
         parser = argparse.ArgumentParser()
-        add_options(parser)
+        add_options(parser.add_argument)
         known = [action for action in parser._actions if action.nargs != 0]
         start = ["--model" if command == "list" else "--grid", "nosuch"] if command != "ui" else []
         for option in sorted({name for action in known for name in action.option_strings}):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.cost.steps import Images, StudentStage, TeacherBatch, Workload
+from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.data.augment import Augment
-from bench.data.batches import Batches
+from bench.data.batches import Batch, Batches
 from bench.hyperparameters import METHODS, build_method
 from bench.method import Method, Pair, Selection, Stage, View
 from tests.lessons import recipe
@@ -71,9 +71,9 @@ def lesson(monkeypatch) -> Iterator[TeacherBatch]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         lesson.workload = replace(workload, device=CUDA)
         lesson.train, lesson.batch = (
-            Images(*(x.to(CUDA) for x in images)) for images in (lesson.train, lesson.batch)
+            Batch(*(x.to(CUDA) for x in images)) for images in (lesson.train, lesson.batch)
         )
-        lesson.index, lesson.teacher.device = lesson.index.to(CUDA), CUDA
+        lesson.teacher.device = CUDA
         lesson.teacher.network.to(CUDA)
         yield lesson
 

@@ -18,9 +18,8 @@ from bench.plugin import plugged, read_plugins
 from bench.registry import unknown
 
 DEBUG = "--debug"
-Command = Callable[[argparse.Namespace], int]
 
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] = {
+COMMANDS: dict[str, tuple[str, Callable[[options.Add], None], str]] = {
     "run": ("training.run", options.run, "train what is unfinished, then print the grid's tables"),
     "tune": ("training.tune", options.tune, "choose hyper-parameters on held-out training images"),
     "profile": ("profiling.profile", options.profile, "measure what each method costs, by itself"),
@@ -52,8 +51,7 @@ class Parser(argparse.ArgumentParser):
         """Raises `UserError`, as every other fault of the user's does."""
         words = message.split()
         if message.startswith("unrecognized arguments:"):
-            known = [o for action in self._actions for o in action.option_strings]
-            message = unknown("option", words[2].split("=")[0], known)
+            message = unknown("option", words[2].split("=")[0], self._option_string_actions)
         raise UserError(f"{message} (see: run_all.py {self.prog.split()[-1]} --help)")
 
 
@@ -123,18 +121,17 @@ def _stopped_by_signals() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    ours = [number for number, action in before.items() if action == signal.SIG_DFL]
+    ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
     try:
         for number in ours:
             signal.signal(number, stop)
         yield received
     finally:
         for number in ours:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.SIG_DFL)
 
 
-def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
+def parse(words: list[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
     """The command and its options; without a command it is `run`."""
     if words[:1] in (["-h"], ["--help"]):
         _overview().parse_args(["--help"])
@@ -144,7 +141,7 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
         raise UserError(unknown("command", words[0], COMMANDS))
     function, add_options, text = COMMANDS[words[0]]
     parser = Parser(prog=f"run_all.py {words[0]}", description=text)
-    add_options(parser)
+    add_options(parser.add_argument)
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of every error")
     chosen = parser.parse_intermixed_args(words[1:])
     module, _, name = function.partition(".")
@@ -154,7 +151,6 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
 def _overview() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<9} {text}" for name, (_, _, text) in COMMANDS.items())
     return argparse.ArgumentParser(
-        prog="run_all.py",
         usage="run_all.py [command] [options]",
         description="Trains grids of knowledge distillation (teacher, student, method, seed) "
         "under\none budget, and says which method to choose.",

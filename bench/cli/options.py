@@ -1,7 +1,7 @@
 """The options of every command, and the types that refuse other text in one line."""
 
 import argparse
-import math
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,10 @@ DEFAULT_GRID = "digits"
 CELL = "a cell id or its beginning (in cells.csv), or teacher>student/method/seed, quoted"
 LIMIT = 2**31 - 1
 SIDE = re.compile("[1-9][0-9]{0,4}")
-SEED = re.compile("[0-9]{1,10}")
-Parser = argparse.ArgumentParser
+SEEDS = re.compile("([0-9]{1,10})(?:-([0-9]{1,10}))?")
+Add = Callable[..., argparse.Action]
+"""The `add_argument` of a command's parser."""
+
 Number = TypeVar("Number", int, float)
 
 
@@ -30,9 +32,7 @@ def names(text: str) -> list[str]:
     raise argparse.ArgumentTypeError(f"got {text!r}, which names nothing; {cure}")
 
 
-def number(
-    kind: type[Number], at_least: float, at_most: float = math.inf
-) -> Callable[[str], Number]:
+def number(kind: type[Number], at_least: float, at_most: float = LIMIT) -> Callable[[str], Number]:
     """The type of a finite number from `at_least` to `at_most`, both included.
 
     Example:
@@ -43,16 +43,14 @@ def number(
         argparse.ArgumentTypeError: got '0', wanted a whole number of at least 1
     """
     wanted = f"a {'whole' if kind is int else 'finite'} number of at least {at_least:g}"
-    wanted += f" and at most {at_most:g}" if at_most < math.inf else ""
+    wanted += f" and at most {at_most:g}" if at_most < LIMIT else ""
 
     def read(text: str) -> Number:
-        try:  # Python reads 1_0 and digits of any script
-            value = kind(text) if text.isascii() and "_" not in text else math.nan
-        except ValueError:
-            value = math.nan
-        if not at_least <= value <= at_most or abs(value) > LIMIT:
-            raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
-        return kind(value)
+        with contextlib.suppress(ValueError):
+            # Python reads 1_0 and digits of any script.
+            if text.isascii() and "_" not in text and at_least <= (value := kind(text)) <= at_most:
+                return value
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
 
     return read
 
@@ -66,11 +64,10 @@ def seeds(text: str) -> list[int]:
     """
     found: list[int] = []
     for part in names(text):
-        first, dash, last = part.partition("-")
-        ends = [first, last] if dash else [first, first]
-        if not all(SEED.fullmatch(end) for end in ends):
+        if (ends := SEEDS.fullmatch(part)) is None:
             raise argparse.ArgumentTypeError(f"got {text!r}, wanted seeds such as 0-4 or 0,2,7")
-        found += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MOST_SEEDS) + 1)
+        first, last = map(int, ends.groups(ends[1]))
+        found += range(first, min(last, first + MOST_SEEDS) + 1)
     if not 1 <= len(found) <= MOST_SEEDS or max(found) > LIMIT:
         wanted = f"wanted 1 to {MOST_SEEDS} seeds of at most {LIMIT}"
         raise argparse.ArgumentTypeError(f"got {text!r}, {wanted}")
@@ -106,17 +103,16 @@ def image_shape(text: str) -> tuple[int, int, int]:
 # --- shared by several commands ------------------------------------------------------------------
 
 
-def _work_dir(parser: Parser) -> None:
+def _work_dir(add: Add) -> None:
     text = "holds data caches, weights, records, MLflow's files and tables (default: results)"
-    parser.add_argument("--work-dir", type=path, default=Path("results"), metavar="DIR", help=text)
+    add("--work-dir", type=path, default=Path("results"), metavar="DIR", help=text)
 
 
-def _grid(parser: Parser, first: str = "") -> None:
+def _grid(add: Add, first: str = "") -> None:
     """Which grid, and which part or variant of it; `first`: what may stand before the fields."""
-    add = parser.add_argument
     text = "a grid of the harness, a YAML file, or a folder of results"
     add("--grid", default=DEFAULT_GRID, metavar="NAME", help=f"{text} (default: {DEFAULT_GRID})")
-    _work_dir(parser)
+    _work_dir(add)
     add("--methods", type=names, metavar="A,B", help="only these methods; 'all' for every one")
     add("--pairs", type=names, metavar="T:S,...", help="only these teacher:student pairs")
     add("--seeds", type=seeds, metavar="0-4", help="only these seeds, such as 0-4 or 0,2,7")
@@ -125,18 +121,15 @@ def _grid(parser: Parser, first: str = "") -> None:
     add("overrides", nargs="*", metavar=metavar, help=f"{CELL}; {text}" if first else text)
 
 
-def plugin(parser: Parser) -> None:
+def plugin(add: Add) -> None:
     """Files that bring methods, models or data sources."""
     text = "a Python file that adds a method, models or data sources; may be repeated"
-    parser.add_argument(
-        "--plugin", type=path, action="append", default=[], metavar="FILE.py", help=text
-    )
+    add("--plugin", type=path, action="append", default=[], metavar="FILE.py", help=text)
 
 
-def _part_of_grid(parser: Parser) -> None:
+def _part_of_grid(add: Add) -> None:
     """Which part of a grid is computed, and on what."""
-    sync(parser)
-    add = parser.add_argument
+    sync(add)
     text = "where your data sets are, and where downloads go (default: in the work directory)"
     add("--data-root", type=path, metavar="DIR", help=text)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -147,10 +140,9 @@ def _part_of_grid(parser: Parser) -> None:
 # --- one function for each command ---------------------------------------------------------------
 
 
-def run(parser: Parser) -> None:
+def run(add: Add) -> None:
     """The options of `run`."""
-    _part_of_grid(parser)
-    add = parser.add_argument
+    _part_of_grid(add)
     text = "say what would run and what it takes, measured on a few steps of every row, and stop"
     add("--dry-run", action="store_true", help=text)
     text = "train the finalists on the seeds that the grid planned for a second look"
@@ -168,10 +160,10 @@ def run(parser: Parser) -> None:
     add("--gpus-per-job", type=number(float, 0), default=1.0, metavar="X", help=text)
 
 
-def tune(parser: Parser) -> None:
+def tune(add: Add) -> None:
     """The options of `tune`: those of `run` and its own."""
-    run(parser)
-    add, trials = parser.add_argument, number(int, 1, 1000)
+    run(add)
+    trials = number(int, 1, 1000)
     text = "settings tried for each row (default: 8)"
     add("--trials", type=trials, default=8, help=text)
     text = "seeds of the best third of a row's settings; the others have one (default: 3)"
@@ -180,29 +172,26 @@ def tune(parser: Parser) -> None:
     add("--validation", type=number(float, 0.01, 0.99), default=0.2, help=text)
 
 
-def profile(parser: Parser) -> None:
+def profile(add: Add) -> None:
     """The options of `profile`."""
-    _part_of_grid(parser)
-    add = parser.add_argument
+    _part_of_grid(add)
     add("--batch", type=number(int, 2), metavar="B", help="batch size (default: the grid's)")
     text = "times that each step is measured (default: 20)"
     add("--rounds", type=number(int, 1, 10_000), default=20, metavar="N", help=text)
 
 
-def tables(parser: Parser) -> None:
+def tables(add: Add) -> None:
     """The options of `tables`."""
-    _grid(parser)
-    add = parser.add_argument
+    _grid(add)
     text = "not needed here and not run: the records hold all that is shown"
     add("--plugin", dest="unread", action="append", metavar="FILE.py", help=text)
     text = "where results are read (default: records)"
     add("--from", dest="origin", choices=("records", "mlflow"), default="records", help=text)
 
 
-def recommend(parser: Parser) -> None:
+def recommend(add: Add) -> None:
     """The options of `recommend`."""
-    tables(parser)
-    add = parser.add_argument
+    tables(add)
     text = "results of any code base: columns row, seed, accuracy; optional pair, cost, phase"
     add("--csv", type=path, metavar="FILE", help=text)
     text = "row of the CSV file that gains are over (default: student)"
@@ -214,17 +203,17 @@ def recommend(parser: Parser) -> None:
     add("--max-cost", type=number(float, at_least=1), metavar="X", help=text)
 
 
-def sync(parser: Parser) -> None:
+def sync(add: Add) -> None:
     """The options of `sync`."""
-    _grid(parser)
-    plugin(parser)
+    _grid(add)
+    plugin(add)
 
 
-def export(parser: Parser) -> None:
+def export(add: Add) -> None:
     """The options of `export`."""
-    _grid(parser, "CELL")
-    plugin(parser)
-    add, formats = parser.add_argument, ("safetensors", "onnx", "onnx-int8", "torch.export")
+    _grid(add, "CELL")
+    plugin(add)
+    formats = ("safetensors", "onnx", "onnx-int8", "torch.export")
     text = "in place of CELL: the recommended student of the pair with the highest accuracy"
     add("--winner", action="store_true", help=text)
     text = "weights alone, or a graph that runs without this package (default: safetensors)"
@@ -233,17 +222,15 @@ def export(parser: Parser) -> None:
     add("--output", type=path, metavar="FILE", help=text)
 
 
-def listed(parser: Parser) -> None:
+def listed(add: Add) -> None:
     """The options of `list`."""
-    plugin(parser)
-    add = parser.add_argument
+    plugin(add)
     add("--model", metavar="NAME", help="the taps of one model, with their shapes")
     text = "of its images: HxW, or CxHxW (default: 3x32x32)"
     add("--size", type=image_shape, default=(3, 32, 32), metavar="SIZE", help=text)
 
 
-def ui(parser: Parser) -> None:
+def ui(add: Add) -> None:
     """The options of `ui`."""
-    _work_dir(parser)
-    add, port = parser.add_argument, number(int, 1, 65535)
-    add("--port", type=port, default=5000, help="on loopback (default: 5000)")
+    _work_dir(add)
+    add("--port", type=number(int, 1, 65535), default=5000, help="on loopback (default: 5000)")

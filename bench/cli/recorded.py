@@ -10,7 +10,8 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,26 +44,21 @@ YAML = (".yaml", ".yml")
 
 def asked_grid(options: argparse.Namespace, *, checked: bool = True) -> Grid:
     """The grid that a command's words name, narrowed; a changed one has a name of its own."""
-    from bench.grid import name_part, narrow
-
-    whole = _load(options, (), checked)
-    grid = _load(options, options.overrides, checked)
-    grid = narrow(grid, options.methods, options.pairs, options.seeds, checked=checked)
-    grid = name_part(grid, whole)
-    folder = WorkDir(options.work_dir).grid(grid.name)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file is where the results of {grid.name} go; rename one")
-    return grid
-
-
-def _load(options: argparse.Namespace, overrides: Sequence[str], checked: bool) -> Grid:
-    from bench.grid import grid_names, grid_of, load_grid
+    from bench.grid import grid_names, grid_of, load_grid, name_part, narrow
 
     name, work = options.grid, WorkDir(options.work_dir)
     if name.endswith(YAML) or name in grid_names() or not work.plan(grid_name(name)).is_file():
-        return load_grid(name, overrides, checked=checked)
-    config, (folder, _) = dict(Plan.read(work.plan(name)).config), read_origin(work.origin(name))
-    return grid_of(config, overrides, name, folder=folder, checked=checked)
+        load = partial(load_grid, name, checked=checked)
+    else:
+        config, (folder, _) = Plan.read(work.plan(name)).config, read_origin(work.origin(name))
+        load = partial(grid_of, config, title=name, folder=folder, checked=checked)
+    whole, grid = load(overrides=()), load(overrides=options.overrides)
+    grid = narrow(grid, options.methods, options.pairs, options.seeds, checked=checked)
+    grid = name_part(grid, whole)
+    folder = work.grid(grid.name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file is where the results of {grid.name} go; rename one")
+    return grid
 
 
 def note_origin(work: WorkDir, grid: Grid, name_or_path: str) -> None:
@@ -103,8 +99,7 @@ def results_name(options: argparse.Namespace) -> str:
 
 def grid_name(name_or_path: str) -> str:
     """The name of a grid, or of a grid's file; UserError if it can be no file's name."""
-    yaml = name_or_path.endswith(YAML)
-    name = Path(name_or_path).stem if yaml else name_or_path
+    name = Path(name_or_path).stem if name_or_path.endswith(YAML) else name_or_path
     try:
         check_file_names("--grid", [name])
     except ValueError as error:
@@ -126,12 +121,9 @@ def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
         text = mirror.read_file(FILE)
         return *mirror.fetch(), Costs() if text is None else Costs.from_json(text)
     command, costs = f"run_all.py {words}", read_costs(work.grid(grid) / FILE)
-    try:
-        with mended_by(command):
-            plan = Plan.read(work.plan(grid))
-            return plan, work.store.read_all(plan.cell_ids()), costs
-    except (FileNotFoundError, NotADirectoryError):
-        pass
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), mended_by(command):
+        plan = Plan.read(work.plan(grid))
+        return plan, work.store.read_all(plan.cell_ids()), costs
     try:
         return *read_archive(work.grid(grid) / ARCHIVE), costs
     except OSError:

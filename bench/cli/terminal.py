@@ -36,15 +36,8 @@ def width() -> int:
 
 def say(lines: Iterable[str]) -> None:
     """Prints lines, long ones over several; what follows is indented further."""
+    # Paths and options stay whole.
+    text = textwrap.TextWrapper(width(), break_on_hyphens=False, break_long_words=False)
     for line in lines:
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
-        # Paths and options stay whole.
-        print(
-            textwrap.fill(
-                line,
-                width(),
-                subsequent_indent=indent,
-                break_on_hyphens=False,
-                break_long_words=False,
-            )
-        )
+        text.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 4)
+        print(text.fill(line))

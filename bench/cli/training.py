@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ from bench.train.weights import import_weights
 
 def run(options: argparse.Namespace) -> int:
     """Trains a grid and prints its table."""
-    command = prepare(options)
+    command = TrainingCommand(options)
     if options.dry_run:
         return _dry_run(command, command.grid)
     outcome, expansion = _train(command, command.grid)
@@ -50,13 +50,12 @@ def run(options: argparse.Namespace) -> int:
     print(f"{done}; in all: {states}")
     costs = read_costs(work.grid(plan.name) / FILE)
     mirror_files(work, plan.name, render(work, (plan, records, costs)))
-    _say_what_failed(command, expansion, records)
-    return exit_code(outcome.counts)
+    return _end(command, outcome, expansion, records)
 
 
 def tune(options: argparse.Namespace) -> int:
     """Searches hyper-parameters with an equal budget per row, on held-out training images."""
-    command = prepare(options)
+    command = TrainingCommand(options)
     grid, store = command.grid, command.work.store
     trials = tuning.trials_of(grid, options.trials)
     first = tuning.tuning_grid(grid, trials, 1, options.validation)
@@ -82,31 +81,47 @@ def tune(options: argparse.Namespace) -> int:
     print(tuning.to_yaml(chosen))
     for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
         print(f"no trial of {row} finished")
-    _say_what_failed(command, expansion, records)
-    return exit_code(outcome.counts)
+    return _end(command, outcome, expansion, records)
 
 
-def exit_code(counts: dict[str, int]) -> int:
-    """0 if no cell failed and none is missing, else 1."""
-    return 1 if counts.get("failed", 0) or counts.get("not run", 0) else 0
-
-
-@dataclass(frozen=True)
 class TrainingCommand:
     """A checked grid and its data, ready to be expanded, and what workers need to know.
 
     `idle_bytes` are the memory of this process when it began, about that of a worker without a job.
     """
 
-    options: argparse.Namespace
-    grid: Grid
-    library: Library
-    work: WorkDir
-    device: str
-    console: Console
-    cluster: RayCluster | None
-    config: WorkerConfig
-    idle_bytes: int
+    def __init__(self, options: argparse.Namespace, grid: Grid | None = None) -> None:
+        """Reads and checks what training the asked grid, or this one, needs, or UserError."""
+        self.options, self.idle_bytes = options, process_bytes()
+        self.work, self.grid = WorkDir(options.work_dir), grid or asked_grid(options)
+        # What a dry run prints begins with the total: its progress is no part of it.
+        self.console = Console(soft_wrap=True, stderr=options.dry_run)
+        self.cluster, self.device = None, options.device
+        if options.launcher == "ray":  # whose nodes have devices of their own
+            how = options.workers, options.gpus_per_job, options.device, options.threads
+            self.cluster = RayCluster(*how)
+        else:
+            picked = pick_device(options.device)
+            self.device = picked.type if options.device == "auto" else options.device
+        source, show = one_line(self.grid.data.source)[:80], self.console.print
+        show(f"grid {self.grid.name}: reading {source}", markup=False, highlight=False)
+        cache = self.work.cache
+        self.library = Library(options.data_root, cache, random_if_absent=options.dry_run)
+        data = self.library.read(self.grid.data)
+        if not options.dry_run:  # which says so itself
+            note_origin(self.work, self.grid, options.grid)
+            show("\n".join([data.describe(), *data.notes]), markup=False, highlight=False)
+        self.config = WorkerConfig(
+            store=self.work.store.root,
+            cache=cache,
+            data_root=options.data_root,
+            threads=options.threads,
+            provenance=provenance(),
+            checkpoints=self.work.checkpoints,
+            checkpoint_seconds=options.checkpoint_seconds,
+            plugins=options.plugins,
+            cohort=options.cohort,
+        )
 
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, as far as finalists are chosen; UserError if one cannot run."""
@@ -123,41 +138,6 @@ class TrainingCommand:
         return unfinished(cells, self.work.store, self.options.retry_failed)
 
 
-def prepare(options: argparse.Namespace, grid: Grid | None = None) -> TrainingCommand:
-    """Reads and checks what the training of the asked grid, or of this one, needs, or UserError."""
-    idle_bytes = process_bytes()
-    # What a dry run prints begins with the total: its progress is no part of it.
-    work, console = WorkDir(options.work_dir), Console(soft_wrap=True, stderr=options.dry_run)
-    grid = grid or asked_grid(options)
-    cluster, device = None, options.device
-    if options.launcher == "ray":  # whose nodes have devices of their own
-        cluster = RayCluster(options.workers, options.gpus_per_job, device, options.threads)
-    else:
-        device = pick_device(device).type if device == "auto" else device
-        pick_device(device)
-    source = one_line(grid.data.source)[:80]
-    console.print(f"grid {grid.name}: reading {source}", markup=False, highlight=False)
-    library = Library(options.data_root, work.cache, random_if_absent=options.dry_run)
-    data = library.read(grid.data)
-    if not options.dry_run:  # which says so itself
-        note_origin(work, grid, options.grid)
-        console.print("\n".join([data.describe(), *data.notes]), highlight=False, markup=False)
-    config = WorkerConfig(
-        store=work.store.root,
-        cache=work.cache,
-        data_root=options.data_root,
-        threads=options.threads,
-        provenance=provenance(),
-        checkpoints=work.checkpoints,
-        checkpoint_seconds=options.checkpoint_seconds,
-        plugins=options.plugins,
-        cohort=options.cohort,
-    )
-    return TrainingCommand(
-        options, grid, library, work, device, console, cluster, config, idle_bytes
-    )
-
-
 def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     """Says what would run, and what it would take: the total first."""
     options, library = command.options, command.library
@@ -165,10 +145,8 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     expansion = command.expand(grid)
     absent, data = library.absent.values(), library.read(grid.data)
     notes = [f"{grid.data.source}: {data.describe()}", *data.notes]
-    notes += [
-        f"random images take the place of the data, and nothing counts as done: {reason}"
-        for reason in absent
-    ]
+    instead = "random images take the place of the data, and nothing counts as done"
+    notes += [f"{instead}: {reason}" for reason in absent]
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
         notes.append("finalists: not chosen yet; the costliest rows take their place here")
@@ -229,16 +207,14 @@ def _train(
             room_bytes=room_bytes,
             mirrored=not as_node,
         )
-        if not grid.screens:
-            return train(expansion), expansion
-        if expansion.plan.choices:
-            return train(expansion, phase="confirming"), expansion
-        screened = train(expansion, phase="screening")
-        if as_node:  # the driver chooses the finalists, and starts the nodes again
-            return screened, expansion
-        choose(grid, expansion, command.work, costs)
-        expansion = command.expand(grid)
-        return screened.then(train(expansion, phase="confirming")), expansion
+        phase = "confirming" if expansion.plan.choices else "screening" if grid.screens else ""
+        outcome = train(expansion, phase=phase)
+        # On a cluster the driver chooses the finalists, and starts the nodes again.
+        if phase == "screening" and not as_node:
+            choose(grid, expansion, command.work, costs)
+            expansion = command.expand(grid)
+            outcome = outcome.then(train(expansion, phase="confirming"))
+        return outcome, expansion
 
 
 def _node_options(command: TrainingCommand, cluster: RayCluster) -> argparse.Namespace:
@@ -259,7 +235,7 @@ def _node_options(command: TrainingCommand, cluster: RayCluster) -> argparse.Nam
 def _train_as_node(options: argparse.Namespace, grid: Grid, images: frozenset[str]) -> None:
     """Trains what no other node does; `images` are the fingerprints of the grid's data sets."""
     with plugged(options.plugins):
-        _train(prepare(options, grid), grid, images)
+        _train(TrainingCommand(options, grid), grid, images)
 
 
 def list_devices(device: str, workers: int | None) -> list[str]:
@@ -270,10 +246,10 @@ def list_devices(device: str, workers: int | None) -> list[str]:
     return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
 
 
-def _say_what_failed(
-    command: TrainingCommand, expansion: Expansion, records: Mapping[str, Record]
-) -> None:
-    """Last: how cells that failed are trained again."""
+def _end(
+    command: TrainingCommand, outcome: Outcome, expansion: Expansion, records: Mapping[str, Record]
+) -> int:
+    """Says how cells that failed are trained again; returns 1 if any did or is missing, else 0."""
     cells = expansion.cells.values()
     failed = [cell for cell in cells if (r := records.get(cell.id)) and r.status == FAILED]
     again = len(unfinished(failed, command.work.store, retry_failed=False))
@@ -281,3 +257,4 @@ def _say_what_failed(
         print(f"ended from outside: {again}; the same command trains them again")
     if len(failed) > again:
         print(f"failed: {len(failed) - again}; with --retry-failed they are trained again")
+    return 1 if outcome.counts.keys() & {"failed", "not run"} else 0

@@ -10,7 +10,6 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -167,7 +166,7 @@ class Estimate:
         open_it = partial(open_stream, cell, data, self._device)
         opening, stream = self._time(open_it), open_it()
         batches = stream.train.epoch(0)
-        making = min(self._time(lambda: list(islice(batches, 1))) for _ in range(STEPS))
+        making = min(self._time(partial(next, batches, None)) for _ in range(STEPS))
         workload = Workload(
             classes=stream.classes,
             image_shape=stream.image_shape,

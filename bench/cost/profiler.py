@@ -31,7 +31,7 @@ from bench.cost.steps import PLAIN, Model, StudentStage, TeacherBatch, Workload
 from bench.faults import CODE_FAULTS, UserError, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, split_epochs
-from bench.record import FAILED, FINISHED, NOT_APPLICABLE
+from bench.record import FAILED, NOT_APPLICABLE
 from bench.train.device import conditions, set_numerics
 
 WARM_UP = 2  # steps of every stage before the first round
@@ -91,14 +91,18 @@ def profile(
         subjects = []
         for done, row in enumerate(rows):
             progress(f"{title}: preparing {row.label}", done, len(rows))
-            subjects.append(_Subject(row, student, lesson))
-        plain = subjects[0]
-        if plain.error:
-            raise UserError(f"{title}: the plain student cannot be trained: {plain.error}")
-        turns = [turn for subject in subjects for turn in subject.turns]
+            subjects.append(_prepare(row, student, lesson))
+        turns = [turn for _, own in subjects for turn in own]
+        plain, of_plain = subjects[0]
+        if not of_plain:
+            raise UserError(f"{title}: the plain student cannot be trained: {plain['error']}")
         _measure(turns, workload.device, how.rounds, partial(progress, f"{title}: round"))
-        shared = _shared_fields(teacher, student, plain.turns[0], lesson, how)
-        return Costs([_record(subject, plain.turns[0], how, shared) for subject in subjects])
+        shared = _shared_fields(teacher, student, turns[0], lesson, how)
+        records = []
+        for fields, own in subjects:
+            record = CostRecord(**shared, **fields)
+            records.append(_measured(record, own, turns[0], how.train_images) if own else record)
+        return Costs(records)
 
 
 @contextmanager
@@ -133,26 +137,21 @@ class _Turn:
         once = self.ms["once"][number] if "once" in self.ms else 0.0
         return StageShare(self.epochs, self.stage.kept, self.ms["step"][number], once)
 
-    def quartiles(self, name: str) -> Quartiles | None:
-        return Quartiles.of(self.ms[name]) if name in self.ms else None
 
-
-class _Subject:
-    """A method under measurement. One without turns was refused, for the reason in `error`."""
-
-    def __init__(self, row: MethodRow, student: Model, lesson: TeacherBatch) -> None:
-        self.row, self.method = row, build_method(row.name, **row.hyperparameters)
-        self.turns: list[_Turn] = []
-        self.status, self.error = FINISHED, ""
-        recipe, plan = lesson.workload.recipe, self.method.plan
-        try:
-            epochs = split_epochs(plan, recipe.epochs, recipe.budget)
-            stages = (StudentStage(lesson, student, row.name, self.method, s) for s in plan)
-            self.turns = list(map(_Turn, stages, epochs))
-        except NotApplicable as reason:
-            self.status, self.error = NOT_APPLICABLE, one_line(reason)
-        except CODE_FAULTS as error:
-            self.status, self.error = FAILED, name_and_reason(error)
+def _prepare(
+    row: MethodRow, student: Model, lesson: TeacherBatch
+) -> tuple[dict[str, Any], list[_Turn]]:
+    """A method's own fields in its record, and its stages; none if it was refused or failed."""
+    method, recipe = build_method(row.name, **row.hyperparameters), lesson.workload.recipe
+    fields = {"label": row.label, "method": row.name, "category": method.category}
+    try:
+        epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
+        stages = (StudentStage(lesson, student, row.name, method, stage) for stage in method.plan)
+        return fields, list(map(_Turn, stages, epochs))
+    except NotApplicable as reason:
+        return fields | {"status": NOT_APPLICABLE, "error": one_line(reason)}, []
+    except CODE_FAULTS as error:
+        return fields | {"status": FAILED, "error": name_and_reason(error)}, []
 
 
 def milliseconds(
@@ -202,7 +201,7 @@ def _shared_fields(
         "teacher": workload.cell(teacher).model_name,
         "student": workload.cell(student).model_name,
         "epochs": workload.recipe.epochs,
-        "plain_ms": plain.quartiles("step"),
+        "plain_ms": Quartiles.of(plain.ms["step"]),
         "plain_flops": count(step),
         "plain_peak_bytes": peak_bytes(step, workload.device),
         "teacher_bytes": bytes_of(lesson.teacher.network.state_dict().values()),
@@ -222,30 +221,24 @@ def _shared_fields(
     }
 
 
-def _record(subject: _Subject, plain: _Turn, how: Profile, shared: Mapping[str, Any]) -> CostRecord:
-    record = CostRecord(
-        **shared,
-        label=subject.row.label,
-        method=subject.row.name,
-        category=subject.method.category,
-        status=subject.status,
-        error=subject.error,
-    )
-    if subject.error:
-        return record
-    stages = [_stage_cost(turn, how.train_images) for turn in subject.turns]
+def _measured(
+    record: CostRecord, turns: Sequence[_Turn], plain: _Turn, train_images: int
+) -> CostRecord:
+    """The record with what was measured of the method's stages."""
+    stages = [_stage_cost(turn, train_images) for turn in turns]
     ratios = [
-        training_cost_ratio([turn.share(n) for turn in subject.turns], record.epochs, plain_step)
+        training_cost_ratio([turn.share(n) for turn in turns], record.epochs, plain_step)
         for n, plain_step in enumerate(plain.ms["step"])
     ]
     operations = [StageShare(s.epochs, s.kept, s.step_flops, s.once_flops) for s in stages]
-    parameters, flops = subject.turns[0].stage.deployed()
+    first = turns[0].stage
+    parameters, flops = first.deployed()
     return replace(
         record,
         stages=stages,
         deployed_parameters=parameters,
         deployed_flops=flops,
-        extra_parameters=subject.turns[0].stage.extra_parameters,
+        extra_parameters=sum(p.numel() for p in first.student.connector.parameters()),
         training_cost_ratio=Quartiles.of(ratios),
         training_flop_ratio=training_cost_ratio(operations, record.epochs, record.plain_flops),
     )
@@ -257,9 +250,7 @@ def _stage_cost(turn: _Turn, train_images: int) -> StageCost:
         name=stage.stage.name,
         epochs=turn.epochs,
         kept=stage.kept,
-        step_ms=Quartiles.of(turn.ms["step"]),
-        loss_ms=turn.quartiles("loss"),
-        once_ms=turn.quartiles("once"),
+        **{f"{name}_ms": Quartiles.of(ms) for name, ms in turn.ms.items()},
         step_flops=count(stage.step),
         once_flops=count(stage.once),
         peak_bytes=peak_bytes(stage.step, stage.lesson.workload.device),

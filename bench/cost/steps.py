@@ -3,11 +3,10 @@
 The learning rate is next to nothing, so that each step is the same work.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.cost.counting import bytes_of, count
+from bench.data.batches import Batch
 from bench.method import MaskedLoss, Method, Pair, Stage, Transfer, View
 from bench.models import zoo
 from bench.models.network import Network, modes_restored
@@ -64,46 +64,35 @@ class Workload:
         torch.manual_seed(derive(0, "profile", str(model)))
         return zoo.build(model, self.classes, self.image_shape)
 
-
-class Images(NamedTuple):
-    """Random images, (N, C, H, W), and their labels, (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def draw(cls, workload: Workload) -> Self:
+    def draw(self) -> Batch:
         """Normal images, channels last as in training: a few batches, and 4 for each class."""
-        count = 4 * max(workload.recipe.batch_size, workload.classes)
+        count = 4 * max(self.recipe.batch_size, self.classes)
         draws = torch.Generator().manual_seed(0)
-        images = torch.randn(count, *workload.image_shape, generator=draws)
-        images = images.to(workload.device, memory_format=torch.channels_last)
-        return cls(images, (torch.arange(count) % workload.classes).to(workload.device))
+        images = torch.randn(count, *self.image_shape, generator=draws)
+        images = images.to(self.device, memory_format=torch.channels_last)
+        index = torch.arange(count, device=self.device)
+        return Batch(images, index % self.classes, index)
 
 
 class TeacherBatch:
     """A teacher with random weights and one batch of images: what the students under it share.
 
-    `train` are all images, a few batches; `batch` is the first one, and `index` (B,) its positions.
+    `train` are all images, a few batches; `batch` is the first one.
     """
 
     def __init__(self, teacher: Model, workload: Workload) -> None:
         """Builds the teacher. Its BatchNorm statistics are those of the images."""
-        self.workload = workload
-        self.train = Images.draw(workload)
-        size = workload.recipe.batch_size
-        self.batch = Images(self.train.images[:size], self.train.labels[:size])
-        self.index = torch.arange(size, device=workload.device)
+        self.workload, self.train = workload, workload.draw()
+        self.batch = Batch(*(x[: workload.recipe.batch_size] for x in self.train))
         network = workload.build(teacher).to(workload.device)
         # A deep random network overflows with the statistics that it was built with.
         update_bn([self.batch.images], network.train())
-        self.teacher = Teacher(
-            network, workload.cell(teacher), workload.device, workload.image_shape
-        )
+        cell = workload.cell(teacher)
+        self.teacher = Teacher(network, cell, workload.device, workload.image_shape)
 
     def clean_view(self, taps: Sequence[str]) -> View:
         """The teacher's view of all images."""
-        batches = iter(self.train.images.split(len(self.index)))
+        batches = iter(self.train.images.split(len(self.batch.index)))
         return self.teacher.clean_view(batches, taps)
 
     def view(self, taps: Sequence[str] = ("logits",)) -> View:
@@ -116,9 +105,8 @@ class LossAlone:
 
     def __init__(self, losses: Sequence[Transfer], pair: Pair, connector: nn.Module) -> None:
         """Detaches the student's taps, which the losses of one stage read, from the network."""
-        taps = {
-            tap: x.detach().requires_grad_(x.requires_grad) for tap, x in pair.student.taps.items()
-        }
+        shown = pair.student.taps.items()
+        taps = {tap: x.detach().requires_grad_(x.requires_grad) for tap, x in shown}
         self._losses, self._connector = tuple(losses), connector
         self.pair = pair._replace(student=View(taps))
         weights = [p for p in connector.parameters() if p.requires_grad]
@@ -148,58 +136,32 @@ class StudentStage:
         `labelled`: (N,) bool, whose labels the task loss may see; None for all. NotApplicable if
         the method cannot serve this pair.
         """
-        self.lesson, self.stage = lesson, stage
-        self._watching, self._pair = False, None
-        watched = replace(
-            stage, transfer=self._watched(stage.transfer), joint=self._watched(stage.joint)
-        )
-        alone = replace(method, plan=(replace(watched, share=1.0),))
+        self.lesson, self.stage, self._pair = lesson, stage, None
+        losses = {"joint": stage.joint, "transfer": stage.transfer}
+        self._losses = {name: loss for name, loss in losses.items() if loss is not None}
+        watched = {name: partial(self._watched, loss) for name, loss in self._losses.items()}
+        alone = replace(method, plan=(replace(stage, share=1.0, **watched),))
         workload, labels = lesson.workload, lesson.train.labels
+        shape, device = workload.image_shape, workload.device
         if labelled is not None:
             labels = labels.where(labelled, -1)
         # A connector may hold an entry for each training image, more than are drawn.
-        images = max(len(labels), workload.images)
-        labels = labels.repeat(math.ceil(images / len(labels)))[:images]
-        network = workload.build(model)
-        self.student = make_student(
-            workload.cell(model, name),
-            alone,
-            network,
-            workload.image_shape,
-            lesson.teacher,
-            workload.device,
-            labels,
-        )
-        self._cached_bytes = 0  # of one image
-        self.student.begin_epoch(self._clean_view, lesson.train.labels)
+        places = torch.arange(max(len(labels), workload.images), device=device)
+        labels = labels[places % len(labels)]
+        cell, network = workload.cell(model, name), workload.build(model)
+        self.student = make_student(cell, alone, network, shape, lesson.teacher, device, labels)
+        self.student.begin_epoch(lesson.clean_view, lesson.train.labels)
 
-    def _watched(self, transfer: Transfer | None) -> Transfer | None:
-        """The loss, keeping the pair that it is given while the stage is watching."""
-        if transfer is None:
-            return None
-
-        def watched(pair: Pair, connector: nn.Module) -> Tensor | MaskedLoss:
-            if self._watching:
-                self._pair = pair
-            return transfer(pair, connector)
-
-        return watched
-
-    def _clean_view(self, taps: Sequence[str]) -> View:
-        view = self.lesson.clean_view(taps)
-        self._cached_bytes = bytes_of(x[0] for x in view.taps.values())
-        return view
+    def _watched(self, loss: Transfer, pair: Pair, connector: nn.Module) -> Tensor | MaskedLoss:
+        """The loss, whose pair is kept until the step ends."""
+        self._pair = pair
+        return loss(pair, connector)
 
     @property
     def kept(self) -> float:
         """Share of the training images that the stage steps over."""
         subset = self.student.subset
         return 1.0 if subset is None else len(subset) / len(self.lesson.train.labels)
-
-    @property
-    def extra_parameters(self) -> int:
-        """Number of parameters that the whole method trains with the student."""
-        return sum(p.numel() for p in self.student.connector.parameters())
 
     def deployed(self) -> tuple[float, float]:
         """Parameters, and FLOP of one image, of what the method deploys over the student's own."""
@@ -218,7 +180,9 @@ class StudentStage:
 
     def held_bytes(self, train_images: int) -> int:
         """See `bench.cost.costs.StageCost`; `train_images` is N."""
-        return self._bytes_of(self.student.connector) + self._cached_bytes * train_images
+        cached = self.lesson.clean_view(self.student.taps).taps if self.stage.clean else {}
+        of_image = bytes_of(x[0] for x in cached.values())
+        return self._bytes_of(self.student.connector) + of_image * train_images
 
     def _bytes_of(self, module: nn.Module) -> int:
         state = self.student.optimiser.state
@@ -230,14 +194,15 @@ class StudentStage:
         """The teacher's view of the batch that a step reads; None if it reads none."""
         return self.lesson.view(self.student.taps) if self.student.reads_teacher else None
 
-    def step(self) -> None:
-        """One training step, the teacher's forward pass included."""
-        self.step_on(self.teacher_view())
+    def step(self) -> Pair | None:
+        """One training step, the teacher's forward pass included; see `step_on`."""
+        return self.step_on(self.teacher_view())
 
-    def step_on(self, view: View | None) -> None:
-        """One training step on a view that the teacher has given."""
-        lesson = self.lesson
-        self.student.step(StudentBatch(*lesson.batch, lesson.index, view, last=False))
+    def step_on(self, view: View | None) -> Pair | None:
+        """One training step on a view of the teacher's; returns what its transfer losses read."""
+        self.student.step(StudentBatch(*self.lesson.batch, view, last=False))
+        pair, self._pair = self._pair, None
+        return pair
 
     def once(self) -> None:
         """The teacher's pass over one batch of clean images, if the stage reads them."""
@@ -246,11 +211,8 @@ class StudentStage:
 
     def loss_alone(self) -> LossAlone | None:
         """The stage's transfer losses on what both networks show in one step; None for none."""
-        losses = [loss for loss in (self.stage.joint, self.stage.transfer) if loss is not None]
-        if not losses:
+        if not self._losses:
             return None
-        self._watching = True
-        self.step()
-        pair, self._watching, self._pair = self._pair, False, None
+        pair = self.step()
         assert pair is not None
-        return LossAlone(losses, pair, self.student.connector)
+        return LossAlone([*self._losses.values()], pair, self.student.connector)

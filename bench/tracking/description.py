@@ -40,10 +40,9 @@ def experiment_tags(plan: Plan) -> dict[str, str]:
     )
     order = {"orderByKey": GAIN, "orderByAsc": False}
     columns = {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
-    view = json.dumps(order | columns)
     return {
         NOTE: note[:LONGEST],
-        VIEW_TAG: view,
+        VIEW_TAG: json.dumps(order | columns),
         "mlflow.experimentKind": "custom_model_development",
     }
 

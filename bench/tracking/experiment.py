@@ -40,11 +40,6 @@ class TrackingError(UserError):
     """The tracking store cannot be used; the records are safe and can be sent later."""
 
 
-def tracking_uri(work_dir: Path) -> str:
-    """MLFLOW_TRACKING_URI, or else the sqlite file of the work directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(work_dir.resolve() / "mlflow.db")
-
-
 def sqlite_uri(path: Path) -> str:
     """The address of an sqlite file; TrackingError for a name that no address can have."""
     from sqlalchemy import URL, make_url
@@ -56,22 +51,22 @@ def sqlite_uri(path: Path) -> str:
     return uri
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """The file of an sqlite store; None for any other store."""
+def find_place(work_dir: Path) -> tuple[str, Path | None, str | None]:
+    """The address of the store, its file if it is an sqlite file, and the place of its artifacts.
+
+    It is that of MLFLOW_TRACKING_URI, or else the sqlite file of the work directory. A server has
+    a place of its own for artifacts: None.
+    """
     from sqlalchemy import make_url
 
-    url = make_url(uri) if uri.startswith("sqlite") else None
-    return Path(url.database).absolute() if url and url.database and not url.query else None
-
-
-def artifacts_uri(work_dir: Path, uri: str) -> str | None:
-    """Where a bare database has its artifacts; None for a server, which has a place of its own."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(work_dir.resolve() / "mlflow.db")
     if uri.startswith(("http:", "https:", "databricks")):
-        return None
-    path = sqlite_file(uri)
+        return uri, None, None
+    url = make_url(uri) if uri.startswith("sqlite") else None
+    path = Path(url.database).absolute() if url and url.database and not url.query else None
     folder = (path.parent if path else work_dir.resolve()) / "mlartifacts"
     str(folder).encode()  # of other bytes than UTF-8 MLflow would make another folder
-    return folder.as_uri()
+    return uri, path, folder.as_uri()
 
 
 def local_path(uri: str) -> Path | None:
@@ -91,17 +86,15 @@ def failures(cure: str = "") -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    faults = (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError, ValueError)
     try:
         yield
     except TrackingError:
         raise
     except UnicodeEncodeError as error:
-        raise TrackingError(
-            f"MLflow wants names in UTF-8, not {error.object!r}; rename it"
-        ) from None
-    except (
-        MlflowException, SQLAlchemyError, CommandError, OSError, ImportError, ValueError
-    ) as error:  # fmt: skip
+        wanted = f"MLflow wants names in UTF-8, not {error.object!r}; rename it"
+        raise TrackingError(wanted) from None
+    except faults as error:
         said = str(error)
         text = without_secrets(re.sub(r"\[SQL: .*|\(Background on .*", "", said, flags=re.DOTALL))
         # Its traceback, which --debug prints, has the secrets too.
@@ -150,8 +143,7 @@ def open_store(work_dir: Path) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # raised as well
     with failures():
-        uri = tracking_uri(work_dir)
-        path, home = sqlite_file(uri), artifacts_uri(work_dir, uri)
+        uri, path, home = find_place(work_dir)
     cure = f"; if {path} is damaged, move it away: run_all.py sync makes it anew" if path else ""
     with failures(cure):
         from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -168,14 +160,14 @@ def open_store(work_dir: Path) -> MlflowClient:
         return MlflowClient(tracking_uri=uri)
 
 
-def open_experiment(client: MlflowClient, work_dir: Path, grid: str) -> str:
+def open_experiment(client: MlflowClient, home: str | None, grid: str) -> str:
     """The id of a grid's experiment; makes it if there is none, restores it if it was deleted."""
-    name, location = f"{PREFIX}{grid}", artifacts_uri(work_dir, tracking_uri(work_dir))
+    name = f"{PREFIX}{grid}"
     if (found := client.get_experiment_by_name(name)) is None:
         from mlflow.exceptions import MlflowException
 
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=home)
         except MlflowException as error:
             # Made meanwhile: by another sender, or by this one in a call that lost its answer.
             found = client.get_experiment_by_name(name)
@@ -183,7 +175,7 @@ def open_experiment(client: MlflowClient, work_dir: Path, grid: str) -> str:
                 raise
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    place = local_path(found.artifact_location) if location else None
+    place = local_path(found.artifact_location) if home else None
     if place is not None and not place.parent.is_dir():
         raise TrackingError(
             f"MLflow keeps the files of {name} in {place}, which is not here; move it back, or "

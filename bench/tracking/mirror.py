@@ -12,23 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
-from bench.tracking import description
-from bench.tracking.experiment import (
-    KIND,
-    TrackingError,
-    artifacts_uri,
-    failures,
-    local_path,
-    open_experiment,
-    open_store,
-    tracking_uri,
-)
+from bench.tracking import description, experiment
+from bench.tracking.experiment import KIND
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-Numbers = Mapping[str, Mapping[str, float]]
-NOTHING: Numbers = {}
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 PLAN, RECORD = "plan.json", "record.json"
 PAGE = 200  # runs of one search call; a busy server needs seconds for a thousand
@@ -40,16 +29,16 @@ class Mirror:
 
     def __init__(self, work_dir: Path, grid: str) -> None:
         """Opens the store; makes the database if there is none."""
-        self.client, self.grid = open_store(work_dir), grid
-        with failures():
-            self.id = open_experiment(self.client, work_dir, grid)
-            self._local = artifacts_uri(work_dir, tracking_uri(work_dir)) is not None
+        self.client, self.grid = experiment.open_store(work_dir), grid
+        with experiment.failures():
+            _, _, home = experiment.find_place(work_dir)
+            self.id, self._local = experiment.open_experiment(self.client, home, grid), bool(home)
 
     def send(
         self,
         plan: Plan,
         store: Store,
-        numbers: Numbers = NOTHING,
+        numbers: Mapping[str, Mapping[str, float]] = {},
         records: Mapping[str, Record] | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> int:
@@ -63,7 +52,7 @@ class Mirror:
         # Of the rows that a cell answers for, the first names its run.
         rows = {row.cell_id: row for row in reversed(plan.rows)}
         records, sent = store.read_all(rows) if records is None else records, 0
-        with failures():
+        with experiment.failures():
             self._send_plan(plan)
             runs = self._runs()
             for cell_id, record in records.items():
@@ -83,8 +72,7 @@ class Mirror:
                     self.client.set_terminated(run.info.run_id, status="KILLED")
             for cell_id in numbers.keys() & records.keys() & runs.keys():
                 run, of_cell = runs[cell_id], numbers[cell_id]
-                new = description.final_metrics(records[cell_id], of_cell, run.data.metrics)
-                if new:
+                if new := description.final_metrics(records[cell_id], of_cell, run.data.metrics):
                     self.client.log_batch(run.info.run_id, metrics=new)
         return sent
 
@@ -92,11 +80,11 @@ class Mirror:
         """The plan that was sent last and its records; TrackingError if there is no plan."""
         text = self._read(PLAN)
         if text is None:
-            raise TrackingError(
+            raise experiment.TrackingError(
                 f"no results of grid {self.grid!r} in MLflow; run: run_all.py --grid {self.grid}, "
                 f"or send what is recorded: run_all.py sync --grid {self.grid}"
             )
-        with failures(), tempfile.TemporaryDirectory() as folder:
+        with experiment.failures(), tempfile.TemporaryDirectory() as folder:
             plan = Plan.from_json(text)
             wanted = set(plan.cell_ids())
             records = {}
@@ -109,7 +97,7 @@ class Mirror:
 
     def send_files(self, folder: Path, files: Iterable[Path]) -> None:
         """Puts files on the run `summary`, at their places below the grid's folder."""
-        with failures():
+        with experiment.failures():
             run = self._summary()
             for path in files:
                 place = PurePosixPath(FILES) / path.relative_to(folder).parent
@@ -129,7 +117,7 @@ class Mirror:
 
     def _read(self, path: str) -> str | None:
         """The text of a file of the run `summary`."""
-        with failures(), tempfile.TemporaryDirectory() as folder:
+        with experiment.failures(), tempfile.TemporaryDirectory() as folder:
             run, parent = self._find_summary(), path.rpartition("/")[0]
             there = self.client.list_artifacts(run, parent or None) if run else ()
             if path not in {file.path for file in there if not file.is_dir}:
@@ -186,7 +174,7 @@ class Mirror:
 
     def _is_whole(self, run: Run) -> bool:
         """Whether everything was sent, and is still there; a run cut off is RUNNING or KILLED."""
-        files = local_path(run.info.artifact_uri or "") if self._local else None
+        files = experiment.local_path(run.info.artifact_uri or "") if self._local else None
         there = files is None or (files / RECORD).is_file()
         return there and run.info.status in STATUS.values()
 

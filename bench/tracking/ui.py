@@ -7,25 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.tracking import experiment
 from bench.tracking.description import VIEW, VIEW_TAG
-from bench.tracking.experiment import (
-    PREFIX,
-    TrackingError,
-    artifacts_uri,
-    failures,
-    open_store,
-    tracking_uri,
-    without_secrets,
-)
 
 
 def serve(work_dir: Path, port: int) -> int:
     """Serves the MLflow UI on loopback until it is stopped; returns the server's exit code."""
-    with failures():
-        uri = tracking_uri(work_dir)
-        artifacts = artifacts_uri(work_dir, uri)
+    with experiment.failures():
+        uri, _, artifacts = experiment.find_place(work_dir)
     if artifacts is None:
-        raise TrackingError(f"MLFLOW_TRACKING_URI is a server; its UI is at {without_secrets(uri)}")
+        address = experiment.without_secrets(uri)
+        raise experiment.TrackingError(f"MLFLOW_TRACKING_URI is a server; its UI is at {address}")
     pages = _pages(work_dir, port)
     # The jobs are for generative models; without them the server is two processes, not fifteen.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -55,16 +47,15 @@ def server_command(artifacts: str, port: int) -> list[str]:
 
 def _pages(work_dir: Path, port: int) -> dict[str, str]:
     """Grid -> the page of its runs; one page for all where nothing was sent yet."""
-    with failures():
-        found = open_store(work_dir).search_experiments(
-            filter_string=f"name LIKE '{PREFIX}%'", order_by=["name ASC"]
-        )
+    with experiment.failures():
+        client, ours = experiment.open_store(work_dir), f"name LIKE '{experiment.PREFIX}%'"
+        found = client.search_experiments(filter_string=ours, order_by=["name ASC"])
     # Without the first word the UI would open on pages for language models.
     page = f"http://127.0.0.1:{port}/#/experiments{{}}?workflowType=machine_learning"
     pages = {
-        experiment.name.removeprefix(PREFIX): f"{page.format(f'/{experiment.experiment_id}/runs')}"
+        one.name.removeprefix(experiment.PREFIX): f"{page.format(f'/{one.experiment_id}/runs')}"
         f"&viewStateShareKey={VIEW}"
-        for experiment in found
-        if VIEW_TAG in experiment.tags  # the UI refuses the name of a view that is not there
+        for one in found
+        if VIEW_TAG in one.tags  # the UI refuses the name of a view that is not there
     }
     return pages or {"no grid yet": page.format("")}

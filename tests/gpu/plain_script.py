@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import update_bn
 
-from bench.cost.steps import Images, Workload
+from bench.cost.steps import Workload
 from bench.method import MaskedLoss, Merged, Method, Pair, Stage, View, in_float32
 from bench.models.network import Network, tap_shapes
 from bench.train.engine import freeze, parts_of
@@ -34,15 +34,15 @@ class PlainTeacher:
 
     def __init__(self, name: str, workload: Workload) -> None:
         self.workload = workload
-        self.all_images = Images.draw(workload).images.contiguous()
+        self.all_images = workload.draw().images.contiguous()
         size = workload.recipe.batch_size
-        self.images, self.labels = self.all_images[:size], Images.draw(workload).labels[:size]
+        self.images, self.labels = self.all_images[:size], workload.draw().labels[:size]
         self.network = workload.build(name).to(workload.device)
         update_bn([self.images], self.network.train())
         self.network.eval().requires_grad_(False)
         self.shapes = tap_shapes(self.network, workload.image_shape)
         twin = Teacher(self.network, workload.cell(name), workload.device, workload.image_shape)
-        self.facts = twin.facts(Images.draw(workload).labels)
+        self.facts = twin.facts(workload.draw().labels)
 
 
 class PlainScript:
