@@ -87,7 +87,7 @@ def default_hyperparameters(name: str) -> dict[str, Any]:
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
             raise TypeError(f"method {name}: {key} must be keyword-only and have a default")
         if key in SWITCHES:
-            raise TypeError(f"method {name}: {key} is a switch of every method; choose another name")
+            raise TypeError(f"method {name}: {key} is a switch of every method; rename it")
     return {key: parameter.default for key, parameter in parameters.items()}
 
 
