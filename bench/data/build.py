@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,8 +19,8 @@ from rich.console import Console
 
 from bench.data.cache import PARTS, map_images
 from bench.data.dataset import DataError, DataSet, Part
-from bench.data.decode import Chunk, Header, Target, decode, read_headers
-from bench.data.folders import Entry, Listing
+from bench.data.decode import Chunk, Entry, decode, read_headers
+from bench.data.folders import Listing, in_chunks
 from bench.faults import one_line
 from bench.progress import ProgressDisplay
 
@@ -78,10 +78,9 @@ class _Builder(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the decoded images, from their headers."""
         entries = [*self.listing.train, *self.listing.test]
-        chunks, headers = list(self.listing.chunks(entries)), list[Header]()
+        chunks = list(in_chunks(entries))
         results = self.pool.map(partial(read_headers, turn=self.size is None), chunks)
-        for found in self._run(results, chunks, "reading headers"):
-            headers += found
+        headers = list(chain.from_iterable(self._run(results, chunks, "reading headers")))
         channels = 1 if all(header.grey for header in headers) else 3
         if self.size is not None:
             return channels, self.size, self.size
@@ -98,15 +97,15 @@ class _Builder(NamedTuple):
     def part(self, entries: Sequence[Entry], path: Path, shape: tuple[int, int, int]) -> Part:
         """Decodes one part into a file of the cache."""
         done, each = path.with_suffix(".done"), prod(shape)
-        chunks = list(self.listing.chunks(entries))
+        chunks = list(in_chunks(entries))
         starts = [0, *accumulate(map(len, chunks))]
         with open(path, "ab") as out:
             out.truncate(len(entries) * each)
         before = _decoded_before(done, path, chunks, starts, each)
         left = [i for i in range(len(chunks)) if i not in before]
-        targets = [Target(path, starts[i], shape, self.size, self.resize) for i in left]
         waiting = [chunks[i] for i in left]
-        results = self.pool.map(decode, waiting, targets)
+        write = partial(decode, path=path, shape=shape, size=self.size, resize=self.resize)
+        results = self.pool.map(write, waiting, [starts[i] for i in left])
         with open(done, "a", encoding="utf-8") as log:
             checksums = self._run(results, waiting, f"decoding {path.stem} images")
             for i, checksum in zip(left, checksums, strict=True):

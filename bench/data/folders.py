@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.data.dataset import Classes, DataError, choose_classes
-from bench.data.decode import SUFFIXES, Chunk
+from bench.data.decode import SUFFIXES, Chunk, Entry
 from bench.data.splits import hold_out
 from bench.faults import is_utf8, one_line
 from bench.record import digest
@@ -29,30 +29,13 @@ FILES_AT_ONCE, ROWS_AT_ONCE = 64, 1000
 MOST_CLASSES = 100_000  # of labels that are numbers: larger ones are no classes
 
 
-class Entry(NamedTuple):
-    """One image: a file, or a row of a row group of a Parquet file.
-
-    The stamp is its relative path, with the size and the time of the last change of its file.
-    """
-
-    label: int
-    stamp: str
-    path: str
-    group: int = -1
-    row: int = -1
-
-
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder, sorted by class and name; `column` is that of Parquet files.
-
-    `notes` say what is passed over.
-    """
+    """The images of a folder, sorted by class and name; `notes` say what is passed over."""
 
     classes: tuple[str, ...]
     train: list[Entry]
     test: list[Entry]
-    column: str = ""
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
@@ -60,18 +43,14 @@ class Listing:
         stamps = "\n".join(entry.stamp for entry in [*self.train, *self.test])
         return digest(stamps.encode(errors="surrogateescape"))
 
-    def chunks(self, entries: Iterable[Entry]) -> Iterator[Chunk]:
-        """The images in groups that are decoded in one go, in order."""
-        if not self.column:
-            paths = [entry.path for entry in entries]
-            for first in range(0, len(paths), FILES_AT_ONCE):
-                yield Chunk(tuple(paths[first : first + FILES_AT_ONCE]))
-            return
-        for (path, group), found in groupby(entries, key=lambda entry: (entry.path, entry.group)):
-            rows = tuple(entry.row for entry in found)
-            for first in range(0, len(rows), ROWS_AT_ONCE):
-                part = rows[first : first + ROWS_AT_ONCE]
-                yield Chunk((path,), self.column, group, part)
+
+def in_chunks(entries: Iterable[Entry]) -> Iterator[Chunk]:
+    """The images in groups that are decoded in one go, in order."""
+    for _, found in groupby(entries, key=lambda e: e.column and (e.path, e.group)):
+        alike = list(found)
+        most = ROWS_AT_ONCE if alike[0].column else FILES_AT_ONCE
+        for first in range(0, len(alike), most):
+            yield alike[first : first + most]
 
 
 def find_part(root: Path, names: Sequence[str]) -> Path | None:
@@ -125,9 +104,7 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
     if split is not None and not _names(train_root) and not _names(test_root):
         train_root, test_root = root, None  # where a folder "train" or "test" is a class
     if train_root is None:
-        if test_root is not None or split is None:
-            raise DataError(_no_train(root))
-        train_root = root
+        raise DataError(_no_train(root))
     train, test = _names(train_root), _names(test_root)
     if len(train) < 2:
         raise DataError(f"{train_root} has {len(train)} class folders; wanted at least 2")
@@ -148,7 +125,7 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
     held = _list_part(root, test_root, tested, passed) if test_root else []
     told = "; ".join(f"{kind}: {len(p)}, such as {p[0]}" for kind, p in passed.items() if p)
     notes = (f"passed over: {told}",) if told else ()
-    return Listing(tuple(train), trained, held, notes=notes)
+    return Listing(tuple(train), trained, held, notes)
 
 
 def _no_train(root: Path) -> str:
@@ -261,7 +238,7 @@ class _Labels(NamedTuple):
             for row, name in enumerate(names):
                 if name in labels:
                     stamp = f"{self.path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
-                    yield Entry(labels[name], stamp, str(self.path), group, row)
+                    yield Entry(labels[name], stamp, str(self.path), self.column, group, row)
 
 
 def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) -> Listing:
@@ -282,7 +259,7 @@ def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) 
     trained, tested = ([e for file in part for e in file.entries(labels)] for part in (train, test))
     other = files["other"]
     told = f"passed over: other Parquet files: {len(other)}, such as {other[0]}" if other else ""
-    return Listing(tuple(labels), trained, tested, train[0].column, (told,) if told else ())
+    return Listing(tuple(labels), trained, tested, (told,) if told else ())
 
 
 def _read_labels(path: Path) -> _Labels:
