@@ -22,16 +22,11 @@ def folded(network: Network, image_shape: tuple[int, int, int]) -> Network:
     the tap is the tensor between the two, `network` itself is returned.
     """
     lean = copy.deepcopy(network)
-    for module in list(lean.modules()):
-        if isinstance(module, nn.Sequential):
-            _fold(module)
+    for sequence in [module for module in lean.modules() if isinstance(module, nn.Sequential)]:
+        for place, (conv, norm) in enumerate(itertools.pairwise(sequence)):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                sequence[place], sequence[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return lean if _alike(network, lean, image_shape) else network
-
-
-def _fold(sequence: nn.Sequential) -> None:
-    for place, (conv, norm) in enumerate(itertools.pairwise(sequence)):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            sequence[place], sequence[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 @torch.no_grad()

@@ -194,8 +194,7 @@ def _not_restored(network: Network, other: Network, shape: tuple[int, int, int])
     network.train()(images)  # moves the statistics of BatchNorm
     state = safetensors.torch.save({k: x.contiguous() for k, x in network.state_dict().items()})
     other.load_state_dict(safetensors.torch.load(state))
-    with modes_restored(network), modes_restored(other):
-        shown, again, loaded = network.eval()(images), network(images), other.eval()(images)
+    shown, again, loaded = network.eval()(images), network(images), other.eval()(images)
     if not torch.equal(shown, again):
         return "in evaluation mode it gives other logits for the same images; draw nothing there"
     lost = "its state does not survive saving and loading; register all of it (nn.Buffer)"

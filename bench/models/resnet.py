@@ -59,8 +59,6 @@ class Bottleneck(nn.Module):
 class ResNet(StagedNetwork):
     """A residual network without the ImageNet stem: the first stage keeps the image's size."""
 
-    block: type[BasicBlock | Bottleneck] = BasicBlock
-
     def __init__(
         self,
         classes: int,
@@ -68,19 +66,15 @@ class ResNet(StagedNetwork):
         *,
         depths: Sequence[int],
         widths: Sequence[int],
+        bottleneck: bool = False,
     ) -> None:
         """`depths`: blocks in each stage. `widths`: channels of the stem and the stages."""
         stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
         strides = (1, *[2] * (len(depths) - 1))
-        stages = repeated(self.block, widths[0], widths[1:], depths, strides)
+        block = Bottleneck if bottleneck else BasicBlock
+        stages = repeated(block, widths[0], widths[1:], depths, strides)
         super().__init__(stem, stages, widths[-1], classes)
         draw_convolutions(self)
-
-
-class BottleneckResNet(ResNet):
-    """A `ResNet` of bottleneck blocks, such as ResNet50."""
-
-    block = Bottleneck
 
 
 class PreActivationBlock(nn.Module):
