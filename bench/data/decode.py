@@ -57,12 +57,7 @@ Result = TypeVar("Result")
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-class Header(NamedTuple):
-    """What an image is once it is decoded, without decoding it."""
-
-    grey: bool
-    width: int
-    height: int
+Header = tuple[bool, tuple[int, int]]  # whether a decoded image is grey, its width and height
 
 
 def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:
@@ -75,7 +70,8 @@ def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:
     def header(image: Image.Image) -> Header:
         # Pillow exchanges the sides of a TIFF itself.
         turned = turn and image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
-        return Header(_is_grey(image), *(image.size[::-1] if turned else image.size))
+        width, height = image.size[::-1] if turned else image.size
+        return _is_grey(image), (width, height)
 
     return _of_each(chunk, header)
 

@@ -31,13 +31,9 @@ class SmallCnn(StagedNetwork):
         """Images are (C, H, W); `width` is w."""
         stem = nn.Sequential(*conv_norm(image_shape[0], width), nn.ReLU())
         widths = (width, 2 * width, 4 * width)
-        stages = repeated(_strided, width, widths, (1, 1, 1), (1, 2, 2))
+        stages = repeated(conv_norm, width, widths, (1, 1, 1), (1, 2, 2))
         super().__init__(stem, stages, 4 * width, classes)
         draw_convolutions(self)
-
-
-def _strided(inputs: int, width: int, stride: int) -> nn.Sequential:
-    return conv_norm(inputs, width, stride=stride)
 
 
 class Vgg(StagedNetwork):

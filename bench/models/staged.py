@@ -115,19 +115,20 @@ def conv_norm(
 
 
 def repeated(
-    block: Callable[[int, int, int], nn.Module],
+    block: Callable[..., nn.Module],
     inputs: int,
     widths: Sequence[int],
     depths: Sequence[int],
     strides: Sequence[int],
 ) -> Iterator[list[nn.Module]]:
-    """Stages of one kind of block, (inputs, outputs, stride) -> module.
+    """Stages of one kind of block, (inputs, outputs, stride=) -> module.
 
     The first block of a stage takes its stride, and makes its width of the stage before, or of the
     stem's `inputs`; `depths` are numbers of blocks.
     """
     for width, depth, stride in zip(widths, depths, strides, strict=True):
-        yield [block(inputs, width, stride), *(block(width, width, 1) for _ in range(1, depth))]
+        first = block(inputs, width, stride=stride)
+        yield [first, *(block(width, width, stride=1) for _ in range(1, depth))]
         inputs = width
 
 

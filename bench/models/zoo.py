@@ -85,9 +85,7 @@ def model_code(model: str | Mapping[str, Any]) -> str:
     return MODELS.code(base(model))
 
 
-def build(
-    model: str | Mapping[str, Any], classes: int, image_shape: tuple[int, int, int]
-) -> Network:
+def build(model: str | Mapping[str, Any], classes: int, image_shape: ImageShape) -> Network:
     """A network for images (C, H, W), initialised with draws from torch's global generator.
 
     `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<name>", "timm/<name>",
