@@ -15,14 +15,7 @@ import torch
 from bench.cell import ImageSpec
 from bench.data.build import build_images
 from bench.data.cache import cached, open_cached
-from bench.data.dataset import (
-    Classes,
-    DataError,
-    DataSet,
-    MissingDataError,
-    Part,
-    choose_classes,
-)
+from bench.data.dataset import Classes, DataError, DataSet, MissingDataError, Part, choose_classes
 from bench.data.decode import CROP, SQUASH
 from bench.data.folders import class_names, holds_images, list_images
 from bench.data.splits import stratified_order

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_convolutions, repeated
+from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_weights, repeated
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -74,7 +74,7 @@ class ResNet(StagedNetwork):
         block = Bottleneck if bottleneck else BasicBlock
         stages = repeated(block, widths[0], widths[1:], depths, strides)
         super().__init__(stem, stages, widths[-1], classes)
-        draw_convolutions(self)
+        draw_weights(self)
 
 
 class PreActivationBlock(nn.Module):
@@ -119,7 +119,7 @@ class WideResNet(StagedNetwork):
         stages = repeated(PreActivationBlock, 16, widths, ((depth - 4) // 6,) * 3, (1, 2, 2))
         super().__init__(stem, stages, widths[-1], classes)
         self.stem_norm = nn.BatchNorm2d(16)
-        draw_convolutions(self)
+        draw_weights(self)
         nn.init.zeros_(self.head.bias)
 
     def walk(self, images: Tensor) -> Steps:

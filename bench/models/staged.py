@@ -132,16 +132,16 @@ def repeated(
         inputs = width
 
 
-def draw_convolutions(network: nn.Module) -> None:
-    """Draws the weights of every convolution from N(0, 2 / fan_out), as He et al.; biases are 0."""
+def draw_weights(network: StagedNetwork, *, small_head: bool = False) -> None:
+    """Draws the weights of every convolution from N(0, 2 / fan_out), as He et al.; biases are 0.
+
+    Those of a small head are from N(0, 0.01^2), so that the first logits are near 0.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def draw_small_head(head: nn.Linear) -> None:
-    """Draws a classifier's weights from N(0, 0.01^2), so that the first logits are near 0."""
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
+    if small_head:
+        nn.init.normal_(network.head.weight, std=0.01)
+        nn.init.zeros_(network.head.bias)
