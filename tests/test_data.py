@@ -467,8 +467,7 @@ def slow_crop_flip(padded, index, draws, size):
     """The definition, one image at a time."""
     height, width = size
     out = []
-    for i in index.tolist():
-        top, left, flip = draws[:, i].tolist()
+    for i, (top, left, flip) in zip(index.tolist(), draws[:, index].T.tolist(), strict=True):
         crop = padded[i, :, top : top + height, left : left + width]
         out.append(crop.flip(2) if flip else crop)
     return torch.stack(out)

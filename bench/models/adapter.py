@@ -187,11 +187,9 @@ def resnet_taps(model: ResNet) -> dict[str, str]:
     taps = {"stem": "maxpool", "embedding": "flatten"}
     for number in (1, 2, 3, 4):
         stage, layer = f"stage{number}", f"layer{number}"
-        depth = len(model.get_submodule(layer))  # pyright: ignore[reportArgumentType]
+        last = len(model.get_submodule(layer)) - 1  # pyright: ignore[reportArgumentType]
+        taps |= {f"{stage}.entry": f"{layer}.0", f"{stage}.pre": f"{layer}.{last}.add"}
         taps[stage] = layer
-        taps[f"{stage}.pre"] = f"{layer}.{depth - 1}.add"
-        if depth > 1:
-            taps[f"{stage}.entry"] = f"{layer}.0"
     return taps
 
 
