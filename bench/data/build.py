@@ -79,14 +79,13 @@ class _Builder(NamedTuple):
         entries = [*self.listing.train, *self.listing.test]
         chunks = list(in_chunks(entries))
         results = self.pool.map(partial(read_headers, turn=self.size is None), chunks)
-        headers = chain.from_iterable(self._run(results, chunks, "reading headers"))
-        are_grey, sizes = zip(*headers, strict=True)
-        channels = 1 if all(are_grey) else 3
+        headers = list(chain.from_iterable(self._run(results, chunks, "reading headers")))
+        channels = 1 if all(grey for grey, _ in headers) else 3
         if self.size is not None:
             return channels, self.size, self.size
-        width, height = sizes[0]
-        for entry, size in zip(entries, sizes, strict=True):
-            if size != sizes[0]:
+        width, height = headers[0][1]
+        for entry, (_, size) in zip(entries, headers, strict=True):
+            if size != (width, height):
                 raise DataError(
                     f"{entry.path} is {size[0]}x{size[1]} but {entries[0].path} is "
                     f"{width}x{height} pixels; data.size resizes all images to size x size"
