@@ -4,12 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 from golden_run import FILE, defaults, train
 from processes import ROOT
 
 from bench.cell import NUMERICS, Cell, DataSpec, Recipe, Spec
 from bench.code_version import method_digest, numerics_digest
-from bench.data.augment import Augment, Draws
+from bench.data.augment import Augment
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 TOLERANCE = 1e-3
@@ -48,9 +49,9 @@ def test_a_small_change_of_the_optimiser_is_noticed(recipe):
 def test_a_crop_that_is_shifted_by_a_pixel_is_noticed(monkeypatch):
     draw = Augment.draw
 
-    def shifted(self: Augment, count: int, seed: int) -> Draws:
-        draws = draw(self, count, seed)
-        return draws._replace(dx=(draws.dx + 1).clamp(max=2 * self.pad))
+    def shifted(self: Augment, count: int, seed: int) -> torch.Tensor:
+        top, left, flip = draw(self, count, seed)
+        return torch.stack([top, (left + 1).clamp(max=2 * self.pad), flip])
 
     monkeypatch.setattr(Augment, "draw", shifted)
     assert moved(train())

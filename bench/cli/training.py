@@ -143,7 +143,7 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
     options, library = command.options, command.library
     check_costs(grid, read_costs(command.work.grid(grid.name) / FILE))
     expansion = command.expand(grid)
-    absent, data = library.absent.values(), library.read(grid.data)
+    absent, data = library.absent, library.read(grid.data)
     notes = [f"{grid.data.source}: {data.describe()}", *data.notes]
     instead = "random images take the place of the data, and nothing counts as done"
     notes += [f"{instead}: {reason}" for reason in absent]

@@ -4,9 +4,7 @@ All draws of an epoch are made on the CPU from one seed, the same for every devi
 image depend on the seed, the epoch and its position alone, not on the batch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,22 +12,6 @@ from torch.nn import functional
 
 from bench.cell import Crop, RandAugment
 from bench.seeds import derive
-
-
-class Draws(NamedTuple):
-    """The augmentation of N images in one epoch, (N,) each: a crop's first row and column, flip."""
-
-    dy: Tensor
-    dx: Tensor
-    flip: Tensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """The draws on a device."""
-        return type(self)(*(values.to(device) for values in self))
-
-    def at(self, index: Tensor | slice) -> Self:
-        """The draws of some of the images, by their positions (B,)."""
-        return type(self)(*(values[index] for values in self))
 
 
 @dataclass(frozen=True)
@@ -47,12 +29,15 @@ class Augment:
     crop: Crop | None = None
     randaugment: RandAugment | None = None
 
-    def draw(self, count: int, seed: int) -> Draws:
-        """The draws of `count` images for the epoch with this seed, on the CPU."""
+    def draw(self, count: int, seed: int) -> Tensor:
+        """The draws of an epoch with this seed, (3, count) on the CPU.
+
+        They are each image's first row and column of its crop, and whether it is mirrored.
+        """
         generator = torch.Generator().manual_seed(seed)
         offsets = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
         mirrored = torch.rand(count, generator=generator) < 0.5
-        return Draws(offsets[0], offsets[1], mirrored & self.flip)
+        return torch.cat([offsets, (mirrored & self.flip)[None]])
 
     def pad_images(self, images: Tensor) -> Tensor:
         """Pads images (B, C, H, W) uint8 to (B, C, H + 2 pad, W + 2 pad), contiguous.
@@ -85,34 +70,29 @@ class Augment:
             return images
         from torchvision.transforms import v2  # takes seconds, and few trainings need it
 
-        steps: list[Callable[[Tensor], Tensor]] = []
-        if self.crop is not None:
-            size = tuple(images.shape[2:])
-            steps.append(v2.RandomResizedCrop(size, self.crop.scale, self.crop.ratio))
-        if self.randaugment is not None:
-            how = self.randaugment
+        steps = []
+        if (crop := self.crop) is not None:
+            steps.append(v2.RandomResizedCrop(tuple(images.shape[2:]), crop.scale, crop.ratio))
+        if (how := self.randaugment) is not None:
             steps.append(v2.RandAugment(how.operations, how.magnitude))
-        done = []
+        distorted, done = v2.Compose(steps), []
         with torch.random.fork_rng(devices=[]):
             for image, position in zip(images, positions.tolist(), strict=True):
                 torch.default_generator.manual_seed(derive(seed, position))
-                for step in steps:
-                    image = step(image)
-                done.append(image)
+                done.append(distorted(image))
         return torch.stack(done)
 
 
-def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
+def crop_flip(padded: Tensor, draws: Tensor, size: tuple[int, int]) -> Tensor:
     """The images (B, C, H, W) uint8 of one batch, each with its own crop and flip.
 
-    `padded` (B, C, H', W') are contiguous, see `Augment.pad_images`; `draws` are on the same
+    `padded` (B, C, H', W') are contiguous, see `Augment.pad_images`; `draws` (3, B) are on the same
     device. Whole rows are copied, then cut by a gather that runs backwards for mirrored images:
     half the time of indexing windows, of one gather over pixels, or of a loop over images.
 
     Example:
         >>> image = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
-        >>> draws = Draws(torch.tensor([1]), torch.tensor([0]), torch.tensor([True]))
-        >>> crop_flip(image, draws, (2, 2))[0, 0]
+        >>> crop_flip(image, torch.tensor([[1], [0], [True]]), (2, 2))[0, 0]
         tensor([[4, 3],
                 [7, 6]], dtype=torch.uint8)
     """
@@ -121,9 +101,10 @@ def crop_flip(padded: Tensor, draws: Draws, size: tuple[int, int]) -> Tensor:
     planes, down, along = (
         torch.arange(n, device=padded.device) for n in (batch * channels, height, width)
     )
-    rows = planes.view(batch, channels, 1) * padded_height + (draws.dy[:, None] + down)[:, None]
+    top, left, flip = draws[:, :, None]
+    rows = planes.view(batch, channels, 1) * padded_height + (top + down)[:, None]
     lines = padded.view(-1, padded_width).index_select(0, rows.view(-1))
-    columns = draws.dx[:, None] + torch.where(draws.flip[:, None], width - 1 - along, along)
+    columns = left + torch.where(flip.bool(), width - 1 - along, along)
     columns = columns[:, None, :].expand(-1, channels * height, -1)
     cut = lines.view(batch, channels * height, padded_width).gather(2, columns)
     return cut.view(batch, channels, height, width)
@@ -154,12 +135,11 @@ def degrade(images: Tensor, factor: int) -> Tensor:
     Images are (B, C, H, W), floating point; ValueError if the factor does not divide H and W.
 
     Example:
-        >>> import torch
         >>> degrade(torch.tensor([[0.0, 4.0], [8.0, 4.0]]).view(1, 1, 2, 2), 2).flatten()
         tensor([4., 4., 4., 4.])
     """
     height, width = images.shape[2:]
-    if factor < 1 or height % factor or width % factor:
+    if height % factor or width % factor:
         raise ValueError(
             f"degrade: factor {factor} does not divide {height}x{width} images; "
             "choose a common divisor of both sides"
@@ -167,6 +147,4 @@ def degrade(images: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return images
     coarse = functional.avg_pool2d(images, factor)
-    return functional.interpolate(
-        coarse, size=(height, width), mode="bilinear", align_corners=False
-    )
+    return functional.interpolate(coarse, size=(height, width), mode="bilinear")

@@ -20,8 +20,6 @@ class Batch(NamedTuple):
 
 DEVICE_SHARE = 0.3
 """Part of a GPU's free memory that images may take; what trains on them needs the rest."""
-
-
 BLOCK = 1024  # images that are sent to a GPU at once, where all of them are to stay
 
 
@@ -115,10 +113,10 @@ class Batches:
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
         order = positions[torch.randperm(len(positions), generator=generator)]
         seed = derive(self.seed, "augment", epoch)
-        draws = self.augment.draw(len(self.labels), seed).at(order).to(self.device)
+        draws = self.augment.draw(len(self.labels), seed)[:, order].to(self.device)
         for batch, images, index in self._take(order[: steps * self.batch_size], self.batch_size):
             padded = self.augment.pad_images(images)
-            images = crop_flip(padded, draws.at(batch), self.size)
+            images = crop_flip(padded, draws[:, batch], self.size)
             images = self.augment.distort(images, order[batch], seed)
             yield Batch(self._normalised(images), self.labels[index], index)
 

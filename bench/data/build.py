@@ -1,13 +1,12 @@
 """Decodes the images of a folder into files of raw bytes, by several processes, with progress."""
 
-import json
 import signal
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,8 +18,8 @@ from rich.console import Console
 
 from bench.data.cache import PARTS, map_images
 from bench.data.dataset import DataError, DataSet, Part
-from bench.data.decode import Chunk, Header, Target, decode, read_headers
-from bench.data.folders import Entry, Listing
+from bench.data.decode import Chunk, Entry, decode, read_headers
+from bench.data.folders import Listing, in_chunks
 from bench.faults import one_line
 from bench.progress import ProgressDisplay
 
@@ -78,39 +77,36 @@ class _Builder(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the decoded images, from their headers."""
         entries = [*self.listing.train, *self.listing.test]
-        chunks, headers = list(self.listing.chunks(entries)), list[Header]()
+        chunks = list(in_chunks(entries))
         results = self.pool.map(partial(read_headers, turn=self.size is None), chunks)
-        for found in self._run(results, chunks, "reading headers"):
-            headers += found
-        channels = 1 if all(header.grey for header in headers) else 3
+        headers = list(chain.from_iterable(self._run(results, chunks, "reading headers")))
+        channels = 1 if all(grey for grey, _ in headers) else 3
         if self.size is not None:
             return channels, self.size, self.size
-        first = headers[0]
-        for entry, header in zip(entries, headers, strict=True):
-            if header[1:] != first[1:]:
+        width, height = headers[0][1]
+        for entry, (_, size) in zip(entries, headers, strict=True):
+            if size != (width, height):
                 raise DataError(
-                    f"{entry.path} is {header.width}x{header.height} but {entries[0].path} is "
-                    f"{first.width}x{first.height} pixels; data.size resizes all images to size x "
-                    "size"
+                    f"{entry.path} is {size[0]}x{size[1]} but {entries[0].path} is "
+                    f"{width}x{height} pixels; data.size resizes all images to size x size"
                 )
-        return channels, first.height, first.width
+        return channels, height, width
 
     def part(self, entries: Sequence[Entry], path: Path, shape: tuple[int, int, int]) -> Part:
         """Decodes one part into a file of the cache."""
         done, each = path.with_suffix(".done"), prod(shape)
-        chunks = list(self.listing.chunks(entries))
+        chunks = list(in_chunks(entries))
         starts = [0, *accumulate(map(len, chunks))]
         with open(path, "ab") as out:
             out.truncate(len(entries) * each)
-        before = _decoded_before(done, path, chunks, starts, each)
-        left = [i for i in range(len(chunks)) if i not in before]
-        targets = [Target(path, starts[i], shape, self.size, self.resize) for i in left]
-        waiting = [chunks[i] for i in left]
-        results = self.pool.map(decode, waiting, targets)
-        with open(done, "a", encoding="utf-8") as log:
-            checksums = self._run(results, waiting, f"decoding {path.stem} images")
-            for i, checksum in zip(left, checksums, strict=True):
-                print(json.dumps([i, checksum]), file=log, flush=True)
+        before = _decoded_before(done, path, chunks, each)
+        waiting = chunks[len(before) :]
+        write = partial(decode, path=path, shape=shape, size=self.size, resize=self.resize)
+        results = self.pool.map(write, waiting, starts[len(before) :])
+        with open(done, "w", encoding="utf-8") as log:
+            log.writelines(f"{checksum}\n" for checksum in before)
+            for checksum in self._run(results, waiting, f"decoding {path.stem} images"):
+                print(checksum, file=log, flush=True)
         labels = torch.tensor([entry.label for entry in entries])
         return map_images(path, (len(entries), *shape)), labels
 
@@ -131,20 +127,14 @@ class _Builder(NamedTuple):
             raise DataError(f"unreadable {images} {named}{more}; mend or remove what is broken")
 
 
-def _decoded_before(
-    done: Path, images: Path, chunks: Sequence[Chunk], starts: Sequence[int], each: int
-) -> set[int]:
-    """The chunks that an interrupted build has written, by their checksums."""
-    if not done.exists():
-        return set()
-    whole = set()
+def _decoded_before(done: Path, images: Path, chunks: Sequence[Chunk], each: int) -> list[int]:
+    """The checksums of the first chunks, as far as an interrupted build has written them."""
+    whole = []
+    told = done.read_text(encoding="utf-8").splitlines() if done.exists() else []
     with open(images, "rb") as pixels:
-        for line in done.read_text(encoding="utf-8").splitlines():
-            try:
-                i, checksum = json.loads(line)
-            except ValueError:
-                break  # it was killed while it wrote this
-            pixels.seek(starts[i] * each)
-            if zlib.crc32(pixels.read(len(chunks[i]) * each)) == checksum:
-                whole.add(i)
+        for chunk, line in zip(chunks, told, strict=False):
+            checksum = zlib.crc32(pixels.read(len(chunk) * each))
+            if line != str(checksum):
+                break
+            whole.append(checksum)
     return whole

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from joblib import cpu_count
 from torch import Tensor
 
 from bench.checksum import DamagedError, pack, unpack
-from bench.data.dataset import DataError, DataSet, blocks
+from bench.data.dataset import DataError, DataSet, Part, blocks
 from bench.record import write_atomically
 
 VERSION = 2  # of the decoding; sets of other versions are decoded again
@@ -97,32 +97,26 @@ def open_cached(folder: Path, **wanted: object) -> DataSet | None:
         values = json.loads(about)
         if any(values[name] != value for name, value in wanted.items()):
             return None
-        images = {
-            f"{part}_images": _verified(
-                folder / f"{part}.images", values["shape"], tensors[f"{part}_checksums"]
-            )
-            for part in PARTS
-        }
+        train, test = (_verified(folder, part, values["shape"], tensors) for part in PARTS)
     except (OSError, DamagedError) as error:
         logger.warning("data cache %s is damaged (%s)", folder, error)
         return None
-    fields: dict[str, Any] = {f"{part}_labels": tensors[f"{part}_labels"] for part in PARTS}
-    fields |= {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-    data = DataSet(name=values["name"], **images, **fields)
+    classes, mean, std = (tuple(values[name]) for name in ("classes", "mean", "std"))
+    data = DataSet(values["name"], *train, *test, classes, mean, std)
     vars(data)["fingerprint"] = values["fingerprint"]  # of what the checksums have just verified
     return data
 
 
-def _verified(path: Path, shape: list[int], checksums: Tensor) -> Tensor:
-    """The images of a file whose blocks have these checksums; DamagedError if one has not."""
-    each = int(np.prod(shape))
-    count, rest = divmod(path.stat().st_size, each)
+def _verified(folder: Path, part: str, shape: list[int], index: Mapping[str, Tensor]) -> Part:
+    """A part whose blocks of images have the index's checksums; DamagedError if one has not."""
+    path = folder / f"{part}.images"
+    count, rest = divmod(path.stat().st_size, prod(shape))
     if rest or not count:
         raise DamagedError(f"{path.name} is cut off")
     images = map_images(path, (count, *shape))
-    if not torch.equal(_checksums(images), checksums):
+    if not torch.equal(_checksums(images), index[f"{part}_checksums"]):
         raise DamagedError(f"{path.name}: checksum differs")
-    return images
+    return images, index[f"{part}_labels"]
 
 
 def _checksums(images: Tensor) -> Tensor:
@@ -135,13 +129,12 @@ def _checksums(images: Tensor) -> Tensor:
 def _write(work: Path, data: DataSet, key: Mapping[str, object]) -> None:
     """Writes the images that are in memory, and the index, which refers to all of them."""
     tensors: dict[str, Tensor] = {}
-    for part in PARTS:
-        images, path = getattr(data, f"{part}_images"), work / f"{part}.images"
-        if not path.exists():
+    for part, (images, labels) in zip(PARTS, (data.train, data.test), strict=True):
+        if not (path := work / f"{part}.images").exists():
             with open(path, "wb") as out:
                 out.writelines(block.numpy().data for block in blocks(images))
         tensors[f"{part}_checksums"] = _checksums(images)
-        tensors[f"{part}_labels"] = getattr(data, f"{part}_labels")
+        tensors[f"{part}_labels"] = labels
     about = {name: getattr(data, name) for name in ("name", "classes", "mean", "std")}
     about |= {"shape": data.train_images.shape[1:], "fingerprint": data.fingerprint, "key": key}
     write_atomically(work / INDEX, pack(tensors, json.dumps(about)))

@@ -30,7 +30,7 @@ class MissingDataError(DataError):
     """The data is not on this machine and cannot be downloaded."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class DataSet:
     """A decoded data set. `DataSet.of` builds it and computes the statistics.
 
@@ -53,16 +53,7 @@ class DataSet:
     def of(cls, name: str, train: Part, test: Part, classes: Sequence[str]) -> Self:
         """The data set of these images, with the statistics of its training part."""
         mean, std = channel_statistics(train[0])
-        return cls(
-            name=name,
-            train_images=train[0],
-            train_labels=train[1],
-            test_images=test[0],
-            test_labels=test[1],
-            classes=tuple(classes),
-            mean=mean,
-            std=std,
-        )
+        return cls(name, *train, *test, tuple(classes), mean, std)
 
     @property
     def train(self) -> Part:

@@ -6,9 +6,10 @@ Nothing here needs torch, so that a process that only decodes starts at once.
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
+from itertools import chain
+from math import prod
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO, NamedTuple, TypeVar
@@ -33,39 +34,22 @@ ORIENTATION = 0x0112
 TURNED = range(5, 9)  # orientation tags that exchange width and height
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Images that are decoded in one go: files, or rows of one row group of a Parquet file."""
+class Entry(NamedTuple):
+    """One image: a file, or a row of a row group of a Parquet file, in its column of images.
 
-    paths: tuple[str, ...]
+    The stamp is its relative path, with the size and the time of the last change of its file.
+    """
+
+    label: int
+    stamp: str
+    path: str
     column: str = ""
-    group: int = 0
-    rows: tuple[int, ...] = ()
+    group: int = -1
+    row: int = -1
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.rows or self.paths)
 
-    def open(self) -> Iterator[tuple[str, str | IO[bytes]]]:
-        """Every image's name in messages, and what to read it from."""
-        if not self.rows:
-            yield from zip(self.paths, self.paths, strict=True)
-            return
-        from pyarrow.parquet import ParquetFile
-
-        (path,) = self.paths
-        wanted, first = set(self.rows), 0
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(64, row_groups=[self.group], columns=[self.column]):
-                for row, value in enumerate(batch.column(0), start=first):
-                    if row in wanted:
-                        found = value.as_py()
-                        content = found.get("bytes") if isinstance(found, dict) else found
-                        yield f"{path}, row group {self.group}, row {row}", BytesIO(content or b"")
-                first += len(batch)
-                if first > self.rows[-1]:
-                    return
-
+Chunk = Sequence[Entry]
+"""Images that are decoded in one go: files, or rows of one row group of a Parquet file."""
 
 Result = TypeVar("Result")
 
@@ -73,22 +57,7 @@ Result = TypeVar("Result")
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-class Header(NamedTuple):
-    """What an image is once it is decoded, without decoding it."""
-
-    grey: bool
-    width: int
-    height: int
-
-
-class Target(NamedTuple):
-    """Where decoded images go: a file of pixels, the first one's position, and their form."""
-
-    path: Path
-    position: int
-    shape: tuple[int, int, int]
-    size: int | None
-    resize: str
+Header = tuple[bool, tuple[int, int]]  # whether a decoded image is grey, its width and height
 
 
 def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:
@@ -101,24 +70,30 @@ def read_headers(chunk: Chunk, turn: bool) -> tuple[list[Header], list[str]]:
     def header(image: Image.Image) -> Header:
         # Pillow exchanges the sides of a TIFF itself.
         turned = turn and image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
-        return Header(_is_grey(image), *(image.size[::-1] if turned else image.size))
+        width, height = image.size[::-1] if turned else image.size
+        return _is_grey(image), (width, height)
 
     return _of_each(chunk, header)
 
 
-def decode(chunk: Chunk, target: Target) -> tuple[int, list[str]]:
-    """Writes a chunk's pixels; returns their CRC-32, and a line for each image that is broken."""
+def decode(
+    chunk: Chunk, start: int, path: Path, shape: tuple[int, int, int], size: int | None, resize: str
+) -> tuple[int, list[str]]:
+    """Writes a chunk's pixels into a file in which `start` images come before them.
+
+    Returns their CRC-32, and a line for each image that is broken.
+    """
 
     def pixels(image: Image.Image) -> bytes:
-        array = to_array(image, target.size, target.resize)
+        array = to_array(image, size, resize)
         # A grey image among colour ones fills all three channels.
-        return np.broadcast_to(array, target.shape).tobytes()
+        return np.broadcast_to(array, shape).tobytes()
 
     found, faults = _of_each(chunk, pixels)
     content = b"".join(found)
     if not faults:
-        with open(target.path, "r+b") as out:
-            out.seek(target.position * int(np.prod(target.shape)))
+        with open(path, "r+b") as out:
+            out.seek(start * prod(shape))
             out.write(content)
     return zlib.crc32(content), faults
 
@@ -128,7 +103,7 @@ def _of_each(
 ) -> tuple[list[Result], list[str]]:
     results, faults = [], []
     try:
-        for name, source in chunk.open():
+        for name, source in _contents(chunk):
             try:
                 with _opened(source) as image:
                     results.append(action(image))
@@ -137,6 +112,26 @@ def _of_each(
     except (OSError, ValueError) as error:  # a Parquet file that is damaged
         faults.append(str(error))
     return results, faults
+
+
+def _contents(chunk: Chunk) -> Iterator[tuple[str, str | IO[bytes]]]:
+    """Every image's name in messages, and what to read it from."""
+    first = chunk[0]
+    if not first.column:
+        yield from ((entry.path, entry.path) for entry in chunk)
+        return
+    from pyarrow.parquet import ParquetFile
+
+    rows, place = {entry.row for entry in chunk}, f"{first.path}, row group {first.group}, row"
+    with ParquetFile(first.path) as file:
+        batches = file.iter_batches(64, row_groups=[first.group], columns=[first.column])
+        for row, value in enumerate(chain.from_iterable(batch.column(0) for batch in batches)):
+            if row in rows:
+                found = value.as_py()
+                content = found.get("bytes") if isinstance(found, dict) else found
+                yield f"{place} {row}", BytesIO(content or b"")
+            if row == chunk[-1].row:
+                return
 
 
 def to_array(image: Image.Image, size: int | None = None, resize: str = SQUASH) -> np.ndarray:

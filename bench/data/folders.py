@@ -8,7 +8,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.data.dataset import Classes, DataError, choose_classes
-from bench.data.decode import SUFFIXES, Chunk
+from bench.data.decode import SUFFIXES, Chunk, Entry
 from bench.data.splits import hold_out
 from bench.faults import is_utf8, one_line
 from bench.record import digest
@@ -29,30 +28,12 @@ FILES_AT_ONCE, ROWS_AT_ONCE = 64, 1000
 MOST_CLASSES = 100_000  # of labels that are numbers: larger ones are no classes
 
 
-class Entry(NamedTuple):
-    """One image: a file, or a row of a row group of a Parquet file.
-
-    The stamp is its relative path, with the size and the time of the last change of its file.
-    """
-
-    label: int
-    stamp: str
-    path: str
-    group: int = -1
-    row: int = -1
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of a folder, sorted by class and name; `column` is that of Parquet files.
-
-    `notes` say what is passed over.
-    """
+class Listing(NamedTuple):
+    """The images of a folder, sorted by class and name; `notes` say what is passed over."""
 
     classes: tuple[str, ...]
     train: list[Entry]
     test: list[Entry]
-    column: str = ""
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
@@ -60,18 +41,14 @@ class Listing:
         stamps = "\n".join(entry.stamp for entry in [*self.train, *self.test])
         return digest(stamps.encode(errors="surrogateescape"))
 
-    def chunks(self, entries: Iterable[Entry]) -> Iterator[Chunk]:
-        """The images in groups that are decoded in one go, in order."""
-        if not self.column:
-            paths = [entry.path for entry in entries]
-            for first in range(0, len(paths), FILES_AT_ONCE):
-                yield Chunk(tuple(paths[first : first + FILES_AT_ONCE]))
-            return
-        for (path, group), found in groupby(entries, key=lambda entry: (entry.path, entry.group)):
-            rows = tuple(entry.row for entry in found)
-            for first in range(0, len(rows), ROWS_AT_ONCE):
-                part = rows[first : first + ROWS_AT_ONCE]
-                yield Chunk((path,), self.column, group, part)
+
+def in_chunks(entries: Iterable[Entry]) -> Iterator[Chunk]:
+    """The images in groups that are decoded in one go, in order."""
+    for _, found in groupby(entries, key=lambda e: e.column and (e.path, e.group)):
+        alike = list(found)
+        most = ROWS_AT_ONCE if alike[0].column else FILES_AT_ONCE
+        for first in range(0, len(alike), most):
+            yield alike[first : first + most]
 
 
 def find_part(root: Path, names: Sequence[str]) -> Path | None:
@@ -112,7 +89,7 @@ def list_images(root: Path, classes: Classes | None = None, split: float | None 
     train, test = ([found.train[i] for i in part.tolist()] for part in parts)
     if not test:
         raise DataError(f"data.split: no class of {root} has two images, so none can be held out")
-    return replace(found, train=train, test=test)
+    return found._replace(train=train, test=test)
 
 
 # --- a folder for each class -----------------------------------------------------------------
@@ -125,9 +102,7 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
     if split is not None and not _names(train_root) and not _names(test_root):
         train_root, test_root = root, None  # where a folder "train" or "test" is a class
     if train_root is None:
-        if test_root is not None or split is None:
-            raise DataError(_no_train(root))
-        train_root = root
+        raise DataError(_no_train(root))
     train, test = _names(train_root), _names(test_root)
     if len(train) < 2:
         raise DataError(f"{train_root} has {len(train)} class folders; wanted at least 2")
@@ -148,7 +123,7 @@ def _list_tree(root: Path, classes: Classes | None, split: float | None) -> List
     held = _list_part(root, test_root, tested, passed) if test_root else []
     told = "; ".join(f"{kind}: {len(p)}, such as {p[0]}" for kind, p in passed.items() if p)
     notes = (f"passed over: {told}",) if told else ()
-    return Listing(tuple(train), trained, held, notes=notes)
+    return Listing(tuple(train), trained, held, notes)
 
 
 def _no_train(root: Path) -> str:
@@ -243,31 +218,18 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 class _Labels(NamedTuple):
-    """A Parquet file: its column of images, the class names it gives, and each row's, by group."""
+    """A Parquet file: its column of images, the class names it gives, and its rows by class."""
 
     path: Path
     column: str
     names: list[str]
-    groups: list[list[str]]
-
-    @property
-    def used(self) -> set[str]:
-        return {name for group in self.groups for name in group}
-
-    def entries(self, labels: Mapping[str, int]) -> Iterator[Entry]:
-        """The rows of these classes."""
-        status = self.path.stat()
-        for group, names in enumerate(self.groups):
-            for row, name in enumerate(names):
-                if name in labels:
-                    stamp = f"{self.path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
-                    yield Entry(labels[name], stamp, str(self.path), group, row)
+    rows: list[tuple[str, Entry]]  # without labels
 
 
 def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) -> Listing:
     """Classes are those of the training files, in the order that these give or else sorted."""
     train, test = (list(map(_read_labels, files[part])) for part in ("train", "test"))
-    known = set[str]().union(*(file.used for file in train))
+    known = {name for file in train for name, _ in file.rows}
     names = list(dict.fromkeys(name for file in train for name in file.names))
     names += sorted(known - set(names))
     for file in (*train, *test):
@@ -275,14 +237,17 @@ def _list_parquet(files: Mapping[str, Sequence[Path]], classes: Classes | None) 
             both = f"{file.column!r}, {train[0].path} in {train[0].column!r}"
             raise DataError(f"{file.path} has its images in the column {both}; wanted one name")
     for file in test:
-        if lost := sorted(file.used - known):
+        if lost := sorted({name for name, _ in file.rows} - known):
             raise DataError(f"{file.path}: no training image is of its class {lost[0]!r}")
     kept = choose_classes(names, classes) if classes is not None else range(len(names))
     labels = {names[old]: new for new, old in enumerate(kept)}
-    trained, tested = ([e for file in part for e in file.entries(labels)] for part in (train, test))
+    trained, tested = (
+        [e._replace(label=labels[n]) for file in part for n, e in file.rows if n in labels]
+        for part in (train, test)
+    )
     other = files["other"]
     told = f"passed over: other Parquet files: {len(other)}, such as {other[0]}" if other else ""
-    return Listing(tuple(labels), trained, tested, train[0].column, (told,) if told else ())
+    return Listing(tuple(labels), trained, tested, (told,) if told else ())
 
 
 def _read_labels(path: Path) -> _Labels:
@@ -309,15 +274,19 @@ def _read_labels(path: Path) -> _Labels:
         raise DataError(f"unreadable Parquet file {path}: {one_line(error)}") from error
     numbers = [value for group in groups for value in group if type(value) is int]
     names = list(names or map(str, range(min(max(numbers, default=-1) + 1, MOST_CLASSES))))
-    for number, group in enumerate(groups):
-        for row, value in enumerate(group):
-            if not isinstance(value, str) and not (type(value) is int and 0 <= value < len(names)):
+    status, column = path.stat(), "image" if "image" in images else images[0]
+    rows = []
+    for group, values in enumerate(groups):
+        for row, value in enumerate(values):
+            name = names[value] if type(value) is int and 0 <= value < len(names) else value
+            if not isinstance(name, str):
                 raise DataError(
-                    f"{path}, row group {number}, row {row}: label {value!r}; wanted the name of "
+                    f"{path}, row group {group}, row {row}: label {value!r}; wanted the name of "
                     f"a class or its number{f', 0 to {len(names) - 1}' if names else ''}"
                 )
-    texts = [[names[value] if type(value) is int else value for value in group] for group in groups]
-    return _Labels(path, "image" if "image" in images else images[0], names, texts)
+            stamp = f"{path.name} {group} {row} {status.st_size} {status.st_mtime_ns}"
+            rows.append((name, Entry(-1, stamp, str(path), column, group, row)))
+    return _Labels(path, column, names, rows)
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:

@@ -15,14 +15,7 @@ import torch
 from bench.cell import ImageSpec
 from bench.data.build import build_images
 from bench.data.cache import cached, open_cached
-from bench.data.dataset import (
-    Classes,
-    DataError,
-    DataSet,
-    MissingDataError,
-    Part,
-    choose_classes,
-)
+from bench.data.dataset import Classes, DataError, DataSet, MissingDataError, Part, choose_classes
 from bench.data.decode import CROP, SQUASH
 from bench.data.folders import class_names, holds_images, list_images
 from bench.data.splits import stratified_order
@@ -122,7 +115,7 @@ def load(
 class Library:
     """Data sets by source, size and classes, each decoded and hashed once in a process.
 
-    `absent`: those that random images replace -> why.
+    `absent`: why random images replace some of them.
     """
 
     def __init__(self, data_root: Path | None, cache: Path, random_if_absent: bool = False) -> None:
@@ -132,37 +125,31 @@ class Library:
         estimates, never for training.
         """
         self.data_root, self.cache, self.random_if_absent = data_root, cache, random_if_absent
-        self.absent: dict[str, str] = {}
+        self.absent: list[str] = []
         self._sets: dict[str, DataSet] = {}
 
     def read(self, spec: ImageSpec) -> DataSet:
         """The decoded data set; DataError if it is missing or unusable."""
-        key, source = self._key(spec), spec.source
-        if key not in self._sets:
-            asked = spec.model_dump(include={"source", "size", "classes", "resize", "split"})
+        asked = spec.model_dump(include={"source", "size", "classes", "resize", "split"})
+        if (key := repr(asked)) not in self._sets:
             try:
                 found = load(**asked, data_root=self.data_root, cache=self.cache)
             except MissingDataError as error:
-                if not self.random_if_absent or SOURCES.get(source).sizes is None:
+                if not self.random_if_absent or SOURCES.get(spec.source).sizes is None:
                     raise
-                self.absent[key] = str(error)
-                found = random_data(source, size=spec.size, classes=spec.classes)
+                self.absent.append(str(error))
+                found = random_data(spec.source, size=spec.size, classes=spec.classes)
             self._sets[key] = found
         return self._sets[key]
 
     def fingerprint(self, spec: ImageSpec) -> str:
         """The hash of a data set's content; "absent" where random images replace it."""
-        data = self.read(spec)
-        return "absent" if self._key(spec) in self.absent else data.fingerprint
+        return self.read(spec).fingerprint
 
     def mapped_bytes(self) -> int:
         """Bytes of the images of all sets that were read."""
         parts = ((data.train_images, data.test_images) for data in self._sets.values())
         return sum(images.numel() for part in parts for images in part)
-
-    @staticmethod
-    def _key(spec: ImageSpec) -> str:
-        return repr((spec.source, spec.size, spec.classes, spec.resize, spec.split))
 
 
 def find_decoded(source: str, content: str, cache: Path) -> DataSet | None:
@@ -291,7 +278,10 @@ def _part(dataset: Any) -> Part:
 
 
 def random_data(source: str, *, size: int | None = None, classes: Classes | None = None) -> DataSet:
-    """Random images in the number and shape of a source's, to estimate costs without it."""
+    """Random images in the number and shape of a source's, to estimate costs without it.
+
+    Their fingerprint is "absent".
+    """
     known = SOURCES.get(source)
     assert known.sizes is not None
     (channels, *sides), *counts = known.sizes
@@ -310,7 +300,9 @@ def random_data(source: str, *, size: int | None = None, classes: Classes | None
         return images, torch.arange(count) % kept
 
     train, test = map(part, counts)
-    return DataSet.of(source, train, test, [str(label) for label in range(kept)])
+    data = DataSet.of(source, train, test, [str(label) for label in range(kept)])
+    vars(data)["fingerprint"] = "absent"
+    return data
 
 
 def _check_added(name: str, source: Source) -> None:

@@ -47,9 +47,7 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     Holds out a fraction in (0, 1): the nearest whole number of each class, at least one. Each class
     keeps at least one training image, so that a single image is never held out.
     """
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for order in stratified_order(labels, derive(seed, "hold_out")):
-        held[order[: min(_count(len(order), fraction), len(order) - 1)]] = True
+    held = _draw(labels, fraction, derive(seed, "hold_out"), left=1)
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
@@ -62,13 +60,10 @@ def labelled_mask(labels: Tensor, share: float, seed: int) -> Tensor:
     return _draw(labels, share, derive(seed, "labelled"))
 
 
-def _draw(labels: Tensor, fraction: float, seed: int) -> Tensor:
+def _draw(labels: Tensor, fraction: float, seed: int, left: int = 0) -> Tensor:
+    """The nearest whole number of each class, halves up, at least 1; but `left` stay out of it."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for order in stratified_order(labels, seed):
-        mask[order[: _count(len(order), fraction)]] = True
+        count = max(1, math.floor(fraction * len(order) + 0.5))
+        mask[order[: min(count, len(order) - left)]] = True
     return mask
-
-
-def _count(total: int, fraction: float) -> int:
-    """The nearest whole number, halves up; at least 1 of a class with images."""
-    return min(total, max(1, math.floor(fraction * total + 0.5)))

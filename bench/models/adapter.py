@@ -187,11 +187,9 @@ def resnet_taps(model: ResNet) -> dict[str, str]:
     taps = {"stem": "maxpool", "embedding": "flatten"}
     for number in (1, 2, 3, 4):
         stage, layer = f"stage{number}", f"layer{number}"
-        depth = len(model.get_submodule(layer))  # pyright: ignore[reportArgumentType]
+        last = len(model.get_submodule(layer)) - 1  # pyright: ignore[reportArgumentType]
+        taps |= {f"{stage}.entry": f"{layer}.0", f"{stage}.pre": f"{layer}.{last}.add"}
         taps[stage] = layer
-        taps[f"{stage}.pre"] = f"{layer}.{depth - 1}.add"
-        if depth > 1:
-            taps[f"{stage}.entry"] = f"{layer}.0"
     return taps
 
 
@@ -210,14 +208,15 @@ class TorchvisionNetwork(Adapted):
         self.channels_last = _is_swin(model)
         patches = getattr(model, "image_size", 0) // getattr(model, "patch_size", 1)
         self.grid = (patches, patches) if patches else ()  # of a vision transformer
-        _check_paths(taps, head, order)
+        places = _places(order)
+        _check_paths(taps, head, places)
         last = dict(model.named_modules()).get(head)
         if not isinstance(last, nn.Linear):
             kind = "not a module" if last is None else f"a {type(last).__name__}"
             raise ValueError(f"head {head!r} is {kind}, wanted the path of the last nn.Linear")
         before_head = order[max(order.index(head) - 1, 0)]
         self.paths = {"embedding": before_head, **taps, "logits": head}
-        self.tap_names = tuple(sorted(self.paths, key=lambda tap: _place(self.paths[tap], order)))
+        self.tap_names = tuple(sorted(self.paths, key=lambda tap: places[self.paths[tap]]))
         self._cut: dict[tuple[frozenset[str], bool], GraphModule] = {}
 
     @property
@@ -276,20 +275,18 @@ def _node_names(model: nn.Module) -> list[str]:
     return [path for path in in_evaluation if path in both]
 
 
-def _place(path: str, order: Sequence[str]) -> int:
-    """Position of the last operation at or inside `path`; -1 if there is none."""
-    inside = (n for n, node in enumerate(order) if node == path or node.startswith(f"{path}."))
-    return max(inside, default=-1)
+def _places(order: Sequence[str]) -> dict[str, int]:
+    """The path of every operation and module -> position of the last operation at or inside it."""
+    parts = [(place, path.split(".")) for place, path in enumerate(order)]
+    return {".".join(p[:n]): place for place, p in parts for n in range(1, len(p) + 1)}
 
 
-def _check_paths(taps: Mapping[str, str], head: str, order: Sequence[str]) -> None:
+def _check_paths(taps: Mapping[str, str], head: str, known: Collection[str]) -> None:
     for tap in taps:
         if not TAP_NAME.fullmatch(tap):
             raise ValueError(
                 f"tap {tap!r}: wanted stem, stageK, stageK.pre, stageK.entry or embedding"
             )
     for tap, path in {**taps, "logits": head}.items():
-        if _place(path, order) < 0:
-            parts = [node.split(".") for node in order]
-            known = dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1))
+        if path not in known:
             raise ValueError(f"tap {tap!r}: {unknown('module path', path, known)}")

@@ -119,7 +119,8 @@ def fitted(
     head of another size is left out if it may stay fresh. WeightsError if keys, classes or shapes
     differ, or numbers are not finite.
     """
-    wanted, prefix = network.own_state()
+    wanted = network.get_submodule(network.bare).state_dict()
+    prefix = f"{network.bare}." if network.bare else ""
     head = next(n for n, module in network.named_modules() if module is network.head)
     head = head.removeprefix(prefix)
     found = _without_prefixes(state, wanted)

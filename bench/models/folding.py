@@ -22,25 +22,15 @@ def folded(network: Network, image_shape: tuple[int, int, int]) -> Network:
     the tap is the tensor between the two, `network` itself is returned.
     """
     lean = copy.deepcopy(network)
-    for module in list(lean.modules()):
-        if isinstance(module, nn.Sequential):
-            _fold(module)
-    return lean if _alike(network, lean, image_shape) else network
-
-
-def _fold(sequence: nn.Sequential) -> None:
-    for place, (conv, norm) in enumerate(itertools.pairwise(sequence)):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            sequence[place], sequence[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-
-
-@torch.no_grad()
-def _alike(network: Network, lean: Network, image_shape: tuple[int, int, int]) -> bool:
-    parameter = next(network.parameters())
+    for sequence in [module for module in lean.modules() if isinstance(module, nn.Sequential)]:
+        for place, (conv, norm) in enumerate(itertools.pairwise(sequence)):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                sequence[place], sequence[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *image_shape, generator=generator).to(parameter)
-    before = network.view(images, network.tap_names)
-    after = lean.view(images, network.tap_names)
-    return all(
+    images = torch.randn(2, *image_shape, generator=generator).to(next(network.parameters()))
+    with torch.no_grad():
+        before, after = (one.view(images, network.tap_names) for one in (network, lean))
+    alike = all(
         (after[tap] - x).abs().max() <= TOLERANCE * x.abs().max() for tap, x in before.items()
     )
+    return lean if alike else network

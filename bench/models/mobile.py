@@ -12,13 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.staged import (
-    StagedNetwork,
-    conv_norm,
-    draw_convolutions,
-    draw_small_head,
-    repeated,
-)
+from bench.models.staged import StagedNetwork, conv_norm, draw_weights, repeated
 
 STEM = 24  # channels of a ShuffleNet's stem
 
@@ -62,8 +56,7 @@ class MobileNetV2(StagedNetwork):
         stem = nn.Sequential(*conv_norm(image_shape[0], 16, stride=2), nn.ReLU())
         neck = nn.Sequential(*conv_norm(160, 1280, 1), nn.ReLU())
         super().__init__(stem, self._stages(), 1280, classes, neck)
-        draw_convolutions(self)
-        draw_small_head(self.head)
+        draw_weights(self, small_head=True)
 
     def _stages(self) -> Iterator[list[nn.Module]]:
         inputs = 16

@@ -39,10 +39,6 @@ class Network(nn.Module):
         """The BatchNorm that gives a tap, or the main branch of a sum; None where there is none."""
         return None
 
-    def own_state(self) -> tuple[dict[str, Tensor], str]:
-        """The state dict as a file of the bare network has it, and the prefix that we give it."""
-        return self.get_submodule(self.bare).state_dict(), f"{self.bare}." if self.bare else ""
-
     def check_taps(self, taps: Collection[str]) -> None:
         """Raises ValueError for a tap that the network lacks, TypeError for a bare name."""
         if isinstance(taps, str):
@@ -63,6 +59,7 @@ class Normalised(Network):
         """`mean` and `std` are per channel, of pixels scaled to [0, 1], as the network's own."""
         super().__init__()
         self.network, self.tap_names = network, network.tap_names
+        self.bare = f"network.{network.bare}".rstrip(".")
         self.own = mean, std
         self.scale = nn.Buffer(torch.ones(len(mean), 1, 1))
         self.shift = nn.Buffer(torch.zeros(len(mean), 1, 1))
@@ -83,11 +80,6 @@ class Normalised(Network):
     def norm_of(self, tap: str) -> nn.BatchNorm2d | None:
         """See `Network.norm_of`."""
         return self.network.norm_of(tap)
-
-    def own_state(self) -> tuple[dict[str, Tensor], str]:
-        """See `Network.own_state`."""
-        state, prefix = self.network.own_state()
-        return state, f"network.{prefix}"
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
@@ -194,8 +186,7 @@ def _not_restored(network: Network, other: Network, shape: tuple[int, int, int])
     network.train()(images)  # moves the statistics of BatchNorm
     state = safetensors.torch.save({k: x.contiguous() for k, x in network.state_dict().items()})
     other.load_state_dict(safetensors.torch.load(state))
-    with modes_restored(network), modes_restored(other):
-        shown, again, loaded = network.eval()(images), network(images), other.eval()(images)
+    shown, again, loaded = network.eval()(images), network(images), other.eval()(images)
     if not torch.equal(shown, again):
         return "in evaluation mode it gives other logits for the same images; draw nothing there"
     lost = "its state does not survive saving and loading; register all of it (nn.Buffer)"

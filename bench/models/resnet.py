@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_convolutions, repeated
+from bench.models.staged import StagedNetwork, Steps, conv_norm, draw_weights, repeated
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -59,8 +59,6 @@ class Bottleneck(nn.Module):
 class ResNet(StagedNetwork):
     """A residual network without the ImageNet stem: the first stage keeps the image's size."""
 
-    block: type[BasicBlock | Bottleneck] = BasicBlock
-
     def __init__(
         self,
         classes: int,
@@ -68,19 +66,15 @@ class ResNet(StagedNetwork):
         *,
         depths: Sequence[int],
         widths: Sequence[int],
+        bottleneck: bool = False,
     ) -> None:
         """`depths`: blocks in each stage. `widths`: channels of the stem and the stages."""
         stem = nn.Sequential(*conv_norm(image_shape[0], widths[0]), nn.ReLU())
         strides = (1, *[2] * (len(depths) - 1))
-        stages = repeated(self.block, widths[0], widths[1:], depths, strides)
+        block = Bottleneck if bottleneck else BasicBlock
+        stages = repeated(block, widths[0], widths[1:], depths, strides)
         super().__init__(stem, stages, widths[-1], classes)
-        draw_convolutions(self)
-
-
-class BottleneckResNet(ResNet):
-    """A `ResNet` of bottleneck blocks, such as ResNet50."""
-
-    block = Bottleneck
+        draw_weights(self)
 
 
 class PreActivationBlock(nn.Module):
@@ -125,7 +119,7 @@ class WideResNet(StagedNetwork):
         stages = repeated(PreActivationBlock, 16, widths, ((depth - 4) // 6,) * 3, (1, 2, 2))
         super().__init__(stem, stages, widths[-1], classes)
         self.stem_norm = nn.BatchNorm2d(16)
-        draw_convolutions(self)
+        draw_weights(self)
         nn.init.zeros_(self.head.bias)
 
     def walk(self, images: Tensor) -> Steps:

@@ -10,13 +10,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from bench.models.staged import (
-    StagedNetwork,
-    conv_norm,
-    draw_convolutions,
-    draw_small_head,
-    repeated,
-)
+from bench.models.staged import StagedNetwork, conv_norm, draw_weights, repeated
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -31,13 +25,9 @@ class SmallCnn(StagedNetwork):
         """Images are (C, H, W); `width` is w."""
         stem = nn.Sequential(*conv_norm(image_shape[0], width), nn.ReLU())
         widths = (width, 2 * width, 4 * width)
-        stages = repeated(_strided, width, widths, (1, 1, 1), (1, 2, 2))
+        stages = repeated(conv_norm, width, widths, (1, 1, 1), (1, 2, 2))
         super().__init__(stem, stages, 4 * width, classes)
-        draw_convolutions(self)
-
-
-def _strided(inputs: int, width: int, stride: int) -> nn.Sequential:
-    return conv_norm(inputs, width, stride=stride)
+        draw_weights(self)
 
 
 class Vgg(StagedNetwork):
@@ -59,8 +49,7 @@ class Vgg(StagedNetwork):
         strides = (2, 2, 2, 2 if min(height, width) >= 64 else 1)
         stages = repeated(_pooled, WIDTHS[0], WIDTHS[1:], depths[1:], strides)
         super().__init__(nn.Sequential(*stem), stages, WIDTHS[-1], classes)
-        draw_convolutions(self)
-        draw_small_head(self.head)
+        draw_weights(self, small_head=True)
 
 
 def _pooled(inputs: int, width: int, stride: int) -> nn.Sequential:

@@ -1,7 +1,6 @@
 """The base class of most networks: a stem, stages of blocks, a pooled embedding, a linear head."""
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,13 +42,11 @@ class StagedNetwork(Network):
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
         self.neck = nn.Identity() if neck is None else neck
         self.head = nn.Linear(width, classes)
-        self.tap_names = ("stem", *chain.from_iterable(self._stage_taps()), "embedding", "logits")
-
-    def _stage_taps(self) -> Iterator[tuple[str, ...]]:
+        taps = ["stem"]
         for name, blocks in self.named_stages():
-            entry = (f"{name}.entry",) if len(blocks) > 1 else ()
-            ends = (f"{name}.pre", name)
-            yield entry + (ends if self.pre_comes_first else ends[::-1])
+            taps += [f"{name}.entry"] if len(blocks) > 1 else []
+            taps += [f"{name}.pre", name] if self.pre_comes_first else [name, f"{name}.pre"]
+        self.tap_names = (*taps, "embedding", "logits")
 
     def named_stages(self) -> Iterator[tuple[str, list[nn.Module]]]:
         """("stage1", its blocks), ("stage2", its blocks), ..."""
@@ -58,13 +55,12 @@ class StagedNetwork(Network):
 
     def norm_of(self, tap: str) -> nn.BatchNorm2d | None:
         """The last BatchNorm of a stage's last block for "stageK.pre", shortcuts apart."""
+        found = None
         last = {f"{name}.pre": blocks[-1] for name, blocks in self.named_stages()}.get(tap)
-        norms = [
-            module
-            for path, module in (last.named_modules() if last is not None else ())
-            if isinstance(module, nn.BatchNorm2d) and not path.startswith("shortcut")
-        ]
-        return norms[-1] if norms else None
+        for path, module in last.named_modules() if last is not None else ():
+            if isinstance(module, nn.BatchNorm2d) and not path.startswith("shortcut"):
+                found = module
+        return found
 
     def view(self, images: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
         """See `Network.view`."""
@@ -80,23 +76,16 @@ class StagedNetwork(Network):
         """Every tap from shallow to deep, each computed when it is asked for."""
         x = self.stem(images)
         yield "stem", x
-        for name, blocks in self.named_stages():
-            x = yield from self._walk_stage(name, blocks, x)
+        for name, (*earlier, last) in self.named_stages():
+            for place, block in enumerate(earlier):
+                x = self.activate(block(x))
+                if place == 0:
+                    yield f"{name}.entry", x
+            x = last(x)
+            yield f"{name}.pre", x
+            x = self.activate(x)
+            yield name, x
         yield from self.classify(x)
-
-    def _walk_stage(
-        self, name: str, blocks: Iterable[nn.Module], x: Tensor
-    ) -> Generator[tuple[str, Tensor], None, Tensor]:
-        *earlier, last = blocks
-        for place, block in enumerate(earlier):
-            x = self.activate(block(x))
-            if place == 0:
-                yield f"{name}.entry", x
-        pre = last(x)
-        yield f"{name}.pre", pre
-        x = self.activate(pre)
-        yield name, x
-        return x
 
     def activate(self, pre: Tensor) -> Tensor:
         """The activation after every block: ReLU."""
@@ -126,32 +115,33 @@ def conv_norm(
 
 
 def repeated(
-    block: Callable[[int, int, int], nn.Module],
+    block: Callable[..., nn.Module],
     inputs: int,
     widths: Sequence[int],
     depths: Sequence[int],
     strides: Sequence[int],
 ) -> Iterator[list[nn.Module]]:
-    """Stages of one kind of block, (inputs, outputs, stride) -> module.
+    """Stages of one kind of block, (inputs, outputs, stride=) -> module.
 
     The first block of a stage takes its stride, and makes its width of the stage before, or of the
     stem's `inputs`; `depths` are numbers of blocks.
     """
     for width, depth, stride in zip(widths, depths, strides, strict=True):
-        yield [block(inputs, width, stride), *(block(width, width, 1) for _ in range(1, depth))]
+        first = block(inputs, width, stride=stride)
+        yield [first, *(block(width, width, stride=1) for _ in range(1, depth))]
         inputs = width
 
 
-def draw_convolutions(network: nn.Module) -> None:
-    """Draws the weights of every convolution from N(0, 2 / fan_out), as He et al.; biases are 0."""
+def draw_weights(network: StagedNetwork, *, small_head: bool = False) -> None:
+    """Draws the weights of every convolution from N(0, 2 / fan_out), as He et al.; biases are 0.
+
+    Those of a small head are from N(0, 0.01^2), so that the first logits are near 0.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def draw_small_head(head: nn.Linear) -> None:
-    """Draws a classifier's weights from N(0, 0.01^2), so that the first logits are near 0."""
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
+    if small_head:
+        nn.init.normal_(network.head.weight, std=0.01)
+        nn.init.zeros_(network.head.bias)

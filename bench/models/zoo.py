@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -12,25 +13,20 @@ from bench.registry import Registry, unknown
 ImageShape = tuple[int, int, int]
 Builder = Callable[[int, ImageShape], Network]
 
-THIN, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
+THIN, WIDE, DEEP = (16, 16, 32, 64), (32, 64, 128, 256), (64, 256, 512, 1024, 2048)
 SMALL = re.compile(r"cnn([1-9]\d*)")
 LIBRARIES = {"torchvision": "bench.models.adapter", "timm": "bench.models.timm_nets"}
 """Library -> the module that adapts its networks; they are named "library/name"."""
 
 
-def _own(name: str, **options: object) -> Builder:
+def _own(name: str, classes: int, image_shape: ImageShape, **options: Any) -> Network:
     """A network of this package by "module.Class". The module is imported only to build it."""
-
-    def build(classes: int, image_shape: ImageShape) -> Network:
-        module, kind = name.split(".")
-        found = getattr(import_module(f"bench.models.{module}"), kind)
-        return found(classes, image_shape, **options)
-
-    return build
+    module, kind = name.split(".")
+    return getattr(import_module(f"bench.models.{module}"), kind)(classes, image_shape, **options)
 
 
 def _resnet(depth: int, widths: tuple[int, ...]) -> Builder:
-    return _own("resnet.ResNet", depths=((depth - 2) // 6,) * 3, widths=widths)
+    return partial(_own, "resnet.ResNet", depths=((depth - 2) // 6,) * 3, widths=widths)
 
 
 def _check_added(name: str, builder: Builder) -> None:
@@ -44,22 +40,20 @@ _ZOO: dict[str, Builder] = {
     **{f"resnet{depth}": _resnet(depth, THIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _resnet(depth, WIDE) for depth in (8, 32)},
     **{
-        f"wrn_{depth}_{widen}": _own("resnet.WideResNet", depth=depth, widen=widen)
+        f"wrn_{depth}_{widen}": partial(_own, "resnet.WideResNet", depth=depth, widen=widen)
         for widen in (1, 2, 4)
         for depth in (16, 40)
     },
-    "vgg8": _own("small.Vgg", depths=(1, 1, 1, 1, 1)),
-    "vgg11": _own("small.Vgg", depths=(1, 1, 2, 2, 2)),
-    "vgg13": _own("small.Vgg", depths=(2, 2, 2, 2, 2)),
-    "vgg16": _own("small.Vgg", depths=(2, 2, 3, 3, 3)),
-    "vgg19": _own("small.Vgg", depths=(2, 2, 4, 4, 4)),
-    "MobileNetV2": _own("mobile.MobileNetV2"),
-    "ShuffleV1": _own("mobile.ShuffleNetV1"),
-    "ShuffleV2": _own("mobile.ShuffleNetV2"),
-    "ResNet50": _own(
-        "resnet.BottleneckResNet", depths=(3, 4, 6, 3), widths=(64, 256, 512, 1024, 2048)
-    ),
-    **{f"cnn{width}": _own("small.SmallCnn", width=width) for width in (4, 8, 16, 32)},
+    "vgg8": partial(_own, "small.Vgg", depths=(1, 1, 1, 1, 1)),
+    "vgg11": partial(_own, "small.Vgg", depths=(1, 1, 2, 2, 2)),
+    "vgg13": partial(_own, "small.Vgg", depths=(2, 2, 2, 2, 2)),
+    "vgg16": partial(_own, "small.Vgg", depths=(2, 2, 3, 3, 3)),
+    "vgg19": partial(_own, "small.Vgg", depths=(2, 2, 4, 4, 4)),
+    "MobileNetV2": partial(_own, "mobile.MobileNetV2"),
+    "ShuffleV1": partial(_own, "mobile.ShuffleNetV1"),
+    "ShuffleV2": partial(_own, "mobile.ShuffleNetV2"),
+    "ResNet50": partial(_own, "resnet.ResNet", depths=(3, 4, 6, 3), widths=DEEP, bottleneck=True),
+    **{f"cnn{width}": partial(_own, "small.SmallCnn", width=width) for width in (4, 8, 16, 32)},
 }
 
 MODELS: Registry[Builder] = Registry("model", _ZOO, _check_added)
@@ -91,9 +85,7 @@ def model_code(model: str | Mapping[str, Any]) -> str:
     return MODELS.code(base(model))
 
 
-def build(
-    model: str | Mapping[str, Any], classes: int, image_shape: tuple[int, int, int]
-) -> Network:
+def build(model: str | Mapping[str, Any], classes: int, image_shape: ImageShape) -> Network:
     """A network for images (C, H, W), initialised with draws from torch's global generator.
 
     `model` is a name of `MODELS`, "cnn<w>" with any width w, "torchvision/<name>", "timm/<name>",
@@ -107,7 +99,16 @@ def build(
     if classes < 2:
         raise ValueError(f"classes is {classes}, wanted at least 2")
     described = {} if isinstance(model, str) else model
-    network = _build_bare(base(model), described, classes, image_shape)
+    name = base(model)
+    paths = {key: described[key] for key in ("taps", "head") if key in described}
+    if paths and name.rpartition("/")[0] != "torchvision":
+        raise ValueError(f"model {name} has taps and a head of its own; leave both out")
+    network = _builder(name)(classes, image_shape, **paths)
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"model {name}: its builder gave a {type(network).__name__}, wanted a "
+            "bench.models.network.Network"
+        )
     if (own := described.get("normalise")) is None:
         return network
     if (own_channels := len(own["mean"])) != (channels := image_shape[0]):
@@ -115,37 +116,17 @@ def build(
     return Normalised(network, own["mean"], own["std"])
 
 
-def _build_bare(
-    name: str, described: Mapping[str, Any], classes: int, image_shape: ImageShape
-) -> Network:
-    paths = {key: described[key] for key in ("taps", "head") if key in described}
+def _builder(name: str) -> Callable[..., Network]:
     library, _, theirs = name.rpartition("/")
-    if paths and library != "torchvision":
-        raise ValueError(f"model {name} has taps and a head of its own; leave both out")
-    check(name)
     if library in LIBRARIES:
-        build_theirs = import_module(LIBRARIES[library]).build
-        return build_theirs(theirs, classes, image_shape, **paths)
-    network = _builder(name)(classes, image_shape)
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"model {name}: its builder gave a {type(network).__name__}, wanted a "
-            "bench.models.network.Network"
-        )
-    return network
-
-
-def _builder(name: str) -> Builder:
+        if theirs not in (known := library_names(library)):
+            raise ValueError(unknown(f"classifier of {library}", theirs, known))
+        return partial(import_module(LIBRARIES[library]).build, theirs)
     if small := SMALL.fullmatch(name):
-        return _own("small.SmallCnn", width=int(small[1]))
+        return partial(_own, "small.SmallCnn", width=int(small[1]))
     return MODELS.get(name)
 
 
 def check(model: str | Mapping[str, Any]) -> None:
     """Raises ValueError, with near matches, for a model that `build` does not know."""
-    name = base(model)
-    library, _, theirs = name.rpartition("/")
-    if library not in LIBRARIES:
-        _builder(name)
-    elif theirs not in (known := library_names(library)):
-        raise ValueError(unknown(f"classifier of {library}", theirs, known))
+    _builder(base(model))
