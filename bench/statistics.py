@@ -95,6 +95,13 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return float(2 * special.stdtr(n - 1, -abs(mean / deviation) * math.sqrt(n)))
 
 
+def means_by_seed(series: Sequence[Mapping[int, float]]) -> list[float]:
+    """The mean of several series at every seed that all of them have, by seed."""
+    seeds = sorted(set.intersection(*map(set, series))) if series else []
+    # The last bits of a sum are no spread.
+    return [round(math.fsum(round(x[s], 12) for x in series) / len(series), 12) for s in seeds]
+
+
 def power(effect: float, n: int, alpha: float) -> float:
     """Chance that n >= 2 seeds prove a gain: T'(n - 1, d sqrt(n)) above t(1 - alpha, n - 1).
 

@@ -52,7 +52,7 @@ def said(found: Grid, **limits) -> str:
     plan, records = found
     pairs = pairs_of(plan, records, Costs())
     answers = decide(list(pairs.values()), question_of(plan, **limits)).answers
-    return "\n".join(line for a in answers for line in answer_lines(a, asked_of(plan)))
+    return "\n".join(line for a in answers for line in answer_lines(a, asked_of(plan, records)))
 
 
 def verdict(found: Grid, **limits) -> tuple[str | None, str | None]:
@@ -110,13 +110,13 @@ def test_what_a_row_deploys_on_top_of_the_student_is_said_wherever_its_gain_is()
         i: replace(r, final={**r.final, **sizes}) if i.startswith("fsp") else r
         for i, r in records.items()
     }
-    assert "note: fsp deploys more than the student: +17 % parameters." in said((plan, larger))
+    assert "note: with fsp more than the student is deployed: +17 %" in said((plan, larger))
     found = findings(plan, larger, None)
     titles = [line.title for lines in found.lines.values() for line in lines]
     assert "fsp (+17 % parameters)" in titles
     assert "fsp (+17 % parameters)" in [line.row for line in pair_lines(found)]
     assert r"fsp (+17 \% parameters)" in paper_table(found)
-    assert "deploys" not in said((plan, records))
+    assert "deployed" not in said((plan, records))
 
 
 def test_the_price_of_a_teacher_is_held_against_training_longer():
@@ -205,8 +205,8 @@ def test_a_csv_file_gets_the_same_answers_as_a_grid(tmp_path, capsys):
 
 def test_another_baseline_and_other_pairs(tmp_path, capsys):
     lines = [
-        f"{pair},{name},{seed},{0.7 + gain + SPREAD[(seed + shift) % 6]}"
-        for pair in ("x", "y")
+        f"{pair},{name},{seed},{own + gain + SPREAD[(seed + shift) % 6]}"
+        for pair, own in (("x", 0.7), ("y", 0.71))
         for shift, (name, gain) in enumerate({"vanilla": 0.0, "KD": 0.05}.items())
         for seed in range(6)
     ]

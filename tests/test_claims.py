@@ -179,7 +179,7 @@ NEAR = {**ACCURACY, "fitnet": ACCURACY["soft_logits"] - 0.0005}
         ((ACCURACY, SWAPPED), SUPPORTED, "Each of 3 rows"),
         ((ACCURACY, ACCURACY), NOT_SUPPORTED, "everywhere: soft_logits"),
         ((NEAR, NEAR), UNDECIDED, "significantly: soft_logits, fitnet"),
-        ((ACCURACY,), UNDECIDED, "1 pairs, too few"),  # of one pair some row is always the best
+        ((ACCURACY,), UNDECIDED, "1 pair, too few"),  # of one pair some row is always the best
     ],
 )
 def test_nothing_is_superior_if_every_row_is_beaten_somewhere(accuracies, verdict, said):

@@ -1,6 +1,7 @@
 """What a decision is made from: the accuracies of the rows of each pair, by seed."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -10,6 +11,21 @@ from bench.faults import UserError
 REFERENCE, LONGER, METHOD, ABLATION = "reference", "longer", "method", "ablation"
 
 Series = Mapping[int, float]  # seed -> accuracy of the last epoch, in [0, 1]
+
+LONGER_LABEL = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
+
+
+def row_title(label: str) -> str:
+    """A row as people say it.
+
+    Example:
+        >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
+        ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
+    """
+    if label == "student":
+        return "no teacher"
+    found = LONGER_LABEL.fullmatch(label)
+    return f"no teacher, {found['factor']}× epochs" if found else label
 
 
 def guess(accuracy: float, classes: int | None, images: int) -> str:

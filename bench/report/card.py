@@ -6,13 +6,21 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, METHOD
+from bench.decide.evidence import LONGER, LONGER_LABEL
 from bench.design import PairId
-from bench.report.answers import asked_of, cautions
+from bench.report.answers import asked_of, cautions, no_help_text
 from bench.report.results import Findings, Line, remarks, summary_section
 from bench.report.tables import to_text
-from bench.report.wording import LONGER as FACTOR
-from bench.report.wording import chance_text, cost_text, gain_text, points, range_text, row_title
+from bench.report.wording import (
+    chance_text,
+    cost_text,
+    counted,
+    gain_text,
+    mean_over,
+    points,
+    range_text,
+    row_title,
+)
 
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""
@@ -53,6 +61,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
         others = [row_title(row) for row in answer.in_the_race if row != answer.named]
         race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
         bet = f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
+        bet += f"; {no_help_text(answer)}" if answer.no_help else ""
         said = gain_text(gain) if gain is not None else bet
         cost = cost_text(answer.cost(answer.named))
         name = next(line.title for line in found.lines[key] if line.label == answer.named)
@@ -62,7 +71,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
 
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
-    asked, held = asked_of(found.plan), defaultdict[str, list[str]](list)
+    asked, held = asked_of(found.plan, found.records), defaultdict[str, list[str]](list)
     for key, answer in found.answers.items():
         for text in cautions(answer, asked):
             held[text].append(found.titles[key])
@@ -98,10 +107,11 @@ def _overall(found: Findings) -> Sentence:
     lines = found.overall_lines
     best = next((line for line in lines if line.proven), lines[0])
     assert best.gain is not None  # a mean over pairs has one
-    verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
+    verdict, said = (PROVEN, "") if best.proven else (UNDECIDED, ", not proven")
     costs = [answer.cost(best.label) for answer in found.answers.values()]
+    over = mean_over(row for row in found.overall if row.row == best.label)
     return [
-        Part(f"On average over {best.n} pairs: "),
+        Part(f"On average over {over}: "),
         Part(best.title, verdict),
         Part(f", {gain_text(best.gain)} over the student alone{_at(costs)}{said}."),
     ]
@@ -123,14 +133,18 @@ def _exploratory(found: Findings, answers: Answers, students: Mapping[str, Answe
 
 def _named(answers: Answers, found: Findings) -> Sentence:
     """Which row is named for these pairs, and how sure that is, without gain and cost."""
-    choices: dict[tuple[str, str], list[PairId]] = {}
+    choices: dict[tuple[str, str, str], list[PairId]] = {}
     for key, answer in answers.items():
-        choices.setdefault((answer.named or "", answer.verdict or ""), []).append(key)
+        none = no_help_text(answer) if answer.no_help and answer.verdict != PROVEN else ""
+        choice = ("", "", none) if none else (answer.named or "", answer.verdict or "", "")
+        choices.setdefault(choice, []).append(key)
     parts: Sentence = []
-    for (row, verdict), keys in choices.items():
+    for (row, verdict, none), keys in choices.items():
         where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
         also = " and " if parts else ""
-        if verdict == UNDECIDED:
+        if none:
+            parts += [Part(f"{also}it is shown that "), Part(none, UNDECIDED), Part(where)]
+        elif verdict == UNDECIDED:
             said = f", {row_title(row)} leads{where}"
             parts += [Part(f"{also}it is "), Part("undecided", verdict), Part(said)]
         else:
@@ -142,7 +156,8 @@ def _named(answers: Answers, found: Findings) -> Sentence:
 def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
     """One student's answer with gain and cost, over its teachers and data."""
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
-    if len({answer.named for answer in mine.values()}) > 1:
+    none = any(answer.no_help and answer.verdict != PROVEN for answer in mine.values())
+    if none or len({answer.named for answer in mine.values()}) > 1:
         return [*parts, Part(".")]
     # What was measured if it is proven, else what is believed.
     both = [(a.proven_gain, a.chance(a.named)) for a in mine.values()]
@@ -160,7 +175,8 @@ def _counted(answers: Answers) -> Sentence:
     ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
     parts: Sentence = []
     for row, verdict in ranked[:3]:
-        said = f" is {verdict} for {counts[row, verdict]} of {len(answers)} pairs"
+        how = {PROVEN: "is proven", BEST_BET: "is the best bet"}.get(verdict, "leads, undecided,")
+        said = f" {how} for {counts[row, verdict]} of {counted(len(answers), 'pair')}"
         parts += [Part("; " if parts else ""), Part(row_title(row), verdict), Part(said)]
     return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
 
@@ -168,10 +184,13 @@ def _counted(answers: Answers) -> Sentence:
 def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     """What the same time buys without a teacher, and whether a method is proven to beat that."""
     lead = "Before you pay for a teacher: "
-    longer = _longer(found)
+    longer = _longer(found, answers)
     if longer is None or longer.gain is None:
-        return [Part(f"{lead}no row trains the student alone for longer, so its worth is open.")]
-    factor = FACTOR.fullmatch(longer.label)
+        why = "no row trains the student alone for longer"
+        if any(line.kind == LONGER for key in answers for line in found.lines[key]):
+            why = "longer training of the student alone is not confirmed"
+        return [Part(f"{lead}{why}, so its worth is open.")]
+    factor = LONGER_LABEL.fullmatch(longer.label)
     factor_text = f"{float(factor['factor']):g}" if factor else ""
     times = {"": "longer", "2": "twice as long"}.get(factor_text, f"{factor_text} times as long")
     gains = [longer.gain.mean]
@@ -184,8 +203,9 @@ def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     beaten = []
     for key, answer in answers.items():
         # The finalist of the highest gain that needs a teacher.
-        methods = [x.label for x in found.lines[key] if x.kind == METHOD and x.gain is not None]
-        beaten += [c.proven for c in answer.against_longer if c.row in methods[:1]]
+        proven = {claim.row: claim.proven for claim in answer.against_longer if claim.gain}
+        methods = [line.label for line in found.lines[key] if line.label in proven]
+        beaten += [proven[label] for label in methods[:1]]
     said = ", and no method is proven to beat that" if beaten else ""
     if any(beaten):
         where = f" for {sum(beaten)} of {len(beaten)} pairs" if len(beaten) > 1 else ""
@@ -193,9 +213,10 @@ def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     return [Part(f"{text}{said}.")]
 
 
-def _longer(found: Findings) -> Line | None:
-    """The longer-trained student of the highest mean gain, over all pairs or of the first one."""
-    for lines in (found.overall_lines, *(found.lines[key] for key in found.answers)):
+def _longer(found: Findings, answers: Answers) -> Line | None:
+    """The longer-trained student of the highest claimed gain, over pairs or of the first one."""
+    claimed = ([x for x in found.lines[key] if a.claim(x.label)] for key, a in answers.items())
+    for lines in (found.overall_lines, *claimed):
         rows = [line for line in lines if line.kind == LONGER and line.gain is not None]
         if rows:
             return max(rows, key=lambda line: line.gain.mean if line.gain else 0.0)

@@ -13,7 +13,7 @@ from bench.decide.evidence import LONGER, METHOD, REFERENCE
 from bench.record import Record
 from bench.report.groups import Group
 from bench.report.results import IN_THE_RACE, Line
-from bench.report.wording import cost_text, gain_text
+from bench.report.wording import cost_text, counted, gain_text, row_title
 from bench.statistics import Interval
 
 # --- where marks and labels lie --------------------------------------------------------------
@@ -258,7 +258,7 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
     ]
     if not any(line.kind == METHOD for line, _, _ in shown):
         return None
-    last = max(shown, key=lambda item: item[1])[0].title
+    last = row_title(max(shown, key=lambda item: item[1])[0].label)
     room = min(LETTER * len(last), 0.35 * (PLOT.right - PLOT.left))
     costs = [1.0, *(cost for _, cost, _ in shown)]
     x = logarithmic(costs, PLOT.left + 12, PLOT.right - 12, room)
@@ -281,7 +281,7 @@ def _labelled(spots: Sequence[Spot], y: Scale, longer: Sequence[tuple[float, flo
     for spot in ranked:
         if spot.gain.low is not None and spot.gain.high is not None:
             taken += segment_boxes(spot.x, y.at(spot.gain.low), spot.x, y.at(spot.gain.high))
-    placed = place_labels([(s.x, s.y, s.line.title) for s in ranked], PLOT, taken)
+    placed = place_labels([(s.x, s.y, row_title(s.line.label)) for s in ranked], PLOT, taken)
     labels = {s.line.label: label for s, label in zip(ranked, placed, strict=True)}
     return [spot._replace(label=labels[spot.line.label]) for spot in spots]
 
@@ -403,4 +403,5 @@ def finding(lines: Sequence[Line]) -> str:
     best, gain = gains[named[0]]
     proven = sum(line.proven for line, _ in gains.values())
     said = f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"
-    return f"{said}; {proven} of {len(gains)} rows are proven better than the student."
+    rows = counted(len(gains), "row")
+    return f"{said}; proven better than the student: {proven} of {rows}."

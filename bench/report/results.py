@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from bench.cost.costs import Costs
+from bench.cost.costs import CostRecord, Costs
 from bench.decide.decision import PROVEN, Answer
 from bench.decide.evidence import ABLATION, LONGER, METHOD
 from bench.decide.evidence import Row as Evidence
@@ -17,8 +17,8 @@ from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table, text_columns
-from bench.report.wording import range_text, row_title, seeds_text
-from bench.statistics import ALPHA, Interval, mean_interval, paired_differences
+from bench.report.wording import mean_over, range_text, row_title, seeds_text
+from bench.statistics import ALPHA, Interval, mean_interval, paired_differences, paired_p
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
 
@@ -35,6 +35,7 @@ COLUMNS = (
 
 KEYS = [column.key for column in COLUMNS if column.key != "label"]
 SCREENED_NOTE = "Screened only: not chosen for confirmation, a gain over few seeds, no claim."
+HOLM_NOTE = "; it goes by steps, so that the interval of a proven row may hold 0"
 COST_NOTE = (
     "Cost: time of the whole training over the plain student's, the teacher's own training left "
     "out."
@@ -196,8 +197,9 @@ def _gain(row: Evidence | None, answer: Answer | None) -> Interval | None:
     claim = answer.claim(row.name)
     if claim is not None:
         return claim.gain
-    found = _mean(paired_differences(row.every_seed, answer.pair.student.every_seed))
-    return found if found is None or found.n > 2 else found._replace(low=None, high=None)
+    differences = paired_differences(row.every_seed, answer.pair.student.every_seed)
+    found, shown = _mean(differences), len(differences) > 2 and paired_p(differences) is not None
+    return found if found is None or shown else found._replace(low=None, high=None)
 
 
 def _mean(values: list[float]) -> Interval | None:
@@ -206,29 +208,33 @@ def _mean(values: list[float]) -> Interval | None:
 
 def summary_section(found: Findings) -> Section:
     """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
-    tables, pairs, measured = [], len(found.answers), measured_on(found.plan, "set")
+    tables, pairs, measured = [], mean_over(found.overall), measured_on(found.plan, "set")
     level = level_text(found.plan)
     if found.overall_lines:
         note = (
-            f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
-            "Hartung and Knapp's variance); proven: Holm over all rows, level 5 %. "
-            f"n: pairs. {COST_NOTE}"
+            f"Mean gain over {pairs} with its 95 % interval (random effects, REML with Hartung and "
+            "Knapp's variance); proven: Holm over all rows, level 5 %. n: students, whose pairs "
+            f"are averaged by seed. {COST_NOTE}"
         )
-        table = _table(f"Mean over {pairs} pairs", found.overall_lines, [note])
+        table = _table(f"Mean over {pairs}", found.overall_lines, [note])
         tables.append(table.only(("label", "verdict", "gain", "cost", "n")))
     for key, title in found.titles.items():
+        lines = found.lines[key]
         rows = len(found.answers[key].claims) if key in found.answers else 0
+        whom = f"all {rows} rows" if rows > 1 else "the row"
+        hold = f"hold for {whom} that claims are made about at once, of others 95 %"
+        steps = any(line.proven and line.gain and (line.gain.low or 0) <= 0 for line in lines)
         notes = [
             *remarks(found, key),
             f"Accuracy: last epoch, {measured}, ± half of the 95 % Student t interval over n "
             "seeds; best epoch: chosen on the same images, so too high; agreement: with the "
             "teacher.",
-            f"Gain over the student, paired by seed; intervals hold for all {rows} rows that "
-            f"claims are made about at once, of others 95 %. Proven: Holm over all pairs, {level}.",
+            f"Gain over the student, paired by seed; intervals {hold if rows else 'of 95 %'}. "
+            f"Proven: Holm over all pairs, {level}{HOLM_NOTE if steps else ''}.",
             SCREENED_NOTE if found.screened else "",
             COST_NOTE,
         ]
-        tables.append(_table(title, found.lines[key], [note for note in notes if note]))
+        tables.append(_table(title, lines, [note for note in notes if note]))
     return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tables)
 
 
@@ -281,21 +287,31 @@ def pair_titles(pairs: Pairs) -> dict[PairId, str]:
 
 
 def facts(plan: Plan, pairs: Pairs) -> list[str]:
-    """What was trained on what, as short phrases."""
+    """What was trained on what, as short phrases; none before a student has finished."""
     students, teachers = (
         [r for groups in pairs.values() for g in groups if g.role == role for r in g.finished()]
         for role in ("student", "teacher")
     )
-    seen, taught = (_range(found, "train_images") for found in (students, teachers))
-    images = f"{seen} training images" if seen == taught or not taught else ""
+    seen, taught = (_range(found, "train_images", "image") for found in (students, teachers))
+    axes = [_axes(key, groups) for key, groups in pairs.items()] or [[]]
     parts = [
         ", ".join(dict.fromkeys(key.data for key in pairs)),
-        images or f"teachers saw {taught} images, students {seen}",
-        f"{_range(students, 'epochs')} epochs",
+        # The images of a fraction are counted below.
+        *(x for x in axes[0] if all(x in own for own in axes) and "images" not in x),
+        f"teachers saw {taught}, students {seen.rpartition(' ')[0]}"
+        if taught not in ("", seen)
+        else seen.replace("image", "training image"),
+        _range(students, "epochs", "epoch"),
         f"seeds {seeds_text(row.seed for row in plan.rows)}",
-        f"{_range(students, 'test_images')} {measured_on(plan, 'images')}",
+        _range(students, "test_images", measured_on(plan, "image")),
     ]
-    return [part for part in parts if students and part and not part.startswith(" ")]
+    return [part for part in parts if students and part]
+
+
+def cost_groups(found: Findings) -> list[list[CostRecord]]:
+    """The costs that answers rest on, of every data set and pair of networks that has a record."""
+    pairs = dict.fromkeys((key.data, key.teacher, key.student) for key in found.groups)
+    return [found.costs.of_pair(*pair) for pair in pairs]
 
 
 def level_text(plan: Plan) -> str:
@@ -306,9 +322,9 @@ def level_text(plan: Plan) -> str:
 
 
 def measured_on(plan: Plan, what: str) -> str:
-    """What accuracies are of: the test `what`, "set" or "images", or images held out."""
+    """What accuracies are of: the test `what`, "set" or "image", or images held out."""
     if plan.config.get("data", {}).get("validation"):
-        return "held-out training images"
+        return "held-out training image" + ("s" if what == "set" else "")
     return f"test {what}"
 
 
@@ -332,7 +348,8 @@ def _axes(key: PairId, groups: Iterable[Group]) -> list[str]:
     return found
 
 
-def _range(records: Iterable[Record], key: str) -> str:
-    """The values of a count, the least and the greatest."""
+def _range(records: Iterable[Record], key: str, what: str) -> str:
+    """How many of something there are, the least and the greatest number; empty if unknown."""
     values = [record.final[key] for record in records if record.final.get(key) is not None]
-    return range_text(values, "{:,.0f}".format) if values else ""
+    text = range_text(values, "{:,.0f}".format) if values else ""
+    return f"{text} {what}{'' if text == '1' else 's'}" if text else ""
