@@ -406,7 +406,7 @@ def test_an_answer_waits_for_two_seeds_in_common() -> None:
         "seeds in common with student: 1; two are the least",
     )
     none = decide([pair(student(BASE))]).answers[0]
-    assert none.problem.startswith("no row has confirmation seeds yet")
+    assert none.problem.startswith("no row has confirmation seeds")
     alone = decide([pair(student(BASE), row("a", above(0.02)))], Question(against="a")).answers[0]
     assert alone.problem == "no other finalist can be held against a"
 

@@ -49,8 +49,8 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
             )
         rows = tuple(_row(path, row, mine, row == baseline) for row, mine in lines.items())
         if not any(row.finalist for row in rows):
-            wanted = "wanted another one to hold against it, with lines of no phase or confirmation"
-            raise UserError(f"{path}: pair {name} has only the row {baseline!r}; {wanted}")
+            wanted = f"to hold against {baseline!r}; wanted one in no phase or in {CONFIRMATION}"
+            raise UserError(f"{path}: pair {name} has no row {wanted}")
         made.append(Pair(name=name, rows=rows, test_images=0))
     return made
 

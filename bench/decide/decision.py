@@ -259,7 +259,7 @@ def _problem(answer: Answer) -> str:
     """Why no row can be named, in one line; empty if one can."""
     finalists, reference = answer.pair.finalists, answer.pair.reference
     if not finalists:
-        return "no row has confirmation seeds yet; run the grid to its end"
+        return "no row has confirmation seeds; run the grid to its end"
     if not any(row.nameable for row in finalists):
         return f"no other finalist can be held against {row_title(reference.name)}"
     costs = {r.name: r.cost for r in finalists if r.nameable and r.cost is not None}

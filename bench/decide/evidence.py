@@ -28,6 +28,16 @@ def row_title(label: str) -> str:
     return f"no teacher, {found['factor']}× epochs" if found else label
 
 
+def reference_title(label: str) -> str:
+    """The row that others are held against, as it reads in a sentence.
+
+    Example:
+        >>> reference_title("student"), reference_title("rkd")
+        ('the student alone', 'rkd')
+    """
+    return "the student alone" if label == "student" else row_title(label)
+
+
 def guess(accuracy: float, classes: int | None, images: int) -> str:
     """A sentence if a teacher's accuracy is within two standard errors of chance; else empty."""
     chance = 1 / classes if classes and images else 0.0

@@ -1,6 +1,7 @@
 """Which rows are proven better than a reference, as good within a margin, or better over pairs."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -181,31 +182,27 @@ class Overall(NamedTuple):
 def over_pairs(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
     """Every row's mean gain over the pairs' students, by falling mean, with Holm's correction.
 
-    Pairs of one student share its cells, which makes them one piece of evidence: their gains are
-    averaged by seed first, over the seeds that all of them have. Then there is one effect a
-    student, see `bench.statistics.random_effects`. Pairs with fewer than two seeds are left out,
-    students whose gains estimate no spread (`paired_p`), and rows with fewer than two students.
+    Pairs of one student, equal by seed, share its cells and are one piece of evidence: gains are
+    averaged by seed first, over the seeds that all of them have: one effect a student, see
+    `bench.statistics.random_effects`. Left out are pairs with fewer than two seeds, students whose
+    gains have no spread to judge by, and rows with fewer than two students.
     """
-    found: dict[str, dict[tuple[tuple[int, float], ...], list[dict[int, float]]]] = {}
+    found = defaultdict[str, dict[object, list[dict[int, float]]]](dict)
     for pair in pairs:
-        # Equal accuracies by seed are the same cells.
-        student, alone = (
-            tuple(sorted(pair.student.confirmation.items())),
-            pair.reference.confirmation,
-        )
+        alone, cells = pair.reference.confirmation, frozenset(pair.student.confirmation.items())
         for row in pair.finalists:
             gains = {s: x - alone[s] for s, x in row.confirmation.items() if s in alone}
             if row.nameable and len(gains) > 1:
-                found.setdefault(row.name, {}).setdefault(student, []).append(gains)
+                found[row.name].setdefault(cells, []).append(gains)
     pooled: dict[str, tuple[Pooled, int]] = {}
     for row, students in found.items():
-        means = [(means_by_seed(gains), len(gains)) for gains in students.values()]
-        kept = [(*mean_and_deviation(m), len(m), n) for m, n in means if paired_p(m) is not None]
+        kept = [each for each in students.values() if paired_p(means_by_seed(each)) is not None]
         if len(kept) > 1:
-            effects, deviations, seeds, counts = zip(*kept, strict=True)
-            squares = [d**2 / n for d, n in zip(deviations, seeds, strict=True)]
-            gain = random_effects(effects, [max(v, LEAST_VARIANCE) for v in squares])
-            pooled[row] = gain, sum(counts)
+            samples = list(map(means_by_seed, kept))
+            means, deviations = zip(*map(mean_and_deviation, samples), strict=True)
+            squares = [d**2 / len(s) for d, s in zip(deviations, samples, strict=True)]
+            gain = random_effects(means, [max(v, LEAST_VARIANCE) for v in squares])
+            pooled[row] = gain, sum(map(len, kept))
     adjusted = holm([gain.p for gain, _ in pooled.values()])
     rows = [
         Overall(row, gain, count, p, p <= ALPHA and gain.interval.mean > 0)

@@ -8,20 +8,12 @@ from typing import NamedTuple
 
 from bench.cost.costs import Costs
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
+from bench.decide.evidence import reference_title, row_title
 from bench.decide.proof import Overall
 from bench.decide.records import decide_plan, group_by_pair, question_of
 from bench.record import FAILED, FINISHED, Plan, Record
 from bench.record import Row as PlanRow
-from bench.report.wording import (
-    chance_text,
-    cost_text,
-    counted,
-    gain_text,
-    mean_over,
-    points,
-    reference_title,
-    row_title,
-)
+from bench.report.wording import chance_text, cost_text, counted, gain_text, mean_over, points
 
 FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
@@ -76,6 +68,7 @@ def answer_lines(answer: Answer, asked: Asked) -> list[str]:
 def cautions(answer: Answer, asked: Asked) -> list[str]:
     """What puts an answer in doubt, each in one sentence."""
     found, pair = [asked.lacks] if asked.lacks else [], answer.pair
+    alone = reference_title(pair.reference.name)
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
     if pair.teacher_fault:
@@ -89,14 +82,13 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
             found.append(f"the loss of {name} reached {share}; the others had no defined value.")
         if row.added:
             found.append(f"with {name} more than the student is deployed: {row.added}.")
-    alone = reference_title(pair.reference.name)
-    for claim in answer.claims:
-        name = row_title(claim.row)
-        if claim.gain is None:
-            found.append(f"nothing is claimed of {name}: no seed for that in common with {alone}.")
-        elif claim.p is None and claim.gain.n > 1:
-            how = f"the same at all {claim.gain.n} seeds, which is no evidence"
-            found.append(f"the difference of {name} from {alone} is {how}.")
+    untested = [row_title(claim.row) for claim in answer.claims if claim.gain is None]
+    if untested:
+        found.append(f"nothing is claimed of {', '.join(untested)}: no seed shared with {alone}.")
+    equal = [c.row for c in answer.claims if c.p is None and c.gain is not None and c.gain.n > 1]
+    if equal:
+        rows = ", ".join(map(row_title, equal))
+        found.append(f"the same difference from {alone} at every seed is no evidence: {rows}.")
     return found
 
 
@@ -228,8 +220,7 @@ def overall_lines(overall: Sequence[Overall], against: str = "student") -> list[
     lead = f"mean gain{over} over {mean_over(overall)}, all rows tested together:"
     lines = [lead] if overall else []
     for row in overall:
-        mark = ("proven" if row.proven else "not proven") + (
-            "" if alike else f", {mean_over([row])}"
-        )
-        lines.append(f"  {row_title(row.row)}: {gain_text(row.gain.interval)}, {mark}")
+        mark, size = "proven" if row.proven else "not proven", f", {mean_over([row])}"
+        said = f"{gain_text(row.gain.interval)}, {mark}{'' if alike else size}"
+        lines.append(f"  {row_title(row.row)}: {said}")
     return lines

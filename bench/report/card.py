@@ -6,21 +6,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, LONGER_LABEL
+from bench.decide.evidence import LONGER, LONGER_LABEL, row_title
 from bench.design import PairId
 from bench.report.answers import asked_of, cautions, no_help_text
 from bench.report.results import Findings, Line, remarks, summary_section
 from bench.report.tables import to_text
-from bench.report.wording import (
-    chance_text,
-    cost_text,
-    counted,
-    gain_text,
-    mean_over,
-    points,
-    range_text,
-    row_title,
-)
+from bench.report.wording import chance_text, cost_text, gain_text, mean_over, points, range_text
 
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""
@@ -95,7 +86,7 @@ def sentences(found: Findings) -> list[Sentence]:
     for key, answer in answers.items():
         students[key.student][key] = answer
     if found.overall:
-        said = [_overall(found), _exploratory(found, answers, students)]
+        said = [_overall(found), [Part("Single pairs, exploratory: "), *_counted(answers)]]
     elif len(students) <= STUDENTS:
         said = [_of_student(found, student, mine) for student, mine in students.items()]
     else:
@@ -120,15 +111,6 @@ def _overall(found: Findings) -> Sentence:
 def _at(costs: Iterable[float | None]) -> str:
     known = [cost for cost in costs if cost is not None]
     return f", at {range_text(known, '{:.1f}'.format)} times its training cost" if known else ""
-
-
-def _exploratory(found: Findings, answers: Answers, students: Mapping[str, Answers]) -> Sentence:
-    if len(students) > STUDENTS:
-        return [Part("Single pairs, exploratory: "), *_counted(answers)]
-    parts: Sentence = []
-    for student, mine in students.items():
-        parts += [Part(f"{'; for' if parts else 'For'} a {student} student "), *_named(mine, found)]
-    return [*parts, Part(" (single pairs are exploratory).")]
 
 
 def _named(answers: Answers, found: Findings) -> Sentence:
@@ -176,7 +158,7 @@ def _counted(answers: Answers) -> Sentence:
     parts: Sentence = []
     for row, verdict in ranked[:3]:
         how = {PROVEN: "is proven", BEST_BET: "is the best bet"}.get(verdict, "leads, undecided,")
-        said = f" {how} for {counts[row, verdict]} of {counted(len(answers), 'pair')}"
+        said = f" {how} for {counts[row, verdict]} of {len(answers)} pairs"
         parts += [Part("; " if parts else ""), Part(row_title(row), verdict), Part(said)]
     return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
 

@@ -22,19 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from bench.cost.costs import CostRecord, Quartiles
+from bench.decide.evidence import row_title
 from bench.record import Record
 from bench.report.groups import Group, Measure, Pairs, final
 from bench.report.results import Findings, cost_groups
 from bench.report.tables import Table, Value, text_columns
-from bench.report.wording import counted, range_text, row_title
-from bench.statistics import (
-    ALPHA,
-    holm,
-    mean_interval,
-    means_by_seed,
-    paired_differences,
-    paired_p,
-)
+from bench.report.wording import counted, range_text
+from bench.statistics import ALPHA, holm, mean_interval, means_by_seed, paired_differences, paired_p
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
@@ -45,10 +39,9 @@ CATEGORIES = (RESPONSE, CONNECTED, SHARED)
 # some row is always the best.
 LEAST_SEEDS, LEAST_PAIRS = 3, 2
 
-EXAMINED = "Not measured: that takes diagnostics: true in the grid, and rows of both categories."
-JOINT = (
-    "Not measured: that takes diagnostics: true in the grid, and of both categories a row whose "
-    "first stage with a teacher trains on labels too."
+EXAMINED = (
+    "Not measured: that takes diagnostics: true in the grid, and rows of both categories, for "
+    "gradients with a transfer stage that trains on labels."
 )
 PROFILED = "Not measured: that takes run_all.py profile, and rows of both categories."
 
@@ -105,7 +98,6 @@ def _claims(found: Findings) -> list[Claim]:
             "Multi-connection knowledge may over-constrain",
             "cosine of task and transfer gradients, multi-connection - response",
             tested=_differences(pairs, gradient_cosine, CONNECTED, RESPONSE), wanted=-1,
-            evidence=JOINT,
         ),
         Claim(
             "Attention maps are smoother than features",
@@ -302,11 +294,10 @@ def _loss_ms(pairs: Iterable[Iterable[CostRecord]]) -> list[dict[str, Quartiles]
     """For every pair: category -> ms of the costliest transfer loss, mean over methods."""
     found = []
     for records in pairs:
-        losses: dict[str, dict[str, list[Quartiles]]] = {}
+        losses = defaultdict[str, dict[str, list[Quartiles]]](dict)
         for record in records:
             if (stage := record.costliest) is not None and stage.loss_ms is not None:
-                methods = losses.setdefault(record.category, {})
-                methods.setdefault(record.method, []).append(stage.loss_ms)
+                losses[record.category].setdefault(record.method, []).append(stage.loss_ms)
         found.append({c: _mean_of(map(_mean_of, own.values())) for c, own in losses.items()})
     return found
 

@@ -75,14 +75,11 @@ def _panels(found: Findings) -> list[Panel]:
     """The mean over pairs where that is the answer, then every pair."""
     panels, shown = [], [(f"mean over {mean_over(found.overall)}", found.overall_lines, "")]
     for key, answer in found.answers.items():
-        lines, claimed = found.lines[key], {claim.row for claim in answer.claims}
-        few, seeds = [], []
-        for line in lines:
-            if line.gain is not None:
-                (few if found.screened and line.label not in claimed else seeds).append(line.gain.n)
-        sizes = [f"n = {range_text(seeds, str)} seeds"] if seeds else []
-        sizes += [f"screened only: {range_text(few, str)}"] if few else []
-        shown.append((found.titles[key], lines, f" ({', '.join(sizes)})"))
+        lines = found.lines[key]
+        seeds = [claim.gain.n for claim in answer.claims if claim.gain] or [0]
+        few = [x.gain.n for x in lines if x.gain is not None and answer.claim(x.label) is None]
+        more = f" (screened only: {range_text(few, str)})" if few and found.screened else ""
+        shown.append((found.titles[key], lines, f", n = {range_text(seeds, str)} seeds{more}"))
     for title, lines, sample in shown:
         if (plot := forest(lines)) is not None:
             said = f"{title}: {finding(lines)}"

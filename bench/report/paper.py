@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jinja2
 
+from bench.decide.evidence import row_title
 from bench.faults import one_line
 from bench.report.results import Findings, level_text
 from bench.report.tables import Column, show
-from bench.report.wording import mean_over, range_text, row_title
+from bench.report.wording import mean_over, range_text
 
 TEMPLATE = Path(__file__).parent / "template" / "paper.tex"
 # Of LaTeX's article at its default size: points of \textwidth, lines of \scriptsize a page, points

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from bench.cost.costs import CostRecord, Costs
 from bench.decide.decision import PROVEN, Answer
-from bench.decide.evidence import ABLATION, LONGER, METHOD
+from bench.decide.evidence import ABLATION, LONGER, METHOD, row_title
 from bench.decide.evidence import Row as Evidence
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Overall
 from bench.decide.records import decide_plan, question_of
@@ -17,7 +17,7 @@ from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table, text_columns
-from bench.report.wording import mean_over, range_text, row_title, seeds_text
+from bench.report.wording import mean_over, range_text, seeds_text
 from bench.statistics import ALPHA, Interval, mean_interval, paired_differences, paired_p
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
@@ -34,7 +34,7 @@ COLUMNS = (
 )
 
 KEYS = [column.key for column in COLUMNS if column.key != "label"]
-SCREENED_NOTE = "Screened only: not chosen for confirmation, a gain over few seeds, no claim."
+SCREENED_NOTE = "Screened only: not confirmed, a gain over few seeds, no claim."
 HOLM_NOTE = "; it goes by steps, so that the interval of a proven row may hold 0"
 COST_NOTE = (
     "Cost: time of the whole training over the plain student's, the teacher's own training left "
@@ -187,7 +187,8 @@ def _verdict(group: Group, row: Evidence | None, answer: Answer | None) -> str:
         return CONTROL
     if row.name in answer.in_the_race:
         return IN_THE_RACE
-    return NOT_PROVEN if row.finalist else SCREENED
+    untested = claim is None or (claim.gain is None and row.screening)
+    return SCREENED if untested else NOT_PROVEN
 
 
 def _gain(row: Evidence | None, answer: Answer | None) -> Interval | None:
@@ -195,7 +196,7 @@ def _gain(row: Evidence | None, answer: Answer | None) -> Interval | None:
     if row is None or answer is None or row.kind not in (LONGER, METHOD, ABLATION):
         return None
     claim = answer.claim(row.name)
-    if claim is not None:
+    if claim is not None and claim.gain is not None:
         return claim.gain
     differences = paired_differences(row.every_seed, answer.pair.student.every_seed)
     found, shown = _mean(differences), len(differences) > 2 and paired_p(differences) is not None
@@ -292,20 +293,19 @@ def facts(plan: Plan, pairs: Pairs) -> list[str]:
         [r for groups in pairs.values() for g in groups if g.role == role for r in g.finished()]
         for role in ("student", "teacher")
     )
-    seen, taught = (_range(found, "train_images", "image") for found in (students, teachers))
-    axes = [_axes(key, groups) for key, groups in pairs.items()] or [[]]
+    seen, taught = (_range(found, "train_images") for found in (students, teachers))
+    images = f"{seen} training images" if seen == taught or not taught else ""
+    epochs, axes = _range(students, "epochs"), [_axes(*pair) for pair in pairs.items()]
     parts = [
         ", ".join(dict.fromkeys(key.data for key in pairs)),
-        # The images of a fraction are counted below.
-        *(x for x in axes[0] if all(x in own for own in axes) and "images" not in x),
-        f"teachers saw {taught}, students {seen.rpartition(' ')[0]}"
-        if taught not in ("", seen)
-        else seen.replace("image", "training image"),
-        _range(students, "epochs", "epoch"),
+        # Of all pairs; the images of a fraction are counted below.
+        *(x for x in axes[:1] and axes[0] if all(x in y for y in axes) and "images" not in x),
+        images or f"teachers saw {taught} images, students {seen}",
+        f"{epochs} epoch{'s' * (epochs != '1')}",
         f"seeds {seeds_text(row.seed for row in plan.rows)}",
-        _range(students, "test_images", measured_on(plan, "image")),
+        f"{_range(students, 'test_images')} {measured_on(plan, 'images')}",
     ]
-    return [part for part in parts if students and part]
+    return [part for part in parts if students and part and not part.startswith(" ")]
 
 
 def cost_groups(found: Findings) -> list[list[CostRecord]]:
@@ -322,9 +322,9 @@ def level_text(plan: Plan) -> str:
 
 
 def measured_on(plan: Plan, what: str) -> str:
-    """What accuracies are of: the test `what`, "set" or "image", or images held out."""
+    """What accuracies are of: the test `what`, "set" or "images", or images held out."""
     if plan.config.get("data", {}).get("validation"):
-        return "held-out training image" + ("s" if what == "set" else "")
+        return "held-out training images"
     return f"test {what}"
 
 
@@ -348,8 +348,7 @@ def _axes(key: PairId, groups: Iterable[Group]) -> list[str]:
     return found
 
 
-def _range(records: Iterable[Record], key: str, what: str) -> str:
-    """How many of something there are, the least and the greatest number; empty if unknown."""
+def _range(records: Iterable[Record], key: str) -> str:
+    """The values of a count, the least and the greatest."""
     values = [record.final[key] for record in records if record.final.get(key) is not None]
-    text = range_text(values, "{:,.0f}".format) if values else ""
-    return f"{text} {what}{'' if text == '1' else 's'}" if text else ""
+    return range_text(values, "{:,.0f}".format) if values else ""

@@ -3,19 +3,8 @@
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
-from bench.decide.evidence import row_title
 from bench.decide.proof import Overall
 from bench.statistics import Interval
-
-
-def reference_title(label: str) -> str:
-    """The row that others are held against, as it reads in a sentence.
-
-    Example:
-        >>> reference_title("student"), reference_title("rkd")
-        ('the student alone', 'rkd')
-    """
-    return "the student alone" if label == "student" else row_title(label)
 
 
 def points(value: float) -> str:
