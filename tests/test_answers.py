@@ -232,7 +232,7 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
         (
             ["student,0,0.9,", "a,0,0.9,1.5", "a,1,0.9,2"],
             "row,seed,accuracy,cost",
-            "different costs",
+            "wanted the same in all its lines",
         ),
         ([",0,0.9"], "row,seed,accuracy", "line 2: row"),
         ([], "row,seed,accuracy", "no line of results"),

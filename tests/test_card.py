@@ -55,7 +55,7 @@ def test_each_student_has_a_sentence_and_longer_training_the_last():
     assert first.startswith("For a tiny student rkd is proven: +10.")
     assert second.startswith("For a small student")
     assert "not proven" in second or "undecided" in second
-    assert "twice as long" in last
+    assert "2× epochs" in last
     assert pair_lines(found)[0].verdict == "proven"
     screened = [line for line in found.lines[next(iter(found.answers))] if line.label == "fsp"]
     assert screened[0].verdict in ("screened only", "in the race")

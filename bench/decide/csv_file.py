@@ -1,6 +1,7 @@
 """Results of any code base as a CSV file: a row's name, a seed and an accuracy in each line."""
 
 import csv
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -86,7 +87,7 @@ def _names(path: Path, header: Sequence[str]) -> list[str]:
 
 
 def _line(where: str, names: Sequence[str], values: Sequence[str]) -> Line:
-    if any(surplus := values[len(names) :]):
+    if surplus := [value for value in values[len(names) :] if value]:
         raise UserError(f"{where}: {surplus[0]!r} is under no column; the head names {len(names)}")
     cells = dict(zip(names, map(one_line, values), strict=False))
     texts = {name: cells[name] for name in (*NEEDED, *OPTIONAL) if cells.get(name)}
@@ -101,23 +102,18 @@ def _line(where: str, names: Sequence[str], values: Sequence[str]) -> Line:
 
 def _row(path: Path, name: str, lines: Sequence[Line], is_baseline: bool) -> Row:
     costs = {line.cost for line in lines if line.cost is not None}
-    if len(costs) > 1:
-        raise UserError(f"{path}: row {name} has {len(costs)} different costs, wanted one")
-    if is_baseline and costs - {1.0}:
-        raise UserError(
-            f"{path}: row {name} costs {min(costs):g}; wanted 1, as costs are over its own"
-        )
-
-    def series(*phases: str) -> dict[int, float]:
-        return {line.seed: line.accuracy for line in lines if line.phase in phases}
-
-    confirmation = series("", CONFIRMATION)
+    if len(costs) > 1 or (is_baseline and costs - {1.0}):
+        wanted = "1, as costs are over its own" if is_baseline else "the same in all its lines"
+        raise UserError(f"{path}: row {name} costs {min(costs):g} in a line; wanted {wanted}")
+    by_phase = defaultdict[str, dict[int, float]](dict)
+    for line in lines:
+        by_phase[line.phase or CONFIRMATION][line.seed] = line.accuracy
     return Row(
         name=name,
         kind=REFERENCE if is_baseline else METHOD,
-        screening=series(SCREENING),
-        confirmation=confirmation,
-        extension=series(EXTENSION),
+        screening=by_phase[SCREENING],
+        confirmation=by_phase[CONFIRMATION],
+        extension=by_phase[EXTENSION],
         cost=1.0 if is_baseline else next(iter(costs), None),
-        finalist=bool(confirmation) and not is_baseline,
+        finalist=bool(by_phase[CONFIRMATION]) and not is_baseline,
     )

@@ -12,8 +12,6 @@ REFERENCE, LONGER, METHOD, ABLATION = "reference", "longer", "method", "ablation
 
 Series = Mapping[int, float]  # seed -> accuracy of the last epoch, in [0, 1]
 
-LONGER_LABEL = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
-
 
 def row_title(label: str) -> str:
     """A row as people say it.
@@ -22,19 +20,12 @@ def row_title(label: str) -> str:
         >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
         ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
     """
-    if label == "student":
-        return "no teacher"
-    found = LONGER_LABEL.fullmatch(label)
-    return f"no teacher, {found['factor']}× epochs" if found else label
+    longer = re.sub(r"^student \(epochs_factor=([0-9.e+]+)\)$", r"no teacher, \1× epochs", label)
+    return "no teacher" if label == "student" else longer
 
 
 def reference_title(label: str) -> str:
-    """The row that others are held against, as it reads in a sentence.
-
-    Example:
-        >>> reference_title("student"), reference_title("rkd")
-        ('the student alone', 'rkd')
-    """
+    """The row that others are held against, as it reads in a sentence."""
     return "the student alone" if label == "student" else row_title(label)
 
 
@@ -135,9 +126,7 @@ class Pair:
             raise UserError(f"{self.name}: two rows are called {twice[0]!r}")
         students = sum(row.kind == REFERENCE for row in self.rows)
         if students != 1:
-            raise UserError(
-                f"{self.name}: {students} plain students, wanted one: gains are over it"
-            )
+            raise UserError(f"{self.name}: {students} plain students, wanted one for the gains")
 
     @property
     def student(self) -> Row:

@@ -42,13 +42,11 @@ def asked_of(plan: Plan, records: Mapping[str, Record]) -> Asked:
     narrowed = list(rows) if plan.config.get("narrowed") else ()
     whole = plan.config.get("part_of") if narrowed else ""
     fresh = 100 * (1 + max((row.seed for row in plan.rows), default=0) // 100)
-    cells, lacks = {i: records.get(i) for i in plan.cell_ids()}, ""
-    not_run = sum(record is None for record in cells.values())
-    failed = sum(record is not None and record.status == FAILED for record in cells.values())
-    if not_run or failed:
-        why, how = (f" ({failed} failed)", " with --retry-failed") if failed else ("", "")
-        lacks = f"without a result: {not_run + failed} of {counted(len(cells), 'cell')}{why}; "
-        lacks += f"run the grid again{how}."
+    cells = [records.get(i) for i in plan.cell_ids()]
+    not_run, failed = cells.count(None), sum(r.status == FAILED for r in cells if r)
+    why, how = (f" ({failed} failed)", " with --retry-failed") if failed else ("", "")
+    lacks = f"without a result: {not_run + failed} of {counted(len(cells), 'cell')}{why}; run the "
+    lacks = f"{lacks}grid again{how}." if not_run or failed else ""
     return Asked(whole or plan.name, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
 
 

@@ -51,8 +51,6 @@ def sections(found: Findings) -> list[Section]:
     answers = overall_lines(found.overall)
     for answer in found.answers.values():
         answers += answer_lines(answer, asked_of(plan, records))
-    if any("run_all.py" in line for line in answers):
-        answers.append("Commands take the --work-dir and --data-root of the run, if it had any.")
     drawn = []
     for key, title in found.titles.items():
         if (plot := curves(found.groups[key], found.lines[key])) is not None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, LONGER_LABEL, row_title
+from bench.decide.evidence import LONGER, row_title
 from bench.design import PairId
 from bench.report.answers import asked_of, cautions, no_help_text
-from bench.report.results import Findings, Line, remarks, summary_section
+from bench.report.results import Findings, remarks, summary_section
 from bench.report.tables import to_text
 from bench.report.wording import chance_text, cost_text, gain_text, mean_over, points, range_text
 
@@ -82,9 +82,9 @@ def sentences(found: Findings) -> list[Sentence]:
         return [[Part(f"No answer yet: {why}.")]]
     order = list(SYMBOLS)
     sure = sorted(answers, key=lambda key: order.index(answers[key].verdict or UNDECIDED))
-    students: dict[str, dict[PairId, Answer]] = {key.student: {} for key in sure}
-    for key, answer in answers.items():
-        students[key.student][key] = answer
+    students = {
+        key.student: {k: a for k, a in answers.items() if k.student == key.student} for key in sure
+    }
     if found.overall:
         said = [_overall(found), [Part("Single pairs, exploratory: "), *_counted(answers)]]
     elif len(students) <= STUDENTS:
@@ -115,23 +115,21 @@ def _at(costs: Iterable[float | None]) -> str:
 
 def _named(answers: Answers, found: Findings) -> Sentence:
     """Which row is named for these pairs, and how sure that is, without gain and cost."""
-    choices: dict[tuple[str, str, str], list[PairId]] = {}
+    choices = defaultdict[tuple[str, Part, str], list[PairId]](list)
     for key, answer in answers.items():
-        none = no_help_text(answer) if answer.no_help and answer.verdict != PROVEN else ""
-        choice = ("", "", none) if none else (answer.named or "", answer.verdict or "", "")
-        choices.setdefault(choice, []).append(key)
-    parts: Sentence = []
-    for (row, verdict, none), keys in choices.items():
-        where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
-        also = " and " if parts else ""
-        if none:
-            parts += [Part(f"{also}it is shown that "), Part(none, UNDECIDED), Part(where)]
+        row, verdict = row_title(answer.named or ""), answer.verdict or ""
+        choice = "", Part(row, verdict), " is the best bet, not proven"
+        if verdict == PROVEN:
+            choice = "", Part(row, verdict), " is proven"
+        elif answer.no_help:
+            choice = "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
         elif verdict == UNDECIDED:
-            said = f", {row_title(row)} leads{where}"
-            parts += [Part(f"{also}it is "), Part("undecided", verdict), Part(said)]
-        else:
-            said = " is proven" if verdict == PROVEN else " is the best bet, not proven"
-            parts += [Part(also), Part(row_title(row), verdict), Part(said + where)]
+            choice = "it is ", Part("undecided", verdict), f", {row} leads"
+        choices[choice].append(key)
+    parts: Sentence = []
+    for (before, named, said), keys in choices.items():
+        where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
+        parts += [Part((" and " if parts else "") + before), named, Part(said + where)]
     return parts
 
 
@@ -165,44 +163,27 @@ def _counted(answers: Answers) -> Sentence:
 
 def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     """What the same time buys without a teacher, and whether a method is proven to beat that."""
-    lead = "Before you pay for a teacher: "
-    longer = _longer(found, answers)
-    if longer is None or longer.gain is None:
-        why = "no row trains the student alone for longer"
-        if any(line.kind == LONGER for key in answers for line in found.lines[key]):
-            why = "longer training of the student alone is not confirmed"
+    lead, lines = "Before you pay for a teacher: ", found.overall_lines
+    gains = [(x.gain.mean, x.label) for x in lines if x.kind == LONGER and x.gain is not None]
+    rows = [(a, row.name) for a in answers.values() for row in a.pair.rows if row.kind == LONGER]
+    claims = [answer.claim(row) for answer, row in rows]
+    gains = gains or [(claim.gain.mean, claim.row) for claim in claims if claim and claim.gain]
+    if not gains:
+        why = "longer training of the student alone is not confirmed"
+        why = why if rows else "no row trains the student alone for longer"
         return [Part(f"{lead}{why}, so its worth is open.")]
-    factor = LONGER_LABEL.fullmatch(longer.label)
-    factor_text = f"{float(factor['factor']):g}" if factor else ""
-    times = {"": "longer", "2": "twice as long"}.get(factor_text, f"{factor_text} times as long")
-    gains = [longer.gain.mean]
-    if not found.overall:
-        claims = (answer.claim(longer.label) for answer in answers.values())
-        gains = [claim.gain.mean for claim in claims if claim and claim.gain]
-    low, high = points(min(gains)), points(max(gains))
-    bought = f"{low} points" if low == high else f"{low} to {high} points, depending on the pair"
-    text = f"{lead}training the student alone for {times} gives {bought}"
+    best = max(gains)[1]
+    bought = range_text((gain for gain, row in gains if row == best), points)
+    text = f"{lead}the student alone trained for longer ({row_title(best)}) gains {bought} points"
     beaten = []
-    for key, answer in answers.items():
-        # The finalist of the highest gain that needs a teacher.
-        proven = {claim.row: claim.proven for claim in answer.against_longer if claim.gain}
-        methods = [line.label for line in found.lines[key] if line.label in proven]
-        beaten += [proven[label] for label in methods[:1]]
+    for answer in answers.values():  # of the method of the highest gain
+        priced = [(claim.gain.mean, claim.proven) for claim in answer.against_longer if claim.gain]
+        beaten += [proven for _, proven in sorted(priced)[-1:]]
     said = ", and no method is proven to beat that" if beaten else ""
     if any(beaten):
         where = f" for {sum(beaten)} of {len(beaten)} pairs" if len(beaten) > 1 else ""
         said = f"; the best method is proven to beat that{where}"
     return [Part(f"{text}{said}.")]
-
-
-def _longer(found: Findings, answers: Answers) -> Line | None:
-    """The longer-trained student of the highest claimed gain, over pairs or of the first one."""
-    claimed = ([x for x in found.lines[key] if a.claim(x.label)] for key, a in answers.items())
-    for lines in (found.overall_lines, *claimed):
-        rows = [line for line in lines if line.kind == LONGER and line.gain is not None]
-        if rows:
-            return max(rows, key=lambda line: line.gain.mean if line.gain else 0.0)
-    return None
 
 
 # --- the same for a terminal -------------------------------------------------------------------

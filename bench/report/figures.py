@@ -52,12 +52,7 @@ class Scale(NamedTuple):
 
 
 def linear(values: Iterable[float], start: float, end: float, count: int = 8) -> Scale:
-    """A scale over all values, with about so many ticks.
-
-    Example:
-        >>> linear([-0.012, 0.048], 0, 100, count=6).ticks
-        [0.0, 0.02, 0.04]
-    """
+    """A scale over all values, with about so many ticks."""
     found = list(values)
     low, high = min(found), max(found)
     margin = 0.04 * (high - low) or 0.01
@@ -403,5 +398,4 @@ def finding(lines: Sequence[Line]) -> str:
     best, gain = gains[named[0]]
     proven = sum(line.proven for line, _ in gains.values())
     said = f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"
-    rows = counted(len(gains), "row")
-    return f"{said}; proven better than the student: {proven} of {rows}."
+    return f"{said}; proven better than the student: {proven} of {counted(len(gains), 'row')}."

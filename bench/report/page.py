@@ -13,7 +13,7 @@ from bench.report.card import SYMBOLS, caution, pair_lines, sentences
 from bench.report.figures import Forest, GainCost, curves, file_name, finding, forest, gain_cost
 from bench.report.results import Findings, cost_groups, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
-from bench.report.wording import counted, mean_over, points, range_text
+from bench.report.wording import mean_over, points, range_text
 from bench.statistics import Interval
 
 FOLDER = Path(__file__).parent / "template"
@@ -41,7 +41,6 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
     images = {answer.pair.test_images for answer in found.answers.values()} - {0}
-    only = len(images) == 1
     devices = (str(r.conditions.get("device")) for records in cost_groups(found) for r in records)
     measured = next((answer.pair.measured_on for answer in found.answers.values()), "")
     said = sentences(found)
@@ -50,7 +49,7 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
         "description": found.plan.description,
         "facts": facts(found.plan, found.groups),
         "test_set": measured_on(found.plan, "set"),
-        "measured_on": f"{measured} of {counted(min(images), 'image')}" if only else measured,
+        "measured_on": f"{measured} of {min(images):,} images" if len(images) == 1 else measured,
         "device": " or ".join(dict.fromkeys(devices)),
         "sentences": said,
         "decided": next((part.verdict for s in said for part in s if part.verdict), ""),

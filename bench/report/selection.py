@@ -19,7 +19,6 @@ from bench.decide.records import group_by_pair
 from bench.faults import DamagedError
 from bench.record import FINISHED, Plan, Record, Store, write_atomically
 from bench.report.figures import file_name
-from bench.report.wording import counted
 
 # Okabe and Ito: five hues that can be told apart without red-green vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -77,7 +76,7 @@ def draw_selection(selection: Mapping[str, Any], title: str) -> Figure:
     axes.scatter([], [], color="white", label="dropped", **cross)
     axes.plot([], [], color=SEVERED, linewidth=0.8, label="edge severed")
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    counts = f"kept {selection['kept']:,} of {counted(selection['images'], 'image')}"
+    counts = f"kept {selection['kept']:,} of {selection['images']:,} images"
     shown = f"shown: the {len(set(label.values()))} classes that lost most"
     axes.set_title(f"{title}\n{counts}; {shown}", fontsize=8, loc="left", parse_math=False)
     axes.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True, labelsize=7)
