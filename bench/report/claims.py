@@ -39,10 +39,7 @@ CATEGORIES = (RESPONSE, CONNECTED, SHARED)
 # some row is always the best.
 LEAST_SEEDS, LEAST_PAIRS = 3, 2
 
-EXAMINED = (
-    "Not measured: that takes diagnostics: true in the grid, and rows of both categories, for "
-    "gradients with a transfer stage that trains on labels."
-)
+EXAMINED = "Not measured: that takes diagnostics: true in the grid, and rows of both categories."
 PROFILED = "Not measured: that takes run_all.py profile, and rows of both categories."
 
 CLAIM_COLUMNS = text_columns("claim", "verdict", "measure", "evidence")
@@ -97,6 +94,7 @@ def _claims(found: Findings) -> list[Claim]:
         Claim(
             "Multi-connection knowledge may over-constrain",
             "cosine of task and transfer gradients, multi-connection - response",
+            evidence=f"{EXAMINED[:-1]} whose first transfer stage trains on labels, too.",
             tested=_differences(pairs, gradient_cosine, CONNECTED, RESPONSE), wanted=-1,
         ),
         Claim(
