@@ -76,6 +76,7 @@ def test_without_proof_there_is_a_best_bet_and_never_the_student_for_want_of_evi
     assert label in (BEST_BET, UNDECIDED)
     assert named == "fsp"
     assert "proven: nothing (2 rows against the student alone, 6 seeds)" in said(found)
+    assert "nothing within the limits; beyond" in said(grid({"fsp": 0.06, LONGER: 0}), max_cost=2)
 
 
 def test_what_could_settle_it_is_one_command():
