@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import socket
 import sys
 
@@ -91,10 +92,11 @@ def export(options: argparse.Namespace) -> int:
         )
     row, why = won
     if row.cell_id in records and work.store.read(row.cell_id) is None:  # a committed record
+        words = ["--grid", options.grid, "--pairs", f"{row.teacher}:{row.student}"]
+        words += ["--methods", row.method, "--seeds", str(row.seed), *work_words(options)]
         raise UserError(
             f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
-            f"--grid {options.grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
-            f"--seeds {row.seed} {' '.join([*work_words(options), *options.overrides])}".rstrip()
+            f"{shlex.join([*words, *options.overrides])}"
         )
     with mended_by(f"run_all.py {words_of(options)}"):
         trained = load_trained(row, work, why)

@@ -75,10 +75,11 @@ def _panels(found: Findings) -> list[Panel]:
     panels, shown = [], [(f"mean over {mean_over(found.overall)}", found.overall_lines, "")]
     for key, answer in found.answers.items():
         lines = found.lines[key]
-        seeds = [claim.gain.n for claim in answer.claims if claim.gain] or [0]
+        seeds = range_text([claim.gain.n for claim in answer.claims if claim.gain] or [0], str)
         few = [x.gain.n for x in lines if x.gain is not None and answer.claim(x.label) is None]
         more = f" (screened only: {range_text(few, str)})" if few and found.screened else ""
-        shown.append((found.titles[key], lines, f", n = {range_text(seeds, str)} seeds{more}"))
+        sample = f", n = {seeds} seed{'s' * (seeds != '1')}{more}"
+        shown.append((found.titles[key], lines, sample))
     for title, lines, sample in shown:
         if (plot := forest(lines)) is not None:
             said = f"{title}: {finding(lines)}"

@@ -69,11 +69,11 @@ def paper_table(found: Findings) -> str:
     environment.filters |= {"tex": escape, "title": row_title}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     claims = [claim for answer in found.answers.values() for claim in answer.claims]
-    seeds = {claim.gain.n for claim in claims if claim.gain} or {0}
+    seeds = range_text({claim.gain.n for claim in claims if claim.gain} or {0}, str)
     caption = (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
         "interval that holds for all claims of a pair at once; n = "
-        f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, "
+        f"{seeds} seed{'s' * (seeds != '1')}. Bold: proven (paired t test, Holm, "
         f"{level_text(found.plan)})."
     )
     if found.overall:

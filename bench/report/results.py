@@ -17,7 +17,7 @@ from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table, text_columns
-from bench.report.wording import mean_over, range_text, seeds_text
+from bench.report.wording import counted, mean_over, range_text, seeds_text
 from bench.statistics import ALPHA, Interval, mean_interval, paired_differences, paired_p
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
@@ -268,8 +268,8 @@ def remarks(found: Findings, key: PairId) -> list[str]:
         if row.reached is not None and row.reached < 1
     ]
     finished = {r.cell_id: r for group in groups for r in group.finished()}
-    counts = Counter(str(record.conditions.get("code", "")) for record in finished.values())
-    cells = ", ".join(f"{code or 'unknown'} ({n} cells)" for code, n in sorted(counts.items()))
+    counts = Counter(str(r.conditions.get("code") or "unknown") for r in finished.values())
+    cells = ", ".join(f"{code} ({counted(n, 'cell')})" for code, n in sorted(counts.items()))
     said = "Rows were trained by different code, by the digest of what decides numbers"
     return [*lines, f"{said}: {cells}."] if len(counts) > 1 else lines
 
