@@ -32,10 +32,6 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
     Source:
         Student: The Probable Error of a Mean, Biometrika 6, 1908.
-
-    Example:
-        >>> mean_interval([0.70, 0.72]).mean, mean_interval([0.70])
-        (0.71, Interval(mean=0.7, low=None, high=None, n=1))
     """
     _check("mean_interval", values)
     if not 0 < level < 1:
@@ -49,12 +45,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation, with n - 1 below; the deviation of equal values is exactly 0.
-
-    Example:
-        >>> mean_and_deviation([0.1, 0.1, 0.1]), mean_and_deviation([1.0, 2.0, 3.0])
-        ((0.1, 0.0), (2.0, 1.0))
-    """
+    """Mean and standard deviation, with n - 1 below; the deviation of equal values is exactly 0."""
     # About the first value, so that no rounding turns equal values into a spread.
     shifted = [value - values[0] for value in values]
     mean = math.fsum(shifted) / len(values)
@@ -63,29 +54,17 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
-    """a - b at every seed that both have, by seed.
-
-    Example:
-        >>> paired_differences({0: 0.76, 1: 0.73, 2: 0.9}, {1: 0.71, 0: 0.74})
-        [0.02, 0.02]
-    """
+    """a - b at every seed that both have, by seed."""
     # 0.76 - 0.74 and 0.73 - 0.71 differ in the last bit: a spread that is not there.
     return [round(a[seed] - b[seed], 12) for seed in sorted(a.keys() & b.keys())]
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the paired t test that the mean difference is 0; see `paired_differences`.
+    """Two-sided p of the paired t test that the mean difference is 0 (Student 1908).
 
     1 if every difference is 0. Other equal differences estimate no spread, and p is None:
     accuracies are counts of a few hundred images, so that happens, and it is no evidence. Neither
     is one seed. ValueError for a difference that is not finite.
-
-    Source:
-        Student: The Probable Error of a Mean, Biometrika 6, 1908.
-
-    Example:
-        >>> paired_p([0.02, 0.02, 0.02]), paired_p([0.02])
-        (None, None)
     """
     _check("paired_p", differences, least=0)
     n = len(differences)
@@ -93,6 +72,13 @@ def paired_p(differences: Sequence[float]) -> float | None:
     if n < 2 or deviation == 0:
         return 1.0 if n > 1 and mean == 0 else None
     return float(2 * special.stdtr(n - 1, -abs(mean / deviation) * math.sqrt(n)))
+
+
+def means_by_seed(series: Sequence[Mapping[int, float]]) -> list[float]:
+    """The mean of several series at every seed that all of them have, by seed."""
+    seeds = sorted(set.intersection(*map(set, series))) if series else []
+    # The last bits of a sum are no spread.
+    return [round(math.fsum(round(x[s], 12) for x in series) / len(series), 12) for s in seeds]
 
 
 def power(effect: float, n: int, alpha: float) -> float:
@@ -114,10 +100,6 @@ def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1
 
     An effect taken from data is itself uncertain: a plan, not a promise. ValueError for an alpha or
     a power outside of (0, 1), or `most` below 2.
-
-    Example:
-        >>> seeds_needed(2.0, alpha=0.025), seeds_needed(0.0, alpha=0.025)
-        (5, None)
     """
     if not (0 < alpha < 1 and 0 < wanted < 1 and most >= 2):
         raise ValueError(
@@ -212,10 +194,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source:
         Holm: A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Stat. 6, 1979.
-
-    Example:
-        >>> holm([0.01, 0.5, 0.02])
-        [0.03, 0.5, 0.04]
     """
     if any(not 0 <= p <= 1 for p in p_values):
         raise ValueError(f"holm: p-values {list(p_values)}, wanted each in [0, 1]")

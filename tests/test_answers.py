@@ -52,7 +52,7 @@ def said(found: Grid, **limits) -> str:
     plan, records = found
     pairs = pairs_of(plan, records, Costs())
     answers = decide(list(pairs.values()), question_of(plan, **limits)).answers
-    return "\n".join(line for a in answers for line in answer_lines(a, asked_of(plan)))
+    return "\n".join(line for a in answers for line in answer_lines(a, asked_of(plan, records)))
 
 
 def verdict(found: Grid, **limits) -> tuple[str | None, str | None]:
@@ -76,6 +76,7 @@ def test_without_proof_there_is_a_best_bet_and_never_the_student_for_want_of_evi
     assert label in (BEST_BET, UNDECIDED)
     assert named == "fsp"
     assert "proven: nothing (2 rows against the student alone, 6 seeds)" in said(found)
+    assert "nothing within the limits; beyond" in said(grid({"fsp": 0.06, LONGER: 0}), max_cost=2)
 
 
 def test_what_could_settle_it_is_one_command():
@@ -86,6 +87,23 @@ def test_what_could_settle_it_is_one_command():
     rows = [replace(row, phase="") for row in plan.rows]
     equal = replace(plan, config={"seeds": [*range(8)]}, rows=rows), records
     assert "run_all.py run --grid won --seeds 100-" in said(equal)
+    later = [replace(row, seed=row.seed + 100) for row in rows]
+    assert "--seeds 200-" in said((replace(equal[0], rows=later), records))
+    assert "settle" not in said(grid({"fsp": -0.02, LONGER: -0.01}))
+
+
+def test_cells_without_a_result_are_counted_with_the_cure():
+    plan, records = grid({"fsp": 0.004, LONGER: 0.0}, extend=6)
+    del records["fsp-7"]
+    lines = said((plan, records))
+    assert "without a result: 1 of 24 cells; run the grid again." in lines
+    assert "run --grid won (it has" in lines
+    records["fsp-6"] = replace(records["fsp-6"], status=FAILED, error="boom", final={})
+    assert "2 of 24 cells (1 failed); run the grid again with --retry" in said((plan, records))
+    few = {i: r for i, r in records.items() if i[:3] != "fsp" or i in ("fsp-0", "fsp-1")}
+    assert "nothing is claimed of fsp" in said((plan, few))
+    (rows,) = findings(plan, few, None).lines.values()
+    assert "not proven" not in [row.verdict for row in rows if row.label == "fsp"]
 
 
 def test_a_student_that_gains_by_training_longer_is_said_before_the_answer():
@@ -110,13 +128,13 @@ def test_what_a_row_deploys_on_top_of_the_student_is_said_wherever_its_gain_is()
         i: replace(r, final={**r.final, **sizes}) if i.startswith("fsp") else r
         for i, r in records.items()
     }
-    assert "note: fsp deploys more than the student: +17 % parameters." in said((plan, larger))
+    assert "note: with fsp more than the student is deployed: +17 %" in said((plan, larger))
     found = findings(plan, larger, None)
     titles = [line.title for lines in found.lines.values() for line in lines]
     assert "fsp (+17 % parameters)" in titles
     assert "fsp (+17 % parameters)" in [line.row for line in pair_lines(found)]
     assert r"fsp (+17 \% parameters)" in paper_table(found)
-    assert "deploys" not in said((plan, records))
+    assert "deployed" not in said((plan, records))
 
 
 def test_the_price_of_a_teacher_is_held_against_training_longer():
@@ -169,6 +187,7 @@ def test_the_command_answers_within_a_limit(work, capsys):
         (["--pair", "wide:broad"], "wide:narrow"),
         (["--against", "rkd"], "fsp"),
         (["--grid", "lost"], "no results of grid 'lost'"),
+        (["--baseline", "fsp"], "--against"),
     ],
 )
 def test_the_command_refuses_in_one_line(work, capsys, words, said):
@@ -205,8 +224,8 @@ def test_a_csv_file_gets_the_same_answers_as_a_grid(tmp_path, capsys):
 
 def test_another_baseline_and_other_pairs(tmp_path, capsys):
     lines = [
-        f"{pair},{name},{seed},{0.7 + gain + SPREAD[(seed + shift) % 6]}"
-        for pair in ("x", "y")
+        f"{pair},{name},{seed},{own + gain + SPREAD[(seed + shift) % 6]}"
+        for pair, own in (("x", 0.7), ("y", 0.71))
         for shift, (name, gain) in enumerate({"vanilla": 0.0, "KD": 0.05}.items())
         for seed in range(6)
     ]
@@ -224,20 +243,21 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
     ("lines", "header", "said"),
     [
         (["a,0,0.5"], "name,seed,accuracy", "no column 'row'"),
-        (["student,0,93"], "row,seed,accuracy", "line 2: accuracy is '93'"),
+        (["student,0,93"], "row,seed,accuracy", "line 2: accuracy is '93'; wanted a number"),
         (["student,0,0.9", "a,x,0.9"], "row,seed,accuracy", "line 3: seed"),
         (["student,0,0.9", "student,0,0.8"], "row,seed,accuracy", "line 3: row student has"),
         (["student,0.5,0.9"], "row,seed,accuracy", "line 2: seed is '0.5'"),
         (["student,0,0.9,final"], "row,seed,accuracy,phase", "should be '', 'screening'"),
-        (
-            ["student,0,0.9,", "a,0,0.9,1.5", "a,1,0.9,2"],
-            "row,seed,accuracy,cost",
-            "different costs",
-        ),
+        (["student,0,1,", "a,0,1,1.5", "a,1,1,2"], "row,seed,accuracy,cost", "wanted the same in"),
         ([",0,0.9"], "row,seed,accuracy", "line 2: row"),
         ([], "row,seed,accuracy", "no line of results"),
         (["student,0,0.9,100", "a,0,0.9,150"], "row,seed,accuracy,cost", "student costs 100"),
         (["student,0,0.9,", "a,0,0.9,-1"], "row,seed,accuracy,cost", "line 3: cost is '-1'"),
+        (["student,0,0.9", "", "a,0,nan"], "row,seed,accuracy", "line 4: accuracy is 'nan'"),
+        (["student;0;0.9"], "row;seed;accuracy", "between commas"),
+        (["student,0,0.9,old"], "row,seed,accuracy", "line 2: 'old' is under no column"),
+        (["student,0,0.9,1"], "row,Seed,accuracy,seed", "two columns 'seed'"),
+        (["student,0,0.9", "student,1,0.8"], "row,seed,accuracy", "no row to hold against"),
     ],
 )
 def test_a_wrong_csv_file_is_one_line(tmp_path, capsys, lines, header, said):
@@ -247,11 +267,19 @@ def test_a_wrong_csv_file_is_one_line(tmp_path, capsys, lines, header, said):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_what_narrows_a_grid_does_not_narrow_a_csv_file(tmp_path, capsys):
-    assert from_csv(csv_of(tmp_path / "mine.csv", ["student,0,0.9"]), "--methods", "kd") == 2
-    assert "are for grids" in capsys.readouterr().err
-
-
-def test_a_missing_csv_file_is_one_line(tmp_path, capsys):
-    assert from_csv(tmp_path / "lost.csv") == 2
-    assert "no file" in capsys.readouterr().err
+def test_what_a_csv_file_cannot_show_is_said(tmp_path, capsys):
+    alone = [f"student,{seed},0.{70 + seed}" for seed in range(5)]
+    lines = [f"a\x1b[31m,{seed},0.{75 + seed}" for seed in range(5)] + ["late,9,0.9", "late,8,0.9"]
+    path = csv_of(tmp_path / "mine.csv", alone + lines)
+    assert from_csv(path) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "\x1b" not in out
+    assert "nothing is claimed of late" in out
+    assert "at every seed is no evidence: a [31m." in out
+    for file, words, error in (
+        (path, ["--max-cost", "2"], "in the column cost"),
+        (path, ["--methods", "kd"], "are for grids"),
+        (tmp_path / "lost.csv", [], "no file"),
+    ):
+        assert from_csv(file, *words) == 2
+        assert error in capsys.readouterr().err

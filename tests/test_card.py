@@ -18,12 +18,12 @@ SPREAD = (0.0, 0.006, -0.005, 0.003, -0.002, 0.001)
 LONGER = "student (epochs_factor=2)"
 
 
-def made(means: dict[tuple[str, str, str], float], screened: bool = False):
+def made(means: dict[tuple[str, str, str], float], screened: bool = False, few: str = "fsp"):
     """Six seeds around these means of (teacher, student, label); screened rows have two alone."""
     rows, records = [], {}
     for shift, ((teacher, student, label), mean) in enumerate(means.items()):
         alone = label.startswith("student")
-        for seed in range(2 if label == "fsp" and screened else 6):
+        for seed in range(2 if label == few and screened else 6):
             row = replace(
                 grid.row("rkd", seed, teacher, student), label=label, cell_id=f"{shift}-{seed}",
                 role="student" if label == "student" else "method",
@@ -55,12 +55,27 @@ def test_each_student_has_a_sentence_and_longer_training_the_last():
     assert first.startswith("For a tiny student rkd is proven: +10.")
     assert second.startswith("For a small student")
     assert "not proven" in second or "undecided" in second
-    assert "twice as long" in last
+    assert "2× epochs" in last
     assert pair_lines(found)[0].verdict == "proven"
     screened = [line for line in found.lines[next(iter(found.answers))] if line.label == "fsp"]
     assert screened[0].verdict in ("screened only", "in the race")
     assert screened[0].gain is not None
     assert (screened[0].gain.low, screened[0].gain.n) == (None, 2)
+    assert "n = 4 seeds" in paper_table(found)  # those of the claims
+
+
+def test_what_longer_training_buys_is_said_of_claims_alone():
+    # A screened row leads; what is held against longer training is the best method confirmed.
+    rows = pair("tiny", student=0.7, longer=0.71, rkd=0.8, fsp=0.85)
+    assert "the best method is proven to beat that" in said(made(rows, screened=True))
+    assert "is not confirmed" in said(made(rows, screened=True, few=LONGER))
+
+
+def test_where_every_row_loses_none_is_recommended():
+    one, two = (pair(name, student=0.7, rkd=mean) for name, mean in (("a", 0.5), ("b", 0.46)))
+    assert "shown that no finalist gains more than" in said(made(one))
+    parts = [part for sentence in sentences(made(one | two)) for part in sentence]
+    assert {part.verdict for part in parts if part.verdict} == {"undecided"}
 
 
 def test_with_equal_seeds_the_mean_over_pairs_comes_first():

@@ -122,6 +122,9 @@ def test_a_world_as_the_deck_says_supports_every_claim():
     assert verdicts(*grid(), DEAR) == dict.fromkeys(
         (SMALL, CHEAP, LARGE, BINDS, SMOOTH, SOFTER, DEARER, NONE_BEST), SUPPORTED
     )
+    old = [replace(r, conditions={**r.conditions, "device": "old"}) for r in DEAR.records]
+    twice = Costs([*old, *DEAR.records])  # of one pair on two machines
+    assert "2 of 2 comparisons" in evidence(*grid(), twice)[CHEAP]
 
 
 def test_the_opposite_world_supports_none():
@@ -151,6 +154,7 @@ def test_without_diagnostics_or_costs_the_reason_is_said():
     said = evidence(*found)
     for claim in (SMALL, LARGE, BINDS, SMOOTH, SOFTER):
         assert "diagnostics: true" in said[claim]
+    assert "trains on labels" in said[BINDS]
     near = {x: 1 + 0.001 * place for place, x in enumerate(CATEGORIES)}
     overlapping = costs(near, dict.fromkeys(near, 1.0), spread=0.1)
     for claim in (CHEAP, DEARER):
@@ -179,7 +183,7 @@ NEAR = {**ACCURACY, "fitnet": ACCURACY["soft_logits"] - 0.0005}
         ((ACCURACY, SWAPPED), SUPPORTED, "Each of 3 rows"),
         ((ACCURACY, ACCURACY), NOT_SUPPORTED, "everywhere: soft_logits"),
         ((NEAR, NEAR), UNDECIDED, "significantly: soft_logits, fitnet"),
-        ((ACCURACY,), UNDECIDED, "1 pairs, too few"),  # of one pair some row is always the best
+        ((ACCURACY,), UNDECIDED, "1 pair, too few"),  # of one pair some row is always the best
     ],
 )
 def test_nothing_is_superior_if_every_row_is_beaten_somewhere(accuracies, verdict, said):

@@ -179,7 +179,7 @@ def test_equal_differences_a_single_seed_and_a_loss_prove_nothing() -> None:
     found = prove([Family(student(BASE), (*rows, row("worse", above(-0.02))))], [ALPHA])[0]
     assert [claim.p is None for claim in found] == [True, True, True, False]
     assert not any(claim.proven for claim in found)
-    assert found[2].gain is None
+    assert (found[0].gain.low, found[2].gain) == (None, None)
 
 
 def test_the_second_look_has_its_own_alpha_and_keeps_what_the_first_one_proved() -> None:
@@ -381,11 +381,16 @@ def test_the_best_bet_may_be_another_row_than_the_proven_one() -> None:
 
 def test_equal_seeds_are_decided_over_pairs() -> None:
     pairs = [
-        pair(student(BASE), row("a", above(0.02 + 0.002 * i)), row("b", above(0.0, 3)))
-        for i in range(4)
+        pair(student(above(x, 0)), row("a", above(0.02 + 3 * x)), row("b", above(x, 3)))
+        for x in (0, 0.001, 0.002, 0.003)
     ]
     found = decide(pairs, Question(equal_seeds=True))
     assert [(o.row, o.proven) for o in found.overall] == [("a", True), ("b", False)]
+    # Pairs of one student are one piece of evidence, averaged by seed.
+    again = decide(pairs * 2, Question(equal_seeds=True))
+    assert [o.gain for o in again.overall] == [o.gain for o in found.overall]
+    assert {(o.pairs, o.gain.interval.n) for o in again.overall} == {(8, 4)}
+    assert decide(pairs[:1] * 6, Question(equal_seeds=True)).overall == ()
     assert all(answer.exploratory for answer in found.answers)
     assert decide(pairs).overall == ()
     assert not decide(pairs[:1], Question(equal_seeds=True)).answers[0].exploratory
@@ -398,7 +403,9 @@ def test_an_answer_waits_for_two_seeds_in_common() -> None:
         "seeds in common with student: 1; two are the least",
     )
     none = decide([pair(student(BASE))]).answers[0]
-    assert none.problem == "no row was chosen for confirmation"
+    assert none.problem.startswith("no row has confirmation seeds")
+    alone = decide([pair(student(BASE), row("a", above(0.02)))], Question(against="a")).answers[0]
+    assert alone.problem == "no other finalist can be held against a"
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,13 @@ def test_the_line_of_longer_training_begins_at_the_student():
     plan = Plan(name="p", description="", config={}, rows=rows)
     measured = Costs([replace(costs().records[-1], teacher="wide", student="narrow")])
     found = findings(plan, records, measured)
-    plot = figures.gain_cost(found.lines[next(iter(found.answers))])
+    lines = found.lines[next(iter(found.answers))]
+    plot = figures.gain_cost([replace(line, added="+707 % parameters") for line in lines])
     assert plot is not None
     student, *_ = plot.spots
     assert plot.longer[0] == (student.x, student.y)
     assert len(plot.longer) == 2
-    assert {spot.line.title for spot in plot.spots} == {
+    assert {spot.label.text for spot in plot.spots} == {
         "no teacher",
         "no teacher, 2.0× epochs",
         "rkd",

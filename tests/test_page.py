@@ -10,6 +10,7 @@ import pytest
 import summary_grid as grid
 from test_figures import costs, evidence
 
+from bench.cost.costs import Costs
 from bench.record import FAILED, NOT_APPLICABLE, Plan, Record
 from bench.report.build import build
 from bench.report.groups import conditions_table, faults_table
@@ -58,7 +59,8 @@ class Reader(HTMLParser):
 def hostile() -> tuple[Plan, dict[str, Record]]:
     """Evidence in which a method's label, its error and the grid's description are hostile."""
     plan, records = evidence()
-    rows = [replace(r, label=HOSTILE) if r.label == "rkd" else r for r in plan.rows]
+    rows = [replace(r, axes={**r.axes, "labels": 0.15}) for r in plan.rows]
+    rows = [replace(r, label=HOSTILE) if r.label == "rkd" else r for r in rows]
     failed = next(row for row in rows if row.label == HOSTILE and row.seed == 1)
     records[failed.cell_id] = grid.record(failed, FAILED, f"{HOSTILE} ran out of memory")
     refused = next(row for row in rows if row.label == "fitnet" and row.seed == 1)
@@ -103,6 +105,8 @@ def test_what_records_and_grids_say_is_escaped(page):
     assert found.tags["script"] == 1
     assert found.tags["img"] == 0
     assert found.handlers == []
+    assert "Described as" in page
+    assert "15 % of the labels" in page[: page.index("</header>")]
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
     assert "{{ 7 * 7 }}" in page
 
@@ -147,10 +151,20 @@ def test_tables_have_row_headers_captions_and_figures_say_what_they_show(page):
 
 def test_equal_records_give_equal_bytes(built, tmp_path):
     plan, records = hostile()
+    (tmp_path / "published.csv").touch()  # of an earlier state
     build(findings(plan, dict(reversed(records.items())), costs()), tmp_path / "store", tmp_path)
+    assert not (tmp_path / "published.csv").exists()
     for path in built.rglob("*"):
         if path.is_file():
             assert (tmp_path / path.relative_to(built)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_it_names_the_machine_that_its_costs_are_of(tmp_path):
+    old = replace(costs().records[0], conditions={"device": "old"})
+    build(findings(*evidence(pairs=1), Costs([old, *costs().records])), tmp_path, tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "training time on a machine" in text
+    assert "Dashed" not in text  # no row is trained longer
 
 
 def test_without_costs_it_says_how_to_measure_them(tmp_path):

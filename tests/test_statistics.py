@@ -51,6 +51,7 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 def test_differences_are_over_common_seeds_alone() -> None:
     method, student = {0: 0.74, 1: 0.78, 5: 0.1}, {1: 0.75, 0: 0.70, 7: 0.9}
     assert paired_differences(method, student) == pytest.approx([0.04, 0.03])
+    assert paired_differences({0: 0.76, 1: 0.73}, {0: 0.74, 1: 0.71}) == [0.02, 0.02]  # no spread
 
 
 def test_paired_t_is_students_of_1908() -> None:

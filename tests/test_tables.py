@@ -272,7 +272,7 @@ def test_rows_trained_by_different_code_are_said() -> None:
         record.conditions["code"] = "old" if place == 0 else "new"
     (table,) = tables(grid.plan(), records)
     (note,) = [note for note in table.notes if "different code" in note]
-    assert "old (1 cells)" in note
+    assert "old (1 cell)" in note
 
 
 def test_two_cells_for_one_label_and_seed_are_refused() -> None:

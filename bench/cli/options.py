@@ -195,7 +195,7 @@ def recommend(add: Add) -> None:
     text = "results of any code base: columns row, seed, accuracy; optional pair, cost, phase"
     add("--csv", type=path, metavar="FILE", help=text)
     text = "row of the CSV file that gains are over (default: student)"
-    add("--baseline", default="student", metavar="ROW", help=text)
+    add("--baseline", metavar="ROW", help=text)
     text = "row that the others are held against (default: the plain student)"
     add("--against", metavar="ROW", help=text)
     add("--pair", metavar="T:S", help="only this teacher:student pair (default: every pair)")

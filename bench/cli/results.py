@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import socket
 import sys
 
@@ -35,17 +36,19 @@ def recommend(options: argparse.Namespace) -> int:
     if options.csv is not None:
         if options.methods or options.pairs or options.seeds or options.overrides:
             raise UserError("--csv: --methods, --pairs, --seeds and fields are for grids")
-        pairs, asked = read_csv(options.csv, options.baseline), Asked()
+        pairs, asked = read_csv(options.csv, one_line(options.baseline or "student")), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
         found = decide(pairs, Question(equal_seeds=equal, **limits))
         named, overall = [(a.pair.name, a) for a in found.answers], found.overall
+    elif options.baseline is not None:
+        raise UserError("--baseline is for --csv; rows of a grid are held --against ROW")
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
         answers, overall = decide_plan(plan, records, costs, **limits)
         if not answers:
             raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
         named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]
-        asked = asked_of(plan)._replace(work_dir=work_words(options))
+        asked = asked_of(plan, records)._replace(work_dir=work_words(options))
     shown = [answer for name, answer in named if options.pair in (None, name)]
     if not shown:
         known = ", ".join(dict.fromkeys(name for name, _ in named))
@@ -55,6 +58,8 @@ def recommend(options: argparse.Namespace) -> int:
         raise UserError(f"no answer: {'; '.join(problems)}")
     say(overall_lines(overall, options.against or "student") if options.pair is None else [])
     say(line for answer in shown for line in answer_lines(answer, asked))
+    if asked.grid and any(answer.settle for answer in shown):
+        say(["a command takes the --data-root of the run as well, if it had one"])
     return 0
 
 
@@ -87,10 +92,11 @@ def export(options: argparse.Namespace) -> int:
         )
     row, why = won
     if row.cell_id in records and work.store.read(row.cell_id) is None:  # a committed record
+        words = ["--grid", options.grid, "--pairs", f"{row.teacher}:{row.student}"]
+        words += ["--methods", row.method, "--seeds", str(row.seed), *work_words(options)]
         raise UserError(
             f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
-            f"--grid {options.grid} --pairs {row.teacher}:{row.student} --methods {row.method} "
-            f"--seeds {row.seed} {' '.join(options.overrides)}".rstrip()
+            f"{shlex.join([*words, *options.overrides])}"
         )
     with mended_by(f"run_all.py {words_of(options)}"):
         trained = load_trained(row, work, why)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
-from bench.decide.evidence import LONGER, METHOD, Pair, Row
+from bench.decide.evidence import LONGER, METHOD, Pair, Row, row_title
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -95,7 +95,7 @@ class Answer:
         in_the_race: the fewest rows whose P(best) sums to 95 %.
         as_good: whether the named row leads cheaper allowed finalists by less than the margin.
         no_help: whether it is shown that no finalist gains more than the margin.
-        settle: what could prove the best bet; None if a row is proven.
+        settle: what could prove the best bet; None if a row is proven, or none is believed to gain.
         teachers: how the named row's gain depends on the teacher; None where that is unknown.
     """
 
@@ -148,7 +148,7 @@ class Answer:
 
 
 class Decision(NamedTuple):
-    """The answers, one a pair, and of a grid of equal seeds each row's mean gain over the pairs."""
+    """The answers, one a pair, and of a grid of equal seeds each row's mean gain over students."""
 
     answers: tuple[Answer, ...]
     overall: tuple[Overall, ...] = ()
@@ -188,8 +188,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
         finished.append(answer)
     if not asked.equal_seeds:
         return Decision(tuple(finished))
-    rows = [Family(p.reference, tuple(row for row in p.finalists if row.nameable)) for p in pairs]
-    return Decision(tuple(finished), over_pairs([family.differences(look=1) for family in rows]))
+    return Decision(tuple(finished), over_pairs(pairs))
 
 
 def _longer_family(pair: Pair) -> Family:
@@ -260,13 +259,16 @@ def _problem(answer: Answer) -> str:
     """Why no row can be named, in one line; empty if one can."""
     finalists, reference = answer.pair.finalists, answer.pair.reference
     if not finalists:
-        return "no row was chosen for confirmation"
+        return "no row has confirmation seeds; run the grid to its end"
+    if not any(row.nameable for row in finalists):
+        return f"no other finalist can be held against {row_title(reference.name)}"
     costs = {r.name: r.cost for r in finalists if r.nameable and r.cost is not None}
     if not answer.allowed and not costs:
-        return "costs are limited, and no finalist's cost is measured: run_all.py profile does that"
+        cure = "run_all.py profile measures it, a CSV file has it in the column cost"
+        return f"cost is limited, and that of no finalist is known: {cure}"
     if not answer.allowed:
         nearest = min(costs, key=lambda row: costs[row])
-        why = f"{nearest}: {answer.excluded[nearest]}"
+        why = f"{row_title(nearest)}: {answer.excluded[nearest]}"
         return f"no finalist is within the limit; the nearest is {why}"
     alone = reference.every_seed.keys()
     shared = max(len(row.every_seed.keys() & alone) for row in answer.allowed.values())
@@ -277,7 +279,7 @@ def _problem(answer: Answer) -> str:
 def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> Settle | None:
     """What could prove the named row, at Holm's first step over so many claims."""
     chance = answer.chance(answer.named)
-    if answer.verdict == PROVEN or chance is None or len(gains) < 2:
+    if answer.verdict == PROVEN or chance is None or chance.gain <= 0 or len(gains) < 2:
         return None
     deviation = mean_and_deviation(gains)[1]
     effect = chance.gain / deviation if deviation else 0.0

@@ -1,6 +1,7 @@
 """What a decision is made from: the accuracies of the rows of each pair, by seed."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -10,6 +11,22 @@ from bench.faults import UserError
 REFERENCE, LONGER, METHOD, ABLATION = "reference", "longer", "method", "ablation"
 
 Series = Mapping[int, float]  # seed -> accuracy of the last epoch, in [0, 1]
+
+
+def row_title(label: str) -> str:
+    """A row as people say it.
+
+    Example:
+        >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
+        ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
+    """
+    longer = re.sub(r"^student \(epochs_factor=([0-9.e+]+)\)$", r"no teacher, \1× epochs", label)
+    return "no teacher" if label == "student" else longer
+
+
+def reference_title(label: str) -> str:
+    """The row that others are held against, as it reads in a sentence."""
+    return "the student alone" if label == "student" else row_title(label)
 
 
 def guess(accuracy: float, classes: int | None, images: int) -> str:
@@ -109,9 +126,7 @@ class Pair:
             raise UserError(f"{self.name}: two rows are called {twice[0]!r}")
         students = sum(row.kind == REFERENCE for row in self.rows)
         if students != 1:
-            raise UserError(
-                f"{self.name}: {students} plain students, wanted one: gains are over it"
-            )
+            raise UserError(f"{self.name}: {students} plain students, wanted one for the gains")
 
     @property
     def student(self) -> Row:

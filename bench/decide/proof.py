@@ -1,12 +1,13 @@
 """Which rows are proven better than a reference, as good within a margin, or better over pairs."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy import special
 
-from bench.decide.evidence import Row
+from bench.decide.evidence import Pair, Row
 from bench.statistics import (
     ALPHA,
     Interval,
@@ -14,6 +15,7 @@ from bench.statistics import (
     holm,
     mean_and_deviation,
     mean_interval,
+    means_by_seed,
     paired_differences,
     paired_p,
     random_effects,
@@ -41,7 +43,7 @@ class Claim(NamedTuple):
 
     Attributes:
         gain: row - reference over the shared seeds, with an interval that holds for all rows of
-            the pair at once; None without a shared seed.
+            the pair at once, if there is a spread; None without a shared seed.
         p: at the last look, after Holm's correction over all rows and pairs; None without a
             spread to judge by.
         proven: whether the row is better than the reference, at this look or the one before.
@@ -85,6 +87,8 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
             for name, values in rows.items():
                 p, adjusted = next(tests)
                 gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
+                if gain is not None and p is None:
+                    gain = gain._replace(low=None, high=None)
                 if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
                     proven.add((place, name))
                 elif gain is not None and gain.mean <= 0:  # what the second look turns round
@@ -166,31 +170,42 @@ def _p(differences: Sequence[float], margin: float) -> float:
 
 
 class Overall(NamedTuple):
-    """One row's mean gain over the pairs that have it; `p` is after Holm's correction over rows."""
+    """One row's mean gain over students, `gain`, on so many pairs; `p` is corrected over rows."""
 
     row: str
     gain: Pooled
+    pairs: int
     p: float
     proven: bool
 
 
-def over_pairs(gains: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Overall, ...]:
-    """Every row's mean gain over pairs, by falling mean, with Holm's correction over rows.
+def over_pairs(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
+    """Every row's mean gain over the pairs' students, by falling mean, with Holm's correction.
 
-    See `bench.statistics.random_effects`. A row on fewer than two pairs is left out, and so is a
-    pair with fewer than two seeds. Pairs of one student share its seeds, so that their gains are
-    not fully independent. `gains` are those of each pair, row -> row - student, one a seed.
+    Pairs of one student, equal by seed, share its cells and are one piece of evidence: gains are
+    averaged by seed first, over the seeds that all of them have: one effect a student, see
+    `bench.statistics.random_effects`. Left out are pairs with fewer than two seeds, students whose
+    gains have no spread to judge by, and rows with fewer than two students.
     """
-    pooled: dict[str, Pooled] = {}
-    for row in dict.fromkeys(row for pair in gains for row in pair):
-        samples = [pair[row] for pair in gains if len(pair.get(row, ())) > 1]
-        if len(samples) > 1:
+    found = defaultdict[str, dict[object, list[dict[int, float]]]](dict)
+    for pair in pairs:
+        alone, cells = pair.reference.confirmation, frozenset(pair.student.confirmation.items())
+        for row in pair.finalists:
+            gains = {s: x - alone[s] for s, x in row.confirmation.items() if s in alone}
+            if row.nameable and len(gains) > 1:
+                found[row.name].setdefault(cells, []).append(gains)
+    pooled: dict[str, tuple[Pooled, int]] = {}
+    for row, students in found.items():
+        kept = [each for each in students.values() if paired_p(means_by_seed(each)) is not None]
+        if len(kept) > 1:
+            samples = list(map(means_by_seed, kept))
             means, deviations = zip(*map(mean_and_deviation, samples), strict=True)
             squares = [d**2 / len(s) for d, s in zip(deviations, samples, strict=True)]
-            pooled[row] = random_effects(means, [max(v, LEAST_VARIANCE) for v in squares])
-    adjusted = holm([gain.p for gain in pooled.values()])
+            gain = random_effects(means, [max(v, LEAST_VARIANCE) for v in squares])
+            pooled[row] = gain, sum(map(len, kept))
+    adjusted = holm([gain.p for gain, _ in pooled.values()])
     rows = [
-        Overall(row, gain, p, p <= ALPHA and gain.interval.mean > 0)
-        for (row, gain), p in zip(pooled.items(), adjusted, strict=True)
+        Overall(row, gain, count, p, p <= ALPHA and gain.interval.mean > 0)
+        for (row, (gain, count)), p in zip(pooled.items(), adjusted, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -row.gain.interval.mean))

@@ -8,18 +8,12 @@ from typing import NamedTuple
 
 from bench.cost.costs import Costs
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
+from bench.decide.evidence import reference_title, row_title
 from bench.decide.proof import Overall
 from bench.decide.records import decide_plan, group_by_pair, question_of
-from bench.record import FINISHED, Plan, Record
+from bench.record import FAILED, FINISHED, Plan, Record
 from bench.record import Row as PlanRow
-from bench.report.wording import (
-    chance_text,
-    cost_text,
-    gain_text,
-    points,
-    reference_title,
-    row_title,
-)
+from bench.report.wording import chance_text, cost_text, counted, gain_text, mean_over, points
 
 FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
@@ -28,21 +22,32 @@ FEW_REACHED = 0.9
 class Asked(NamedTuple):
     """The grid that answers are of, if any, and `narrowed`: the rows left by the command line.
 
-    `equal_seeds`: whether no row is screened; `work_dir`: words that name one, or none.
+    `equal_seeds`: whether no row is screened; `fresh`: from this seed on none was used;
+    `not_run`: how many cells; `lacks`: how many have no result, in a sentence; `work_dir`: words
+    that name one, or none.
     """
 
     grid: str = ""
     narrowed: Sequence[str] = ()
     equal_seeds: bool = False
+    fresh: int = 100
+    not_run: int = 0
+    lacks: str = ""
     work_dir: Sequence[str] = ()
 
 
-def asked_of(plan: Plan) -> Asked:
+def asked_of(plan: Plan, records: Mapping[str, Record]) -> Asked:
     """What a plan's answers are of; where rows were left out, what settles them is the whole."""
     rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
     narrowed = list(rows) if plan.config.get("narrowed") else ()
     whole = plan.config.get("part_of") if narrowed else ""
-    return Asked(whole or plan.name, narrowed, question_of(plan).equal_seeds)
+    fresh = 100 * (1 + max((row.seed for row in plan.rows), default=0) // 100)
+    cells = [records.get(i) for i in plan.cell_ids()]
+    not_run, failed = cells.count(None), sum(r.status == FAILED for r in cells if r)
+    why, how = (f" ({failed} failed)", " with --retry-failed") if failed else ("", "")
+    lacks = f"without a result: {not_run + failed} of {counted(len(cells), 'cell')}{why}; run the "
+    lacks = f"{lacks}grid again{how}." if not_run or failed else ""
+    return Asked(whole or plan.name, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
 
 
 def answer_lines(answer: Answer, asked: Asked) -> list[str]:
@@ -54,13 +59,14 @@ def answer_lines(answer: Answer, asked: Asked) -> list[str]:
     lines += [f"  proven: {proven_text(answer)}", f"  {bet}: {bet_text(answer)}"]
     lines.append(f"  still in the race: {'; '.join(map(row_title, answer.in_the_race))}")
     if answer.no_help:
-        lines.append(f"  shown: no finalist gains more than {100 * answer.margin:.1f} points")
+        lines.append(f"  shown: {no_help_text(answer)}")
     return [*lines, *_worth(answer), *_cheaper(answer), *_settled_by(answer, asked)]
 
 
 def cautions(answer: Answer, asked: Asked) -> list[str]:
     """What puts an answer in doubt, each in one sentence."""
-    found, pair = [], answer.pair
+    found, pair = [asked.lacks] if asked.lacks else [], answer.pair
+    alone = reference_title(pair.reference.name)
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
     if pair.teacher_fault:
@@ -73,7 +79,14 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
             share = f"{row.reached:.0%} of the samples"
             found.append(f"the loss of {name} reached {share}; the others had no defined value.")
         if row.added:
-            found.append(f"{name} deploys more than the student: {row.added}.")
+            found.append(f"with {name} more than the student is deployed: {row.added}.")
+    untested = [row_title(claim.row) for claim in answer.claims if claim.gain is None]
+    if untested:
+        found.append(f"nothing is claimed of {', '.join(untested)}: no seed shared with {alone}.")
+    equal = [c.row for c in answer.claims if c.p is None and c.gain is not None and c.gain.n > 1]
+    if equal:
+        rows = ", ".join(map(row_title, equal))
+        found.append(f"the same difference from {alone} at every seed is no evidence: {rows}.")
     return found
 
 
@@ -102,14 +115,21 @@ def proven_text(answer: Answer) -> str:
     reference, gain = reference_title(answer.pair.reference.name), answer.proven_gain
     if gain is None:
         seeds = max((claim.gain.n for claim in answer.claims if claim.gain), default=0)
-        return f"nothing ({len(answer.claims)} rows against {reference}, {seeds} seeds){beyond}"
+        rows = f"{counted(len(answer.claims), 'row')} against {reference}"
+        tried = f"nothing ({rows}, {counted(seeds, 'seed')})"
+        return f"nothing within the limits{beyond}" if beyond else tried
     others = [row_title(row) for row in proven if row not in why and row != answer.named]
     also = f"; also {', '.join(others)}" if others else ""
     return (
         f"{row_title(answer.named or '')}, {gain_text(gain)} over {reference} on "
-        f"{answer.pair.measured_on}, {gain.n} seeds, {cost_text(answer.cost(answer.named))}{also}"
-        f"{beyond}"
+        f"{answer.pair.measured_on}, {counted(gain.n, 'seed')}, "
+        f"{cost_text(answer.cost(answer.named))}{also}{beyond}"
     )
+
+
+def no_help_text(answer: Answer) -> str:
+    """What is shown where no finalist gains more than the margin."""
+    return f"no finalist gains more than {100 * answer.margin:.1f} points"
 
 
 def bet_text(answer: Answer) -> str:
@@ -151,14 +171,16 @@ def _settled_by(answer: Answer, asked: Asked) -> list[str]:
     run = f"run_all.py {shlex.join(['run', '--grid', asked.grid, *asked.work_dir])}"
     if settle is None or not asked.grid:
         return []
+    if asked.not_run:
+        return [f"  to settle it: {run} (it has cells left to train)"]
     if settle.chance is not None:
         chance = chance_text(settle.chance)
         return [f"  to settle it: {run} --extend (proves it with a chance of {chance})"]
     if settle.seeds is None:
         return ["  to settle it: more than 1,000 seeds"]
-    fresh = f"seeds.first=100 seeds.confirm={settle.seeds}"
+    fresh = f"seeds.first={asked.fresh} seeds.confirm={settle.seeds}"
     if asked.equal_seeds:
-        fresh = f"--seeds 100-{99 + settle.seeds}"
+        fresh = f"--seeds {asked.fresh}-{asked.fresh - 1 + settle.seeds}"
     return [f"  to settle it, on fresh seeds: {run} {fresh}"]
 
 
@@ -191,11 +213,12 @@ def winner(plan: Plan, records: Mapping[str, Record], costs: Costs) -> tuple[Pla
 
 def overall_lines(overall: Sequence[Overall], against: str = "student") -> list[str]:
     """The headline of a grid of equal seeds: each row's mean gain over the pairs, best first."""
-    pairs = [row.gain.interval.n for row in overall]
-    alike = len(set(pairs)) == 1
+    alike = len({mean_over([row]) for row in overall}) == 1
     over = "" if against == "student" else f" over {row_title(against)}"
-    lines = [f"mean gain{over} over {max(pairs)} pairs, all rows tested together:"] if pairs else []
-    for row, n in zip(overall, pairs, strict=True):
-        mark = ("proven" if row.proven else "not proven") + ("" if alike else f", {n} pairs")
-        lines.append(f"  {row_title(row.row)}: {gain_text(row.gain.interval)}, {mark}")
+    lead = f"mean gain{over} over {mean_over(overall)}, all rows tested together:"
+    lines = [lead] if overall else []
+    for row in overall:
+        mark, size = "proven" if row.proven else "not proven", f", {mean_over([row])}"
+        said = f"{gain_text(row.gain.interval)}, {mark}{'' if alike else size}"
+        lines.append(f"  {row_title(row.row)}: {said}")
     return lines

@@ -16,6 +16,7 @@ from bench.report.selection import write_selection_figures
 from bench.report.tables import Section, write_csv, write_markdown
 
 MARKDOWN = ("summary", "cost")  # sections that are a Markdown file too
+TABLES = {*MARKDOWN, "published", "claims", "conditions", "faults"}  # those that are a CSV file
 
 
 def build(found: Findings, store: Path, folder: Path) -> list[Path]:
@@ -34,6 +35,9 @@ def build(found: Findings, store: Path, folder: Path) -> list[Path]:
     for path, text in contents.items():
         write_atomically(path, text)
     tables = [section for section in made if section.tables]
+    for name in TABLES - {section.name for section in tables}:  # of an earlier state
+        for suffix in (".csv", ".md"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
     paths = [write_csv(section, folder) for section in tables]
     paths += [write_markdown(section, folder) for section in tables if section.name in MARKDOWN]
     # Drawn from files next to the records, which MLflow's copy lacks: no part of the page.
@@ -46,7 +50,7 @@ def sections(found: Findings) -> list[Section]:
     plan, records = found.plan, found.records
     answers = overall_lines(found.overall)
     for answer in found.answers.values():
-        answers += answer_lines(answer, asked_of(plan))
+        answers += answer_lines(answer, asked_of(plan, records))
     drawn = []
     for key, title in found.titles.items():
         if (plot := curves(found.groups[key], found.lines[key])) is not None:

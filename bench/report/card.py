@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, METHOD
+from bench.decide.evidence import LONGER, row_title
 from bench.design import PairId
-from bench.report.answers import asked_of, cautions
-from bench.report.results import Findings, Line, remarks, summary_section
+from bench.report.answers import asked_of, cautions, no_help_text
+from bench.report.results import Findings, remarks, summary_section
 from bench.report.tables import to_text
-from bench.report.wording import LONGER as FACTOR
-from bench.report.wording import chance_text, cost_text, gain_text, points, range_text, row_title
+from bench.report.wording import chance_text, cost_text, gain_text, mean_over, points, range_text
 
 SYMBOLS = {PROVEN: "✓", BEST_BET: "◐", UNDECIDED: "?"}
 """One mark for one decision; `template/page.css` has a colour for each."""
@@ -53,6 +52,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
         others = [row_title(row) for row in answer.in_the_race if row != answer.named]
         race = "; ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
         bet = f"probably {points(chance.gain)} points; better with {chance_text(chance.better)}"
+        bet += f"; {no_help_text(answer)}" if answer.no_help else ""
         said = gain_text(gain) if gain is not None else bet
         cost = cost_text(answer.cost(answer.named))
         name = next(line.title for line in found.lines[key] if line.label == answer.named)
@@ -62,7 +62,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
 
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
-    asked, held = asked_of(found.plan), defaultdict[str, list[str]](list)
+    asked, held = asked_of(found.plan, found.records), defaultdict[str, list[str]](list)
     for key, answer in found.answers.items():
         for text in cautions(answer, asked):
             held[text].append(found.titles[key])
@@ -82,11 +82,11 @@ def sentences(found: Findings) -> list[Sentence]:
         return [[Part(f"No answer yet: {why}.")]]
     order = list(SYMBOLS)
     sure = sorted(answers, key=lambda key: order.index(answers[key].verdict or UNDECIDED))
-    students: dict[str, dict[PairId, Answer]] = {key.student: {} for key in sure}
-    for key, answer in answers.items():
-        students[key.student][key] = answer
+    students = {
+        key.student: {k: a for k, a in answers.items() if k.student == key.student} for key in sure
+    }
     if found.overall:
-        said = [_overall(found), _exploratory(found, answers, students)]
+        said = [_overall(found), [Part("Single pairs, exploratory: "), *_counted(answers)]]
     elif len(students) <= STUDENTS:
         said = [_of_student(found, student, mine) for student, mine in students.items()]
     else:
@@ -98,10 +98,11 @@ def _overall(found: Findings) -> Sentence:
     lines = found.overall_lines
     best = next((line for line in lines if line.proven), lines[0])
     assert best.gain is not None  # a mean over pairs has one
-    verdict, said = (PROVEN, "") if best.proven else (BEST_BET, ", not proven")
+    verdict, said = (PROVEN, "") if best.proven else (UNDECIDED, ", not proven")
     costs = [answer.cost(best.label) for answer in found.answers.values()]
+    over = mean_over(row for row in found.overall if row.row == best.label)
     return [
-        Part(f"On average over {best.n} pairs: "),
+        Part(f"On average over {over}: "),
         Part(best.title, verdict),
         Part(f", {gain_text(best.gain)} over the student alone{_at(costs)}{said}."),
     ]
@@ -112,37 +113,31 @@ def _at(costs: Iterable[float | None]) -> str:
     return f", at {range_text(known, '{:.1f}'.format)} times its training cost" if known else ""
 
 
-def _exploratory(found: Findings, answers: Answers, students: Mapping[str, Answers]) -> Sentence:
-    if len(students) > STUDENTS:
-        return [Part("Single pairs, exploratory: "), *_counted(answers)]
-    parts: Sentence = []
-    for student, mine in students.items():
-        parts += [Part(f"{'; for' if parts else 'For'} a {student} student "), *_named(mine, found)]
-    return [*parts, Part(" (single pairs are exploratory).")]
-
-
 def _named(answers: Answers, found: Findings) -> Sentence:
     """Which row is named for these pairs, and how sure that is, without gain and cost."""
-    choices: dict[tuple[str, str], list[PairId]] = {}
+    choices = defaultdict[tuple[str, Part, str], list[PairId]](list)
     for key, answer in answers.items():
-        choices.setdefault((answer.named or "", answer.verdict or ""), []).append(key)
+        row, verdict = row_title(answer.named or ""), answer.verdict or ""
+        choice = "", Part(row, verdict), " is the best bet, not proven"
+        if verdict == PROVEN:
+            choice = "", Part(row, verdict), " is proven"
+        elif answer.no_help:
+            choice = "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
+        elif verdict == UNDECIDED:
+            choice = "it is ", Part("undecided", verdict), f", {row} leads"
+        choices[choice].append(key)
     parts: Sentence = []
-    for (row, verdict), keys in choices.items():
+    for (before, named, said), keys in choices.items():
         where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
-        also = " and " if parts else ""
-        if verdict == UNDECIDED:
-            said = f", {row_title(row)} leads{where}"
-            parts += [Part(f"{also}it is "), Part("undecided", verdict), Part(said)]
-        else:
-            said = " is proven" if verdict == PROVEN else " is the best bet, not proven"
-            parts += [Part(also), Part(row_title(row), verdict), Part(said + where)]
+        parts += [Part((" and " if parts else "") + before), named, Part(said + where)]
     return parts
 
 
 def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
     """One student's answer with gain and cost, over its teachers and data."""
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
-    if len({answer.named for answer in mine.values()}) > 1:
+    none = any(answer.no_help and answer.verdict != PROVEN for answer in mine.values())
+    if none or len({answer.named for answer in mine.values()}) > 1:
         return [*parts, Part(".")]
     # What was measured if it is proven, else what is believed.
     both = [(a.proven_gain, a.chance(a.named)) for a in mine.values()]
@@ -160,46 +155,35 @@ def _counted(answers: Answers) -> Sentence:
     ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
     parts: Sentence = []
     for row, verdict in ranked[:3]:
-        said = f" is {verdict} for {counts[row, verdict]} of {len(answers)} pairs"
+        how = {PROVEN: "is proven", BEST_BET: "is the best bet"}.get(verdict, "leads, undecided,")
+        said = f" {how} for {counts[row, verdict]} of {len(answers)} pairs"
         parts += [Part("; " if parts else ""), Part(row_title(row), verdict), Part(said)]
     return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
 
 
 def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     """What the same time buys without a teacher, and whether a method is proven to beat that."""
-    lead = "Before you pay for a teacher: "
-    longer = _longer(found)
-    if longer is None or longer.gain is None:
-        return [Part(f"{lead}no row trains the student alone for longer, so its worth is open.")]
-    factor = FACTOR.fullmatch(longer.label)
-    factor_text = f"{float(factor['factor']):g}" if factor else ""
-    times = {"": "longer", "2": "twice as long"}.get(factor_text, f"{factor_text} times as long")
-    gains = [longer.gain.mean]
-    if not found.overall:
-        claims = (answer.claim(longer.label) for answer in answers.values())
-        gains = [claim.gain.mean for claim in claims if claim and claim.gain]
-    low, high = points(min(gains)), points(max(gains))
-    bought = f"{low} points" if low == high else f"{low} to {high} points, depending on the pair"
-    text = f"{lead}training the student alone for {times} gives {bought}"
+    lead, lines = "Before you pay for a teacher: ", found.overall_lines
+    gains = [(x.gain.mean, x.label) for x in lines if x.kind == LONGER and x.gain is not None]
+    rows = [(a, row.name) for a in answers.values() for row in a.pair.rows if row.kind == LONGER]
+    claims = [answer.claim(row) for answer, row in rows]
+    gains = gains or [(claim.gain.mean, claim.row) for claim in claims if claim and claim.gain]
+    if not gains:
+        why = "longer training of the student alone is not confirmed"
+        why = why if rows else "no row trains the student alone for longer"
+        return [Part(f"{lead}{why}, so its worth is open.")]
+    best = max(gains)[1]
+    bought = range_text((gain for gain, row in gains if row == best), points)
+    text = f"{lead}the student alone trained for longer ({row_title(best)}) gains {bought} points"
     beaten = []
-    for key, answer in answers.items():
-        # The finalist of the highest gain that needs a teacher.
-        methods = [x.label for x in found.lines[key] if x.kind == METHOD and x.gain is not None]
-        beaten += [c.proven for c in answer.against_longer if c.row in methods[:1]]
+    for answer in answers.values():  # of the method of the highest gain
+        priced = [(claim.gain.mean, claim.proven) for claim in answer.against_longer if claim.gain]
+        beaten += [proven for _, proven in sorted(priced)[-1:]]
     said = ", and no method is proven to beat that" if beaten else ""
     if any(beaten):
         where = f" for {sum(beaten)} of {len(beaten)} pairs" if len(beaten) > 1 else ""
         said = f"; the best method is proven to beat that{where}"
     return [Part(f"{text}{said}.")]
-
-
-def _longer(found: Findings) -> Line | None:
-    """The longer-trained student of the highest mean gain, over all pairs or of the first one."""
-    for lines in (found.overall_lines, *(found.lines[key] for key in found.answers)):
-        rows = [line for line in lines if line.kind == LONGER and line.gain is not None]
-        if rows:
-            return max(rows, key=lambda line: line.gain.mean if line.gain else 0.0)
-    return None
 
 
 # --- the same for a terminal -------------------------------------------------------------------

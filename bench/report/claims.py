@@ -21,13 +21,14 @@ from collections import ChainMap, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bench.cost.costs import Costs, Quartiles
+from bench.cost.costs import CostRecord, Quartiles
+from bench.decide.evidence import row_title
 from bench.record import Record
 from bench.report.groups import Group, Measure, Pairs, final
-from bench.report.results import Findings
+from bench.report.results import Findings, cost_groups
 from bench.report.tables import Table, Value, text_columns
-from bench.report.wording import range_text, row_title
-from bench.statistics import ALPHA, holm, mean_interval, paired_differences, paired_p
+from bench.report.wording import counted, range_text
+from bench.statistics import ALPHA, holm, mean_interval, means_by_seed, paired_differences, paired_p
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
@@ -75,7 +76,7 @@ def claim_table(found: Findings) -> Table:
 
 
 def _claims(found: Findings) -> list[Claim]:
-    pairs, losses = found.groups, _loss_ms(found.costs)
+    pairs, losses = found.groups, _loss_ms(cost_groups(found))
     held = "directions held fast, "
     return [
         Claim(
@@ -93,6 +94,7 @@ def _claims(found: Findings) -> list[Claim]:
         Claim(
             "Multi-connection knowledge may over-constrain",
             "cosine of task and transfer gradients, multi-connection - response",
+            evidence=f"{EXAMINED[:-1]} whose first transfer stage trains on labels, too.",
             tested=_differences(pairs, gradient_cosine, CONNECTED, RESPONSE), wanted=-1,
         ),
         Claim(
@@ -135,7 +137,7 @@ def _evidence(claim: Claim, p: float | None) -> str:
         why = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     elif found.n < LEAST_SEEDS:
         why = f"too few seeds, wanted {LEAST_SEEDS}"
-    return f"{shown[0]}{ends}, {found.n} seeds, {why}."
+    return f"{shown[0]}{ends}, {counted(found.n, 'seed')}, {why}."
 
 
 def _p(values: Sequence[float]) -> float | None:
@@ -199,7 +201,7 @@ def _superiority(pairs: Pairs) -> tuple[str, str]:
         verdict, said = UNDECIDED, f"Never beaten significantly: {', '.join(unbeaten)}"
     seeds = min(len(values) for _, several in found for values in several)
     few = f", too few, wanted {LEAST_PAIRS}" if shown < LEAST_PAIRS else ""
-    evidence = f"{said}; at least {seeds} seeds, {shown} pairs{few}."
+    evidence = f"{said}; at least {counted(seeds, 'seed')}, {counted(shown, 'pair')}{few}."
     return UNDECIDED if few else verdict, evidence
 
 
@@ -264,7 +266,7 @@ def _category_means(groups: Iterable[Group], category: str, measure: Measure) ->
 def _differences(pairs: Pairs, measure: Measure, first: str, second: str) -> list[float]:
     """Mean of a category - that of another one, by seed, over the pairs with both."""
     both = [[_category_means(x, c, measure) for c in (first, second)] for x in pairs.values()]
-    return _over_pairs({s: a[s] - b[s] for s in a.keys() & b.keys()} for a, b in both if a and b)
+    return means_by_seed([{s: a[s] - b[s] for s in a.keys() & b} for a, b in both if a and b])
 
 
 def _of_teachers(pairs: Pairs, measure: Measure) -> list[float]:
@@ -273,15 +275,7 @@ def _of_teachers(pairs: Pairs, measure: Measure) -> list[float]:
         ChainMap(*(group.by_seed(measure) for group in groups if group.role == "method"))
         for groups in pairs.values()
     )
-    return _over_pairs(series for series in found if series)
-
-
-def _over_pairs(series: Iterable[Mapping[int, float]]) -> list[float]:
-    """The mean over pairs at every seed that all of them have."""
-    pairs = list(series)
-    seeds = sorted(set.intersection(*map(set, pairs))) if pairs else []
-    # The last bits of a sum are no spread.
-    return [round(statistics.fmean(round(p[seed], 12) for p in pairs), 12) for seed in seeds]
+    return means_by_seed([series for series in found if series])
 
 
 def _scalars(pairs: Pairs) -> list[dict[str, Quartiles]]:
@@ -294,15 +288,16 @@ def _scalars(pairs: Pairs) -> list[dict[str, Quartiles]]:
     return found
 
 
-def _loss_ms(costs: Costs) -> list[dict[str, Quartiles]]:
-    """For every profiled pair: category -> ms of the costliest transfer loss, mean over methods."""
-    found: dict[tuple[str, ...], dict[str, dict[str, list[Quartiles]]]] = {}
-    for record in costs.records:
-        if (stage := record.costliest) is not None and stage.loss_ms is not None:
-            methods = found.setdefault(record.place, {}).setdefault(record.category, {})
-            methods.setdefault(record.method, []).append(stage.loss_ms)
-    pairs = (pair.items() for pair in found.values())
-    return [{c: _mean_of(map(_mean_of, methods.values())) for c, methods in p} for p in pairs]
+def _loss_ms(pairs: Iterable[Iterable[CostRecord]]) -> list[dict[str, Quartiles]]:
+    """For every pair: category -> ms of the costliest transfer loss, mean over methods."""
+    found = []
+    for records in pairs:
+        losses = defaultdict[str, dict[str, list[Quartiles]]](dict)
+        for record in records:
+            if (stage := record.costliest) is not None and stage.loss_ms is not None:
+                losses[record.category].setdefault(record.method, []).append(stage.loss_ms)
+        found.append({c: _mean_of(map(_mean_of, own.values())) for c, own in losses.items()})
+    return found
 
 
 def _mean_of(several: Iterable[Quartiles]) -> Quartiles:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.cost.costs import MIB, CostRecord, Costs
+from bench.decide.evidence import row_title
 from bench.record import FINISHED
 from bench.report.figures import dumbbells
 from bench.report.tables import Column, Section, Table, Value, write_csv, write_markdown
-from bench.report.wording import row_title
 from bench.statistics import Interval
 
 METHOD_COLUMNS = (

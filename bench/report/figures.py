@@ -9,11 +9,11 @@ from typing import NamedTuple, Self
 
 from bench.cost.costs import CostRecord
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED
-from bench.decide.evidence import LONGER, METHOD, REFERENCE
+from bench.decide.evidence import LONGER, METHOD, REFERENCE, row_title
 from bench.record import Record
 from bench.report.groups import Group
 from bench.report.results import IN_THE_RACE, Line
-from bench.report.wording import cost_text, gain_text
+from bench.report.wording import cost_text, counted, gain_text
 from bench.statistics import Interval
 
 # --- where marks and labels lie --------------------------------------------------------------
@@ -52,12 +52,7 @@ class Scale(NamedTuple):
 
 
 def linear(values: Iterable[float], start: float, end: float, count: int = 8) -> Scale:
-    """A scale over all values, with about so many ticks.
-
-    Example:
-        >>> linear([-0.012, 0.048], 0, 100, count=6).ticks
-        [0.0, 0.02, 0.04]
-    """
+    """A scale over all values, with about so many ticks."""
     found = list(values)
     low, high = min(found), max(found)
     margin = 0.04 * (high - low) or 0.01
@@ -258,7 +253,7 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
     ]
     if not any(line.kind == METHOD for line, _, _ in shown):
         return None
-    last = max(shown, key=lambda item: item[1])[0].title
+    last = row_title(max(shown, key=lambda item: item[1])[0].label)
     room = min(LETTER * len(last), 0.35 * (PLOT.right - PLOT.left))
     costs = [1.0, *(cost for _, cost, _ in shown)]
     x = logarithmic(costs, PLOT.left + 12, PLOT.right - 12, room)
@@ -281,7 +276,7 @@ def _labelled(spots: Sequence[Spot], y: Scale, longer: Sequence[tuple[float, flo
     for spot in ranked:
         if spot.gain.low is not None and spot.gain.high is not None:
             taken += segment_boxes(spot.x, y.at(spot.gain.low), spot.x, y.at(spot.gain.high))
-    placed = place_labels([(s.x, s.y, s.line.title) for s in ranked], PLOT, taken)
+    placed = place_labels([(s.x, s.y, row_title(s.line.label)) for s in ranked], PLOT, taken)
     labels = {s.line.label: label for s, label in zip(ranked, placed, strict=True)}
     return [spot._replace(label=labels[spot.line.label]) for spot in spots]
 
@@ -403,4 +398,4 @@ def finding(lines: Sequence[Line]) -> str:
     best, gain = gains[named[0]]
     proven = sum(line.proven for line, _ in gains.values())
     said = f"{best.title} leads: {gain_text(gain)}, {cost_text(best.cost)}, {best.verdict}"
-    return f"{said}; {proven} of {len(gains)} rows are proven better than the student."
+    return f"{said}; proven better than the student: {proven} of {counted(len(gains), 'row')}."

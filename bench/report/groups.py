@@ -5,12 +5,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from bench.decide.evidence import row_title
 from bench.decide.records import group_by_pair
 from bench.design import PairId
 from bench.faults import UserError
 from bench.record import FAILED, FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value, text_columns, to_csv
-from bench.report.wording import row_title, seeds_text
+from bench.report.wording import seeds_text
 
 ROLES = ("teacher", "student", "method")
 NOT_RUN = "not_run"  # the status, in tables only, of a row of the plan whose cell has no record

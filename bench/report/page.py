@@ -11,8 +11,9 @@ import jinja2
 
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
 from bench.report.figures import Forest, GainCost, curves, file_name, finding, forest, gain_cost
-from bench.report.results import Findings, facts, measured_on
+from bench.report.results import Findings, cost_groups, facts, measured_on
 from bench.report.tables import Section, Value, csv_value, notes_once, show
+from bench.report.wording import mean_over, points, range_text
 from bench.statistics import Interval
 
 FOLDER = Path(__file__).parent / "template"
@@ -40,14 +41,16 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
     images = {answer.pair.test_images for answer in found.answers.values()} - {0}
+    devices = (str(r.conditions.get("device")) for records in cost_groups(found) for r in records)
     measured = next((answer.pair.measured_on for answer in found.answers.values()), "")
     said = sentences(found)
     parts = {
         "name": found.plan.name,
-        "facts": facts(found.plan, found.groups) or [found.plan.description],
+        "description": found.plan.description,
+        "facts": facts(found.plan, found.groups),
         "test_set": measured_on(found.plan, "set"),
         "measured_on": f"{measured} of {min(images):,} images" if len(images) == 1 else measured,
-        "device": found.costs.records[0].conditions.get("device") if found.costs else "",
+        "device": " or ".join(dict.fromkeys(devices)),
         "sentences": said,
         "decided": next((part.verdict for s in said for part in s if part.verdict), ""),
         "caution": caution(found),
@@ -69,13 +72,16 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
 
 def _panels(found: Findings) -> list[Panel]:
     """The mean over pairs where that is the answer, then every pair."""
-    panels, mean = [], f"mean over {len(found.answers)} pairs"
-    shown = {mean: found.overall_lines} | {found.titles[k]: found.lines[k] for k in found.answers}
-    for title, lines in shown.items():
+    panels, shown = [], [(f"mean over {mean_over(found.overall)}", found.overall_lines, "")]
+    for key, answer in found.answers.items():
+        lines = found.lines[key]
+        seeds = range_text([claim.gain.n for claim in answer.claims if claim.gain] or [0], str)
+        few = [x.gain.n for x in lines if x.gain is not None and answer.claim(x.label) is None]
+        more = f" (screened only: {range_text(few, str)})" if few and found.screened else ""
+        sample = f", n = {seeds} seed{'s' * (seeds != '1')}{more}"
+        shown.append((found.titles[key], lines, sample))
+    for title, lines, sample in shown:
         if (plot := forest(lines)) is not None:
-            seeds = sorted({line.gain.n for line, _ in plot.rows if line.gain is not None})
-            few = f" (screened only: {seeds[-2]})" if found.screened and len(seeds) > 1 else ""
-            sample = f", n = {seeds[-1]} seeds{few}" if title != mean else ""
             said = f"{title}: {finding(lines)}"
             panels.append(Panel(title, sample, said, plot, gain_cost(lines)))
     return panels
@@ -114,7 +120,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"show": show, "raw": _raw, "percent": _percent}
+    environment.filters |= {"show": show, "raw": _raw, "percent": _percent, "points": points}
     return environment
 
 

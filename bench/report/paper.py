@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jinja2
 
+from bench.decide.evidence import row_title
 from bench.faults import one_line
 from bench.report.results import Findings, level_text
 from bench.report.tables import Column, show
-from bench.report.wording import range_text, row_title
+from bench.report.wording import mean_over, range_text
 
 TEMPLATE = Path(__file__).parent / "template" / "paper.tex"
 # Of LaTeX's article at its default size: points of \textwidth, lines of \scriptsize a page, points
@@ -44,7 +45,7 @@ class _Column(NamedTuple):
 
 def paper_table(found: Findings) -> str:
     r"""Rows by gain, a column a pair, in blocks of \textwidth; needs \usepackage{booktabs}."""
-    shown = {("mean over", f"{len(found.answers)} pairs"): found.overall_lines}
+    shown = {("mean over", mean_over(found.overall)): found.overall_lines}
     for key in found.answers:
         title = found.titles[key].removeprefix(key.teacher).strip()
         shown[key.teacher, title] = found.lines[key]
@@ -67,14 +68,16 @@ def paper_table(found: Findings) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": escape, "title": row_title}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    finalists = [row for answer in found.answers.values() for row in answer.pair.finalists]
-    seeds = {len(row.every_seed) for row in finalists} or {0}
+    claims = [claim for answer in found.answers.values() for claim in answer.claims]
+    seeds = range_text({claim.gain.n for claim in claims if claim.gain} or {0}, str)
     caption = (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
         "interval that holds for all claims of a pair at once; n = "
-        f"{range_text(seeds, str)} seeds. Bold: proven (paired t test, Holm, "
+        f"{seeds} seed{'s' * (seeds != '1')}. Bold: proven (paired t test, Holm, "
         f"{level_text(found.plan)})."
     )
+    if found.overall:
+        caption += " A mean's is its 95 % interval over students (random effects)."
     more = dict.fromkeys(line.title for lines in shown.values() for line in lines if line.added)
     if more:
         caption += f" Deployed is more than the student: {', '.join(more)}."

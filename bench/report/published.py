@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from bench.cell import DataSpec, Recipe, Spec
+from bench.decide.evidence import row_title
 from bench.decide.records import group_by_pair
 from bench.record import FINISHED, Plan, Record, Row
 from bench.report.tables import Column, Table, Value
-from bench.report.wording import row_title
 from bench.statistics import mean_interval
 
 FOLDER = Path(__file__).parent / "published"

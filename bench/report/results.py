@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from bench.cost.costs import Costs
+from bench.cost.costs import CostRecord, Costs
 from bench.decide.decision import PROVEN, Answer
-from bench.decide.evidence import ABLATION, LONGER, METHOD
+from bench.decide.evidence import ABLATION, LONGER, METHOD, row_title
 from bench.decide.evidence import Row as Evidence
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Overall
 from bench.decide.records import decide_plan, question_of
@@ -17,8 +17,8 @@ from bench.design import PairId
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table, text_columns
-from bench.report.wording import range_text, row_title, seeds_text
-from bench.statistics import ALPHA, Interval, mean_interval, paired_differences
+from bench.report.wording import counted, mean_over, range_text, seeds_text
+from bench.statistics import ALPHA, Interval, mean_interval, paired_differences, paired_p
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
 
@@ -34,7 +34,8 @@ COLUMNS = (
 )
 
 KEYS = [column.key for column in COLUMNS if column.key != "label"]
-SCREENED_NOTE = "Screened only: not chosen for confirmation, a gain over few seeds, no claim."
+SCREENED_NOTE = "Screened only: not confirmed, a gain over few seeds, no claim."
+HOLM_NOTE = "; it goes by steps, so that the interval of a proven row may hold 0"
 COST_NOTE = (
     "Cost: time of the whole training over the plain student's, the teacher's own training left "
     "out."
@@ -186,7 +187,8 @@ def _verdict(group: Group, row: Evidence | None, answer: Answer | None) -> str:
         return CONTROL
     if row.name in answer.in_the_race:
         return IN_THE_RACE
-    return NOT_PROVEN if row.finalist else SCREENED
+    untested = claim is None or (claim.gain is None and row.screening)
+    return SCREENED if untested else NOT_PROVEN
 
 
 def _gain(row: Evidence | None, answer: Answer | None) -> Interval | None:
@@ -194,10 +196,11 @@ def _gain(row: Evidence | None, answer: Answer | None) -> Interval | None:
     if row is None or answer is None or row.kind not in (LONGER, METHOD, ABLATION):
         return None
     claim = answer.claim(row.name)
-    if claim is not None:
+    if claim is not None and claim.gain is not None:
         return claim.gain
-    found = _mean(paired_differences(row.every_seed, answer.pair.student.every_seed))
-    return found if found is None or found.n > 2 else found._replace(low=None, high=None)
+    differences = paired_differences(row.every_seed, answer.pair.student.every_seed)
+    found, shown = _mean(differences), len(differences) > 2 and paired_p(differences) is not None
+    return found if found is None or shown else found._replace(low=None, high=None)
 
 
 def _mean(values: list[float]) -> Interval | None:
@@ -206,29 +209,33 @@ def _mean(values: list[float]) -> Interval | None:
 
 def summary_section(found: Findings) -> Section:
     """All numbers: the mean over pairs where that is the answer, then a table for each pair."""
-    tables, pairs, measured = [], len(found.answers), measured_on(found.plan, "set")
+    tables, pairs, measured = [], mean_over(found.overall), measured_on(found.plan, "set")
     level = level_text(found.plan)
     if found.overall_lines:
         note = (
-            f"Mean gain over {pairs} pairs with its 95 % interval (random effects, REML with "
-            "Hartung and Knapp's variance); proven: Holm over all rows, level 5 %. "
-            f"n: pairs. {COST_NOTE}"
+            f"Mean gain over {pairs} with its 95 % interval (random effects, REML with Hartung and "
+            "Knapp's variance); proven: Holm over all rows, level 5 %. n: students, whose pairs "
+            f"are averaged by seed. {COST_NOTE}"
         )
-        table = _table(f"Mean over {pairs} pairs", found.overall_lines, [note])
+        table = _table(f"Mean over {pairs}", found.overall_lines, [note])
         tables.append(table.only(("label", "verdict", "gain", "cost", "n")))
     for key, title in found.titles.items():
+        lines = found.lines[key]
         rows = len(found.answers[key].claims) if key in found.answers else 0
+        whom = f"all {rows} rows" if rows > 1 else "the row"
+        hold = f"hold for {whom} that claims are made about at once, of others 95 %"
+        steps = any(line.proven and line.gain and (line.gain.low or 0) <= 0 for line in lines)
         notes = [
             *remarks(found, key),
             f"Accuracy: last epoch, {measured}, ± half of the 95 % Student t interval over n "
             "seeds; best epoch: chosen on the same images, so too high; agreement: with the "
             "teacher.",
-            f"Gain over the student, paired by seed; intervals hold for all {rows} rows that "
-            f"claims are made about at once, of others 95 %. Proven: Holm over all pairs, {level}.",
+            f"Gain over the student, paired by seed; intervals {hold if rows else 'of 95 %'}. "
+            f"Proven: Holm over all pairs, {level}{HOLM_NOTE if steps else ''}.",
             SCREENED_NOTE if found.screened else "",
             COST_NOTE,
         ]
-        tables.append(_table(title, found.lines[key], [note for note in notes if note]))
+        tables.append(_table(title, lines, [note for note in notes if note]))
     return Section(name="summary", title=f"All numbers of {found.plan.name}", tables=tables)
 
 
@@ -261,8 +268,8 @@ def remarks(found: Findings, key: PairId) -> list[str]:
         if row.reached is not None and row.reached < 1
     ]
     finished = {r.cell_id: r for group in groups for r in group.finished()}
-    counts = Counter(str(record.conditions.get("code", "")) for record in finished.values())
-    cells = ", ".join(f"{code or 'unknown'} ({n} cells)" for code, n in sorted(counts.items()))
+    counts = Counter(str(r.conditions.get("code") or "unknown") for r in finished.values())
+    cells = ", ".join(f"{code} ({counted(n, 'cell')})" for code, n in sorted(counts.items()))
     said = "Rows were trained by different code, by the digest of what decides numbers"
     return [*lines, f"{said}: {cells}."] if len(counts) > 1 else lines
 
@@ -281,21 +288,30 @@ def pair_titles(pairs: Pairs) -> dict[PairId, str]:
 
 
 def facts(plan: Plan, pairs: Pairs) -> list[str]:
-    """What was trained on what, as short phrases."""
+    """What was trained on what, as short phrases; none before a student has finished."""
     students, teachers = (
         [r for groups in pairs.values() for g in groups if g.role == role for r in g.finished()]
         for role in ("student", "teacher")
     )
     seen, taught = (_range(found, "train_images") for found in (students, teachers))
     images = f"{seen} training images" if seen == taught or not taught else ""
+    epochs, axes = _range(students, "epochs"), [_axes(*pair) for pair in pairs.items()]
     parts = [
         ", ".join(dict.fromkeys(key.data for key in pairs)),
+        # Of all pairs; the images of a fraction are counted below.
+        *(x for x in axes[:1] and axes[0] if all(x in y for y in axes) and "images" not in x),
         images or f"teachers saw {taught} images, students {seen}",
-        f"{_range(students, 'epochs')} epochs",
+        f"{epochs} epoch{'s' * (epochs != '1')}",
         f"seeds {seeds_text(row.seed for row in plan.rows)}",
         f"{_range(students, 'test_images')} {measured_on(plan, 'images')}",
     ]
     return [part for part in parts if students and part and not part.startswith(" ")]
+
+
+def cost_groups(found: Findings) -> list[list[CostRecord]]:
+    """The costs that answers rest on, of every data set and pair of networks that has a record."""
+    pairs = dict.fromkeys((key.data, key.teacher, key.student) for key in found.groups)
+    return [found.costs.of_pair(*pair) for pair in pairs]
 
 
 def level_text(plan: Plan) -> str:

@@ -14,11 +14,11 @@ import networkx as nx
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from bench.decide.evidence import row_title
 from bench.decide.records import group_by_pair
 from bench.faults import DamagedError
 from bench.record import FINISHED, Plan, Record, Store, write_atomically
 from bench.report.figures import file_name
-from bench.report.wording import row_title
 
 # Okabe and Ito: five hues that can be told apart without red-green vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")

@@ -107,15 +107,7 @@ class Section(NamedTuple):
 
 
 def show(column: Column, value: Value) -> str:
-    """A value as people read it, before any escaping.
-
-    Example:
-        >>> gain = Column(key="g", name="gain", unit="points", digits=1, signed=True, interval=True)
-        >>> show(gain, Interval(0.0123, 0.0100, 0.0146, 5)), show(gain, None)
-        ('+1.2 ± 0.2', '-')
-        >>> show(gain, Interval(0.0123, None, None, 1))
-        '+1.2 (n=1)'
-    """
+    """A value as people read it, before any escaping."""
     if value is None or isinstance(value, str):
         return "-" if value is None else one_line(value)
     if not isinstance(value, Interval):

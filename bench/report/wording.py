@@ -1,51 +1,38 @@
 """How rows, pairs, gains and costs are worded, everywhere a reader meets them."""
 
-import re
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
+from bench.decide.proof import Overall
 from bench.statistics import Interval
-
-LONGER = re.compile(r"student \(epochs_factor=(?P<factor>[0-9.e+]+)\)")
-
-
-def row_title(label: str) -> str:
-    """A row as people say it.
-
-    Example:
-        >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
-        ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
-    """
-    if label == "student":
-        return "no teacher"
-    found = LONGER.fullmatch(label)
-    return f"no teacher, {found['factor']}× epochs" if found else label
-
-
-def reference_title(label: str) -> str:
-    """The row that others are held against, as it reads in a sentence.
-
-    Example:
-        >>> reference_title("student"), reference_title("rkd")
-        ('the student alone', 'rkd')
-    """
-    return "the student alone" if label == "student" else row_title(label)
 
 
 def points(value: float) -> str:
     """A difference of accuracies in percentage points.
 
     Example:
-        >>> points(0.0234), points(-0.004)
-        ('+2.3', '-0.4')
+        >>> points(0.0234), points(-0.004), points(-0.0001)
+        ('+2.3', '-0.4', '0.0')
     """
-    return f"{100 * value:+.1f}"
+    text = f"{100 * value:+.1f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def counted(n: float, what: str) -> str:
+    """A number of things: "1 seed", "1,297 images"."""
+    return f"{n:,.0f} {what}{'' if n == 1 else 's'}"
+
+
+def mean_over(overall: Iterable[Overall]) -> str:
+    """What the means of these rows are over, at most: "6 pairs", or "6 pairs (2 students)"."""
+    pairs, students = max(((row.pairs, row.gain.interval.n) for row in overall), default=(0, 0))
+    return counted(pairs, "pair") + (f" ({students} students)" if students < pairs else "")
 
 
 def gain_text(gain: Interval) -> str:
     """A gain in percentage points with its interval, if it has one."""
     if gain.low is None or gain.high is None:
-        return f"{points(gain.mean)} points (one seed)"
+        return f"{points(gain.mean)} points ({counted(gain.n, 'seed')})"
     return f"{points(gain.mean)} points ({points(gain.low)} to {points(gain.high)})"
 
 
