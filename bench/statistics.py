@@ -9,14 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 ALPHA = 0.05  # level of every test: the chance of a false verdict within one family of tests
 
 
 class Interval(NamedTuple):
-    """A mean of n values and its confidence interval; None for n = 1, which has no spread."""
+    """A mean of n values and its confidence interval; None where the values have no spread."""
 
     mean: float
     low: float | None
@@ -27,7 +26,8 @@ class Interval(NamedTuple):
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of a mean: mean +- t(level, n - 1) s / sqrt(n).
 
-    There is one value a seed; `level` is the coverage. ValueError for no value, one that is not
+    There is one value a seed; `level` is the coverage. Equal values estimate no spread: accuracies
+    are counts of images, so that happens with few seeds. ValueError for no value, one that is not
     finite, or a level outside of (0, 1).
 
     Source:
@@ -37,9 +37,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"mean_interval: level {level}, wanted one in (0, 1) such as 0.95")
     n = len(values)
-    if n == 1:
-        return Interval(float(values[0]), None, None, 1)
-    mean, deviation = mean_and_deviation(values)
+    mean, deviation = mean_and_deviation(values) if n > 1 else (float(values[0]), 0.0)
+    if deviation == 0:
+        return Interval(mean, None, None, n)
     half = special.stdtrit(n - 1, (1 + level) / 2) * deviation / math.sqrt(n)
     return Interval(mean, float(mean - half), float(mean + half), n)
 
@@ -62,9 +62,8 @@ def paired_differences(a: Mapping[int, float], b: Mapping[int, float]) -> list[f
 def paired_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of the paired t test that the mean difference is 0 (Student 1908).
 
-    1 if every difference is 0. Other equal differences estimate no spread, and p is None:
-    accuracies are counts of a few hundred images, so that happens, and it is no evidence. Neither
-    is one seed. ValueError for a difference that is not finite.
+    1 if every difference is 0. Other equal differences are no evidence, and p is None; neither is
+    one seed. ValueError for a difference that is not finite.
     """
     _check("paired_p", differences, least=0)
     n = len(differences)
@@ -109,61 +108,6 @@ def seeds_needed(effect: float, alpha: float, wanted: float = 0.8, most: int = 1
     if not effect > 0 or power(effect, most, alpha) < wanted:
         return None
     return 2 + bisect.bisect_left(range(2, most), wanted, key=lambda n: power(effect, n, alpha))
-
-
-class Pooled(NamedTuple):
-    """A mean of effects that differ between pairs, with its 95 % interval; n counts the effects.
-
-    `error` is its standard error, `tau` the deviation of the true effects, in their unit, and `p`
-    two-sided, that the mean is 0.
-    """
-
-    interval: Interval
-    error: float
-    tau: float
-    p: float
-
-
-def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Pooled:
-    """Mean of effects that differ between pairs, from the effects y and their variances v.
-
-    y_i ~ N(theta_i, v_i), theta_i ~ N(mu, tau^2); tau^2 by restricted maximum likelihood,
-    w_i = 1 / (v_i + tau^2), mu = sum w_i y_i / sum w_i, with the variance max(1, q) / sum w_i,
-    q = sum w_i (y_i - mu)^2 / (k - 1), and Student's t on k - 1 degrees of freedom: effects that
-    are equal by chance are not known better than their variances say. ValueError for fewer than
-    two effects, or a variance that is not above 0.
-
-    Source:
-        Viechtbauer: Bias and Efficiency of Meta-Analytic Variance Estimators, J. Educ. Behav.
-        Stat. 30, 2005, for REML; Knapp, Hartung, Statistics in Medicine 22, 2003.
-    """
-    y, v = np.asarray(effects, float), np.asarray(variances, float)
-    if len(y) < 2 or not np.all(v > 0):
-        raise ValueError(
-            f"random_effects: {len(y)} effects with variances {list(variances)}, wanted two or "
-            "more, with variances above 0"
-        )
-    tau2, k = _tau2(y, v), len(y)
-    w = 1 / (v + tau2)
-    mean = float(w @ y / w.sum())
-    error = math.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum())
-    half = error * float(special.stdtrit(k - 1, 1 - ALPHA / 2))
-    p = 2 * special.stdtr(k - 1, -abs(mean) / error)
-    return Pooled(Interval(mean, mean - half, mean + half, k), error, math.sqrt(tau2), float(p))
-
-
-def _tau2(y: np.ndarray, v: np.ndarray) -> float:
-    """The tau^2 at which the derivative of the restricted log-likelihood is 0; 0 if it falls."""
-
-    def slope(tau2: float) -> float:
-        w = 1 / (v + tau2)
-        mean = w @ y / w.sum()
-        return float(w**2 @ (y - mean) ** 2 - w.sum() + (w**2).sum() / w.sum())
-
-    high = float(((y - y.mean()) ** 2).sum() + v.max())
-    if slope(0.0) <= 0:
-        return 0.0
-    return float(optimize.root_scalar(slope, bracket=(0.0, high), xtol=1e-16).root)
 
 
 def between_groups(groups: Sequence[Sequence[float]]) -> float | None:

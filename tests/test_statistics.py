@@ -44,8 +44,8 @@ def test_one_value_has_no_interval_and_so_no_evidence() -> None:
     assert mean_interval([0.7]) == Interval(0.7, None, None, 1)
 
 
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert mean_interval([0.1] * 3) == Interval(0.1, 0.1, 0.1, 3)
+def test_equal_values_estimate_no_spread_and_have_no_interval() -> None:
+    assert mean_interval([0.1] * 3) == Interval(0.1, None, None, 3)
 
 
 def test_differences_are_over_common_seeds_alone() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from scipy import special
@@ -11,19 +12,16 @@ from bench.decide.evidence import Pair, Row
 from bench.statistics import (
     ALPHA,
     Interval,
-    Pooled,
     holm,
     mean_and_deviation,
     mean_interval,
     means_by_seed,
     paired_differences,
     paired_p,
-    random_effects,
     seeds_needed,
 )
 
 FIRST_LOOK, SECOND_LOOK = 0.04, 0.01  # how alpha is split where the design allows one extension
-LEAST_VARIANCE = 1e-12  # of a mean gain whose differences are all equal
 
 
 class Family(NamedTuple):
@@ -87,8 +85,6 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
             for name, values in rows.items():
                 p, adjusted = next(tests)
                 gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
-                if gain is not None and p is None:
-                    gain = gain._replace(low=None, high=None)
                 if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
                     proven.add((place, name))
                 elif gain is not None and gain.mean <= 0:  # what the second look turns round
@@ -170,22 +166,25 @@ def _p(differences: Sequence[float], margin: float) -> float:
 
 
 class Overall(NamedTuple):
-    """One row's mean gain over students, `gain`, on so many pairs; `p` is corrected over rows."""
+    """One row's mean gain over students, with its 95 % interval, on so many pairs.
+
+    `p` is after Holm's correction over rows; None without a spread to judge by.
+    """
 
     row: str
-    gain: Pooled
+    gain: Interval
     pairs: int
-    p: float
+    p: float | None
     proven: bool
 
 
 def over_pairs(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
-    """Every row's mean gain over the pairs' students, by falling mean, with Holm's correction.
+    """Every row's mean gain over the pairs' students, by falling mean: t tests over students.
 
     Pairs of one student, equal by seed, share its cells and are one piece of evidence: gains are
-    averaged by seed first, over the seeds that all of them have: one effect a student, see
-    `bench.statistics.random_effects`. Left out are pairs with fewer than two seeds, students whose
-    gains have no spread to judge by, and rows with fewer than two students.
+    averaged by seed first, over the seeds that all of them have, and then over seeds, to one gain
+    a student. Students weigh the same: variances of a few seeds are too uncertain for weights.
+    Left out are pairs with fewer than two seeds, and rows with fewer than two students.
     """
     found = defaultdict[str, dict[object, list[dict[int, float]]]](dict)
     for pair in pairs:
@@ -194,18 +193,16 @@ def over_pairs(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
             gains = {s: x - alone[s] for s, x in row.confirmation.items() if s in alone}
             if row.nameable and len(gains) > 1:
                 found[row.name].setdefault(cells, []).append(gains)
-    pooled: dict[str, tuple[Pooled, int]] = {}
+    tested: dict[str, tuple[list[float], int]] = {}
     for row, students in found.items():
-        kept = [each for each in students.values() if paired_p(means_by_seed(each)) is not None]
+        kept = [(means, len(each)) for each in students.values() if (means := means_by_seed(each))]
         if len(kept) > 1:
-            samples = list(map(means_by_seed, kept))
-            means, deviations = zip(*map(mean_and_deviation, samples), strict=True)
-            squares = [d**2 / len(s) for d, s in zip(deviations, samples, strict=True)]
-            gain = random_effects(means, [max(v, LEAST_VARIANCE) for v in squares])
-            pooled[row] = gain, sum(map(len, kept))
-    adjusted = holm([gain.p for gain, _ in pooled.values()])
-    rows = [
-        Overall(row, gain, count, p, p <= ALPHA and gain.interval.mean > 0)
-        for (row, (gain, count)), p in zip(pooled.items(), adjusted, strict=True)
-    ]
-    return tuple(sorted(rows, key=lambda row: -row.gain.interval.mean))
+            tested[row] = [round(fmean(means), 12) for means, _ in kept], sum(n for _, n in kept)
+    p_values = [paired_p(gains) for gains, _ in tested.values()]
+    adjusted = holm([1.0 if p is None else p for p in p_values])
+    made = []
+    for (row, (gains, count)), raw, p in zip(tested.items(), p_values, adjusted, strict=True):
+        gain = mean_interval(gains, 1 - ALPHA)
+        proven = p <= ALPHA and gain.mean > 0
+        made.append(Overall(row, gain, count, None if raw is None else p, proven))
+    return tuple(sorted(made, key=lambda row: -row.gain.mean))

@@ -219,6 +219,6 @@ def overall_lines(overall: Sequence[Overall], against: str = "student") -> list[
     lines = [lead] if overall else []
     for row in overall:
         mark, size = "proven" if row.proven else "not proven", f", {mean_over([row])}"
-        said = f"{gain_text(row.gain.interval)}, {mark}{'' if alike else size}"
+        said = f"{gain_text(row.gain)}, {mark}{'' if alike else size}"
         lines.append(f"  {row_title(row.row)}: {said}")
     return lines

@@ -77,7 +77,7 @@ def paper_table(found: Findings) -> str:
         f"{level_text(found.plan)})."
     )
     if found.overall:
-        caption += " A mean's is its 95 % interval over students (random effects)."
+        caption += " A mean's is its 95 % interval over students."
     more = dict.fromkeys(line.title for lines in shown.values() for line in lines if line.added)
     if more:
         caption += f" Deployed is more than the student: {', '.join(more)}."

@@ -145,8 +145,8 @@ def _mean_line(row: Overall, lines: Iterable[Line]) -> Line:
         Line(label=row.row, kind=mine[0].kind, category=mine[0].category, variant=mine[0].variant),
         verdict=PROVEN if row.proven else NOT_PROVEN,
         proven=row.proven,
-        gain=row.gain.interval,
-        n=row.gain.interval.n,
+        gain=row.gain,
+        n=row.gain.n,
         cost=fmean(costs) if costs else None,
     )
 
@@ -213,9 +213,8 @@ def summary_section(found: Findings) -> Section:
     level = level_text(found.plan)
     if found.overall_lines:
         note = (
-            f"Mean gain over {pairs} with its 95 % interval (random effects, REML with Hartung and "
-            "Knapp's variance); proven: Holm over all rows, level 5 %. n: students, whose pairs "
-            f"are averaged by seed. {COST_NOTE}"
+            f"Mean gain over {pairs} with its 95 % interval; proven: t test over students, Holm "
+            f"over all rows, level 5 %. n: students, whose pairs are averaged by seed. {COST_NOTE}"
         )
         table = _table(f"Mean over {pairs}", found.overall_lines, [note])
         tables.append(table.only(("label", "verdict", "gain", "cost", "n")))

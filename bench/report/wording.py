@@ -25,7 +25,7 @@ def counted(n: float, what: str) -> str:
 
 def mean_over(overall: Iterable[Overall]) -> str:
     """What the means of these rows are over, at most: "6 pairs", or "6 pairs (2 students)"."""
-    pairs, students = max(((row.pairs, row.gain.interval.n) for row in overall), default=(0, 0))
+    pairs, students = max(((row.pairs, row.gain.n) for row in overall), default=(0, 0))
     return counted(pairs, "pair") + (f" ({students} students)" if students < pairs else "")
 
 
