@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, row_title
+from bench.decide.evidence import LONGER, reference_title, row_title
 from bench.design import PairId
 from bench.report.answers import asked_of, cautions, no_help_text
 from bench.report.results import Findings, remarks, summary_section
@@ -124,7 +124,8 @@ def _named(answers: Answers, found: Findings) -> Sentence:
         elif answer.no_help:
             choice = "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
         elif verdict == UNDECIDED:
-            choice = "it is ", Part("undecided", verdict), f", {row} leads"
+            leads = row if _gains(answer) else reference_title(answer.pair.reference.name)
+            choice = "it is ", Part("undecided", verdict), f", {leads} leads"
         choices[choice].append(key)
     parts: Sentence = []
     for (before, named, said), keys in choices.items():
@@ -133,11 +134,17 @@ def _named(answers: Answers, found: Findings) -> Sentence:
     return parts
 
 
+def _gains(answer: Answer) -> bool:
+    """Whether the named row is proven, or believed to gain something and not shown not to."""
+    chance = answer.chance(answer.named)
+    believed = chance is not None and chance.gain > 0 and not answer.no_help
+    return believed or answer.verdict == PROVEN
+
+
 def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
     """One student's answer with gain and cost, over its teachers and data."""
     parts = [Part(f"For a {student} student "), *_named(mine, found)]
-    none = any(answer.no_help and answer.verdict != PROVEN for answer in mine.values())
-    if none or len({answer.named for answer in mine.values()}) > 1:
+    if not all(map(_gains, mine.values())) or len({answer.named for answer in mine.values()}) > 1:
         return [*parts, Part(".")]
     # What was measured if it is proven, else what is believed.
     both = [(a.proven_gain, a.chance(a.named)) for a in mine.values()]
