@@ -1,7 +1,6 @@
 """Losses of relations between samples: on paper, what they ignore, and where a row is zero."""
 
 import math
-from collections.abc import Callable
 from itertools import permutations
 
 import oracles
@@ -71,48 +70,6 @@ def test_cc_pairs_is_neighbours_in_every_order():
     assert cc_loss(-gaps[:1], nothing[:1], "pairs") == 0
 
 
-def scaled(points: Tensor) -> Tensor:
-    return 37 * points
-
-
-def scaled_per_sample(points: Tensor) -> Tensor:
-    return points * torch.logspace(-2, 2, len(points), dtype=points.dtype)[:, None]
-
-
-def mixed(points: Tensor) -> Tensor:
-    """By an orthogonal matrix over all features of a sample."""
-    flat = points.flatten(1)
-    generator = torch.Generator().manual_seed(0)
-    square = torch.randn(2 * [flat.shape[1]], generator=generator, dtype=flat.dtype)
-    return (flat @ torch.linalg.qr(square)[0]).view_as(points)
-
-
-CHANGES = {
-    sp_loss: (scaled, mixed),
-    pkt_loss: (scaled_per_sample, mixed),
-    cc_loss: (scaled_per_sample, mixed),
-}
-
-
-@pytest.mark.parametrize(
-    ("loss", "change"),
-    [
-        pytest.param(loss, change, id=f"{loss.name}, {change.__name__}")
-        for loss in SIMILARITIES
-        for change in CHANGES[loss.function]
-    ],
-)
-def test_ignores_a_change_of_one_network(loss: Loss, change: Callable[[Tensor], Tensor]):
-    (student,), (teacher,) = loss.inputs(5)
-    expected = loss.compute([student], [teacher])
-    assert expected > 1e-4
-    # The eps of pkt is a share of the length.
-    rtol = 1e-4 if loss.function is pkt_loss else 1e-11
-    for changed in ((change(student), teacher), (student, change(teacher))):
-        found = loss.compute(*[[x] for x in changed])
-        torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
-
-
 def test_sp_notices_the_size_of_single_samples():
     student, teacher = rows([1, 0], [1, 1]), rows([1, 0], [0, 2])
     larger = student * rows([1], [2])
@@ -132,7 +89,6 @@ def test_a_zero_row_takes_no_giant_gradient_and_is_named(loss: Loss, size: float
     masked = MASKED[loss.function]
     for pair in ((student, teacher), (teacher, student)):
         found = masked(*pair, **loss.arguments).masked
-        assert found is not None
         assert found.nonzero().flatten().tolist() == [2]
 
 
