@@ -163,7 +163,6 @@ def test_weights_travel_with_what_is_needed_to_use_them(work):
     assert parity.difference <= parity.allowed
     assert parity.images == 20
     record = work.store.read(made.id)
-    assert record is not None
     assert parity.accuracy == record.final["last_accuracy"]
     length = int.from_bytes(content[:8], "little")
     card = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][CARD])
@@ -214,7 +213,6 @@ def test_an_accuracy_on_held_out_images_is_named_as_one(work, tmp_path):
     shown, copy = find_row(plan_of(work), cells()["soft_logits"].id), WorkDir(tmp_path / "copy")
     shutil.copytree(work.root, copy.root)
     record = copy.store.load(shown.cell_id)
-    assert record is not None
     record.cell["data"]["validation"] = 0.5
     copy.store.write(record)
     assert load_trained(shown, work).card.measured_on == "test images"

@@ -50,7 +50,6 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(tmp_path):
         [sys.executable, "-c", LESSON, str(tmp_path)], cwd=ROOT, text=True, env=environment(),
         stdout=subprocess.PIPE,
     ) as training:  # fmt: skip
-        assert training.stdout is not None
         for _ in range(random.Random(faults.SEED).randrange(5, 14)):
             assert training.stdout.readline(), "it ended by itself"
         training.kill()

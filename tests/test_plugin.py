@@ -236,9 +236,7 @@ def test_an_interrupt_is_no_fault_of_the_file(tmp_path, capsys):
 
 def find_record(work: Path, method: str) -> Record:
     row = next(row for row in plan_of(work, "mine").rows if row.method == method)
-    found = WorkDir(work).store.read(row.cell_id)
-    assert found is not None
-    return found
+    return WorkDir(work).store.load(row.cell_id)
 
 
 MATCHING = "cnn4>tiny/matching (weight=0.5)/0"

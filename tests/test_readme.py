@@ -126,8 +126,7 @@ def test_the_example_has_the_loss_that_it_states_and_trains():
     found = loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
     assert found.tolist() == [2.5]  # (1 + 4) / 2
     lesson = Lesson(cell("soft_logits"), method=namespace["method"](weight=0.5))
-    for _ in range(4):
-        lesson.epoch()
+    lesson.epochs(4)
     losses = lesson.student.curves["transfer_loss"]
     assert losses[-1] < losses[0]
 

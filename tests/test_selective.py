@@ -338,7 +338,6 @@ def test_random_control_drops_as_many_from_all_classes_in_proportion():
     assert torch.equal(control, select_at_random(count, labels, seed=3))
     assert not torch.equal(control, select_at_random(count, labels, seed=4))
     cut = selective.method(selection="random", keep=0.2).plan[1].keep
-    assert cut is not None
     embeddings, labels = clusters((30, 30, 30), seed=0)
     chosen = cut(View({"embedding": embeddings}), labels)
     assert [int(chosen.kept[labels == k].sum()) for k in range(3)] == [15, 15, 15]
@@ -349,7 +348,6 @@ def test_regression_target_is_standardised_over_the_whole_training_set():
     embeddings[:, 2] = 0.1  # a dimension that does not vary
     plan = selective.method(normalise=False).plan[1]
     connector = EmbeddingRegressor(4, 5, normalise=False)
-    assert plan.prepare is not None
     plan.prepare(connector, View({"embedding": embeddings}))
     target = connector.target(embeddings)
     spread, middle = torch.std_mean(target, 0, correction=0)
@@ -358,7 +356,6 @@ def test_regression_target_is_standardised_over_the_whole_training_set():
 
     student, rows = torch.randn(3, 4), torch.tensor([4, 0, 9])
     shown = View({"embedding": student}), View({"embedding": embeddings[rows]})
-    assert plan.transfer is not None
     loss = plan.transfer(Pair(*shown, labels=rows, index=rows), connector)
     torch.testing.assert_close(loss, (connector.linear(student) - target[rows]).square().mean(1))
 

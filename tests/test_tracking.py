@@ -180,7 +180,6 @@ def test_what_somebody_deleted_and_what_was_trained_again_is_sent_again(moved):
     store, mirror = Store(moved / "cells"), Mirror(moved, "by_hand")
     first, second, third = runs(mirror, "cell")[:3]
     again = store.read(first.data.tags["cell_id"])
-    assert again is not None
     store.write(replace(again, conditions={"started": "2026-11-24T10:00:00+00:00"}))
     mirror.client.delete_run(second.info.run_id)
     shutil.rmtree(moved / "mlartifacts" / third.info.run_id)

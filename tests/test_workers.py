@@ -129,7 +129,6 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
     )
     trained: set[bytes] = set()
     with launcher:
-        assert launcher.stdout is not None
         while len(trained) < 2:
             trained.add(launcher.stdout.readline())
             assert b"" not in trained, "it ended before both of its workers reported an epoch"

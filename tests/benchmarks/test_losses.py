@@ -101,8 +101,6 @@ def random_loss(
 ) -> LossAlone:
     """The method's first transfer loss on random taps."""
     stage = first_loss(method)
-    assert stage is not None
-    assert stage.transfer is not None
     draws = torch.Generator().manual_seed(0)
 
     def draw(shapes: Shapes) -> dict[str, Tensor]:
@@ -145,7 +143,6 @@ def test_growth(benchmark, name: str, axis: str, size: int) -> None:
     side, channels = round(sizes["positions"] ** 0.5), sizes["channels"]
     vectors = {"embedding": (channels,), "logits": (CLASSES,)}
     stage = first_loss(method)
-    assert stage is not None
     taps = (*stage.all_taps, *vectors)  # connectors may read the vectors' sizes
     shapes = {tap: vectors.get(tap, (channels, side, side)) for tap in taps}
     loss = random_loss(method, shapes, shapes, sizes["batch"])
