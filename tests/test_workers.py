@@ -25,7 +25,7 @@ from bench.launch.leases import LeaseLostError, Leases
 from bench.launch.resources import usable_cpus
 from bench.launch.workers import Workers
 from bench.plugin import Plugin
-from bench.record import FAILED, FINISHED, Record, Store
+from bench.record import FAILED, FINISHED, Store
 from bench.train.engine import Student
 from bench.train.failure import KilledError, fail, record_of
 
@@ -135,8 +135,7 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
         workers = workers_of(launcher.pid)
         assert len(workers) == 2
         launcher.kill()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert not alive
+    assert not psutil.wait_procs(workers, timeout=30)[1]
 
 
 def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path, config):
@@ -289,12 +288,7 @@ def run_with(workers: InProcess, work: Path, leases: Leases, *jobs: Job) -> list
 
 
 def finish(store: Store, one: Cell) -> None:
-    store.write(
-        Record(
-            cell_id=one.id, cell=one.resolved(), category="baseline", source="test",
-            status=FINISHED,
-        )
-    )  # fmt: skip
+    store.write(record_of(one, FINISHED, {}))
 
 
 def test_a_job_that_ran_out_of_memory_is_halved_and_a_full_disk_ends_the_run(tmp_path):
@@ -327,17 +321,11 @@ def test_a_cell_that_ran_out_of_memory_is_tried_again_when_nothing_else_runs(tmp
 
     def train(job: Job) -> None:
         if job.cells == (large,) and store.read(small.id) is None:
-            raise MemoryError
+            raise RuntimeError("CUDA error: out of memory")
         finish(store, job.cells[0])
 
-    def caught(job: Job) -> None:
-        try:
-            train(job)
-        except MemoryError:
-            raise RuntimeError("CUDA error: out of memory") from None
-
+    workers = InProcess(train)
     with Leases(tmp_path / "leases") as leases:
-        workers = InProcess(caught)
         run_with(workers, tmp_path, leases, Job((large,)), Job((small,)))
     assert workers.ran == [["cnn8"], ["cnn2"], ["cnn8"]]
     assert store.read(large.id).status == FINISHED
