@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from lessons import Lesson, cell, dataset, run
-from loss_table import of
-from torch import Tensor, nn
+from loss_table import float64, of
+from torch import nn
 
 from bench.cost.profiler import MethodRow, Profile, profile
 from bench.cost.steps import Workload
@@ -25,10 +25,6 @@ from methods.soft_logits import soft_logits_loss
 from methods.srrl import srrl_loss
 
 IMAGE, INDEX = (3, 32, 32), torch.arange(2)
-
-
-def float64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def network(name: str, classes: int = 4) -> Network:
@@ -104,9 +100,8 @@ def test_ofd_ignores_what_lies_below_the_margin_and_students_below_a_negative_ta
     target = torch.maximum(teacher, floor)
     quiet = (target <= 0) & (student <= target)
     assert quiet.any()
-    torch.testing.assert_close(
-        ofd_loss(torch.where(quiet, student - 5, student), teacher, least), expected
-    )
+    lower = torch.where(quiet, student - 5, student)
+    torch.testing.assert_close(ofd_loss(lower, teacher, least), expected)
     swapped = (x.flip(1) for x in (student, teacher))
     torch.testing.assert_close(ofd_loss(*swapped, least.flip(0)), expected)
     with pytest.raises(ValueError, match="one for each of 2 channels"):

@@ -240,12 +240,6 @@ def test_reviews_of_many_pairs(teacher: str, student: str, parameters: int | Non
     assert stage.transfer(Pair(*views, INDEX, INDEX), connector).isfinite().all()
 
 
-def test_the_weight_of_a_review_warms_up_as_published():
-    weight_at = build_method("reviewkd").plan[0].weight_at
-    published = [5 * min((epoch + 1) / 20, 1) for epoch in range(240)]
-    assert [weight_at(epoch / 239) for epoch in range(240)] == pytest.approx(published, rel=1e-12)
-
-
 # --- factor transfer ------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lessons import Lesson, cell
 from loss_table import SIMILARITIES, Loss, each
-from torch import Tensor
+from loss_table import float64 as rows
 
 from bench.method import Facts, NoConnector, NotApplicable, View
 from methods import cc
@@ -17,10 +17,6 @@ from methods.cc import cc_loss, masked_cc_loss
 from methods.crd import Memory, crd_loss
 from methods.pkt import masked_pkt_loss, pkt_loss
 from methods.sp import masked_sp_loss, sp_loss
-
-
-def rows(*values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_sp_on_paper():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_table import of, standardised_soft_logits_loss
+from loss_table import float64, gradient_of, of, standardised_soft_logits_loss
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -13,7 +13,7 @@ from bench.method import MaskedLoss, Pair, View
 from methods import dist, dkd, soft_logits
 from methods._soft_targets import soft_target_divergence
 from methods._standardise import standardised
-from methods._warm_up import PUBLISHED, warm_up
+from methods._warm_up import warm_up
 from methods.dist import dist_loss
 from methods.dkd import dkd_loss
 from methods.nkd import nkd_loss
@@ -21,25 +21,16 @@ from methods.soft_logits import soft_logits_loss, standardise
 from methods.wttm import wttm_loss
 
 
-def float64(*rows) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def gradient_of(loss, student: Tensor, *rest) -> Tensor:
-    student = student.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(student, *rest).sum(), student)
-    return gradient
-
-
 def pair_of(student: Tensor, teacher: Tensor, *labels: int) -> Pair:
     views = (View({"logits": logits}) for logits in (student, teacher))
     return Pair(*views, torch.tensor(labels), torch.arange(len(student)))
 
 
-def test_the_warm_up_is_the_published_one_over_240_epochs():
-    weight = warm_up(PUBLISHED)
-    for epoch in range(240):
-        assert weight(epoch / 239) == pytest.approx(min((epoch + 1) / 20, 1), abs=1e-15)
+@pytest.mark.parametrize(("name", "most"), [("dkd", 1.0), ("reviewkd", 5.0)])
+def test_the_warm_up_is_the_published_one_over_240_epochs(name: str, most: float):
+    weight_at = build_method(name).plan[0].weight_at
+    published = [most * min((epoch + 1) / 20, 1) for epoch in range(240)]
+    assert [weight_at(epoch / 239) for epoch in range(240)] == pytest.approx(published, rel=1e-12)
 
 
 @pytest.mark.parametrize(("phi", "ends"), [(0, (1, 1)), (1, (0.05, 1)), (2, (0.05, 0.525))])
