@@ -126,6 +126,10 @@ def float64(*rows) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def gradient_of(loss: Callable[..., Tensor], student: Tensor, *rest: Any) -> Tensor:
     student = student.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(student, *rest).sum(), student)

@@ -108,12 +108,6 @@ def test_statistics_are_those_of_the_training_images_in_float64(tree):
     assert (mean, std) == (pytest.approx((7 / 255,), rel=1e-12), (1.0,))
 
 
-def fake_torchvision(monkeypatch, kind, construct):
-    from torchvision import datasets
-
-    monkeypatch.setattr(datasets, kind, construct)
-
-
 @pytest.mark.parametrize(
     "error", [RuntimeError("not found\nor corrupted"), URLError("refused"), IncompleteRead(b"")]
 )
@@ -121,7 +115,7 @@ def test_no_network_says_what_was_wanted_and_how_to_supply_it(monkeypatch, tmp_p
     def refuse(**arguments):
         raise error
 
-    fake_torchvision(monkeypatch, "CIFAR10", refuse)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
     with pytest.raises(DataError, match=r"'cifar10' is not here.*--data-root") as caught:
         load("cifar10", data_root=None, cache=tmp_path)
     assert "\n" not in str(caught.value)
@@ -138,7 +132,7 @@ def test_torchvision_images_become_channels_first(monkeypatch, tmp_path, kind, c
         pixels = copy[:, 0] if channels == 1 else copy.permute(0, 2, 3, 1).numpy()
         return SimpleNamespace(data=pixels, targets=[0, 1, 1, 0], classes=["ant", "bee"])
 
-    fake_torchvision(monkeypatch, kind, construct)
+    monkeypatch.setattr(f"torchvision.datasets.{kind}", construct)
     data = load(kind.lower(), data_root=tmp_path, cache=tmp_path / "cache")
     assert asked == [(tmp_path, True, True), (tmp_path, False, True)]
     assert torch.equal(data.train_images, images)
@@ -197,7 +191,7 @@ def test_other_files_and_hidden_folders_are_passed_over_and_links_followed(tree,
 
 @pytest.mark.parametrize("data_root", [".", "cifar10"])
 def test_a_tree_stands_in_for_a_download(monkeypatch, tmp_path, data_root):
-    fake_torchvision(monkeypatch, "CIFAR10", lambda **arguments: pytest.fail("downloaded"))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", lambda **_: pytest.fail("downloaded"))
     make_tree(tmp_path / "cifar10", classes=tuple("abcdefghij"), train=1, test=1)
     data = load("cifar10", data_root=tmp_path / data_root, cache=tmp_path / "cache")
     assert data.name == "cifar10"
@@ -208,7 +202,7 @@ def test_another_sets_tree_in_the_data_root_is_not_taken_for_a_known_set(monkeyp
     def refuse(**arguments):
         raise OSError("no network")
 
-    fake_torchvision(monkeypatch, "CIFAR100", refuse)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", refuse)
     with pytest.raises(DataError, match="cannot be downloaded"):
         load("cifar100", data_root=tree, cache=tree.parent / "cache")
 
@@ -230,10 +224,6 @@ def empty(folder):
     folder.mkdir()
 
 
-def save_sixteen_bits(tree):
-    Image.fromarray(np.zeros((6, 6), dtype=np.uint16)).save(tree / "train/bee/1.png")
-
-
 def mix_sizes(tree):
     save_image(tree / "train/bee/1.png", seed=1, size=(7, 5))
 
@@ -248,7 +238,7 @@ def mix_sizes(tree):
         (lambda tree: save_image(tree / "test/dog/0.png", 1), r"test/dog is a class that .*lacks"),
         (lambda tree: empty(tree / "test"), "no folder for any of the classes"),
         (lambda tree: os.truncate(tree / "test/bee/1.png", 60), r"unreadable image .*bee/1\.png"),
-        (save_sixteen_bits, r"train/bee/1\.png: mode I;16"),
+        (lambda at: Image.new("I;16", (6, 6)).save(at / "test/ant/0.png"), "ant/0.png: mode I;16"),
         (lambda tree: (tree / "train/bee/9.png").symlink_to("no.png"), r"unreadable .*bee/9\.png"),
         (mix_sizes, r"train/bee/1\.png is 7x5 but .*train/ant/0\.png is 6x6 pixels; data\.size"),
         ({"classes": 1}, "wanted 2 to 3"),

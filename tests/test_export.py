@@ -13,7 +13,7 @@ import torch
 from lessons import cell, dataset, plain_cell
 from lessons import run as train
 from safetensors import safe_open
-from students import random_student
+from students import random_student, row_of
 
 from bench import export
 from bench.cell import Cell, DataSpec
@@ -25,21 +25,13 @@ from bench.decide.records import pairs_of
 from bench.export import CARD, FORMATS, Card, ExportError, find_row, load_trained, pack
 from bench.models import zoo
 from bench.models.files import WeightsError, read_state
-from bench.record import Plan, Row, WorkDir, file_digest, write_atomically
+from bench.record import Plan, WorkDir, file_digest, write_atomically
 from bench.train.weights import read_weights
 
 FINE, COARSE = (
     DataSpec(source="synthetic", pad=1),
     DataSpec(source="synthetic", resolution=2, resize="crop"),
 )
-
-
-def row(cell: Cell, label: str) -> Row:
-    return Row(
-        role="method" if cell.teacher else "student", data="synthetic",
-        axes={"resolution": cell.data.resolution}, category="response", label=label,
-        method=cell.method, teacher="cnn3", student="cnn2", seed=cell.seed, cell_id=cell.id,
-    )  # fmt: skip
 
 
 def cells() -> dict[str, Cell]:
@@ -72,10 +64,8 @@ def work(tmp_path_factory) -> WorkDir:
     for one in made.values():
         train([one], folder.store.root)
     labels = {"coarse": "soft_logits"}
-    plan = Plan(
-        name="taught", description="", config={},
-        rows=[row(one, labels.get(name, name)) for name, one in made.items()],
-    )  # fmt: skip
+    rows = [row_of(one, labels.get(name, name)) for name, one in made.items()]
+    plan = Plan(name="taught", description="", config={}, rows=rows)
     write_atomically(folder.plan(plan.name), plan.to_json())
     return folder
 

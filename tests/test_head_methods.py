@@ -6,6 +6,7 @@ import pytest
 import torch
 from lessons import Lesson, cell, dataset, run
 from loss_table import float64, of
+from students import row_of
 from torch import nn
 
 from bench.cost.profiler import MethodRow, Profile, profile
@@ -16,7 +17,7 @@ from bench.hyperparameters import build_method
 from bench.method import Facts, NotApplicable, Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
-from bench.record import Row, WorkDir
+from bench.record import WorkDir
 from bench.train.teacher import Teacher
 from methods.ctkd import Temperature, ctkd_loss
 from methods.ofd import margin, ofd_loss
@@ -249,18 +250,14 @@ def test_a_deployed_student_is_its_trunk_projector_and_its_teachers_head(teacher
 
 
 @pytest.fixture(scope="module")
-def reused(tmp_path_factory) -> tuple[Trained, dict, WorkDir]:
+def reused(tmp_path_factory) -> tuple[Trained, dict]:
     """A student with a reused classifier, trained, and its record's final numbers."""
     work, data = WorkDir(tmp_path_factory.mktemp("simkd")), dataset()
     cached(work.cache / f"synthetic-{'a' * 12}", {"name": "a"}, lambda _: data)
     one = cell("simkd", fingerprint=data.fingerprint)
     run([one.teacher], work.store.root)
     record = run([one], work.store.root)[one.id]
-    row = Row(
-        role="method", data="synthetic", axes={}, category=record.category, label="simkd",
-        method="simkd", teacher="cnn3", student="cnn2", seed=0, cell_id=one.id,
-    )  # fmt: skip
-    return load_trained(row, work), record.final, work
+    return load_trained(row_of(one, "simkd"), work), record.final
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -268,20 +265,20 @@ def reused(tmp_path_factory) -> tuple[Trained, dict, WorkDir]:
 def test_a_student_with_its_teachers_classifier_is_exported_with_it(reused, form: str):
     if form == "onnx":
         pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
-    trained, final, _ = reused
+    trained, final = reused
     _, parity = pack(trained, form)
     assert parity.difference <= parity.allowed
     assert parity.accuracy == final["last_accuracy"]
 
 
 def test_safetensors_holds_no_projector_and_says_so_in_one_line(reused):
-    trained, _, _ = reused
+    trained, _ = reused
     with pytest.raises(ExportError, match=r"^[^\n]*% parameters by simkd; --format torch.export"):
         pack(trained, "safetensors")
 
 
 def test_records_and_costs_say_how_much_more_is_deployed(reused):
-    _, final, _ = reused
+    _, final = reused
     # projector 8 to 6, 6 and 12 channels; a head that reads 12 features instead of 8
     more = 8 * 6 + 12 + 9 * 6 * 6 + 12 + 6 * 12 + 24 + 4 * (12 - 8)
     assert final["parameters"] - final["student_parameters"] == more

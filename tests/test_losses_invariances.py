@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
-from loss_table import LOSSES, PRODUCTS_OF_GAPS, Loss, of
+from loss_table import LOSSES, PRODUCTS_OF_GAPS, Loss, drawn, of
 from torch import Tensor
 
 from methods.activation_boundary import activation_boundary_loss
@@ -22,10 +22,6 @@ from methods.sp import sp_loss
 from methods.wttm import wttm_loss
 
 Change = Callable[[Tensor], Tensor]
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def mixed(rows: Tensor) -> Tensor:

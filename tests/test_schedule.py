@@ -12,13 +12,7 @@ from bench.cost.footprint import Footprint
 from bench.data.sources import Library
 from bench.launch.job import Job, WorkerConfig
 from bench.launch.resources import free_memory, usable_cpus, worker_room
-from bench.launch.schedule import (
-    cut,
-    group_cells,
-    makespan,
-    plan_jobs,
-    plan_training,
-)
+from bench.launch.schedule import cut, group_cells, makespan, plan_jobs, plan_training
 
 SHARED = 1.0  # a teacher's forward passes, in the unit of the lengths below
 

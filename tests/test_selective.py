@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_table import drawn
 from torch import Tensor
 
 from bench.method import Pair, View
@@ -32,15 +33,11 @@ from methods.selective import (
 )
 
 
-def gaussian(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def clusters(sizes: tuple[int, ...], *, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
     """Overlapping classes of the given sizes, shuffled: embeddings (N, 3) and labels (N,)."""
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    centres = 2 * gaussian(len(sizes), 3, seed=seed)
-    embeddings = centres[labels] + spread * gaussian(len(labels), 3, seed=seed + 1000)
+    centres = 2 * drawn(len(sizes), 3, seed=seed)
+    embeddings = centres[labels] + spread * drawn(len(labels), 3, seed=seed + 1000)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return embeddings[order], labels[order]
 
@@ -177,7 +174,7 @@ def test_the_default_cut_drops_from_every_class_at_every_size(size: int):
     # No class is worse embedded than another, so none may lose most of what is dropped.
     embeddings, labels = clusters(4 * (size,), seed=0)
     centres = 4 * torch.eye(4, dtype=torch.float64)
-    embeddings = centres[labels] + gaussian(4 * size, 4, seed=size)
+    embeddings = centres[labels] + drawn(4 * size, 4, seed=size)
     found = select_by_graph_cut(embeddings, labels, 0.8, normalise=False)
     assert not found.added_back
     lost = [of - kept for kept, of in found.kept_per_class.values()]
@@ -271,7 +268,7 @@ def test_every_class_keeps_half_of_itself_and_two_by_lowest_cost(tau: float):
 
 def test_ignores_a_rotation_translation_and_scale_of_all_embeddings():
     embeddings, labels = clusters((12, 9, 10), seed=5)
-    moved = 7 * embeddings @ torch.linalg.qr(gaussian(3, 3, seed=6))[0] + gaussian(3, seed=7)
+    moved = 7 * embeddings @ torch.linalg.qr(drawn(3, 3, seed=6))[0] + drawn(3, seed=7)
     found = select_by_graph_cut(embeddings, labels, 0.8, normalise=False)
     after = select_by_graph_cut(moved, labels, 0.8, normalise=False)
     torch.testing.assert_close(after.keep_cost, found.keep_cost, rtol=1e-10, atol=0)
@@ -291,7 +288,7 @@ def test_reordering_items_or_renaming_classes_reorders_the_selection():
 
 @pytest.mark.parametrize(
     "embeddings",
-    [torch.zeros(8, 3), torch.ones(8, 3), torch.eye(2).repeat(4, 1), gaussian(8, 3, seed=0) * 1e20],
+    [torch.zeros(8, 3), torch.ones(8, 3), torch.eye(2).repeat(4, 1), drawn(8, 3, seed=0) * 1e20],
     ids=["zeros", "ones", "both classes at one centre", "huge"],
 )
 @pytest.mark.parametrize("normalise", [True, False])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from loss_table import drawn
 from torch import Tensor, nn
 
 from methods._eigenvectors import GOLDEN
@@ -11,10 +12,6 @@ from methods._svd import nearest_right_vectors, right_vectors
 from methods.kd_svd import kd_svd_loss, masked_kd_svd_loss
 
 TALL, WIDE = (3, 4, 2, 4), (3, 7, 2, 2)  # fewer channels than positions, and more
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def projections(feature: Tensor, count: int) -> Tensor:
