@@ -83,9 +83,8 @@ def run(folder: Path, *more: str, **changes: object) -> dict[tuple[str, int], Re
 
 
 def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(
-        WorkDir(folder / "work").store.folder(record.cell_id) / record.files["weights"]
-    )
+    own = WorkDir(folder / "work").store.folder(record.cell_id)
+    return safetensors.torch.load_file(own / record.files["weights"])
 
 
 def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(

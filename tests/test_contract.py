@@ -333,15 +333,14 @@ UNREAD = [(name, key) for name in NAMES for key in getattr(METHODS.get(name)(), 
 def test_what_read_when_rules_out_changes_nothing(name, key):
     ((other, wanted),) = METHODS.get(name)().READ_WHEN[key].items()
     off = next(v for v in alternatives(name, other) if v != wanted)
+    without = trained(name, "cnn2", json.dumps({other: off}))
     for value in alternatives(name, key):
         changed = {other: off, key: value}
         try:
             build_method(name, **changed)
         except ValueError:
             continue  # out of its range
-        assert trained(name, "cnn2", json.dumps(changed)) == trained(
-            name, "cnn2", json.dumps({other: off})
-        )
+        assert trained(name, "cnn2", json.dumps(changed)) == without
     assert key not in search_space(name, {other: off})
     assert key in search_space(name, {})
 
@@ -371,14 +370,10 @@ def test_a_networks_shallow_tap_does_not_depend_on_deeper_ones(name: str):
 
 @pytest.mark.parametrize("name", ["digits", *OWN_SOURCES])
 def test_a_source_gives_the_same_usable_images_every_time(name: str, tmp_path):
-    first, second = (
-        sources.load(name, data_root=None, cache=tmp_path / str(part)) for part in range(2)
-    )
+    first, second = (sources.load(name, data_root=None, cache=tmp_path / part) for part in "ab")
     assert first.fingerprint == second.fingerprint
-    for images, labels in (
-        (first.train_images, first.train_labels),
-        (first.test_images, first.test_labels),
-    ):
+    train, test = (first.train_images, first.train_labels), (first.test_images, first.test_labels)
+    for images, labels in (train, test):
         assert (images.dtype, images.dim()) == (torch.uint8, 4)
         assert (labels.dtype, labels.shape) == (torch.int64, (len(images),))
         assert set(labels.tolist()) == set(range(len(first.classes)))

@@ -107,9 +107,8 @@ def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
 
 def test_of_many_commands_at_once_one_writes_the_choice(tmp_path):
     axes, path = {"fraction": 1.0}, tmp_path / "mine" / "finalists-0.json"
-    mine = [
-        Choice(data="d", axes=axes, teacher="t", student="s", finalists=(str(n),)) for n in range(8)
-    ]
+    place = {"data": "d", "axes": axes, "teacher": "t", "student": "s"}
+    mine = [Choice(finalists=(str(n),), **place) for n in range(8)]
     read: list[tuple[Choice, ...]] = []
     start = threading.Barrier(len(mine))
 

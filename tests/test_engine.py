@@ -379,13 +379,11 @@ def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
 
 def test_teacher_and_student_must_have_the_same_classes():
     lesson = Lesson(cell("soft_logits"))
-    student, shape = lesson.student, lesson.stream.image_shape
+    student, stream = lesson.student, lesson.stream
     lesson.teacher.shapes = {**lesson.teacher.shapes, "logits": (7,)}
-    labels = lesson.stream.known_labels
+    made = student.cell, student.method, student.network, stream.image_shape
     with pytest.raises(ValueError, match="has 7 classes, the student 4"):
-        make_student(
-            student.cell, student.method, student.network, shape, lesson.teacher, CPU, labels
-        )
+        make_student(*made, lesson.teacher, CPU, stream.known_labels)
 
 
 @pytest.mark.parametrize(

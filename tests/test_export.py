@@ -126,9 +126,8 @@ def test_an_output_is_a_file_of_its_format_wherever_a_link_leads(work, tmp_path,
     os.mkfifo(tmp_path / "pipe")
     for name in (".", "pipe"):
         assert "got a folder or a device" in refused(*words, str(tmp_path / name))
-    assert "--format safetensors writes .safetensors files" in refused(
-        *words, str(tmp_path / "a.onnx")
-    )
+    said = refused(*words, str(tmp_path / "a.onnx"))
+    assert "--format safetensors writes .safetensors files" in said
     link.symlink_to(tmp_path / "student")
     assert main([*words, str(link)]) == 0
     assert link.is_symlink()

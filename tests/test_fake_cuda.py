@@ -19,7 +19,7 @@ from bench.data.augment import Augment
 from bench.data.batches import Batches
 from bench.hyperparameters import METHODS, build_method
 from bench.method import Method, Pair, Selection, Stage, View
-from tests.lessons import recipe
+from tests.lessons import method_of, recipe
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -134,8 +134,6 @@ def test_a_tensor_that_stays_behind_is_named(tensor, lesson):
         return (pair.student.logits * own).sum(1)
 
     stage = Stage(name="only", share=1.0, transfer=loss, taps=("logits",))
-    broken = Method(
-        category="response", source="none", plan=(stage,), connect=lambda *shapes: Behind()
-    )
+    broken = method_of(stage, connect=lambda *shapes: Behind())
     with pytest.raises(RuntimeError, match=r"two.* devices,? cuda:0(,| and) cpu"):
         step(lesson, "broken", broken)

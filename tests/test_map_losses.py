@@ -263,10 +263,9 @@ def test_factors_of_any_size_have_a_direction_but_below_1e_8(loss):
     form = loss.arguments["form"]
     expected = ft_loss(student, teacher, form)
     sizes = torch.tensor([3e5, 2e-8, 0.5e-8], dtype=torch.float64)
-    scales = [sizes / x.flatten(1).norm(dim=1) for x in pool_alike(student, teacher, "average")]
-    ours, theirs = (
-        x * scale.view(-1, 1, 1, 1) for x, scale in zip((student, teacher), scales, strict=True)
-    )
+    pooled = pool_alike(student, teacher, "average")
+    scales = [(sizes / x.flatten(1).norm(dim=1)).view(-1, 1, 1, 1) for x in pooled]
+    ours, theirs = student * scales[0], teacher * scales[1]
     for changed in ((ours, teacher), (student, theirs)):
         value, masked = masked_ft_loss(*changed, form)
         assert_same(value[:2], expected[:2])

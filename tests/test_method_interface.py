@@ -52,9 +52,8 @@ def test_the_norms_are_those_that_give_the_maps_before_the_relu(name: str):
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
     norms = {tap: network.norm_of(tap) for tap in network.tap_names}
-    assert {tap for tap, norm in norms.items() if norm} == {
-        tap for tap in network.tap_names if tap.endswith(".pre")
-    }
+    before_relu = {tap for tap in network.tap_names if tap.endswith(".pre")}
+    assert {tap for tap, norm in norms.items() if norm} == before_relu
     facts = Teacher(network, plain_cell("cnn2"), CPU, shape).facts(torch.zeros(5, dtype=torch.long))
     images, shown = torch.randn(8, *shape), {}
     for tap, norm in norms.items():

@@ -273,8 +273,7 @@ def test_crd_contrasts_in_the_engine_with_the_cells_own_images():
 
 
 def test_the_deepest_map_is_stage_4_only_where_both_networks_have_it():
-    three, four = (
-        View(dict.fromkeys(taps, rows([0]))) for taps in (["stage3"], ["stage3", "stage4"])
-    )
+    three = View({"stage3": rows([0])})
+    four = View({**three.taps, "stage4": rows([0])})
     assert deepest_map(four, four) == "stage4"
     assert deepest_map(three, four) == deepest_map(four, three) == "stage3"

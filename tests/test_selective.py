@@ -141,14 +141,13 @@ def test_oracle_finds_the_energies_of_three_items_in_a_row():
 
 LINE = torch.tensor([[0], [0.2], [1.1], [2], [2.2]], dtype=torch.float64)
 LINE_LABELS = torch.tensor([0, 0, 0, 1, 1])
+WHOLE = {"neighbours": None, "normalise": False}
 
 
 def test_five_points_on_a_line_lose_the_one_between_the_classes():
     # Centres 1.3 / 3 and 2.1; U1 of item 0 is .43333 / 2.1. Dropping item 2 costs
     # .2063 + .1228 + .5 + .0638 + .0566 and cuts its two edges, .1 (.0889 + .1979).
-    found = select_by_graph_cut(
-        LINE, LINE_LABELS, tau=0.5, neighbours=None, lam=0.1, normalise=False, sigma=0.5
-    )
+    found = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, lam=0.1, sigma=0.5, **WHOLE)
     assert found.indices == [0, 1, 3, 4]
     assert found.energy == pytest.approx(0.97827, abs=5e-6)
     costs = [0.2063, 0.1228, 0.6667, 0.0638, 0.0566]
@@ -162,10 +161,10 @@ def test_lambda_weighs_a_typical_items_edges_like_its_costs_differ_from_its_clas
     # U1 as above: .2063, .1228, .6667 about their median .2063, and .0638, .0566 about .0602; the
     # median of 0, .0835, .4603, .0036 twice is .0036. Edges weigh 1.0120, 1.1210 and .2868 at the
     # items of class 0, .9231 at both of class 1: median .9231.
-    wide = {"neighbours": None, "normalise": False, "sigma": 0.5}
-    unit = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, **wide).graph.graph["lambda"]
+    how = {"tau": 0.5, "sigma": 0.5, **WHOLE}
+    unit = select_by_graph_cut(LINE, LINE_LABELS, **how).graph.graph["lambda"]
     assert unit == pytest.approx(0.0036130 / 0.9231163, rel=1e-4)
-    tripled = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, pairwise=3.0, **wide)
+    tripled = select_by_graph_cut(LINE, LINE_LABELS, pairwise=3.0, **how)
     assert tripled.graph.graph["lambda"] == pytest.approx(3 * unit)
 
 
@@ -196,9 +195,7 @@ def test_says_when_a_floor_or_a_tie_decided():
 
 
 def test_inter_cost_reads_only_the_nearest_other_centre():
-    found = select_by_graph_cut(
-        LINE, LINE_LABELS, tau=0.5, unary="inter", neighbours=None, normalise=False
-    )
+    found = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, unary="inter", **WHOLE)
     own = 1.3 / 3
     others = np.array([2.1, 1.9, 1.0, 2 - own, 2.2 - own])
     assert found.keep_cost.tolist() == pytest.approx(np.exp(-others / others.mean()).tolist())
@@ -215,9 +212,8 @@ def test_no_selection_has_a_lower_energy(lam: float, neighbours: int | None, see
     costs = oracles.keeping_costs(embeddings, labels.tolist())
     edges = oracles.classmate_edges(embeddings, labels.tolist(), neighbours or len(labels))
     tau = float(np.sort(costs)[4] * 0.97)
-    found = select_by_graph_cut(
-        embeddings, labels, tau=tau, neighbours=neighbours, lam=lam, normalise=False
-    )
+    how = {"neighbours": neighbours, "lam": lam, "normalise": False}
+    found = select_by_graph_cut(embeddings, labels, tau=tau, **how)
     lowest, selection = oracles.cheapest_selection(costs, tau, edges, lam)
     np.testing.assert_allclose(found.keep_cost, costs, rtol=1e-12)
     assert found.energy == pytest.approx(lowest, abs=1e-5)  # capacities are multiples of 1e-6
