@@ -128,8 +128,7 @@ def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
 
 SHARED = {
     "data": "toy", "teacher": "big", "student": "small", "epochs": 10, "plain_ms": around(3.0),
-    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20,
-    "teacher_bytes": 2**19,
+    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20, "teacher_bytes": 2**19,
     "conditions": {"device": "a machine", "device_type": "cpu", "threads": 1, "precision": "fp32",
                    "batch": 50, "image_shape": [1, 8, 8], "rounds": 5},
 }  # fmt: skip

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from http.client import IncompleteRead
 from pathlib import Path
@@ -355,22 +356,16 @@ def test_a_changed_tree_is_decoded_anew_next_to_the_old(tree, change):
     assert_same(kept, before)
 
 
-def load_in_process(root, results):
-    data = load_tree(Path(root))
-    results.put((data.train_images.tolist(), data.mean))
+def images_and_mean(root):
+    data = load_tree(root)
+    return data.train_images.tolist(), data.mean
 
 
 def test_two_processes_at_once_get_the_same(tree):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=load_in_process, args=(tree, results)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert found[0] == found[1] == (load_tree(tree).train_images.tolist(), load_tree(tree).mean)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn, max_tasks_per_child=1) as pool:
+        found = list(pool.map(images_and_mean, [tree, tree], timeout=120))
+    assert found[0] == found[1] == images_and_mean(tree)
     cache_folder(tree)  # there is just one
 
 
@@ -504,9 +499,9 @@ def test_draws_reach_every_offset_and_both_flips():
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
-def make_batches(count=20, *, augment=None, **arguments):
+def make_batches(count=20, *, images=None, augment=None, **arguments):
     settings = {"batch_size": 8, "drop_last": False, "seed": 0, **arguments}
-    images, labels = random_images(count), torch.arange(count) % 5
+    images, labels = random_images(count) if images is None else images, torch.arange(count) % 5
     return Batches(images, labels, MEAN, STD, augment=augment or Augment(2), **settings)
 
 
@@ -542,13 +537,8 @@ def test_epoch_images_are_the_drawn_crops_normalised():
 
 def test_the_strides_of_a_source_do_not_matter():
     turned = random_images(20).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    arguments = {"augment": Augment(2), "batch_size": 8, "drop_last": False, "seed": 4}
-    labels = torch.arange(20) % 5
-    (mine, *_), (theirs, *_) = (
-        as_one(Batches(images, labels, MEAN, STD, **arguments).epoch(0))
-        for images in (turned, random_images(20))
-    )
-    assert torch.equal(mine, theirs)
+    mine, theirs = (as_one(make_batches(images=x).epoch(0)) for x in (turned, random_images(20)))
+    assert torch.equal(mine[0], theirs[0])
 
 
 def test_same_seed_and_epoch_same_bits_and_any_other_not():

@@ -1,6 +1,7 @@
 """Screen, then confirm: the seeds of each phase, the teachers, the images, and the one choice."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -109,20 +110,15 @@ def test_of_many_commands_at_once_one_writes_the_choice(tmp_path):
     axes, path = {"fraction": 1.0}, tmp_path / "mine" / "finalists-0.json"
     place = {"data": "d", "axes": axes, "teacher": "t", "student": "s"}
     mine = [Choice(finalists=(str(n),), **place) for n in range(8)]
-    read: list[tuple[Choice, ...]] = []
     start = threading.Barrier(len(mine))
 
-    def write(choice: Choice) -> None:
+    def write(choice: Choice) -> tuple[Choice, ...]:
         start.wait()
-        read.append(write_choices_once(path, [choice]))
+        return write_choices_once(path, [choice])
 
-    threads = [threading.Thread(target=write, args=(choice,)) for choice in mine]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(read) == len(mine)
-    assert all(found == read_choices(path) for found in read)
+    with ThreadPoolExecutor(len(mine)) as pool:
+        read = list(pool.map(write, mine))
+    assert read == len(mine) * [read_choices(path)]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

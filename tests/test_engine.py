@@ -605,6 +605,9 @@ def test_random_losses_do_not_depend_on_earlier_draws():
     assert curves[0] == curves[1]
 
 
+REFLECT = {"pad": 8, "padding": "reflect"}
+
+
 def read(spec: DataSpec) -> DataSet:
     """The synthetic set; as a source, with its test images among the training images."""
     whole = dataset()
@@ -619,10 +622,7 @@ def read(spec: DataSpec) -> DataSet:
     [
         (plain_cell("cnn2", recipe=recipe(batch_size=64)), "batch 64 .* the 40 training"),
         (plain_cell("cnn2", data=DataSpec(source="synthetic", resolution=3)), "factor 3"),
-        (
-            plain_cell("cnn2", data=HALF.model_copy(update={"pad": 8, "padding": "reflect"})),
-            "pad 8",
-        ),
+        (plain_cell("cnn2", data=HALF.model_copy(update=REFLECT)), "pad 8"),
         (plain_cell("torchvision/resnet18"), "cell"),
         (cell("fitnet", recipe=recipe(epochs=1)), "1 epochs cannot hold 2 stages"),
         (cell("fitnet", recipe=recipe(warmup=2)), "warmup 2 takes the whole of a stage of [12] ep"),

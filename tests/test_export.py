@@ -28,10 +28,8 @@ from bench.models.files import WeightsError, read_state
 from bench.record import Plan, WorkDir, file_digest, write_atomically
 from bench.train.weights import read_weights
 
-FINE, COARSE = (
-    DataSpec(source="synthetic", pad=1),
-    DataSpec(source="synthetic", resolution=2, resize="crop"),
-)
+FINE = DataSpec(source="synthetic", pad=1)
+COARSE = DataSpec(source="synthetic", resolution=2, resize="crop")
 
 
 def cells() -> dict[str, Cell]:

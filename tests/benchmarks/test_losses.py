@@ -28,11 +28,7 @@ from bench.models.network import tap_shapes
 TEACHER, STUDENT, CLASSES, BATCH = "resnet32x4", "resnet8x4", 100, 64
 FORMS = {"shipped": lambda method: method, "textbook": in_textbook_form}
 BASE = {"batch": 64, "channels": 32, "positions": 64}  # sizes that stay while another one grows
-SIZES = {
-    "batch": (16, 32, 64, 128),
-    "channels": (16, 32, 64, 128),
-    "positions": (16, 64, 256, 1024),
-}
+SIZES = dict.fromkeys(BASE, (16, 32, 64, 128)) | {"positions": (16, 64, 256, 1024)}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS, LONG_SECONDS = 7, 1.0
 
