@@ -19,16 +19,7 @@ def digits_cell(
     seed: int = 0,
     epochs: int = EPOCHS,
 ) -> Cell:
-    """A cell that trains for some milliseconds an epoch.
-
-    Args:
-        model: name of a model.
-        cache: folder of decoded data sets.
-        method: name of a method.
-        teacher: the cell that teaches it.
-        seed: of the training.
-        epochs: how many it trains for.
-    """
+    """A cell that trains for some milliseconds an epoch; `cache` is of decoded data sets."""
     return Cell(
         model=model, data=DATA, fingerprint=Library(None, cache).fingerprint(DATA), method=method,
         recipe=Recipe(epochs=epochs, batch_size=16, learning_rate=0.05), seed=seed,

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cell import Cell, DataSpec, Recipe
 from bench.data.batches import Batch
 from bench.data.dataset import DataSet
 from bench.hyperparameters import build_method, resolve_hyperparameters
 from bench.launch.job import Report
-from bench.method import Method, View
+from bench.method import Method, Pair, Stage, View
 from bench.record import Record, Store
 from bench.train.checkpoint import Checkpoints
 from bench.train.cohort import Cohort
@@ -20,6 +20,14 @@ from bench.train.teacher import Teacher
 from bench.train.weights import build_network
 
 CPU = torch.device("cpu")
+
+
+def squared_gap(pair: Pair, connector: nn.Module) -> Tensor:
+    return (pair.student.logits - pair.teacher.logits).square().mean(dim=1)
+
+
+def method_of(*plan: Stage, **changes: object) -> Method:
+    return Method(**{"category": "response", "source": "by hand, 2026", "plan": plan, **changes})
 
 
 def dataset(classes: int = 4, train: int = 40, test: int = 20) -> DataSet:
@@ -116,7 +124,6 @@ class Lesson:
         )
 
     def clean_view(self, taps: tuple[str, ...]) -> View:
-        assert self.teacher is not None
         images = (batch.images for batch in self.stream.train.clean(16))
         return self.teacher.clean_view(images, taps)
 
@@ -129,11 +136,20 @@ class Lesson:
             student.step(self.seen(batch, last=batch is batches[-1]))
         student.end_epoch(lambda: 0.5)
 
+    def epochs(self, count: int) -> None:
+        for _ in range(count):
+            self.epoch()
+
+    def moved(self, epochs: int = 1) -> set[str]:
+        """Trains, and returns the names of what changed."""
+        before = self.state()
+        self.epochs(epochs)
+        return {key for key, x in self.state().items() if not torch.equal(x, before[key])}
+
     def seen(self, batch: Batch, last: bool = False) -> StudentBatch:
         """A batch as the student's step takes it."""
         view = None
         if self.student.reads_teacher:
-            assert self.teacher is not None
             view = self.teacher.view(batch.images, self.student.taps)
         return StudentBatch(*batch, view, last)
 

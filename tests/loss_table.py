@@ -122,6 +122,20 @@ POINTS, WIDE_POINTS = ((5,),), ((7,),)
 DRAWS = torch.Generator().manual_seed(0)
 
 
+def float64(*rows) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradient_of(loss: Callable[..., Tensor], student: Tensor, *rest: Any) -> Tensor:
+    student = student.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(student, *rest).sum(), student)
+    return gradient
+
+
 def svd(student: tuple[Shape, ...], teacher: tuple[Shape, ...], **arguments: int) -> Loss:
     """Its eigenvectors carry the rounding of their matrices over their gaps."""
     return Loss(kd_svd_loss, student, teacher, arguments, rtol=1e-9)

@@ -87,9 +87,8 @@ def _run(cases: Sequence[Case], folder: Path, log: Path) -> None:
                 place.mkdir(parents=True)
                 case.make(place)
                 os.chdir(place)
-                ended.write(
-                    f"{json.dumps(_end([w.replace('{}', str(place)) for w in case.words]))}\n"
-                )
+                words = [word.replace("{}", str(place)) for word in case.words]
+                ended.write(f"{json.dumps(_end(words))}\n")
                 ended.flush()
     except BaseException:
         traceback.print_exc()

@@ -20,11 +20,7 @@ class MlflowServer:
     """A context manager: the server runs inside, and is killed at its end. It can run again."""
 
     def __init__(self, folder: Path) -> None:
-        """Starts nothing.
-
-        Args:
-            folder: for its files.
-        """
+        """Starts nothing; `folder` is for its files."""
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -69,10 +69,8 @@ def adaptive_pool(image: Array, height: int, width: int) -> Array:
 
 def attention_transfer_loss(student: ArrayLike, teacher: ArrayLike, kind: str) -> Array:
     """Mean over positions of the squared difference of unit maps; the larger map is pooled."""
-    losses = []
-    for ours, theirs in zip(
-        attention_map(student, kind), attention_map(teacher, kind), strict=True
-    ):
+    losses, maps = [], (attention_map(feature, kind) for feature in (student, teacher))
+    for ours, theirs in zip(*maps, strict=True):
         height, width = np.minimum(ours.shape, theirs.shape)
         units = []
         for image in (ours, theirs):

@@ -1,10 +1,20 @@
-"""Students with random weights, for tests of export."""
+"""Rows of cells, and students with random weights, for tests of export."""
 
 import torch
 
+from bench.cell import Cell
 from bench.data.dataset import DataSet
 from bench.export import Card, Trained
 from bench.models import zoo
+from bench.record import Row
+
+
+def row_of(cell: Cell, label: str) -> Row:
+    return Row(
+        role="method" if cell.teacher else "student", data=cell.data.source,
+        axes={"resolution": cell.data.resolution}, category="response", label=label,
+        method=cell.method, teacher="cnn3", student="cnn2", seed=cell.seed, cell_id=cell.id,
+    )  # fmt: skip
 
 
 def random_student(model: str, side: int) -> Trained:

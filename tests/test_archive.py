@@ -7,7 +7,7 @@ import pytest
 from summary_grid import plan, records
 
 from bench.cli import main
-from bench.record import ARCHIVE, Plan, Store, read_archive, write_archive, write_atomically
+from bench.record import ARCHIVE, Store, read_archive, write_archive, write_atomically
 from bench.report.build import build
 from bench.report.results import findings
 
@@ -52,8 +52,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_tables_are_those_of_the_records(clone: Path, tmp_path_factory) -> None:
-    made: Plan = plan()
-    folder = tmp_path_factory.mktemp("direct")
+    made, folder = plan(), tmp_path_factory.mktemp("direct")
     build(findings(made, records(), None), Store(folder).root, folder)
     assert main(["tables", "--grid", made.name, "--work-dir", str(clone)]) == 0
     for name in ("summary.md", "cells.csv", "conditions.csv", "report.html"):

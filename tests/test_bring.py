@@ -83,9 +83,8 @@ def run(folder: Path, *more: str, **changes: object) -> dict[tuple[str, int], Re
 
 
 def saved(folder: Path, record: Record) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(
-        WorkDir(folder / "work").store.folder(record.cell_id) / record.files["weights"]
-    )
+    own = WorkDir(folder / "work").store.folder(record.cell_id)
+    return safetensors.torch.load_file(own / record.files["weights"])
 
 
 def test_a_teacher_from_a_file_is_evaluated_once_and_stays_the_files(
@@ -204,9 +203,9 @@ def test_a_field_that_no_teacher_uses_is_refused_but_in_a_part(folder, refused, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weights": "mine.pt"}, r"no file .*mine\.pt"),
+        ("mine.pt", r"no file .*mine\.pt"),
         ({**TORCHVISION, "weights": "no_such"}, "unknown weights of torchvision 'no_such'"),
-        ({"weights": "big.pth"}, "has 5 classes, the data 3; name the file's by classes"),
+        ("big.pth", "has 5 classes, the data 3; name the file's by classes"),
         (
             {"weights": "big.pth", "classes": [0, 7, 1]},
             r"got \[0, 7, 1\], wanted 3 different .* below the 5",
@@ -220,26 +219,17 @@ def test_a_field_that_no_teacher_uses_is_refused_but_in_a_part(folder, refused, 
         ({"normalise": {"mean": [0.5], "std": [0.2, 0.3]}}, "1 means and 2 deviations"),
         ({"weight": "x"}, "unknown field 'weight'; did you mean weights"),
         ({"timm": "test_vit"}, "give one of model, torchvision and timm"),
-        (
-            {"weights": "odd.pth"},
-            r"is no state dict .*such as \S+Linear, are not .*; write one with",
-        ),
-        (
-            {"weights": "args.pth"},
-            r"args\.pth is no state dict \(it .* such as argparse\.Namespace",
-        ),
-        ({"weights": "hello.pth"}, r"hello\.pth is no state dict \(torch\.save did not write it"),
-        ({"weights": "a,b.pth"}, r"b\.pth is no state dict \(torch\.save did not write it"),
-        ({"weights": "keys.pth"}, "is no state dict: 1 in it is no name of a tensor"),
-        ({"weights": "none.safetensors"}, "holds no tensor, wanted a state dict"),
-        (
-            {"weights": "nan.pth"},
-            r"nan\.pth for mine: stem\.1\.bias holds numbers that are not fin",
-        ),
+        ("odd.pth", r"is no state dict .*such as \S+Linear, are not .*; write one with"),
+        ("args.pth", r"args\.pth is no state dict \(it .* such as argparse\.Namespace"),
+        ("hello.pth", r"hello\.pth is no state dict \(torch\.save did not write it"),
+        ("a,b.pth", r"b\.pth is no state dict \(torch\.save did not write it"),
+        ("keys.pth", "is no state dict: 1 in it is no name of a tensor"),
+        ("none.safetensors", "holds no tensor, wanted a state dict"),
+        ("nan.pth", r"nan\.pth for mine: stem\.1\.bias holds numbers that are not fin"),
         ({**TORCHVISION, "weights": "x.ckpt"}, r"got 'x\.ckpt', wanted a file ending in .*\.pth"),
         ({**TORCHVISION, "weights": "../"}, r"got '\.\./', wanted a file ending in .*\.pth"),
-        ({"weights": "list.pth"}, "holds a list, wanted a state dict"),
-        ({"weights": "wide.pth"}, r"stem\.0\.weight is 16x4x3x3 in the file, 16x3x3x3 in the"),
+        ("list.pth", "holds a list, wanted a state dict"),
+        ("wide.pth", r"stem\.0\.weight is 16x4x3x3 in the file, 16x3x3x3 in the"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, changes, said):
@@ -253,6 +243,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, change
     safetensors.torch.save_file({}, folder / "none.safetensors")
     torch.save({**save(folder), "stem.0.weight": torch.ones(16, 4, 3, 3)}, folder / "wide.pth")
     torch.save({**save(folder), "stem.1.bias": torch.full((16,), torch.nan)}, folder / "nan.pth")
+    changes = {"weights": changes} if isinstance(changes, str) else changes
     mine = changes if "torchvision" in changes else {**GRID["models"]["mine"], **changes}
     line = refused(*words(folder, "--dry-run", models={"mine": mine}))
     assert re.search(said, line), line
@@ -260,10 +251,9 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, refused, change
 
 @pytest.mark.parametrize("classes", [(4, 0, 2), ("red", "x", "y", "z", "blue")])
 def test_the_heads_rows_are_those_of_the_datas_classes(tmp_path, classes):
-    names = ("blue", "red", "y")
     state = save(tmp_path, classes=5, model="torchvision/resnet18")
     network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
-    found = fitted(state, network, names, classes, "mine.pth")
+    found = fitted(state, network, ("blue", "red", "y"), classes, "mine.pth")
     rows = [4, 0, 2]
     assert torch.equal(found["model.fc.weight"], state["fc.weight"][rows])
     assert torch.equal(found["model.fc.bias"], state["fc.bias"][rows])
@@ -274,21 +264,19 @@ def test_wrappings_prefixes_and_formats_hold_the_same_state(tmp_path):
     state = save(tmp_path, model="torchvision/resnet18")
     shapes = {key: tensor.shape for key, tensor in state.items()}
     network = zoo.build("torchvision/resnet18", 3, (3, 32, 32))
-    names, seen = ("a", "b", "c"), ("scale", "shift")  # of an exported student
+    seen = dict.fromkeys(("scale", "shift"), torch.ones(3, 1, 1))  # of an exported student
     for wrapped in (
         state,
         {"model": state},
         {"state_dict_ema": state, "epoch": 3},
-        {f"network.model.{k}": v for k, v in state.items()}
-        | dict.fromkeys(seen, torch.ones(3, 1, 1)),
+        {f"network.model.{k}": v for k, v in state.items()} | seen,
         {f"_orig_mod.module.{k}": v for k, v in state.items()},
     ):
         torch.save(wrapped, path := tmp_path / "other.pt")
-        read = read_state(path, hashlib.sha256(path.read_bytes()).hexdigest())
-        found = fitted(read, network, names, None, "other.pt")
+        found = fitted(read_state(path, file_digest(path)), network, "abc", None, "other.pt")
         assert {k.removeprefix("model."): v.shape for k, v in found.items()} == shapes
     safetensors.torch.save_file(state, path := tmp_path / "same.safetensors")
-    assert read_state(path, hashlib.sha256(path.read_bytes()).hexdigest()).keys() == state.keys()
+    assert read_state(path, file_digest(path)).keys() == state.keys()
     with pytest.raises(WeightsError, match="changed while it was read"):
         read_state(path, "0" * 64)
 

@@ -122,10 +122,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     cells = all_cells()[3:5]
     killed(cells, tmp_path, 4 * len(cells))
     victim, other = cells
-    for path in [
-        tmp_path / "kept" / victim.id / "000003.safetensors",
-        *(tmp_path / "kept" / other.id).iterdir(),
-    ]:
+    latest = tmp_path / "kept" / victim.id / "000003.safetensors"
+    for path in (latest, *(tmp_path / "kept" / other.id).iterdir()):
         path.write_bytes(hurt(path.read_bytes()))
     records = resumed(cells, tmp_path)
     assert results(records, tmp_path) == only(cells, undisturbed)

@@ -111,9 +111,6 @@ def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, fake_ray, cells):
 def test_a_node_that_lacks_the_directory_the_code_or_the_package_says_so(tmp_path, fake_ray, cells):
     fake_ray.add_node(CPU=1)
 
-    def hide(made: NodeCommands, leases: Leases) -> None:
-        leases.heart.unlink()
-
     def other(made: NodeCommands, leases: Leases) -> None:
         made.order = (made.order[0], "of another version", made.order[2])
 
@@ -121,7 +118,7 @@ def test_a_node_that_lacks_the_directory_the_code_or_the_package_says_so(tmp_pat
         made.order = (b"cbench.nowhere\ntrain\n.", *made.order[1:])
 
     for change, said in (
-        (hide, "--work-dir on a disk that all share"),
+        (lambda made, leases: leases.heart.unlink(), "--work-dir on a disk that all share"),
         (other, "install the same version on every node"),
         (absent, "this kd-bench is not installed"),
     ):
@@ -190,39 +187,22 @@ def test_a_record_that_another_command_writes_as_one_starts_is_kept(tmp_path, ce
         def run(self, jobs: list[Job]) -> Iterator[None]:
             yield from ()
 
+    expansion = Expansion(Plan(name="g", description="", config={}, rows=[]), {cell.id: cell})
     run_grid(
-        Expansion(Plan(name="g", description="", config={}, rows=[]), {cell.id: cell}),
-        work,
-        config,
-        Devices(["cpu"]),
-        retry_failed=False,
-        console=Console(stderr=True),
-        launch=lambda *given: Nothing(),
-        mirrored=False,
-    )
-    record = work.store.read(cell.id)
-    assert record is not None
-    assert record.status == FINISHED
+        expansion, work, config, Devices(["cpu"]), retry_failed=False, mirrored=False,
+        console=Console(stderr=True), launch=lambda *given: Nothing(),
+    )  # fmt: skip
+    assert work.store.read(cell.id).status == FINISHED
 
 
 def test_a_node_with_other_images_ends_the_run_and_no_cell_is_to_blame(tmp_path, fake_ray, refused):
     fake_ray.add_node(CPU=1)
     first = write_tree(tmp_path)
 
-    def exchange() -> None:
-        Image.new("L", (8, 8), 99).save(first)
-
-    fake_ray.before_wait = exchange
-    grid = [
-        *FIRST,
-        "data.source=d",
-        "data.fraction=1",
-        "teacher.fraction=1",
-        "--data-root",
-        str(tmp_path),
-    ]
-    work = ["--work-dir", str(tmp_path / "work"), "--device", "cpu", "--launcher", "ray"]
-    assert "its data set 'd' differs" in refused(*grid, *work)
+    fake_ray.before_wait = lambda: Image.new("L", (8, 8), 99).save(first)
+    grid = [*FIRST, "data.source=d", "data.fraction=1", "teacher.fraction=1"]
+    where = ["--data-root", str(tmp_path), "--work-dir", str(tmp_path / "work")]
+    assert "its data set 'd' differs" in refused(*grid, *where, "--device", "cpu", *RAY[2:])
     assert not list((tmp_path / "work" / "store").glob("cells/*"))
 
 
@@ -254,7 +234,6 @@ def test_a_cluster_has_room_for_as_many_jobs_as_its_nodes_hold(
         (["--launcher", "slurm"], "invalid choice: 'slurm'"),
         (["--launcher", "ray", "--gpus-per-job", "1.5"], "--gpus-per-job: got 1.5"),
         (["--launcher", "ray", "--gpus-per-job", "0"], "--gpus-per-job: got 0"),
-        (["--launcher", "ray", "--gpus-per-job", "nan"], "--gpus-per-job: got "),
         (["--launcher", "ray", "--device", "cuda:1"], "--device: got 'cuda:1'"),
     ],
 )

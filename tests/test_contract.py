@@ -38,14 +38,26 @@ each_transfer = pytest.mark.parametrize(
 )
 B, K = 6, 4
 FEW = dataset(train=20)
-RULED_OUT = {
-    "a class ruled out by the teacher": (("teacher",), [0]),
-    "all classes but one": (("teacher",), [0, 1, 3]),
-    "a class ruled out by both": (("student", "teacher"), [2]),
-}
-"""Logits of -inf: whose, and of which classes."""
+BOTH = ("student", "teacher")
 
-ZERO_IN = {"student's": ("student",), "teacher's": ("teacher",), "both": ("student", "teacher")}
+
+def zero_row(view: View) -> View:
+    return View({tap: x.index_fill(0, torch.tensor(2), 0.0) for tap, x in view.taps.items()})
+
+
+def ruled_out(view: View, *classes: int) -> View:
+    logits = view.logits.index_fill(1, torch.tensor(classes), -torch.inf)
+    return View({**view.taps, "logits": logits})
+
+
+SPOILT = {
+    "student's row zero": (("student",), zero_row),
+    "teacher's row zero": (("teacher",), zero_row),
+    "both row zero": (BOTH, zero_row),
+    "a class ruled out by the teacher": (("teacher",), lambda view: ruled_out(view, 0)),
+    "all classes but one": (("teacher",), lambda view: ruled_out(view, 0, 1, 3)),
+    "a class ruled out by both": (BOTH, lambda view: ruled_out(view, 2)),
+}
 
 
 def shapes(width: int) -> dict[str, tuple[int, ...]]:
@@ -91,7 +103,6 @@ def take(pair: Pair, index: Tensor) -> Pair:
 
 def loss_of(stage: Stage, pair: Pair, connector: torch.nn.Module) -> Tensor:
     """The transfer loss; where it names masked samples, they are some of the batch."""
-    assert stage.transfer is not None
     loss, masked = MaskedLoss.of(stage.transfer(pair, connector))
     assert masked is None or (masked.dtype, masked.shape) == (torch.bool, pair.labels.shape)
     return loss
@@ -138,30 +149,15 @@ def test_halves_of_a_batch_have_the_losses_of_the_whole(method: Method, stage: S
 @each_transfer
 @pytest.mark.parametrize(
     ("kind", "scale"),
-    [
-        ("zero", 0.0),
-        ("equal", 1.0),
-        ("huge", 1e4),
-        *((f"{n} row zero", 1.0) for n in ZERO_IN),
-        *((n, 1.0) for n in RULED_OUT),
-    ],
+    [("zero", 0.0), ("equal", 1.0), ("huge", 1e4), *((kind, 1.0) for kind in SPOILT)],
 )
 def test_extreme_inputs_give_finite_losses_and_gradients(method: Method, stage: Stage, kind, scale):
     pair = random_pair(4, scale)
     if kind == "equal":
         pair = take(pair, torch.zeros(B, dtype=torch.long))
-    if kind in RULED_OUT:
-        networks, classes = RULED_OUT[kind]
-        for network in networks:
-            view = getattr(pair, network)
-            logits = view.logits.index_fill(1, torch.tensor(classes), -torch.inf)
-            pair = pair._replace(**{network: View({**view.taps, "logits": logits})})
-    for network in ZERO_IN.get(kind.removesuffix(" row zero"), ()):
-        view = {
-            tap: x.index_fill(0, torch.tensor(2), 0.0)
-            for tap, x in getattr(pair, network).taps.items()
-        }
-        pair = pair._replace(**{network: View(view)})
+    networks, spoil = SPOILT.get(kind, ((), zero_row))
+    for network in networks:
+        pair = pair._replace(**{network: spoil(getattr(pair, network))})
     pair = pair._replace(student=with_gradient(pair.student))
     loss = loss_of(stage, pair, connector_for(method, stage))
     assert loss.isfinite().all()
@@ -192,14 +188,11 @@ def test_only_named_parts_move_and_the_teacher_stays_bit_equal(name):
     student, teacher = lesson.student, lesson.teacher
     digest = teacher.digest() if teacher else ""
     for stage, epochs in zip(student.method.plan, student.stage_epochs, strict=True):
-        before = lesson.state()
-        for _ in range(epochs):
-            lesson.epoch()
+        moved = lesson.moved(epochs)
         assert student.stage is stage
-        after = lesson.state()
-        moved = {key for key in before if not torch.equal(before[key], after[key])}
-        head = {k for k in before if k.startswith("network.head.")}
-        trunk = {k for k in before if k.startswith("network.")} - head
+        network = {key for key in lesson.state() if key.startswith("network.")}
+        head = {key for key in network if key.startswith("network.head.")}
+        trunk = network - head
         for part, keys in (("head", head), ("trunk", trunk)):
             assert bool(moved & keys) <= (part in stage.trains), (stage.name, part)
         if stage.task_weight > 0:
@@ -217,23 +210,15 @@ def test_layers_above_the_deepest_tap_stay_bit_equal_without_labels(name):
     if first.task_weight > 0 or "logits" in first.taps:
         return  # nothing of the student lies above the logits
     # The same stage, cut down to its shallowest tap where it reads several.
-    before = lesson.state()
-    lesson.epoch()
-    deepest = max(lesson.student.taps, key=lesson.student.network.tap_names.index)
-    beyond = _parameters_beyond(lesson, deepest)
-    after = lesson.state()
-    assert beyond, "at least the head lies beyond"
-    for key in beyond:
-        assert torch.equal(before[f"network.{key}"], after[f"network.{key}"]), key
-
-
-def _parameters_beyond(lesson: Lesson, tap: str) -> set[str]:
-    network = lesson.student.network
+    moved, network = lesson.moved(), lesson.student.network
+    deepest = max(lesson.student.taps, key=network.tap_names.index)
     network.requires_grad_(True)
-    shown = network.view(torch.randn(2, *lesson.stream.image_shape), (tap,))[tap]
+    shown = network.view(torch.randn(2, *lesson.stream.image_shape), (deepest,))[deepest]
     named = dict(network.named_parameters())
     gradients = torch.autograd.grad(shown.sum(), list(named.values()), allow_unused=True)
-    return {name for name, g in zip(named, gradients, strict=True) if g is None}
+    beyond = {f"network.{key}" for key, g in zip(named, gradients, strict=True) if g is None}
+    assert beyond, "at least the head lies beyond"
+    assert not moved & beyond
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -348,15 +333,14 @@ UNREAD = [(name, key) for name in NAMES for key in getattr(METHODS.get(name)(), 
 def test_what_read_when_rules_out_changes_nothing(name, key):
     ((other, wanted),) = METHODS.get(name)().READ_WHEN[key].items()
     off = next(v for v in alternatives(name, other) if v != wanted)
+    without = trained(name, "cnn2", json.dumps({other: off}))
     for value in alternatives(name, key):
         changed = {other: off, key: value}
         try:
             build_method(name, **changed)
         except ValueError:
             continue  # out of its range
-        assert trained(name, "cnn2", json.dumps(changed)) == trained(
-            name, "cnn2", json.dumps({other: off})
-        )
+        assert trained(name, "cnn2", json.dumps(changed)) == without
     assert key not in search_space(name, {other: off})
     assert key in search_space(name, {})
 
@@ -386,14 +370,10 @@ def test_a_networks_shallow_tap_does_not_depend_on_deeper_ones(name: str):
 
 @pytest.mark.parametrize("name", ["digits", *OWN_SOURCES])
 def test_a_source_gives_the_same_usable_images_every_time(name: str, tmp_path):
-    first, second = (
-        sources.load(name, data_root=None, cache=tmp_path / str(part)) for part in range(2)
-    )
+    first, second = (sources.load(name, data_root=None, cache=tmp_path / part) for part in "ab")
     assert first.fingerprint == second.fingerprint
-    for images, labels in (
-        (first.train_images, first.train_labels),
-        (first.test_images, first.test_labels),
-    ):
+    train, test = (first.train_images, first.train_labels), (first.test_images, first.test_labels)
+    for images, labels in (train, test):
         assert (images.dtype, images.dim()) == (torch.uint8, 4)
         assert (labels.dtype, labels.shape) == (torch.int64, (len(images),))
         assert set(labels.tolist()) == set(range(len(first.classes)))

@@ -1,7 +1,6 @@
 """The profiler: what it counts, how costs add up, what it measures, and its tables and figures."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -86,7 +85,6 @@ def test_memory_follows_tensors_until_they_are_freed():
 def test_a_step_is_the_students_the_teachers_pass_and_the_loss():
     fitnet, plain = stage_of("fitnet"), stage_of("student")
     loss = fitnet.loss_alone()
-    assert loss is not None
     # Three regressors from cnn2's widths to cnn3's: forward, and twice that backward.
     maps = [(2, 3, 64), (4, 6, 16), (8, 12, 4)]
     products = sum(2 * 6 * here * there * places for here, there, places in maps)
@@ -112,9 +110,8 @@ def test_stages_count_by_epochs_kept_images_and_work_done_once():
     assert training_cost_ratio([StageShare(30, 1.0, 4.2)], 30, 4.2) == 1.0
     assert training_cost_ratio([StageShare(9, 1, 5.0), StageShare(30, 1, 5.0)], 30, 5.0) == 1.3
     plan = [StageShare(18, 1.0, 10.0), StageShare(12, 0.9, 15.0, once=6.0)]
-    assert math.isclose(
-        training_cost_ratio(plan, 30, 10.0), (18 * 10 + 12 * 0.9 * 15 + 6) / (30 * 10)
-    )
+    wanted = (18 * 10 + 12 * 0.9 * 15 + 6) / (30 * 10)
+    assert training_cost_ratio(plan, 30, 10.0) == pytest.approx(wanted, rel=1e-9)
 
 
 def around(value: float) -> Quartiles:
@@ -131,8 +128,7 @@ def stage(name: str, step: float, loss: float | None, **changes) -> StageCost:
 
 SHARED = {
     "data": "toy", "teacher": "big", "student": "small", "epochs": 10, "plain_ms": around(3.0),
-    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20,
-    "teacher_bytes": 2**19,
+    "plain_flops": 3 * 10**6, "plain_peak_bytes": 2**20, "teacher_bytes": 2**19,
     "conditions": {"device": "a machine", "device_type": "cpu", "threads": 1, "precision": "fp32",
                    "batch": 50, "image_shape": [1, 8, 8], "rounds": 5},
 }  # fmt: skip
@@ -181,9 +177,8 @@ def test_extra_memory_is_that_of_the_costliest_stage():
 
 def test_table_of_methods_reads_as_expected():
     lines = to_markdown(method_table(COSTS.records)).splitlines()
-    assert lines[0] == (
-        "## Cost of training, toy: big → small, batch 50, a machine, threads 1, fp32"
-    )
+    title = "## Cost of training, toy: big → small, batch 50, a machine, threads 1, fp32"
+    assert lines[0] == title
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert rows[2:] == [
         ["no teacher", "1.0 ± 0.0", "1.0", "-", "3.00", "0.0", "0"],

@@ -1,13 +1,15 @@
 """Screen, then confirm: the seeds of each phase, the teachers, the images, and the one choice."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from summary_grid import cost
 
 from bench.cell import Cell
-from bench.cost.costs import CostRecord, Costs, Quartiles
+from bench.cost.costs import Costs
 from bench.design import (
     CONFIRMATION,
     EXTENSION,
@@ -18,7 +20,7 @@ from bench.design import (
 )
 from bench.expansion import Expansion, expand
 from bench.faults import UserError
-from bench.grid import Grid, GridError
+from bench.grid import Grid
 from bench.launch.screening import check_costs, choose, expand_chosen
 from bench.launch.tune import promising, trials_of, tuning_grid
 from bench.record import FINISHED, Record, WorkDir
@@ -28,7 +30,7 @@ RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1}
 LONGER = [{"student": {"epochs_factor": factor}} for factor in (1.5, 2.0)]
 ROWS = ["soft_logits", "fsp", "rkd", {"kd_svd": {"finalist": False}}, *LONGER]
 DESIGN = {"screen": 2, "finalists": 3, "confirm": 4}
-LABELS = [1.5, 2.0]
+NO_COSTS = Costs()
 
 
 def grid(**changes: object) -> Grid:
@@ -64,16 +66,21 @@ def seeds_of(expansion: Expansion, label: str) -> dict[str, list[int]]:
     return found
 
 
+def screen(mine: Grid, work: WorkDir, costs: Costs = NO_COSTS) -> Expansion:
+    """Trains all rows to `MEANS`, and chooses."""
+    screened = expand_chosen(mine, named, work, extend=False)
+    finish(screened, work, MEANS)
+    choose(mine, screened, work, costs)
+    return screened
+
+
 MEANS = {"fsp": 0.8, "rkd": 0.7, "soft_logits": 0.6, "kd_svd": 0.9,
          "student (epochs_factor=1.5)": 0.55, "student (epochs_factor=2)": 0.52}  # fmt: skip
 
 
 def test_all_rows_are_screened_and_finalists_and_student_share_fresh_seeds(tmp_path):
     work, mine = WorkDir(tmp_path), grid()
-    screened = expand_chosen(mine, named, work, extend=False)
-    assert seeds_of(screened, "fsp") == {SCREENING: [0, 1]}
-    finish(screened, work, MEANS)
-    choose(mine, screened, work, Costs())
+    assert seeds_of(screen(mine, work), "fsp") == {SCREENING: [0, 1]}
     whole = expand_chosen(mine, named, work, extend=False)
     # The best longer-trained student always, the control never, however high its mean.
     (choice,) = whole.plan.choices
@@ -89,9 +96,7 @@ def test_all_rows_are_screened_and_finalists_and_student_share_fresh_seeds(tmp_p
 
 def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
     work, mine = WorkDir(tmp_path), grid()
-    screened = expand_chosen(mine, named, work, extend=False)
-    finish(screened, work, MEANS)
-    choose(mine, screened, work, Costs())
+    screened = screen(mine, work)
     first = expand_chosen(mine, named, work, extend=False).plan.choices
     finish(screened, work, {"soft_logits": 0.9})  # another launcher retried what had failed
     choose(mine, screened, work, Costs())
@@ -103,23 +108,18 @@ def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
 
 def test_of_many_commands_at_once_one_writes_the_choice(tmp_path):
     axes, path = {"fraction": 1.0}, tmp_path / "mine" / "finalists-0.json"
-    mine = [
-        Choice(data="d", axes=axes, teacher="t", student="s", finalists=(str(n),)) for n in range(8)
-    ]
-    read: list[tuple[Choice, ...] | None] = []
+    place = {"data": "d", "axes": axes, "teacher": "t", "student": "s"}
+    mine = [Choice(finalists=(str(n),), **place) for n in range(8)]
     start = threading.Barrier(len(mine))
 
-    def write(choice: Choice) -> None:
+    def write(choice: Choice) -> tuple[Choice, ...] | None:
         start.wait()
         write_choices_once(path, [choice])
-        read.append(read_choices(path))
+        return read_choices(path)
 
-    threads = [threading.Thread(target=write, args=(choice,)) for choice in mine]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert read == [read_choices(path)] * len(mine)
+    with ThreadPoolExecutor(len(mine)) as pool:
+        read = list(pool.map(write, mine))
+    assert read == len(mine) * [read_choices(path)]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -136,9 +136,7 @@ def test_a_second_look_is_planned_beforehand_and_remains(tmp_path):
         expand_chosen(grid(), named, work, extend=True)
     with pytest.raises(UserError, match="no finalists are chosen"):
         expand_chosen(mine, named, work, extend=True)
-    screened = expand_chosen(mine, named, work, extend=False)
-    finish(screened, work, MEANS)
-    choose(mine, screened, work, Costs())
+    screen(mine, work)
     assert EXTENSION not in seeds_of(expand_chosen(mine, named, work, extend=False), "fsp")
     longer = expand_chosen(mine, named, work, extend=True)
     assert seeds_of(longer, "fsp")[EXTENSION] == [6, 7, 8]
@@ -158,45 +156,13 @@ def test_a_limit_on_costs_needs_costs_and_rules_rows_out(tmp_path):
     with pytest.raises(UserError, match=r"run_all\.py profile --grid mine"):
         check_costs(mine, Costs())
     ratios = {"soft_logits": 1.2, "fsp": 3.0, "rkd": 1.5}
-    costs = Costs([
-        CostRecord(data="digits", teacher="cnn8", student="cnn4", label=label, method=label,
-                   category="", training_cost_ratio=Quartiles(ratio, ratio, ratio, 3))
-        for label, ratio in ratios.items()
-    ])  # fmt: skip
+    pair = {"teacher": "cnn8", "student": "cnn4"}
+    costs = Costs([cost(label, ratio, spread=0, **pair) for label, ratio in ratios.items()])
     check_costs(mine, costs)
-    screened = expand_chosen(mine, named, work, extend=False)
-    finish(screened, work, MEANS)
-    choose(mine, screened, work, costs)
+    screen(mine, work, costs)
     (choice,) = expand_chosen(mine, named, work, extend=False).plan.choices
     assert set(choice["finalists"]) == {"soft_logits", "rkd", "student (epochs_factor=1.5)"}
     assert choice["screened"]["fsp"]["cost"] == 3.0
-
-
-@pytest.mark.parametrize(
-    ("seeds", "words"),
-    [
-        ({"screen": 2, "finalists": 4}, "seeds: confirm: missing"),
-        ({**DESIGN, "confirm": 1}, "seeds: confirm: got 1"),
-        ({**DESIGN, "finalists": 1}, "seeds: finalists: got 1"),
-        ({**DESIGN, "scren": 2}, "unknown field 'scren'"),
-        ([], "seeds is empty"),
-    ],
-)
-def test_a_wrong_design_is_one_line(tmp_path, seeds, words):
-    import yaml
-
-    from bench.grid import load_grid
-
-    path = tmp_path / "mine.yaml"
-    values = {
-        **grid().model_dump(mode="json", exclude={"name", "part_of", "narrowed"}),
-        "seeds": seeds,
-    }
-    path.write_text(yaml.safe_dump(values))
-    with pytest.raises(GridError) as caught:
-        load_grid(str(path))
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # --- images and teachers ------------------------------------------------------------------------
@@ -287,7 +253,6 @@ def test_every_row_is_tuned_by_as_many_trials_and_the_student_too():
 
 
 def test_the_best_third_of_a_rows_trials_goes_on():
-
     trials = trials_of(grid(methods=["rkd"], seeds=1), 6)
     results = [replace(trial, accuracy=n / 10, n=1) for n, trial in enumerate(trials)]
     kept = promising(results)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from lessons import Lesson, cell, dataset, plain_cell, recipe, run
+from lessons import Lesson, cell, dataset, method_of, plain_cell, recipe, run
 from torch import nn
 
 from bench.expansion import expand
@@ -56,18 +56,16 @@ def test_training_is_bit_equal_with_diagnostics_on_and_off(name, tmp_path):
 def test_random_layers_and_statistics_are_left_as_they_were():
     states = []
     for examined in (False, True):
-        lesson = Lesson(cell("fitnet").model_copy(update={"diagnostics": examined}))
+        lesson = Lesson(cell("fitnet", diagnostics=examined))
         lesson.student.network.stem.append(nn.Dropout(0.5))
-        for _ in range(4):
-            lesson.epoch()
+        lesson.epochs(4)
         states.append(lesson.state())
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_a_cell_with_diagnostics_is_another_one_with_the_same_teacher_and_batches():
-    plain = cell("fitnet")
-    examined = plain.model_copy(update={"diagnostics": True})
+    plain, examined = cell("fitnet"), cell("fitnet", diagnostics=True)
     assert examined.id != plain.id
     assert examined.stream == plain.stream
     assert examined.resolved() == {**plain.resolved(), "diagnostics": True}
@@ -75,10 +73,8 @@ def test_a_cell_with_diagnostics_is_another_one_with_the_same_teacher_and_batche
 
 def test_a_grid_examines_students_and_leaves_teachers_alone():
     off, on = load_grid("digits-transfer"), load_grid("digits-transfer", ["diagnostics=true"])
-    rows = zip(
-        expand(off, lambda d: "x").plan.rows, expand(on, lambda d: "x").plan.rows, strict=True
-    )
-    for before, after in rows:
+    plans = (expand(grid, lambda d: "x").plan for grid in (off, on))
+    for before, after in zip(*(plan.rows for plan in plans), strict=True):
         assert (before.cell_id == after.cell_id) == (before.role in ("teacher", "source"))
         assert before.teacher_id == after.teacher_id
 
@@ -89,7 +85,7 @@ def test_tuning_examines_nothing():
 
 
 def test_a_two_stage_method_is_measured_in_both_stages(tmp_path):
-    (record,), _ = trained(tmp_path, [cell("fitnet").model_copy(update={"diagnostics": True})])
+    (record,), _ = trained(tmp_path, [cell("fitnet", diagnostics=True)])
     epochs = [stage["epochs"] for stage in record.stages]
     assert epochs == [1, 3]
     assert all(-1 <= cosine <= 1 for cosine in record.curves["gradient_cosine"])
@@ -103,10 +99,8 @@ def test_a_two_stage_method_is_measured_in_both_stages(tmp_path):
 
 
 def test_epochs_without_a_teacher_have_no_point(tmp_path):
-    hyperparameters = {"stage2": "ce"}
-    (record,), _ = trained(
-        tmp_path, [cell("fitnet", hyperparameters=hyperparameters, diagnostics=True)]
-    )
+    one = cell("fitnet", hyperparameters={"stage2": "ce"}, diagnostics=True)
+    (record,), _ = trained(tmp_path, [one])
     assert [value is None for value in record.curves["gradient_cosine"]] == [False, *[True] * 3]
 
 
@@ -129,15 +123,13 @@ def test_a_stage_of_the_teacher_alone_is_no_obstacle(trains, tmp_path):
 
     part = {"share": 0.5, "taps": ("embedding",)}
     alone = Stage(name="alone", transfer=rebuilt, task_weight=0.0, trains=frozenset(trains), **part)
-    method = Method(
-        category="response",
-        source="by hand, 2026",
-        plan=(alone, Stage(name="hint", transfer=hint, **part)),
+    method = method_of(
+        alone,
+        Stage(name="hint", transfer=hint, **part),
         connect=lambda student, teacher: nn.Linear(*student["embedding"], *teacher["embedding"]),
     )
     lesson = Lesson(cell("fitnet", "cnn3", diagnostics=True), method=method)
-    for _ in range(4):
-        lesson.epoch()
+    lesson.epochs(4)
     assert lesson.student.curves["gradient_cosine"][:2] == [None, None]
     assert None not in lesson.student.curves["gradient_cosine"][2:]
     facts = facts_of({"embedding": rand(20, 12)}, method, 10)
@@ -158,8 +150,7 @@ def test_the_first_step_is_measured_with_the_weights_it_starts_from():
             return sign * nn.functional.cross_entropy(pair.student.logits, pair.labels)
 
         stage = Stage(name="a", share=1.0, transfer=toward, taps=("logits",), task_weight=0.0)
-        method = Method(category="response", source="by hand", plan=(stage,))
-        lesson = Lesson(cell("soft_logits").model_copy(update={"diagnostics": True}), method=method)
+        lesson = Lesson(cell("soft_logits", diagnostics=True), method=method_of(stage))
         lesson.epoch()
         cosines.append(lesson.student.curves["gradient_cosine"])
     assert cosines == [[pytest.approx(1.0)], [pytest.approx(-1.0)]]

@@ -26,6 +26,7 @@ def test_a_signal_ends_a_command_with_one_line_and_its_number(tmp_path, capsys, 
         signal.signal(number, outside)
     captured = capsys.readouterr()
     assert captured.err.startswith("stopped; ")
+    assert "stopped.py" not in captured.err  # it is no fault of the file
     assert captured.err.count("\n") == 1
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from lessons import CPU, Lesson, cell, dataset, plain_cell, recipe, run
+from lessons import CPU, Lesson, cell, dataset, method_of, plain_cell, recipe, run, squared_gap
 from safetensors.torch import load_file
 
 from bench.cell import DataSpec, Recipe
@@ -17,7 +17,6 @@ from bench.hyperparameters import build_method
 from bench.method import (
     MaskedLoss,
     Merged,
-    Method,
     NotApplicable,
     Pair,
     Selection,
@@ -39,21 +38,13 @@ from bench.train.teacher import Teacher, load_teacher
 from bench.train.weights import build_network, head_keys, start_from_source, weights_content
 
 
-def squared_gap(pair, connector):
-    return (pair.student.logits - pair.teacher.logits).square().mean(1)
-
-
-def method(*stages: Stage, **changes: object) -> Method:
-    return Method(**{"category": "response", "source": "nobody", "plan": stages, **changes})
-
-
 def teaching(transfer=squared_gap, **changes: object) -> Stage:
     """A stage with a transfer loss on the logits."""
     return Stage(name="a", share=1.0, transfer=transfer, taps=("logits",), **changes)
 
 
 def lesson_of(*stages: Stage, **changes: object) -> Lesson:
-    return Lesson(cell("soft_logits", **changes), method=method(*stages))
+    return Lesson(cell("soft_logits", **changes), method=method_of(*stages))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +75,7 @@ def test_an_impossible_stage_cannot_be_built(wrong, words):
 )
 def test_an_impossible_plan_cannot_be_built(stages, changes, words):
     with pytest.raises(ValueError, match=words):
-        method(*(Stage(name=name, share=share) for name, share in stages), **changes)
+        method_of(*(Stage(name=name, share=share) for name, share in stages), **changes)
 
 
 @pytest.mark.parametrize("epochs", range(3, 40))
@@ -126,18 +117,27 @@ def test_a_warm_up_rises_from_a_hundredth_to_the_rate(schedule, later):
     assert rates == pytest.approx([0.01, 0.505, *later])
 
 
-def test_a_step_of_adamw_is_its_definition():
-    made = recipe(optimiser="adamw", betas=(0.5, 0.9), weight_decay=0.1, learning_rate=0.01)
-    lesson = Lesson(plain_cell("cnn2", recipe=made))
+@pytest.mark.parametrize(
+    ("optimiser", "moved"),
+    [
+        ({"momentum": 0.0, "weight_decay": 0.0}, lambda x, slope: x - 0.05 * slope),
+        (
+            {"optimiser": "adamw", "betas": (0.5, 0.9), "weight_decay": 0.1, "learning_rate": 0.01},
+            # Both moments are unbiased after one step: the gradient over its size.
+            lambda x, slope: x * (1 - 0.001) - 0.01 * slope / (slope.abs() + 1e-8),
+        ),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_a_baseline_step_is_the_definition_of_its_optimiser(optimiser, moved):
+    lesson = Lesson(plain_cell("cnn2", recipe=recipe(**optimiser)))
     student, twin = lesson.student, Lesson(plain_cell("cnn2")).student.network.train()
     student.begin_epoch(lesson.clean_view, lesson.stream.train.labels)
     batch = next(iter(lesson.stream.train.epoch(0)))
     torch.nn.functional.cross_entropy(twin(batch.images), batch.labels).backward()
     student.step(StudentBatch(*batch, None, False))
     for mine, theirs in zip(student.network.parameters(), twin.parameters(), strict=True):
-        # Both moments are unbiased after one step: the gradient over its size.
-        move = theirs.grad / (theirs.grad.abs() + 1e-8)
-        torch.testing.assert_close(mine, theirs * (1 - 0.001) - 0.01 * move)
+        torch.testing.assert_close(mine, moved(theirs, theirs.grad))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_every_stage_starts_with_a_fresh_optimiser_and_its_own_schedule():
     assert optimisers[0] is optimisers[1] is not optimisers[2] is optimisers[3]
     assert student.curves["learning_rate"] == pytest.approx([0.05, 0.005, 0.005, 0.0005])
     fresh = lesson_of(*stages)
-    fresh.epoch(), fresh.epoch()
+    fresh.epochs(2)
     fresh.student.begin_epoch(fresh.clean_view, fresh.stream.train.labels)
     assert not fresh.student.optimiser.state
 
@@ -171,32 +171,13 @@ def test_every_stage_starts_with_a_fresh_optimiser_and_its_own_schedule():
 def test_the_transfer_weight_follows_the_stage():
     seen = []
     weight = lambda progress: seen.append(progress) or 4 - 3 * progress  # noqa: E731
-    lesson = lesson_of(teaching(transfer_weight=weight))
-    for _ in range(4):
-        lesson.epoch()
+    lesson_of(teaching(transfer_weight=weight)).epochs(4)
     assert sorted(set(seen)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 def test_frozen_parts_keep_their_batch_statistics_too():
     lesson = lesson_of(Stage(name="head", share=1.0, trains=frozenset({"head"})))
-    before = lesson.state()
-    lesson.epoch()
-    after = lesson.state()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert changed == {"network.head.weight", "network.head.bias"}
-
-
-def test_a_baseline_step_is_plain_stochastic_gradient_descent():
-    lesson = Lesson(plain_cell("cnn2", recipe=recipe(weight_decay=0.0, momentum=0.0)))
-    student = lesson.student
-    student.begin_epoch(lesson.clean_view, lesson.stream.train.labels)
-    batch = next(iter(lesson.stream.train.epoch(0)))
-    twin = Lesson(plain_cell("cnn2")).student.network.train()
-    loss = torch.nn.functional.cross_entropy(twin(batch.images), batch.labels)
-    loss.backward()
-    student.step(StudentBatch(*batch, None, False))
-    for mine, theirs in zip(student.network.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs - 0.05 * theirs.grad)
+    assert lesson.moved() == {"network.head.weight", "network.head.bias"}
 
 
 def test_merge_takes_the_place_of_the_sum():
@@ -218,8 +199,7 @@ def test_what_a_merge_watches_is_the_mean_over_an_epochs_steps():
         return Merged(list(task), {"even_share": torch.tensor(float(next(steps) % 2 == 0))})
 
     lesson = lesson_of(teaching(squared_gap, merge=merge), recipe=recipe(batch_size=13))
-    for _ in range(4):
-        lesson.epoch()
+    lesson.epochs(4)
     # 40 images are three steps of 13: even, odd, even; odd, even, odd; and so on.
     assert lesson.student.curves["even_share"] == pytest.approx([2 / 3, 1 / 3, 2 / 3, 1 / 3])
     (entry,) = stage_entries(lesson.student)
@@ -377,8 +357,7 @@ def test_a_stage_counts_the_samples_that_its_loss_reached_skipped_and_masked():
         Stage(name="masked", transfer=transfer, **part, **chosen),
         Stage(name="plain", transfer=squared_gap, **part),
     )
-    for _ in range(4):
-        lesson.epoch()
+    lesson.epochs(4)
     masked, plain = stage_entries(lesson.student)
     counts = ("reached_samples", "skipped_samples", "masked_samples")
     assert [masked[name] for name in counts] == [2 * 18, 2 * 1, 2 * 1]
@@ -400,13 +379,11 @@ def test_a_pair_that_a_method_cannot_serve_is_not_applicable(tmp_path):
 
 def test_teacher_and_student_must_have_the_same_classes():
     lesson = Lesson(cell("soft_logits"))
-    student, shape = lesson.student, lesson.stream.image_shape
+    student, stream = lesson.student, lesson.stream
     lesson.teacher.shapes = {**lesson.teacher.shapes, "logits": (7,)}
-    labels = lesson.stream.known_labels
+    made = student.cell, student.method, student.network, stream.image_shape
     with pytest.raises(ValueError, match="has 7 classes, the student 4"):
-        make_student(
-            student.cell, student.method, student.network, shape, lesson.teacher, CPU, labels
-        )
+        make_student(*made, lesson.teacher, CPU, stream.known_labels)
 
 
 @pytest.mark.parametrize(
@@ -628,6 +605,9 @@ def test_random_losses_do_not_depend_on_earlier_draws():
     assert curves[0] == curves[1]
 
 
+REFLECT = {"pad": 8, "padding": "reflect"}
+
+
 def read(spec: DataSpec) -> DataSet:
     """The synthetic set; as a source, with its test images among the training images."""
     whole = dataset()
@@ -642,10 +622,7 @@ def read(spec: DataSpec) -> DataSet:
     [
         (plain_cell("cnn2", recipe=recipe(batch_size=64)), "batch 64 .* the 40 training"),
         (plain_cell("cnn2", data=DataSpec(source="synthetic", resolution=3)), "factor 3"),
-        (
-            plain_cell("cnn2", data=HALF.model_copy(update={"pad": 8, "padding": "reflect"})),
-            "pad 8",
-        ),
+        (plain_cell("cnn2", data=HALF.model_copy(update=REFLECT)), "pad 8"),
         (plain_cell("torchvision/resnet18"), "cell"),
         (cell("fitnet", recipe=recipe(epochs=1)), "1 epochs cannot hold 2 stages"),
         (cell("fitnet", recipe=recipe(warmup=2)), "warmup 2 takes the whole of a stage of [12] ep"),

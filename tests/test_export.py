@@ -13,7 +13,7 @@ import torch
 from lessons import cell, dataset, plain_cell
 from lessons import run as train
 from safetensors import safe_open
-from students import random_student
+from students import random_student, row_of
 
 from bench import export
 from bench.cell import Cell, DataSpec
@@ -25,21 +25,11 @@ from bench.decide.records import pairs_of
 from bench.export import CARD, FORMATS, Card, ExportError, find_row, load_trained, pack
 from bench.models import zoo
 from bench.models.files import WeightsError, read_state
-from bench.record import Plan, Row, WorkDir, file_digest, write_atomically
+from bench.record import Plan, WorkDir, file_digest, write_atomically
 from bench.train.weights import read_weights
 
-FINE, COARSE = (
-    DataSpec(source="synthetic", pad=1),
-    DataSpec(source="synthetic", resolution=2, resize="crop"),
-)
-
-
-def row(cell: Cell, label: str) -> Row:
-    return Row(
-        role="method" if cell.teacher else "student", data="synthetic",
-        axes={"resolution": cell.data.resolution}, category="response", label=label,
-        method=cell.method, teacher="cnn3", student="cnn2", seed=cell.seed, cell_id=cell.id,
-    )  # fmt: skip
+FINE = DataSpec(source="synthetic", pad=1)
+COARSE = DataSpec(source="synthetic", resolution=2, resize="crop")
 
 
 def cells() -> dict[str, Cell]:
@@ -72,10 +62,8 @@ def work(tmp_path_factory) -> WorkDir:
     for one in made.values():
         train([one], folder.store.root)
     labels = {"coarse": "soft_logits"}
-    plan = Plan(
-        name="taught", description="", config={},
-        rows=[row(one, labels.get(name, name)) for name, one in made.items()],
-    )  # fmt: skip
+    rows = [row_of(one, labels.get(name, name)) for name, one in made.items()]
+    plan = Plan(name="taught", description="", config={}, rows=rows)
     write_atomically(folder.plan(plan.name), plan.to_json())
     return folder
 
@@ -136,9 +124,8 @@ def test_an_output_is_a_file_of_its_format_wherever_a_link_leads(work, tmp_path,
     os.mkfifo(tmp_path / "pipe")
     for name in (".", "pipe"):
         assert "got a folder or a device" in refused(*words, str(tmp_path / name))
-    assert "--format safetensors writes .safetensors files" in refused(
-        *words, str(tmp_path / "a.onnx")
-    )
+    said = refused(*words, str(tmp_path / "a.onnx"))
+    assert "--format safetensors writes .safetensors files" in said
     link.symlink_to(tmp_path / "student")
     assert main([*words, str(link)]) == 0
     assert link.is_symlink()
@@ -163,7 +150,6 @@ def test_weights_travel_with_what_is_needed_to_use_them(work):
     assert parity.difference <= parity.allowed
     assert parity.images == 20
     record = work.store.read(made.id)
-    assert record is not None
     assert parity.accuracy == record.final["last_accuracy"]
     length = int.from_bytes(content[:8], "little")
     card = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][CARD])
@@ -214,7 +200,6 @@ def test_an_accuracy_on_held_out_images_is_named_as_one(work, tmp_path):
     shown, copy = find_row(plan_of(work), cells()["soft_logits"].id), WorkDir(tmp_path / "copy")
     shutil.copytree(work.root, copy.root)
     record = copy.store.load(shown.cell_id)
-    assert record is not None
     record.cell["data"]["validation"] = 0.5
     copy.store.write(record)
     assert load_trained(shown, work).card.measured_on == "test images"

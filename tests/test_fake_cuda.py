@@ -19,7 +19,7 @@ from bench.data.augment import Augment
 from bench.data.batches import Batch, Batches
 from bench.hyperparameters import METHODS, build_method
 from bench.method import Method, Pair, Selection, Stage, View
-from tests.lessons import recipe
+from tests.lessons import method_of, recipe
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -61,6 +61,8 @@ def lesson(monkeypatch) -> Iterator[TeacherBatch]:
         assert loss.device == CUDA
         return [torch.zeros_like(parameter) for parameter in parameters]
 
+    # torch looks for devices once; threads for this one would forbid `malformed` to fork.
+    torch.ones(1, requires_grad=True).backward()
     monkeypatch.setattr(nn.Module, "to", move)
     monkeypatch.setattr(torch.autograd, "grad", grad)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: grad(loss, []))
@@ -134,8 +136,6 @@ def test_a_tensor_that_stays_behind_is_named(tensor, lesson):
         return (pair.student.logits * own).sum(1)
 
     stage = Stage(name="only", share=1.0, transfer=loss, taps=("logits",))
-    broken = Method(
-        category="response", source="none", plan=(stage,), connect=lambda *shapes: Behind()
-    )
+    broken = method_of(stage, connect=lambda *shapes: Behind())
     with pytest.raises(RuntimeError, match=r"two.* devices,? cuda:0(,| and) cpu"):
         step(lesson, "broken", broken)

@@ -14,17 +14,13 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from test_data import assert_same, cache_folder, load_tree, make_tree, save_image
+from test_data import assert_same, cache_folder, load_tree, make_tree, save_image, tree
 
 from bench.data import build, folders
 from bench.data.dataset import DataError
 from bench.data.sources import load
 
-
-@pytest.fixture
-def tree(tmp_path):
-    make_tree(tmp_path / "tree")
-    return tmp_path / "tree"
+__all__ = ["tree"]
 
 
 @pytest.mark.parametrize(
@@ -158,22 +154,17 @@ def test_photographs_are_turned_and_clear_parts_are_white(tree):
 def test_a_turned_image_fits_those_that_are_not(tmp_path, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    for part in ("train", "test"):
-        for name in ("ant", "bee"):
-            save_image(tmp_path / f"tree/{part}/{name}/0.png", seed=0, size=(8, 12))
+    make_tree(tmp_path / "tree", classes=("ant", "bee"), train=1, test=1, size=(8, 12))
     turned = Image.new("RGB", (12, 8), "red")
     turned.save(tmp_path / "tree/train/ant/1.png", format=kind, exif=exif)
     assert load_tree(tmp_path / "tree").train_images.shape == (3, 3, 12, 8)
 
 
 def test_a_square_is_squashed_or_cut_to_the_middle(tmp_path):
-    for part in ("train", "test"):
-        for name in ("ant", "bee"):
-            # Four columns of 0, 100, 200 and 40, twice as wide as high.
-            image = np.repeat(np.array([[0, 100, 200, 40]], dtype=np.uint8), 4, 1).repeat(8, 0)
-            path = tmp_path / f"tree/{part}/{name}/0.png"
-            path.parent.mkdir(parents=True)
-            Image.fromarray(image).save(path)
+    # Four columns of 0, 100, 200 and 40, twice as wide as high.
+    image = np.repeat(np.array([[0, 100, 200, 40]], dtype=np.uint8), 4, 1).repeat(8, 0)
+    for path in make_tree(tmp_path / "tree", classes=("ant", "bee"), train=1, test=1):
+        Image.fromarray(image).save(tmp_path / "tree" / path)
     squashed, cut = (
         load_tree(tmp_path / "tree", size=4, resize=how).test_images[0, 0, 0].tolist()
         for how in ("squash", "crop")
@@ -233,15 +224,18 @@ def write_parquet(path, rows, names=None, label="label", group=2, image="image")
     pyarrow.parquet.write_table(table, path, row_group_size=group)
 
 
+def rows_of(tree, part):
+    """The files of a part of a tree, and their classes."""
+    return [(path, path.parent.name) for path in sorted((tree / part).glob("*/*"))]
+
+
 @pytest.mark.parametrize("kind", ["names", "texts", "numbers"])
 def test_parquet_files_hold_what_the_tree_holds(tree, tmp_path, kind):
     wanted, names = load_tree(tree), ["ant", "bee", "cat"]
     for part, to in (("train", "train"), ("test", "validation")):
-        rows = [
-            (tree / part / name / f"{i}.png", name if kind == "texts" else label)
-            for label, name in enumerate(names)
-            for i in range(3 if part == "train" else 2)
-        ]
+        rows = rows_of(tree, part)
+        if kind != "texts":
+            rows = [(file, names.index(name)) for file, name in rows]
         path = tmp_path / f"other/data/{to}-00000-of-00001.parquet"
         write_parquet(path, rows, names if kind == "names" else None)
     found = load_tree(tmp_path / "other")
@@ -254,7 +248,8 @@ def test_parquet_files_hold_what_the_tree_holds(tree, tmp_path, kind):
 
 
 def test_classes_of_parquet_files_are_known_by_name(tree, tmp_path):
-    ants, bees = ([(tree / f"train/{n}/{i}.png", n) for i in range(2)] for n in ("ant", "bee"))
+    rows = rows_of(tree, "train")
+    ants, bees = rows[:2], rows[3:5]
     folder = tmp_path / "other"
     write_parquet(folder / "mine-train.parquet", [(f, 0) for f, _ in ants], ["ant", "bee"])
     write_parquet(folder / "train-1.parquet", [(f, 0) for f, _ in bees], ["bee"])
@@ -275,10 +270,8 @@ def test_classes_of_parquet_files_are_known_by_name(tree, tmp_path):
 def test_rows_of_large_groups_are_read_some_at_a_time(tree, tmp_path, monkeypatch, group):
     wanted = load_tree(tree)
     monkeypatch.setattr(folders, "ROWS_AT_ONCE", 2)
-    for part, count in (("train", 3), ("test", 2)):
-        names = [(name, i) for name in ("ant", "bee", "cat") for i in range(count)]
-        rows = [(tree / f"{part}/{name}/{i}.png", name) for name, i in names]
-        write_parquet(tmp_path / f"other/{part}.parquet", rows, group=group)
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"other/{part}.parquet", rows_of(tree, part), group=group)
     assert_same(load_tree(tmp_path / "other"), wanted)
     chosen = load_tree(tmp_path / "other", classes=["ant", "cat"])
     assert_same(chosen, load_tree(tree, classes=["ant", "cat"]))
@@ -307,8 +300,7 @@ def test_labels_that_name_no_class_are_one_line(tree, tmp_path, labels, said):
 
 
 def test_parquet_files_without_parts_are_split(tree, tmp_path):
-    rows = [(tree / "train" / n / f"{i}.png", n) for n in ("ant", "bee") for i in range(3)]
-    write_parquet(tmp_path / "other/0000.parquet", rows)
+    write_parquet(tmp_path / "other/0000.parquet", rows_of(tree, "train")[:6])
     with pytest.raises(DataError, match=r"data\.split"):
         load_tree(tmp_path / "other")
     assert load_tree(tmp_path / "other", split=0.34).test_labels.tolist() == [0, 1]

@@ -67,9 +67,7 @@ def test_a_file_that_is_not_what_was_trained_is_named(tmp_path, capsys, no_figur
 
 
 def test_what_cannot_be_found_is_said_in_one_line(words, tmp_path, refused):
-    assert "smoke" in refused("tables", "--grid", "smoke", "--work-dir", str(tmp_path))
-    assert "it has: none" in refused(
-        "tables", "--grid", "smoke-1a2b3c", "--work-dir", str(tmp_path)
-    )
+    work = ["--work-dir", str(tmp_path)]
+    assert "it has: none" in refused("tables", "--grid", "smoke-1a2b3c", *work)
     assert "wanted either a CELL" in refused("export", *words, "a/b/0", "c/d/0")
     assert "no results of grid 'smoke-" in refused("recommend", *words, "--plugin", "none.py")

@@ -131,10 +131,7 @@ def test_no_step_waits_for_the_device(name, cuda):
 
 def test_costs_are_measured_on_the_device(cuda):
     workload = Workload(
-        classes=5,
-        image_shape=(3, 16, 16),
-        device=cuda,
-        recipe=recipe(epochs=20, batch_size=16),
+        classes=5, image_shape=(3, 16, 16), device=cuda, recipe=recipe(epochs=20, batch_size=16)
     )
     how = Profile(data="random", rounds=3)
     with warnings.catch_warnings():

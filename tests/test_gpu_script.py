@@ -22,13 +22,9 @@ EVERY_CELL = r"\b(\d+) of \1 cells have a record"
 
 
 def run(out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(SCRIPT), str(out), *options],
-        env={**os.environ, "PYTHON": sys.executable, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {**os.environ, "PYTHON": sys.executable, **environment}
+    command = [str(SCRIPT), str(out), *options]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
 def test_it_says_what_the_interpreter_lacks_and_where_its_wheels_belong(tmp_path):

@@ -26,6 +26,7 @@ SMALL = {
     "seeds": 2,
     "recipe": {"epochs": 3, "batch_size": 16, "learning_rate": 0.1},
 }
+DESIGN = {"screen": 2, "finalists": 3, "confirm": 4}
 
 
 def write(folder: Path, **changes: object) -> str:
@@ -135,6 +136,11 @@ def test_other_data_under_the_same_name_is_another_cell(tmp_path):
         ({"seeds": 0}, ["seeds", "at least 1"]),
         ({"seeds": 10_001}, ["seeds", "at most 10000"]),
         ({"seeds": [1, 1]}, ["seeds", "twice"]),
+        ({"seeds": []}, ["seeds is empty"]),
+        ({"seeds": {"screen": 2, "finalists": 4}}, ["seeds: confirm: missing"]),
+        ({"seeds": {**DESIGN, "confirm": 1}}, ["seeds: confirm: got 1"]),
+        ({"seeds": {**DESIGN, "finalists": 1}}, ["seeds: finalists: got 1"]),
+        ({"seeds": {**DESIGN, "scren": 2}}, ["unknown field 'scren'"]),
         ({"data": {"source": "digits", "fraction": 1.5}}, ["data.fraction", "1.5"]),
         ({"data": {"source": "digits", "size": 1025}}, ["data.size", "1024", "1025"]),
         ({"data": {"source": "digits", "fractoin": 0.5}}, ["data.fractoin", "fraction"]),

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from lessons import Lesson, cell, dataset, run
-from loss_table import of
-from torch import Tensor, nn
+from loss_table import float64, of
+from students import row_of
+from torch import nn
 
 from bench.cost.profiler import MethodRow, Profile, profile
 from bench.cost.steps import Workload
@@ -16,7 +17,7 @@ from bench.hyperparameters import build_method
 from bench.method import Facts, NotApplicable, Pair, Stage, View
 from bench.models import zoo
 from bench.models.network import Network, tap_shapes
-from bench.record import Row, WorkDir
+from bench.record import WorkDir
 from bench.train.teacher import Teacher
 from methods.ctkd import Temperature, ctkd_loss
 from methods.ofd import margin, ofd_loss
@@ -25,10 +26,6 @@ from methods.soft_logits import soft_logits_loss
 from methods.srrl import srrl_loss
 
 IMAGE, INDEX = (3, 32, 32), torch.arange(2)
-
-
-def float64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def network(name: str, classes: int = 4) -> Network:
@@ -88,7 +85,6 @@ def test_ofd_by_hand():
     loss = ofd_loss(student, teacher, float64(-0.8))
     assert loss.item() == pytest.approx(9.28, abs=1e-9)  # 1 + 4 + 1 + 0.04 + 1.8^2 + 0
     loss.sum().backward()
-    assert student.grad is not None
     assert student.grad.flatten().tolist() == pytest.approx([2, -4, 2, 0.4, 3.6, 0])
 
 
@@ -105,9 +101,8 @@ def test_ofd_ignores_what_lies_below_the_margin_and_students_below_a_negative_ta
     target = torch.maximum(teacher, floor)
     quiet = (target <= 0) & (student <= target)
     assert quiet.any()
-    torch.testing.assert_close(
-        ofd_loss(torch.where(quiet, student - 5, student), teacher, least), expected
-    )
+    lower = torch.where(quiet, student - 5, student)
+    torch.testing.assert_close(ofd_loss(lower, teacher, least), expected)
     swapped = (x.flip(1) for x in (student, teacher))
     torch.testing.assert_close(ofd_loss(*swapped, least.flip(0)), expected)
     with pytest.raises(ValueError, match="one for each of 2 channels"):
@@ -118,7 +113,6 @@ def test_ofd_takes_margins_of_the_batchnorms_and_halves_the_weight_of_each_earli
     teacher = network("wrn_16_1")
     for tap in ("stage1.pre", "stage2.pre", "stage3.pre"):
         norm = teacher.norm_of(tap)
-        assert norm is not None
         nn.init.normal_(norm.weight)  # of either sign
         nn.init.normal_(norm.bias)
     student = network("wrn_16_1")
@@ -256,19 +250,14 @@ def test_a_deployed_student_is_its_trunk_projector_and_its_teachers_head(teacher
 
 
 @pytest.fixture(scope="module")
-def reused(tmp_path_factory) -> tuple[Trained, dict, WorkDir]:
+def reused(tmp_path_factory) -> tuple[Trained, dict]:
     """A student with a reused classifier, trained, and its record's final numbers."""
     work, data = WorkDir(tmp_path_factory.mktemp("simkd")), dataset()
     cached(work.cache / f"synthetic-{'a' * 12}", {"name": "a"}, lambda _: data)
     one = cell("simkd", fingerprint=data.fingerprint)
-    assert one.teacher is not None
     run([one.teacher], work.store.root)
     record = run([one], work.store.root)[one.id]
-    row = Row(
-        role="method", data="synthetic", axes={}, category=record.category, label="simkd",
-        method="simkd", teacher="cnn3", student="cnn2", seed=0, cell_id=one.id,
-    )  # fmt: skip
-    return load_trained(row, work), record.final, work
+    return load_trained(row_of(one, "simkd"), work), record.final
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -276,20 +265,20 @@ def reused(tmp_path_factory) -> tuple[Trained, dict, WorkDir]:
 def test_a_student_with_its_teachers_classifier_is_exported_with_it(reused, form: str):
     if form == "onnx":
         pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
-    trained, final, _ = reused
+    trained, final = reused
     _, parity = pack(trained, form)
     assert parity.difference <= parity.allowed
     assert parity.accuracy == final["last_accuracy"]
 
 
 def test_safetensors_holds_no_projector_and_says_so_in_one_line(reused):
-    trained, _, _ = reused
+    trained, _ = reused
     with pytest.raises(ExportError, match=r"^[^\n]*% parameters by simkd; --format torch.export"):
         pack(trained, "safetensors")
 
 
 def test_records_and_costs_say_how_much_more_is_deployed(reused):
-    _, final, _ = reused
+    _, final = reused
     # projector 8 to 6, 6 and 12 channels; a head that reads 12 features instead of 8
     more = 8 * 6 + 12 + 9 * 6 * 6 + 12 + 6 * 12 + 24 + 4 * (12 - 8)
     assert final["parameters"] - final["student_parameters"] == more
@@ -305,14 +294,10 @@ def test_records_and_costs_say_how_much_more_is_deployed(reused):
 @pytest.mark.parametrize("name", ["simkd", "srrl"])
 def test_the_teachers_classifier_does_not_move_with_the_connector(name: str):
     lesson = Lesson(cell(name))
-    assert lesson.teacher is not None
     head = lesson.teacher.network.head
-    before = lesson.state()
-    lesson.epoch()
-    after = lesson.state()
+    moved, after = lesson.moved(), lesson.state()
     kept = [key for key in after if key in ("connector.weight", "connector.head")]
     assert [torch.equal(after[key], head.weight) for key in kept] == [True]
-    moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert any(key.startswith("connector.") for key in moved)
     assert (name == "srrl") == ("network.head.weight" in moved)
 
@@ -386,8 +371,7 @@ def test_the_gradient_of_the_temperature_is_that_of_the_loss_times_the_factor():
 
 def test_the_temperature_is_trained_and_shown():
     lesson = Lesson(cell("ctkd"))
-    for _ in range(3):
-        lesson.epoch()
+    lesson.epochs(3)
     shown = lesson.student.curves["temperature"]
     assert len(set(shown)) == 3
     assert shown[0] == pytest.approx(15.62, abs=0.1)

@@ -29,7 +29,6 @@ def holder(tmp_path):
         [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
         assert process.stdout.readline() == "True\n"
         yield process
         process.kill()

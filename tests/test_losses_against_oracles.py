@@ -12,6 +12,8 @@ from methods.fsp import fsp_loss
 # No network's parameter lies behind a teacher's tensor: these need not keep it off the graph, nor
 # do losses of logits.
 NOT_DETACHED = (attention_transfer_loss, fsp_loss)
+# In PRODUCTS_OF_GAPS a trained layer lies behind the teacher's.
+OF_FEATURES = [x for x in LOSSES if x.student != LOGITS and x not in PRODUCTS_OF_GAPS]
 
 
 def assert_equals_oracle(loss: Loss, student, teacher, rtol: float) -> None:
@@ -93,16 +95,7 @@ def test_relations_survive_a_common_offset(loss: Loss, dtype, offset: float, rto
     assert_equals_oracle(loss, student, teacher, rtol=rtol)
 
 
-# In PRODUCTS_OF_GAPS a trained layer lies behind the teacher's.
-@each(
-    [
-        loss
-        for loss in LOSSES
-        if loss.function not in NOT_DETACHED
-        and loss not in PRODUCTS_OF_GAPS
-        and loss.student != LOGITS
-    ]
-)
+@each([loss for loss in OF_FEATURES if loss.function not in NOT_DETACHED])
 def test_no_gradient_flows_to_the_teacher(loss: Loss):
     student, teacher = loss.inputs(3)
     for tensor in (*student, *teacher):

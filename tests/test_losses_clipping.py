@@ -1,22 +1,18 @@
 """KD-SVD's merge: the transfer gradient joins the task gradient and is never the longer one."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.method import Merged
 from methods import kd_svd
 
 TASK, TRANSFER = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])  # norms 5 and 10
 
 
-def merge_with(**switches) -> Callable[..., Merged]:
-    merge = kd_svd.method(**switches).plan[0].merge
-    assert merge is not None
-    return merge  # pyright: ignore[reportReturnType]
+def merge_with(**switches):
+    return kd_svd.method(**switches).plan[0].merge
 
 
 @pytest.mark.parametrize(

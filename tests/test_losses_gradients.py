@@ -68,9 +68,8 @@ def test_value_and_gradient_stay_finite(loss: Loss, dtype: torch.dtype):
     student, teacher = loss.inputs(4, seed=2, dtype=dtype)
     wrong = []
     for of_student, of_teacher in DEGENERATE:
-        value, gradients = loss.value_and_gradients(
-            [CHANGES[of_student](x) for x in student], [CHANGES[of_teacher](x) for x in teacher]
-        )
+        ours, theirs = map(CHANGES[of_student], student), map(CHANGES[of_teacher], teacher)
+        value, gradients = loss.value_and_gradients(list(ours), list(theirs))
         finite = all(x.isfinite().all() for x in (value, *gradients))
         # A finite but giant gradient, 1 / eps of some normalisation, ruins a step as surely.
         any_size = "huge" in (of_student, of_teacher) or of_student == "tiny"

@@ -37,11 +37,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_line_or_on_the_list_of_what_is_right(
     root: Path, tmp_path: Path, kind: str, step: int
 ) -> None:
-    make, place = KINDS[kind], [root] if kind == "records" else []
-    cases = list(make(*place))
-    wrong, right = (
-        [case for case in cases if case.right == is_right] for is_right in (False, True)
-    )
+    cases = list(KINDS[kind](*[root] if kind == "records" else []))
+    wrong = [case for case in cases if not case.right]
+    right = [case for case in cases if case.right]
     # What is right runs to its end, which takes longer.
     chosen = [*wrong[::step], *right[:: 10 * step if step > 1 else 1]]
     (tmp_path / "work").symlink_to(root / "work")

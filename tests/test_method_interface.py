@@ -4,27 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lessons import CPU, Lesson, cell, plain_cell, recipe, run
+from lessons import CPU, Lesson, cell, method_of, plain_cell, recipe, run, squared_gap
 from torch import Tensor, nn
 
 from bench.cell import DataSpec
 from bench.hyperparameters import build_method
-from bench.method import PARTS, Facts, Method, NotApplicable, Pair, Stage
+from bench.method import PARTS, Facts, NotApplicable, Pair, Stage
 from bench.models import zoo
 from bench.models.network import Network
 from bench.train.optim import SplitMomentum, make_optimiser
 from bench.train.teacher import Teacher
 
-
-def squared_gap(pair: Pair, connector: nn.Module) -> Tensor:
-    return (pair.student.logits - pair.teacher.logits).square().mean(dim=1)
-
-
 DISTIL = Stage(name="distil", share=1.0, transfer=squared_gap, taps=("logits",))
-
-
-def method_of(*plan: Stage, **parts: object) -> Method:
-    return Method(category="response", source="by hand, 2026", plan=plan, **parts)
 
 
 # --- facts --------------------------------------------------------------------------------------
@@ -37,9 +28,7 @@ def test_a_connector_learns_of_the_training_set_and_the_teachers_head():
         found.append(facts)
         return nn.Identity()
 
-    one = cell("soft_logits").model_copy(
-        update={"data": DataSpec(source="synthetic", pad=1, labels=0.5)}
-    )
+    one = cell("soft_logits", data=DataSpec(source="synthetic", pad=1, labels=0.5))
     lesson = Lesson(one, method=method_of(DISTIL, connect=connect))
     (facts,) = found
     assert (facts.images, facts.classes) == (40, 4)
@@ -63,9 +52,8 @@ def test_the_norms_are_those_that_give_the_maps_before_the_relu(name: str):
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
     norms = {tap: network.norm_of(tap) for tap in network.tap_names}
-    assert {tap for tap, norm in norms.items() if norm} == {
-        tap for tap in network.tap_names if tap.endswith(".pre")
-    }
+    before_relu = {tap for tap in network.tap_names if tap.endswith(".pre")}
+    assert {tap for tap, norm in norms.items() if norm} == before_relu
     facts = Teacher(network, plain_cell("cnn2"), CPU, shape).facts(torch.zeros(5, dtype=torch.long))
     images, shown = torch.randn(8, *shape), {}
     for tap, norm in norms.items():
@@ -105,14 +93,10 @@ def test_a_stage_without_the_student_does_not_run_it(monkeypatch):
     )  # fmt: skip
     method = method_of(alone, replace(DISTIL, share=0.5), connect=lambda *shapes: Copy())
     lesson = Lesson(cell("soft_logits"), method=method)
-    network, before = lesson.student.network, lesson.state()
     passes: list[object] = []
-    network.stem.register_forward_hook(lambda *call: passes.append(call))
-    for _ in range(2):
-        lesson.epoch()
-    after = lesson.state()
+    lesson.student.network.stem.register_forward_hook(lambda *call: passes.append(call))
+    assert lesson.moved(2) == {"connector.mean"}
     assert not passes
-    assert {k for k in before if not torch.equal(before[k], after[k])} == {"connector.mean"}
     lesson.epoch()
     assert passes
 
@@ -230,13 +214,10 @@ def test_the_switch_is_for_one_stage_with_both_losses_and_plain_momentum():
 def test_a_split_momentum_resumes_to_the_same_bits():
     one = cell("soft_logits", hyperparameters={"momentum_split": 0.075})
     whole, first = Lesson(one), Lesson(one)
-    for _ in range(4):
-        whole.epoch()
-    for _ in range(2):
-        first.epoch()
+    whole.epochs(4)
+    first.epochs(2)
     again = Lesson(one)
     again.student.restore(first.student.state(), again.clean_view, again.stream.train.labels)
-    for _ in range(2):
-        again.epoch()
+    again.epochs(2)
     ended, expected = again.state(), whole.state()
     assert all(torch.equal(ended[key], expected[key]) for key in expected)

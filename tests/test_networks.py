@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_bring import DATA
+from test_bring import DATA, GRID, words
 from torch import nn
 from torchvision import models
 
@@ -118,20 +118,12 @@ def test_a_transformer_teaches_a_cnn_and_learns_from_one(tmp_path, no_figures, n
     """All methods at 64 pixels. What cannot be used says why, and nothing fails."""
     pytest.importorskip("timm")
     (tmp_path / "colours.py").write_text(DATA.replace("32", "64"))
-    grid = {
-        "description": "Both ways.",
-        "data": {"source": "colours", "pad": 1, "fraction": 0.5},
-        "pairs": ["timm/test_vit:cnn2", "cnn2:timm/test_vit"],
-        "methods": ["soft_logits"],
-        "seeds": 1,
-        "recipe": {"epochs": 2, "batch_size": 12, "learning_rate": 0.01, "evaluate_every": 2},
-    }
-    (tmp_path / "both.yaml").write_text(yaml.safe_dump(grid))
-    words = ["--grid", str(tmp_path / "both.yaml"), "--plugin", str(tmp_path / "colours.py")]
-    words += ["--work-dir", str(tmp_path / "work"), "--methods", "all", "--workers", "1"]
-    assert main(words) == 0
+    pairs = ["timm/test_vit:cnn2", "cnn2:timm/test_vit"]
+    recipe = {"epochs": 2, "batch_size": 12, "learning_rate": 0.01, "evaluate_every": 2}
+    grid = {"pairs": pairs, "recipe": recipe, "models": {}, "seeds": 1}
+    assert main(words(tmp_path, "--methods", "all", **grid)) == 0
     work = WorkDir(tmp_path / "work")
-    (path,) = work.root.glob("both-*/plan.json")
+    (path,) = work.root.glob("own-*/plan.json")
     plan = Plan.from_json(path.read_text())
     records = work.store.read_all(plan.cell_ids())
     assert {record.status for record in records.values()} == {FINISHED, NOT_APPLICABLE}
@@ -202,23 +194,19 @@ def test_the_network_of_the_page_is_a_plugin_that_is_checked(tmp_path, capsys, r
     plugin = ["--plugin", str(tmp_path / "my_net.py")]
     assert main(["list", "--model", "my_net", "--size", "1x8x8", *plugin]) == 0
     assert "stage2         16 x 2 x 2" in capsys.readouterr().out
-    grid = {
-        "description": "A network of my own.",
-        "data": {"source": "digits", "classes": 2},
-        "pairs": ["my_net:my_net"],
-        "methods": ["soft_logits", "fsp"],
-        "seeds": 1,
-        "recipe": {"epochs": 2, "batch_size": 50, "learning_rate": 0.1},
-    }
+    grid = {**GRID, "pairs": ["my_net:my_net"], "methods": ["soft_logits", "fsp"], "seeds": 1}
+    grid |= {"data": {"source": "digits", "classes": 2}, "models": {}}
+    grid["recipe"] = {"epochs": 2, "batch_size": 50, "learning_rate": 0.1}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(grid))
-    words = ["--grid", str(tmp_path / "own.yaml"), "--work-dir", str(tmp_path), "--dry-run"]
-    assert main([*words, *plugin]) == 0
+    dry_run = ["--grid", str(tmp_path / "own.yaml"), "--work-dir", str(tmp_path), "--dry-run"]
+    dry_run += plugin
+    assert main(dry_run) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "fsp (1 cells): stage 'init' reads tap 'stem', which the student lacks" in said
     (tmp_path / "my_net.py").write_text(code.replace("self.head = nn", "self.head = lambda x: x #"))
-    line = refused(*words, *plugin)
+    line = refused(*dry_run)
     assert "cell my_net/student/0: head is function, wanted an nn.Linear" in line
     drawn = "self.head.register_forward_hook(lambda *args, by=torch.rand(1): args[2] * by)"
     again = code.replace("(16, classes)\n", f"(16, classes)\n        {drawn}\n")
     (tmp_path / "my_net.py").write_text(f"import torch\n{again}")
-    assert "its state does not survive saving and loading" in refused(*words, *plugin)
+    assert "its state does not survive saving and loading" in refused(*dry_run)

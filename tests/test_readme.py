@@ -7,10 +7,11 @@ import torch
 import yaml
 from lessons import Lesson, cell
 from processes import ROOT
+from test_grid import SMALL, load
 
 from bench.cell import Recipe
 from bench.cli import COMMANDS
-from bench.grid import Grid, GridError, check_names, grid_names, load_grid
+from bench.grid import Grid, GridError, check_names, grid_names
 from bench.grid_fields import GridData
 from bench.hyperparameters import METHODS, build_method, resolve_hyperparameters, search_space
 from bench.plugin import Plugin, plugged
@@ -85,13 +86,9 @@ def test_the_example_is_a_grid():
     ],
 )
 def test_the_errors_are_those_that_are_shown(tmp_path, changes, field):
-    recipe = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1, **changes.pop("recipe", {})}
-    grid = {"description": "d", "data": {"source": "digits"}, "pairs": ["cnn8:cnn4"],
-            "methods": ["rkd"], "seeds": 1, "recipe": recipe, **changes}  # fmt: skip
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(grid))
+    recipe = SMALL["recipe"] | changes.get("recipe", {})
     with pytest.raises(GridError) as caught:
-        load_grid(str(path))
+        load(tmp_path, **{**changes, "recipe": recipe})
     (shown,) = [line for line in GRIDS.splitlines() if f"mine.yaml: {field}:" in line]
     assert shown == f"error: {caught.value}"
 
@@ -126,8 +123,7 @@ def test_the_example_has_the_loss_that_it_states_and_trains():
     found = loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
     assert found.tolist() == [2.5]  # (1 + 4) / 2
     lesson = Lesson(cell("soft_logits"), method=namespace["method"](weight=0.5))
-    for _ in range(4):
-        lesson.epoch()
+    lesson.epochs(4)
     losses = lesson.student.curves["transfer_loss"]
     assert losses[-1] < losses[0]
 

@@ -1,7 +1,6 @@
 """Losses of relations between samples: on paper, what they ignore, and where a row is zero."""
 
 import math
-from collections.abc import Callable
 from itertools import permutations
 
 import oracles
@@ -9,7 +8,7 @@ import pytest
 import torch
 from lessons import Lesson, cell
 from loss_table import SIMILARITIES, Loss, each
-from torch import Tensor
+from loss_table import float64 as rows
 
 from bench.method import Facts, NoConnector, NotApplicable, View
 from methods import cc
@@ -18,10 +17,6 @@ from methods.cc import cc_loss, masked_cc_loss
 from methods.crd import Memory, crd_loss
 from methods.pkt import masked_pkt_loss, pkt_loss
 from methods.sp import masked_sp_loss, sp_loss
-
-
-def rows(*values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_sp_on_paper():
@@ -71,48 +66,6 @@ def test_cc_pairs_is_neighbours_in_every_order():
     assert cc_loss(-gaps[:1], nothing[:1], "pairs") == 0
 
 
-def scaled(points: Tensor) -> Tensor:
-    return 37 * points
-
-
-def scaled_per_sample(points: Tensor) -> Tensor:
-    return points * torch.logspace(-2, 2, len(points), dtype=points.dtype)[:, None]
-
-
-def mixed(points: Tensor) -> Tensor:
-    """By an orthogonal matrix over all features of a sample."""
-    flat = points.flatten(1)
-    generator = torch.Generator().manual_seed(0)
-    square = torch.randn(2 * [flat.shape[1]], generator=generator, dtype=flat.dtype)
-    return (flat @ torch.linalg.qr(square)[0]).view_as(points)
-
-
-CHANGES = {
-    sp_loss: (scaled, mixed),
-    pkt_loss: (scaled_per_sample, mixed),
-    cc_loss: (scaled_per_sample, mixed),
-}
-
-
-@pytest.mark.parametrize(
-    ("loss", "change"),
-    [
-        pytest.param(loss, change, id=f"{loss.name}, {change.__name__}")
-        for loss in SIMILARITIES
-        for change in CHANGES[loss.function]
-    ],
-)
-def test_ignores_a_change_of_one_network(loss: Loss, change: Callable[[Tensor], Tensor]):
-    (student,), (teacher,) = loss.inputs(5)
-    expected = loss.compute([student], [teacher])
-    assert expected > 1e-4
-    # The eps of pkt is a share of the length.
-    rtol = 1e-4 if loss.function is pkt_loss else 1e-11
-    for changed in ((change(student), teacher), (student, change(teacher))):
-        found = loss.compute(*[[x] for x in changed])
-        torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
-
-
 def test_sp_notices_the_size_of_single_samples():
     student, teacher = rows([1, 0], [1, 1]), rows([1, 0], [0, 2])
     larger = student * rows([1], [2])
@@ -132,7 +85,6 @@ def test_a_zero_row_takes_no_giant_gradient_and_is_named(loss: Loss, size: float
     masked = MASKED[loss.function]
     for pair in ((student, teacher), (teacher, student)):
         found = masked(*pair, **loss.arguments).masked
-        assert found is not None
         assert found.nonzero().flatten().tolist() == [2]
 
 
@@ -321,8 +273,7 @@ def test_crd_contrasts_in_the_engine_with_the_cells_own_images():
 
 
 def test_the_deepest_map_is_stage_4_only_where_both_networks_have_it():
-    three, four = (
-        View(dict.fromkeys(taps, rows([0]))) for taps in (["stage3"], ["stage3", "stage4"])
-    )
+    three = View({"stage3": rows([0])})
+    four = View({**three.taps, "stage4": rows([0])})
     assert deepest_map(four, four) == "stage4"
     assert deepest_map(three, four) == deepest_map(four, three) == "stage3"

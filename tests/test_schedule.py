@@ -12,13 +12,7 @@ from bench.cost.footprint import Footprint
 from bench.data.sources import Library
 from bench.launch.job import Job, WorkerConfig
 from bench.launch.resources import free_memory, usable_cpus, worker_room
-from bench.launch.schedule import (
-    cut,
-    group_cells,
-    makespan,
-    plan_jobs,
-    plan_training,
-)
+from bench.launch.schedule import cut, group_cells, makespan, plan_jobs, plan_training
 
 SHARED = 1.0  # a teacher's forward passes, in the unit of the lengths below
 
@@ -74,9 +68,8 @@ def test_no_schedule_is_better_than_possible_or_worse_than_grahams_bound(seed):
 def test_a_baseline_joins_one_cohort_of_its_stream():
     teachers, groups = group_cells([plain_cell("cnn2"), *cohort(2), plain_cell("cnn2", seed=1)])
     assert teachers == []
-    assert [[c.method for c in group] for group in groups] == [
-        ["soft_logits", "fitnet", "student"], ["student"],
-    ]  # fmt: skip
+    methods = [[c.method for c in group] for group in groups]
+    assert methods == [["soft_logits", "fitnet", "student"], ["student"]]
 
 
 def test_teachers_with_the_longest_work_behind_them_come_first_then_the_longest_cohorts():
@@ -113,9 +106,8 @@ def test_a_cohort_is_cut_into_balanced_parts_that_fit():
     parts = cut(cohort(6), 0, length, lambda cells: len(cells) <= 4)
     assert [len(part) for part in parts] == [3, 3]
     cells = [plain_cell(f"cnn{width}") for width in (8, 3, 3, 2, 2, 2)]
-    assert [[c.model for c in part] for part in cut(cells, 2, length)] == [
-        ["cnn8", "cnn2"], ["cnn3", "cnn3", "cnn2", "cnn2"],
-    ]  # fmt: skip
+    models = [[c.model for c in part] for part in cut(cells, 2, length)]
+    assert models == [["cnn8", "cnn2"], ["cnn3", "cnn3", "cnn2", "cnn2"]]
     # A cell that fits nowhere is tried all the same.
     assert cut(cohort(2), 0, length, lambda cells: False) == [[c] for c in cohort(2)]
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from processes import ROOT
 from summary_grid import plan
 
@@ -86,9 +85,8 @@ def test_names_in_plans_and_records_stay_in_their_folders(name):
 
 
 def test_a_grid_file_cannot_name_a_folder_outside(tmp_path, refused):
-    grid = yaml.safe_load((ROOT / "bench/grids/smoke.yaml").read_text())
     path = tmp_path / "...yaml"  # its stem is ".."
-    path.write_text(yaml.safe_dump(grid))
+    path.write_text((ROOT / "bench/grids/smoke.yaml").read_text())
     with pytest.raises(GridError, match=r"'\.\.' is no plain file name"):
         load_grid(str(path))
     with pytest.raises(GridError, match=r"data.source: '\.\./secrets' is no plain file name"):

@@ -32,7 +32,6 @@ def clusters(each: int, classes: int = 6, width: int = 5) -> tuple[torch.Tensor,
 def details(choice: str, each: int = 15) -> tuple[torch.Tensor, dict[str, Any]]:
     points, labels = clusters(each)
     keep = selective.method(keep=0.8, selection=choice).plan[1].keep
-    assert keep is not None
     kept, found, _ = keep(View({"embedding": points}), labels)
     return kept, dict(found)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_table import drawn
 from torch import Tensor
 
 from bench.method import Pair, View
@@ -32,15 +33,11 @@ from methods.selective import (
 )
 
 
-def gaussian(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def clusters(sizes: tuple[int, ...], *, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
     """Overlapping classes of the given sizes, shuffled: embeddings (N, 3) and labels (N,)."""
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    centres = 2 * gaussian(len(sizes), 3, seed=seed)
-    embeddings = centres[labels] + spread * gaussian(len(labels), 3, seed=seed + 1000)
+    centres = 2 * drawn(len(sizes), 3, seed=seed)
+    embeddings = centres[labels] + spread * drawn(len(labels), 3, seed=seed + 1000)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return embeddings[order], labels[order]
 
@@ -144,14 +141,13 @@ def test_oracle_finds_the_energies_of_three_items_in_a_row():
 
 LINE = torch.tensor([[0], [0.2], [1.1], [2], [2.2]], dtype=torch.float64)
 LINE_LABELS = torch.tensor([0, 0, 0, 1, 1])
+WHOLE = {"neighbours": None, "normalise": False}
 
 
 def test_five_points_on_a_line_lose_the_one_between_the_classes():
     # Centres 1.3 / 3 and 2.1; U1 of item 0 is .43333 / 2.1. Dropping item 2 costs
     # .2063 + .1228 + .5 + .0638 + .0566 and cuts its two edges, .1 (.0889 + .1979).
-    found = select_by_graph_cut(
-        LINE, LINE_LABELS, tau=0.5, neighbours=None, lam=0.1, normalise=False, sigma=0.5
-    )
+    found = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, lam=0.1, sigma=0.5, **WHOLE)
     assert found.indices == [0, 1, 3, 4]
     assert found.energy == pytest.approx(0.97827, abs=5e-6)
     costs = [0.2063, 0.1228, 0.6667, 0.0638, 0.0566]
@@ -165,10 +161,10 @@ def test_lambda_weighs_a_typical_items_edges_like_its_costs_differ_from_its_clas
     # U1 as above: .2063, .1228, .6667 about their median .2063, and .0638, .0566 about .0602; the
     # median of 0, .0835, .4603, .0036 twice is .0036. Edges weigh 1.0120, 1.1210 and .2868 at the
     # items of class 0, .9231 at both of class 1: median .9231.
-    wide = {"neighbours": None, "normalise": False, "sigma": 0.5}
-    unit = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, **wide).graph.graph["lambda"]
+    how = {"tau": 0.5, "sigma": 0.5, **WHOLE}
+    unit = select_by_graph_cut(LINE, LINE_LABELS, **how).graph.graph["lambda"]
     assert unit == pytest.approx(0.0036130 / 0.9231163, rel=1e-4)
-    tripled = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, pairwise=3.0, **wide)
+    tripled = select_by_graph_cut(LINE, LINE_LABELS, pairwise=3.0, **how)
     assert tripled.graph.graph["lambda"] == pytest.approx(3 * unit)
 
 
@@ -177,7 +173,7 @@ def test_the_default_cut_drops_from_every_class_at_every_size(size: int):
     # No class is worse embedded than another, so none may lose most of what is dropped.
     embeddings, labels = clusters(4 * (size,), seed=0)
     centres = 4 * torch.eye(4, dtype=torch.float64)
-    embeddings = centres[labels] + gaussian(4 * size, 4, seed=size)
+    embeddings = centres[labels] + drawn(4 * size, 4, seed=size)
     found = select_by_graph_cut(embeddings, labels, 0.8, normalise=False)
     assert not found.added_back
     lost = [of - kept for kept, of in found.kept_per_class.values()]
@@ -199,9 +195,7 @@ def test_says_when_a_floor_or_a_tie_decided():
 
 
 def test_inter_cost_reads_only_the_nearest_other_centre():
-    found = select_by_graph_cut(
-        LINE, LINE_LABELS, tau=0.5, unary="inter", neighbours=None, normalise=False
-    )
+    found = select_by_graph_cut(LINE, LINE_LABELS, tau=0.5, unary="inter", **WHOLE)
     own = 1.3 / 3
     others = np.array([2.1, 1.9, 1.0, 2 - own, 2.2 - own])
     assert found.keep_cost.tolist() == pytest.approx(np.exp(-others / others.mean()).tolist())
@@ -218,9 +212,8 @@ def test_no_selection_has_a_lower_energy(lam: float, neighbours: int | None, see
     costs = oracles.keeping_costs(embeddings, labels.tolist())
     edges = oracles.classmate_edges(embeddings, labels.tolist(), neighbours or len(labels))
     tau = float(np.sort(costs)[4] * 0.97)
-    found = select_by_graph_cut(
-        embeddings, labels, tau=tau, neighbours=neighbours, lam=lam, normalise=False
-    )
+    how = {"neighbours": neighbours, "lam": lam, "normalise": False}
+    found = select_by_graph_cut(embeddings, labels, tau=tau, **how)
     lowest, selection = oracles.cheapest_selection(costs, tau, edges, lam)
     np.testing.assert_allclose(found.keep_cost, costs, rtol=1e-12)
     assert found.energy == pytest.approx(lowest, abs=1e-5)  # capacities are multiples of 1e-6
@@ -271,7 +264,7 @@ def test_every_class_keeps_half_of_itself_and_two_by_lowest_cost(tau: float):
 
 def test_ignores_a_rotation_translation_and_scale_of_all_embeddings():
     embeddings, labels = clusters((12, 9, 10), seed=5)
-    moved = 7 * embeddings @ torch.linalg.qr(gaussian(3, 3, seed=6))[0] + gaussian(3, seed=7)
+    moved = 7 * embeddings @ torch.linalg.qr(drawn(3, 3, seed=6))[0] + drawn(3, seed=7)
     found = select_by_graph_cut(embeddings, labels, 0.8, normalise=False)
     after = select_by_graph_cut(moved, labels, 0.8, normalise=False)
     torch.testing.assert_close(after.keep_cost, found.keep_cost, rtol=1e-10, atol=0)
@@ -291,7 +284,7 @@ def test_reordering_items_or_renaming_classes_reorders_the_selection():
 
 @pytest.mark.parametrize(
     "embeddings",
-    [torch.zeros(8, 3), torch.ones(8, 3), torch.eye(2).repeat(4, 1), gaussian(8, 3, seed=0) * 1e20],
+    [torch.zeros(8, 3), torch.ones(8, 3), torch.eye(2).repeat(4, 1), drawn(8, 3, seed=0) * 1e20],
     ids=["zeros", "ones", "both classes at one centre", "huge"],
 )
 @pytest.mark.parametrize("normalise", [True, False])
@@ -338,7 +331,6 @@ def test_random_control_drops_as_many_from_all_classes_in_proportion():
     assert torch.equal(control, select_at_random(count, labels, seed=3))
     assert not torch.equal(control, select_at_random(count, labels, seed=4))
     cut = selective.method(selection="random", keep=0.2).plan[1].keep
-    assert cut is not None
     embeddings, labels = clusters((30, 30, 30), seed=0)
     chosen = cut(View({"embedding": embeddings}), labels)
     assert [int(chosen.kept[labels == k].sum()) for k in range(3)] == [15, 15, 15]
@@ -349,7 +341,6 @@ def test_regression_target_is_standardised_over_the_whole_training_set():
     embeddings[:, 2] = 0.1  # a dimension that does not vary
     plan = selective.method(normalise=False).plan[1]
     connector = EmbeddingRegressor(4, 5, normalise=False)
-    assert plan.prepare is not None
     plan.prepare(connector, View({"embedding": embeddings}))
     target = connector.target(embeddings)
     spread, middle = torch.std_mean(target, 0, correction=0)
@@ -358,7 +349,6 @@ def test_regression_target_is_standardised_over_the_whole_training_set():
 
     student, rows = torch.randn(3, 4), torch.tensor([4, 0, 9])
     shown = View({"embedding": student}), View({"embedding": embeddings[rows]})
-    assert plan.transfer is not None
     loss = plan.transfer(Pair(*shown, labels=rows, index=rows), connector)
     torch.testing.assert_close(loss, (connector.linear(student) - target[rows]).square().mean(1))
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from loss_table import drawn
 from torch import Tensor, nn
 
 from methods._eigenvectors import GOLDEN
@@ -11,10 +12,6 @@ from methods._svd import nearest_right_vectors, right_vectors
 from methods.kd_svd import kd_svd_loss, masked_kd_svd_loss
 
 TALL, WIDE = (3, 4, 2, 4), (3, 7, 2, 2)  # fewer channels than positions, and more
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def projections(feature: Tensor, count: int) -> Tensor:
@@ -223,7 +220,6 @@ def test_a_sample_without_direction_is_masked_and_one_that_is_not_finite_shows()
     assert value[1] > 0
     assert value[2].isnan()
     assert torch.equal(value[3], whole[3].detach())
-    assert masked is not None
     assert masked.tolist() == [True, False, True, False]
     for gradient in torch.autograd.grad(value[value.isfinite()].sum(), leaves):
         assert not gradient[0].any()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lessons import plain_cell, recipe, run
 from PIL import Image
+from students import row_of
 from test_readme import MODELS, blocks
 
 from bench.cell import DataSpec
@@ -21,19 +22,16 @@ from bench.data.batches import Batches
 from bench.data.decode import to_array
 from bench.data.sources import load
 from bench.export import Trained, find_row, load_trained, pack
-from bench.record import Plan, Row, WorkDir, write_atomically
+from bench.record import Plan, WorkDir, write_atomically
 
 PIXELS, WITH_TORCH, WITH_ONNX = blocks(MODELS, "python")[-3:]
 
 
 def picture(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
     generator = np.random.default_rng(seed)
-    shape = (height, width, 4)
-    smooth = Image.fromarray(generator.integers(0, 256, (5, 5, 4), np.uint8)).resize(
-        (width, height)
-    )
-    noisy = np.asarray(smooth) // 2 + generator.integers(0, 128, shape, np.uint8)
-    return Image.fromarray(noisy).convert(mode)
+    smooth = Image.fromarray(generator.integers(0, 256, (5, 5, 4), np.uint8))
+    noise = generator.integers(0, 128, (height, width, 4), np.uint8)
+    return Image.fromarray(np.asarray(smooth.resize((width, height))) // 2 + noise).convert(mode)
 
 
 def draw_folder(root: Path) -> None:
@@ -62,11 +60,7 @@ def shots(tmp_path_factory) -> tuple[WorkDir, list[Path]]:
     short = recipe(epochs=1, batch_size=6)
     cell = plain_cell("cnn2", data=spec, fingerprint=data.fingerprint, recipe=short)
     run([cell], work.store.root, data)
-    row = Row(
-        role="student", data="shots", axes={}, category="baseline", label="student",
-        method="student", teacher="", student="cnn2", seed=0, cell_id=cell.id,
-    )  # fmt: skip
-    plan = Plan(name="shots", description="", config={}, rows=[row])
+    plan = Plan(name="shots", description="", config={}, rows=[row_of(cell, "student")])
     write_atomically(work.plan("shots"), plan.to_json())
     return work, sorted((root / "data" / "shots" / "test").rglob("*.png"))
 

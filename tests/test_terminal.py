@@ -24,9 +24,8 @@ def test_a_terminal_without_the_characters_gets_plain_ones(monkeypatch):
 def test_long_lines_go_on_further_in_and_no_path_is_cut(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "20")
     say(["  proven: nothing of all", f"open {30 * 'x'}.html"])
-    assert capsys.readouterr().out.splitlines() == [
-        "  proven: nothing of", "      all", "open", f"    {30 * 'x'}.html",
-    ]  # fmt: skip
+    wanted = ["  proven: nothing of", "      all", "open", f"    {30 * 'x'}.html"]
+    assert capsys.readouterr().out.splitlines() == wanted
 
 
 @pytest.mark.parametrize("words", [["list"], ["--help"], *([name, "--help"] for name in COMMANDS)])

@@ -101,9 +101,8 @@ def test_the_list_of_runs_opens_with_columns_that_the_runs_have(sent):
 def test_a_run_can_be_filtered_by_category_axes_and_pair(sent):
     mirror, _ = sent
     text = "tags.category = 'response' and tags.fraction = '0.5' and tags.pair = 'wide>narrow'"
-    assert {run.info.run_name for run in mirror.search(text)} == {
-        "wide>narrow/soft_logits/0", "wide>narrow/soft_logits/1",
-    }  # fmt: skip
+    found = {run.info.run_name for run in mirror.search(text)}
+    assert found == {"wide>narrow/soft_logits/0", "wide>narrow/soft_logits/1"}
 
 
 def test_a_run_says_what_it_is_and_took_what_it_took(sent):
@@ -180,7 +179,6 @@ def test_what_somebody_deleted_and_what_was_trained_again_is_sent_again(moved):
     store, mirror = Store(moved / "cells"), Mirror(moved, "by_hand")
     first, second, third = runs(mirror, "cell")[:3]
     again = store.read(first.data.tags["cell_id"])
-    assert again is not None
     store.write(replace(again, conditions={"started": "2026-11-24T10:00:00+00:00"}))
     mirror.client.delete_run(second.info.run_id)
     shutil.rmtree(moved / "mlartifacts" / third.info.run_id)
@@ -216,9 +214,8 @@ def test_a_store_that_cannot_be_opened_says_so_at_once_and_stays_as_it_is(moved,
         database.close()
     else:
         path.unlink()
-        path.mkdir() if damage == "a folder" else path.write_bytes(
-            b"x" * 5000 * (damage == "noise")
-        )
+        noise = b"x" * 5000 * (damage == "noise")
+        path.mkdir() if damage == "a folder" else path.write_bytes(noise)
     with pytest.raises(TrackingError, match=r"move it away: run_all.py sync"):
         Mirror(moved, "by_hand")
     assert path.exists()

@@ -32,54 +32,48 @@ def pair(teacher: str, model: str, **means: float) -> dict[tuple[str, str, str],
     return {(teacher, model, label): mean for label, mean in means.items()}
 
 
+def won(means: dict[tuple[str, str, str], float]) -> tuple[Row, str] | None:
+    return winner(*grid(means), Costs())
+
+
 def test_the_recommended_row_of_the_highest_mean_wins_with_its_first_seed():
-    plan, records = grid(
+    row, why = won(
         pair("wide", "narrow", student=0.70, fitnet=0.74, rkd=0.70)
         | pair("wide", "broad", student=0.80, fitnet=0.80, soft_logits=0.86)
     )
-    found = winner(plan, records, Costs())
-    assert found is not None
-    row, why = found
     assert (row.student, row.label, row.seed) == ("broad", "soft_logits", 0)
     assert why.startswith("proven")
     assert "+6.0 points" in why
 
 
 def test_a_pair_of_higher_accuracy_without_proof_does_not_win():
-    plan, records = grid(
+    row, _ = won(
         pair("wide", "narrow", student=0.70, fitnet=0.74)
         | pair("wide", "broad", student=0.95, fitnet=0.951)
     )
-    found = winner(plan, records, Costs())
-    assert found is not None
-    assert found[0].student == "narrow"
+    assert row.student == "narrow"
 
 
 def test_a_failed_first_seed_is_passed_over():
     plan, records = grid(pair("wide", "narrow", student=0.70, fitnet=0.76))
     first = next(r.cell_id for r in plan.rows if r.label == "fitnet" and r.seed == 0)
     records[first] = replace(records[first], status="failed", error="boom", final={})
-    found = winner(plan, records, Costs())
-    assert found is not None
-    row, why = found
+    row, why = winner(plan, records, Costs())
     assert row.seed == 1
     assert "4 seeds" in why
 
 
 def test_without_proof_the_highest_believed_gain_is_taken():
-    plan, records = grid(
+    row, why = won(
         pair("wide", "narrow", student=0.70, fitnet=0.702, rkd=0.60)
         | pair("wide", "broad", student=0.80, fitnet=0.801)
     )
-    found = winner(plan, records, Costs())
-    assert found is not None
-    row, why = found
     assert (row.student, row.label, row.seed) == ("narrow", "fitnet", 0)
     assert why.startswith("undecided, not proven")
     assert "+0.2" in why
 
 
 def test_nothing_wins_below_the_plain_student_or_without_evidence():
-    plan, records = grid(pair("wide", "narrow", student=0.70, fitnet=0.699, rkd=0.60))
-    assert winner(plan, records, Costs()) is None
-    assert winner(plan, {}, Costs()) is None
+    worse = pair("wide", "narrow", student=0.70, fitnet=0.699, rkd=0.60)
+    assert won(worse) is None
+    assert winner(grid(worse)[0], {}, Costs()) is None

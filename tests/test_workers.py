@@ -25,7 +25,7 @@ from bench.launch.leases import LeaseLostError, Leases
 from bench.launch.resources import usable_cpus
 from bench.launch.workers import Workers
 from bench.plugin import Plugin
-from bench.record import FAILED, FINISHED, Record, Store
+from bench.record import FAILED, FINISHED, Store
 from bench.train.engine import Student
 from bench.train.failure import KilledError, fail, record_of
 
@@ -129,15 +129,13 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
     )
     trained: set[bytes] = set()
     with launcher:
-        assert launcher.stdout is not None
         while len(trained) < 2:
             trained.add(launcher.stdout.readline())
             assert b"" not in trained, "it ended before both of its workers reported an epoch"
         workers = workers_of(launcher.pid)
         assert len(workers) == 2
         launcher.kill()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert not alive
+    assert not psutil.wait_procs(workers, timeout=30)[1]
 
 
 def test_an_error_comes_back_with_its_traceback_and_the_worker_goes_on(tmp_path, config):
@@ -241,9 +239,9 @@ def test_who_holds_the_cells_that_are_waited_for_is_named(tmp_path, caplog, monk
                 finish(store, one)
             return super().collect(report)
 
-    with Leases(tmp_path / "leases") as mine, Leases(tmp_path / "leases") as theirs:
+    with Leases(tmp_path / "leases") as theirs:
         assert theirs.acquire(one.id)
-        (done,) = run_with(Waiting(lambda job: None), tmp_path, mine, Job((one,)))
+        (done,) = run_with(Waiting(lambda job: None), tmp_path, Job((one,)))
     assert not done.here
     assert f"waiting for process {os.getpid()} on " in caplog.text
     assert caplog.text.count("waiting for") == 1
@@ -282,20 +280,16 @@ class InProcess(Workers):
         self.running.clear()
 
 
-def run_with(workers: InProcess, work: Path, leases: Leases, *jobs: Job) -> list[Done]:
+def run_with(workers: InProcess, work: Path, *jobs: Job) -> list[Done]:
     config = WorkerConfig(store=work / "cells", cache=work, data_root=None)
-    launcher = Launcher([], config, lambda *event: None, leases)
-    launcher.workers = workers
-    return list(launcher.run(jobs))
+    with Leases(work / "leases") as leases:
+        launcher = Launcher([], config, lambda *event: None, leases)
+        launcher.workers = workers
+        return list(launcher.run(jobs))
 
 
 def finish(store: Store, one: Cell) -> None:
-    store.write(
-        Record(
-            cell_id=one.id, cell=one.resolved(), category="baseline", source="test",
-            status=FINISHED,
-        )
-    )  # fmt: skip
+    store.write(record_of(one, FINISHED, {}))
 
 
 def test_a_job_that_ran_out_of_memory_is_halved_and_a_full_disk_ends_the_run(tmp_path):
@@ -310,11 +304,10 @@ def test_a_job_that_ran_out_of_memory_is_halved_and_a_full_disk_ends_the_run(tmp
             raise OSError(errno.ENOSPC, "No space left on device")
         finish(store, job.cells[0])
 
-    with Leases(tmp_path / "leases") as leases:
-        workers = InProcess(train)
-        run_with(workers, tmp_path, leases, Job(tuple(cells)))
-        with pytest.raises(OSError, match="No space left"):
-            run_with(workers, tmp_path, leases, Job((last,)))
+    workers = InProcess(train)
+    run_with(workers, tmp_path, Job(tuple(cells)))
+    with pytest.raises(OSError, match="No space left"):
+        run_with(workers, tmp_path, Job((last,)))
     assert [store.read(one.id).status for one in cells] == [FINISHED] * 3 + [FAILED]
     assert store.read(cells[3].id).error.startswith("OutOfMemoryError: CUDA out of memory")
     assert store.read(last.id) is None  # no cell is to blame
@@ -328,18 +321,11 @@ def test_a_cell_that_ran_out_of_memory_is_tried_again_when_nothing_else_runs(tmp
 
     def train(job: Job) -> None:
         if job.cells == (large,) and store.read(small.id) is None:
-            raise MemoryError
+            raise RuntimeError("CUDA error: out of memory")
         finish(store, job.cells[0])
 
-    def caught(job: Job) -> None:
-        try:
-            train(job)
-        except MemoryError:
-            raise RuntimeError("CUDA error: out of memory") from None
-
-    with Leases(tmp_path / "leases") as leases:
-        workers = InProcess(caught)
-        run_with(workers, tmp_path, leases, Job((large,)), Job((small,)))
+    workers = InProcess(train)
+    run_with(workers, tmp_path, Job((large,)), Job((small,)))
     assert workers.ran == [["cnn8"], ["cnn2"], ["cnn8"]]
     assert store.read(large.id).status == FINISHED
 
@@ -370,11 +356,8 @@ def test_what_waits_for_a_teacher_that_is_gone_ends_with_a_line(tmp_path):
     """As where the work directory is removed after the teacher was trained."""
     store, waiting = Store(tmp_path / "cells"), Job((cell("soft_logits"),))
     workers = InProcess(lambda job: finish(store, job.cells[0]))
-    with (
-        Leases(tmp_path / "leases") as leases,
-        pytest.raises(UserError, match="records of finished cells are gone"),
-    ):
-        run_with(workers, tmp_path, leases, waiting, Job((plain_cell("cnn2"),)))
+    with pytest.raises(UserError, match="records of finished cells are gone"):
+        run_with(workers, tmp_path, waiting, Job((plain_cell("cnn2"),)))
     assert workers.ran == [["cnn2"]]
 
 
@@ -382,7 +365,7 @@ def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tm
     """The other one records the first cell while this one trains, and ends without the second."""
     first, second, third = (plain_cell(f"cnn{width}") for width in (2, 3, 4))
     store = Store(tmp_path / "cells")
-    with Leases(tmp_path / "leases") as mine, Leases(tmp_path / "leases") as theirs:
+    with Leases(tmp_path / "leases") as theirs:
         assert theirs.acquire(first.id)
         assert theirs.acquire(second.id)
 
@@ -395,9 +378,8 @@ def test_two_launchers_share_cells_and_one_takes_over_what_the_other_gives_up(tm
                 finish(store, one)
 
         workers = InProcess(train)
-        done = run_with(workers, tmp_path, mine, Job((first, second, third)))
-    assert [(part.cells, part.here) for part in done] == [
-        ((third,), True), ((first,), False), ((second,), True)
-    ]  # fmt: skip
+        done = run_with(workers, tmp_path, Job((first, second, third)))
+    found = [(part.cells, part.here) for part in done]
+    assert found == [((third,), True), ((first,), False), ((second,), True)]
     assert workers.ran == [["cnn4"], ["cnn3"]]
     assert store.read(first.id).error == "as an example"

@@ -28,11 +28,7 @@ from bench.models.network import tap_shapes
 TEACHER, STUDENT, CLASSES, BATCH = "resnet32x4", "resnet8x4", 100, 64
 FORMS = {"shipped": lambda method: method, "textbook": in_textbook_form}
 BASE = {"batch": 64, "channels": 32, "positions": 64}  # sizes that stay while another one grows
-SIZES = {
-    "batch": (16, 32, 64, 128),
-    "channels": (16, 32, 64, 128),
-    "positions": (16, 64, 256, 1024),
-}
+SIZES = dict.fromkeys(BASE, (16, 32, 64, 128)) | {"positions": (16, 64, 256, 1024)}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS, LONG_SECONDS = 7, 1.0
 
@@ -101,8 +97,6 @@ def random_loss(
 ) -> LossAlone:
     """The method's first transfer loss on random taps."""
     stage = first_loss(method)
-    assert stage is not None
-    assert stage.transfer is not None
     draws = torch.Generator().manual_seed(0)
 
     def draw(shapes: Shapes) -> dict[str, Tensor]:
@@ -145,7 +139,6 @@ def test_growth(benchmark, name: str, axis: str, size: int) -> None:
     side, channels = round(sizes["positions"] ** 0.5), sizes["channels"]
     vectors = {"embedding": (channels,), "logits": (CLASSES,)}
     stage = first_loss(method)
-    assert stage is not None
     taps = (*stage.all_taps, *vectors)  # connectors may read the vectors' sizes
     shapes = {tap: vectors.get(tap, (channels, side, side)) for tap in taps}
     loss = random_loss(method, shapes, shapes, sizes["batch"])
