@@ -111,6 +111,7 @@ def test_a_student_that_gains_by_training_longer_is_said_before_the_answer():
     notes = [n for n, line in enumerate(lines) if "recipe is too short" in line]
     assert notes
     assert notes[0] < next(n for n, line in enumerate(lines) if "proven:" in line)
+    assert "too short" not in said(grid({"fsp": 0.0, "student (learning_rate=0.2)": 0.05}))
 
 
 def test_a_loss_that_reached_few_samples_is_said_before_the_answer():

@@ -32,7 +32,9 @@ def made(means: dict[tuple[str, str, str], float], screened: bool = False, few: 
             )  # fmt: skip
             accuracy = mean + SPREAD[(seed + shift) % len(SPREAD)]
             rows.append(row)
-            records[row.cell_id] = grid.finished(row, accuracy, accuracy, None)
+            record = grid.finished(row, accuracy, accuracy, None)
+            epochs = record.final["epochs"] * (2 if label == LONGER else 1)
+            records[row.cell_id] = replace(record, final={**record.final, "epochs": epochs})
     config = {"seeds": {"screen": 2, "finalists": 2, "confirm": 4}} if screened else {}
     return findings(Plan(name="by_hand", description="", config=config, rows=rows), records, None)
 

@@ -88,9 +88,10 @@ def _pair(
         mine = [(row, record) for row, record in finished if row.label == label]
         found = costs_of.get(label)
         ratio = found.training_cost_ratio if found else None
-        kind, cost = _kind(mine[0][0]), None if ratio is None else ratio.median
-        if kind in (REFERENCE, LONGER):  # its step is the plain student's
+        planned, cost = mine[0][0], None if ratio is None else ratio.median
+        if planned.method == STUDENT:  # its step is the plain student's
             cost = _epochs(record for _, record in mine) / _epochs(students)
+        kind = _kind(planned, cost)
         made.append(
             Row(
                 name=label,
@@ -118,12 +119,12 @@ def _pair(
     )
 
 
-def _kind(row: PlanRow) -> str:
+def _kind(row: PlanRow, cost: float | None) -> str:
     if row.role == STUDENT:
         return REFERENCE
     if not row.finalist:
         return ABLATION
-    return LONGER if row.method == STUDENT else METHOD
+    return LONGER if row.method == STUDENT and cost is not None and cost > 1 else METHOD
 
 
 def _series(rows: Iterable[tuple[PlanRow, Record]], phase: str) -> dict[int, float]:
