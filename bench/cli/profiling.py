@@ -20,6 +20,7 @@ from bench.report.cost import cost_section, write_costs
 from bench.report.results import findings
 from bench.report.tables import to_text
 from bench.train.device import pick_device
+from bench.train.stream import training_positions
 
 
 def profile(options: argparse.Namespace) -> int:
@@ -29,10 +30,11 @@ def profile(options: argparse.Namespace) -> int:
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]
     largest = max(grid.axes.fraction or (grid.data.fraction,))
+    trained = grid.data.model_copy(update={"fraction": largest})
     torch.set_num_threads(options.threads)
     how = Profile(
         data=data_name(grid.data),
-        train_images=round(largest * len(data.train_images)),
+        train_images=len(training_positions(trained, data.train_labels)[0]),
         rounds=options.rounds,
         provenance={**provenance(), "started": datetime.now(UTC).isoformat(timespec="seconds")},
     )
