@@ -67,6 +67,8 @@ def lesson_of(*stages: Stage, **changes: object) -> Lesson:
         ({"share": 1.0, "keep": lambda v, y: None}, "clean"),
         ({"share": 1.0, "trains": frozenset({"body"})}, "trains"),
         ({"share": 1.0, "lr_factor": 0.0}, "lr_factor"),
+        ({"share": 1.0, "reduction": "avg"}, "reduction 'avg', not mean or sum"),
+        ({"share": 1.0, "transfer": squared_gap, "taps": "logits"}, r"write \('logits',\)"),
     ],
 )
 def test_an_impossible_stage_cannot_be_built(wrong, words):
@@ -170,11 +172,12 @@ def test_every_stage_starts_with_a_fresh_optimiser_and_its_own_schedule():
 
 def test_the_transfer_weight_follows_the_stage():
     seen = []
-    weight = lambda progress: seen.append(progress) or 4 - 3 * progress  # noqa: E731
+    weight = lambda progress: seen.append(progress) or torch.tensor(4 - 3 * progress)  # noqa: E731
     lesson = lesson_of(teaching(transfer_weight=weight))
     for _ in range(4):
         lesson.epoch()
     assert sorted(set(seen)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert {type(x) for x in lesson.student.curves["train_loss"]} == {float}
 
 
 def test_frozen_parts_keep_their_batch_statistics_too():
@@ -344,11 +347,35 @@ def test_a_loss_that_is_not_finite_fails_the_cell_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (teaching(watch=lambda p, c: {"test_accuracy": 1.0}), "'test_accuracy' .*; rename it"),
+        (teaching(watch=lambda p, c: {"gradient_cosine": 1.0}), "'gradient_cosine' .*; rename it"),
+        (
+            teaching(merge=lambda a, b, e: Merged(a, {"task_loss": b[0].sum()})),
+            "'task_loss' .*; re",
+        ),
+        (teaching(transfer_weight=lambda p: math.nan), "transfer_weight is nan"),
+        (
+            teaching(clean=True, keep=lambda v, y: Selection(y >= 0, {"x": y})),
+            r"Selection\.details",
+        ),
+        (teaching(lambda p, c: squared_gap(p, c).detach()), "does not depend on what trains"),
+        (teaching(lambda p, c: torch.tensor(3)), "does not depend on what trains"),
+        (teaching(lambda p, c: torch.zeros(())), None),  # a batch without a term
+    ],
+)
+def test_what_the_engine_cannot_use_is_refused_in_the_first_epoch_by_its_name(stage, words):
+    with nullcontext() if words is None else pytest.raises((TypeError, ValueError), match=words):
+        lesson_of(stage).epoch()
+
+
+@pytest.mark.parametrize(
     ("task", "skipped", "weight", "words"),
     [
-        (math.nan, 0, 1.0, r"the task loss is nan in epoch 2 \(stage 'x'\)"),
+        (math.nan, 0, 1.0, r"is nan in epoch 2 \(stage 'x'\): .* rate, or mend the transfer loss"),
         (1.0, 10, 1.0, "the transfer loss of every sample is not finite"),
-        (1.0, 9, math.inf, "a weight is not finite"),
+        (1.0, 9, math.inf, "a weight is not finite .* rate, or mend the transfer loss"),
         (1.0, 9, 1.0, None),
     ],
 )
