@@ -177,8 +177,8 @@ class Stage:
         merge: (task gradients, transfer gradients, epoch of the stage, from 0) -> gradients, each
             with one entry per parameter: a tensor, or None where the loss does not reach it.
             Takes the place of their sum. `Merged` adds numbers to record.
-        watch: named scalars to record as curves, such as activation agreement; run on the last
-            batch of every epoch, outside the graph.
+        watch: named scalars to record as curves, such as activation agreement, by other names than
+            the engine's; run on the last batch of every epoch, outside the graph.
         student: False if the stage trains the connector from the teacher alone: the student does
             not run, and its view is empty.
         momentum_split: D of two momentum buffers: m - D on the task gradient, m + D on the transfer

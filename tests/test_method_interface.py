@@ -31,9 +31,7 @@ def method_of(*plan: Stage, **parts: object) -> Method:
 @pytest.mark.parametrize(
     "spoils",
     [
-        {"transfer": lambda pair, connector: pair.teacher.logits.zero_().sum(dim=1)},
         {"transfer": lambda pair, connector: pair.labels.zero_()},
-        {"transfer": lambda pair, connector: pair.index.zero_()},
         {"transfer": lambda pair, connector: torch.set_grad_enabled(False)},
         {"clean": True, "prepare": lambda connector, view: view.logits.zero_()},
     ],

@@ -284,9 +284,8 @@ def test_a_method_that_writes_to_the_teachers_tensors_fails_and_no_other_row_cha
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
-    reads = "(pair.student.logits - pair.teacher.logits)"
-    writes = f"(__import__('os').chdir('/'), pair.teacher.logits.mul_(0.5), {reads})[-1]"
-    files[0].write_text(METHOD.replace(reads, writes))
+    writes = "__import__('os').chdir('/'), pair.teacher.logits.mul_(0.5)\n        return FACTOR"
+    files[0].write_text(METHOD.replace("return FACTOR", writes))
     found = []
     for names in (["soft_logits"], ["matching", "soft_logits"]):
         grid, work = grid_file(tmp_path, methods=names, seeds=1), Path("-".join(names))

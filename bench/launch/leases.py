@@ -90,8 +90,7 @@ class Leases:
 
     def commands(self) -> int:
         """How many living processes share the leases, this one among them."""
-        others = {path.name for path in self._hearts.glob("[!.]*")} - {self.owner}
-        return 1 + sum(map(self._lives, others))
+        return max(1, sum(self._lives(path.name) for path in self._hearts.glob("[!.]*")))
 
     def acquire(self, name: str) -> bool:
         """Takes a lease by a plain file name, unless a living process holds it; whether it did."""
