@@ -1,6 +1,5 @@
 """The teacher of a cohort: a trained network, frozen and in evaluation mode."""
 
-import copy
 import hashlib
 from collections.abc import Collection, Iterator
 
@@ -51,10 +50,11 @@ class Teacher:
         return View({tap: self.clean[tap] for tap in taps})
 
     def facts(self, labels: Tensor) -> Facts:
-        """A copy of what connectors may hold; `labels` are those of the training images, (N,)."""
+        """Copies that connectors may hold; `labels` are those of the training images, (N,)."""
         (classes,) = self.shapes["logits"]
         head = linear(self.network.head)
-        return copy.deepcopy(Facts(len(labels), labels, classes, head, self._norms))
+        norms = {tap: (weight.clone(), bias.clone()) for tap, (weight, bias) in self._norms.items()}
+        return Facts(len(labels), labels, classes, head, norms)
 
     def digest(self) -> str:
         """Hash of all parameters and buffers."""
