@@ -300,8 +300,7 @@ def alternatives(name: str, key: str) -> list[object]:
     wanted = get_type_hints(module.method)[key]
     kinds = (wanted, *get_args(wanted))
     options += [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
-    if bool in kinds:
-        options += [True, False]
+    options += [True, False] if bool in kinds else []
     if key == "points":
         options += [["stage1"], ["stage1.pre"], ["stage1", "stage2"]]
     return [v for v in options if v != default] or [0.3]

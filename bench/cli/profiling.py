@@ -20,7 +20,6 @@ from bench.report.cost import cost_section, write_costs
 from bench.report.results import findings
 from bench.report.tables import to_text
 from bench.train.device import pick_device
-from bench.train.stream import training_positions
 
 
 def profile(options: argparse.Namespace) -> int:
@@ -29,12 +28,11 @@ def profile(options: argparse.Namespace) -> int:
     grid = asked_grid(options)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]
-    largest = max(grid.axes.fraction or (grid.data.fraction,))
-    trained = grid.data.model_copy(update={"fraction": largest})
+    largest = max(grid.axes.fraction or (grid.data.fraction,)) * (1 - grid.data.validation)
     torch.set_num_threads(options.threads)
     how = Profile(
         data=data_name(grid.data),
-        train_images=len(training_positions(trained, data.train_labels)[0]),
+        train_images=round(largest * len(data.train_images)),
         rounds=options.rounds,
         provenance={**provenance(), "started": datetime.now(UTC).isoformat(timespec="seconds")},
     )
