@@ -24,6 +24,9 @@ CODE_FAULTS = (
 )
 """Errors of a method, a model, a data set or a plugin while it runs; no full disk or interrupt."""
 
+ANY_FAULT = (Exception, SystemExit)
+"""What such code may raise where nothing but it runs."""
+
 LOAD_FAULTS = (*CODE_FAULTS, OSError, SyntaxError)
 """Errors of such code while its file is loaded, or while it reads files of its own."""
 
@@ -33,8 +36,10 @@ MEMORY_SIGNS = (
     "std::bad_alloc",
     "failed to map segment",
     "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
     "CUDA out of memory",
-    "CUDA error: out of memory",
+    "error: out of memory",
+    "FIND was unable to find an engine",  # cuDNN's, where no algorithm has the memory it needs
 )
 
 

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +177,8 @@ class Stage:
         merge: (task gradients, transfer gradients, epoch of the stage, from 0) -> gradients, each
             with one entry per parameter: a tensor, or None where the loss does not reach it.
             Takes the place of their sum. `Merged` adds numbers to record.
-        watch: named scalars to record as curves, such as activation agreement; run on the last
-            batch of every epoch, outside the graph.
+        watch: named scalars to record as curves, such as activation agreement, by other names than
+            the engine's; run on the last batch of every epoch, outside the graph.
         student: False if the stage trains the connector from the teacher alone: the student does
             not run, and its view is empty.
         momentum_split: D of two momentum buffers: m - D on the task gradient, m + D on the transfer
@@ -220,6 +220,7 @@ class Stage:
         both, neither = teaches and labelled, not (teaches or labelled)
         reads = bool(self.taps or self.optional_taps)
         faults = {
+            f"reduction {self.reduction!r}, not mean or sum": self.reduction not in ("mean", "sum"),
             f"share {self.share} is not in (0, 1]": not 0 < self.share <= 1,
             f"trains {sorted(self.trains)} must be some of {sorted(PARTS)}": (
                 not self.trains or not self.trains <= PARTS
@@ -239,6 +240,9 @@ class Stage:
                 and not (both and self.merge is None and self.clip_norm is None)
             ),
         }
+        for name in ("taps", "optional_taps"):
+            value = getattr(self, name)
+            faults[f"{name} {value!r} is no tuple: write ({value!r},)"] = isinstance(value, str)
         for name in ("keep", "prepare"):
             unread = getattr(self, name) is not None and not self.clean
             faults[f"{name} reads the teacher's clean view: set clean=True"] = unread
@@ -261,7 +265,10 @@ class Stage:
     def weight_at(self, progress: float) -> float:
         """The transfer loss's weight at `progress` in [0, 1] through the stage."""
         weight = self.transfer_weight
-        return weight(progress) if callable(weight) else weight
+        found = weight(progress) if callable(weight) else weight
+        if not isinstance(found, SupportsFloat) or not math.isfinite(found):
+            raise ValueError(f"stage {self.name!r}: transfer_weight is {found!r}, wanted a number")
+        return float(found)
 
 
 class NoConnector(nn.Module):

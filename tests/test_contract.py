@@ -272,20 +272,20 @@ NETWORKS = {("fsp", "points"): "resnet14"}
 
 
 def alternatives(name: str, key: str) -> list[object]:
-    """Other values of a hyper-parameter, from its default and its annotation."""
-    default = default_hyperparameters(name)[key]
-    if isinstance(default, bool):
-        return [not default]
-    if isinstance(default, int):
-        return [default + 1, max(default // 3, 1), 1]
+    """Other values of a hyper-parameter, from its search, its default and its annotation."""
+    default, module = default_hyperparameters(name)[key], METHODS.get(name)()
+    options = list(getattr(module, "SEARCH", {}).get(key, []))
     if isinstance(default, float):
         # Halfway to 1, too: an eighth of a stage's few epochs and a quarter are the same one.
-        return [*(default * factor for factor in (0.01, 0.5, 2.0, 30.0)), (1 + default) / 2]
-    wanted = get_type_hints(METHODS.get(name)().method)[key]
+        options += [*(default * factor for factor in (0.01, 0.5, 2.0, 30.0)), (1 + default) / 2]
+    elif isinstance(default, list):
+        options += [default[:1], default[1:]]
+    elif isinstance(default, int) and not isinstance(default, bool):
+        options += [default + 1, max(default // 3, 1), 1]
+    wanted = get_type_hints(module.method)[key]
     kinds = (wanted, *get_args(wanted))
-    options = [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
-    if bool in kinds:
-        options += [True, False]
+    options += [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
+    options += [True, False] if bool in kinds else []
     if key == "points":
         options += [["stage1"], ["stage1.pre"], ["stage1", "stage2"]]
     return [v for v in options if v != default] or [0.3]
@@ -323,7 +323,7 @@ def test_every_hyper_parameter_changes_what_is_trained(name, key):
         tried.append(value)
         if trained(name, network, json.dumps(changed)) != before:
             return
-    pytest.fail(f"{key}: the student is bit-equal for {tried}")
+    pytest.fail(f"{key}: the student is bit-equal for {tried}; name more values in SEARCH")
 
 
 UNREAD = [(name, key) for name in NAMES for key in getattr(METHODS.get(name)(), "READ_WHEN", {})]

@@ -58,6 +58,8 @@ def lesson_of(*stages: Stage, **changes: object) -> Lesson:
         ({"share": 1.0, "keep": lambda v, y: None}, "clean"),
         ({"share": 1.0, "trains": frozenset({"body"})}, "trains"),
         ({"share": 1.0, "lr_factor": 0.0}, "lr_factor"),
+        ({"share": 1.0, "reduction": "avg"}, "reduction 'avg', not mean or sum"),
+        ({"share": 1.0, "transfer": squared_gap, "taps": "logits"}, r"write \('logits',\)"),
     ],
 )
 def test_an_impossible_stage_cannot_be_built(wrong, words):
@@ -170,9 +172,11 @@ def test_every_stage_starts_with_a_fresh_optimiser_and_its_own_schedule():
 
 def test_the_transfer_weight_follows_the_stage():
     seen = []
-    weight = lambda progress: seen.append(progress) or 4 - 3 * progress  # noqa: E731
-    lesson_of(teaching(transfer_weight=weight)).epochs(4)
+    weight = lambda progress: seen.append(progress) or torch.tensor(4 - 3 * progress)  # noqa: E731
+    lesson = lesson_of(teaching(transfer_weight=weight))
+    lesson.epochs(4)
     assert sorted(set(seen)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert {type(x) for x in lesson.student.curves["train_loss"]} == {float}
 
 
 def test_frozen_parts_keep_their_batch_statistics_too():
@@ -187,9 +191,11 @@ def test_merge_takes_the_place_of_the_sum():
 
     merged = lesson_of(teaching(merge=only_task))
     plain = lesson_of(Stage(name="a", share=1.0))
-    merged.epoch(), plain.epoch()
+    empty = lesson_of(teaching(lambda pair, connector: torch.zeros(())))  # no term in any batch
+    merged.epoch(), plain.epoch(), empty.epoch()
     for key, tensor in plain.state().items():
         assert torch.equal(tensor, merged.state()[key]), key
+        assert torch.equal(tensor, empty.state()[key]), key
 
 
 def test_what_a_merge_watches_is_the_mean_over_an_epochs_steps():
@@ -326,9 +332,9 @@ def test_a_loss_that_is_not_finite_fails_the_cell_alone(tmp_path):
 @pytest.mark.parametrize(
     ("task", "skipped", "weight", "words"),
     [
-        (math.nan, 0, 1.0, r"the task loss is nan in epoch 2 \(stage 'x'\)"),
+        (math.nan, 0, 1.0, r"is nan in epoch 2 \(stage 'x'\): .* rate, or mend the transfer loss"),
         (1.0, 10, 1.0, "the transfer loss of every sample is not finite"),
-        (1.0, 9, math.inf, "a weight is not finite"),
+        (1.0, 9, math.inf, "a weight is not finite .* rate, or mend the transfer loss"),
         (1.0, 9, 1.0, None),
     ],
 )
@@ -387,15 +393,23 @@ def test_teacher_and_student_must_have_the_same_classes():
 
 
 @pytest.mark.parametrize(
-    ("transfer", "words"),
+    ("wrong", "words"),
     [
-        (lambda p, c: p.student.logits, r"shape \(10, 4\), wanted \(10,\) or \(\)"),
-        (lambda p, c: MaskedLoss(squared_gap(p, c), p.labels), r"mask \(10,\) of torch\.int64"),
+        ({"transfer": lambda p, c: p.student.logits}, r"shape \(10, 4\), wanted \(10,\) or \(\)"),
+        (
+            {"transfer": lambda p, c: MaskedLoss(squared_gap(p, c), p.labels)},
+            r"mask \(10,\) of torch",
+        ),
+        ({"transfer": lambda p, c: squared_gap(p, c).detach()}, "does not depend on what trains"),
+        ({"transfer_weight": lambda p: math.nan}, "transfer_weight is nan"),
+        ({"clean": True, "keep": lambda v, y: Selection(y >= 0, {"y": y})}, r"Selection\.details"),
+        ({"watch": lambda p, c: {"test_accuracy": 1.0}}, "'test_accuracy' .*; rename it"),
+        ({"merge": lambda a, b, e: Merged(a, {"task_loss": a[0].sum()})}, "'task_loss' .*; rename"),
     ],
 )
-def test_a_transfer_loss_or_mask_of_the_wrong_shape_is_named(transfer, words):
-    with pytest.raises(ValueError, match=words):
-        lesson_of(teaching(transfer)).epoch()
+def test_what_a_stage_gives_that_cannot_be_used_is_named_in_its_first_epoch(wrong, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        lesson_of(teaching(**wrong)).epoch()
 
 
 def test_a_tap_that_was_not_asked_for_is_named():

@@ -3,20 +3,22 @@
 import re
 
 import pytest
-import torch
-from lessons import cell, dataset, plain_cell, recipe
+from lessons import CPU, cell, dataset, plain_cell, recipe
+from test_cost import HOW, tiny
 from test_readme import EXAMPLE
 
 from bench.cli import main
 from bench.cost.counting import bytes_of
 from bench.cost.estimate import Estimate
+from bench.cost.profiler import MethodRow, profile
 from bench.plugin import Plugin, plugged
+from bench.train.engine import Student
 from bench.train.weights import build_network
 
 
 @pytest.fixture(scope="module")
 def estimate() -> Estimate:
-    return Estimate(lambda spec: dataset(), torch.device("cpu"))
+    return Estimate(lambda spec: dataset(), CPU)
 
 
 def test_time_grows_with_epochs_and_a_cohort_shares_its_teacher(estimate):
@@ -46,6 +48,10 @@ def test_what_a_stage_reads_of_its_teacher_is_known(estimate):
     assert estimate.student(cell("soft_logits")).taught == 4 * 4  # epochs, batches
     assert estimate.student(plain_cell("cnn2")).taught == 0
     assert estimate.student(cell("selective")).taught == 4  # once, of the clean images
+    held, plain = (estimate.student(cell(name)).held_bytes for name in ("selective", "soft_logits"))
+    assert held > plain + 40 * 12 * 4  # embeddings
+    halves = [plain_cell("cnn2", recipe=recipe(batch_size=30, drop_last=d)) for d in (True, False)]
+    assert [estimate.student(one).batches for one in halves] == [4, 8]
 
 
 def test_a_pair_that_a_method_cannot_serve_has_a_reason_and_no_time(estimate):
@@ -61,6 +67,21 @@ def test_what_mixed_images_lack_is_a_reason_before_anything_trains(estimate):
         for name in ("logit_matching", "selective"):
             assert not estimate.student(cell(name)).refused
             assert "mixup" in estimate.student(cell(name, recipe=recipe(mixup=0.2))).refused
+
+
+@pytest.mark.parametrize("fault", ["next(iter(()))", "open('/gone')", "exit(3)"])
+def test_any_error_of_a_loss_is_that_of_its_row(fault):
+    text = EXAMPLE.replace("return logit_matching_loss(", f"{fault}\n        return (")
+    with plugged([Plugin("/anywhere/logit_matching.py", text)]):
+        assert Estimate(lambda spec: dataset(), CPU).student(cell("logit_matching")).refused
+        row = MethodRow("logit_matching", "logit_matching")
+        assert profile("cnn3", "cnn2", [row], tiny(), HOW).records[-1].status == "failed"
+
+
+def test_a_first_step_that_loads_libraries_does_not_count(monkeypatch):
+    step, sizes = Student.step, iter([10**8])  # the sum takes a second or two
+    monkeypatch.setattr(Student, "step", lambda *given: (sum(range(next(sizes, 0))), step(*given)))
+    assert Estimate(lambda spec: dataset(), CPU).student(plain_cell("cnn2")).seconds < 8
 
 
 def test_a_dry_run_says_time_and_memory_first_and_then_the_rows(tmp_path, capsys):

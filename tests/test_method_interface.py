@@ -12,10 +12,26 @@ from bench.hyperparameters import build_method
 from bench.method import PARTS, Facts, NotApplicable, Pair, Stage
 from bench.models import zoo
 from bench.models.network import Network
+from bench.train.cohort import SharedStateError
 from bench.train.optim import SplitMomentum, make_optimiser
 from bench.train.teacher import Teacher
 
 DISTIL = Stage(name="distil", share=1.0, transfer=squared_gap, taps=("logits",))
+
+
+@pytest.mark.parametrize(
+    "spoils",
+    [
+        {"transfer": lambda pair, connector: pair.labels.zero_()},
+        {"transfer": lambda pair, connector: torch.set_grad_enabled(False)},
+        {"clean": True, "prepare": lambda connector, view: view.logits.zero_()},
+    ],
+)
+def test_a_method_that_changes_what_others_share_ends_its_cohort(spoils, monkeypatch, tmp_path):
+    method = method_of(replace(DISTIL, **spoils))
+    monkeypatch.setattr("bench.train.cohort.build_method", lambda name, **_: method)
+    with torch.enable_grad(), pytest.raises(SharedStateError, match="method soft_logits on cnn2"):
+        run([cell("soft_logits")], tmp_path)
 
 
 # --- facts --------------------------------------------------------------------------------------
@@ -37,6 +53,7 @@ def test_a_connector_learns_of_the_training_set_and_the_teachers_head():
     seen = facts.labels >= 0
     assert torch.equal(facts.labels[seen], lesson.stream.train.labels[seen])
     weight, bias = facts.head
+    assert bias.data_ptr() != lesson.teacher.network.head.bias.data_ptr()  # a copy
     embedding = torch.randn(3, weight.shape[1])
     logits = lesson.teacher.network.head(embedding)
     torch.testing.assert_close(embedding @ weight.T + bias, logits)

@@ -271,18 +271,19 @@ def test_a_worker_process_trains_them_and_the_results_can_be_used(
 
 
 def test_a_method_that_writes_to_the_teachers_tensors_fails_and_no_other_row_changes(
-    tmp_path, files, no_figures, no_store
+    tmp_path, files, monkeypatch, no_figures, no_store
 ):
-    reads, writes = "(pair.student.logits - pair.teacher.logits)", "pair.teacher.logits.mul_(0.5)"
-    files[0].write_text(METHOD.replace(reads, f"(pair.student.logits - {writes})"))
+    monkeypatch.chdir(tmp_path)
+    writes = "__import__('os').chdir('/'), pair.teacher.logits.mul_(0.5)\n        return FACTOR"
+    files[0].write_text(METHOD.replace("return FACTOR", writes))
     found = []
     for names in (["soft_logits"], ["matching", "soft_logits"]):
-        grid, work = grid_file(tmp_path, methods=names, seeds=1), tmp_path / "-".join(names)
+        grid, work = grid_file(tmp_path, methods=names, seeds=1), Path("-".join(names))
         words = ["--grid", grid, "--work-dir", str(work), *options(files), "--workers", "1"]
         assert main(words) == len(names) - 1
         found.append(find_record(work, "soft_logits"))
     assert found[0].curves == found[1].curves
-    assert "method matching writes to tensors of the teacher" in find_record(work, "matching").error
+    assert "method matching on tiny changes its pair" in find_record(work, "matching").error
 
 
 @pytest.mark.slow

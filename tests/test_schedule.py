@@ -206,6 +206,8 @@ def test_no_cohort_is_planned_beyond_the_memory_of_a_worker(library, config):
     cells, largest = cohort(5), []
     footprint = Footprint(library.read)
     whole = footprint.bytes(cells)
+    embeddings, plain = (footprint.bytes([cell(name)]) for name in ("selective", "soft_logits"))
+    assert embeddings == plain + 40 * 12 * 4
     for room_bytes in (whole, 0.6 * whole, 0.3 * whole, 0.01 * whole):
         jobs = plan_training(cells, config, ["cpu"], library, room_bytes)
         assert {c.id for job in jobs for c in job.cells} == {c.id for c in cells}

@@ -26,6 +26,7 @@ from bench.launch.resources import usable_cpus
 from bench.launch.workers import Workers
 from bench.plugin import Plugin
 from bench.record import FAILED, FINISHED, Store
+from bench.train.device import is_device_lost
 from bench.train.engine import Student
 from bench.train.failure import KilledError, fail, record_of
 
@@ -340,6 +341,9 @@ def test_memory_that_runs_out_in_a_cohort_is_for_the_launcher_to_sort_out(tmp_pa
     with pytest.raises(RuntimeError, match="can't allocate memory") as caught:
         run([plain_cell("cnn2"), plain_cell("cnn3")], tmp_path)
     assert is_out_of_memory(caught.value)
+    signs = "driver error: out of memory", "_HOST_ALLOCATION_FAILED", "FIND was unable to find an"
+    assert all(is_out_of_memory(RuntimeError(f"CUDA {sign} engine")) for sign in signs)
+    assert is_device_lost(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
     assert Store(tmp_path).read(plain_cell("cnn2").id) is None
 
 

@@ -28,7 +28,7 @@ def profile(options: argparse.Namespace) -> int:
     grid = asked_grid(options)
     data = Library(options.data_root, work.cache, random_if_absent=True).read(grid.data)
     channels, height, width = data.train_images.shape[1:]
-    largest = max(grid.axes.fraction or (grid.data.fraction,))
+    largest = max(grid.axes.fraction or (grid.data.fraction,)) * (1 - grid.data.validation)
     torch.set_num_threads(options.threads)
     how = Profile(
         data=data_name(grid.data),

@@ -112,12 +112,12 @@ class TrainingCommand:
             note_origin(self.work, self.grid, options.grid)
             show("\n".join([data.describe(), *data.notes]), markup=False, highlight=False)
         self.config = WorkerConfig(
-            store=self.work.store.root,
-            cache=cache,
-            data_root=options.data_root,
+            store=self.work.store.root.absolute(),
+            cache=cache.absolute(),
+            data_root=options.data_root and options.data_root.absolute(),
             threads=options.threads,
             provenance=provenance(),
-            checkpoints=self.work.checkpoints,
+            checkpoints=self.work.checkpoints.absolute(),
             checkpoint_seconds=options.checkpoint_seconds,
             plugins=options.plugins,
             cohort=options.cohort,

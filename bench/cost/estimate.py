@@ -21,14 +21,14 @@ from bench.cost.steps import StudentStage, TeacherBatch, Workload
 from bench.data.batches import resident_bytes
 from bench.data.dataset import DataSet
 from bench.data.splits import labelled_mask
-from bench.faults import CODE_FAULTS, name_and_reason, one_line
+from bench.faults import ANY_FAULT, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, split_epochs
 from bench.train.device import set_numerics
 from bench.train.stream import evaluation_batch, open_stream
 
 STEPS = 3  # timed steps of each stage, after a first one that gives the memory
-LONG_SECONDS = 0.5  # a first step that takes longer is the only one
+LONG_SECONDS = 0.5  # a step that takes longer is the last one, but a cold one 60 times as long
 CELL_SECONDS = 0.1  # a student's admission, weights and record
 WORKER_SECONDS = 3.0  # a worker's start: the import of torch
 
@@ -39,7 +39,7 @@ class StudentEstimate(NamedTuple):
     Attributes:
         seconds: of the whole training, without batches and the teacher's passes.
         batches: of the whole training, `taught` those that the teacher runs on, clean ones too.
-        held_bytes: parameters, buffers and momentum of network and connector.
+        held_bytes: parameters, buffers and momentum of network and connector, and clean views.
         step_bytes: peak of a step or of an evaluation on top of that.
         refused: why the method cannot serve the pair; empty if it can.
     """
@@ -60,6 +60,7 @@ class _Lesson(NamedTuple):
     making: float  # of one batch
     viewing: float  # the teacher's forward pass over one batch
     epoch_batches: int
+    test_images: int
     held_bytes: int
 
 
@@ -110,7 +111,7 @@ class Estimate:
         labels, share = lesson.batch.train.labels.cpu(), cell.data.labels
         labelled = labelled_mask(labels, share, 0).to(self._device) if share < 1 else None
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        testing, peak = self._test_cost(cell, lesson.batch, sum(epochs))
+        testing, peak = self._test_cost(cell, lesson, sum(epochs))
         seconds, peaks = CELL_SECONDS + testing, [peak]
         build = partial(StudentStage, lesson.batch, cell.model, cell.method, method)
         clean = any(stage.clean for stage in method.plan)
@@ -124,32 +125,33 @@ class Estimate:
                 seconds += (steps + diagnosed) * step
                 batches += steps
                 taught += steps if stage.student.reads_teacher else 0.0
-                held = max(held, stage.trained_bytes)
+                held = max(held, stage.trained_bytes(lesson.batch.workload.images))
                 peaks.append(peak)
-        except NotApplicable as error:
-            return StudentEstimate(refused=one_line(error))
-        except CODE_FAULTS as error:
-            return StudentEstimate(refused=name_and_reason(error))
+        except ANY_FAULT as error:
+            told = one_line if isinstance(error, NotApplicable) else name_and_reason
+            return StudentEstimate(refused=told(error))
         return StudentEstimate(seconds, batches, taught, held, max(peaks))
 
     def _time_step(self, stage: StudentStage) -> tuple[float, int]:
         """Seconds of a step without the teacher's pass, and its peak memory."""
         step, peaks = partial(stage.step_on, stage.teacher_view()), []
         first = self._time(lambda: peaks.append(peak_bytes(step, self._device)))
-        more = range(STEPS if first < LONG_SECONDS else 0)
-        return statistics.median([self._time(step) for _ in more] or [first]), peaks[0]
+        times = [first if first > 60 * LONG_SECONDS else self._time(step)]
+        while len(times) < STEPS and times[-1] < LONG_SECONDS:
+            times.append(self._time(step))
+        return statistics.median(times), peaks[0]
 
-    def _test_cost(self, cell: Cell, batch: TeacherBatch, epochs: int) -> tuple[float, int]:
+    def _test_cost(self, cell: Cell, lesson: _Lesson, epochs: int) -> tuple[float, int]:
         """Seconds of all evaluations of a training and of its record, and their peak memory."""
-        network = batch.workload.build(cell.model).to(self._device).eval()
-        images, data = batch.batch.images, self._read(cell.data)
+        images, workload = lesson.batch.batch.images, lesson.batch.workload
+        network = workload.build(cell.model).to(self._device).eval()
         with torch.no_grad():
             peak = peak_bytes(lambda: network(images), self._device)
             each = self._time(lambda: network(images)) / len(images)
         passes = epochs // cell.recipe.evaluate_every + (1 if cell.teacher is None else 2)
-        diagnosed = cell.data.fraction * len(data.train_images) if cell.diagnostics else 0
+        diagnosed = workload.images if cell.diagnostics else 0
         larger = evaluation_batch((images.shape[2], images.shape[3])) / len(images)
-        return each * (passes * len(data.test_images) + diagnosed), round(larger * peak)
+        return each * (passes * lesson.test_images + diagnosed), round(larger * peak)
 
     def _lesson_of(self, cells: Sequence[Cell]) -> _Lesson:
         """That of a cell with the job's teacher, if it has one."""
@@ -158,7 +160,7 @@ class Estimate:
     def _lesson(self, cell: Cell) -> _Lesson:
         model = cell.teacher.model if cell.teacher else cell.model
         step = cell.recipe.model_dump(include={"batch_size", "optimiser", "mixup", "cutmix"})
-        key = json.dumps([_data(cell), model, step, cell.precision])
+        key = json.dumps([_data(cell), model, step, cell.recipe.drop_last, cell.precision])
         if key in self._lessons:
             return self._lessons[key]
         set_numerics(cell, self._device)
@@ -183,8 +185,8 @@ class Estimate:
             held += bytes_of(batch.teacher.network.state_dict().values())
             held += peak_bytes(batch.view, self._device)
             viewing = statistics.median(self._time(batch.view) for _ in range(STEPS))
-        found = _Lesson(batch, opening, making, viewing, len(stream.train), held)
-        return self._lessons.setdefault(key, found)
+        sizes = len(stream.train), len(stream.test.labels)
+        return self._lessons.setdefault(key, _Lesson(batch, opening, making, viewing, *sizes, held))
 
     def _time(self, action: Callable[[], object]) -> float:
         return milliseconds(action, self._device, processor=True) / 1e3

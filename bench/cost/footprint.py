@@ -35,9 +35,10 @@ def total_epochs(cell: Cell) -> int:
 
 
 class NetworkCount(NamedTuple):
-    """Bytes of weights, gradients and optimiser; of an image's step; FLOP of its forward pass."""
+    """Bytes of weights, gradients and optimiser; an image's by tap, its step's; its FLOP."""
 
     held_bytes: int
+    tap_bytes: dict[str, int]
     image_bytes: float
     image_flops: float
 
@@ -55,7 +56,11 @@ class Footprint:
         images = self._read(cells[0].data).train_images
         counts = [(cell.recipe.batch_size, self._count(cell, cell)) for cell in cells]
         students = sum(n.held_bytes + ALLOWANCE * n.image_bytes * batch for batch, n in counts)
-        return resident_bytes(images.numel(), self._device) + round(students)
+        plans = (build_method(cell.method, **cell.hyperparameters).plan for cell in cells)
+        clean = {tap for plan in plans for stage in plan if stage.clean for tap in stage.all_taps}
+        shown = next((self._count(c.teacher, c).tap_bytes for c in cells if c.teacher), {})
+        kept = len(images) * cells[0].data.fraction * sum(shown.get(tap, 0) for tap in clean)
+        return resident_bytes(images.numel(), self._device) + round(students + kept)
 
     def work(self, cells: Sequence[Cell]) -> float:
         """FLOP of a job with launches; a training step counts as three forward passes."""
@@ -87,6 +92,7 @@ class Footprint:
             gradients = bytes_of(built.parameters())
             self._counted[key] = NetworkCount(
                 held_bytes=bytes_of(built.state_dict().values()) + (1 + moments) * gradients,
+                tap_bytes={t: x[0].nbytes for t, x in built.view(images, built.tap_names).items()},
                 image_bytes=max(0, peak_bytes(step, images.device) - gradients) / IMAGES,
                 image_flops=count(partial(built, images)) / IMAGES,
             )

@@ -28,7 +28,7 @@ from bench.cost.costs import (
 )
 from bench.cost.counting import bytes_of, count, peak_bytes
 from bench.cost.steps import PLAIN, Model, StudentStage, TeacherBatch, Workload
-from bench.faults import CODE_FAULTS, UserError, name_and_reason, one_line
+from bench.faults import ANY_FAULT, UserError, name_and_reason, one_line
 from bench.hyperparameters import build_method
 from bench.method import NotApplicable, split_epochs
 from bench.record import FAILED, NOT_APPLICABLE
@@ -146,11 +146,11 @@ def _prepare(
     fields = {"label": row.label, "method": row.name, "category": method.category}
     try:
         epochs = split_epochs(method.plan, recipe.epochs, recipe.budget)
-        stages = (StudentStage(lesson, student, row.name, method, stage) for stage in method.plan)
-        return fields, list(map(_Turn, stages, epochs))
+        build, plan = partial(StudentStage, lesson, student, row.name, method), method.plan
+        return fields, [_Turn(build(stage), n) for stage, n in zip(plan, epochs, strict=True)]
     except NotApplicable as reason:
         return fields | {"status": NOT_APPLICABLE, "error": one_line(reason)}, []
-    except CODE_FAULTS as error:
+    except ANY_FAULT as error:
         return fields | {"status": FAILED, "error": name_and_reason(error)}, []
 
 

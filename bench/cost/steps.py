@@ -173,10 +173,9 @@ class StudentStage:
         (parameters, flops), (own_parameters, own_flops) = counts
         return parameters / own_parameters, flops / own_flops
 
-    @property
-    def trained_bytes(self) -> int:
-        """Parameters, buffers and momentum of network and connector."""
-        return self._bytes_of(self.student.network) + self._bytes_of(self.student.connector)
+    def trained_bytes(self, train_images: int) -> int:
+        """Parameters, buffers and momentum of network and connector, and clean views."""
+        return self._bytes_of(self.student.network) + self.held_bytes(train_images)
 
     def held_bytes(self, train_images: int) -> int:
         """See `bench.cost.costs.StageCost`; `train_images` is N."""

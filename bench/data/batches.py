@@ -48,8 +48,9 @@ class Batches:
     """A set of images that is served as normalised batches in the channels-last memory format.
 
     Order and augmentation follow from the seed and the epoch. Nothing within an epoch waits for the
-    device. On the CPU images stay where they are, in a mapped file as a rule; a GPU holds them all
-    if `DEVICE_SHARE` of its free memory suffices, else it is sent one batch after another.
+    device, but torchvision's `randaugment`, for every image. On the CPU images stay where they are,
+    in a mapped file as a rule; a GPU holds them all if `DEVICE_SHARE` of its free memory suffices,
+    else it is sent one batch after another.
 
     A short last batch is served unless `drop_last` is set. A last batch of one image is never
     served, because BatchNorm needs two; which image is left out changes every epoch.

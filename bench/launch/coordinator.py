@@ -87,5 +87,4 @@ def run_grid(
                     trained += len(done.cells) if done.here else 0
     records = (work.store.read(cell_id) for cell_id in expansion.cells)
     counts = Counter("not run" if record is None else record.status for record in records)
-    seconds = time.monotonic() - began
-    return Outcome(trained, len(waiting) - trained, dict(counts), seconds)
+    return Outcome(trained, len(waiting) - trained, dict(counts), time.monotonic() - began)

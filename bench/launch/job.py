@@ -29,7 +29,7 @@ Report = Callable[[str, int, int, float | None], None]
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Where a worker reads and writes, and with what it trains. No cell's id depends on it.
+    """Absolute paths where a worker reads and writes, and with what it trains. No id depends on it.
 
     Attributes:
         data_root: where the user keeps data sets; None for the work directory's own.
@@ -91,8 +91,9 @@ def run_job(
     from bench.train.cohort import Cohort
     from bench.train.teacher import load_teacher
 
-    with plugged(config.plugins):
+    with plugged(config.plugins), torch.enable_grad():
         torch.set_num_threads(config.threads)
+        torch.set_default_dtype(torch.float32)  # whatever the method of an earlier job has set
         device, cell = pick_device(config.device), job.cells[0]
         store = Store(config.store, lambda cell_id: cell_id in held and check_held(held[cell_id]))
         set_numerics(cell, device)

@@ -69,8 +69,8 @@ class Leases:
         os.rename(name, self.heart)
         self._thread = threading.Thread(target=self._live, daemon=True, name="heartbeat")
         self._thread.start()
-        for path in self._others():  # a missing file counts as dead, too
-            if not self._lives(path.name):
+        for path in self._hearts.iterdir():  # those that never got their names, too
+            if path != self.heart and not self._lives(path.name):
                 path.unlink(missing_ok=True)
         return self
 
@@ -90,10 +90,7 @@ class Leases:
 
     def commands(self) -> int:
         """How many living processes share the leases, this one among them."""
-        return 1 + sum(self._lives(path.name) for path in self._others())
-
-    def _others(self) -> list[Path]:
-        return [path for path in self._hearts.glob("[!.]*") if path != self.heart]
+        return max(1, sum(self._lives(path.name) for path in self._hearts.glob("[!.]*")))
 
     def acquire(self, name: str) -> bool:
         """Takes a lease by a plain file name, unless a living process holds it; whether it did."""

@@ -29,8 +29,8 @@ from bench.train.weights import open_network, start_from_source, weights_facts
 logger = logging.getLogger(__name__)
 
 
-class SharedTensorError(Exception):
-    """A method wrote to tensors of the teacher, which all students of a cohort read."""
+class SharedStateError(Exception):
+    """A method changed what all students of a cohort share."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Cohort:
         self._results = Results(self.stream, self.teacher, self.store)
         self._histories: dict[str, History] = {}
         self._nondeterministic: set[str] = set()
-        self._shared: list[tuple[Tensor, int]] = []  # what students read now, and its version
+        self._batch: list[Tensor] = []  # what students read now
         self._teacher_digest = self.teacher.digest() if self.teacher and self.checkpoints else ""
 
     def run(self, cells: Sequence[Cell]) -> None:
@@ -94,18 +94,24 @@ class Cohort:
     def _attempt(self, cell: Cell, action: Callable[..., None], *given: object) -> bool:
         """Runs what can fail through the cell's own fault; whether it succeeded.
 
-        SharedTensorError if it spoiled what others read: then each cell is tried again alone.
+        SharedStateError if it changed what all share: then each cell is tried again alone.
         """
-        failed = False
+        failed, before = False, self._shared_state()
         try:
             action(*given)
         except (NotApplicable, *CODE_FAULTS) as error:
             self._fail(cell, error)
             failed = True
-        if any(x._version != version for x, version in self._shared):
-            what = "tensors of the teacher, which others read, too; let it write to copies"
-            raise SharedTensorError(f"method {cell.method} writes to {what}")
+        if self._shared_state() != before:
+            what = "its pair, its images or torch's settings, which others share"
+            raise SharedStateError(f"method {cell.method} on {cell.model_name} changes {what}")
         return not failed
+
+    def _shared_state(self) -> tuple[object, ...]:
+        """How often torch has written to what all students read, and its settings."""
+        clean = self.teacher.clean.values() if self.teacher else ()
+        writes = sum(x._version for x in (*self._batch, *clean))
+        return writes, torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         if is_out_of_memory(error) or is_device_lost(error):
@@ -174,7 +180,7 @@ class Cohort:
     def _train(self, students: Sequence[Student]) -> list[Student]:
         """Trains the students for one epoch; returns those that did not fail."""
         began = time.perf_counter()
-        shown = self._clean_view, self.stream.train.labels
+        shown = self._clean_view, self.stream.known_labels
         active = [s for s in students if self._attempt(s.cell, s.begin_epoch, *shown)]
         together = [s for s in active if s.subset is None]
         apart = [[s] for s in active if s.subset is not None]
@@ -207,20 +213,15 @@ class Cohort:
         for step, batch in enumerate(train.epoch(epoch, subset), start=1):
             images, targets = self.stream.mixed(batch, epoch, step)
             view = self.teacher.view(images, taps) if self.teacher and taps else None
-            self._shared = []
-            view = view and self._share(view)
             images, last = self.stream.student_images(images), step == steps
+            self._batch = [images, *batch[1:], *(view.taps.values() if view else ())]
             yield StudentBatch(images, batch.labels, batch.index, view, last, targets)
 
     def _clean_view(self, taps: Sequence[str]) -> View:
         assert self.teacher is not None
         train = self.stream.train
         images = (batch.images for batch in train.clean(evaluation_batch(train.size)))
-        return self._share(self.teacher.clean_view(images, taps))
-
-    def _share(self, view: View) -> View:
-        self._shared += ((x, x._version) for x in view.taps.values())
-        return view
+        return self.teacher.clean_view(images, taps)
 
     def _accuracy(self, student: Student) -> float:
         predicted = predictions(student.deployed, self.stream.test, self.stream.student_images)

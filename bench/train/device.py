@@ -16,6 +16,7 @@ from bench.cell import Cell
 from bench.faults import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
+LOST_SIGNS = ("CUDA error", "CUDA driver error", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -85,7 +86,7 @@ def note_nondeterministic(found: set[str]) -> Iterator[None]:
 
 def is_device_lost(error: BaseException) -> bool:
     """Whether the process has lost its CUDA device: everything it runs there will fail."""
-    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+    return isinstance(error, RuntimeError) and str(error).startswith(LOST_SIGNS)
 
 
 def autocast(cell: Cell, device: torch.device) -> torch.autocast:

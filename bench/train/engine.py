@@ -4,6 +4,7 @@ Only here a student's weights change. The engine owns train and evaluation mode,
 optimiser and schedule per stage, the reduction and weighting of losses, and the curves.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -121,7 +122,7 @@ class Student:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         self.sums = Sums(self.device)
-        self._noted: dict[str, float | None] = {}
+        self._noted, self._watched = dict[str, float | None](), dict[str, float]()
 
     def end_epoch(self, test_accuracy: Callable[[], float]) -> None:
         """Adds a point to every curve; NonFiniteError if a loss or a weight is not finite."""
@@ -135,6 +136,10 @@ class Student:
         due = due and ("logits" in self._reads() or self.method.deploy is not None)
         found["test_accuracy"] = test_accuracy() if last or due else None
         found |= self._noted
+        own = self._watched | {w: self.sums.mean(f"watched {w}") for w in self.sums.watched}
+        if taken := sorted(own.keys() & {*found, "gradient_cosine"}):
+            raise ValueError(f"{taken[0]!r} is a curve of the engine's; rename it in watch")
+        found |= own
         for name in self.curves | found:
             # Epochs without a point get None.
             curve = self.curves.setdefault(name, [None] * self.epochs_done)
@@ -151,7 +156,11 @@ class Student:
             if stage.prepare is not None and not again:
                 stage.prepare(self.connector, self._clean)
             if stage.keep is not None and not again:
-                self.selections[stage.name] = stage.keep(self._clean, labels)
+                self.selections[stage.name] = chosen = stage.keep(self._clean, labels)
+                try:
+                    json.dumps(chosen.details)
+                except TypeError as error:
+                    raise TypeError(f"Selection.details of {stage.name!r}: {error}") from None
         self.subset, taught = self._images(len(labels))
         cell, smoothing = self.cell, self.cell.recipe.label_smoothing
         self._objective = Objective(
@@ -202,7 +211,7 @@ class Student:
             seen = {tap: x.detach() for tap, x in losses.taught.student.taps.items()}
             with torch.no_grad():
                 found = stage.watch(losses.taught._replace(student=View(seen)), self.connector)
-            self._noted |= {name: float(value) for name, value in found.items()}
+            self._watched |= {name: float(value) for name, value in found.items()}
 
     def _reads(self) -> tuple[str, ...]:
         """Every tap of the student that a step needs."""

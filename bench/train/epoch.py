@@ -95,7 +95,6 @@ def points(
         found["joint_skipped_samples"] = None if joint is None else sums.total("joint_skipped")
     if any(one.clip_norm is not None for one in plan):
         found["clipped_steps"] = None if stage.clip_norm is None else sums.total("clipped")
-    found |= {name: sums.mean(f"watched {name}") for name in sorted(sums.watched)}
     skipped, masked = sums.total("skipped"), sums.total("masked")
     reach = {
         "reached_samples": sums.taught - skipped - masked,
@@ -111,12 +110,13 @@ def check_finite(sums: Sums, stage: Stage, weights: Iterable[Tensor], epoch: int
     NonFiniteError if the task loss, the transfer loss of every sample or a weight is not finite.
     """
     where = f"in epoch {epoch} (stage {stage.name!r})"
+    cure = f"lower the learning rate{', or mend the transfer loss' if stage.needs_teacher else ''}"
     task = sums.mean("task")
     if not math.isfinite(task):
-        raise NonFiniteError(f"the task loss is {task} {where}: lower the learning rate")
+        raise NonFiniteError(f"the task loss is {task} {where}: {cure}")
     skipped = max(sums.total("skipped"), sums.total("joint_skipped"))
     if stage.needs_teacher and skipped >= max(sums.taught, 1):
         raise NonFiniteError(f"the transfer loss of every sample is not finite {where}")
     total = nn.utils.get_total_norm([p.detach() for p in weights], foreach=True)
     if not total.isfinite():
-        raise NonFiniteError(f"a weight is not finite {where}: lower the learning rate")
+        raise NonFiniteError(f"a weight is not finite {where}: {cure}")

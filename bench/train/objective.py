@@ -125,6 +125,8 @@ class Objective:
                 f"{where} has a mask {tuple(masked.shape)} of {masked.dtype}, wanted ({batch},) "
                 "of torch.bool"
             )
+        if not loss.requires_grad and loss.any():  # 0 is a batch without a term
+            raise ValueError(f"{where} does not depend on what trains: it is constant or detached")
         finite = loss.detach().isfinite()
         pass_gradient(finite)
         loss = torch.where(finite, loss, 0.0)

@@ -104,7 +104,7 @@ def learning_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
     if recipe.schedule == "cosine":
         return rate * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
     if recipe.schedule == "multistep":
-        # Rounded, as stages are: 0.3 of 10 epochs is after 3 epochs.
+        # Rounded, and halves to even: 0.3 of 10 epochs is after 3 epochs, 0.5 of 5 after 2.
         passed = [m for m in recipe.milestones if epoch >= round(m * epochs)]
         return rate * recipe.decay ** len(passed)
     return rate

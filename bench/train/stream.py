@@ -45,9 +45,9 @@ class Stream:
 
     @property
     def known_labels(self) -> Tensor:
-        """(N,) labels of the training images, -1 where they are hidden."""
+        """A copy of the (N,) labels of the training images, -1 where they are hidden."""
         labels = self.train.labels
-        return labels if self.labelled is None else labels.where(self.labelled, -1)
+        return labels.clone() if self.labelled is None else labels.where(self.labelled, -1)
 
     def mixed(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor | None]:
         """The images of a step and, if they are mixed of two each, their labels' weights (B, K).

@@ -33,7 +33,7 @@ class Teacher:
         self.cell = cell
         self.device = device
         self.shapes = tap_shapes(self.network, image_shape)
-        self._clean: dict[str, Tensor] = {}
+        self.clean: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def view(self, images: Tensor, taps: Collection[str]) -> View:
@@ -44,16 +44,17 @@ class Teacher:
 
     def clean_view(self, images: Iterator[Tensor], taps: Collection[str]) -> View:
         """The given taps of the training set, (N, ...), from its batches; computed once each."""
-        if missing := [tap for tap in taps if tap not in self._clean]:
+        if missing := [tap for tap in taps if tap not in self.clean]:
             views = [self.view(batch, missing) for batch in images]
-            self._clean |= {tap: torch.cat([view[tap] for view in views]) for tap in missing}
-        return View({tap: self._clean[tap] for tap in taps})
+            self.clean |= {tap: torch.cat([view[tap] for view in views]) for tap in missing}
+        return View({tap: self.clean[tap] for tap in taps})
 
     def facts(self, labels: Tensor) -> Facts:
-        """What connectors may hold of it; `labels` are those of the training images, (N,)."""
+        """Copies that connectors may hold; `labels` are those of the training images, (N,)."""
         (classes,) = self.shapes["logits"]
         head = linear(self.network.head)
-        return Facts(len(labels), labels, classes, head, self._norms)
+        norms = {tap: (weight.clone(), bias.clone()) for tap, (weight, bias) in self._norms.items()}
+        return Facts(len(labels), labels, classes, head, norms)
 
     def digest(self) -> str:
         """Hash of all parameters and buffers."""

@@ -117,11 +117,11 @@ def untrained_deployment(
 
 
 def linear(head: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight (K, D) and bias (K,) of a linear classifier; None for another."""
+    """Copies of weight (K, D) and bias (K,) of a linear classifier; None for another."""
     if not isinstance(head, nn.Linear):
         return None
     bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
-    return head.weight.detach(), bias.detach()
+    return head.weight.detach().clone(), bias.detach().clone()
 
 
 def start_from_source(cell: Cell, network: Network, store: Store) -> None:
