@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
-from bench.faults import UserError, reason
+from bench.faults import UserError, one_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -100,7 +100,12 @@ def failures(cure: str = "") -> Iterator[None]:
         # Its traceback, which --debug prints, has the secrets too.
         cause = error if without_secrets(said) == said else None
         full = re.search("disk is full|No space left", text)
-        raise TrackingError(reason(ValueError(text)) + ("; make room" if full else cure)) from cause
+        text = one_line(text) or type(error).__name__
+        if len(text) > 300:  # the cause of what could not be done is at the end
+            text = f"{text[:100]} ... {text[-200:]}"
+        uri = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        where = f" (MLFLOW_TRACKING_URI is {uri})" if uri else ""
+        raise TrackingError(text + ("; make room" if full else cure) + where) from cause
 
 
 def make_database(path: Path) -> None:
