@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 from bench.tracking import description, experiment
+from bench.tracking.description import IN_GRID
 from bench.tracking.experiment import KIND
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ class Mirror:
                 sent += 1
             if sent:  # another command may have sent the same meanwhile
                 runs = self._runs()
-            for run in runs.values():
-                if run.info.status not in STATUS.values():
-                    self.client.set_terminated(run.info.run_id, status="KILLED")
+            for cell_id, run in runs.items():
+                self._finish(run, str(cell_id in rows).lower())
             for cell_id in numbers.keys() & records.keys() & runs.keys():
                 run, of_cell = runs[cell_id], numbers[cell_id]
                 if new := description.final_metrics(records[cell_id], of_cell, run.data.metrics):
@@ -154,6 +154,13 @@ class Mirror:
             if runs.setdefault(run.data.tags["cell_id"], run) is not run:
                 self.client.delete_run(run.info.run_id)
         return runs
+
+    def _finish(self, run: Run, in_grid: str) -> None:
+        """Closes a run that was left open, and tells whether the plan still has its cell."""
+        if run.info.status not in STATUS.values():
+            self.client.set_terminated(run.info.run_id, status="KILLED")
+        if run.data.tags.get(IN_GRID) != in_grid:
+            self.client.set_tag(run.info.run_id, IN_GRID, in_grid)
 
     def _copy(self, record: Record, row: Row, folder: Path) -> None:
         started, tags = description.started_at(record), description.tags_of(record, row)
