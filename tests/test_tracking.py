@@ -175,6 +175,13 @@ def test_a_work_directory_that_was_moved_keeps_its_artifacts_inside(moved, work)
     }
 
 
+def test_a_database_that_cannot_be_written_is_read(moved, monkeypatch):
+    before = (moved / "mlflow.db").read_bytes()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).parent != moved)
+    assert Mirror(moved, "by_hand").fetch()[1].keys() == records().keys()
+    assert (moved / "mlflow.db").read_bytes() == before
+
+
 def test_runs_of_rows_that_the_grid_has_no_longer_are_tagged(sent, work):
     mirror, store = sent
     for kept in (plan().rows[:-1], plan().rows):

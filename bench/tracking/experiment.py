@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,8 +68,18 @@ def find_place(work_dir: Path) -> tuple[str, Path | None, str | None]:
     url = make_url(uri) if uri.startswith("sqlite") else None
     path = Path(url.database).absolute() if url and url.database and not url.query else None
     folder = (path.parent if path else work_dir.resolve()) / "mlartifacts"
+    if path is not None and path.exists() and not os.access(path, os.W_OK):
+        uri = _copy(path)
     str(folder).encode()  # of other bytes than UTF-8 MLflow would make another folder
     return uri, path, folder.as_uri()
+
+
+@functools.cache
+def _copy(path: Path) -> str:
+    """The address of a copy of a read-only database; MLflow, even to read, may write to it."""
+    folder = tempfile.mkdtemp(prefix="mlflow-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return sqlite_uri(Path(shutil.copy(path, folder)))
 
 
 def local_path(uri: str) -> Path | None:
