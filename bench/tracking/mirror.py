@@ -78,7 +78,7 @@ class Mirror:
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
         """The plan that was sent last and its records; TrackingError if there is no plan."""
-        text = self._read(PLAN)
+        text = self.read_file(PLAN, "")
         if text is None:
             raise experiment.TrackingError(
                 f"no results of grid {self.grid!r} in MLflow; run: run_all.py --grid {self.grid}, "
@@ -103,10 +103,6 @@ class Mirror:
                 place = PurePosixPath(FILES) / path.relative_to(folder).parent
                 self.client.log_artifact(run, str(path), place.as_posix())
 
-    def read_file(self, name: str) -> str | None:
-        """The text of a file that `send_files` sent, by its place below the grid's folder."""
-        return self._read(f"{FILES}/{name}")
-
     def search(self, text: str) -> list[Run]:
         """All runs that MLflow's filter finds, on all pages."""
         runs, token = [], ""
@@ -115,10 +111,11 @@ class Mirror:
             runs, token = [*runs, *page], page.token or None
         return runs
 
-    def _read(self, path: str) -> str | None:
-        """The text of a file of the run `summary`."""
+    def read_file(self, name: str, below: str = f"{FILES}/") -> str | None:
+        """The text of a file that `send_files` sent, by its place below the grid's folder."""
         with experiment.failures(), tempfile.TemporaryDirectory() as folder:
-            run, parent = self._find_summary(), path.rpartition("/")[0]
+            run, path = self._find_summary(), f"{below}{name}"
+            parent = path.rpartition("/")[0]
             there = self.client.list_artifacts(run, parent or None) if run else ()
             if path not in {file.path for file in there if not file.is_dir}:
                 return None
