@@ -99,6 +99,7 @@ def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
     finish(screened, work, MEANS)
     choose(mine, screened, work, Costs(), "")
     first = expand_chosen(mine, named, work, extend=False).plan.choices
+    assert len(first) == 1
     finish(screened, work, {"soft_logits": 0.9})  # another launcher retried what had failed
     choose(mine, screened, work, Costs(), "")
     assert expand_chosen(mine, named, work, extend=False).plan.choices == first
