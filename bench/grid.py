@@ -24,7 +24,6 @@ from bench.grid_fields import (
     BASELINE,
     EPOCHS_FACTOR,
     FINALIST,
-    ROW_RECIPE,
     Axes,
     FileSpec,
     GridData,
@@ -34,7 +33,7 @@ from bench.grid_fields import (
     SourceSpec,
     TeacherSpec,
 )
-from bench.hyperparameters import METHODS, build_method, default_hyperparameters
+from bench.hyperparameters import METHODS, ROW_RECIPE, build_method, default_hyperparameters
 from bench.models import zoo
 from bench.models.files import find_weights
 from bench.record import check_file_names, digest, file_digest
@@ -349,8 +348,14 @@ def check_names(grid: Grid) -> None:
         for role in ("teacher", "student"):
             with _at(f"pairs.{position}.{role}", PairSpec):
                 zoo.check(grid.model(getattr(pair, role), teaches=role == "teacher"))
-    rows = {f"methods.{position}": method for position, method in enumerate(grid.methods)}
-    for field, method in {f"tuned.{BASELINE}": MethodSpec(name=BASELINE), **rows}.items():
+    names = {method.label: method.name for method in grid.methods}
+    rows = {
+        f"tuned.{label}": MethodSpec(name=names.get(label, BASELINE), hyperparameters=own)
+        for label, own in grid.tuned.items()
+    }
+    rows |= {f"tuned.{BASELINE}": MethodSpec(name=BASELINE)}
+    rows |= {f"methods.{position}": method for position, method in enumerate(grid.methods)}
+    for field, method in rows.items():
         with _at(field, MethodSpec):
             if EPOCHS_FACTOR in method.hyperparameters and method.name != BASELINE:
                 raise ValueError(

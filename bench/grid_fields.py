@@ -12,7 +12,6 @@ from bench.models.files import IMAGENET
 BASELINE = "student"
 EPOCHS_FACTOR = "epochs_factor"  # in a row of the plain student: how much longer it trains
 LONGEST = 1000
-ROW_RECIPE = ("learning_rate", "label_smoothing")  # of the recipe, as a row may have for itself
 FINALIST = "finalist"  # in a row: false for a control or an ablation
 
 

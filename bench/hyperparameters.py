@@ -20,6 +20,7 @@ from methods._joint import with_soft_logits
 from methods._momentum import with_momentum_split
 
 JOINT = "with_soft_logits"
+ROW_RECIPE = ("learning_rate", "label_smoothing")  # of the recipe, as a row may have for itself
 SWITCHES: dict[str, tuple[Any, Callable[[Method, Any], Method]]] = {
     JOINT: (False, lambda method, _: with_soft_logits(method)),
     "momentum_split": (0.0, with_momentum_split),
@@ -100,7 +101,9 @@ def resolve_hyperparameters(name: str, hparams: Mapping[str, Any]) -> dict[str, 
     known, off = default_hyperparameters(name), {key: off for key, (off, _) in SWITCHES.items()}
     for key in hparams:
         if key not in known and key not in off:
-            raise ValueError(f"method {name}: {unknown('hyper-parameter', key, known)}")
+            raise ValueError(
+                f"method {name}: {unknown('hyper-parameter', key, [*known, *ROW_RECIPE])}"
+            )
     types = {key: type(value) for key, value in {**off, **known}.items()}
     types |= get_type_hints(_maker(name))
     resolved = {

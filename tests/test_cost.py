@@ -277,13 +277,15 @@ def test_counts_and_memory_do_not_depend_on_the_run(measured):
 
 
 def test_the_command_writes_tables_and_figures(tmp_path, capsys):
-    words = ["--pairs", "cnn3:cnn2", "--methods", "soft_logits", "--batch", "4", "--rounds", "1"]
+    words = ["--pairs", "cnn3:cnn2", "--methods", "soft_logits", "--rounds", "1"]
+    words.append("recipe.batch_size=4")
     assert main(["profile", *words, "--work-dir", str(tmp_path)]) == 0
     assert "soft_logits" in capsys.readouterr().out
-    folder = tmp_path / "digits"
+    (folder,) = tmp_path.glob("digits-*")
     saved = json.loads((folder / "cost.json").read_text())
     assert [record["label"] for record in saved["records"]] == ["student", "soft_logits"]
     assert saved["records"][0]["conditions"]["batch"] == 4
+    assert saved["records"][1]["hyperparameters"]["temperature"] == 8.0
     assert "soft_logits" in (folder / "cost.md").read_text(encoding="utf-8")
-    again = Mirror(tmp_path, "digits")
+    again = Mirror(tmp_path, folder.name)
     assert again.read_file("cost.json") == (folder / "cost.json").read_text()

@@ -284,6 +284,14 @@ def spoil_unnoticed(path):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def test_a_cache_whose_writing_was_cut_off_is_written_anew(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "blocks", lambda images: [images[:9], None])
+        with pytest.raises(AttributeError):
+            load("digits", data_root=None, cache=tmp_path)
+    assert len(load("digits", data_root=None, cache=tmp_path).train_images) == 1297
+
+
 def test_a_second_load_reads_the_cache_unless_it_is_of_another_version(monkeypatch, tree):
     first = load_tree(tree)
     spoil_unnoticed(tree / "train/ant/1.png")

@@ -22,8 +22,8 @@ from bench.expansion import Expansion, expand
 from bench.faults import UserError
 from bench.grid import Grid
 from bench.launch.screening import check_costs, choose, expand_chosen
-from bench.launch.tune import promising, trials_of, tuning_grid
-from bench.record import FINISHED, Record, WorkDir
+from bench.launch.tune import collect, promising, trials_of, tuning_grid
+from bench.record import FAILED, FINISHED, NOT_APPLICABLE, Record, WorkDir
 from bench.train.stream import training_positions
 
 RECIPE = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1}
@@ -70,7 +70,7 @@ def screen(mine: Grid, work: WorkDir, costs: Costs = NO_COSTS) -> Expansion:
     """Trains all rows to `MEANS`, and chooses."""
     screened = expand_chosen(mine, named, work, extend=False)
     finish(screened, work, MEANS)
-    choose(mine, screened, work, costs)
+    choose(mine, screened, work, costs, "")
     return screened
 
 
@@ -96,10 +96,18 @@ def test_all_rows_are_screened_and_finalists_and_student_share_fresh_seeds(tmp_p
 
 def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
     work, mine = WorkDir(tmp_path), grid()
-    screened = screen(mine, work)
+    screened = expand_chosen(mine, named, work, extend=False)
+    finish(screened, work, MEANS)
+    for row in [row for row in screened.plan.rows if row.role == "student"]:
+        killed = replace(work.store.load(row.cell_id), status=FAILED, error="KilledError: killed")
+        work.store.write(killed)
+    assert not choose(mine, screened, work, Costs(), "")  # the next command trains them again
+    assert expand_chosen(mine, named, work, extend=False).plan.choices == []
+    screen(mine, work)
     first = expand_chosen(mine, named, work, extend=False).plan.choices
+    assert len(first) == 1
     finish(screened, work, {"soft_logits": 0.9})  # another launcher retried what had failed
-    choose(mine, screened, work, Costs())
+    choose(mine, screened, work, Costs(), "")
     assert expand_chosen(mine, named, work, extend=False).plan.choices == first
     # Another rule is another choice: nothing is chosen by it yet.
     stricter = grid(seeds={**DESIGN, "finalists": 2})
@@ -154,12 +162,17 @@ def test_nothing_is_screened_where_all_rows_can_be_finalists():
 def test_a_limit_on_costs_needs_costs_and_rules_rows_out(tmp_path):
     work, mine = WorkDir(tmp_path), grid(max_cost=1.6)
     with pytest.raises(UserError, match=r"run_all\.py profile --grid mine"):
-        check_costs(mine, Costs())
+        check_costs(mine, Costs(), "run_all.py profile --grid mine")
     ratios = {"soft_logits": 1.2, "fsp": 3.0, "rkd": 1.5}
-    pair = {"teacher": "cnn8", "student": "cnn4"}
+    pair = {"teacher": "cnn8", "student": "cnn4", "epochs": 3, "conditions": {"batch": 16}}
     costs = Costs([cost(label, ratio, spread=0, **pair) for label, ratio in ratios.items()])
-    check_costs(mine, costs)
-    screen(mine, work, costs)
+    check_costs(mine, costs, "")
+    screened = screen(mine, work, costs)
+    other = {"epochs": 4}, {"conditions": {"batch": 32}}, {"hyperparameters": {"rho": 0.1}}
+    for changes in other:  # measured under settings that the grid had before
+        stale = Costs([replace(costs.records[0], **changes), *costs.records[1:]])
+        with pytest.raises(UserError, match=r"soft_logits costs .* run first: profile it"):
+            choose(mine, screened, work, stale, "profile it")
     (choice,) = expand_chosen(mine, named, work, extend=False).plan.choices
     assert set(choice["finalists"]) == {"soft_logits", "rkd", "student (epochs_factor=1.5)"}
     assert choice["screened"]["fsp"]["cost"] == 3.0
@@ -257,3 +270,16 @@ def test_the_best_third_of_a_rows_trials_goes_on():
     results = [replace(trial, accuracy=n / 10, n=1) for n, trial in enumerate(trials)]
     kept = promising(results)
     assert [results.index(trial) for trial in kept] == [5, 4, 11, 10]
+
+
+def test_a_trial_counts_on_the_pairs_that_its_row_can_serve(tmp_path):
+    work, mine = WorkDir(tmp_path), grid(pairs=["cnn8:cnn4", "cnn8:cnn3"], methods=["fsp"], seeds=1)
+    trials = trials_of(mine, 1)
+    expansion = expand(tuning_grid(mine, trials, 1, 0.2), named)
+    finish(expansion, work, MEANS)
+    (first, *_) = [row.cell_id for row in expansion.plan.rows if row.label == "fsp"]
+    records = work.store.read_all(expansion.cells)
+    for status, mean in ((NOT_APPLICABLE, 0.8), (FAILED, None)):
+        one = {first: replace(records[first], status=status, error="too narrow")}
+        (found,) = [t for t in collect(trials, expansion.plan, records | one) if t.row == "fsp"]
+        assert (found.accuracy, found.n, found.error) == (mean, 1, "too narrow")

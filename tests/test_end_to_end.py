@@ -1,6 +1,7 @@
 """The command line on the smoke grid, in real processes: table, records, MLflow, faults."""
 
 import errno
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,8 @@ def test_a_store_that_is_away_does_not_stop_the_grid(tmp_path, capsys, no_figure
     assert main([*SMOKE, "--work-dir", str(tmp_path), *words]) == 0
     said = capsys.readouterr().out
     assert "run_all.py sync" in " ".join(said.split())
+    assert "Connection refused" in said
+    assert "(MLFLOW_TRACKING_URI is http://127.0.0.1:9)" in said
     assert "3 cells trained" in said
 
 
@@ -154,14 +157,31 @@ def test_a_failed_cell_leaves_the_others_and_shows_in_table_and_exit_code(
     assert "2 cells trained" in capsys.readouterr().out
 
 
+def test_tuning_says_why_a_row_has_no_trial_and_its_dry_run_has_both_rounds(
+    tmp_path, capsys, no_store
+):
+    fields = ["methods=[{soft_logits: {learning_rate: 1.0e+30}}]", "seeds=1", "recipe.epochs=1"]
+    words = ["tune", *SMOKE, *fields, "--pairs", "cnn8:cnn3", "--workers", "1", "--trials", "1"]
+    words += ["--tuning-seeds", "2", "--work-dir", str(tmp_path)]
+    assert main([*words, "--dry-run"]) == 0
+    assert "cells: 6, done already: 0" in capsys.readouterr().out
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "no trial of soft_logits (learning_rate=1e+30) finished: NonFiniteError" in said
+    assert "failed: 1" in said
+
+
 def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, capsys, monkeypatch):
     def absent(**named: object) -> None:
         raise OSError("no network")
 
+    monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr("torchvision.datasets.CIFAR100", absent)
     words = ["--grid", "cifar100-mini", "--dry-run"]
     assert main([*words, "--work-dir", str(tmp_path)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    said = " ".join(printed.split())
+    assert re.search("^  row .* MiB$", printed, re.MULTILINE)  # whole in a narrow terminal
     assert said.startswith("without the data, time: ")
     assert "random images take the place of the data" in said
     assert "cells: 54, done already: 0" in said
@@ -193,14 +213,18 @@ def test_a_dry_run_without_the_data_takes_random_images_of_its_shape(tmp_path, c
         ([*SMOKE, "data.source=folder"], ["--data-root"]),
         (["profile", "--grid", "digit"], ["digits"]),
         (["profile", "--rounds", "0"], ["--rounds"]),
-        (["profile", "--batch", "1"], ["--batch"]),
         (["profile", "--methods", "fitnett"], ["fitnet"]),
+        (["tune", "--seeds", "1"], ["'--seeds'"]),
+        (["list", ""], ["unknown option ''", "--model"]),
+        ([*SMOKE, "max_cost=1.2"], ["run first: run_all.py profile --grid smoke", "max_cost=1.2"]),
         (["recommend", "--max-cost", "0.5"], ["of at least 1"]),
         (["recommend", "--max-cost", "cheap"], ["cheap"]),
     ],
 )
 def test_bad_input_gives_one_line_and_code_2(tmp_path, refused, words, said):
-    error = refused(*words, *(["--work-dir", str(tmp_path)] if words != ["trian"] else []))
+    error = refused(
+        *words, *(["--work-dir", str(tmp_path)] if words[0] not in ("trian", "list") else [])
+    )
     for word in said:
         assert word in error
 

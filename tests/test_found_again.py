@@ -7,6 +7,7 @@ from bench.cli import main
 from bench.grid import find_grid
 from bench.record import Plan, WorkDir
 from bench.strict_yaml import read_yaml
+from bench.tracking import Mirror
 
 
 @pytest.fixture
@@ -37,6 +38,8 @@ def test_the_same_words_or_the_folders_name_find_the_results(
     assert "nothing to train" in capsys.readouterr().out
     assert main(["profile", *words, "--rounds", "1"]) == 0
     assert (tmp_path / folder / "cost.json").is_file()
+    sent = Mirror(tmp_path, folder).search("tags.method = 'soft_logits'")
+    assert all("final/cost" in run.data.metrics for run in sent)
     plan = Plan.from_json(WorkDir(tmp_path).plan(folder).read_text())
     cell = plan.rows[-1].name
     for how in ([*words, cell], [cell, *by_name]):
@@ -70,4 +73,6 @@ def test_what_cannot_be_found_is_said_in_one_line(words, tmp_path, refused):
     work = ["--work-dir", str(tmp_path)]
     assert "it has: none" in refused("tables", "--grid", "smoke-1a2b3c", *work)
     assert "wanted either a CELL" in refused("export", *words, "a/b/0", "c/d/0")
-    assert "no results of grid 'smoke-" in refused("recommend", *words, "--plugin", "none.py")
+    line = refused("recommend", *words, "--plugin", "none.py")
+    assert "no results of grid 'smoke-" in line
+    assert line.endswith(f"--plugin none.py --work-dir {tmp_path} recipe.epochs=1\n")

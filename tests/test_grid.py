@@ -155,7 +155,8 @@ def test_other_data_under_the_same_name_is_another_cell(tmp_path):
             ["teacher.seeds.foo", "confirm"],
         ),
         ({"source": {"data": {"pad": 0, "crop": {"scal": 1}}}}, ["source.data.crop.scal", "scale"]),
-        ({"tuned": {"soft_logits": {"t": 1}}}, ["methods.0", "'t'"]),
+        ({"tuned": {"soft_logits": {"t": 1}}}, ["tuned.soft_logits", "'t'", "learning_rate"]),
+        ({"tuned": {"soft_logits": {"temperature": "a"}}}, ["tuned.soft_logits", "'a'"]),
     ],
 )
 def test_a_wrong_grid_gives_one_line_that_names_the_field(tmp_path, changes, words):

@@ -174,6 +174,22 @@ def test_a_work_directory_that_was_moved_keeps_its_artifacts_inside(moved, work)
     }
 
 
+def test_a_database_that_cannot_be_written_is_read(moved, monkeypatch):
+    before = (moved / "mlflow.db").read_bytes()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).parent != moved)
+    assert Mirror(moved, "by_hand").fetch()[1].keys() == records().keys()
+    assert (moved / "mlflow.db").read_bytes() == before
+
+
+def test_runs_of_rows_that_the_grid_has_no_longer_are_tagged(sent, work):
+    mirror, store = sent
+    for kept in (plan().rows[:-1], plan().rows):
+        mirror.send(replace(plan(), rows=kept), store)
+        found = mirror.search("tags.`kd_bench.kind` = 'cell' and tags.in_grid = 'true'")
+        cells = {row.cell_id for row in kept} & records().keys()
+        assert {run.data.tags["cell_id"] for run in found} == cells
+
+
 def test_what_somebody_deleted_and_what_was_trained_again_is_sent_again(moved):
     """An experiment, a run, and artifacts that are gone; a record of a later training."""
     store, mirror = Store(moved / "cells"), Mirror(moved, "by_hand")

@@ -49,9 +49,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError`, as every other fault of the user's does."""
-        words = message.split()
         if message.startswith("unrecognized arguments:"):
-            message = unknown("option", words[2].split("=")[0], self._option_string_actions)
+            word = "".join(message.split()[2:3]).partition("=")[0]
+            message = unknown("option", word, self._option_string_actions)
         raise UserError(f"{message} (see: run_all.py {self.prog.split()[-1]} --help)")
 
 
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_output()
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
-            print(f"stopped; {KEPT}, and the same command continues", file=sys.stderr)
+            more = "" if words[:1] == ["ui"] else f"; {KEPT}, and the same command continues"
+            print(f"stopped{more}", file=sys.stderr)
             return 128 + (received or [signal.SIGINT])[0]
         except (UserError, OSError, MemoryError, ImportError, RuntimeError) as error:
             if (line := _mendable(error)) is None:
@@ -104,7 +105,7 @@ def _mendable(error: BaseException) -> str | None:
         said = f" ({line[:300]})" if line else ""
         return f"out of memory{said}; {KEPT}: give it more, or take fewer --workers"
     if isinstance(error, OSError) and error.errno in FULL:
-        return f"{line}; {KEPT}: make room, and start the same command again"
+        return f"{line}; {KEPT}: make room in the work directory, and start the same command again"
     return line if isinstance(error, UserError) or getattr(error, "errno", 0) in MENDABLE else None
 
 
@@ -141,6 +142,7 @@ def parse(words: list[str]) -> tuple[Callable[[argparse.Namespace], int], argpar
         raise UserError(unknown("command", words[0], COMMANDS))
     function, add_options, text = COMMANDS[words[0]]
     parser = Parser(prog=f"run_all.py {words[0]}", description=text)
+    parser.set_defaults(extend=False, seeds=None)  # for a command without these options
     add_options(parser.add_argument)
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of every error")
     chosen = parser.parse_intermixed_args(words[1:])

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import itertools
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +17,7 @@ CELL = "a cell id or its beginning (in cells.csv), or teacher>student/method/see
 LIMIT = 2**31 - 1
 SIDE = re.compile("[1-9][0-9]{0,4}")
 SEEDS = re.compile("([0-9]{1,10})(?:-([0-9]{1,10}))?")
-Add = Callable[..., argparse.Action]
+Add = Callable[..., object]
 """The `add_argument` of a command's parser."""
 
 Number = TypeVar("Number", int, float)
@@ -100,6 +102,23 @@ def image_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def command_of(options: argparse.Namespace, name: str = "", **changes: object) -> str:
+    """The command `name`, or else `run`, on what the options name, as a shell takes it."""
+    given = {**vars(options), **changes}
+    lists = {f"--{part}": given[part] for part in ("methods", "pairs", "seeds")}
+    said = [(part, ",".join(map(str, values))) for part, values in lists.items() if values]
+    said += [("--data-root", str(given["data_root"]))] if given.get("data_root") else []
+    said += [("--plugin", str(file)) for file in given.get("plugin") or given.get("unread") or ()]
+    words = [name] * bool(name) + ["--grid", given["grid"], *itertools.chain(*said)]
+    return shlex.join(["run_all.py", *words, *work_words(options), *given["overrides"]])
+
+
+def work_words(options: argparse.Namespace) -> list[str]:
+    """The words for a work directory that is not the default one."""
+    default = options.work_dir == Path("results")
+    return [] if default else ["--work-dir", str(options.work_dir)]
+
+
 # --- shared by several commands ------------------------------------------------------------------
 
 
@@ -161,8 +180,8 @@ def run(add: Add) -> None:
 
 
 def tune(add: Add) -> None:
-    """The options of `tune`: those of `run` and its own."""
-    run(add)
+    """The options of `tune`: its own, and those of `run` but for the seeds, which it replaces."""
+    run(lambda name, **how: name in ("--extend", "--seeds") or add(name, **how))
     trials = number(int, 1, 1000)
     text = "settings tried for each row (default: 8)"
     add("--trials", type=trials, default=8, help=text)
@@ -175,7 +194,6 @@ def tune(add: Add) -> None:
 def profile(add: Add) -> None:
     """The options of `profile`."""
     _part_of_grid(add)
-    add("--batch", type=number(int, 2), metavar="B", help="batch size (default: the grid's)")
     text = "times that each step is measured (default: 20)"
     add("--rounds", type=number(int, 1, 10_000), default=20, metavar="N", help=text)
 

@@ -1,19 +1,22 @@
 """The command `profile`: measures what a grid's methods cost, and renders it."""
 
 import argparse
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
 from rich.console import Console
 
-from bench.cli.recorded import asked_grid, fetch_results, has_results, mirror_files, write
+from bench.cli.options import command_of
+from bench.cli.recorded import asked_grid, fetch_results, has_results, try_to_send, write
 from bench.code_version import provenance
-from bench.cost.costs import FILE, read_costs
+from bench.cost.costs import FILE, Costs, read_costs
 from bench.cost.profiler import MethodRow, Profile
 from bench.cost.profiler import profile as measure
 from bench.cost.steps import Workload
 from bench.data.sources import Library
 from bench.expansion import data_name
+from bench.hyperparameters import resolve_hyperparameters
 from bench.progress import ProgressDisplay
 from bench.record import WorkDir, write_atomically
 from bench.report.cost import cost_section, write_costs
@@ -40,30 +43,31 @@ def profile(options: argparse.Namespace) -> int:
     names = [grid.name] if options.overrides else [grid.part_of or grid.name, grid.name]
     files = {name: work.grid(name) / FILE for name in names}
     rows = [MethodRow(m.label, m.name, grid.hyperparameters(m)) for m in grid.methods]
+    resolved = {row.label: resolve_hyperparameters(*row[1:]) for row in rows}
     with ProgressDisplay(Console(soft_wrap=True)) as display:
         for pair in grid.all_pairs:
-            batch = options.batch or grid.recipe.batch_size
             workload = Workload(
                 classes=len(data.classes),
                 image_shape=(channels, height, width),
                 images=how.train_images,
-                recipe=grid.recipe_of(pair.student).model_copy(update={"batch_size": batch}),
+                recipe=grid.recipe_of(pair.student),
                 device=pick_device(options.device),
                 precision=grid.precision,
                 deterministic=grid.deterministic,
             )
             models = grid.model(pair.teacher, teaches=True), grid.model(pair.student)
-            found = measure(*models, rows, workload, how, display.show)
+            costs = measure(*models, rows, workload, how, display.show).records
+            found = Costs([replace(r, hyperparameters=resolved.get(r.label)) for r in costs])
             for file in files.values():
                 write_atomically(file, read_costs(file).with_newer(found).to_json())
     section = cost_section(read_costs(files[grid.name]))
     print(*map(to_text, section.tables), sep="\n")
     for name, file in files.items():
         if has_results(work, name):
-            results = fetch_results(work, name, "records", words=f"--grid {name}")
+            results = fetch_results(work, name, "records", command_of(options))
             written = write(work, findings(*results))
         else:
-            written = [*write_costs(read_costs(file), work.grid(name)), file]
+            results, written = None, [*write_costs(read_costs(file), work.grid(name)), file]
         print(f"tables and figures: {work.grid(name)}")
-        mirror_files(work, name, written)
+        try_to_send(work, name, written, results)
     return 0

@@ -8,18 +8,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cli.options import command_of
 from bench.cli.terminal import say, width
 from bench.cost.costs import FILE, Costs, read_costs
 from bench.faults import DamagedError, UserError
 from bench.launch.leases import BusyError, Leases
-from bench.launch.mirroring import how_to_send, sole_mirror
+from bench.launch.mirroring import how_to_send, send_records, sole_mirror
 from bench.record import (
     ARCHIVE,
     Plan,
@@ -110,17 +110,22 @@ def grid_name(name_or_path: str) -> str:
     return name
 
 
-def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
+def fetch_results(work: WorkDir, grid: str, origin: str, command: str) -> Results:
     """A grid's plan, records and costs, from the work directory or from MLflow alone.
 
     A work directory in which the grid was not trained may hold its archive; see `bench.record`.
-    UserError if there are none, or they cannot be read; `words` are those that make them.
+    UserError if there are none, or they cannot be read; the command is one that makes them.
     """
+    plan, records, costs = _fetch(work, grid, origin, command)
+    return plan, records, costs.of_plan(plan, records)
+
+
+def _fetch(work: WorkDir, grid: str, origin: str, command: str) -> Results:
     if origin == "mlflow":
         mirror = Mirror(work.root, grid)
         text = mirror.read_file(FILE)
         return *mirror.fetch(), Costs() if text is None else Costs.from_json(text)
-    command, costs = f"run_all.py {words}", read_costs(work.grid(grid) / FILE)
+    costs = read_costs(work.grid(grid) / FILE)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), mended_by(command):
         plan = Plan.read(work.plan(grid))
         return plan, work.store.read_all(plan.cell_ids()), costs
@@ -133,7 +138,7 @@ def fetch_results(work: WorkDir, grid: str, origin: str, words: str) -> Results:
 def asked_results(options: argparse.Namespace, origin: str = "records") -> tuple[WorkDir, Results]:
     """The work directory and the results that a command's words name; see `fetch_results`."""
     work, name = WorkDir(options.work_dir), results_name(options)
-    return work, fetch_results(work, name, origin, words_of(options))
+    return work, fetch_results(work, name, origin, command_of(options))
 
 
 @contextlib.contextmanager
@@ -143,21 +148,6 @@ def mended_by(command: str) -> Iterator[None]:
         yield
     except DamagedError as error:
         raise UserError(f"{error}; make it anew: {command}") from None
-
-
-def words_of(options: argparse.Namespace) -> str:
-    """The words that name a grid, as `run` takes them."""
-    lists = {name: getattr(options, name) or () for name in ("methods", "pairs", "seeds")}
-    words = ["--grid", options.grid]
-    for name, values in lists.items():
-        words += [f"--{name}", ",".join(map(str, values))] if values else []
-    return shlex.join([*words, *work_words(options), *options.overrides])
-
-
-def work_words(options: argparse.Namespace) -> list[str]:
-    """The words for a work directory that is not the default one."""
-    default = options.work_dir == Path("results")
-    return [] if default else ["--work-dir", str(options.work_dir)]
 
 
 def has_results(work: WorkDir, grid: str) -> bool:
@@ -184,14 +174,23 @@ def write(work: WorkDir, found: Findings) -> list[Path]:
     folder = work.grid(found.plan.name)
     files = build(found, work.store.root, folder)
     write_archive(found.plan, found.records, folder / ARCHIVE)
+    kept = read_costs(folder / FILE)
+    if (costs := kept.with_newer(found.costs)) != kept:  # those that MLflow had
+        write_atomically(folder / FILE, costs.to_json())
     return [*files, *folder.glob(FILE)]
 
 
-def mirror_files(work: WorkDir, name: str, files: list[Path]) -> None:
-    """Puts a grid's tables and figures into MLflow."""
+def send(work: WorkDir, name: str, files: list[Path], results: Results | None) -> int:
+    """Puts files of a grid into MLflow, and what it lacks of the results; returns records sent."""
+    with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
+        mirror.send_files(work.grid(name), files)
+        return send_records(mirror, work, *results[:2]) if results else 0
+
+
+def try_to_send(work: WorkDir, name: str, files: list[Path], results: Results | None) -> None:
+    """The same; a store that is away is named."""
     try:
-        with Leases(work.leases) as leases, sole_mirror(work, name, leases) as mirror:
-            mirror.send_files(work.grid(name), files)
+        send(work, name, files, results)
     except (BusyError, TrackingError) as error:
         cure = how_to_send(work, name)
         print(f"MLflow lacks tables: {error}; send them with: {cure}", file=sys.stderr)

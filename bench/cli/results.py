@@ -2,18 +2,16 @@
 
 import argparse
 import re
-import shlex
 import socket
 import sys
 
-from bench.cli.recorded import asked_results, mended_by, render, words_of, work_words, write
+from bench.cli.options import command_of, work_words
+from bench.cli.recorded import asked_results, mended_by, render, send, write
 from bench.cli.terminal import say, width
 from bench.decide.csv_file import read_csv
 from bench.decide.decision import Question, decide
 from bench.decide.records import decide_plan
 from bench.faults import UserError, one_line
-from bench.launch.leases import Leases
-from bench.launch.mirroring import send_records, sole_mirror
 from bench.models.files import checksum_file
 from bench.record import digest, write_atomically
 from bench.report.answers import Asked, answer_lines, asked_of, overall_lines, winner
@@ -65,12 +63,9 @@ def recommend(options: argparse.Namespace) -> int:
 
 def sync(options: argparse.Namespace) -> int:
     """Sends to MLflow the records that it lacks."""
-    work, (plan, records, costs) = asked_results(options)
-    files = write(work, findings(plan, records, costs))
-    with Leases(work.leases) as leases, sole_mirror(work, plan.name, leases) as mirror:
-        sent = send_records(mirror, work, plan, records)
-        mirror.send_files(work.grid(plan.name), files)
-    print(f"{sent} records sent")
+    work, results = asked_results(options)
+    files = write(work, findings(*results))
+    print(f"{send(work, results[0].name, files, results)} records sent")
     return 0
 
 
@@ -92,13 +87,10 @@ def export(options: argparse.Namespace) -> int:
         )
     row, why = won
     if row.cell_id in records and work.store.read(row.cell_id) is None:  # a committed record
-        words = ["--grid", options.grid, "--pairs", f"{row.teacher}:{row.student}"]
-        words += ["--methods", row.method, "--seeds", str(row.seed), *work_words(options)]
-        raise UserError(
-            f"the weights of {row.name} are not in {work.root}; train that cell: run_all.py "
-            f"{shlex.join([*words, *options.overrides])}"
-        )
-    with mended_by(f"run_all.py {words_of(options)}"):
+        pairs, methods = [f"{row.teacher}:{row.student}"], [row.method]
+        train = command_of(options, pairs=pairs, methods=methods, seeds=[row.seed])
+        raise UserError(f"the weights of {row.name} are not in {work.root}; train them: {train}")
+    with mended_by(command_of(options)):
         trained = load_trained(row, work, why)
     try:
         content, parity = pack(trained, options.format)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,8 @@ import torch
 from rich.console import Console
 
 from bench.cell import Cell
-from bench.cli.recorded import asked_grid, mirror_files, note_origin, render
+from bench.cli.options import command_of
+from bench.cli.recorded import asked_grid, fetch_results, note_origin, render, try_to_send
 from bench.cli.terminal import say
 from bench.code_version import provenance
 from bench.cost.costs import FILE, Costs, read_costs
@@ -39,18 +41,19 @@ def run(options: argparse.Namespace) -> int:
     """Trains a grid and prints its table."""
     command = TrainingCommand(options)
     if options.dry_run:
-        return _dry_run(command, command.grid)
+        return _dry_run(command, command.grid, command.expand(command.grid))
     outcome, expansion = _train(command, command.grid)
     plan, work = expansion.plan, command.work
-    records = work.store.read_all(plan.cell_ids())
-    states = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in outcome.counts.items())
+    results = fetch_results(work, plan.name, "records", command_of(options))
+    found = map(results[1].get, expansion.cells)
+    counts = Counter(record.status if record else "not run" for record in found)
+    states = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in counts.items())
     done = f"{outcome.trained} cells trained" if outcome.trained or outcome.elsewhere else ""
     done += f" and {outcome.elsewhere} by other commands" if outcome.elsewhere else ""
     done += f" in {outcome.seconds:.0f} s" if done else "nothing to train"
     print(f"{done}; in all: {states}")
-    costs = read_costs(work.grid(plan.name) / FILE)
-    mirror_files(work, plan.name, render(work, (plan, records, costs)))
-    return _end(command, outcome, expansion, records)
+    try_to_send(work, plan.name, render(work, results), results)
+    return _end(command, expansion, results[1])
 
 
 def tune(options: argparse.Namespace) -> int:
@@ -59,29 +62,31 @@ def tune(options: argparse.Namespace) -> int:
     grid, store = command.grid, command.work.store
     trials = tuning.trials_of(grid, options.trials)
     first = tuning.tuning_grid(grid, trials, 1, options.validation)
-    if options.dry_run:
-        return _dry_run(command, first)
-    outcome, expansion = _train(command, first)
-    plan = expansion.plan
-    records = store.read_all(plan.cell_ids())
-    results = tuning.collect(trials, plan, records)
+    train = command.expand if options.dry_run else lambda grid: _train(command, grid)[1]
+    expansion = train(first)
+    records = store.read_all(expansion.cells)
+    results = tuning.collect(trials, expansion.plan, records)
+    if options.dry_run:  # any trial may turn out to be one of the best
+        results = [replace(trial, accuracy=trial.accuracy or 0.0) for trial in results]
     kept = tuning.promising(results)
     if kept and options.tuning_seeds > 1:
         second = tuning.tuning_grid(grid, kept, options.tuning_seeds, options.validation)
-        more, expansion = _train(command, second)
-        outcome, plan = outcome.then(more), tuning.joined(plan, expansion.plan)
-        records = store.read_all(plan.cell_ids())
-        results = tuning.collect(trials, plan, records)
+        expansion = tuning.joined(expansion, train(second))
+        records = store.read_all(expansion.cells)
+        results = tuning.collect(trials, expansion.plan, records)
+    if options.dry_run:
+        instead = "of trials that are not trained yet, any take the place of the best third"
+        return _dry_run(command, first, expansion, instead)
     chosen, folder = tuning.best(results), command.work.grid(grid.name)
     write_atomically(folder / "tuning.csv", tuning.to_csv(results))
     # Without curves, which no table of trials shows and which are nine tenths of a record.
     without = {cell_id: replace(record, curves={}) for cell_id, record in records.items()}
-    write_archive(plan, without, folder / "tuning.jsonl.gz")
+    write_archive(expansion.plan, without, folder / "tuning.jsonl.gz")
     print(f"every trial: {folder / 'tuning.csv'}; the best ones, for the grid file:\n")
     print(tuning.to_yaml(chosen))
-    for row in dict.fromkeys(trial.row for trial in trials if trial.row not in chosen):
-        print(f"no trial of {row} finished")
-    return _end(command, outcome, expansion, records)
+    for row, error in {t.row: t.error for t in results if t.row not in chosen}.items():
+        print(f"no trial of {row} finished: {error or 'not run'}")
+    return _end(command, expansion, records)
 
 
 class TrainingCommand:
@@ -96,6 +101,10 @@ class TrainingCommand:
         self.work, self.grid = WorkDir(options.work_dir), grid or asked_grid(options)
         # What a dry run prints begins with the total: its progress is no part of it.
         self.console = Console(soft_wrap=True, stderr=options.dry_run)
+        self.costs = (
+            read_costs(self.work.grid(self.grid.name) / FILE),
+            command_of(options, "profile"),
+        )
         self.cluster, self.device = None, options.device
         if options.launcher == "ray":  # whose nodes have devices of their own
             how = options.workers, options.gpus_per_job, options.device, options.threads
@@ -126,6 +135,7 @@ class TrainingCommand:
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, as far as finalists are chosen; UserError if one cannot run."""
         fingerprint, extend = self.library.fingerprint, self.options.extend
+        check_costs(grid, *self.costs)
         expansion = expand_chosen(grid, fingerprint, self.work, extend)
         if waiting := self.unfinished(expansion):
             check_cells(waiting, self.library.read)
@@ -138,15 +148,13 @@ class TrainingCommand:
         return unfinished(cells, self.work.store, self.options.retry_failed)
 
 
-def _dry_run(command: TrainingCommand, grid: Grid) -> int:
+def _dry_run(command: TrainingCommand, grid: Grid, expansion: Expansion, assumed: str = "") -> int:
     """Says what would run, and what it would take: the total first."""
     options, library = command.options, command.library
-    check_costs(grid, read_costs(command.work.grid(grid.name) / FILE))
-    expansion = command.expand(grid)
     absent, data = library.absent, library.read(grid.data)
     notes = [f"{grid.data.source}: {data.describe()}", *data.notes]
     instead = "random images take the place of the data, and nothing counts as done"
-    notes += [f"{instead}: {reason}" for reason in absent]
+    notes += [f"{instead}: {reason}" for reason in absent] + [assumed] * bool(assumed)
     if grid.screens and not expansion.plan.choices:
         expansion = assume_finalists(grid, expansion, library)
         notes.append("finalists: not chosen yet; the costliest rows take their place here")
@@ -166,7 +174,8 @@ def _dry_run(command: TrainingCommand, grid: Grid) -> int:
             how = command.config, devices, library, worker_room(devices), display
             text = estimate_rows(expansion, waiting, *how, idle_bytes=command.idle_bytes)
     first, *lines = text.splitlines()
-    say([f"without the data, {first}" if absent else first, *lines, *notes])
+    for line in [f"without the data, {first}" if absent else first, *lines, *notes]:
+        print(line) if line.startswith("  ") else say([line])  # rows of a table stay whole
     return 0
 
 
@@ -178,8 +187,6 @@ def _train(
     A node of a cluster trains the phase that is due, on data sets with the `wanted` fingerprints.
     """
     as_node = wanted is not None
-    costs = read_costs(command.work.grid(grid.name) / FILE)
-    check_costs(grid, costs)
     expansion = command.expand(grid)
     images = frozenset(cell.fingerprint for cell in expansion.cells.values())
     if as_node and images != wanted:
@@ -210,8 +217,8 @@ def _train(
         phase = "confirming" if expansion.plan.choices else "screening" if grid.screens else ""
         outcome = train(expansion, phase=phase)
         # On a cluster the driver chooses the finalists, and starts the nodes again.
-        if phase == "screening" and not as_node:
-            choose(grid, expansion, command.work, costs)
+        chooses = phase == "screening" and not as_node
+        if chooses and choose(grid, expansion, command.work, *command.costs):
             expansion = command.expand(grid)
             outcome = outcome.then(train(expansion, phase="confirming"))
         return outcome, expansion
@@ -246,9 +253,7 @@ def list_devices(device: str, workers: int | None) -> list[str]:
     return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
 
 
-def _end(
-    command: TrainingCommand, outcome: Outcome, expansion: Expansion, records: Mapping[str, Record]
-) -> int:
+def _end(command: TrainingCommand, expansion: Expansion, records: Mapping[str, Record]) -> int:
     """Says how cells that failed are trained again; returns 1 if any did or is missing, else 0."""
     cells = expansion.cells.values()
     failed = [cell for cell in cells if (r := records.get(cell.id)) and r.status == FAILED]
@@ -257,4 +262,4 @@ def _end(
         print(f"ended from outside: {again}; the same command trains them again")
     if len(failed) > again:
         print(f"failed: {len(failed) - again}; with --retry-failed they are trained again")
-    return 1 if outcome.counts.keys() & {"failed", "not run"} else 0
+    return 1 if failed or len(records) < len(cells) else 0

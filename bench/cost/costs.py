@@ -2,13 +2,13 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from bench.faults import DamagedError, UserError
-from bench.record import FINISHED, Sealed
+from bench.record import FINISHED, Plan, Record, Sealed
 
 FILE = "cost.json"
 MIB = 2**20
@@ -96,6 +96,7 @@ class CostRecord:
     Attributes:
         data: the data set's name; its image shape and classes were used.
         label: the row's name in tables.
+        hyperparameters: all of the method's; None in files of earlier versions.
         status: as in `bench.record`; only "finished" has the fields after `error`, the reason.
         epochs: E, the plain student's; `plain_ms` and the like are of its step.
         extra_parameters: trained with the student and dropped afterwards, unless deployed.
@@ -112,6 +113,7 @@ class CostRecord:
     label: str
     method: str
     category: str
+    hyperparameters: dict[str, Any] | None = None
     status: str = FINISHED
     error: str = ""
     epochs: int = 0
@@ -148,6 +150,14 @@ class CostRecord:
         where = (str(self.conditions.get(name)) for name in WHERE)
         return (self.data, self.teacher, self.student, *where)
 
+    def fits(self, cell: Mapping[str, Any]) -> bool:
+        """Whether it was measured under a cell's settings, as far as both tell them."""
+        was: dict[str, Any] = {"batch_size": self.conditions.get("batch")}
+        if self.method != "student":  # which is measured for one step, however long it trains
+            was |= {"epochs": self.epochs or None, "hyperparameters": self.hyperparameters}
+        now = {**cell, **cell.get("recipe", {})}
+        return all(value in (None, now.get(name, value)) for name, value in was.items())
+
 
 @dataclass(frozen=True)
 class Costs(Sealed):
@@ -170,6 +180,12 @@ class Costs(Sealed):
         measured = Counter({r.place: 0 for r in reversed(of_pair)})
         measured.update(r.place for r in of_pair if r.status == FINISHED)
         return [r for r in of_pair if r.place == measured.most_common(1)[0][0]]
+
+    def of_plan(self, plan: Plan, records: Mapping[str, Record]) -> Self:
+        """These costs but for those of other settings than the rows were trained with."""
+        done = [row for row in plan.rows if row.cell_id in records]
+        cells = {(row.student, row.label): records[row.cell_id].cell for row in done}
+        return type(self)([r for r in self.records if r.fits(cells.get((r.student, r.label), {}))])
 
     def with_newer(self, newer: Self) -> Self:
         """These costs and newer ones, which replace those of the same place and row."""

@@ -131,8 +131,9 @@ def _write(work: Path, data: DataSet, key: Mapping[str, object]) -> None:
     tensors: dict[str, Tensor] = {}
     for part, (images, labels) in zip(PARTS, (data.train, data.test), strict=True):
         if not (path := work / f"{part}.images").exists():
-            with open(path, "wb") as out:
+            with open(begun := path.with_suffix(".begun"), "wb") as out:
                 out.writelines(block.numpy().data for block in blocks(images))
+            begun.rename(path)
         tensors[f"{part}_checksums"] = _checksums(images)
         tensors[f"{part}_labels"] = labels
     about = {name: getattr(data, name) for name in ("name", "classes", "mean", "std")}

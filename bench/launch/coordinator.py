@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -25,19 +24,17 @@ from bench.record import WorkDir, write_atomically
 Launch = Callable[[WorkerConfig, Report, Leases], Launcher | NodeCommands]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Cells that a run trained, those that others did meanwhile, and the status of all; seconds."""
+class Outcome(NamedTuple):
+    """Cells that a run trained, and those that others did meanwhile; seconds."""
 
     trained: int
     elsewhere: int
-    counts: dict[str, int]
     seconds: float
 
     def then(self, later: Outcome) -> Outcome:
         """Both phases as one."""
-        trained, elsewhere = self.trained + later.trained, self.elsewhere + later.elsewhere
-        return Outcome(trained, elsewhere, later.counts, self.seconds + later.seconds)
+        trained, elsewhere, seconds = later
+        return Outcome(self.trained + trained, self.elsewhere + elsewhere, self.seconds + seconds)
 
 
 def run_grid(
@@ -85,6 +82,4 @@ def run_grid(
                 for done in all_done:
                     progress.finished({cell.id: epochs[cell.id] for cell in done.cells})
                     trained += len(done.cells) if done.here else 0
-    records = (work.store.read(cell_id) for cell_id in expansion.cells)
-    counts = Counter("not run" if record is None else record.status for record in records)
-    return Outcome(trained, len(waiting) - trained, dict(counts), time.monotonic() - began)
+    return Outcome(trained, len(waiting) - trained, time.monotonic() - began)

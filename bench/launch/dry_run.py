@@ -32,7 +32,7 @@ def list_rows(expansion: Expansion, waiting: Sequence[Cell]) -> str:
     """The number of cells, those that wait, and the rows of each pair, without time and memory."""
     lines = [_counts(expansion, waiting)]
     for pair, rows in group_by_pair(expansion.plan).items():
-        lines += [_title(pair, rows), f"  {', '.join(dict.fromkeys(row.label for row in rows))}"]
+        lines.append(f"{_title(pair, rows)}: {', '.join(dict.fromkeys(row.label for row in rows))}")
     return "\n".join(lines)
 
 

@@ -54,7 +54,8 @@ def send_records(
     stopped: Callable[[], bool] = lambda: False,
 ) -> int:
     """Sends what the mirror lacks, with gains and costs; returns the number of records sent."""
-    numbers = numbers_of_cells(plan, records, read_costs(work.grid(plan.name) / COSTS))
+    costs = read_costs(work.grid(plan.name) / COSTS).of_plan(plan, records)
+    numbers = numbers_of_cells(plan, records, costs)
     return mirror.send(plan, work.store, numbers, records, stopped)
 
 

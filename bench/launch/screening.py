@@ -22,6 +22,8 @@ from bench.design import (
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid
+from bench.grid_fields import BASELINE
+from bench.launch.job import unfinished
 from bench.record import Plan, WorkDir, digest
 
 
@@ -63,20 +65,34 @@ def _was_extended(path: Path) -> bool:
     return any(row.phase == EXTENSION for row in rows)
 
 
-def check_costs(grid: Grid, costs: Costs) -> None:
-    """UserError if a grid limits the costs of its finalists, and nothing was profiled."""
-    if grid.screens and grid.max_cost is not None and not costs:
+def check_costs(grid: Grid, costs: Costs, command: str) -> None:
+    """UserError if a grid limits costs, and a row's are not measured; the command does that."""
+    known = {record.label for record in costs.records}
+    dear = [row.label for row in grid.rows if row.finalist and row.name != BASELINE]
+    if grid.screens and grid.max_cost is not None and (unknown := sorted({*dear} - known)):
         raise UserError(
-            f"max_cost: {grid.max_cost:g}, but no costs of grid {grid.name} are measured; run "
-            f"first: run_all.py profile --grid {grid.name}"
+            f"max_cost: {grid.max_cost:g}, but what {unknown[0]} costs under its settings is not "
+            f"measured; run first: {command}"
         )
 
 
-def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> None:
-    """Chooses the finalists of each pair by its screened rows, unless another command did."""
+def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs, command: str) -> bool:
+    """Chooses the finalists of each pair by its screened rows, unless another command did.
+
+    False, and nothing is written, while what ended from outside leaves a pair without finalists.
+    """
     assert isinstance(grid.seeds, Design)
-    plan, choices = expansion.plan, []
-    for pair, found in pairs_of(plan, work.store.read_all(plan.cell_ids()), costs).items():
+    plan, again = expansion.plan, unfinished(expansion.cells.values(), work.store, False)
+    records = work.store.read_all(plan.cell_ids())
+    costs = costs.of_plan(plan, records)
+    check_costs(grid, costs, command)
+    pairs = pairs_of(plan, records, costs)
+    rule, choices, lost = (grid.seeds.finalists, grid.max_cost), [], {cell.id for cell in again}
+    chosen = {pair: choose_finalists(found, *rule) for pair, found in pairs.items()}
+    for pair, rows in group_by_pair(plan).items():
+        if not chosen.get(pair) and lost & {row.cell_id for row in rows}:
+            return False
+    for pair, found in pairs.items():
         screened = {
             row.name: {
                 "accuracy": fmean(row.screening.values()),
@@ -85,9 +101,10 @@ def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> Non
             }
             for row in found.rows
         }
-        finalists = choose_finalists(found, grid.seeds.finalists, grid.max_cost)
-        choices.append(_choice(pair, finalists, screened))
-    write_choices_once(_choices_path(grid, expansion, work), choices)
+        choices.append(_choice(pair, chosen[pair], screened))
+    if choices:
+        write_choices_once(_choices_path(grid, expansion, work), choices)
+    return bool(choices)
 
 
 def _choice(pair: PairId, finalists: Sequence[str], screened: Mapping[str, Any]) -> Choice:

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
+from bench.expansion import Expansion
 from bench.grid import Grid
 from bench.grid_fields import BASELINE, MethodSpec
 from bench.hyperparameters import default_hyperparameters, search_space
-from bench.record import FINISHED, Plan, Record
+from bench.record import FINISHED, NOT_APPLICABLE, Plan, Record
 from bench.seeds import derive
 
 FIRST_SEED = 1000
@@ -33,7 +34,7 @@ class Trial:
     """What a trial adds to the hyper-parameters and recipe of a row, and the row as it trains.
 
     `accuracy` is the mean on the held-out images, over the n of its cells that finished; None if
-    one has not.
+    none has, or one failed: `error` says why.
     """
 
     row: str
@@ -41,6 +42,7 @@ class Trial:
     spec: MethodSpec
     accuracy: float | None = None
     n: int = 0
+    error: str = ""
 
 
 def trials_of(grid: Grid, count: int) -> list[Trial]:
@@ -113,20 +115,23 @@ def tuning_grid(grid: Grid, trials: Sequence[Trial], seeds: int, validation: flo
     return grid.model_copy(update=changes)
 
 
-def joined(first: Plan, second: Plan) -> Plan:
-    """The rows of two plans as one; a row of both counts once."""
-    return replace(second, rows=[*second.rows, *(r for r in first.rows if r not in second.rows)])
+def joined(first: Expansion, second: Expansion) -> Expansion:
+    """The rows and cells of two rounds as one; a row of both counts once."""
+    rows = [*second.plan.rows, *(r for r in first.plan.rows if r not in second.plan.rows)]
+    return Expansion(replace(second.plan, rows=rows), {**first.cells, **second.cells})
 
 
 def collect(trials: Sequence[Trial], plan: Plan, records: Mapping[str, Record]) -> list[Trial]:
-    """The trials with their mean accuracy over pairs and seeds."""
+    """The trials with their mean accuracy over seeds and those pairs that the row can serve."""
     results = []
     for trial in trials:
-        cells = [row.cell_id for row in plan.rows if row.label == trial.spec.label]
-        done = [records[i] for i in cells if i in records and records[i].status == FINISHED]
-        whole = bool(cells) and len(done) == len(cells)
+        found = [records.get(row.cell_id) for row in plan.rows if row.label == trial.spec.label]
+        done = [r for r in found if r is not None and r.status == FINISHED]
+        served = [r for r in found if r is None or r.status != NOT_APPLICABLE]
+        whole = bool(done) and len(done) == len(served)
         mean = sum(r.final["last_accuracy"] for r in done) / len(done) if whole else None
-        results.append(replace(trial, accuracy=mean, n=len(done)))
+        error = next((r.error for r in found if r is not None and r.error), "")
+        results.append(replace(trial, accuracy=mean, n=len(done), error=error))
     return results
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from bench.record import Plan, Record, Row
 from bench.tracking.experiment import KIND, NOTE
 
+IN_GRID = "in_grid"  # tag of a run: "false" where the plan has its cell no longer
 FINAL = "final/"  # prefix of the metrics that are one number a run
 LONGEST = 5000  # characters of a tag that every database takes
 VIEW = "kd-bench"
@@ -35,8 +36,9 @@ def experiment_tags(plan: Plan) -> dict[str, str]:
         "`final/gain` is the accuracy above the plain student's of the same pair and seed, "
         "`final/cost` the whole training over the plain student's, once profiled. Accuracies are "
         "of the last epoch on the test set, in [0, 1]; `final/best_accuracy` is selected on the "
-        "test set and so too high. Search, for example: `tags.category = 'response'`. Means and "
-        "intervals are in the run `summary`, under *Artifacts*."
+        "test set and so too high. Search, for example: `tags.category = 'response'`; runs with "
+        f"`tags.{IN_GRID} = 'false'` are of rows that the grid had before. Means and intervals are "
+        "in the run `summary`, under *Artifacts*."
     )
     order = {"orderByKey": GAIN, "orderByAsc": False}
     columns = {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
@@ -59,6 +61,7 @@ def tags_of(record: Record, row: Row) -> dict[str, str]:
     what = f"**{row.name}** ({record.category}) on `{row.data}`."
     tags = {
         KIND: "cell",
+        IN_GRID: "true",
         "cell_id": record.cell_id,
         "status": record.status,
         "role": row.role,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
-from bench.faults import UserError, reason
+from bench.faults import UserError, one_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -65,8 +68,18 @@ def find_place(work_dir: Path) -> tuple[str, Path | None, str | None]:
     url = make_url(uri) if uri.startswith("sqlite") else None
     path = Path(url.database).absolute() if url and url.database and not url.query else None
     folder = (path.parent if path else work_dir.resolve()) / "mlartifacts"
+    if path is not None and path.exists() and not os.access(path, os.W_OK):
+        uri = _copy(path)
     str(folder).encode()  # of other bytes than UTF-8 MLflow would make another folder
     return uri, path, folder.as_uri()
+
+
+@functools.cache
+def _copy(path: Path) -> str:
+    """The address of a copy of a read-only database; MLflow, even to read, may write to it."""
+    folder = tempfile.mkdtemp(prefix="mlflow-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return sqlite_uri(Path(shutil.copy(path, folder)))
 
 
 def local_path(uri: str) -> Path | None:
@@ -100,7 +113,12 @@ def failures(cure: str = "") -> Iterator[None]:
         # Its traceback, which --debug prints, has the secrets too.
         cause = error if without_secrets(said) == said else None
         full = re.search("disk is full|No space left", text)
-        raise TrackingError(reason(ValueError(text)) + ("; make room" if full else cure)) from cause
+        text = one_line(text) or type(error).__name__
+        if len(text) > 300:  # the cause of what could not be done is at the end
+            text = f"{text[:100]} ... {text[-200:]}"
+        uri = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        where = f" (MLFLOW_TRACKING_URI is {uri})" if uri else ""
+        raise TrackingError(text + ("; make room" if full else cure) + where) from cause
 
 
 def make_database(path: Path) -> None:

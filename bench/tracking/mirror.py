@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import FAILED, FINISHED, Plan, Record, Row, Store
 from bench.tracking import description, experiment
+from bench.tracking.description import IN_GRID
 from bench.tracking.experiment import KIND
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ class Mirror:
                 sent += 1
             if sent:  # another command may have sent the same meanwhile
                 runs = self._runs()
-            for run in runs.values():
-                if run.info.status not in STATUS.values():
-                    self.client.set_terminated(run.info.run_id, status="KILLED")
+            for cell_id, run in runs.items():
+                self._finish(run, str(cell_id in rows).lower())
             for cell_id in numbers.keys() & records.keys() & runs.keys():
                 run, of_cell = runs[cell_id], numbers[cell_id]
                 if new := description.final_metrics(records[cell_id], of_cell, run.data.metrics):
@@ -78,7 +78,7 @@ class Mirror:
 
     def fetch(self) -> tuple[Plan, dict[str, Record]]:
         """The plan that was sent last and its records; TrackingError if there is no plan."""
-        text = self._read(PLAN)
+        text = self.read_file(PLAN, "")
         if text is None:
             raise experiment.TrackingError(
                 f"no results of grid {self.grid!r} in MLflow; run: run_all.py --grid {self.grid}, "
@@ -103,10 +103,6 @@ class Mirror:
                 place = PurePosixPath(FILES) / path.relative_to(folder).parent
                 self.client.log_artifact(run, str(path), place.as_posix())
 
-    def read_file(self, name: str) -> str | None:
-        """The text of a file that `send_files` sent, by its place below the grid's folder."""
-        return self._read(f"{FILES}/{name}")
-
     def search(self, text: str) -> list[Run]:
         """All runs that MLflow's filter finds, on all pages."""
         runs, token = [], ""
@@ -115,10 +111,11 @@ class Mirror:
             runs, token = [*runs, *page], page.token or None
         return runs
 
-    def _read(self, path: str) -> str | None:
-        """The text of a file of the run `summary`."""
+    def read_file(self, name: str, below: str = f"{FILES}/") -> str | None:
+        """The text of a file that `send_files` sent, by its place below the grid's folder."""
         with experiment.failures(), tempfile.TemporaryDirectory() as folder:
-            run, parent = self._find_summary(), path.rpartition("/")[0]
+            run, path = self._find_summary(), f"{below}{name}"
+            parent = path.rpartition("/")[0]
             there = self.client.list_artifacts(run, parent or None) if run else ()
             if path not in {file.path for file in there if not file.is_dir}:
                 return None
@@ -154,6 +151,13 @@ class Mirror:
             if runs.setdefault(run.data.tags["cell_id"], run) is not run:
                 self.client.delete_run(run.info.run_id)
         return runs
+
+    def _finish(self, run: Run, in_grid: str) -> None:
+        """Closes a run that was left open, and tells whether the plan still has its cell."""
+        if run.info.status not in STATUS.values():
+            self.client.set_terminated(run.info.run_id, status="KILLED")
+        if run.data.tags.get(IN_GRID) != in_grid:
+            self.client.set_tag(run.info.run_id, IN_GRID, in_grid)
 
     def _copy(self, record: Record, row: Row, folder: Path) -> None:
         started, tags = description.started_at(record), description.tags_of(record, row)
