@@ -67,4 +67,4 @@ def test_recommend_reads_the_archive(clone: Path, capsys) -> None:
 def test_export_says_which_command_trains_the_cell(clone: Path, refused) -> None:
     words = ["export", "wide>narrow/soft_logits/0", "--grid", plan().name]
     error = refused(*words, "--work-dir", str(clone))
-    assert "--pairs wide:narrow --methods soft_logits --seeds 0" in error
+    assert "--methods soft_logits --pairs wide:narrow --seeds 0" in error
