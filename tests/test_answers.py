@@ -129,7 +129,7 @@ def test_what_a_row_deploys_on_top_of_the_student_is_said_wherever_its_gain_is()
         i: replace(r, final={**r.final, **sizes}) if i.startswith("fsp") else r
         for i, r in records.items()
     }
-    assert "note: with fsp more than the student is deployed: +17 %" in said((plan, larger))
+    assert "note: with fsp, more than the student is deployed: +17 %" in said((plan, larger))
     found = findings(plan, larger, None)
     titles = [line.title for lines in found.lines.values() for line in lines]
     assert "fsp (+17 % parameters)" in titles

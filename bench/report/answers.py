@@ -79,7 +79,7 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
             share = f"{row.reached:.0%} of the samples"
             found.append(f"the loss of {name} reached {share}; the others had no defined value.")
         if row.added:
-            found.append(f"with {name} more than the student is deployed: {row.added}.")
+            found.append(f"with {name}, more than the student is deployed: {row.added}.")
     untested = [row_title(claim.row) for claim in answer.claims if claim.gain is None]
     if untested:
         found.append(f"nothing is claimed of {', '.join(untested)}: no seed shared with {alone}.")
