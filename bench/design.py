@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from bench.cell import Seed, Spec
+from bench.cell import Spec
 from bench.faults import DamagedError, UserError
 from bench.record import Sealed, write_atomically
 from bench.seeds import MOST_SEEDS
@@ -33,7 +33,7 @@ class Design(Spec):
     finalists: Annotated[int, Field(ge=2, le=MOST_SEEDS)]
     confirm: Annotated[int, Field(ge=2, le=MOST_SEEDS)]
     extend: Annotated[int, Field(ge=0, le=MOST_SEEDS)] = 0
-    first: Seed = 0
+    first: Annotated[int, Field(ge=0, lt=2**31 - 3 * MOST_SEEDS)] = 0
 
     def seeds(self, phase: str) -> tuple[int, ...]:
         """The seeds of one phase; no two phases share one."""

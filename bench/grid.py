@@ -100,11 +100,6 @@ class Grid(Spec):
             if not 1 <= value <= MOST_SEEDS:
                 raise ValueError(f"got {value}, wanted at least 1 and at most {MOST_SEEDS} seeds")
             return tuple(range(value))
-        if isinstance(value, Mapping):
-            try:
-                return Design.model_validate(value)
-            except ValidationError as error:
-                raise ValueError(_first_fault(error, Design)) from None
         return value
 
     @model_validator(mode="after")
@@ -296,28 +291,45 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
-    faults = error.errors()
-    # Of the forms that a field may have, the one that was not meant says no more than that.
-    faults = [fault for fault in faults if fault["type"] != "model_type"] or faults
-    fault, more = faults[0], len(faults) - 1
-    section, path = model, []
-    for piece in map(str, fault["loc"]):
-        if piece != section.__name__ and not re.search(r"\[|^constrained-", piece):  # a form's name
-            field = section.model_fields.get(piece)
-            section = (field and _fields_in(field.annotation)) or section
-            path.append(piece)
+    found = [(*_place(fault["loc"], model), fault) for fault in error.errors()]
+    paths = {path for path, _, _ in found}
+    # Where a field has several forms, the one that was meant is faulty further in.
+    paths = {path for path in paths if all(p[: len(path)] != path for p in paths - {path})}
+    found = [one for one in found if one[0] in paths]
+    # A mistyped field comes before the one that it leaves missing.
+    path, section, fault = min(found, key=lambda one: one[2]["type"] != "extra_forbidden")
     given = f"got {shortened(repr(fault['input']), 100)}"
-    came = "missing" if fault["type"] == "missing" else given
     if fault["type"] == "extra_forbidden":
         text = unknown("field", path[-1], section.model_fields)
-    elif fault["type"] == "model_type":
-        text = f"{given}, wanted a mapping with {', '.join(section.model_fields)}"
+    elif fault["type"] == "missing":
+        text = "missing"
     elif fault["type"] == "value_error":
         text = str(fault.get("ctx", {}).get("error"))
     else:
-        text = f"{came}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
-    text = shortened(text) + (f" (and {more} more)" if more else "")
+        lead, forms = "Input should be ", [_wanted(f, own) for p, own, f in found if p == path]
+        said = lead + " or ".join(dict.fromkeys(form.removeprefix(lead) for form in forms))
+        text = f"{given}; {said[0].lower()}{said[1:]}"
+    text = shortened(text) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
     return one_line(f"{'.'.join(path)}: {text}" if path else text)
+
+
+def _wanted(fault: Any, section: type[BaseModel]) -> str:
+    if fault["type"] == "model_type":
+        return f"a mapping with {', '.join(section.model_fields)}"
+    return fault["msg"].replace("tuple", "list").replace("dictionary", "mapping")
+
+
+def _place(loc: Iterable[int | str], model: type[BaseModel]) -> tuple[tuple[str, ...], Any]:
+    """The path of a faulty field, without the names of its forms, and the model that it is in."""
+    path: tuple[str, ...] = ()
+    for piece in map(str, loc):
+        if piece != model.__name__ and not re.match(
+            r"(tuple|literal)\[|constrained-|(str|int)$", piece
+        ):
+            field = model.model_fields.get(piece)
+            model = (field and _fields_in(field.annotation)) or model
+            path += (piece,)
+    return path, model
 
 
 def _fields_in(annotation: Any) -> type[BaseModel] | None:
@@ -393,7 +405,8 @@ def _recipes(grid: Grid) -> Iterable[tuple[str, str, dict[str, Any]]]:
     for model in grid.recipe_for:
         yield f"recipe_for.{model}", model, {}
     for pair, row in itertools.product(grid.all_pairs, (MethodSpec(name=BASELINE), *grid.methods)):
-        yield f"methods.{row.label}", pair.student, grid.row_recipe(row)
+        where = "methods" if row.hyperparameters.keys() & set(ROW_RECIPE) else "tuned"
+        yield f"{where}.{row.label}", pair.student, grid.row_recipe(row)
     for pair in grid.all_pairs:
         yield "teacher.recipe", pair.teacher, grid.teacher.recipe
         if grid.teacher.fine_tune is not None:

@@ -342,7 +342,9 @@ def split_epochs(plan: Sequence[Stage], epochs: int, budget: str = "equal_epochs
     if epochs == 0:  # of a network that does not train
         return [0] * len(plan)
     if epochs < len(plan):
-        raise ValueError(f"{epochs} epochs cannot hold {len(plan)} stages; at least one each")
+        raise ValueError(
+            f"epochs: got {epochs}, wanted at least one for each of {len(plan)} stages"
+        )
     # Cumulative rounding keeps the sum exact; the guards give every stage its one epoch.
     parts, done, share = [], 0, 0.0
     for position, stage in enumerate(plan):

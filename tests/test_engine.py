@@ -638,7 +638,7 @@ def read(spec: DataSpec) -> DataSet:
         (plain_cell("cnn2", data=DataSpec(source="synthetic", resolution=3)), "factor 3"),
         (plain_cell("cnn2", data=HALF.model_copy(update=REFLECT)), "pad 8"),
         (plain_cell("torchvision/resnet18"), "cell"),
-        (cell("fitnet", recipe=recipe(epochs=1)), "1 epochs cannot hold 2 stages"),
+        (cell("fitnet", recipe=recipe(epochs=1)), "epochs: got 1, wanted .* each of 2 stages"),
         (cell("fitnet", recipe=recipe(warmup=2)), "warmup 2 takes the whole of a stage of [12] ep"),
         (cell("transfer"), "20 test images are among the training images"),
     ],

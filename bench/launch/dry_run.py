@@ -74,7 +74,8 @@ def estimate_rows(
         for row in expansion.plan.rows
         if row.cell_id in cells and (reason := estimate.student(cells[row.cell_id]).refused)
     )
-    lines += [f"cannot run: {name} ({n} cells): {why}" for (name, why), n in refused.items()]
+    for (name, why), n in refused.items():
+        lines.append(f"cannot run: {name} ({n} cell{'s' * (n > 1)}): {why}")
     for pair, rows in group_by_pair(expansion.plan).items():
         lines += [_title(pair, rows), *_table(rows, cells, estimate)]
     lines.append(f"shared by the rows (data, teachers' forward passes): {duration(shared)}")
