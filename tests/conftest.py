@@ -41,6 +41,14 @@ def pytest_unconfigure() -> None:
     PLUGINS.close()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_threads_of_devices() -> None:
+    """Torch looks for devices once, before a test shows it one: it could not fork afterwards."""
+    import torch
+
+    torch.ones(1, requires_grad=True).backward()
+
+
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command that must end with exit code 2; returns the one line that it says."""

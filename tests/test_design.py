@@ -70,7 +70,7 @@ def screen(mine: Grid, work: WorkDir, costs: Costs = NO_COSTS) -> Expansion:
     """Trains all rows to `MEANS`, and chooses."""
     screened = expand_chosen(mine, named, work, extend=False)
     finish(screened, work, MEANS)
-    choose(mine, screened, work, costs, "")
+    choose(mine, screened, work, costs)
     return screened
 
 
@@ -101,13 +101,13 @@ def test_the_choice_is_made_once_whoever_comes_later(tmp_path):
     for row in [row for row in screened.plan.rows if row.role == "student"]:
         killed = replace(work.store.load(row.cell_id), status=FAILED, error="KilledError: killed")
         work.store.write(killed)
-    assert not choose(mine, screened, work, Costs(), "")  # the next command trains them again
+    assert not choose(mine, screened, work, Costs())  # the next command trains them again
     assert expand_chosen(mine, named, work, extend=False).plan.choices == []
     screen(mine, work)
     first = expand_chosen(mine, named, work, extend=False).plan.choices
     assert len(first) == 1
     finish(screened, work, {"soft_logits": 0.9})  # another launcher retried what had failed
-    choose(mine, screened, work, Costs(), "")
+    choose(mine, screened, work, Costs())
     assert expand_chosen(mine, named, work, extend=False).plan.choices == first
     # Another rule is another choice: nothing is chosen by it yet.
     stricter = grid(seeds={**DESIGN, "finalists": 2})
@@ -162,17 +162,20 @@ def test_nothing_is_screened_where_all_rows_can_be_finalists():
 def test_a_limit_on_costs_needs_costs_and_rules_rows_out(tmp_path):
     work, mine = WorkDir(tmp_path), grid(max_cost=1.6)
     with pytest.raises(UserError, match=r"run_all\.py profile --grid mine"):
-        check_costs(mine, Costs(), "run_all.py profile --grid mine")
+        check_costs(mine, expand(mine, named), Costs(), "run_all.py profile --grid mine")
     ratios = {"soft_logits": 1.2, "fsp": 3.0, "rkd": 1.5}
     pair = {"teacher": "cnn8", "student": "cnn4", "epochs": 3, "conditions": {"batch": 16}}
     costs = Costs([cost(label, ratio, spread=0, **pair) for label, ratio in ratios.items()])
-    check_costs(mine, costs, "")
     screened = screen(mine, work, costs)
-    other = {"epochs": 4}, {"conditions": {"batch": 32}}, {"hyperparameters": {"rho": 0.1}}
-    for changes in other:  # measured under settings that the grid had before
+    check_costs(mine, screened, costs, "")
+    others = (  # measured under settings that the grid had before, and of another pair
+        {"epochs": 4}, {"conditions": {"batch": 32}}, {"hyperparameters": {"rho": 0.1}},
+        {"conditions": {"batch": 16, "precision": "bf16"}}, {"teacher": "cnn16"},
+    )  # fmt: skip
+    for changes in others:
         stale = Costs([replace(costs.records[0], **changes), *costs.records[1:]])
         with pytest.raises(UserError, match=r"soft_logits costs .* run first: profile it"):
-            choose(mine, screened, work, stale, "profile it")
+            check_costs(mine, screened, stale, "profile it")
     (choice,) = expand_chosen(mine, named, work, extend=False).plan.choices
     assert set(choice["finalists"]) == {"soft_logits", "rkd", "student (epochs_factor=1.5)"}
     assert choice["screened"]["fsp"]["cost"] == 3.0

@@ -61,8 +61,6 @@ def lesson(monkeypatch) -> Iterator[TeacherBatch]:
         assert loss.device == CUDA
         return [torch.zeros_like(parameter) for parameter in parameters]
 
-    # torch looks for devices once; threads for this one would forbid `malformed` to fork.
-    torch.ones(1, requires_grad=True).backward()
     monkeypatch.setattr(nn.Module, "to", move)
     monkeypatch.setattr(torch.autograd, "grad", grad)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: grad(loss, []))

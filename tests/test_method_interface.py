@@ -24,6 +24,7 @@ DISTIL = Stage(name="distil", share=1.0, transfer=squared_gap, taps=("logits",))
     [
         {"transfer": lambda pair, connector: pair.labels.zero_()},
         {"transfer": lambda pair, connector: torch.set_grad_enabled(False)},
+        {"transfer": lambda pair, connector: setattr(torch.backends.mkldnn, "enabled", False)},
         {"clean": True, "prepare": lambda connector, view: view.logits.zero_()},
     ],
 )

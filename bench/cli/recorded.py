@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bench.cli.options import command_of
 from bench.cli.terminal import say, width
-from bench.cost.costs import FILE, Costs, read_costs
+from bench.cost.costs import FILE, Costs, costs_of, read_costs
 from bench.faults import DamagedError, UserError
 from bench.launch.leases import BusyError, Leases
 from bench.launch.mirroring import how_to_send, send_records, sole_mirror
@@ -125,12 +125,12 @@ def _fetch(work: WorkDir, grid: str, origin: str, command: str) -> Results:
         mirror = Mirror(work.root, grid)
         text = mirror.read_file(FILE)
         return *mirror.fetch(), Costs() if text is None else Costs.from_json(text)
-    costs = read_costs(work.grid(grid) / FILE)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), mended_by(command):
         plan = Plan.read(work.plan(grid))
+        costs = costs_of(work, grid, plan.config.get("part_of", ""))
         return plan, work.store.read_all(plan.cell_ids()), costs
     try:
-        return *read_archive(work.grid(grid) / ARCHIVE), costs
+        return *read_archive(work.grid(grid) / ARCHIVE), costs_of(work, grid)
     except OSError:
         raise UserError(f"no results of grid {grid!r} under {work.root}; run: {command}") from None
 

@@ -15,7 +15,7 @@ from bench.cli.options import command_of
 from bench.cli.recorded import asked_grid, fetch_results, note_origin, render, try_to_send
 from bench.cli.terminal import say
 from bench.code_version import provenance
-from bench.cost.costs import FILE, Costs, read_costs
+from bench.cost.costs import Costs, costs_of
 from bench.data.sources import Library
 from bench.decide.records import pairs_of
 from bench.expansion import Expansion
@@ -101,10 +101,7 @@ class TrainingCommand:
         self.work, self.grid = WorkDir(options.work_dir), grid or asked_grid(options)
         # What a dry run prints begins with the total: its progress is no part of it.
         self.console = Console(soft_wrap=True, stderr=options.dry_run)
-        self.costs = (
-            read_costs(self.work.grid(self.grid.name) / FILE),
-            command_of(options, "profile"),
-        )
+        self.costs = costs_of(self.work, self.grid.name, self.grid.part_of)
         self.cluster, self.device = None, options.device
         if options.launcher == "ray":  # whose nodes have devices of their own
             how = options.workers, options.gpus_per_job, options.device, options.threads
@@ -135,8 +132,8 @@ class TrainingCommand:
     def expand(self, grid: Grid) -> Expansion:
         """The cells of a grid, as far as finalists are chosen; UserError if one cannot run."""
         fingerprint, extend = self.library.fingerprint, self.options.extend
-        check_costs(grid, *self.costs)
         expansion = expand_chosen(grid, fingerprint, self.work, extend)
+        check_costs(grid, expansion, self.costs, command_of(self.options, "profile"))
         if waiting := self.unfinished(expansion):
             check_cells(waiting, self.library.read)
             import_weights(waiting, grid.weights_files(), self.library.read, self.work.store)
@@ -218,7 +215,10 @@ def _train(
         outcome = train(expansion, phase=phase)
         # On a cluster the driver chooses the finalists, and starts the nodes again.
         chooses = phase == "screening" and not as_node
-        if chooses and choose(grid, expansion, command.work, *command.costs):
+        if chooses and unfinished(expansion.cells.values(), command.work.store, False):
+            # What was killed is trained once more, so that it can be chosen.
+            outcome = outcome.then(train(expansion, phase=phase, retry_failed=False))
+        if chooses and choose(grid, expansion, command.work, command.costs):
             expansion = command.expand(grid)
             outcome = outcome.then(train(expansion, phase="confirming"))
         return outcome, expansion

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from bench.faults import DamagedError, UserError
-from bench.record import FINISHED, Plan, Record, Sealed
+from bench.record import FINISHED, Plan, Record, Sealed, WorkDir
 
 FILE = "cost.json"
+RECIPE = ("optimiser", "budget")  # of the recipe's fields, those that the conditions tell, too
 MIB = 2**20
 WHERE = ("device", "threads", "precision", "batch")
 """The conditions under which costs are compared. Tables state all others."""
@@ -152,7 +153,8 @@ class CostRecord:
 
     def fits(self, cell: Mapping[str, Any]) -> bool:
         """Whether it was measured under a cell's settings, as far as both tell them."""
-        was: dict[str, Any] = {"batch_size": self.conditions.get("batch")}
+        was = {name: self.conditions.get(name) for name in ("precision", "deterministic", *RECIPE)}
+        was |= {"batch_size": self.conditions.get("batch")}
         if self.method != "student":  # which is measured for one step, however long it trains
             was |= {"epochs": self.epochs or None, "hyperparameters": self.hyperparameters}
         now = {**cell, **cell.get("recipe", {})}
@@ -191,6 +193,11 @@ class Costs(Sealed):
         """These costs and newer ones, which replace those of the same place and row."""
         both = (*self.records, *newer.records)
         return type(self)(list({(*record.place, record.label): record for record in both}.values()))
+
+
+def costs_of(work: WorkDir, grid: str, whole: str = "") -> Costs:
+    """What was profiled of a grid, or else of the whole one that it is a part of."""
+    return read_costs(work.grid(grid) / FILE) or read_costs(work.grid(whole or grid) / FILE)
 
 
 def read_costs(path: Path) -> Costs:

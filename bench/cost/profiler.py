@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.cost.costs import (
+    RECIPE,
     CostRecord,
     Costs,
     Quartiles,
@@ -210,6 +211,7 @@ def _shared_fields(
             "precision": workload.precision,
             "deterministic": workload.deterministic,
             "batch": workload.recipe.batch_size,
+            **workload.recipe.model_dump(include={*RECIPE}),
             "image_shape": list(workload.image_shape),
             "classes": workload.classes,
             "train_images": how.train_images,

@@ -93,7 +93,10 @@ def run_job(
 
     with plugged(config.plugins), torch.enable_grad():
         torch.set_num_threads(config.threads)
-        torch.set_default_dtype(torch.float32)  # whatever the method of an earlier job has set
+        # Whatever the method of an earlier job has set.
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.backends.mkldnn.enabled = True
         device, cell = pick_device(config.device), job.cells[0]
         store = Store(config.store, lambda cell_id: cell_id in held and check_held(held[cell_id]))
         set_numerics(cell, device)

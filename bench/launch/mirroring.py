@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 
-from bench.cost.costs import FILE as COSTS
-from bench.cost.costs import read_costs
+from bench.cost.costs import costs_of
 from bench.decide.records import numbers_of_cells
 from bench.faults import UserError
 from bench.launch.leases import BusyError, Leases
@@ -54,7 +53,7 @@ def send_records(
     stopped: Callable[[], bool] = lambda: False,
 ) -> int:
     """Sends what the mirror lacks, with gains and costs; returns the number of records sent."""
-    costs = read_costs(work.grid(plan.name) / COSTS).of_plan(plan, records)
+    costs = costs_of(work, plan.name, plan.config.get("part_of", "")).of_plan(plan, records)
     numbers = numbers_of_cells(plan, records, costs)
     return mirror.send(plan, work.store, numbers, records, stopped)
 

@@ -65,18 +65,24 @@ def _was_extended(path: Path) -> bool:
     return any(row.phase == EXTENSION for row in rows)
 
 
-def check_costs(grid: Grid, costs: Costs, command: str) -> None:
+def check_costs(grid: Grid, expansion: Expansion, costs: Costs, command: str) -> None:
     """UserError if a grid limits costs, and a row's are not measured; the command does that."""
-    known = {record.label for record in costs.records}
-    dear = [row.label for row in grid.rows if row.finalist and row.name != BASELINE]
-    if grid.screens and grid.max_cost is not None and (unknown := sorted({*dear} - known)):
-        raise UserError(
-            f"max_cost: {grid.max_cost:g}, but what {unknown[0]} costs under its settings is not "
-            f"measured; run first: {command}"
-        )
+    if not grid.screens or grid.max_cost is None:
+        return
+    for pair, rows in group_by_pair(expansion.plan).items():
+        known = {c.label: c for c in costs.of_pair(pair.data, pair.teacher, pair.student)}
+        for row in rows:
+            if row.role != "method" or row.method == BASELINE or not row.finalist:
+                continue
+            found = known.get(row.label)
+            if found is None or not found.fits(expansion.cells[row.cell_id].resolved()):
+                raise UserError(
+                    f"max_cost: {grid.max_cost:g}, but what {row.label} costs for {pair.title} "
+                    f"under its settings is not measured; run first: {command}"
+                )
 
 
-def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs, command: str) -> bool:
+def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs) -> bool:
     """Chooses the finalists of each pair by its screened rows, unless another command did.
 
     False, and nothing is written, while what ended from outside leaves a pair without finalists.
@@ -84,9 +90,7 @@ def choose(grid: Grid, expansion: Expansion, work: WorkDir, costs: Costs, comman
     assert isinstance(grid.seeds, Design)
     plan, again = expansion.plan, unfinished(expansion.cells.values(), work.store, False)
     records = work.store.read_all(plan.cell_ids())
-    costs = costs.of_plan(plan, records)
-    check_costs(grid, costs, command)
-    pairs = pairs_of(plan, records, costs)
+    pairs = pairs_of(plan, records, costs.of_plan(plan, records))
     rule, choices, lost = (grid.seeds.finalists, grid.max_cost), [], {cell.id for cell in again}
     chosen = {pair: choose_finalists(found, *rule) for pair, found in pairs.items()}
     for pair, rows in group_by_pair(plan).items():

@@ -111,7 +111,9 @@ class Cohort:
         """How often torch has written to what all students read, and its settings."""
         clean = self.teacher.clean.values() if self.teacher else ()
         writes = sum(x._version for x in (*self._batch, *clean))
-        return writes, torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+        kinds = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+        numerics = torch.get_deterministic_debug_mode(), torch.backends.mkldnn.enabled
+        return writes, *kinds, *numerics, torch.get_num_threads()
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         if is_out_of_memory(error) or is_device_lost(error):
