@@ -404,6 +404,7 @@ def test_teacher_and_student_must_have_the_same_classes():
         ({"transfer_weight": lambda p: math.nan}, "transfer_weight is nan"),
         ({"clean": True, "keep": lambda v, y: Selection(y >= 0, {"y": y})}, r"Selection\.details"),
         ({"watch": lambda p, c: {"test_accuracy": 1.0}}, "'test_accuracy' .*; rename it"),
+        ({"watch": lambda p, c: {"a//b": 1.0}}, "'a//b' .*; rename it"),
         ({"merge": lambda a, b, e: Merged(a, {"task_loss": a[0].sum()})}, "'task_loss' .*; rename"),
     ],
 )

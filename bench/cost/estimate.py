@@ -167,8 +167,8 @@ class Estimate:
         data = self._read(cell.data)
         open_it = partial(open_stream, cell, data, self._device)
         opening, stream = self._time(open_it), open_it()
-        batches = stream.train.epoch(0)
-        making = min(self._time(partial(next, batches, None)) for _ in range(STEPS))
+        batches, few = stream.train.epoch(0), range(min(STEPS, len(stream.train)))
+        making = min(self._time(partial(next, batches)) for _ in few)
         workload = Workload(
             classes=stream.classes,
             image_shape=stream.image_shape,

@@ -5,6 +5,7 @@ optimiser and schedule per stage, the reduction and weighting of losses, and the
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -37,6 +38,8 @@ from bench.train.objective import Losses, Objective, weigh
 from bench.train.optim import SplitMomentum, get_momenta, learning_rate, make_optimiser, set_momenta
 from bench.train.stream import StudentBatch
 from bench.train.teacher import Teacher
+
+CURVE = re.compile(r"\w[\w .-]*(/\w[\w .-]*)*")  # a name that MLflow takes
 
 CleanView = Callable[[Sequence[str]], View]
 """Taps -> the teacher's view of the whole training set without augmentation."""
@@ -137,8 +140,10 @@ class Student:
         found["test_accuracy"] = test_accuracy() if last or due else None
         found |= self._noted
         own = self._watched | {w: self.sums.mean(f"watched {w}") for w in self.sums.watched}
-        if taken := sorted(own.keys() & {*found, "gradient_cosine"}):
-            raise ValueError(f"{taken[0]!r} is a curve of the engine's; rename it in watch")
+        taken = {*found, "gradient_cosine"}
+        if odd := [name for name in own if name in taken or not CURVE.fullmatch(name)]:
+            text = f"{odd[0]!r} is a curve of the engine's, or no name for one; rename it in watch"
+            raise ValueError(text)
         found |= own
         for name in self.curves | found:
             # Epochs without a point get None.
