@@ -17,16 +17,21 @@ def row_title(label: str) -> str:
     """A row as people say it.
 
     Example:
-        >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
-        ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
+        >>> [row_title(f"student{x}") for x in ("", " (epochs_factor=2)", " (learning_rate=0.4)")]
+        ['no teacher', 'no teacher, 2× epochs', 'no teacher (learning_rate=0.4)']
     """
     longer = re.sub(r"^student \(epochs_factor=([0-9.e+]+)\)$", r"no teacher, \1× epochs", label)
-    return "no teacher" if label == "student" else longer
+    return re.sub(r"^student( \(|$)", r"no teacher\1", longer)
 
 
 def reference_title(label: str) -> str:
     """The row that others are held against, as it reads in a sentence."""
     return "the student alone" if label == "student" else row_title(label)
+
+
+def trained_longer(kind: str, cost: float | None) -> bool:
+    """Whether a row is the student alone for more epochs, whose ratio is then its cost."""
+    return kind == LONGER and cost is not None and cost > 1
 
 
 def guess(accuracy: float, classes: int | None, images: int) -> str:
@@ -42,7 +47,8 @@ class Row:
     """One row of a pair.
 
     Attributes:
-        kind: "reference" (plain student), "longer" (it, trained longer), "method", "ablation".
+        kind: "reference" (plain student), "longer" (it by another recipe, trained longer for one:
+            no teacher), "method", "ablation".
         screening: by the seeds that choose the finalists.
         confirmation: by the seeds that claims rest on; all seeds where rows are trained alike.
         extension: by the seeds of the one second look.

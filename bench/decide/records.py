@@ -91,7 +91,7 @@ def _pair(
         planned, cost = mine[0][0], None if ratio is None else ratio.median
         if planned.method == STUDENT:  # its step is the plain student's
             cost = _epochs(record for _, record in mine) / _epochs(students)
-        kind = _kind(planned, cost)
+        kind = _kind(planned)
         made.append(
             Row(
                 name=label,
@@ -119,12 +119,12 @@ def _pair(
     )
 
 
-def _kind(row: PlanRow, cost: float | None) -> str:
+def _kind(row: PlanRow) -> str:
     if row.role == STUDENT:
         return REFERENCE
     if not row.finalist:
         return ABLATION
-    return LONGER if row.method == STUDENT and cost is not None and cost > 1 else METHOD
+    return LONGER if row.method == STUDENT else METHOD
 
 
 def _series(rows: Iterable[tuple[PlanRow, Record]], phase: str) -> dict[int, float]:
