@@ -90,6 +90,9 @@ def test_what_could_settle_it_is_one_command():
     later = [replace(row, seed=row.seed + 100) for row in rows]
     assert "--seeds 200-" in said((replace(equal[0], rows=later), records))
     assert "settle" not in said(grid({"fsp": -0.02, LONGER: -0.01}))
+    part = replace(plan, config={**plan.config, "narrowed": True, "part_of": "whole"})
+    assert "note: only these rows took part" in said((part, records))
+    assert "settle" not in said((part, records))
 
 
 def test_cells_without_a_result_are_counted_with_the_cure():

@@ -20,7 +20,7 @@ FEW_REACHED = 0.9
 
 
 class Asked(NamedTuple):
-    """The grid that answers are of, if any, and `narrowed`: the rows left by the command line.
+    """The grid that may settle answers, if any, and `narrowed`: the rows left by the command line.
 
     `equal_seeds`: whether no row is screened; `fresh`: from this seed on none was used;
     `not_run`: how many cells; `lacks`: how many have no result, in a sentence; `work_dir`: words
@@ -37,17 +37,17 @@ class Asked(NamedTuple):
 
 
 def asked_of(plan: Plan, records: Mapping[str, Record]) -> Asked:
-    """What a plan's answers are of; where rows were left out, what settles them is the whole."""
+    """What a plan's answers are of; where rows were left out, no command settles them."""
     rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
     narrowed = list(rows) if plan.config.get("narrowed") else ()
-    whole = plan.config.get("part_of") if narrowed else ""
+    grid = "" if narrowed else plan.name
     fresh = 100 * (1 + max((row.seed for row in plan.rows), default=0) // 100)
     cells = [records.get(i) for i in plan.cell_ids()]
     not_run, failed = cells.count(None), sum(r.status == FAILED for r in cells if r)
     why, how = (f" ({failed} failed)", " with --retry-failed") if failed else ("", "")
     lacks = f"without a result: {not_run + failed} of {counted(len(cells), 'cell')}{why}; run the "
     lacks = f"{lacks}grid again{how}." if not_run or failed else ""
-    return Asked(whole or plan.name, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
+    return Asked(grid, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
 
 
 def answer_lines(answer: Answer, asked: Asked) -> list[str]:
