@@ -102,6 +102,9 @@ def test_of_many_students_rows_are_counted():
     lines = said(made(many, screened=True)).splitlines()
     assert len(lines) <= STUDENTS + 1
     assert "rkd is proven for 4 of 4 pairs" in lines[0]
+    lost = {key: 0.6 if key[2] == "rkd" else mean for key, mean in many.items()}
+    text = "it is shown that no finalist gains more than 1.0 points for 4 of 4 pairs."
+    assert text in said(made(lost, screened=True))
 
 
 @pytest.mark.parametrize("means", [{}, {"rkd": 0.7}])

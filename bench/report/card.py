@@ -27,6 +27,7 @@ class Part(NamedTuple):
 
 
 Sentence = list[Part]
+Choice = tuple[str, Part, str]  # the words before a part, and those after it
 Answers = Mapping[PairId, Answer]
 
 
@@ -90,7 +91,7 @@ def sentences(found: Findings) -> list[Sentence]:
     elif len(students) <= STUDENTS:
         said = [_of_student(found, student, mine) for student, mine in students.items()]
     else:
-        said = [_counted(answers)]
+        said = [[Part("By pair: "), *_counted(answers)]]
     return [*said, _before_you_pay(found, answers)]
 
 
@@ -115,23 +116,27 @@ def _at(costs: Iterable[float | None]) -> str:
 
 def _named(answers: Answers, found: Findings) -> Sentence:
     """Which row is named for these pairs, and how sure that is, without gain and cost."""
-    choices = defaultdict[tuple[str, Part, str], list[PairId]](list)
+    choices = defaultdict[Choice, list[PairId]](list)
     for key, answer in answers.items():
-        row, verdict = row_title(answer.named or ""), answer.verdict or ""
-        choice = "", Part(row, verdict), " is the best bet, not proven"
-        if verdict == PROVEN:
-            choice = "", Part(row, verdict), " is proven"
-        elif answer.no_help:
-            choice = "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
-        elif verdict == UNDECIDED:
-            leads = row if _gains(answer) else reference_title(answer.pair.reference.name)
-            choice = "it is ", Part("undecided", verdict), f", {leads} leads"
-        choices[choice].append(key)
+        choices[_choice(answer)].append(key)
     parts: Sentence = []
     for (before, named, said), keys in choices.items():
         where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
         parts += [Part((" and " if parts else "") + before), named, Part(said + where)]
     return parts
+
+
+def _choice(answer: Answer) -> Choice:
+    """Which row is named for a pair, or what is shown or open instead."""
+    row, verdict = row_title(answer.named or ""), answer.verdict or ""
+    if verdict == PROVEN:
+        return "", Part(row, verdict), " is proven"
+    if answer.no_help:
+        return "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
+    if verdict == UNDECIDED:
+        leads = row if _gains(answer) else reference_title(answer.pair.reference.name)
+        return "it is ", Part("undecided", verdict), f", {leads} leads"
+    return "", Part(row, verdict), " is the best bet, not proven"
 
 
 def _gains(answer: Answer) -> bool:
@@ -156,16 +161,15 @@ def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
 
 
 def _counted(answers: Answers) -> Sentence:
-    """Which rows are named how often, where a sentence a student would be too many."""
-    counts = Counter((a.named or "", a.verdict or "") for a in answers.values())
-    order = list(SYMBOLS)
-    ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
+    """What is said of how many pairs, where a sentence a student would be too many."""
+    counts, order = Counter(map(_choice, answers.values())), list(SYMBOLS)
+    ranked = sorted(counts, key=lambda choice: (order.index(choice[1].verdict), -counts[choice]))
     parts: Sentence = []
-    for row, verdict in ranked[:3]:
-        how = {PROVEN: "is proven", BEST_BET: "is the best bet"}.get(verdict, "leads, undecided,")
-        said = f" {how} for {counts[row, verdict]} of {len(answers)} pairs"
-        parts += [Part("; " if parts else ""), Part(row_title(row), verdict), Part(said)]
-    return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
+    for choice in ranked[:3]:
+        before, named, said = choice
+        said += "," * ("," in said) + f" for {counts[choice]} of {len(answers)} pairs"
+        parts += [Part(("; " if parts else "") + before), named, Part(said)]
+    return [*parts, Part("; other answers for the rest." if len(ranked) > 3 else ".")]
 
 
 def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
