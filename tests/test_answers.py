@@ -8,6 +8,7 @@ from summary_grid import finished, row
 
 from bench.cli import main
 from bench.cost.costs import FILE, CostRecord, Costs, Quartiles
+from bench.decide.csv_file import read_csv
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, decide
 from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, SCREENING
@@ -241,6 +242,18 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
     assert "mean gain over 2 pairs" in out
     assert from_csv(path, "--baseline", "vanilla", "--pair", "y") == 0
     assert "x" not in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(("apart", "students"), [(0.0004, 1), (0.0005, 1), (0.01, 2)])
+def test_pairs_with_nearly_the_same_baselines_are_of_one_student(tmp_path, apart, students):
+    lines = [
+        f"{pair},{name},{seed},{0.7 + apart * number + gain + SPREAD[seed]}"
+        for number, pair in enumerate("xy")
+        for name, gain in (("student", 0.0), ("KD", 0.05))
+        for seed in range(6 - number)  # one line of the second is missing
+    ]
+    path = csv_of(tmp_path / "mine.csv", lines, "pair,row,seed,accuracy")
+    assert len({pair.alone for pair in read_csv(path, "student")}) == students
 
 
 @pytest.mark.parametrize(

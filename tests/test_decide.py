@@ -351,7 +351,12 @@ def test_the_best_bet_may_be_another_row_than_the_proven_one() -> None:
 
 def test_equal_seeds_are_decided_over_pairs() -> None:
     pairs = [
-        pair(student(above(x, 0)), row("a", above(0.02 + 3 * x)), row("b", above(x, 3)))
+        pair(
+            student(above(x, 0)),
+            row("a", above(0.02 + 3 * x)),
+            row("b", above(x, 3)),
+            alone=(f"{x}",),
+        )
         for x in (0, 0.001, 0.002, 0.003)
     ]
     found = decide(pairs, Question(equal_seeds=True))
@@ -359,7 +364,9 @@ def test_equal_seeds_are_decided_over_pairs() -> None:
     error = stats.sem([0.020, 0.022, 0.024, 0.026])  # of what a gains for each student
     expected = (0.023, *stats.t.interval(0.95, 3, 0.023, error))
     assert found.overall[0].gain[:3] == pytest.approx(expected)
-    # Pairs of one student are one piece of evidence, averaged by seed.
+    # Pairs of one student are one piece of evidence, averaged by seed; equal ones may be two.
+    two = [replace(pairs[0], alone=(name,)) for name in "ab"]
+    assert {o.gain.n for o in decide(two, Question(equal_seeds=True)).overall} == {2}
     again = decide(pairs * 2, Question(equal_seeds=True))
     assert [o.gain for o in again.overall] == [o.gain for o in found.overall]
     assert {(o.pairs, o.gain.n) for o in again.overall} == {(8, 4)}

@@ -3,18 +3,20 @@
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from bench.cell import Spec
-from bench.decide.evidence import METHOD, REFERENCE, Pair, Row
+from bench.decide.evidence import METHOD, REFERENCE, Pair, Row, Series
 from bench.design import CONFIRMATION, EXTENSION, SCREENING
 from bench.faults import UserError, one_line
 
 NEEDED = ("row", "seed", "accuracy")
 OPTIONAL = ("pair", "cost", "phase")
+ROUNDED = 0.0005  # accuracies of one training may be written with three digits
 
 
 class Line(Spec):
@@ -36,12 +38,13 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
     Columns are "row", "seed" and "accuracy" in [0, 1]; optional "pair", "cost" (the whole training
     over the baseline's, equal in all lines of a row) and "phase" (of `bench.design`). Without a
     phase all seeds count alike, and every row is a finalist. Gains are over the row `baseline`.
+    Pairs whose baselines differ by `ROUNDED` at most, at every seed of both, are of one student.
     UserError names the file, the line and what was wanted.
     """
     found: dict[str, dict[str, list[Line]]] = {}
     for line in _read(path):
         found.setdefault(line.pair, {}).setdefault(line.row, []).append(line)
-    made = []
+    made, alone = [], dict[str, Series]()
     for name, lines in found.items():
         if baseline not in lines:
             raise UserError(
@@ -52,8 +55,20 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
         if not any(row.finalist for row in rows):
             wanted = f"to hold against {baseline!r}; wanted one in no phase or in {CONFIRMATION}"
             raise UserError(f"{path}: pair {name} has no row {wanted}")
-        made.append(Pair(name=name, rows=rows, test_images=0))
+        pair = Pair(name=name, rows=rows, test_images=0)
+        made.append(replace(pair, alone=(_student(name, pair.student.every_seed, alone),)))
     return made
+
+
+def _student(pair: str, mine: Series, alone: dict[str, Series]) -> str:
+    """The first pair of this student; `alone`, the accuracies of each, grows by the pair's own."""
+    for first, known in alone.items():
+        apart = [abs(known[seed] - mine[seed]) for seed in known.keys() & mine.keys()]
+        if apart and round(max(apart), 9) <= ROUNDED:
+            pair = first
+            break
+    alone[pair] = {**mine, **alone.get(pair, {})}
+    return pair
 
 
 def _read(path: Path) -> list[Line]:

@@ -114,6 +114,7 @@ class Pair:
         teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
         classes: how many there are; None where unknown.
         teachers: seed -> the teacher it was trained with; None where there is one for all.
+        alone: what trained the plain student; equal for pairs that share it, empty for no others.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Pair:
     teacher_accuracy: float | None = None
     classes: int | None = None
     teachers: Mapping[int, str] | None = None
+    alone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses a pair without exactly one plain student, or with two rows of a name."""

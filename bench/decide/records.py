@@ -116,6 +116,7 @@ def _pair(
         teacher_accuracy=fmean(accuracies) if accuracies else None,
         classes=round(classes) if (classes := students[0].final.get("classes")) else None,
         teachers={row.seed: row.teacher_id for row, _ in finished if row.role == STUDENT},
+        alone=tuple(row.cell_id for row in rows if row.role == STUDENT),
     )
 
 
