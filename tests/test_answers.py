@@ -240,6 +240,7 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
     assert from_csv(path, "--baseline", "vanilla") == 0
     out = capsys.readouterr().out
     assert "mean gain over 2 pairs" in out
+    assert "KD: +5.0 points, not proven" in out  # without a spread, and over students
     assert from_csv(path, "--baseline", "vanilla", "--pair", "y") == 0
     assert "x" not in capsys.readouterr().out.split()
 

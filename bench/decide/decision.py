@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
-from bench.decide.evidence import METHOD, Pair, Row, row_title, trained_longer
+from bench.decide.evidence import METHOD, Pair, Row, row_title
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -193,9 +193,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
 def _longer_family(pair: Pair) -> Family:
     """Methods against the student trained longer; of several, the best one confirmed."""
-    longer = [
-        row for row in pair.finalists if trained_longer(row.kind, row.cost) and row.confirmation
-    ]
+    longer = [row for row in pair.finalists if row.longer and row.confirmation]
     if not longer:
         return Family(pair.student, ())
     best = max(longer, key=lambda row: fmean(row.confirmation.values()))
@@ -231,7 +229,7 @@ def _answer(
         excluded={row: why for row, why in limits.items() if why},
         exploratory=asked.equal_seeds and pairs > 1,
         recipe_too_short=pair.reference is pair.student
-        and any(trained_longer(r.kind, r.cost) and r.name in proven for r in pair.finalists),
+        and any(row.longer and row.name in proven for row in pair.finalists),
     )
     if problem := _problem(answer):
         return replace(answer, problem=problem)

@@ -29,11 +29,6 @@ def reference_title(label: str) -> str:
     return "the student alone" if label == "student" else row_title(label)
 
 
-def trained_longer(kind: str, cost: float | None) -> bool:
-    """Whether a row is the student alone for more epochs, whose ratio is then its cost."""
-    return kind == LONGER and cost is not None and cost > 1
-
-
 def guess(accuracy: float, classes: int | None, images: int) -> str:
     """A sentence if a teacher's accuracy is within two standard errors of chance; else empty."""
     chance = 1 / classes if classes and images else 0.0
@@ -86,6 +81,11 @@ class Row:
     def nameable(self) -> bool:
         """Whether an answer may name it: neither the plain student nor a control."""
         return self.kind in (LONGER, METHOD)
+
+    @property
+    def longer(self) -> bool:
+        """Whether it is the student alone for more epochs, whose ratio is its cost."""
+        return self.kind == LONGER and self.cost is not None and self.cost > 1
 
     def too_dear(self, max_cost: float | None) -> str:
         """How it exceeds a limit on cost; empty if it does not."""

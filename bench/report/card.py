@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import reference_title, row_title, trained_longer
+from bench.decide.evidence import reference_title, row_title
 from bench.design import PairId
 from bench.report.answers import asked_of, cautions, no_help_text
 from bench.report.results import Findings, remarks, summary_section
@@ -175,13 +175,9 @@ def _counted(answers: Answers) -> Sentence:
 def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     """What the same time buys without a teacher, and whether a method is proven to beat that."""
     lead, lines = "Before you pay for a teacher: ", found.overall_lines
-    gains = [(x.gain.mean, x.label) for x in lines if trained_longer(x.kind, x.cost) and x.gain]
-    rows = [
-        (answer, row.name)
-        for answer in answers.values()
-        for row in answer.pair.rows
-        if trained_longer(row.kind, row.cost)
-    ]
+    rows = [(a, row.name) for a in answers.values() for row in a.pair.rows if row.longer]
+    names = {row for _, row in rows}
+    gains = [(line.gain.mean, line.label) for line in lines if line.gain and line.label in names]
     claims = [answer.claim(row) for answer, row in rows]
     gains = gains or [(claim.gain.mean, claim.row) for claim in claims if claim and claim.gain]
     if not gains:

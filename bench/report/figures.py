@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from bench.cost.costs import CostRecord
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED
-from bench.decide.evidence import LONGER, METHOD, REFERENCE, row_title, trained_longer
+from bench.decide.evidence import LONGER, METHOD, REFERENCE, row_title
 from bench.record import Record
 from bench.report.groups import Group
 from bench.report.results import IN_THE_RACE, Line
@@ -264,8 +264,8 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
         Spot(line, mark_of(line, strong), x.at(cost), y.at(gain.mean), gain)
         for line, cost, gain in ((student, 1.0, zero), *shown)
     ]
-    teacherless = [(s.x, s.y) for s in spots if trained_longer(s.line.kind, s.line.cost)]
-    longer = sorted([(spots[0].x, spots[0].y), *teacherless])
+    alone = [s for s in spots if s.line.kind == LONGER and s.x > spots[0].x]
+    longer = sorted((s.x, s.y) for s in (spots[0], *alone))
     return GainCost(_labelled(spots, y, longer), longer, x, y)
 
 

@@ -140,10 +140,7 @@ def forms_of(
             where = [phase for phase, end in ends.items() if end == position]
             for phase in where:
                 phases[phase][row] = harness
-            about = {
-                "share": stage.share,
-                "held_mib": harness.trained_bytes(workload.images) / 2**20,
-            }
+            about = {"share": stage.share, "held_mib": harness.trained_bytes(workload.images) / 2**20}
             form = partial(Form, row, stage.name)
             forms.append(form("harness", where, numerics, harness.step, about))
             for name, plan in plans.items():
