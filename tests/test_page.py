@@ -151,9 +151,12 @@ def test_tables_have_row_headers_captions_and_figures_say_what_they_show(page):
 
 def test_equal_records_give_equal_bytes(built, tmp_path):
     plan, records = hostile()
-    (tmp_path / "published.csv").touch()  # of an earlier state
+    stale = [tmp_path / "published.csv", tmp_path / "figures" / "curves_gone.svg"]
+    stale[1].parent.mkdir()
+    for path in stale:  # of an earlier state
+        path.touch()
     build(findings(plan, dict(reversed(records.items())), costs()), tmp_path / "store", tmp_path)
-    assert not (tmp_path / "published.csv").exists()
+    assert not any(path.exists() for path in stale)
     for path in built.rglob("*"):
         if path.is_file():
             assert (tmp_path / path.relative_to(built)).read_bytes() == path.read_bytes(), path.name
