@@ -203,6 +203,17 @@ def test_the_command_refuses_in_one_line(work, capsys, words, said):
     assert not shown.out
 
 
+def test_a_pair_without_a_finished_student_is_named_with_the_cure(work, capsys):
+    path = WorkDir(work).plan("won")
+    plan = Plan.read(path)
+    more = [replace(row, student="tiny", cell_id=f"tiny-{row.cell_id}") for row in plan.rows]
+    write_atomically(path, replace(plan, rows=[*plan.rows, *more]).to_json())
+    assert recommend(work) == 0
+    assert "wide → tiny: no plain student has finished" in capsys.readouterr().out
+    assert recommend(work, "--pair", "wide:tiny") == 2
+    assert "without a result: 26 of 52 cells; run the grid again" in capsys.readouterr().err
+
+
 # --- a CSV file from anywhere -------------------------------------------------------------------
 
 

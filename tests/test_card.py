@@ -109,7 +109,10 @@ def test_of_many_students_rows_are_counted():
 
 @pytest.mark.parametrize("means", [{}, {"rkd": 0.7}])
 def test_without_a_student_there_is_no_answer(means):
-    assert said(made(pair("tiny", **means))).startswith("No answer yet")
+    found = made(pair("tiny", **means))
+    assert said(found).startswith("No answer yet")
+    lacks = caution(replace(found, records={}))
+    assert [text[:16] for text in lacks] == ["Without a result"] * len(means)
 
 
 def test_a_recipe_that_is_too_short_is_said():

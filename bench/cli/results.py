@@ -10,11 +10,11 @@ from bench.cli.recorded import asked_results, mended_by, render, send, write
 from bench.cli.terminal import say, width
 from bench.decide.csv_file import read_csv
 from bench.decide.decision import Question, decide
-from bench.decide.records import decide_plan
+from bench.decide.records import decide_plan, group_by_pair
 from bench.faults import UserError, one_line
 from bench.models.files import checksum_file
 from bench.record import digest, write_atomically
-from bench.report.answers import Asked, answer_lines, asked_of, overall_lines, winner
+from bench.report.answers import NO_STUDENT, Asked, answer_lines, asked_of, overall_lines, winner
 from bench.report.results import findings
 from bench.tracking import serve
 
@@ -31,6 +31,7 @@ def tables(options: argparse.Namespace) -> int:
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet: of a grid, or of a CSV file."""
     limits = {"against": options.against or "", "max_cost": options.max_cost}
+    lost: list[tuple[str, str]] = []
     if options.csv is not None:
         if options.methods or options.pairs or options.seeds or options.overrides:
             raise UserError("--csv: --methods, --pairs, --seeds and fields are for grids")
@@ -43,19 +44,22 @@ def recommend(options: argparse.Namespace) -> int:
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
         answers, overall = decide_plan(plan, records, costs, **limits)
-        if not answers:
-            raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
         named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]
+        none = (pair for pair in group_by_pair(plan) if pair not in answers)
+        lost = [(f"{pair.teacher}:{pair.student}", f"{pair.title}: {NO_STUDENT}") for pair in none]
         asked = asked_of(plan, records)._replace(work_dir=work_words(options))
     shown = [answer for name, answer in named if options.pair in (None, name)]
-    if not shown:
-        known = ", ".join(dict.fromkeys(name for name, _ in named))
+    failed = [text for name, text in lost if options.pair in (None, name)]
+    if not shown and not failed:
+        known = ", ".join(dict.fromkeys(name for name, _ in (*named, *lost)))
         raise UserError(f"--pair: no pair {options.pair!r}; it has: {known}")
     if not any(answer.named for answer in shown):
-        problems = dict.fromkeys(f"{answer.pair.name}: {answer.problem}" for answer in shown)
-        raise UserError(f"no answer: {'; '.join(problems)}")
+        problems = [f"{answer.pair.name}: {answer.problem}" for answer in shown] + failed
+        problems += [asked.lacks.rstrip(".")] if asked.lacks else []
+        raise UserError(f"no answer: {'; '.join(dict.fromkeys(problems))}")
     say(overall_lines(overall, options.against or "student") if options.pair is None else [])
     say(line for answer in shown for line in answer_lines(answer, asked))
+    say(f"no answer: {text}" for text in failed)
     if asked.grid and any(answer.settle for answer in shown):
         say(["a command takes the --data-root of the run as well, if it had one"])
     return 0

@@ -19,6 +19,9 @@ FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
 
 
+NO_STUDENT = "no plain student has finished, and gains are over it"
+
+
 class Asked(NamedTuple):
     """The grid that may settle answers, if any, and `narrowed`: the rows left by the command line.
 

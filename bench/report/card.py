@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
 from bench.decide.evidence import reference_title, row_title
 from bench.design import PairId
-from bench.report.answers import asked_of, cautions, no_help_text
+from bench.report.answers import NO_STUDENT, asked_of, cautions, no_help_text
 from bench.report.results import Findings, remarks, summary_section
 from bench.report.tables import to_text
 from bench.report.wording import chance_text, cost_text, gain_text, mean_over, points, range_text
@@ -64,6 +64,8 @@ def pair_lines(found: Findings) -> list[PairLine]:
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
     asked, held = asked_of(found.plan, found.records), defaultdict[str, list[str]](list)
+    if asked.lacks:
+        held[asked.lacks] = []  # without an answer, too
     for key, answer in found.answers.items():
         for text in cautions(answer, asked):
             held[text].append(found.titles[key])
@@ -79,7 +81,7 @@ def sentences(found: Findings) -> list[Sentence]:
     answers = {key: answer for key, answer in found.answers.items() if answer.named}
     if not answers:
         reasons = dict.fromkeys(answer.problem for answer in found.answers.values())
-        why = "; ".join(reasons) or "no plain student has finished, and gains are over it"
+        why = "; ".join(reasons) or NO_STUDENT
         return [[Part(f"No answer yet: {why}.")]]
     order = list(SYMBOLS)
     sure = sorted(answers, key=lambda key: order.index(answers[key].verdict or UNDECIDED))
