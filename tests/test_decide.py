@@ -332,6 +332,8 @@ def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
     assert [claim.row for claim in answer.against_longer] == ["a"]
     assert answer.against_longer[0].proven
     assert answer.teachers.count == 2
+    alone = decide([replace(found, rows=found.rows[:2])]).answers[0]
+    assert (alone.named, alone.teachers) == ("x2", None)
 
 
 def test_another_reference_has_a_family_of_its_own() -> None:
@@ -339,6 +341,9 @@ def test_another_reference_has_a_family_of_its_own() -> None:
     answer = decide([found], Question(against="a")).answers[0]
     assert (answer.pair.reference.name, answer.named) == ("a", "b")
     assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
+    without = replace(found, name="q", rows=(student(BASE), row("b", above(0.04, 2))))
+    some = decide([without, found], Question(against="a")).answers
+    assert [(one.pair.name, one.claims) for one in some] == [("p", answer.claims)]
     with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
         decide([found], Question(against="c"))
 

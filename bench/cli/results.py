@@ -31,28 +31,30 @@ def tables(options: argparse.Namespace) -> int:
 def recommend(options: argparse.Namespace) -> int:
     """Says for each pair what is proven and what is the best bet: of a grid, or of a CSV file."""
     limits = {"against": options.against or "", "max_cost": options.max_cost}
-    lost: list[tuple[str, str]] = []
     if options.csv is not None:
         if options.methods or options.pairs or options.seeds or options.overrides:
             raise UserError("--csv: --methods, --pairs, --seeds and fields are for grids")
         pairs, asked = read_csv(options.csv, one_line(options.baseline or "student")), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, **limits))
-        named, overall = [(a.pair.name, a) for a in found.answers], found.overall
+        answers, overall = decide(pairs, Question(equal_seeds=equal, **limits))
+        names = {pair.name: pair.name for pair in pairs}
     elif options.baseline is not None:
         raise UserError("--baseline is for --csv; rows of a grid are held --against ROW")
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
         answers, overall = decide_plan(plan, records, costs, **limits)
-        named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]
-        none = (pair for pair in group_by_pair(plan) if pair not in answers)
-        lost = [(f"{pair.teacher}:{pair.student}", f"{pair.title}: {NO_STUDENT}") for pair in none]
+        answers = answers.values()
+        names = {pair.title: f"{pair.teacher}:{pair.student}" for pair in group_by_pair(plan)}
         asked = asked_of(plan, records)._replace(work_dir=work_words(options))
-    shown = [answer for name, answer in named if options.pair in (None, name)]
-    failed = [text for name, text in lost if options.pair in (None, name)]
-    if not shown and not failed:
-        known = ", ".join(dict.fromkeys(name for name, _ in (*named, *lost)))
+    titles = [title for title, name in names.items() if options.pair in (None, name)]
+    if not titles:
+        known = ", ".join(dict.fromkeys(names.values()))
         raise UserError(f"--pair: no pair {options.pair!r}; it has: {known}")
+    answered = {answer.pair.name: answer for answer in answers}
+    shown = [answered[title] for title in titles if title in answered]
+    few = f"{options.against!r} or the student alone has no confirmation seeds"
+    why = few if options.against else NO_STUDENT
+    failed = [f"{title}: {why}" for title in titles if title not in answered]
     if not any(answer.named for answer in shown):
         problems = [f"{answer.pair.name}: {answer.problem}" for answer in shown] + failed
         problems += [asked.lacks.rstrip(".")] if asked.lacks else []

@@ -155,14 +155,15 @@ class Decision(NamedTuple):
 
 
 def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
-    """One answer for every pair of a grid, in their order.
+    """One answer for every pair of a grid, in their order, but for those without row `against`.
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
-    row is named, never what is proven. UserError if `against` names no finalist of a pair.
+    row is named, never what is proven. UserError if `against` names no finalist.
     """
     asked = question or Question()
-    pairs = [replace(pair, against=asked.against) for pair in pairs]
+    able = [p for p in pairs if asked.against in ("", *(row.name for row in p.confirmed))]
+    pairs = [replace(pair, against=asked.against) for pair in able or pairs]
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
     families = [Family(pair.reference, pair.finalists) for pair in pairs]
@@ -293,7 +294,7 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
 def _teachers(pair: Pair, named: str | None) -> Teachers | None:
     """How the named row's gain on confirmation seeds depends on the teacher."""
     row = next((row for row in pair.finalists if row.name == named), None)
-    if row is None or pair.teachers is None:
+    if row is None or row.kind != METHOD or pair.teachers is None:
         return None
     accuracies, alone = row.at_look(2), pair.reference.at_look(2)
     gains = defaultdict[str, list[float]](list)

@@ -144,7 +144,7 @@ class Pair:
     @property
     def reference(self) -> Row:
         """The row that gains are over; UserError if it has no confirmation seeds."""
-        known = {row.name: row for row in self._confirmed}
+        known = {row.name: row for row in self.confirmed}
         if (name := self.against or self.student.name) not in known:
             raise UserError(
                 f"{self.name}: got {name!r} to hold the others against, wanted a row with "
@@ -156,10 +156,11 @@ class Pair:
     def finalists(self) -> tuple[Row, ...]:
         """The rows that claims are made about, the plain student too if it is not the reference."""
         reference = self.reference
-        return tuple(row for row in self._confirmed if row is not reference)
+        return tuple(row for row in self.confirmed if row is not reference)
 
     @property
-    def _confirmed(self) -> tuple[Row, ...]:
+    def confirmed(self) -> tuple[Row, ...]:
+        """The plain student and the finalists that an answer may name."""
         return (self.student, *(row for row in self.rows if row.finalist and row.nameable))
 
     @property

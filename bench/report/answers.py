@@ -72,6 +72,8 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
     alone = reference_title(pair.reference.name)
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
+    if answer.exploratory:
+        found.append("every row has the same seeds: claims about a single pair are exploratory.")
     if pair.teacher_fault:
         found.append(pair.teacher_fault)
     if answer.recipe_too_short:
@@ -98,8 +100,6 @@ def caveats(answer: Answer, asked: Asked) -> list[str]:
     found = cautions(answer, asked)
     if answer.pair.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
-    if answer.exploratory:
-        found.append("every row has the same seeds: claims about a single pair are exploratory.")
     teachers = answer.teachers
     if teachers is not None and teachers.count > 1:
         text = f"the claim is for these {teachers.count} teachers"
