@@ -84,8 +84,10 @@ def _read(path: Path) -> list[Line]:
                     raise UserError(f"{path}, line {reader.line_num}: {said}")
     except FileNotFoundError:
         raise UserError(f"--csv: no file {path}") from None
-    except (UnicodeError, csv.Error) as error:
+    except UnicodeError as error:
         raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
     if not found:
         raise UserError(f"{path}: no line of results below the columns' names")
     return list(found.values())

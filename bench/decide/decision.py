@@ -287,7 +287,7 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
     left = extend if answer.pair.look == 1 else 0
     return Settle(
         chance=power(effect, len(gains) + left, SECOND_LOOK / 2 / count) if left else None,
-        seeds=seeds_needed(effect, ALPHA / 2 / count),
+        seeds=seeds_needed(effect, (FIRST_LOOK if extend else ALPHA) / 2 / count),
     )
 
 

@@ -188,7 +188,8 @@ def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
         return [Part(f"{lead}{why}, so its worth is open.")]
     best = max(gains)[1]
     bought = range_text((gain for gain, row in gains if row == best), points)
-    text = f"{lead}the student alone trained for longer ({row_title(best)}) gains {bought} points"
+    how = f"{'changes by' if '-' in bought else 'gains'} {bought} points"
+    text = f"{lead}the student alone trained for longer ({row_title(best)}) {how}"
     beaten = []
     for answer in answers.values():  # of the method of the highest gain
         priced = [(claim.gain.mean, claim.proven) for claim in answer.against_longer if claim.gain]
