@@ -284,6 +284,7 @@ def test_pairs_with_nearly_the_same_baselines_are_of_one_student(tmp_path, apart
         (["student,0,0.9,", "a,0,0.9,-1"], "row,seed,accuracy,cost", "line 3: cost is '-1'"),
         (["student,0,0.9", "", "a,0,nan"], "row,seed,accuracy", "line 4: accuracy is 'nan'"),
         (["student;0;0.9"], "row;seed;accuracy", "between commas"),
+        (["student,0,0.9", '"a"b,0,0.9'], "row,seed,accuracy", "line 3: not CSV"),
         (["student,0,0.9,old"], "row,seed,accuracy", "line 2: 'old' is under no column"),
         (["student,0,0.9,1"], "row,Seed,accuracy,seed", "two columns 'seed'"),
         (["student,0,0.9", "student,1,0.8"], "row,seed,accuracy", "no row to hold against"),

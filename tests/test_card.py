@@ -76,6 +76,8 @@ def test_what_longer_training_buys_is_said_of_claims_alone():
     rows = pair("tiny", student=0.7, longer=0.71, rkd=0.8, fsp=0.85)
     assert "the best method is proven to beat that" in said(made(rows, screened=True))
     assert "is not confirmed" in said(made(rows, screened=True, few=LONGER))
+    worse = said(made(pair("tiny", student=0.7, longer=0.6, rkd=0.75)))
+    assert "2× epochs) changes by -" in worse
     # A student of another recipe is no method: it does not beat longer training for one.
     other = pair("tiny", student=0.7, longer=0.8, rkd=0.75, **{"student (learning_rate=0.2)": 0.9})
     assert "no method is proven to beat that" in said(made(other, screened=True))
