@@ -52,8 +52,7 @@ def recommend(options: argparse.Namespace) -> int:
         raise UserError(f"--pair: no pair {options.pair!r}; it has: {known}")
     answered = {answer.pair.name: answer for answer in answers}
     shown = [answered[title] for title in titles if title in answered]
-    few = f"{options.against!r} or the student alone has no confirmation seeds"
-    why = few if options.against else NO_STUDENT
+    why = f"no confirmation seeds of {options.against!r}" if options.against else NO_STUDENT
     failed = [f"{title}: {why}" for title in titles if title not in answered]
     if not any(answer.named for answer in shown):
         problems = [f"{answer.pair.name}: {answer.problem}" for answer in shown] + failed

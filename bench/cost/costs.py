@@ -183,8 +183,8 @@ class Costs(Sealed):
 
     def of_plan(self, plan: Plan, records: Mapping[str, Record]) -> Self:
         """The costs of its rows but for those of other settings than these were trained with."""
-        known = {(row.data, row.teacher, row.student, row.label) for row in plan.rows}
-        mine = [r for r in self.records if (*r.place[:3], r.label) in known]
+        rows = {(row.data, row.teacher, row.student, row.label) for row in plan.rows}
+        mine = [r for r in self.records if (*r.place[:3], r.label) in rows]
         done = [row for row in plan.rows if row.cell_id in records]
         cells = {(row.student, row.label): records[row.cell_id].cell for row in done}
         return type(self)([r for r in mine if r.fits(cells.get((r.student, r.label), {}))])

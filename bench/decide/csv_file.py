@@ -3,7 +3,6 @@
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,8 +54,9 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
         if not any(row.finalist for row in rows):
             wanted = f"to hold against {baseline!r}; wanted one in no phase or in {CONFIRMATION}"
             raise UserError(f"{path}: pair {name} has no row {wanted}")
-        pair = Pair(name=name, rows=rows, test_images=0)
-        made.append(replace(pair, alone=(_student(name, pair.student.every_seed, alone),)))
+        own = next(row.every_seed for row in rows if row.kind == REFERENCE)
+        first = _student(name, own, alone)
+        made.append(Pair(name=name, rows=rows, test_images=0, alone=(first,)))
     return made
 
 
@@ -65,9 +65,9 @@ def _student(pair: str, mine: Series, alone: dict[str, Series]) -> str:
     for first, known in alone.items():
         apart = [abs(known[seed] - mine[seed]) for seed in known.keys() & mine.keys()]
         if apart and round(max(apart), 9) <= ROUNDED:
-            pair = first
-            break
-    alone[pair] = {**mine, **alone.get(pair, {})}
+            alone[first] = {**mine, **known}
+            return first
+    alone[pair] = mine
     return pair
 
 

@@ -42,8 +42,7 @@ class Row:
     """One row of a pair.
 
     Attributes:
-        kind: "reference" (plain student), "longer" (it by another recipe, trained longer for one:
-            no teacher), "method", "ablation".
+        kind: "reference" (plain student), "longer" (of another recipe), "method", "ablation".
         screening: by the seeds that choose the finalists.
         confirmation: by the seeds that claims rest on; all seeds where rows are trained alike.
         extension: by the seeds of the one second look.

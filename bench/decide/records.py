@@ -36,9 +36,8 @@ def decide_plan(
     """The answers of a grid by pair, and its rows over all pairs; see `question_of`."""
     pairs = pairs_of(plan, records, costs)
     found = decide(list(pairs.values()), question_of(plan, **limits))
-    answers = {answer.pair.name: answer for answer in found.answers}
-    keys = {key: pair.name for key, pair in pairs.items() if pair.name in answers}
-    return {key: answers[name] for key, name in keys.items()}, found.overall
+    keys = {pair.name: key for key, pair in pairs.items()}
+    return {keys[answer.pair.name]: answer for answer in found.answers}, found.overall
 
 
 def question_of(plan: Plan, **limits: Any) -> Question:

@@ -17,8 +17,6 @@ from bench.report.wording import chance_text, cost_text, counted, gain_text, mea
 
 FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
-
-
 NO_STUDENT = "no plain student has finished, and gains are over it"
 
 

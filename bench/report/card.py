@@ -64,8 +64,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
     asked, held = asked_of(found.plan, found.records), defaultdict[str, list[str]](list)
-    if asked.lacks:
-        held[asked.lacks] = []  # without an answer, too
+    held |= {asked.lacks: []} if asked.lacks else {}  # without an answer, too
     for key, answer in found.answers.items():
         for text in cautions(answer, asked):
             held[text].append(found.titles[key])
@@ -165,12 +164,11 @@ def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
 def _counted(answers: Answers) -> Sentence:
     """What is said of how many pairs, where a sentence a student would be too many."""
     counts, order = Counter(map(_choice, answers.values())), list(SYMBOLS)
-    ranked = sorted(counts, key=lambda choice: (order.index(choice[1].verdict), -counts[choice]))
+    ranked = sorted(counts.items(), key=lambda item: (order.index(item[0][1].verdict), -item[1]))
     parts: Sentence = []
-    for choice in ranked[:3]:
-        before, named, said = choice
-        said += "," * ("," in said) + f" for {counts[choice]} of {len(answers)} pairs"
-        parts += [Part(("; " if parts else "") + before), named, Part(said)]
+    for (before, named, said), count in ranked[:3]:
+        often = f"{',' * (',' in said)} for {count} of {len(answers)} pairs"
+        parts += [Part(("; " if parts else "") + before), named, Part(said + often)]
     return [*parts, Part("; other answers for the rest." if len(ranked) > 3 else ".")]
 
 

@@ -26,10 +26,7 @@ LINKS = (("summary.csv", "summary.csv"), ("cells.csv", "cells.csv"), ("LaTeX", "
 
 
 class Panel(NamedTuple):
-    """The figures of one pair, or of the mean over pairs; `sample` is over how many seeds.
-
-    `device` is what its costs were measured on.
-    """
+    """The figures of one pair or of a mean; `sample`: how many seeds, `device`: of the costs."""
 
     title: str
     sample: str
@@ -74,7 +71,7 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
 
 def _panels(found: Findings) -> list[Panel]:
     """The mean over pairs where that is the answer, then every pair."""
-    every, title = [*chain(*cost_groups(found))], f"mean over {mean_over(found.overall)}"
+    title, every = f"mean over {mean_over(found.overall)}", [*chain(*cost_groups(found))]
     panels, shown = [], [(title, found.overall_lines, "", every)]
     for key, answer in found.answers.items():
         lines = found.lines[key]
