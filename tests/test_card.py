@@ -98,8 +98,7 @@ def test_with_equal_seeds_the_mean_over_pairs_comes_first():
 
 
 def test_claims_of_equal_seeds_are_exploratory_without_a_mean_over_pairs_too():
-    rows = {"student": 0.7, "rkd": 0.8}
-    found = made(pair("tiny", **rows) | pair("tiny", "deep", fsp=0.8, student=0.7))
+    found = made(pair("tiny", student=0.7, rkd=0.8) | pair("tiny", "deep", student=0.7, fsp=0.8))
     assert not found.overall
     assert any("exploratory" in text for text in caution(found))
 

@@ -358,14 +358,10 @@ def test_the_best_bet_may_be_another_row_than_the_proven_one() -> None:
 
 def test_equal_seeds_are_decided_over_pairs() -> None:
     pairs = [
-        pair(
-            student(above(x, 0)),
-            row("a", above(0.02 + 3 * x)),
-            row("b", above(x, 3)),
-            alone=(f"{x}",),
-        )
+        pair(student(above(x, 0)), row("a", above(0.02 + 3 * x)), row("b", above(x, 3)))
         for x in (0, 0.001, 0.002, 0.003)
     ]
+    pairs = [replace(one, alone=(f"cell {number}",)) for number, one in enumerate(pairs)]
     found = decide(pairs, Question(equal_seeds=True))
     assert [(o.row, o.proven) for o in found.overall] == [("a", True), ("b", False)]
     error = stats.sem([0.020, 0.022, 0.024, 0.026])  # of what a gains for each student

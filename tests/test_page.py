@@ -18,6 +18,7 @@ from bench.report.page import MOST_BYTES, MOST_WORDS, words
 from bench.report.results import findings
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
+COST = costs().records
 VOID = {"meta", "link", "br", "img", "hr"}
 
 
@@ -163,10 +164,12 @@ def test_equal_records_give_equal_bytes(built, tmp_path):
 
 
 def test_it_names_the_machine_that_its_costs_are_of(tmp_path):
-    old = replace(costs().records[0], conditions={"device": "old"})
-    build(findings(*evidence(pairs=1), Costs([old, *costs().records])), tmp_path, tmp_path)
+    old = replace(COST[0], conditions={"device": "old"})
+    there = [replace(r, teacher="big1", student="small1", conditions=old.conditions) for r in COST]
+    build(findings(*evidence(), Costs([old, *COST, *there])), tmp_path, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "training time on a machine" in text
+    machines = re.findall("training time on (.*?);", text)
+    assert machines[-2:] == ["a machine", "old"]  # of each pair
     assert "Dashed" not in text  # no row is trained longer
 
 
