@@ -8,6 +8,7 @@ from summary_grid import finished, row
 
 from bench.cli import main
 from bench.cost.costs import FILE, CostRecord, Costs, Quartiles
+from bench.decide.csv_file import read_csv
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, decide
 from bench.decide.records import pairs_of, question_of
 from bench.design import CONFIRMATION, SCREENING
@@ -90,6 +91,9 @@ def test_what_could_settle_it_is_one_command():
     later = [replace(row, seed=row.seed + 100) for row in rows]
     assert "--seeds 200-" in said((replace(equal[0], rows=later), records))
     assert "settle" not in said(grid({"fsp": -0.02, LONGER: -0.01}))
+    part = replace(plan, config={**plan.config, "narrowed": True, "part_of": "whole"})
+    assert "note: only these rows took part" in said((part, records))
+    assert "settle" not in said((part, records))
 
 
 def test_cells_without_a_result_are_counted_with_the_cure():
@@ -199,6 +203,17 @@ def test_the_command_refuses_in_one_line(work, capsys, words, said):
     assert not shown.out
 
 
+def test_a_pair_without_a_finished_student_is_named_with_the_cure(work, capsys):
+    path = WorkDir(work).plan("won")
+    plan = Plan.read(path)
+    more = [replace(row, student="tiny", cell_id=f"tiny-{row.cell_id}") for row in plan.rows]
+    write_atomically(path, replace(plan, rows=[*plan.rows, *more]).to_json())
+    assert recommend(work) == 0
+    assert "wide → tiny: no plain student has finished" in capsys.readouterr().out
+    assert recommend(work, "--pair", "wide:tiny") == 2
+    assert "without a result: 26 of 52 cells; run the grid again" in capsys.readouterr().err
+
+
 # --- a CSV file from anywhere -------------------------------------------------------------------
 
 
@@ -236,8 +251,21 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
     assert from_csv(path, "--baseline", "vanilla") == 0
     out = capsys.readouterr().out
     assert "mean gain over 2 pairs" in out
+    assert "KD: +5.0 points, not proven" in out  # without a spread, and over students
     assert from_csv(path, "--baseline", "vanilla", "--pair", "y") == 0
     assert "x" not in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(("apart", "students"), [(0.0004, 1), (0.0005, 1), (0.01, 2)])
+def test_pairs_with_nearly_the_same_baselines_are_of_one_student(tmp_path, apart, students):
+    lines = [
+        f"{pair},{name},{seed},{0.7 + apart * number + gain + SPREAD[seed]}"
+        for number, pair in enumerate("xy")
+        for name, gain in (("student", 0.0), ("KD", 0.05))
+        for seed in range(6 - number)  # one line of the second is missing
+    ]
+    path = csv_of(tmp_path / "mine.csv", lines, "pair,row,seed,accuracy")
+    assert len({pair.alone for pair in read_csv(path, "student")}) == students
 
 
 @pytest.mark.parametrize(
@@ -256,6 +284,7 @@ def test_another_baseline_and_other_pairs(tmp_path, capsys):
         (["student,0,0.9,", "a,0,0.9,-1"], "row,seed,accuracy,cost", "line 3: cost is '-1'"),
         (["student,0,0.9", "", "a,0,nan"], "row,seed,accuracy", "line 4: accuracy is 'nan'"),
         (["student;0;0.9"], "row;seed;accuracy", "between commas"),
+        (["student,0,0.9", '"a"b,0,0.9'], "row,seed,accuracy", "line 3: not CSV"),
         (["student,0,0.9,old"], "row,seed,accuracy", "line 2: 'old' is under no column"),
         (["student,0,0.9,1"], "row,Seed,accuracy,seed", "two columns 'seed'"),
         (["student,0,0.9", "student,1,0.8"], "row,seed,accuracy", "no row to hold against"),

@@ -76,6 +76,11 @@ def test_what_longer_training_buys_is_said_of_claims_alone():
     rows = pair("tiny", student=0.7, longer=0.71, rkd=0.8, fsp=0.85)
     assert "the best method is proven to beat that" in said(made(rows, screened=True))
     assert "is not confirmed" in said(made(rows, screened=True, few=LONGER))
+    worse = said(made(pair("tiny", student=0.7, longer=0.6, rkd=0.75)))
+    assert "2× epochs) changes by -" in worse
+    # A student of another recipe is no method: it does not beat longer training for one.
+    other = pair("tiny", student=0.7, longer=0.8, rkd=0.75, **{"student (learning_rate=0.2)": 0.9})
+    assert "no method is proven to beat that" in said(made(other, screened=True))
 
 
 def test_where_every_row_loses_none_is_recommended():
@@ -92,6 +97,12 @@ def test_with_equal_seeds_the_mean_over_pairs_comes_first():
     assert "exploratory" in second
 
 
+def test_claims_of_equal_seeds_are_exploratory_without_a_mean_over_pairs_too():
+    found = made(pair("tiny", student=0.7, rkd=0.8) | pair("tiny", "deep", student=0.7, fsp=0.8))
+    assert not found.overall
+    assert any("exploratory" in text for text in caution(found))
+
+
 def test_of_many_students_rows_are_counted():
     many = {}
     for name in "abcd":
@@ -99,11 +110,17 @@ def test_of_many_students_rows_are_counted():
     lines = said(made(many, screened=True)).splitlines()
     assert len(lines) <= STUDENTS + 1
     assert "rkd is proven for 4 of 4 pairs" in lines[0]
+    lost = {key: 0.6 if key[2] == "rkd" else mean for key, mean in many.items()}
+    text = "it is shown that no finalist gains more than 1.0 points for 4 of 4 pairs."
+    assert text in said(made(lost, screened=True))
 
 
 @pytest.mark.parametrize("means", [{}, {"rkd": 0.7}])
 def test_without_a_student_there_is_no_answer(means):
-    assert said(made(pair("tiny", **means))).startswith("No answer yet")
+    found = made(pair("tiny", **means))
+    assert said(found).startswith("No answer yet")
+    lacks = caution(replace(found, records={}))
+    assert [text[:16] for text in lacks] == ["Without a result"] * len(means)
 
 
 def test_a_recipe_that_is_too_short_is_said():

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import summary_grid as grid
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -169,6 +170,12 @@ def test_newer_measurements_replace_older_ones_in_their_place():
     elsewhere = replace(newer, conditions={**newer.conditions, "batch": 64})
     merged = COSTS.with_newer(Costs([newer, elsewhere]))
     assert [r.extra_parameters for r in merged.records] == [0, 7, 0, 7]
+
+
+def test_costs_of_a_plan_are_those_of_its_rows():
+    known = grid.cost("rkd", 1.5)
+    gone = [replace(known, student="gone"), replace(known, teacher="gone"), grid.cost("dkd", 1.5)]
+    assert Costs([known, *gone]).of_plan(grid.plan(), grid.records()) == Costs([known])
 
 
 def test_extra_memory_is_that_of_the_costliest_stage():

@@ -286,7 +286,9 @@ def test_nothing_proven_names_the_best_bet_and_what_would_settle_it() -> None:
     assert (answer.verdict, answer.named) == (BEST_BET, "a")
     assert 0 < answer.settle.chance < 1
     assert answer.settle.seeds > 10
-    assert decide([found]).answers[0].settle.chance is None
+    plain = decide([found]).answers[0].settle
+    assert plain.chance is None
+    assert answer.settle.seeds > plain.seeds  # the first look has less than the whole level
 
 
 def test_a_best_bet_that_may_well_be_worse_is_undecided() -> None:
@@ -332,6 +334,8 @@ def test_what_a_recipe_or_a_teacher_lacks_is_said() -> None:
     assert [claim.row for claim in answer.against_longer] == ["a"]
     assert answer.against_longer[0].proven
     assert answer.teachers.count == 2
+    alone = decide([replace(found, rows=found.rows[:2])]).answers[0]
+    assert (alone.named, alone.teachers) == ("x2", None)
 
 
 def test_another_reference_has_a_family_of_its_own() -> None:
@@ -339,6 +343,9 @@ def test_another_reference_has_a_family_of_its_own() -> None:
     answer = decide([found], Question(against="a")).answers[0]
     assert (answer.pair.reference.name, answer.named) == ("a", "b")
     assert {claim.row: claim.proven for claim in answer.claims} == {"student": False, "b": True}
+    without = replace(found, name="q", rows=(student(BASE), row("b", above(0.04, 2))))
+    some = decide([without, found], Question(against="a")).answers
+    assert [(one.pair.name, one.claims) for one in some] == [("p", answer.claims)]
     with pytest.raises(UserError, match=r"got 'c' .*: student, a, b"):
         decide([found], Question(against="c"))
 
@@ -354,12 +361,15 @@ def test_equal_seeds_are_decided_over_pairs() -> None:
         pair(student(above(x, 0)), row("a", above(0.02 + 3 * x)), row("b", above(x, 3)))
         for x in (0, 0.001, 0.002, 0.003)
     ]
+    pairs = [replace(one, alone=(f"cell {number}",)) for number, one in enumerate(pairs)]
     found = decide(pairs, Question(equal_seeds=True))
     assert [(o.row, o.proven) for o in found.overall] == [("a", True), ("b", False)]
     error = stats.sem([0.020, 0.022, 0.024, 0.026])  # of what a gains for each student
     expected = (0.023, *stats.t.interval(0.95, 3, 0.023, error))
     assert found.overall[0].gain[:3] == pytest.approx(expected)
-    # Pairs of one student are one piece of evidence, averaged by seed.
+    # Pairs of one student are one piece of evidence, averaged by seed; equal ones may be two.
+    two = [replace(pairs[0], alone=(name,)) for name in "ab"]
+    assert {o.gain.n for o in decide(two, Question(equal_seeds=True)).overall} == {2}
     again = decide(pairs * 2, Question(equal_seeds=True))
     assert [o.gain for o in again.overall] == [o.gain for o in found.overall]
     assert {(o.pairs, o.gain.n) for o in again.overall} == {(8, 4)}

@@ -18,6 +18,7 @@ from bench.report.page import MOST_BYTES, MOST_WORDS, words
 from bench.report.results import findings
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
+COST = costs().records
 VOID = {"meta", "link", "br", "img", "hr"}
 
 
@@ -151,19 +152,24 @@ def test_tables_have_row_headers_captions_and_figures_say_what_they_show(page):
 
 def test_equal_records_give_equal_bytes(built, tmp_path):
     plan, records = hostile()
-    (tmp_path / "published.csv").touch()  # of an earlier state
+    stale = [tmp_path / "published.csv", tmp_path / "figures" / "curves_gone.svg"]
+    stale[1].parent.mkdir()
+    for path in stale:  # of an earlier state
+        path.touch()
     build(findings(plan, dict(reversed(records.items())), costs()), tmp_path / "store", tmp_path)
-    assert not (tmp_path / "published.csv").exists()
+    assert not any(path.exists() for path in stale)
     for path in built.rglob("*"):
         if path.is_file():
             assert (tmp_path / path.relative_to(built)).read_bytes() == path.read_bytes(), path.name
 
 
 def test_it_names_the_machine_that_its_costs_are_of(tmp_path):
-    old = replace(costs().records[0], conditions={"device": "old"})
-    build(findings(*evidence(pairs=1), Costs([old, *costs().records])), tmp_path, tmp_path)
+    old = replace(COST[0], conditions={"device": "old"})
+    there = [replace(r, teacher="big1", student="small1", conditions=old.conditions) for r in COST]
+    build(findings(*evidence(), Costs([old, *COST, *there])), tmp_path, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "training time on a machine" in text
+    machines = re.findall("training time on (.*?);", text)
+    assert machines[-2:] == ["a machine", "old"]  # of each pair
     assert "Dashed" not in text  # no row is trained longer
 
 

@@ -10,11 +10,11 @@ from bench.cli.recorded import asked_results, mended_by, render, send, write
 from bench.cli.terminal import say, width
 from bench.decide.csv_file import read_csv
 from bench.decide.decision import Question, decide
-from bench.decide.records import decide_plan
+from bench.decide.records import decide_plan, group_by_pair
 from bench.faults import UserError, one_line
 from bench.models.files import checksum_file
 from bench.record import digest, write_atomically
-from bench.report.answers import Asked, answer_lines, asked_of, overall_lines, winner
+from bench.report.answers import NO_STUDENT, Asked, answer_lines, asked_of, overall_lines, winner
 from bench.report.results import findings
 from bench.tracking import serve
 
@@ -36,26 +36,31 @@ def recommend(options: argparse.Namespace) -> int:
             raise UserError("--csv: --methods, --pairs, --seeds and fields are for grids")
         pairs, asked = read_csv(options.csv, one_line(options.baseline or "student")), Asked()
         equal = not any(row.screening for pair in pairs for row in pair.rows)
-        found = decide(pairs, Question(equal_seeds=equal, **limits))
-        named, overall = [(a.pair.name, a) for a in found.answers], found.overall
+        answers, overall = decide(pairs, Question(equal_seeds=equal, **limits))
+        names = {pair.name: pair.name for pair in pairs}
     elif options.baseline is not None:
         raise UserError("--baseline is for --csv; rows of a grid are held --against ROW")
     else:
         _, (plan, records, costs) = asked_results(options, options.origin)
         answers, overall = decide_plan(plan, records, costs, **limits)
-        if not answers:
-            raise UserError(f"grid {plan.name}: no plain student has finished; gains are over it")
-        named = [(f"{pair.teacher}:{pair.student}", answer) for pair, answer in answers.items()]
+        answers = answers.values()
+        names = {pair.title: f"{pair.teacher}:{pair.student}" for pair in group_by_pair(plan)}
         asked = asked_of(plan, records)._replace(work_dir=work_words(options))
-    shown = [answer for name, answer in named if options.pair in (None, name)]
-    if not shown:
-        known = ", ".join(dict.fromkeys(name for name, _ in named))
+    titles = [title for title, name in names.items() if options.pair in (None, name)]
+    if not titles:
+        known = ", ".join(dict.fromkeys(names.values()))
         raise UserError(f"--pair: no pair {options.pair!r}; it has: {known}")
+    answered = {answer.pair.name: answer for answer in answers}
+    shown = [answered[title] for title in titles if title in answered]
+    why = f"no confirmation seeds of {options.against!r}" if options.against else NO_STUDENT
+    failed = [f"{title}: {why}" for title in titles if title not in answered]
     if not any(answer.named for answer in shown):
-        problems = dict.fromkeys(f"{answer.pair.name}: {answer.problem}" for answer in shown)
-        raise UserError(f"no answer: {'; '.join(problems)}")
+        problems = [f"{answer.pair.name}: {answer.problem}" for answer in shown] + failed
+        problems += [asked.lacks.rstrip(".")] if asked.lacks else []
+        raise UserError(f"no answer: {'; '.join(dict.fromkeys(problems))}")
     say(overall_lines(overall, options.against or "student") if options.pair is None else [])
     say(line for answer in shown for line in answer_lines(answer, asked))
+    say(f"no answer: {text}" for text in failed)
     if asked.grid and any(answer.settle for answer in shown):
         say(["a command takes the --data-root of the run as well, if it had one"])
     return 0

@@ -184,10 +184,12 @@ class Costs(Sealed):
         return [r for r in of_pair if r.place == measured.most_common(1)[0][0]]
 
     def of_plan(self, plan: Plan, records: Mapping[str, Record]) -> Self:
-        """These costs but for those of other settings than the rows were trained with."""
+        """The costs of its rows but for those of other settings than these were trained with."""
+        rows = {(row.data, row.teacher, row.student, row.label) for row in plan.rows}
+        mine = [r for r in self.records if (*r.place[:3], r.label) in rows]
         done = [row for row in plan.rows if row.cell_id in records]
         cells = {(row.student, row.label): records[row.cell_id].cell for row in done}
-        return type(self)([r for r in self.records if r.fits(cells.get((r.student, r.label), {}))])
+        return type(self)([r for r in mine if r.fits(cells.get((r.student, r.label), {}))])
 
     def with_newer(self, newer: Self) -> Self:
         """These costs and newer ones, which replace those of the same place and row."""

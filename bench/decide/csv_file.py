@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from bench.cell import Spec
-from bench.decide.evidence import METHOD, REFERENCE, Pair, Row
+from bench.decide.evidence import METHOD, REFERENCE, Pair, Row, Series
 from bench.design import CONFIRMATION, EXTENSION, SCREENING
 from bench.faults import UserError, one_line
 
 NEEDED = ("row", "seed", "accuracy")
 OPTIONAL = ("pair", "cost", "phase")
+ROUNDED = 0.0005  # accuracies of one training may be written with three digits
 
 
 class Line(Spec):
@@ -36,12 +37,13 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
     Columns are "row", "seed" and "accuracy" in [0, 1]; optional "pair", "cost" (the whole training
     over the baseline's, equal in all lines of a row) and "phase" (of `bench.design`). Without a
     phase all seeds count alike, and every row is a finalist. Gains are over the row `baseline`.
+    Pairs whose baselines differ by `ROUNDED` at most, at every seed of both, are of one student.
     UserError names the file, the line and what was wanted.
     """
     found: dict[str, dict[str, list[Line]]] = {}
     for line in _read(path):
         found.setdefault(line.pair, {}).setdefault(line.row, []).append(line)
-    made = []
+    made, alone = [], dict[str, Series]()
     for name, lines in found.items():
         if baseline not in lines:
             raise UserError(
@@ -52,8 +54,21 @@ def read_csv(path: Path, baseline: str) -> list[Pair]:
         if not any(row.finalist for row in rows):
             wanted = f"to hold against {baseline!r}; wanted one in no phase or in {CONFIRMATION}"
             raise UserError(f"{path}: pair {name} has no row {wanted}")
-        made.append(Pair(name=name, rows=rows, test_images=0))
+        own = next(row.every_seed for row in rows if row.kind == REFERENCE)
+        first = _student(name, own, alone)
+        made.append(Pair(name=name, rows=rows, test_images=0, alone=(first,)))
     return made
+
+
+def _student(pair: str, mine: Series, alone: dict[str, Series]) -> str:
+    """The first pair of this student; `alone`, the accuracies of each, grows by the pair's own."""
+    for first, known in alone.items():
+        apart = [abs(known[seed] - mine[seed]) for seed in known.keys() & mine.keys()]
+        if apart and round(max(apart), 9) <= ROUNDED:
+            alone[first] = {**mine, **known}
+            return first
+    alone[pair] = mine
+    return pair
 
 
 def _read(path: Path) -> list[Line]:
@@ -69,8 +84,10 @@ def _read(path: Path) -> list[Line]:
                     raise UserError(f"{path}, line {reader.line_num}: {said}")
     except FileNotFoundError:
         raise UserError(f"--csv: no file {path}") from None
-    except (UnicodeError, csv.Error) as error:
+    except UnicodeError as error:
         raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
     if not found:
         raise UserError(f"{path}: no line of results below the columns' names")
     return list(found.values())

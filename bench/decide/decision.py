@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.decide.best_bet import DRAWS, Chance, chances, still_in_the_race
-from bench.decide.evidence import LONGER, METHOD, Pair, Row, row_title
+from bench.decide.evidence import METHOD, Pair, Row, row_title
 from bench.decide.proof import (
     FIRST_LOOK,
     SECOND_LOOK,
@@ -155,14 +155,15 @@ class Decision(NamedTuple):
 
 
 def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
-    """One answer for every pair of a grid, in their order.
+    """One answer for every pair of a grid, in their order, but for those without row `against`.
 
     All claims rest on the confirmation seeds; what is believed, on all seeds. The families of
     tests span the whole grid, so leave out no pair that was trained. A limit on cost changes which
-    row is named, never what is proven. UserError if `against` names no finalist of a pair.
+    row is named, never what is proven. UserError if `against` names no finalist.
     """
     asked = question or Question()
-    pairs = [replace(pair, against=asked.against) for pair in pairs]
+    able = [p for p in pairs if asked.against in ("", *(row.name for row in p.confirmed))]
+    pairs = [replace(pair, against=asked.against) for pair in able or pairs]
     twice = asked.extend or any(pair.look == 2 for pair in pairs)
     alphas = (FIRST_LOOK, SECOND_LOOK) if twice else (ALPHA,)
     families = [Family(pair.reference, pair.finalists) for pair in pairs]
@@ -193,7 +194,7 @@ def decide(pairs: Sequence[Pair], question: Question | None = None) -> Decision:
 
 def _longer_family(pair: Pair) -> Family:
     """Methods against the student trained longer; of several, the best one confirmed."""
-    longer = [row for row in pair.finalists if row.kind == LONGER and row.confirmation]
+    longer = [row for row in pair.finalists if row.longer and row.confirmation]
     if not longer:
         return Family(pair.student, ())
     best = max(longer, key=lambda row: fmean(row.confirmation.values()))
@@ -229,7 +230,7 @@ def _answer(
         excluded={row: why for row, why in limits.items() if why},
         exploratory=asked.equal_seeds and pairs > 1,
         recipe_too_short=pair.reference is pair.student
-        and any(row.kind == LONGER and row.name in proven for row in pair.finalists),
+        and any(row.longer and row.name in proven for row in pair.finalists),
     )
     if problem := _problem(answer):
         return replace(answer, problem=problem)
@@ -286,14 +287,14 @@ def _settle(answer: Answer, gains: Sequence[float], extend: int, count: int) -> 
     left = extend if answer.pair.look == 1 else 0
     return Settle(
         chance=power(effect, len(gains) + left, SECOND_LOOK / 2 / count) if left else None,
-        seeds=seeds_needed(effect, ALPHA / 2 / count),
+        seeds=seeds_needed(effect, (FIRST_LOOK if extend else ALPHA) / 2 / count),
     )
 
 
 def _teachers(pair: Pair, named: str | None) -> Teachers | None:
     """How the named row's gain on confirmation seeds depends on the teacher."""
     row = next((row for row in pair.finalists if row.name == named), None)
-    if row is None or pair.teachers is None:
+    if row is None or row.kind != METHOD or pair.teachers is None:
         return None
     accuracies, alone = row.at_look(2), pair.reference.at_look(2)
     gains = defaultdict[str, list[float]](list)

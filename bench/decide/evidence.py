@@ -17,11 +17,11 @@ def row_title(label: str) -> str:
     """A row as people say it.
 
     Example:
-        >>> [row_title(x) for x in ("student", "student (epochs_factor=2)", "fitnet (stage2=ce)")]
-        ['no teacher', 'no teacher, 2× epochs', 'fitnet (stage2=ce)']
+        >>> [row_title(f"student{x}") for x in ("", " (epochs_factor=2)", " (learning_rate=0.4)")]
+        ['no teacher', 'no teacher, 2× epochs', 'no teacher (learning_rate=0.4)']
     """
     longer = re.sub(r"^student \(epochs_factor=([0-9.e+]+)\)$", r"no teacher, \1× epochs", label)
-    return "no teacher" if label == "student" else longer
+    return re.sub(r"^student( \(|$)", r"no teacher\1", longer)
 
 
 def reference_title(label: str) -> str:
@@ -42,7 +42,7 @@ class Row:
     """One row of a pair.
 
     Attributes:
-        kind: "reference" (plain student), "longer" (it, trained longer), "method", "ablation".
+        kind: "reference" (plain student), "longer" (of another recipe), "method", "ablation".
         screening: by the seeds that choose the finalists.
         confirmation: by the seeds that claims rest on; all seeds where rows are trained alike.
         extension: by the seeds of the one second look.
@@ -81,6 +81,11 @@ class Row:
         """Whether an answer may name it: neither the plain student nor a control."""
         return self.kind in (LONGER, METHOD)
 
+    @property
+    def longer(self) -> bool:
+        """Whether it is the student alone for more epochs, whose ratio is its cost."""
+        return self.kind == LONGER and self.cost is not None and self.cost > 1
+
     def too_dear(self, max_cost: float | None) -> str:
         """How it exceeds a limit on cost; empty if it does not."""
         if max_cost is None or (self.cost is not None and self.cost <= max_cost):
@@ -108,6 +113,7 @@ class Pair:
         teacher_accuracy: mean of the teachers, in [0, 1]; None where unknown.
         classes: how many there are; None where unknown.
         teachers: seed -> the teacher it was trained with; None where there is one for all.
+        alone: what trained the plain student; equal for pairs that share it, empty for no others.
     """
 
     name: str
@@ -118,6 +124,7 @@ class Pair:
     teacher_accuracy: float | None = None
     classes: int | None = None
     teachers: Mapping[int, str] | None = None
+    alone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses a pair without exactly one plain student, or with two rows of a name."""
@@ -136,7 +143,7 @@ class Pair:
     @property
     def reference(self) -> Row:
         """The row that gains are over; UserError if it has no confirmation seeds."""
-        known = {row.name: row for row in self._confirmed}
+        known = {row.name: row for row in self.confirmed}
         if (name := self.against or self.student.name) not in known:
             raise UserError(
                 f"{self.name}: got {name!r} to hold the others against, wanted a row with "
@@ -148,10 +155,11 @@ class Pair:
     def finalists(self) -> tuple[Row, ...]:
         """The rows that claims are made about, the plain student too if it is not the reference."""
         reference = self.reference
-        return tuple(row for row in self._confirmed if row is not reference)
+        return tuple(row for row in self.confirmed if row is not reference)
 
     @property
-    def _confirmed(self) -> tuple[Row, ...]:
+    def confirmed(self) -> tuple[Row, ...]:
+        """The plain student and the finalists that an answer may name."""
         return (self.student, *(row for row in self.rows if row.finalist and row.nameable))
 
     @property

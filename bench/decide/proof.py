@@ -181,18 +181,18 @@ class Overall(NamedTuple):
 def over_pairs(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
     """Every row's mean gain over the pairs' students, by falling mean: t tests over students.
 
-    Pairs of one student, equal by seed, share its cells and are one piece of evidence: gains are
-    averaged by seed first, over the seeds that all of them have, and then over seeds, to one gain
-    a student. Students weigh the same: variances of a few seeds are too uncertain for weights.
+    Pairs of one student share its cells and are one piece of evidence: gains are averaged by seed
+    first, over the seeds that all of them have, and then over seeds, to one gain a student.
+    Students weigh the same: variances of a few seeds are too uncertain for weights.
     Left out are pairs with fewer than two seeds, and rows with fewer than two students.
     """
     found = defaultdict[str, dict[object, list[dict[int, float]]]](dict)
-    for pair in pairs:
-        alone, cells = pair.reference.confirmation, frozenset(pair.student.confirmation.items())
+    for place, pair in enumerate(pairs):
+        alone = pair.reference.confirmation
         for row in pair.finalists:
             gains = {s: x - alone[s] for s, x in row.confirmation.items() if s in alone}
             if row.nameable and len(gains) > 1:
-                found[row.name].setdefault(cells, []).append(gains)
+                found[row.name].setdefault(pair.alone or place, []).append(gains)
     tested: dict[str, tuple[list[float], int]] = {}
     for row, students in found.items():
         kept = [(means, len(each)) for each in students.values() if (means := means_by_seed(each))]

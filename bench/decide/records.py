@@ -36,7 +36,8 @@ def decide_plan(
     """The answers of a grid by pair, and its rows over all pairs; see `question_of`."""
     pairs = pairs_of(plan, records, costs)
     found = decide(list(pairs.values()), question_of(plan, **limits))
-    return dict(zip(pairs, found.answers, strict=True)), found.overall
+    keys = {pair.name: key for key, pair in pairs.items()}
+    return {keys[answer.pair.name]: answer for answer in found.answers}, found.overall
 
 
 def question_of(plan: Plan, **limits: Any) -> Question:
@@ -91,7 +92,7 @@ def _pair(
         planned, cost = mine[0][0], None if ratio is None else ratio.median
         if planned.method == STUDENT:  # its step is the plain student's
             cost = _epochs(record for _, record in mine) / _epochs(students)
-        kind = _kind(planned, cost)
+        kind = _kind(planned)
         made.append(
             Row(
                 name=label,
@@ -116,15 +117,16 @@ def _pair(
         teacher_accuracy=fmean(accuracies) if accuracies else None,
         classes=round(classes) if (classes := students[0].final.get("classes")) else None,
         teachers={row.seed: row.teacher_id for row, _ in finished if row.role == STUDENT},
+        alone=tuple(row.cell_id for row in rows if row.role == STUDENT),
     )
 
 
-def _kind(row: PlanRow, cost: float | None) -> str:
+def _kind(row: PlanRow) -> str:
     if row.role == STUDENT:
         return REFERENCE
     if not row.finalist:
         return ABLATION
-    return LONGER if row.method == STUDENT and cost is not None and cost > 1 else METHOD
+    return LONGER if row.method == STUDENT else METHOD
 
 
 def _series(rows: Iterable[tuple[PlanRow, Record]], phase: str) -> dict[int, float]:

@@ -17,10 +17,11 @@ from bench.report.wording import chance_text, cost_text, counted, gain_text, mea
 
 FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
+NO_STUDENT = "no plain student has finished, and gains are over it"
 
 
 class Asked(NamedTuple):
-    """The grid that answers are of, if any, and `narrowed`: the rows left by the command line.
+    """The grid that may settle answers, if any, and `narrowed`: the rows left by the command line.
 
     `equal_seeds`: whether no row is screened; `fresh`: from this seed on none was used;
     `not_run`: how many cells; `lacks`: how many have no result, in a sentence; `work_dir`: words
@@ -37,17 +38,17 @@ class Asked(NamedTuple):
 
 
 def asked_of(plan: Plan, records: Mapping[str, Record]) -> Asked:
-    """What a plan's answers are of; where rows were left out, what settles them is the whole."""
+    """What a plan's answers are of; where rows were left out, no command settles them."""
     rows = dict.fromkeys(row.label for row in plan.rows if row.role == "method")
     narrowed = list(rows) if plan.config.get("narrowed") else ()
-    whole = plan.config.get("part_of") if narrowed else ""
+    grid = "" if narrowed else plan.name
     fresh = 100 * (1 + max((row.seed for row in plan.rows), default=0) // 100)
     cells = [records.get(i) for i in plan.cell_ids()]
     not_run, failed = cells.count(None), sum(r.status == FAILED for r in cells if r)
     why, how = (f" ({failed} failed)", " with --retry-failed") if failed else ("", "")
     lacks = f"without a result: {not_run + failed} of {counted(len(cells), 'cell')}{why}; run the "
     lacks = f"{lacks}grid again{how}." if not_run or failed else ""
-    return Asked(whole or plan.name, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
+    return Asked(grid, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
 
 
 def answer_lines(answer: Answer, asked: Asked) -> list[str]:
@@ -69,6 +70,8 @@ def cautions(answer: Answer, asked: Asked) -> list[str]:
     alone = reference_title(pair.reference.name)
     if asked.narrowed:
         found.append(f"only these rows took part: {', '.join(map(row_title, asked.narrowed))}.")
+    if answer.exploratory:
+        found.append("every row has the same seeds: claims about a single pair are exploratory.")
     if pair.teacher_fault:
         found.append(pair.teacher_fault)
     if answer.recipe_too_short:
@@ -95,8 +98,6 @@ def caveats(answer: Answer, asked: Asked) -> list[str]:
     found = cautions(answer, asked)
     if answer.pair.look == 2:
         found.append("second look: the first one had 4 % of the level, this one 1 %.")
-    if answer.exploratory:
-        found.append("every row has the same seeds: claims about a single pair are exploratory.")
     teachers = answer.teachers
     if teachers is not None and teachers.count > 1:
         text = f"the claim is for these {teachers.count} teachers"

@@ -38,6 +38,9 @@ def build(found: Findings, store: Path, folder: Path) -> list[Path]:
     for name in TABLES - {section.name for section in tables}:  # of an earlier state
         for suffix in (".csv", ".md"):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    for path in [*figures.glob("curves_*.svg"), *figures.glob("gain_cost_*.svg")]:
+        if path not in contents:
+            path.unlink()
     paths = [write_csv(section, folder) for section in tables]
     paths += [write_markdown(section, folder) for section in tables if section.name in MARKDOWN]
     # Drawn from files next to the records, which MLflow's copy lacks: no part of the page.

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
-from bench.decide.evidence import LONGER, reference_title, row_title
+from bench.decide.evidence import reference_title, row_title
 from bench.design import PairId
-from bench.report.answers import asked_of, cautions, no_help_text
+from bench.report.answers import NO_STUDENT, asked_of, cautions, no_help_text
 from bench.report.results import Findings, remarks, summary_section
 from bench.report.tables import to_text
 from bench.report.wording import chance_text, cost_text, gain_text, mean_over, points, range_text
@@ -27,6 +27,7 @@ class Part(NamedTuple):
 
 
 Sentence = list[Part]
+Choice = tuple[str, Part, str]  # the words before a part, and those after it
 Answers = Mapping[PairId, Answer]
 
 
@@ -63,6 +64,7 @@ def pair_lines(found: Findings) -> list[PairLine]:
 def caution(found: Findings) -> list[str]:
     """What puts the answers in doubt, one sentence each, with the pairs that it holds for."""
     asked, held = asked_of(found.plan, found.records), defaultdict[str, list[str]](list)
+    held |= {asked.lacks: []} if asked.lacks else {}  # without an answer, too
     for key, answer in found.answers.items():
         for text in cautions(answer, asked):
             held[text].append(found.titles[key])
@@ -78,7 +80,7 @@ def sentences(found: Findings) -> list[Sentence]:
     answers = {key: answer for key, answer in found.answers.items() if answer.named}
     if not answers:
         reasons = dict.fromkeys(answer.problem for answer in found.answers.values())
-        why = "; ".join(reasons) or "no plain student has finished, and gains are over it"
+        why = "; ".join(reasons) or NO_STUDENT
         return [[Part(f"No answer yet: {why}.")]]
     order = list(SYMBOLS)
     sure = sorted(answers, key=lambda key: order.index(answers[key].verdict or UNDECIDED))
@@ -90,7 +92,7 @@ def sentences(found: Findings) -> list[Sentence]:
     elif len(students) <= STUDENTS:
         said = [_of_student(found, student, mine) for student, mine in students.items()]
     else:
-        said = [_counted(answers)]
+        said = [[Part("By pair: "), *_counted(answers)]]
     return [*said, _before_you_pay(found, answers)]
 
 
@@ -115,23 +117,27 @@ def _at(costs: Iterable[float | None]) -> str:
 
 def _named(answers: Answers, found: Findings) -> Sentence:
     """Which row is named for these pairs, and how sure that is, without gain and cost."""
-    choices = defaultdict[tuple[str, Part, str], list[PairId]](list)
+    choices = defaultdict[Choice, list[PairId]](list)
     for key, answer in answers.items():
-        row, verdict = row_title(answer.named or ""), answer.verdict or ""
-        choice = "", Part(row, verdict), " is the best bet, not proven"
-        if verdict == PROVEN:
-            choice = "", Part(row, verdict), " is proven"
-        elif answer.no_help:
-            choice = "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
-        elif verdict == UNDECIDED:
-            leads = row if _gains(answer) else reference_title(answer.pair.reference.name)
-            choice = "it is ", Part("undecided", verdict), f", {leads} leads"
-        choices[choice].append(key)
+        choices[_choice(answer)].append(key)
     parts: Sentence = []
     for (before, named, said), keys in choices.items():
         where = "" if len(choices) == 1 else f" ({', '.join(found.titles[key] for key in keys)})"
         parts += [Part((" and " if parts else "") + before), named, Part(said + where)]
     return parts
+
+
+def _choice(answer: Answer) -> Choice:
+    """Which row is named for a pair, or what is shown or open instead."""
+    row, verdict = row_title(answer.named or ""), answer.verdict or ""
+    if verdict == PROVEN:
+        return "", Part(row, verdict), " is proven"
+    if answer.no_help:
+        return "it is shown that ", Part(no_help_text(answer), UNDECIDED), ""
+    if verdict == UNDECIDED:
+        leads = row if _gains(answer) else reference_title(answer.pair.reference.name)
+        return "it is ", Part("undecided", verdict), f", {leads} leads"
+    return "", Part(row, verdict), " is the best bet, not proven"
 
 
 def _gains(answer: Answer) -> bool:
@@ -156,23 +162,22 @@ def _of_student(found: Findings, student: str, mine: Answers) -> Sentence:
 
 
 def _counted(answers: Answers) -> Sentence:
-    """Which rows are named how often, where a sentence a student would be too many."""
-    counts = Counter((a.named or "", a.verdict or "") for a in answers.values())
-    order = list(SYMBOLS)
-    ranked = sorted(counts, key=lambda choice: (order.index(choice[1]), -counts[choice]))
+    """What is said of how many pairs, where a sentence a student would be too many."""
+    counts, order = Counter(map(_choice, answers.values())), list(SYMBOLS)
+    ranked = sorted(counts.items(), key=lambda item: (order.index(item[0][1].verdict), -item[1]))
     parts: Sentence = []
-    for row, verdict in ranked[:3]:
-        how = {PROVEN: "is proven", BEST_BET: "is the best bet"}.get(verdict, "leads, undecided,")
-        said = f" {how} for {counts[row, verdict]} of {len(answers)} pairs"
-        parts += [Part("; " if parts else ""), Part(row_title(row), verdict), Part(said)]
-    return [*parts, Part("; other rows for the rest." if len(ranked) > 3 else ".")]
+    for (before, named, said), count in ranked[:3]:
+        often = f"{',' * (',' in said)} for {count} of {len(answers)} pairs"
+        parts += [Part(("; " if parts else "") + before), named, Part(said + often)]
+    return [*parts, Part("; other answers for the rest." if len(ranked) > 3 else ".")]
 
 
 def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
     """What the same time buys without a teacher, and whether a method is proven to beat that."""
     lead, lines = "Before you pay for a teacher: ", found.overall_lines
-    gains = [(x.gain.mean, x.label) for x in lines if x.kind == LONGER and x.gain is not None]
-    rows = [(a, row.name) for a in answers.values() for row in a.pair.rows if row.kind == LONGER]
+    rows = [(a, row.name) for a in answers.values() for row in a.pair.rows if row.longer]
+    names = {row for _, row in rows}
+    gains = [(line.gain.mean, line.label) for line in lines if line.gain and line.label in names]
     claims = [answer.claim(row) for answer, row in rows]
     gains = gains or [(claim.gain.mean, claim.row) for claim in claims if claim and claim.gain]
     if not gains:
@@ -181,7 +186,8 @@ def _before_you_pay(found: Findings, answers: Answers) -> Sentence:
         return [Part(f"{lead}{why}, so its worth is open.")]
     best = max(gains)[1]
     bought = range_text((gain for gain, row in gains if row == best), points)
-    text = f"{lead}the student alone trained for longer ({row_title(best)}) gains {bought} points"
+    how = f"{'changes by' if '-' in bought else 'gains'} {bought} points"
+    text = f"{lead}the student alone trained for longer ({row_title(best)}) {how}"
     beaten = []
     for answer in answers.values():  # of the method of the highest gain
         priced = [(claim.gain.mean, claim.proven) for claim in answer.against_longer if claim.gain]

@@ -264,7 +264,8 @@ def gain_cost(lines: Sequence[Line]) -> GainCost | None:
         Spot(line, mark_of(line, strong), x.at(cost), y.at(gain.mean), gain)
         for line, cost, gain in ((student, 1.0, zero), *shown)
     ]
-    longer = sorted((s.x, s.y) for s in spots if s.line.kind in (LONGER, REFERENCE))
+    alone = [s for s in spots if s.line.kind == LONGER and s.x > spots[0].x]
+    longer = sorted((s.x, s.y) for s in (spots[0], *alone))
     return GainCost(_labelled(spots, y, longer), longer, x, y)
 
 

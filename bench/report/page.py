@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,12 @@ LINKS = (("summary.csv", "summary.csv"), ("cells.csv", "cells.csv"), ("LaTeX", "
 
 
 class Panel(NamedTuple):
-    """The figures of one pair, or of the mean over pairs; `sample` is over how many seeds."""
+    """The figures of one pair or of a mean; `sample`: how many seeds, `device`: of the costs."""
 
     title: str
     sample: str
     finding: str
+    device: str
     forest: Forest
     gain_cost: GainCost | None
 
@@ -41,7 +42,6 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
     rows = accumulate(len(panel.forest.rows) for panel in panels)
     shown = [p for p, n in zip(panels, rows, strict=True) if n <= MOST_ROWS or p is panels[0]]
     images = {answer.pair.test_images for answer in found.answers.values()} - {0}
-    devices = (str(r.conditions.get("device")) for records in cost_groups(found) for r in records)
     measured = next((answer.pair.measured_on for answer in found.answers.values()), "")
     said = sentences(found)
     parts = {
@@ -50,7 +50,6 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
         "facts": facts(found.plan, found.groups),
         "test_set": measured_on(found.plan, "set"),
         "measured_on": f"{measured} of {min(images):,} images" if len(images) == 1 else measured,
-        "device": " or ".join(dict.fromkeys(devices)),
         "sentences": said,
         "decided": next((part.verdict for s in said for part in s if part.verdict), ""),
         "caution": caution(found),
@@ -72,18 +71,21 @@ def render_page(found: Findings, sections: Sequence[Section]) -> str:
 
 def _panels(found: Findings) -> list[Panel]:
     """The mean over pairs where that is the answer, then every pair."""
-    panels, shown = [], [(f"mean over {mean_over(found.overall)}", found.overall_lines, "")]
+    title, every = f"mean over {mean_over(found.overall)}", [*chain(*cost_groups(found))]
+    panels, shown = [], [(title, found.overall_lines, "", every)]
     for key, answer in found.answers.items():
         lines = found.lines[key]
         seeds = range_text([claim.gain.n for claim in answer.claims if claim.gain] or [0], str)
         few = [x.gain.n for x in lines if x.gain is not None and answer.claim(x.label) is None]
         more = f" (screened only: {range_text(few, str)})" if few and found.screened else ""
         sample = f", n = {seeds} seed{'s' * (seeds != '1')}{more}"
-        shown.append((found.titles[key], lines, sample))
-    for title, lines, sample in shown:
+        costs = found.costs.of_pair(key.data, key.teacher, key.student)
+        shown.append((found.titles[key], lines, sample, costs))
+    for title, lines, sample, costs in shown:
         if (plot := forest(lines)) is not None:
             said = f"{title}: {finding(lines)}"
-            panels.append(Panel(title, sample, said, plot, gain_cost(lines)))
+            devices = dict.fromkeys(str(r.conditions.get("device")) for r in costs)
+            panels.append(Panel(title, sample, said, " or ".join(devices), plot, gain_cost(lines)))
     return panels
 
 

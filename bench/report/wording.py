@@ -31,9 +31,10 @@ def mean_over(overall: Iterable[Overall]) -> str:
 
 def gain_text(gain: Interval) -> str:
     """A gain in percentage points with its interval, if it has one."""
+    said = f"{points(gain.mean)} points"
     if gain.low is None or gain.high is None:
-        return f"{points(gain.mean)} points ({counted(gain.n, 'seed')})"
-    return f"{points(gain.mean)} points ({points(gain.low)} to {points(gain.high)})"
+        return said
+    return f"{said} ({points(gain.low)} to {points(gain.high)})"
 
 
 def cost_text(cost: float | None) -> str:
