@@ -202,7 +202,7 @@ def test_the_network_of_the_page_is_a_plugin_that_is_checked(tmp_path, capsys, r
     dry_run += plugin
     assert main(dry_run) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "fsp (1 cells): stage 'init' reads tap 'stem', which the student lacks" in said
+    assert "fsp (1 cell): stage 'init' reads tap 'stem', which the student lacks" in said
     (tmp_path / "my_net.py").write_text(code.replace("self.head = nn", "self.head = lambda x: x #"))
     line = refused(*dry_run)
     assert "cell my_net/student/0: head is function, wanted an nn.Linear" in line
