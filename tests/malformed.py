@@ -298,7 +298,7 @@ RIGHT_WORDS = {
     "--checkpoint-seconds": {*COUNT, "0", "1.5", "0.5"}, "--trials": COUNT,
     "--gpus-per-job": {*COUNT, "0", "1.5", "0.5"}, "--tuning-seeds": COUNT,
     "--validation": {"0.5"}, "--rounds": COUNT, "--from": {"records"},
-    "--baseline": TEXT_WORDS, "--against": TEXT_WORDS, "--pair": TEXT_WORDS,
+    "--against": TEXT_WORDS, "--pair": TEXT_WORDS,
     "--max-cost": {*COUNT, "1.5"}, "--format": {"onnx"},
     "--output": PATHS - {"/dev/null", "x" * 5000}, "--size": {"1x8x8"},
     "--port": COUNT, "ui --work-dir": PATHS, "tables --plugin": TEXT_WORDS,
