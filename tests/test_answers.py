@@ -104,6 +104,8 @@ def test_cells_without_a_result_are_counted_with_the_cure():
     assert "run --grid won (it has" in lines
     records["fsp-6"] = replace(records["fsp-6"], status=FAILED, error="boom", final={})
     assert "2 of 24 cells (1 failed); run the grid again with --retry" in said((plan, records))
+    killed = {i: replace(r, error="KilledError: died") for i, r in records.items()}
+    assert "2 of 24 cells (1 failed); run the grid again." in said((plan, killed))
     few = {i: r for i, r in records.items() if i[:3] != "fsp" or i in ("fsp-0", "fsp-1")}
     assert "nothing is claimed of fsp" in said((plan, few))
     (rows,) = findings(plan, few, None).lines.values()

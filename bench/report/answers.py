@@ -44,10 +44,13 @@ def asked_of(plan: Plan, records: Mapping[str, Record]) -> Asked:
     grid = "" if narrowed else plan.name
     fresh = 100 * (1 + max((row.seed for row in plan.rows), default=0) // 100)
     cells = [records.get(i) for i in plan.cell_ids()]
-    not_run, failed = cells.count(None), sum(r.status == FAILED for r in cells if r)
-    why, how = (f" ({failed} failed)", " with --retry-failed") if failed else ("", "")
-    lacks = f"without a result: {not_run + failed} of {counted(len(cells), 'cell')}{why}; run the "
-    lacks = f"{lacks}grid again{how}." if not_run or failed else ""
+    not_run, failed = cells.count(None), [r for r in cells if r and r.status == FAILED]
+    why, lack = f" ({len(failed)} failed)" if failed else "", not_run + len(failed)
+    how = "" if all(r.failed_from_outside for r in failed) else " with --retry-failed"
+    lacks = (
+        f"without a result: {lack} of {counted(len(cells), 'cell')}{why}; run the grid again{how}."
+    )
+    lacks = lacks if lack else ""
     return Asked(grid, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
 
 
