@@ -72,6 +72,12 @@ def shortened(text: str, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def counted(n: float | str, what: str) -> str:
+    """A number of things, or the text of a range: "1 seed", "1,297 images", "2 to 10 seeds"."""
+    text = n if isinstance(n, str) else f"{n:,.0f}"
+    return f"{text} {what}{'' if text == '1' else 's'}"
+
+
 def name_and_reason(error: BaseException) -> str:
     """The error's class and message in one line."""
     name, why = type(error).__name__, reason(error)

@@ -130,6 +130,12 @@ def between_groups(groups: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(max((between - within) / size, 0.0))
 
 
+def holm_of_tested(p_values: Sequence[float | None]) -> list[float | None]:
+    """`holm`, where None, a test without a spread to judge by, counts as 1 and stays None."""
+    adjusted = holm([1.0 if p is None else p for p in p_values])
+    return [None if raw is None else p for raw, p in zip(p_values, adjusted, strict=True)]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: the i-th smallest of m times m - i + 1, never decreasing.
 

@@ -199,7 +199,8 @@ class Costs(Sealed):
 
 def costs_of(work: WorkDir, grid: str, whole: str = "") -> Costs:
     """What was profiled of a grid, or else of the whole one that it is a part of."""
-    return read_costs(work.grid(grid) / FILE) or read_costs(work.grid(whole or grid) / FILE)
+    found = read_costs(work.grid(grid) / FILE)
+    return read_costs(work.grid(whole) / FILE) if whole and not found else found
 
 
 def read_costs(path: Path) -> Costs:

@@ -13,6 +13,7 @@ from bench.statistics import (
     ALPHA,
     Interval,
     holm,
+    holm_of_tested,
     mean_and_deviation,
     mean_interval,
     means_by_seed,
@@ -77,20 +78,18 @@ def prove(families: Sequence[Family], alphas: Sequence[float]) -> list[tuple[Cla
     extended = any(row.extension for family in families for row in family.rows)
     for look, alpha in enumerate(alphas[: 1 + extended], 1):
         samples = [family.differences(look) for family in families]
-        raw = [paired_p(v) for rows in samples for v in rows.values()]
-        tests = iter(zip(raw, holm([1.0 if p is None else p for p in raw]), strict=True))
+        tests = iter(holm_of_tested([paired_p(v) for rows in samples for v in rows.values()]))
         found = []
         for place, rows in enumerate(samples):
             claims = []
             for name, values in rows.items():
-                p, adjusted = next(tests)
+                p = next(tests)
                 gain = mean_interval(values, 1 - alpha / len(rows)) if values else None
-                if gain is not None and p is not None and gain.mean > 0 and adjusted <= alpha:
+                if gain is not None and p is not None and gain.mean > 0 and p <= alpha:
                     proven.add((place, name))
                 elif gain is not None and gain.mean <= 0:  # what the second look turns round
                     proven.discard((place, name))
-                shown = None if p is None else adjusted
-                claims.append(Claim(name, gain, shown, (place, name) in proven))
+                claims.append(Claim(name, gain, p, (place, name) in proven))
             found.append(tuple(claims))
     return found
 
@@ -198,11 +197,10 @@ def over_pairs(pairs: Sequence[Pair]) -> tuple[Overall, ...]:
         kept = [(means, len(each)) for each in students.values() if (means := means_by_seed(each))]
         if len(kept) > 1:
             tested[row] = [round(fmean(means), 12) for means, _ in kept], sum(n for _, n in kept)
-    p_values = [paired_p(gains) for gains, _ in tested.values()]
-    adjusted = holm([1.0 if p is None else p for p in p_values])
+    p_values = holm_of_tested([paired_p(gains) for gains, _ in tested.values()])
     made = []
-    for (row, (gains, count)), raw, p in zip(tested.items(), p_values, adjusted, strict=True):
+    for (row, (gains, count)), p in zip(tested.items(), p_values, strict=True):
         gain = mean_interval(gains, 1 - ALPHA)
-        proven = p <= ALPHA and gain.mean > 0
-        made.append(Overall(row, gain, count, None if raw is None else p, proven))
+        proven = p is not None and p <= ALPHA and gain.mean > 0
+        made.append(Overall(row, gain, count, p, proven))
     return tuple(sorted(made, key=lambda row: -row.gain.mean))

@@ -92,7 +92,7 @@ def _pair(
         planned, cost = mine[0][0], None if ratio is None else ratio.median
         if planned.method == STUDENT:  # its step is the plain student's
             cost = _epochs(record for _, record in mine) / _epochs(students)
-        kind = _kind(planned)
+        kind = kind_of(planned)
         made.append(
             Row(
                 name=label,
@@ -121,7 +121,8 @@ def _pair(
     )
 
 
-def _kind(row: PlanRow) -> str:
+def kind_of(row: PlanRow) -> str:
+    """What an answer may make of a row but a teacher's; see `bench.decide.evidence.Row`."""
     if row.role == STUDENT:
         return REFERENCE
     if not row.finalist:

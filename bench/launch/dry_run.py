@@ -17,6 +17,7 @@ from bench.decide.evidence import guess
 from bench.decide.records import group_by_pair
 from bench.design import PairId
 from bench.expansion import Expansion
+from bench.faults import counted
 from bench.launch.job import WorkerConfig
 from bench.launch.schedule import makespan, plan_training
 from bench.progress import ProgressDisplay, duration
@@ -75,7 +76,7 @@ def estimate_rows(
         if row.cell_id in cells and (reason := estimate.student(cells[row.cell_id]).refused)
     )
     for (name, why), n in refused.items():
-        lines.append(f"cannot run: {name} ({n} cell{'s' * (n > 1)}): {why}")
+        lines.append(f"cannot run: {name} ({counted(n, 'cell')}): {why}")
     for pair, rows in group_by_pair(expansion.plan).items():
         lines += [_title(pair, rows), *_table(rows, cells, estimate)]
     lines.append(f"shared by the rows (data, teachers' forward passes): {duration(shared)}")

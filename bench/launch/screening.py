@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.cost.costs import Costs
 from bench.data.sources import Library
+from bench.decide.evidence import METHOD
 from bench.decide.finalists import choose_finalists
-from bench.decide.records import group_by_pair, pairs_of
+from bench.decide.records import group_by_pair, kind_of, pairs_of
 from bench.design import (
     EXTENSION,
     SCREENING,
@@ -22,7 +23,6 @@ from bench.design import (
 from bench.expansion import Expansion, Fingerprint, expand
 from bench.faults import UserError
 from bench.grid import Grid
-from bench.grid_fields import BASELINE
 from bench.launch.job import unfinished
 from bench.record import Plan, WorkDir, digest
 
@@ -72,9 +72,9 @@ def check_costs(grid: Grid, expansion: Expansion, costs: Costs, command: str) ->
     for pair, rows in group_by_pair(expansion.plan).items():
         known = {c.label: c for c in costs.of_pair(pair.data, pair.teacher, pair.student)}
         for row in rows:
-            if row.role != "method" or row.method == BASELINE or not row.finalist:
-                continue
             found = known.get(row.label)
+            if row.role != "method" or kind_of(row) != METHOD:
+                continue
             if found is None or not found.fits(expansion.cells[row.cell_id].resolved()):
                 raise UserError(
                     f"max_cost: {grid.max_cost:g}, but what {row.label} costs for {pair.title} "

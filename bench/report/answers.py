@@ -11,9 +11,10 @@ from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED, Answer
 from bench.decide.evidence import reference_title, row_title
 from bench.decide.proof import Overall
 from bench.decide.records import decide_plan, group_by_pair, question_of
+from bench.faults import counted
 from bench.record import FAILED, FINISHED, Plan, Record
 from bench.record import Row as PlanRow
-from bench.report.wording import chance_text, cost_text, counted, gain_text, mean_over, points
+from bench.report.wording import chance_text, cost_text, gain_text, mean_over, points
 
 FEW_REACHED = 0.9
 """Share of the samples: a row whose losses reached fewer of them in whole is named first."""
@@ -45,12 +46,12 @@ def asked_of(plan: Plan, records: Mapping[str, Record]) -> Asked:
     fresh = 100 * (1 + max((row.seed for row in plan.rows), default=0) // 100)
     cells = [records.get(i) for i in plan.cell_ids()]
     not_run, failed = cells.count(None), [r for r in cells if r and r.status == FAILED]
-    why, lack = f" ({len(failed)} failed)" if failed else "", not_run + len(failed)
-    how = "" if all(r.failed_from_outside for r in failed) else " with --retry-failed"
-    lacks = (
-        f"without a result: {lack} of {counted(len(cells), 'cell')}{why}; run the grid again{how}."
-    )
-    lacks = lacks if lack else ""
+    lacks = ""
+    if lack := not_run + len(failed):
+        why = f" ({len(failed)} failed)" if failed else ""
+        how = "" if all(r.failed_from_outside for r in failed) else " with --retry-failed"
+        of_all = f"{lack} of {counted(len(cells), 'cell')}{why}"
+        lacks = f"without a result: {of_all}; run the grid again{how}."
     return Asked(grid, narrowed, question_of(plan).equal_seeds, fresh, not_run, lacks)
 
 

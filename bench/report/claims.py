@@ -23,12 +23,21 @@ from typing import NamedTuple
 
 from bench.cost.costs import CostRecord, Quartiles
 from bench.decide.evidence import row_title
+from bench.faults import counted
 from bench.record import Record
 from bench.report.groups import Group, Measure, Pairs, final
 from bench.report.results import Findings, cost_groups
 from bench.report.tables import Table, Value, text_columns
-from bench.report.wording import counted, range_text
-from bench.statistics import ALPHA, holm, mean_interval, means_by_seed, paired_differences, paired_p
+from bench.report.wording import range_text
+from bench.statistics import (
+    ALPHA,
+    holm,
+    holm_of_tested,
+    mean_interval,
+    means_by_seed,
+    paired_differences,
+    paired_p,
+)
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
@@ -67,10 +76,7 @@ class Claim(NamedTuple):
 def claim_table(found: Findings) -> Table:
     """One row a claim; see the head of this module for how verdicts come about."""
     claims = _claims(found)
-    raw = [_p(claim.tested) for claim in claims if claim.tested]
-    # What has no spread to judge by was looked at all the same.
-    adjusted = holm([1.0 if p is None else p for p in raw])
-    corrected = iter(None if r is None else p for r, p in zip(raw, adjusted, strict=True))
+    corrected = iter(holm_of_tested([_p(claim.tested) for claim in claims if claim.tested]))
     rows = [_row(claim, next(corrected) if claim.tested else None) for claim in claims]
     return Table("Claims", CLAIM_COLUMNS, rows, CLAIM_NOTES)
 

@@ -10,10 +10,11 @@ from typing import NamedTuple, Self
 from bench.cost.costs import CostRecord
 from bench.decide.decision import BEST_BET, PROVEN, UNDECIDED
 from bench.decide.evidence import LONGER, METHOD, REFERENCE, row_title
+from bench.faults import counted
 from bench.record import Record
 from bench.report.groups import Group
 from bench.report.results import IN_THE_RACE, Line
-from bench.report.wording import cost_text, counted, gain_text
+from bench.report.wording import cost_text, gain_text
 from bench.statistics import Interval
 
 # --- where marks and labels lie --------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from bench.faults import counted
 from bench.report.card import SYMBOLS, caution, pair_lines, sentences
 from bench.report.figures import Forest, GainCost, curves, file_name, finding, forest, gain_cost
 from bench.report.results import Findings, cost_groups, facts, measured_on
@@ -78,7 +79,7 @@ def _panels(found: Findings) -> list[Panel]:
         seeds = range_text([claim.gain.n for claim in answer.claims if claim.gain] or [0], str)
         few = [x.gain.n for x in lines if x.gain is not None and answer.claim(x.label) is None]
         more = f" (screened only: {range_text(few, str)})" if few and found.screened else ""
-        sample = f", n = {seeds} seed{'s' * (seeds != '1')}{more}"
+        sample = f", n = {counted(seeds, 'seed')}{more}"
         costs = found.costs.of_pair(key.data, key.teacher, key.student)
         shown.append((found.titles[key], lines, sample, costs))
     for title, lines, sample, costs in shown:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jinja2
 
 from bench.decide.evidence import row_title
-from bench.faults import one_line
+from bench.faults import counted, one_line
 from bench.report.results import Findings, level_text
 from bench.report.tables import Column, show
 from bench.report.wording import mean_over, range_text
@@ -73,7 +73,7 @@ def paper_table(found: Findings) -> str:
     caption = (
         f"{found.plan.name}: gain over the student alone in percentage points, ± half of the "
         "interval that holds for all claims of a pair at once; n = "
-        f"{seeds} seed{'s' * (seeds != '1')}. Bold: proven (paired t test, Holm, "
+        f"{counted(seeds, 'seed')}. Bold: proven (paired t test, Holm, "
         f"{level_text(found.plan)})."
     )
     if found.overall:

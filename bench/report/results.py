@@ -14,10 +14,11 @@ from bench.decide.evidence import Row as Evidence
 from bench.decide.proof import FIRST_LOOK, SECOND_LOOK, Overall
 from bench.decide.records import decide_plan, question_of
 from bench.design import PairId
+from bench.faults import counted
 from bench.record import Plan, Record, weights_text
 from bench.report.groups import ROLES, Group, Pairs, measured_groups, whole
 from bench.report.tables import Column, Section, Table, text_columns
-from bench.report.wording import counted, mean_over, range_text, seeds_text
+from bench.report.wording import mean_over, range_text, seeds_text
 from bench.statistics import ALPHA, Interval, mean_interval, paired_differences, paired_p
 
 IN_THE_RACE, NOT_PROVEN, CONTROL, SCREENED = "in the race", "not proven", "control", "screened only"
@@ -300,7 +301,7 @@ def facts(plan: Plan, pairs: Pairs) -> list[str]:
         # Of all pairs; the images of a fraction are counted below.
         *(x for x in axes[:1] and axes[0] if all(x in y for y in axes) and "images" not in x),
         images or f"teachers saw {taught} images, students {seen}",
-        f"{epochs} epoch{'s' * (epochs != '1')}",
+        counted(epochs, "epoch"),
         f"seeds {seeds_text(row.seed for row in plan.rows)}",
         f"{_range(students, 'test_images')} {measured_on(plan, 'images')}",
     ]

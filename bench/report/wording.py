@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 
 from bench.decide.proof import Overall
+from bench.faults import counted
 from bench.statistics import Interval
 
 
@@ -16,11 +17,6 @@ def points(value: float) -> str:
     """
     text = f"{100 * value:+.1f}"
     return text[1:] if float(text) == 0 else text
-
-
-def counted(n: float, what: str) -> str:
-    """A number of things: "1 seed", "1,297 images"."""
-    return f"{n:,.0f} {what}{'' if n == 1 else 's'}"
 
 
 def mean_over(overall: Iterable[Overall]) -> str:
